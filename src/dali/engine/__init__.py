@@ -1,0 +1,1 @@
+"""The engine: a transformers model whose experts are dali's, stepped over one flattened row of live tokens."""

@@ -1,0 +1,98 @@
+"""The engine: one forward pass over the flattened row of all live tokens, a step at a time."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+
+from dali.engine import rope
+from dali.engine.scheduler import Scheduler
+from dali.engine.sequence import Sequence
+from dali.engine.step import Segment, StepContext, running
+
+
+class Engine:
+    """Steps a model over the sequences that were added; they join and leave between steps."""
+
+    def __init__(self, model: Any, step_tokens: int) -> None:
+        self.model = model
+        self.scheduler = Scheduler(step_tokens, rope.short_limit(model.config))
+        self._last: Sequence | None = None  # finished; its keys and values serve a prompt that continues it
+        rope.bind_to_step(model)
+
+    def add(self, sequence: Sequence) -> None:
+        """Let a sequence join; a prefix it shares with the last finished one is not computed again."""
+        self._take_over_prefix(sequence)
+        self.scheduler.add(sequence)
+
+    def abort(self, sequence: Sequence) -> None:
+        if sequence in self.scheduler.live:
+            sequence.abort()
+            self._retire(sequence)
+
+    def step(self) -> bool:
+        """Advance live sequences; False when there are none."""
+        plan = self.scheduler.next()
+        if not plan:
+            return False
+        started = time.perf_counter()
+        prefill = [sequence.in_prefill for sequence, _ in plan]
+        logits = self._forward(plan)
+        sampled = iter(logits)
+        for sequence, tokens in plan:
+            sequence.computed += tokens
+            if sequence.pending == 0:
+                sequence.push(sequence.sampler.sample(next(sampled)))
+        seconds = time.perf_counter() - started
+        for (sequence, _), in_prefill in zip(plan, prefill, strict=True):
+            if in_prefill:
+                sequence.prefill_seconds += seconds
+            else:
+                sequence.decode_seconds += seconds
+            if sequence.finish_reason is not None:
+                self._retire(sequence)
+        return True
+
+    @torch.inference_mode()
+    def _forward(self, plan: list[tuple[Sequence, int]]) -> torch.Tensor:
+        """Run the model on the planned tokens; logits [sequences whose last token was computed, vocabulary]."""
+        ids: list[int] = []
+        positions: list[int] = []
+        segments: list[Segment] = []
+        last_rows: list[int] = []
+        for sequence, tokens in plan:
+            begin, end = sequence.computed, sequence.computed + tokens
+            segments.append(Segment(sequence.kv, len(ids), tokens, begin, sequence.in_prefill))
+            ids += sequence.tokens[begin:end]
+            positions += range(begin, end)
+            if end == len(sequence.tokens):
+                last_rows.append(len(ids) - 1)
+        step = StepContext(segments, longest=max(len(sequence.tokens) for sequence, _ in plan))
+        with running(step):
+            out = self.model(
+                input_ids=torch.tensor([ids]),
+                position_ids=torch.tensor([positions]),
+                use_cache=False,
+                logits_to_keep=torch.tensor(last_rows, dtype=torch.long),
+            )
+        logits: torch.Tensor = out.logits[0]
+        return logits
+
+    def _retire(self, sequence: Sequence) -> None:
+        self.scheduler.remove(sequence)
+        self._last = sequence
+
+    def _take_over_prefix(self, sequence: Sequence) -> None:
+        last = self._last
+        if last is None or self.scheduler.is_long(last) != self.scheduler.is_long(sequence):
+            return
+        shared = 0
+        for ours, theirs in zip(sequence.tokens[:-1], last.tokens[: last.computed], strict=False):
+            if ours != theirs:
+                break
+            shared += 1
+        if shared and last.kv.truncate(shared):
+            sequence.kv, self._last = last.kv, None
+            sequence.computed = sequence.cached_tokens = shared

@@ -1,0 +1,83 @@
+"""The keys and values one sequence keeps."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+INITIAL_TOKENS = 128
+
+
+class LayerKV:
+    """One layer's keys and values, [heads, tokens, width] each; both widths as the model has them.
+
+    A sliding-window layer forgets tokens no later query can see: `first` is the position of the oldest one kept.
+    """
+
+    def __init__(self) -> None:
+        self.first = 0
+        self.length = 0  # tokens kept
+        self._keys: Tensor | None = None
+        self._values: Tensor | None = None
+
+    @property
+    def nbytes(self) -> int:
+        return sum(buffer.nbytes for buffer in (self._keys, self._values) if buffer is not None)
+
+    def append(self, keys: Tensor, values: Tensor, window: int | None) -> tuple[Tensor, Tensor]:
+        """Add new tokens, [heads, new, width]; returns views of all that are kept."""
+        new = keys.shape[1]
+        if self._keys is None or self._values is None or self.length + new > self._keys.shape[1]:
+            self._make_room(keys, values, window)
+        assert self._keys is not None
+        assert self._values is not None
+        end = self.length + new
+        self._keys[:, self.length : end] = keys
+        self._values[:, self.length : end] = values
+        self.length = end
+        return self._keys[:, :end], self._values[:, :end]
+
+    def _make_room(self, keys: Tensor, values: Tensor, window: int | None) -> None:
+        """Drop what the window has left behind; double the buffer if that is not enough."""
+        new = keys.shape[1]
+        kept = min(self.length, window - 1) if window else self.length
+        dropped = self.length - kept
+        capacity = self._keys.shape[1] if self._keys is not None else INITIAL_TOKENS
+        while capacity < kept + new or (window and capacity < 2 * kept):  # half free: compaction stays rare
+            capacity *= 2
+        for name, sample in (("_keys", keys), ("_values", values)):
+            old: Tensor | None = getattr(self, name)
+            buffer = torch.empty(sample.shape[0], capacity, sample.shape[2], dtype=sample.dtype)
+            if old is not None:
+                buffer[:, :kept] = old[:, dropped : self.length]
+            setattr(self, name, buffer)
+        self.first += dropped
+        self.length = kept
+
+    def truncate(self, tokens: int) -> None:
+        """Keep positions below `tokens`."""
+        self.length = min(self.length, tokens - self.first)
+
+
+class KVCache:
+    """All layers of one sequence."""
+
+    def __init__(self) -> None:
+        self._layers: dict[int, LayerKV] = {}
+
+    def layer(self, index: int) -> LayerKV:
+        if index not in self._layers:
+            self._layers[index] = LayerKV()
+        return self._layers[index]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(layer.nbytes for layer in self._layers.values())
+
+    def truncate(self, tokens: int) -> bool:
+        """Forget positions from `tokens` on. False, and nothing done, where a sliding window no longer reaches back."""
+        if any(layer.first > 0 for layer in self._layers.values()):
+            return False
+        for layer in self._layers.values():
+            layer.truncate(tokens)
+        return True

@@ -1,0 +1,250 @@
+"""`dali.load`, `dali.attach` and the LLM they are about."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence as Many
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dali.engine import seam
+from dali.engine.engine import Engine
+from dali.engine.load import LoadedModel, Meter, build_layers, choose_layout, load_model
+from dali.engine.locate import locate
+from dali.engine.sampling import SamplingParams
+from dali.engine.sequence import Sequence
+from dali.errors import DaliError, UsageError
+from dali.hardware.memory import available_ram
+from dali.kernels.formats import FORMATS
+from dali.runtime.telemetry import Telemetry
+from dali.store.arena import Arena
+from dali.store.checkpoint import canonical
+
+STEP_TOKENS = 512  # prefill chunk: enough rows for the kernels, short enough to keep others decoding
+
+Message = dict[str, Any]
+Prompt = str | list[int]
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What one prompt got. `finish_reason`: "stop", "length" or "abort"; seconds are measured wall-clock."""
+
+    text: str
+    tokens: list[int]
+    prompt_tokens: int
+    cached_tokens: int
+    finish_reason: str
+    prefill_seconds: float
+    decode_seconds: float
+
+
+def load(
+    model: str | os.PathLike[str] | None = None,
+    *,
+    quant: str = "auto",
+    dtype: str = "auto",
+    ctx_size: int | None = None,
+    ram: int | str | None = None,
+    threads: int | None = None,
+    offline: bool = False,
+    meter: Meter | None = None,
+    notify: Callable[[str], None] = lambda message: None,
+) -> LLM:
+    """Load a Mixture-of-Experts model; its routed experts are packed, held and computed by dali.
+
+    model: a directory, org/name, or None for the model that ships inside. quant: format of the experts in memory, "auto"
+    (w8 if it fits, else w4), "f32", "f16", "bf16", "w8" or "w4". dtype: of everything else. ctx_size: tokens a sequence may
+    have, at most what the model was made for. ram: host memory to plan with (bytes or "24GiB"). threads: CPU threads.
+    """
+    if threads is not None:
+        if threads < 1:
+            raise UsageError(f"threads must be at least 1, not {threads}.", "Leave it out to use all cores.")
+        torch.set_num_threads(threads)
+    directory = locate(model, offline)
+    budget = parse_size(ram) if isinstance(ram, str) else ram
+    loaded = load_model(directory, quant, dtype, budget, meter or (lambda what, total: lambda done: None), notify)
+    return LLM(directory, loaded, ctx_size)
+
+
+def attach(model: Any, *, quant: str = "w8") -> Any:
+    """Give a loaded transformers model dali's experts, packed in `quant`, and return it; `model.generate` keeps working.
+
+    Each expert's parameters are freed as soon as it is packed. DaliError if the model has no routed experts.
+    """
+    if quant not in FORMATS:
+        raise UsageError(f"Unknown quantization {quant!r}.", f"Choose one of {', '.join(FORMATS)}.")
+    modules = seam.describe_model(model, type(model).__name__)
+    layout = choose_layout(modules, quant, 0, available_ram(), type(model).__name__)
+    arena = Arena(sum(module.experts for module in modules), layout.record_bytes)
+    for layer, (info, module) in enumerate(zip(modules, seam.experts_modules(model).values(), strict=True)):
+        parameters = dict(module.named_parameters())
+        names = ["gate_up_proj" if info.shape.gated else "up_proj", "down_proj"]
+        names += [f"{name}_bias" for name in names if info.shape.biased]
+        for expert in range(info.experts):
+            parts = [parameters[name].detach()[expert] for name in names]
+            layout.pack(canonical(info, *parts), arena[layer * info.experts + expert])
+        del parameters
+        for name in names:
+            module._parameters[name] = None
+    seam.install(model, build_layers(arena, layout, len(modules), Telemetry()))
+    return model
+
+
+class LLM:
+    """A loaded model. Not thread-safe: one thread steps it; generators of several `stream` calls may be interleaved."""
+
+    def __init__(self, directory: Path, loaded: LoadedModel, ctx_size: int | None) -> None:
+        self.name = directory.name
+        self.model = loaded.model
+        self.tokenizer = loaded.tokenizer
+        self.layout = loaded.layout
+        self.telemetry = loaded.telemetry
+        self.expert_bytes = loaded.expert_bytes
+        self.ctx_size = self._context(ctx_size)
+        self.defaults = _default_sampling(self.model.generation_config)
+        self.eos = _eos(self.model, self.tokenizer)
+        self.engine = Engine(self.model, STEP_TOKENS)
+
+    def _context(self, asked: int | None) -> int:
+        most: int = self.model.config.max_position_embeddings
+        if asked is None:
+            return most
+        if not 1 < asked <= most:
+            raise UsageError(f"The context size {asked} is out of range.", f"{self.name} takes 2 to {most} tokens.")
+        return asked
+
+    @property
+    def dense_bytes(self) -> int:
+        """Memory of everything but the experts."""
+        return sum(parameter.nbytes for parameter in self.model.parameters())
+
+    def generate(self, prompts: Prompt | Many[Prompt], **sampling: Any) -> Any:
+        """Complete one prompt (text or token ids) -> Completion, or several at once -> list of Completion, in their order.
+
+        sampling: fields of SamplingParams; what is left out comes from the model's generation_config.
+        """
+        if isinstance(prompts, str) or (prompts and isinstance(prompts[0], int)):
+            return self._complete([self.sequence(prompts, **sampling)])[0]  # type: ignore[arg-type]
+        return self._complete([self.sequence(prompt, **sampling) for prompt in prompts])  # type: ignore[arg-type]
+
+    def stream(self, prompt: Prompt, **sampling: Any) -> Iterator[str]:
+        """Complete one prompt; yields text as it becomes final, whole characters only."""
+        return self.pieces(self.sequence(prompt, **sampling))
+
+    def chat(self, messages: Many[Message], **sampling: Any) -> Completion:
+        """Answer a conversation, [{"role": ..., "content": ...}, ...], through the model's own chat template."""
+        return self._complete([self.sequence(self.chat_prompt(messages), **sampling)])[0]
+
+    def chat_prompt(self, messages: Many[Message]) -> list[int]:
+        """Token ids of a conversation, ready for the assistant's answer."""
+        if not messages:
+            raise UsageError("The conversation is empty.", "Give at least one message.")
+        if not self.tokenizer.chat_template:
+            raise UsageError(f"{self.name} has no chat template.", "Use generate with a plain prompt (dali run --raw).")
+        ids: list[int] = self.tokenizer.apply_chat_template(
+            list(messages), add_generation_prompt=True, tokenize=True, return_dict=False
+        )
+        return ids
+
+    def sequence(self, prompt: Prompt, **sampling: Any) -> Sequence:
+        """A request that is ready to join the engine. UsageError: empty prompt, unknown token, no room in the context."""
+        ids = self.encode(prompt) if isinstance(prompt, str) else list(prompt)
+        if not ids:
+            raise UsageError("The prompt is empty.", "Give at least one token of text.")
+        vocabulary = self.model.config.vocab_size
+        if not all(0 <= token < vocabulary for token in ids):
+            raise UsageError(f"The prompt has a token id outside 0 to {vocabulary - 1}.", "Encode it with this model's tokenizer.")
+        if len(ids) >= self.ctx_size:
+            raise UsageError(
+                f"The prompt has {len(ids)} tokens; with a context of {self.ctx_size} at most {self.ctx_size - 1} leave room for an answer.",
+                "Shorten it, or raise --ctx-size if the model allows.",
+            )
+        unknown = set(sampling) - set(self.defaults)
+        if unknown:
+            raise UsageError(
+                f"Unknown sampling parameter {min(unknown)!r}.", f"Known parameters: {', '.join(self.defaults)}."
+            )
+        given = {name: value for name, value in sampling.items() if value is not None}
+        params = SamplingParams(**(self.defaults | given))
+        limit = self.ctx_size if params.max_tokens is None else min(self.ctx_size, len(ids) + params.max_tokens)
+        return Sequence(ids, params, self.tokenizer, self.eos, limit)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of plain text, special tokens as the tokenizer adds them."""
+        ids: list[int] = self.tokenizer(text)["input_ids"]
+        return ids
+
+    def pieces(self, sequence: Sequence) -> Iterator[str]:
+        """Run one sequence; yields its text as it becomes final. Closing the generator aborts it."""
+        self.engine.add(sequence)
+        try:
+            while sequence.pieces or sequence.finish_reason is None:
+                if sequence.pieces:
+                    yield sequence.pieces.popleft()
+                else:
+                    self.engine.step()
+        finally:
+            self.engine.abort(sequence)
+
+    def _complete(self, sequences: list[Sequence]) -> list[Completion]:
+        for sequence in sequences:
+            self.engine.add(sequence)
+        try:
+            while any(sequence.finish_reason is None for sequence in sequences):
+                self.engine.step()
+        finally:
+            for sequence in sequences:
+                self.engine.abort(sequence)
+        return [completion(sequence) for sequence in sequences]
+
+
+def completion(sequence: Sequence) -> Completion:
+    """The result of a finished sequence; takes the text that is left in it."""
+    return Completion(
+        text="".join(sequence.pieces),
+        tokens=sequence.generated,
+        prompt_tokens=sequence.prompt_tokens,
+        cached_tokens=sequence.cached_tokens,
+        finish_reason=sequence.finish_reason or "abort",
+        prefill_seconds=sequence.prefill_seconds,
+        decode_seconds=sequence.decode_seconds,
+    )
+
+
+# llama.cpp's defaults, for models whose generation_config does not say how to sample.
+_FALLBACK_SAMPLING = {"temperature": 0.8, "top_k": 40, "top_p": 0.95, "min_p": 0.05}
+
+
+def _default_sampling(config: Any) -> dict[str, Any]:
+    defaults: dict[str, Any] = {"max_tokens": None, "seed": None, "stop": (), "ignore_eos": False}
+    if not config.do_sample:
+        return defaults | _FALLBACK_SAMPLING
+    given = {name: getattr(config, name, None) for name in _FALLBACK_SAMPLING}
+    off = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
+    return defaults | {name: off[name] if value is None else value for name, value in given.items()}
+
+
+def _eos(model: Any, tokenizer: Any) -> frozenset[int]:
+    ids = [model.generation_config.eos_token_id, model.config.eos_token_id, tokenizer.eos_token_id]
+    return frozenset(i for entry in ids for i in (entry if isinstance(entry, list) else [entry]) if i is not None)
+
+
+_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+_UNITS |= {"k": 2**10, "m": 2**20, "g": 2**30}
+
+
+def parse_size(text: str) -> int:
+    """"8GiB", "500MB", "2g" -> bytes. UsageError for anything else."""
+    number = text.strip().rstrip("BKMGIbkmgi")
+    unit = text.strip()[len(number) :].lower()
+    try:
+        size = float(number) * _UNITS[unit]
+        if not 0 <= size < 2**63:
+            raise ValueError
+    except (ValueError, KeyError):
+        raise UsageError(f"{text!r} is not a size.", "Write it like 8GiB, 500MB or 0.") from None
+    return int(size)

@@ -1,0 +1,230 @@
+"""Loading a model without its experts, and giving it dali's."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.utils import logging as transformers_logging
+
+from dali.engine import attention, seam
+from dali.errors import DaliError, UsageError
+from dali.hardware.memory import available_ram
+from dali.kernels.expert import ExpertLayout
+from dali.kernels.formats import FORMATS, get_format
+from dali.runtime.layer import MoELayer
+from dali.runtime.telemetry import Telemetry
+from dali.store.arena import Arena
+from dali.store.builder import ensure_store
+from dali.store.cache import store_path
+from dali.store.checkpoint import Checkpoint, CheckpointExperts, ExpertsModule
+from dali.store.header import StoreHeader
+from dali.store.reader import StoreReader
+
+QUANTS = ("auto", *FORMATS)
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+HEADROOM = 2**30  # bytes left to activations, keys and values, and Python, when --quant auto decides
+ATTENTION_TYPES = {"full_attention", "sliding_attention"}
+
+Meter = Callable[[str, int], Callable[[int], None]]
+"""(what, total bytes) -> function told of bytes done: how loading reports progress."""
+
+
+@dataclass
+class LoadedModel:
+    """A dense transformers model whose experts modules run dali's layers."""
+
+    model: Any
+    tokenizer: Any
+    layout: ExpertLayout
+    telemetry: Telemetry
+    expert_bytes: int  # in RAM
+
+
+def load_model(
+    directory: Path, quant: str, dtype: str, ram: int | None, meter: Meter, notify: Callable[[str], None]
+) -> LoadedModel:
+    """Load `directory` for the engine. `ram`: bytes of host memory to plan with, None for what is free now."""
+    if quant not in QUANTS:
+        raise UsageError(f"Unknown quantization {quant!r}.", f"Choose one of {', '.join(QUANTS)}.")
+    if dtype not in DTYPES:
+        raise UsageError(f"Unknown dtype {dtype!r}.", f"Choose one of {', '.join(DTYPES)}.")
+    config = read_config(directory)
+    skeleton = _skeleton(config, directory)
+    modules = seam.describe_model(skeleton, str(directory))
+    _check_attention(skeleton)
+    checkpoint = Checkpoint(directory)
+    source = CheckpointExperts(checkpoint, modules, get_model_conversion_mapping(skeleton), skeleton)
+    if getattr(config, "dtype", None) is None and dtype == "auto":
+        dtype = "float32"
+    target = config.dtype if dtype == "auto" else getattr(torch, dtype)
+    dense_bytes = _dense_bytes(skeleton, target)
+    layout = choose_layout(modules, quant, dense_bytes, available_ram() if ram is None else ram, directory)
+
+    # Experts first: while they are packed, no dense weights are in memory yet.
+    header = StoreHeader(directory.name, checkpoint.fingerprint, len(modules), modules[0].experts, layout)
+    path = store_path(directory, layout.format.name)
+    ensure_store(
+        path, header, source, lambda: meter(f"Packing experts to {layout.format.name}", header.records * header.record_bytes), notify
+    )
+    source.checkpoint.close()
+    model = _load_dense(directory, config, target)
+    tokenizer = load_tokenizer(directory)
+    with StoreReader(path) as reader:
+        arena = reader.read_all(meter("Loading experts", header.records * header.record_bytes))
+    telemetry = Telemetry()
+    seam.install(model, build_layers(arena, layout, len(modules), telemetry))
+    return LoadedModel(model, tokenizer, layout, telemetry, arena.nbytes)
+
+
+def build_layers(
+    arena: Arena, layout: ExpertLayout, layers: int, telemetry: Telemetry, arithmetic: str = "exact"
+) -> list[MoELayer]:
+    experts = len(arena) // layers
+    return [
+        MoELayer(layer, layout, [arena[layer * experts + e] for e in range(experts)], telemetry, arithmetic)
+        for layer in range(layers)
+    ]
+
+
+def read_config(directory: Path) -> Any:
+    """The model's transformers configuration. DaliError for what transformers or dali cannot run."""
+    path = directory / "config.json"
+    try:
+        raw = json.loads(path.read_bytes())
+        config = AutoConfig.from_pretrained(directory)
+    except (ValueError, KeyError, OSError, TypeError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise DaliError(
+            f"Cannot read {path} ({first}).", "It must be the config.json of a model that transformers knows."
+        ) from error
+    method = (raw.get("quantization_config") or {}).get("quant_method")
+    if method == "mxfp4":
+        del config.quantization_config  # its experts are dali's; its dense weights are plain bfloat16
+    elif method is not None:
+        raise DaliError(
+            f"{directory} is quantized with {method}, which dali cannot read.",
+            "Use the unquantized model; dali quantizes its experts itself (--quant w8 or w4).",
+        )
+    return config
+
+
+def _skeleton(config: Any, directory: Path) -> nn.Module:
+    """The model on meta, experts included: shapes without memory."""
+    cls = AutoModelForCausalLM._model_mapping.get(type(config), None)
+    if cls is None:
+        raise DaliError(
+            f"{directory} is a {config.model_type} model, which transformers has no text generation for.",
+            "dali runs causal language models.",
+        )
+    with torch.device("meta"):
+        model: nn.Module = cls(config)
+    return model
+
+
+def _check_attention(model: Any) -> None:
+    """The engine keeps keys and values a sequence; layers with another kind of state cannot be stepped that way."""
+    kinds = set(getattr(model.config, "layer_types", None) or ()) - ATTENTION_TYPES
+    if model._is_stateful or kinds or not model._supports_attention_backend:
+        what = ", ".join(sorted(kinds)) or "state or attention of its own kind"
+        raise DaliError(
+            f"{type(model).__name__} has layers the engine cannot step ({what}).",
+            "Load it with transformers and use dali.attach(model) to give it dali's experts.",
+        )
+
+
+def _dense_bytes(skeleton: nn.Module, dtype: torch.dtype) -> int:
+    experts = {id(p) for module in seam.experts_modules(skeleton).values() for p in module.parameters()}
+    return sum(p.numel() for p in skeleton.parameters() if id(p) not in experts) * dtype.itemsize
+
+
+def choose_layout(modules: list[ExpertsModule], quant: str, dense_bytes: int, ram: int, what: object) -> ExpertLayout:
+    """The packed format: as asked, or for "auto" w8 if it fits `ram` bytes beside the dense weights, else w4."""
+    count = sum(module.experts for module in modules)
+    shape = modules[0].shape
+    candidates = ("w8", "w4") if quant == "auto" else (quant,)
+    for name in candidates:
+        layout = ExpertLayout(shape, get_format(name))
+        need = count * layout.record_bytes + dense_bytes + HEADROOM
+        if need <= ram:
+            return layout
+    raise DaliError(
+        f"{what} needs {need / 2**30:.1f} GiB of memory with {candidates[-1]} experts, and {ram / 2**30:.1f} GiB are there.",
+        "Close other programs, choose a smaller format (--quant w4), or choose a smaller model."
+        if candidates[-1] != "w4"
+        else "Close other programs, or choose a smaller model.",
+    )
+
+
+def _load_dense(directory: Path, config: Any, dtype: torch.dtype) -> Any:
+    """transformers' own loading of everything but the experts, by a throw-away subclass that drops them on meta."""
+    base: Any = AutoModelForCausalLM._model_mapping[type(config)]
+
+    class Stub(base):  # type: ignore[misc]
+        def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
+            super().__init__(config, *args, **kwargs)
+            names = seam.experts_modules(self)
+            seam.strip_experts(self)
+            patterns = {_any_layer(name) for name in names}
+            ignored = set(self._keys_to_ignore_on_load_unexpected or ())
+            self._keys_to_ignore_on_load_unexpected = ignored | patterns
+            self.__class__ = base
+
+    # transformers' conversion mapping keys on both
+    Stub.__name__, Stub.__module__ = base.__name__, base.__module__
+    with _quiet_transformers():
+        try:
+            model, info = Stub.from_pretrained(
+                directory,
+                config=config,
+                dtype=dtype,
+                experts_implementation=seam.IMPLEMENTATION,
+                attn_implementation=attention.IMPLEMENTATION,
+                use_safetensors=True,
+                output_loading_info=True,
+            )
+        except (OSError, ValueError, RuntimeError) as error:
+            raise DaliError(f"transformers cannot load {directory} ({error}).", "Download the model again.") from error
+    if info["missing_keys"]:
+        name = sorted(info["missing_keys"])[0]
+        raise DaliError(f"{directory} has no weights for {name}.", "Download the model again, or pick another.")
+    # Weights of unchanged dtype are still views of the mapped file; our own copy cannot be evicted under a step.
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.data = tensor.data.clone()
+    return model.eval().requires_grad_(False)
+
+
+def _any_layer(name: str) -> str:
+    """A regex for the keys of an experts module, in any layer."""
+    return ".".join(r"\d+" if part.isdigit() else part for part in name.split(".")) + r"\."
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """No bars and notes of transformers' own: dali says what it does itself."""
+    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+def load_tokenizer(directory: Path) -> Any:
+    try:
+        with _quiet_transformers():
+            return AutoTokenizer.from_pretrained(directory)
+    except (OSError, ValueError, KeyError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise DaliError(f"Cannot load the tokenizer of {directory} ({first}).", "Download the model again.") from error

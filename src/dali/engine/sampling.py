@@ -1,0 +1,120 @@
+"""From one row of logits to one token: what a request may ask for, and the sampler that does it."""
+
+from __future__ import annotations
+
+import math
+import sys
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dali.errors import DaliError, UsageError
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How the tokens of one sequence are chosen, and when it ends.
+
+    The defaults are neutral: they draw from the model's own distribution. `temperature=0` is greedy,
+    `top_k=0`, `top_p=1` and `min_p=0` turn their filter off, `seed=None` draws fresh entropy, and with
+    `max_tokens=None` the context is the only limit. Raises UsageError on a value that cannot be meant.
+    """
+
+    max_tokens: int | None = None
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+
+    def __post_init__(self) -> None:
+        if self.max_tokens is not None and not _is_int(self.max_tokens, 1):
+            raise _refused("max_tokens", self.max_tokens, "Give a whole number from 1, or None for no limit.")
+        if not _is_number(self.temperature, sys.float_info.max):
+            raise _refused("temperature", self.temperature, "Give 0 for greedy or a number such as 0.7.")
+        if not _is_int(self.top_k, 0):
+            raise _refused("top_k", self.top_k, "Give a whole number such as 40, or 0 to turn it off.")
+        if not _is_number(self.top_p, 1):
+            raise _refused("top_p", self.top_p, "Give a number from 0 to 1, where 1 turns it off.")
+        if not _is_number(self.min_p, 1):
+            raise _refused("min_p", self.min_p, "Give a number from 0 to 1, where 0 turns it off.")
+        if self.seed is not None and not (_is_int(self.seed, 0) and self.seed < 2**64):
+            raise _refused("seed", self.seed, "Give a whole number from 0 to 2**64 - 1, or None.")
+        if not (isinstance(self.stop, tuple) and all(isinstance(text, str) and text for text in self.stop)):
+            raise _refused("stop", self.stop, 'Give a tuple of strings that are not empty, such as ("###",).')
+        if not isinstance(self.ignore_eos, bool):
+            raise _refused("ignore_eos", self.ignore_eos, "Give True or False.")
+
+
+def distribution(logits: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor]:
+    """The n >= 1 tokens that survive the filters: ids int64 [n], weights float32 [n] ~ their probabilities.
+
+    `logits` [vocab] are on the CPU, each finite or -inf and at least one finite; `params.temperature` > 0.
+    The filters apply in transformers' order: temperature; top-k (arXiv 1805.04833), which keeps ties with the
+    k-th; top-p (nucleus, arXiv 1904.09751), the smallest set whose probability reaches top_p; min-p
+    (arXiv 2407.01082), relative to the likeliest token.
+    """
+    real = torch.finfo(torch.float32)
+    scores = logits.float()
+    scores = (scores - scores.max()) / min(max(params.temperature, real.tiny), real.max)
+    ids = torch.arange(len(scores))
+    if 0 < params.top_k < len(scores):
+        ids = (scores >= scores.topk(params.top_k).values[-1]).nonzero().squeeze(1)
+    weights = scores[ids].softmax(0)
+    # min-p only cuts the tail, so it may go first. So may every token below (1 - top_p) / n: all of them
+    # together weigh less than what top-p leaves out. Half of that is safe from rounding, and it makes the
+    # sort short.
+    floor = max(params.min_p * float(weights.max()), (1 - params.top_p) / (2 * len(weights)))
+    likely = weights >= floor
+    ids, weights = ids[likely], weights[likely]
+    if params.top_p < 1:
+        weights, order = weights.sort(descending=True, stable=True)
+        likelier = weights.cumsum(0) - weights
+        size = max(1, int((likelier < params.top_p).sum()))
+        ids, weights = ids[order[:size]], weights[:size]
+    return ids, weights
+
+
+class Sampler:
+    """Draws one sequence's tokens with a generator of its own, so batch neighbours cannot change them."""
+
+    def __init__(self, params: SamplingParams) -> None:
+        self.params = params
+        self._generator = torch.Generator()
+        if params.seed is None:
+            self._generator.seed()
+        else:
+            self._generator.manual_seed(params.seed)
+
+    def sample(self, logits: Tensor) -> int:
+        """The next token for `logits` [vocab], on any device and of any float type.
+
+        Greedy takes the lowest id on ties. A logit of -inf bans its token. Raises DaliError where one is NaN
+        or +inf, or all are -inf.
+        """
+        logits = logits.detach().to("cpu", torch.float32)
+        best = float(logits.max())  # NaN if any logit is
+        if not math.isfinite(best):
+            raise DaliError(
+                f"The model's logits are not finite (their maximum is {best}), so no token can be chosen.",
+                "Check the model's files for damage, or load it in a wider format (bf16 or f32).",
+            )
+        if self.params.temperature == 0:
+            return int(logits.argmax())
+        ids, weights = distribution(logits, self.params)
+        return int(ids[torch.multinomial(weights, 1, generator=self._generator)])
+
+
+def _is_int(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _is_number(value: object, most: float) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= most
+
+
+def _refused(name: str, value: object, fix: str) -> UsageError:
+    return UsageError(f"{name} is {value!r}, which it cannot be.", fix)

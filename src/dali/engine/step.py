@@ -1,0 +1,64 @@
+"""What one engine step computes: the flattened row of live tokens, and whose they are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from dali.engine.kv import KVCache
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One sequence's tokens in the row: rows [start, start + tokens), at positions [position, position + tokens)."""
+
+    kv: KVCache
+    start: int
+    tokens: int
+    position: int
+    prefill: bool
+
+
+@dataclass
+class StepContext:
+    """The step a forward pass belongs to; layers' hooks and the attention read it through `current_step()`."""
+
+    segments: list[Segment]
+    longest: int  # tokens of its longest sequence, prompt still to come included
+    masks: dict[tuple[int, int, int, int], Tensor] = field(default_factory=dict)
+
+    def mask(self, segment: Segment, first_key: int, window: int | None) -> Tensor:
+        """Which keys each token of `segment` sees: bool [tokens, keys], keys from position `first_key` on.
+
+        All layers of a step share one mask a segment and window.
+        """
+        key = (segment.start, segment.tokens, first_key, window or 0)
+        if key not in self.masks:
+            end = segment.position + segment.tokens
+            query = torch.arange(segment.position, end)[:, None]
+            keys = torch.arange(first_key, end)[None]
+            seen = keys <= query
+            self.masks[key] = seen & (keys > query - window) if window else seen
+        return self.masks[key]
+
+
+_current: ContextVar[StepContext | None] = ContextVar("dali_step", default=None)
+
+
+def current_step() -> StepContext | None:
+    """The running step, None outside of one."""
+    return _current.get()
+
+
+@contextmanager
+def running(step: StepContext) -> Iterator[None]:
+    token = _current.set(step)
+    try:
+        yield
+    finally:
+        _current.reset(token)

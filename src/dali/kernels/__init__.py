@@ -1,0 +1,1 @@
+"""Expert feed-forward kernels and the byte layout they stream."""

@@ -1,0 +1,112 @@
+"""One packed expert: its matrices, their place inside the record, packing and unpacking."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from dali.kernels.activation import Activation
+from dali.kernels.formats import PLANE_ALIGNMENT, Format, pack, round_up, unpack
+
+RECORD_ALIGNMENT = 4096  # one expert = one aligned read, also past the page cache
+
+
+@dataclass(frozen=True)
+class ExpertWeights:
+    """An expert's float matrices: gate and up [intermediate, hidden], down [hidden, intermediate], biases a row each.
+
+    `gate` is None for experts without a gate, biases are None for experts without biases.
+    """
+
+    gate: Tensor | None
+    up: Tensor
+    down: Tensor
+    gate_bias: Tensor | None = None
+    up_bias: Tensor | None = None
+    down_bias: Tensor | None = None
+
+    def to(self, dtype: torch.dtype) -> ExpertWeights:
+        return ExpertWeights(
+            **{name: None if value is None else value.to(dtype) for name, value in vars(self).items()}
+        )
+
+
+@dataclass(frozen=True)
+class ExpertShape:
+    """What all experts of a layer share. Sizes in elements."""
+
+    hidden: int
+    intermediate: int
+    activation: Activation
+    gated: bool = True
+    biased: bool = False
+
+    @cached_property
+    def matrices(self) -> dict[str, tuple[int, int]]:
+        """Name -> (rows, columns), in the order a kernel walks them."""
+        inner = (self.intermediate, self.hidden)
+        names = {"gate": inner} if self.gated else {}
+        return names | {"up": inner, "down": (self.hidden, self.intermediate)}
+
+    @property
+    def parameters(self) -> int:
+        """Weights and biases of one expert."""
+        matrices = self.matrices.values()
+        return sum(rows * columns for rows, columns in matrices) + self.biased * sum(rows for rows, _ in matrices)
+
+
+@dataclass(frozen=True)
+class ExpertLayout:
+    """Byte offsets inside a record of one expert: the packed matrices, then their float32 biases, each at 128 bytes."""
+
+    shape: ExpertShape
+    format: Format
+
+    @cached_property
+    def offsets(self) -> dict[str, tuple[int, int]]:
+        """Part -> (offset, bytes)."""
+        parts: dict[str, tuple[int, int]] = {}
+        end = 0
+        for name, (rows, columns) in self.shape.matrices.items():
+            parts[name] = (end, self.format.matrix_bytes(rows, columns))
+            end = sum(parts[name])
+        for name, (rows, _) in self.shape.matrices.items() if self.shape.biased else ():
+            parts[f"{name}_bias"] = (end, rows * 4)
+            end = round_up(end + rows * 4, PLANE_ALIGNMENT)
+        return parts
+
+    @cached_property
+    def weight_bytes(self) -> int:
+        """Bytes a kernel reads to compute this expert."""
+        return sum(size for _, size in self.offsets.values())
+
+    @cached_property
+    def record_bytes(self) -> int:
+        """Bytes the record takes on disk and in RAM, a multiple of 4096."""
+        return round_up(max(offset + size for offset, size in self.offsets.values()), RECORD_ALIGNMENT)
+
+    def pack(self, weights: ExpertWeights, record: Tensor) -> None:
+        """Write `weights` into `record`, uint8 [record_bytes]; padding becomes zero."""
+        record.zero_()
+        for name, (offset, size) in self.offsets.items():
+            part = getattr(weights, name)
+            assert part is not None, f"expert has no {name}"
+            packed = pack(part, self.format) if part.dim() == 2 else part.to(torch.float32).contiguous().view(torch.uint8)
+            record[offset : offset + size] = packed
+
+    def part(self, record: Tensor, name: str) -> Tensor:
+        """The bytes of one part of a record: a view, uint8."""
+        offset, size = self.offsets[name]
+        return record[offset : offset + size]
+
+    def unpack(self, record: Tensor) -> ExpertWeights:
+        """Read a record back as float32 weights."""
+        parts: dict[str, Tensor | None] = dict.fromkeys(("gate", "up", "down"))
+        for name, (rows, columns) in self.shape.matrices.items():
+            parts[name] = unpack(self.part(record, name), rows, columns, self.format)
+            if self.shape.biased:
+                parts[f"{name}_bias"] = self.part(record, f"{name}_bias").view(torch.float32)
+        return ExpertWeights(**parts)  # type: ignore[arg-type]  # up and down are always there

@@ -1,0 +1,167 @@
+"""Packed matrix formats: the one byte layout that disk, RAM, CPU and GPU share.
+
+A matrix [rows, columns] is cut into tiles of 16 rows. Inside a tile every 64-byte line holds, for each of the 16 rows,
+4 bytes of consecutive columns: 1 column of `f32`, 2 of `bf16`/`f16`, 4 of `w8`. `w4` packs columns j and j + 16 of a group
+of 32 into one byte (low and high nibble), so a line holds 8 columns a row. A kernel therefore reads a tile front to back, one
+full cache line at a time, and keeps one row a lane.
+
+Quantized tiles start with their scale plane: for each group of 32 columns, 16 f16 scales (32 bytes), padded to 128 bytes.
+Quants are unsigned with zero point 128 (`w8`) or 8 (`w4`): value = (quant - zero) * scale, which are exactly the values of
+GGUF's Q8_0 and Q4_0. Rows are padded to 16 and columns to 32 with zeros; padding decodes to 0.
+
+Why this file lies here and not in store/: kernels are the floor below, and the layout is theirs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dali.errors import UsageError
+
+TILE_ROWS = 16
+GROUP = 32  # columns that share a scale; every format pads columns to this
+PLANE_ALIGNMENT = 128
+
+
+def round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple
+
+
+@dataclass(frozen=True)
+class Format:
+    """One packed format. `bits` a weight, `dtype` of float formats, `zero` point of quantized ones."""
+
+    name: str
+    bits: int
+    dtype: torch.dtype | None = None
+    zero: int = 0
+
+    @property
+    def quantized(self) -> bool:
+        return self.dtype is None
+
+    def scale_plane_bytes(self, columns: int) -> int:
+        """Bytes of a tile's scale plane."""
+        groups = round_up(columns, GROUP) // GROUP
+        return round_up(groups * TILE_ROWS * 2, PLANE_ALIGNMENT) if self.quantized else 0
+
+    def tile_bytes(self, columns: int) -> int:
+        """Bytes of one tile: 16 rows of `columns` columns."""
+        return self.scale_plane_bytes(columns) + TILE_ROWS * round_up(columns, GROUP) * self.bits // 8
+
+    def matrix_bytes(self, rows: int, columns: int) -> int:
+        """Bytes of a packed matrix; always a multiple of 128."""
+        return round_up(rows, TILE_ROWS) // TILE_ROWS * self.tile_bytes(columns)
+
+
+FORMATS = {
+    format.name: format
+    for format in (
+        Format("f32", 32, torch.float32),
+        Format("f16", 16, torch.float16),
+        Format("bf16", 16, torch.bfloat16),
+        Format("w8", 8, zero=128),
+        Format("w4", 4, zero=8),
+    )
+}
+
+
+def get_format(name: str) -> Format:
+    """The format called `name`; UsageError lists the known ones."""
+    if name not in FORMATS:
+        raise UsageError(f"Unknown expert format {name!r}.", f"Known formats: {', '.join(FORMATS)}.")
+    return FORMATS[name]
+
+
+def quantize(matrix: Tensor, format: Format) -> tuple[Tensor, Tensor]:
+    """Quantize float32 [rows, columns] (columns a multiple of 32).
+
+    Returns quants uint8 [rows, groups, 32] and scales float16 [rows, groups]: bit for bit what GGUF's reference
+    quantizers give for Q8_0 (largest magnitude -> 127) and Q4_0 (largest magnitude -> -8).
+    """
+    groups = matrix.reshape(matrix.shape[0], -1, GROUP)
+    if format.name == "w8":
+        scale = groups.abs().amax(-1, keepdim=True) / 127
+        scaled = groups * torch.where(scale == 0, 0, 1 / scale)
+        magnitude = scaled.abs()
+        whole = magnitude.floor()
+        quants = torch.sign(scaled) * (whole + (2 * (magnitude - whole)).floor())  # halves away from zero
+        quants = quants + format.zero
+    else:
+        extreme = groups.gather(-1, groups.abs().argmax(-1, keepdim=True))
+        scale = extreme / -8
+        quants = (groups * torch.where(scale == 0, 0, 1 / scale) + 8.5).trunc().clamp(0, 15)
+    return quants.to(torch.uint8), scale.squeeze(-1).to(torch.float16)
+
+
+def dequantize(quants: Tensor, scales: Tensor, format: Format) -> Tensor:
+    """Inverse of `quantize`: float32 [rows, columns]."""
+    values = quants.to(torch.float32) - format.zero
+    return (values * scales.to(torch.float32).unsqueeze(-1)).flatten(1)
+
+
+def _pad(matrix: Tensor, rows: int, columns: int, value: float = 0) -> Tensor:
+    missing = (0, columns - matrix.shape[1], 0, rows - matrix.shape[0])
+    return torch.nn.functional.pad(matrix, missing, value=value) if any(missing) else matrix
+
+
+def pack(matrix: Tensor, format: Format) -> Tensor:
+    """Pack a float matrix [rows, columns] into uint8 [format.matrix_bytes(rows, columns)]."""
+    rows, columns = matrix.shape
+    matrix = _pad(matrix, round_up(rows, TILE_ROWS), round_up(columns, GROUP))
+    if not format.quantized:
+        assert format.dtype is not None
+        return _lines(matrix.to(format.dtype)).view(torch.uint8).flatten()
+    return assemble(*quantize(matrix.to(torch.float32), format), format)
+
+
+def assemble(quants: Tensor, scales: Tensor, format: Format) -> Tensor:
+    """Lay out quants uint8 [rows, groups, 32] and scales float16 [rows, groups] (rows a multiple of 16) as packed bytes."""
+    rows, groups = scales.shape
+    tiles = rows // TILE_ROWS
+    if format.bits == 4:
+        quants = quants[..., :16] | (quants[..., 16:] << 4)
+    lines = _lines(quants.flatten(1)).view(tiles, -1)
+    plane = scales.view(tiles, TILE_ROWS, groups).transpose(1, 2).contiguous().view(torch.uint8).view(tiles, -1)
+    plane = _pad(plane, tiles, format.scale_plane_bytes(groups * GROUP))
+    return torch.cat([plane, lines], dim=1).flatten()
+
+
+def _lines(matrix: Tensor) -> Tensor:
+    """[rows, columns] -> [tiles, lines, 16, columns a line]: 4 bytes a row in each 64-byte line."""
+    rows, columns = matrix.shape
+    run = 4 // matrix.element_size()
+    return matrix.view(rows // TILE_ROWS, TILE_ROWS, columns // run, run).transpose(1, 2).contiguous()
+
+
+def _rows(lines: Tensor, columns: int) -> Tensor:
+    """Inverse of `_lines` for tiles [tiles, ...] of `columns` elements a row."""
+    run = 4 // lines.element_size()
+    return lines.reshape(-1, columns // run, TILE_ROWS, run).transpose(1, 2).reshape(-1, columns)
+
+
+def quants_and_scales(packed: Tensor, rows: int, columns: int, format: Format) -> tuple[Tensor, Tensor]:
+    """Read back quants uint8 [rows, groups, 32] and scales float16 [rows, groups], columns padded to 32."""
+    padded = round_up(columns, GROUP)
+    tiles = packed.view(-1, format.tile_bytes(columns))
+    plane = format.scale_plane_bytes(columns)
+    groups = padded // GROUP
+    scales = tiles[:, : groups * TILE_ROWS * 2].contiguous().view(torch.float16).view(-1, groups, TILE_ROWS)
+    scales = scales.transpose(1, 2).reshape(-1, groups)[:rows]
+    quants = _rows(tiles[:, plane:], padded * format.bits // 8)[:rows]
+    if format.bits == 4:
+        quants = quants.view(rows, groups, 16)
+        return torch.cat([quants & 15, quants >> 4], dim=-1), scales
+    return quants.view(rows, groups, GROUP), scales
+
+
+def unpack(packed: Tensor, rows: int, columns: int, format: Format) -> Tensor:
+    """Packed bytes -> float32 [rows, columns]."""
+    if format.quantized:
+        return dequantize(*quants_and_scales(packed, rows, columns, format), format)[:, :columns]
+    assert format.dtype is not None
+    matrix = _rows(packed.view(format.dtype), round_up(columns, GROUP))[:rows, :columns]
+    return matrix.to(torch.float32)

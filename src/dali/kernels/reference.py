@@ -1,0 +1,93 @@
+"""Reference kernels in torch: the oracle every faster kernel is held to, and the fallback where none runs.
+
+Two arithmetics:
+- `exact`: float32 activations against the dequantized weights.
+- `int8`: what the packed kernels compute. Activations are quantized per token to int8 in groups of 32 (scale = largest
+  magnitude / 127), groups are multiplied in integers and summed in float32 with both scales. Only `w8` and `w4` differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dali.kernels.expert import ExpertLayout
+from dali.kernels.formats import GROUP, quants_and_scales, round_up, unpack
+
+ARITHMETICS = ("exact", "int8")
+
+
+def compute_experts(
+    layout: ExpertLayout,
+    records: Sequence[Tensor],
+    offsets: Sequence[int],
+    slots: Tensor,
+    hidden: Tensor,
+    rows: Tensor,
+    arithmetic: str = "exact",
+) -> None:
+    """Compute the experts of one layer's step into `rows`.
+
+    records: one uint8 [record_bytes] an expert. offsets: [experts + 1]; expert i computes slots[offsets[i]:offsets[i+1]].
+    slots: int64 [pairs], each token * top_k + slot. hidden: [tokens, hidden], any float type.
+    rows: float32 [tokens * top_k, hidden], written at each expert's slots: the expert's output, not yet weighted.
+    """
+    top_k = rows.shape[0] // max(hidden.shape[0], 1)
+    for i, record in enumerate(records):
+        mine = slots[offsets[i] : offsets[i + 1]]
+        if len(mine):
+            rows[mine] = expert_ffn(layout, record, hidden[mine // top_k].to(torch.float32), arithmetic)
+
+
+def expert_ffn(layout: ExpertLayout, record: Tensor, x: Tensor, arithmetic: str = "exact") -> Tensor:
+    """One expert on float32 x [tokens, hidden] -> float32 [tokens, hidden]."""
+    shape = layout.shape
+
+    def linear(name: str, inputs: Tensor) -> Tensor:
+        rows, columns = shape.matrices[name]
+        bias = layout.part(record, f"{name}_bias").view(torch.float32) if shape.biased else None
+        packed = layout.part(record, name)
+        if arithmetic == "int8" and layout.format.quantized:
+            quants, scales = quants_and_scales(packed, rows, columns, layout.format)
+            return _int8_linear(inputs, quants, scales, layout.format.zero, bias)
+        return F.linear(inputs, unpack(packed, rows, columns, layout.format), bias)
+
+    gate = linear("gate", x) if shape.gated else None
+    return linear("down", shape.activation(gate, linear("up", x)))
+
+
+def quantize_activations(x: Tensor) -> tuple[Tensor, Tensor]:
+    """float32 [tokens, columns] -> integers as float32 [tokens, groups, 32] and scales float32 [tokens, groups]."""
+    padded = F.pad(x, (0, round_up(x.shape[1], GROUP) - x.shape[1]))
+    groups = padded.reshape(x.shape[0], -1, GROUP)
+    largest = groups.abs().amax(-1)
+    inverse = torch.where(largest == 0, 0, 127 / largest)
+    return (groups * inverse.unsqueeze(-1)).round(), largest / 127  # round half to even, as the CPU's converts do
+
+
+def _int8_linear(x: Tensor, quants: Tensor, scales: Tensor, zero: int, bias: Tensor | None) -> Tensor:
+    """Group dot products are integers below 2^24, so float32 holds them exactly; groups are added in order."""
+    activations, activation_scales = quantize_activations(x)
+    weights = quants.to(torch.float32) - zero
+    out = torch.zeros(x.shape[0], quants.shape[0])
+    for group in range(weights.shape[1]):
+        dot = activations[:, group] @ weights[:, group].T
+        out += dot * (activation_scales[:, group, None] * scales[:, group].to(torch.float32))
+    return out if bias is None else out + bias
+
+
+def reduce_slots(rows: Tensor, weights: Tensor) -> Tensor:
+    """Weighted sum over a token's slots, always in slot order, so that no plan changes the result.
+
+    rows: float32 [tokens * top_k, hidden]; weights: [tokens, top_k] -> float32 [tokens, hidden].
+    """
+    tokens, top_k = weights.shape
+    by_slot = rows.view(tokens, top_k, -1)
+    weights = weights.to(torch.float32).unsqueeze(-1)
+    total = by_slot[:, 0] * weights[:, 0]
+    for slot in range(1, top_k):
+        total += by_slot[:, slot] * weights[:, slot]
+    return total

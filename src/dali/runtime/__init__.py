@@ -1,0 +1,1 @@
+"""One MoE layer's step: from the routed tokens to the summed expert outputs."""

@@ -1,0 +1,48 @@
+"""One MoE layer's step on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from dali.kernels.expert import ExpertLayout
+from dali.kernels.reference import compute_experts, reduce_slots
+from dali.runtime.telemetry import Telemetry
+
+
+class MoELayer:
+    """The routed experts of one layer. Called as transformers calls an experts module.
+
+    `records[e]` is expert e, packed in `layout`. The result does not depend on which tokens share the step: every expert
+    output lands in its (token, slot) row, and rows are summed in slot order.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        layout: ExpertLayout,
+        records: Sequence[Tensor],
+        telemetry: Telemetry,
+        arithmetic: str = "exact",
+    ) -> None:
+        self.index = index
+        self.layout = layout
+        self.records = records
+        self.telemetry = telemetry
+        self.arithmetic = arithmetic
+
+    def __call__(self, hidden: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
+        """hidden [tokens, hidden], ids and weights [tokens, top_k] -> [tokens, hidden] in hidden's dtype."""
+        slots = ids.flatten().argsort(stable=True)
+        workload = torch.bincount(ids.flatten(), minlength=len(self.records)).tolist()
+        active = [expert for expert, tokens in enumerate(workload) if tokens]
+        offsets = [0]
+        for expert in active:
+            offsets.append(offsets[-1] + workload[expert])
+        rows = torch.empty(ids.numel(), hidden.shape[1])  # [tokens * top_k, hidden]
+        records = [self.records[expert] for expert in active]
+        compute_experts(self.layout, records, offsets, slots, hidden, rows, self.arithmetic)
+        self.telemetry.record(len(active), ids.numel(), len(active) * self.layout.weight_bytes)
+        return reduce_slots(rows, weights).to(hidden.dtype)

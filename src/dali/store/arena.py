@@ -1,0 +1,35 @@
+"""Page-aligned host memory that holds expert records."""
+
+from __future__ import annotations
+
+import mmap
+
+import torch
+from torch import Tensor
+
+from dali.errors import DaliError
+
+
+class Arena:
+    """`count` records of `record_bytes` (a multiple of 4096) in one anonymous mapping; untouched records cost nothing."""
+
+    def __init__(self, count: int, record_bytes: int) -> None:
+        self.record_bytes = record_bytes
+        self.nbytes = count * record_bytes
+        try:
+            self._map = mmap.mmap(-1, max(self.nbytes, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        except (OSError, OverflowError) as error:
+            raise DaliError(
+                f"Cannot reserve {self.nbytes / 2**30:.1f} GiB of memory for the experts ({error}).",
+                "Choose a smaller format (--quant w4) or a smaller model.",
+            ) from error
+        if hasattr(mmap, "MADV_HUGEPAGE"):  # fewer TLB misses while a kernel streams gigabytes
+            self._map.madvise(mmap.MADV_HUGEPAGE)
+        self._bytes = torch.frombuffer(self._map, dtype=torch.uint8)[: self.nbytes].view(count, record_bytes)
+
+    def __getitem__(self, index: int) -> Tensor:
+        """Record `index`: uint8 [record_bytes], a view."""
+        return self._bytes[index]
+
+    def __len__(self) -> int:
+        return self._bytes.shape[0]

@@ -1,0 +1,121 @@
+"""Building an expert store: once a (model, format), atomically, by one process at a time."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+import xxhash
+from filelock import FileLock, Timeout
+
+from dali.errors import DaliError
+from dali.kernels.expert import ExpertWeights
+from dali.store.header import StoreHeader
+from dali.store.reader import StoreReader
+
+Progress = Callable[[int], None]
+
+
+class ExpertSource(Protocol):
+    """Where expert weights come from."""
+
+    def read(self, layer: int, expert: int) -> ExpertWeights: ...
+
+
+def ensure_store(
+    path: Path,
+    header: StoreHeader,
+    source: ExpertSource,
+    progress: Callable[[], Progress],
+    notify: Callable[[str], None] = lambda message: None,
+) -> bool:
+    """Make sure `path` is the store that `header` describes; True if it was built now.
+
+    A store of another source, layout or version is replaced. `progress` is called when a build starts and returns the
+    function that is told of each record's bytes. DaliError: no space, unwritable cache, unreadable source.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(f"{path}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            notify("Another process is building the expert store; waiting for it.")
+            lock.acquire()
+    except OSError as error:
+        raise DaliError(
+            f"Cannot write to the cache folder {path.parent} ({error.strerror}).",
+            "Make it writable, or set DALI_CACHE_DIR to a folder that is.",
+        ) from error
+    try:
+        if _is_current(path, header):
+            return False
+        build(path, header, source, progress())
+        return True
+    finally:
+        lock.release()
+
+
+def _is_current(path: Path, header: StoreHeader) -> bool:
+    try:
+        with StoreReader(path) as reader:
+            return reader.header == header
+    except FileNotFoundError:
+        return False
+    except DaliError:  # half-written, truncated or of another version: rebuilt under the lock
+        return False
+
+
+def build(path: Path, header: StoreHeader, source: ExpertSource, progress: Progress) -> None:
+    """Write the store under a temporary name, sync it and rename it; leaves nothing behind when it fails."""
+    for stale in path.parent.glob(f"{path.name}.*.tmp"):  # a build that was killed; the lock says none is running
+        stale.unlink(missing_ok=True)
+    path.unlink(missing_ok=True)  # outdated: free its space before its successor needs it
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    free = shutil.disk_usage(path.parent).free
+    if free < header.file_bytes:
+        raise _no_space(path, header, free)
+    try:
+        with temporary.open("wb") as file:
+            file.write(header.encode())
+            record = torch.empty(header.record_bytes, dtype=torch.uint8)
+            checksums = np.empty(header.records, dtype="<u8")
+            for index in range(header.records):
+                header.layout.pack(source.read(*divmod(index, header.experts)), record)
+                view = memoryview(record.numpy())
+                checksums[index] = xxhash.xxh3_64_intdigest(view)
+                file.write(view)
+                progress(header.record_bytes)
+            file.write(checksums.tobytes())
+            file.flush()
+            os.fsync(file.fileno())
+            if hasattr(os, "posix_fadvise"):  # the reader goes past the page cache: don't leave a second copy there
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        temporary.replace(path)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise _no_space(path, header, shutil.disk_usage(path.parent).free) from error
+        raise DaliError(
+            f"Cannot write the expert store {path} ({error.strerror}).",
+            "Make its folder writable, or set DALI_CACHE_DIR to another one.",
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)  # the rename itself
+    finally:
+        os.close(directory)
+
+
+def _no_space(path: Path, header: StoreHeader, free: int) -> DaliError:
+    return DaliError(
+        f"The expert store needs {header.file_bytes / 2**20:.0f} MiB in {path.parent}, where {free / 2**20:.0f} MiB are free.",
+        "Free some space, set DALI_CACHE_DIR to another disk, or choose a smaller format (--quant w4).",
+    )

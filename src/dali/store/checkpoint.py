@@ -1,0 +1,247 @@
+"""A model directory's safetensors files, and the experts in them, one at a time.
+
+Which tensor is which expert is not ours to know: transformers' own conversion mapping renames each key on disk to the
+parameter it loads into, and its operations, run on one expert, give that parameter's layout. See docs/ARCHITECTURE.md.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+import xxhash
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from transformers.core_model_loading import (
+    WeightConverter,
+    WeightRenaming,
+    WeightTransform,
+    dot_natural_key,
+    rename_source_key,
+)
+from transformers.integrations.mxfp4 import convert_moe_packed_tensors
+
+from dali.errors import DaliError
+from dali.kernels.expert import ExpertShape, ExpertWeights
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+OPEN_SHARDS = 2  # a layer may straddle two; closing older ones gives their pages back
+
+
+@dataclass
+class Checkpoint:
+    """The safetensors shards of `directory`. DaliError names the file that is missing, truncated or damaged."""
+
+    directory: Path
+    _open: dict[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def shards(self) -> list[str]:
+        return sorted(set(self._index().values())) if (self.directory / INDEX).is_file() else [SINGLE]
+
+    def _index(self) -> dict[str, str]:
+        path = self.directory / INDEX
+        try:
+            weight_map = json.loads(path.read_bytes())["weight_map"]
+            if not weight_map or not all(isinstance(name, str) for name in weight_map.values()):
+                raise ValueError("weight_map is not a map of names")
+        except (ValueError, KeyError, TypeError) as error:
+            raise DaliError(f"The index {path} is damaged ({error}).", "Download it again.") from error
+        return dict(weight_map)
+
+    @cached_property
+    def _headers(self) -> dict[str, dict[str, Any]]:
+        return {shard: self._read_header(shard) for shard in self.shards}
+
+    def _read_header(self, shard: str) -> dict[str, Any]:
+        path = self.directory / shard
+        fix = "Download the model again." if self.shards != [SINGLE] else "Download the model again, as safetensors."
+        if not path.is_file():
+            listed = f"which {INDEX} lists" if self.shards != [SINGLE] else "its weights"
+            raise DaliError(f"{self.directory} lacks {shard}, {listed}.", fix)
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            try:
+                if 8 + length > size:
+                    raise ValueError(f"its header claims {length} bytes of a file of {size}")
+                header: dict[str, Any] = json.loads(file.read(length))
+                header.pop("__metadata__", None)
+                end = max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
+            except (ValueError, KeyError, TypeError, IndexError) as error:
+                raise DaliError(f"The weight file {path} is damaged ({error}).", fix) from error
+        if 8 + length + end != size:
+            raise DaliError(f"The weight file {path} has {size} bytes instead of {8 + length + end}.", fix)
+        return header
+
+    @cached_property
+    def location(self) -> dict[str, str]:
+        """Tensor name -> shard, as the shards themselves say; every name of the index must be there."""
+        found = {name: shard for shard, header in self._headers.items() for name in header}
+        for name, shard in self._index().items() if (self.directory / INDEX).is_file() else ():
+            if name not in self._headers[shard]:
+                raise DaliError(
+                    f"{self.directory / shard} lacks the tensor {name} that {INDEX} lists.", "Download the model again."
+                )
+        return found
+
+    def shape(self, name: str) -> list[int]:
+        return list(self._headers[self.location[name]][name]["shape"])
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Changes when the configuration or any shard does (its header, size or time of change)."""
+        digest = xxhash.xxh3_128((self.directory / "config.json").read_bytes())
+        for shard in self.shards:
+            stat = (self.directory / shard).stat()
+            digest.update(f"{shard} {stat.st_size} {stat.st_mtime_ns}".encode())
+            digest.update(json.dumps(self._headers[shard], sort_keys=True).encode())
+        return digest.hexdigest()
+
+    def read(self, name: str, expert: int | None = None) -> Tensor:
+        """Tensor `name`, or of a fused one only `expert`: [1, ...]."""
+        shard = self.location[name]
+        try:
+            if shard not in self._open:
+                while len(self._open) >= OPEN_SHARDS:
+                    self._open.pop(next(iter(self._open)))
+                self._open[shard] = safe_open(self.directory / shard, framework="pt")
+            piece = self._open[shard].get_slice(name)
+            tensor: Tensor = piece[...] if expert is None else piece[expert : expert + 1]
+        except (SafetensorError, OSError) as error:
+            raise DaliError(
+                f"Cannot read {name} from {self.directory / shard} ({error}).", "Download the model again."
+            ) from error
+        return tensor
+
+    def close(self) -> None:
+        """Unmap the shards."""
+        self._open.clear()
+
+
+@dataclass(frozen=True)
+class ExpertsModule:
+    """What the seam found out about one experts module of a model."""
+
+    name: str  # dotted path, e.g. model.layers.3.mlp.experts
+    experts: int
+    shape: ExpertShape
+    transposed: bool  # parameters are [in, out]
+    concatenated: bool  # gate and up are halves; else interleaved rows
+
+
+class CheckpointExperts:
+    """Experts of a checkpoint as canonical weights: gate and up [intermediate, hidden], down [hidden, intermediate]."""
+
+    def __init__(
+        self, checkpoint: Checkpoint, modules: list[ExpertsModule], mapping: list[WeightTransform], model: Any
+    ) -> None:
+        """`mapping`: transformers' conversion mapping for `model` (on meta, its experts still in place)."""
+        self.checkpoint = checkpoint
+        self.modules = modules
+        self._model = model
+        self._renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
+        self._converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
+        # parameter -> source pattern (None: the tensor is the parameter) -> tensor names
+        self._sources: dict[str, dict[str | None, list[str]]] = defaultdict(lambda: defaultdict(list))
+        state = model.state_dict()
+        for key in sorted(checkpoint.location, key=dot_natural_key):
+            parameter, pattern = rename_source_key(
+                key, self._renamings, self._converters, model.base_model_prefix, state
+            )
+            for suffix in ("_blocks", "_scales"):  # MXFP4: two tensors a parameter, decoded below
+                if parameter.endswith(suffix):
+                    parameter, pattern = parameter.removesuffix(suffix), suffix
+            self._sources[parameter][pattern].append(key)
+        for module in modules:
+            self._check(module)
+
+    def _check(self, module: ExpertsModule) -> None:
+        for name in self._parameters(module):
+            sources = self._sources.get(name)
+            if not sources:
+                raise DaliError(
+                    f"{self.checkpoint.directory} has no weights for {name}.", "Download the model again, or pick another."
+                )
+            for pattern, keys in sources.items():
+                found = len(keys) if pattern and "*" in pattern else self.checkpoint.shape(keys[0])[0]
+                if found != module.experts:
+                    raise DaliError(
+                        f"{self.checkpoint.directory} has {found} experts in {name}, its config says {module.experts}.",
+                        "Download the model again.",
+                    )
+
+    @staticmethod
+    def _parameters(module: ExpertsModule) -> list[str]:
+        first = "gate_up_proj" if module.shape.gated else "up_proj"
+        names = [first, "down_proj"]
+        return [f"{module.name}.{name}" for name in names + [f"{name}_bias" for name in names if module.shape.biased]]
+
+    def read(self, layer: int, expert: int) -> ExpertWeights:
+        """Expert `expert` of MoE layer `layer`, in the checkpoint's dtype."""
+        module = self.modules[layer]
+        parts = [self._parameter(name, expert) for name in self._parameters(module)]
+        biases = parts[2:] if module.shape.biased else (None, None)
+        try:
+            return canonical(module, parts[0], parts[1], *biases)
+        except (ValueError, RuntimeError) as error:
+            raise DaliError(
+                f"Expert {expert} of {module.name} in {self.checkpoint.directory} has the wrong shape ({error}).",
+                "Download the model again.",
+            ) from error
+
+    def _parameter(self, parameter: str, expert: int) -> Tensor:
+        """One expert of a parameter, in the parameter's own layout without the expert dimension."""
+        sources = self._sources[parameter]
+        if "_blocks" in sources:
+            blocks, scales = (self.checkpoint.read(sources[part][0], expert) for part in ("_blocks", "_scales"))
+            return convert_moe_packed_tensors(blocks, scales, dtype=torch.bfloat16)[0]
+        if list(sources) == [None]:
+            return self.checkpoint.read(sources[None][0], expert)[0]
+        tensors: dict[str, Any] = {
+            str(pattern): [self.checkpoint.read(keys[expert])]
+            if pattern and "*" in pattern
+            else [self.checkpoint.read(keys[0], expert)]
+            for pattern, keys in sources.items()
+        }
+        converter = next(entry for entry in self._converters if set(tensors) <= set(entry.source_patterns))
+        for operation in converter.operations:
+            tensors = operation.convert(
+                tensors,
+                source_patterns=converter.source_patterns,
+                target_patterns=converter.target_patterns,
+                full_layer_name=parameter,
+                model=self._model,
+                config=self._model.config,
+            )
+        value = next(value for target, value in tensors.items() if target in parameter)
+        result: Tensor = (value[0] if isinstance(value, list) else value)[0]
+        return result
+
+
+def canonical(
+    module: ExpertsModule, first: Tensor, down: Tensor, first_bias: Tensor | None = None, down_bias: Tensor | None = None
+) -> ExpertWeights:
+    """One expert's parameters in the module's layout -> canonical weights. ValueError when a shape does not fit."""
+    if module.transposed:
+        first, down = first.T, down.T
+    if not module.shape.gated:
+        weights = ExpertWeights(None, first, down, None, first_bias, down_bias)
+    elif module.concatenated:
+        gate, up = first.chunk(2)
+        biases = (None, None) if first_bias is None else first_bias.chunk(2)
+        weights = ExpertWeights(gate, up, down, biases[0], biases[1], down_bias)
+    else:
+        biases = (None, None) if first_bias is None else (first_bias[0::2], first_bias[1::2])
+        weights = ExpertWeights(first[0::2], first[1::2], down, biases[0], biases[1], down_bias)
+    for name, expected in module.shape.matrices.items():
+        shape = tuple(getattr(weights, name).shape)
+        if shape != expected:
+            raise ValueError(f"{name} is {list(shape)}, expected {list(expected)}")
+    return weights

@@ -1,0 +1,85 @@
+"""Reading an expert store: aligned reads past the page cache, a checksum a record."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import xxhash
+from torch import Tensor
+
+from dali.errors import DaliError
+from dali.store.arena import Arena
+from dali.store.header import HeaderError, StoreHeader
+
+MAX_HEADER_BYTES = 100_000_000  # the safetensors limit
+READERS = 4  # enough to keep an SSD's queue busy
+
+
+class StoreReader:
+    """An open store. DaliError when the file is no store of this version, is truncated or fails a checksum."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            length = int.from_bytes(file.read(8), "little")
+            if length > min(size, MAX_HEADER_BYTES):
+                raise self._damaged("it does not start with a safetensors header")
+            try:
+                self.header = StoreHeader.decode(file.read(length))
+            except HeaderError as error:
+                raise self._damaged(str(error)) from error
+            if size != self.header.file_bytes:
+                raise self._damaged(f"it has {size} bytes instead of {self.header.file_bytes}")
+            file.seek(self.header.checksums_offset)
+            self._checksums = np.fromfile(file, dtype="<u8", count=self.header.records)
+        # O_DIRECT keeps a second copy of the experts out of the page cache; not every file system has it.
+        try:
+            self._fd = os.open(path, os.O_RDONLY | getattr(os, "O_DIRECT", 0))
+        except OSError:
+            self._fd = os.open(path, os.O_RDONLY)
+
+    def _damaged(self, why: str) -> DaliError:
+        return DaliError(
+            f"Cannot use the expert store {self.path}: {why}.", "Delete the file; it is rebuilt on the next load."
+        )
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+    def __enter__(self) -> StoreReader:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def read(self, index: int, record: Tensor) -> None:
+        """Read record `index` = layer * experts + expert into `record`, page-aligned uint8 [record_bytes]; verify it."""
+        view = memoryview(record.numpy())
+        offset, done = self.header.record_offset(index), 0
+        while done < len(view):
+            count = os.preadv(self._fd, [view[done:]], offset + done)
+            if count == 0:
+                raise self._damaged(f"record {index} ends after {done} bytes")
+            done += count
+        if xxhash.xxh3_64_intdigest(view) != int(self._checksums[index]):
+            layer, expert = divmod(index, self.header.experts)
+            raise self._damaged(f"expert {expert} of MoE layer {layer} fails its checksum")
+
+    def read_all(self, progress: Callable[[int], None] = lambda nbytes: None) -> Arena:
+        """All records in RAM. `progress` is told the bytes of each record read."""
+        arena = Arena(self.header.records, self.header.record_bytes)
+        with ThreadPoolExecutor(READERS, thread_name_prefix="dali-read") as pool:
+            reads = [pool.submit(self.read, index, arena[index]) for index in range(self.header.records)]
+            try:
+                for read in reads:
+                    read.result()
+                    progress(self.header.record_bytes)
+            except BaseException:
+                pool.shutdown(wait=True, cancel_futures=True)
+                raise
+        return arena

@@ -1,0 +1,121 @@
+"""Tiny random models, one a family: small enough to run in milliseconds, odd enough to catch a swapped dimension."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+COMMON = {
+    "vocab_size": 97,
+    "hidden_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.3,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+    "tie_word_embeddings": False,
+}
+LONG = [4.0 + i for i in range(8)]
+SHORT = [1.0 + 0.1 * i for i in range(8)]
+
+FAMILIES: dict[str, dict[str, Any]] = {
+    "mixtral": {"intermediate_size": 40, "num_local_experts": 6, "num_experts_per_tok": 2, "sliding_window": 7},
+    "qwen2_moe": {
+        "moe_intermediate_size": 40,
+        "shared_expert_intermediate_size": 48,
+        "intermediate_size": 56,
+        "num_experts": 8,
+        "num_experts_per_tok": 3,
+        "mlp_only_layers": [1],
+    },
+    "qwen3_moe": {
+        "moe_intermediate_size": 40,
+        "intermediate_size": 56,
+        "num_experts": 8,
+        "num_experts_per_tok": 3,
+        "head_dim": 16,
+        "norm_topk_prob": True,
+    },
+    "deepseek_v2": {
+        "moe_intermediate_size": 40,
+        "intermediate_size": 56,
+        "n_routed_experts": 8,
+        "n_shared_experts": 2,
+        "num_experts_per_tok": 3,
+        "first_k_dense_replace": 1,
+        "topk_method": "group_limited_greedy",
+        "n_group": 4,
+        "topk_group": 2,
+        "routed_scaling_factor": 1.5,
+        "q_lora_rank": None,
+        "kv_lora_rank": 24,
+        "qk_rope_head_dim": 8,
+        "qk_nope_head_dim": 16,
+        "v_head_dim": 12,
+        "num_key_value_heads": 4,
+    },
+    "olmoe": {"intermediate_size": 40, "num_experts": 8, "num_experts_per_tok": 3, "clip_qkv": None},
+    "phimoe": {
+        "intermediate_size": 40,
+        "num_local_experts": 6,
+        "num_experts_per_tok": 2,
+        "sliding_window": None,
+        "attention_bias": True,
+        "lm_head_bias": True,
+        "original_max_position_embeddings": 16,
+        "rope_parameters": {
+            "rope_type": "longrope",
+            "rope_theta": 10000.0,
+            "long_factor": LONG,
+            "short_factor": SHORT,
+            "long_mscale": 1.2,
+            "short_mscale": 1.1,
+            "original_max_position_embeddings": 16,
+        },
+    },
+    "gpt_oss": {
+        "intermediate_size": 40,
+        "num_local_experts": 6,
+        "num_experts_per_tok": 2,
+        "head_dim": 16,
+        "sliding_window": 5,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+    },
+}
+
+
+def random_model(family: str, seed: int = 0, dtype: torch.dtype = torch.float32, **changes: Any) -> Any:
+    """A transformers model of `family` with random weights, biases and norms."""
+    config = CONFIG_MAPPING[family](**(COMMON | FAMILIES[family] | changes))
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(
+        config, dtype=dtype, attn_implementation="eager", experts_implementation="eager"
+    )
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name:
+                parameter.uniform_(0.5, 1.5)
+            elif "experts" in name and name.endswith("bias"):
+                parameter.uniform_(-0.5, 0.5)
+            elif ".gate." in name or "router" in name:
+                parameter.normal_(0, 0.5)
+    return model.eval()
+
+
+def save_model(model: Any, directory: Path, **options: Any) -> Path:
+    """Write `model` as a checkpoint with a tokenizer whose token n is the letter-free word "n"."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    model.save_pretrained(directory, **options)
+    tokenizer = Tokenizer(models.WordLevel({str(i): i for i in range(model.config.vocab_size)}, unk_token="0"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="2", pad_token="0").save_pretrained(directory)
+    return directory
