@@ -1,10 +1,12 @@
-"""How much memory this machine has left."""
+"""How much memory this machine has left, and sizes as people write them."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import psutil
+
+from dali.errors import UsageError
 
 _CGROUP_LIMITS = (
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
@@ -13,7 +15,7 @@ _CGROUP_LIMITS = (
 
 
 def available_ram() -> int:
-    """Bytes a process can take without swapping: what the system has free, or what its container may still use."""
+    """Bytes a process can take without swapping: free in the system, and still allowed to its container."""
     available = int(psutil.virtual_memory().available)
     for limit, usage in _CGROUP_LIMITS:
         try:
@@ -22,3 +24,20 @@ def available_ram() -> int:
             continue
         available = min(available, max(room, 0))
     return available
+
+
+_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+_UNITS |= {"k": 2**10, "m": 2**20, "g": 2**30}
+
+
+def parse_size(text: str) -> int:
+    """"8GiB", "500MB", "2g" -> bytes. UsageError for anything else."""
+    number = text.strip().rstrip("BKMGIbkmgi")
+    unit = text.strip()[len(number) :].lower()
+    try:
+        size = float(number) * _UNITS[unit]
+        if not 0 <= size < 2**63:
+            raise ValueError
+    except (ValueError, KeyError):
+        raise UsageError(f"{text!r} is not a size.", "Write it like 8GiB, 500MB or 0.") from None
+    return int(size)

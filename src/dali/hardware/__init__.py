@@ -1,0 +1,1 @@
+"""Hardware profiles and the cost model built on them."""

@@ -1,0 +1,133 @@
+"""The cost model: seconds of every part of a step for one expert shape on one hardware profile.
+
+Roofline formulas, used where the profile holds no measured table for the shape (bytes = one packed expert, w
+tokens, flops = 2 x hidden x intermediate x matrices a token; bandwidths and rates are the profile's effective
+figures):
+
+    t_cpu(w)       = max(bytes / cpu_bandwidth, w x flops / cpu_rate)
+    t_gpu(w)       = max(bytes / gpu_bandwidth, w x flops / gpu_rate)
+    link           = link_latency + bytes / link_bandwidth
+    link contended = the same with min(link_bandwidth, memory_bandwidth - cpu_bandwidth): what DRAM has left
+                     for the copy while the CPU's experts run at full pace
+    launch         = 2 x the profile's launch: an expert is two kernels (gate and up with activation; down)
+
+Every time from here is modelled; print it with that word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from dali.errors import DaliError, UsageError
+from dali.hardware.profile import Profile
+
+KERNELS_AN_EXPERT = 2
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertSize:
+    """Sizes of one routed expert: `matrices` of hidden x intermediate weights, `bytes` packed by format."""
+
+    hidden: int
+    intermediate: int
+    matrices: int
+    bytes: Mapping[str, int]
+
+    @property
+    def flops(self) -> int:
+        """Floating-point operations of one token in one expert."""
+        return 2 * self.hidden * self.intermediate * self.matrices
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertCosts:
+    """What the policies see: plain numbers in seconds. The lists are indexed by workload, from 0 (which costs
+    nothing) to the largest one foreseen."""
+
+    cpu: list[float]
+    gpu: list[float]  # compute only, the expert already there, without the launch
+    link: float  # copying one expert while the CPU is idle
+    link_contended: float  # copying one expert while the CPU computes; never below `link`
+    launch: float  # launching one expert, or one group of experts
+
+
+class CostModel:
+    """Times of one expert shape, in one packed format, for workloads up to `max_tokens`, on one profile.
+
+    UsageError: the shape has no size for the format. DaliError: the profile leaves the link no DRAM
+    bandwidth.
+    """
+
+    def __init__(self, profile: Profile, shape: ExpertSize, format: str, max_tokens: int) -> None:
+        if format not in shape.bytes:
+            raise UsageError(
+                f"The experts have no size in the format {format!r}.", f"Use one of {', '.join(shape.bytes)}."
+            )
+        self.profile = profile
+        self.shape = shape
+        self.format = format
+        self.label = profile.label
+        self._contended = _contended_bandwidth(profile)
+        size = shape.bytes[format]
+        self.costs = ExpertCosts(
+            cpu=self._table("cpu", max_tokens),
+            gpu=self._table("gpu", max_tokens),
+            link=self.copy(size),
+            link_contended=self.copy(size, contended=True),
+            launch=KERNELS_AN_EXPERT * profile["launch"],
+        )
+        self.sync = profile["sync"]
+
+    def copy(self, size: int, contended: bool = False) -> float:
+        """Seconds of one copy of `size` bytes over the link, alone or while the CPU computes experts."""
+        bandwidth = self._contended if contended else self.profile["link_bandwidth"]
+        return self.profile["link_latency"] + size / bandwidth
+
+    def activation_copy(self, tokens: int) -> float:
+        """Seconds to bring one float32 row a token over the link."""
+        return self.copy(4 * self.shape.hidden * tokens)
+
+    def dense(self, weight_bytes: int, parameters: int, tokens: int, kernels: int) -> float:
+        """Seconds of a layer's dense part (attention, norms, router) on the accelerator: weights streamed
+        once."""
+        work = max(
+            weight_bytes / self.profile["gpu_bandwidth"], 2 * parameters * tokens / self.profile["gpu_rate"]
+        )
+        return work + kernels * self.profile["launch"]
+
+    def _table(self, device: str, max_tokens: int) -> list[float]:
+        wanted = (device, self.format, self.shape.hidden, self.shape.intermediate, self.shape.matrices)
+        for table in self.profile.tables:
+            if (table.device, table.format, table.hidden, table.intermediate, table.matrices) == wanted:
+                return interpolate(table.points, max_tokens)
+        stream = self.shape.bytes[self.format] / self.profile[f"{device}_bandwidth"]
+        token = self.shape.flops / self.profile[f"{device}_rate"]
+        return [0.0] + [max(stream, w * token) for w in range(1, max_tokens + 1)]
+
+
+def interpolate(points: Sequence[tuple[int, float]], max_tokens: int) -> list[float]:
+    """Seconds for 0 .. max_tokens from measured (tokens, seconds): straight lines between the points, 0 for
+    no token; past the last point its time grows by the last line's slope, with one point in proportion."""
+    seconds = [0.0]
+    for (low, start), (high, end) in pairwise(points):
+        seconds += [start + (end - start) * (w - low) / (high - low) for w in range(low, high)]
+    last, time = points[-1]
+    slope = max(0.0, (time - points[-2][1]) / (last - points[-2][0])) if len(points) > 1 else time / last
+    seconds += [time + slope * (w - last) for w in range(last, max_tokens + 1)]
+    return seconds[: max_tokens + 1]
+
+
+def _contended_bandwidth(profile: Profile) -> float:
+    link = profile["link_bandwidth"]
+    if "link_contended" in profile.figures:
+        return min(link, profile["link_contended"])
+    left = profile["memory_bandwidth"] - profile["cpu_bandwidth"]
+    if left <= 0:
+        raise DaliError(
+            f"The hardware profile {profile.name} lets the CPU's experts take all of the memory bandwidth, "
+            f"{profile['memory_bandwidth']:.3g} B/s, which leaves nothing for copies.",
+            "Give the profile a figure link_contended, measured while the CPU computes.",
+        )
+    return min(link, left)

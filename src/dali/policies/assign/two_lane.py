@@ -1,0 +1,116 @@
+"""Two-lane assignment (ours): the best split found in the lane model of `policies.lanes`.
+
+Greedy's sum of max(transfer, compute) charges residents as if they could not run under another expert's
+transfer, and an expert in flight a whole copy. Here every candidate is judged by its timeline. Fetching costs
+the same for each absent expert, so the ones to fetch are those with the largest gain, t_cpu - compute on the
+accelerator; the same order says which residents the CPU can best relieve the accelerator of. That leaves a
+search over two numbers, how many residents stay on the accelerator and how many absent experts are fetched,
+each list by gain (ties: lower id):
+
+1. bisect the fetches with all residents kept: the accelerator's end rises with them, the CPU's falls;
+2. at that crossing bisect the residents kept, if the accelerator is late because it computes;
+3. if it is late because it waits for an expert in flight, let the CPU have the one that lands last, and
+   search again;
+4. compare with everything on one device and with greedy: never worse than those in this model.
+
+Copies go longest compute first: the last one to land then leaves the least to do (Johnson's rule for equal
+copies).
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from itertools import accumulate
+
+from dali.hardware.cost import ExpertCosts
+from dali.policies.assign.cpu import all_cpu
+from dali.policies.assign.greedy import greedy
+from dali.policies.lanes import accelerator_end, makespan
+from dali.policies.plan import LayerPlan, ResidencyView
+
+
+class Policy:
+    """`two_lane`, the default."""
+
+    def assign(
+        self, layer: int, workload: Sequence[int], view: ResidencyView, costs: ExpertCosts
+    ) -> LayerPlan:
+        return two_lane(workload, view, costs)
+
+
+def two_lane(workload: Sequence[int], view: ResidencyView, costs: ExpertCosts) -> LayerPlan:
+    """The plan of least makespan among those searched."""
+    cpu, gpu, launch, resident, in_flight = costs.cpu, costs.gpu, costs.launch, view.resident, view.in_flight
+    gains = [(gpu[tokens] - cpu[tokens], expert) for expert, tokens in enumerate(workload) if tokens]
+    gains.sort()
+    kept = [expert for _, expert in gains if expert in resident]
+    absent = [expert for _, expert in gains if expert not in resident and expert not in in_flight]
+    landing = view.landing() if in_flight else []
+    most_kept, most_fetched = len(kept), len(absent) if view.slots else 0
+
+    # Seconds by split: the first n on the accelerator, the others on the CPU.
+    kept_gpu = [0.0, *accumulate([gpu[workload[expert]] for expert in kept], initial=launch)]
+    kept_gpu[1:2] = []  # no resident, no launch
+    kept_cpu = _tails([cpu[workload[expert]] for expert in kept])
+    fetched = [gpu[workload[expert]] + launch for expert in absent]
+    absent_cpu = _tails([cpu[workload[expert]] for expert in absent])
+    arrivals = [(in_flight[e], gpu[workload[e]] + launch if workload[e] else 0.0) for e in landing]
+    given_up: list[int] = []  # experts in flight that the CPU computes after all
+    given_up_cpu = 0.0
+
+    def ends(keep: int, fetch: int) -> tuple[float, float]:
+        cpu_end = given_up_cpu + kept_cpu[keep] + absent_cpu[fetch]
+        longest_first = sorted(fetched[:fetch], reverse=True)
+        return cpu_end, accelerator_end(kept_gpu[keep], arrivals, longest_first, view, cpu_end, costs)
+
+    def late(keep: int, fetch: int) -> bool:
+        cpu_end, gpu_end = ends(keep, fetch)
+        return gpu_end >= cpu_end
+
+    def search() -> tuple[float, int, int]:
+        # The copies alone bound the crossing from above, without a timeline.
+        cpu_rest, link_free, link = given_up_cpu + kept_cpu[most_kept], view.link_free, costs.link
+        copied = range(most_fetched)
+        bound = bisect_left(copied, True, key=lambda n: link_free + n * link >= cpu_rest + absent_cpu[n])
+        crossing = bisect_left(range(bound), True, key=lambda fetch: late(most_kept, fetch))
+        splits = {(most_kept, crossing), (most_kept, max(crossing - 1, 0))}
+        if kept and ends(most_kept - 1, crossing)[1] < ends(most_kept, crossing)[1]:
+            keep = bisect_left(range(most_kept), True, key=lambda keep: late(keep, crossing))
+            splits |= {(keep, crossing), (max(keep - 1, 0), crossing)}
+        found = min((max(ends(*split)), *split) for split in splits)
+        if view.link_free + most_fetched * costs.link < found[0]:
+            found = min(found, (max(ends(most_kept, most_fetched)), most_kept, most_fetched))
+        return found
+
+    best, keep, fetch = search()
+    for index in reversed([i for i, expert in enumerate(landing) if workload[expert]]):
+        expert, arrival = landing[index], arrivals[index]
+        seconds = cpu[workload[expert]]
+        # Not when the accelerator waits for new copies, or the CPU would be later still.
+        if fetch or given_up_cpu + seconds >= best:
+            break
+        arrivals[index] = (arrival[0], 0.0)
+        given_up_cpu += seconds
+        found = search()
+        if found[0] >= best:
+            arrivals[index] = arrival
+            break
+        best, keep, fetch = found
+        given_up.append(expert)
+
+    paper = greedy(workload, view, costs)
+    # Greedy wins ties: the same split's sums, taken in another order, may differ in the last bit.
+    if makespan(paper, workload, view, costs) <= best * (1 + 1e-9):
+        return paper
+    if sum([cpu[workload[expert]] for _, expert in gains]) < best:
+        return all_cpu(workload)
+    on_time = [expert for expert in landing if workload[expert] and expert not in given_up]
+    fetches = sorted(absent[:fetch], key=lambda expert: -gpu[workload[expert]])
+    cpu_experts = (*absent[fetch:], *kept[keep:], *given_up)
+    return LayerPlan(cpu_experts, (*kept[:keep], *on_time, *fetches), tuple(fetches))
+
+
+def _tails(seconds: list[float]) -> list[float]:
+    """Entry n is the sum of seconds[n:]."""
+    return list(accumulate(reversed(seconds), initial=0.0))[::-1]

@@ -1,0 +1,74 @@
+"""Cache replacement: which experts of a MoE layer stay on the accelerator.
+
+After a layer's last use in a step the runtime calls `observe` and queues the swaps it returns. A swap is one
+expert out, one in, so a layer's capacity never changes. When the incoming expert sits in a scratch slot (it
+is in `fetched`), the runtime exchanges the two slots' roles and copies nothing; otherwise it copies, and the
+expert counts as resident once that copy is done. So window policies may name any expert, and policies that
+fill on demand (LRU, LFU) name fetched ones only. Host memory keeps every expert, so nothing is ever copied
+back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence, Set
+from random import Random
+from typing import NamedTuple
+
+
+class Swap(NamedTuple):
+    evict: int
+    load: int
+
+
+class CachePolicy:
+    """Keeps its starting set; the base of all cache policies.
+
+    `capacity`: resident experts a layer, the same for every layer; `experts`: routed experts a layer. State
+    is per layer and per object; the only randomness is the starting set's, by `seed`.
+    """
+
+    def __init__(self, layers: int, experts: int, capacity: int, seed: int = 0) -> None:
+        self.layers = layers
+        self.experts = experts
+        self.capacity = min(capacity, experts)
+        self.seed = seed
+
+    def initial(self, layer: int) -> tuple[int, ...]:
+        """The starting set, ids ascending: the same number of random experts in every layer, as in DALI."""
+        rng = Random(f"{self.seed}/{layer}")
+        return tuple(sorted(rng.sample(range(self.experts), self.capacity)))
+
+    def observe(
+        self,
+        layer: int,
+        workload: Sequence[int],
+        resident: Set[int],
+        fetched: Collection[int] = (),
+        protected: Set[int] = frozenset(),
+    ) -> list[Swap]:
+        """Swaps after one forward step (a prefill chunk is one, too).
+
+        `workload[e]`: live tokens routed to expert e in the step. `resident`: the layer's residents now.
+        `fetched`: experts in its scratch slots. `protected`: experts to leave as they are: still in use, or
+        part of a swap in flight.
+        """
+        return []
+
+
+def fill(
+    rank: Sequence[float],
+    workload: Sequence[int],
+    resident: Set[int],
+    fetched: Collection[int],
+    protected: Set[int],
+) -> list[Swap]:
+    """Demand filling: each fetched expert that was used stays, for the resident of lowest rank that was not
+    used in this step. Ranks are compared after the step, so one step's experts never evict each other; ties
+    to the lower id."""
+    used = (expert for expert in fetched if workload[expert] and expert not in protected)
+    loads = sorted(used, key=lambda expert: (-rank[expert], expert))
+    if not loads:
+        return []
+    idle = (expert for expert in resident - protected if not workload[expert])
+    victims = sorted(idle, key=lambda expert: (rank[expert], expert))
+    return [Swap(evict, load) for evict, load in zip(victims, loads, strict=False)]

@@ -1,0 +1,7 @@
+"""A fixed set: what is resident at the start stays."""
+
+from dali.policies.cache import CachePolicy
+
+
+class Policy(CachePolicy):
+    """`static`."""

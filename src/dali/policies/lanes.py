@@ -1,0 +1,133 @@
+"""The lane model: what a plan's timeline looks like before it runs. All its times are modelled.
+
+Three lanes start together. The CPU computes its experts back to back. The link carries one copy at a time:
+experts in flight land when the view says, fetched ones follow in the plan's order, each at the contended pace
+while the CPU is still computing and at full pace afterwards. The accelerator computes residents first, as one
+grouped launch, under the transfers; then the experts in flight and the fetched ones as they land, a launch
+each.
+
+Scratch slots recycle in order: of all copies, those in flight first, copy i cannot start before the compute
+of copy i - slots has ended. An expert that landed but is not computed on the accelerator frees its slot on
+landing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from dali.hardware.cost import ExpertCosts
+from dali.policies.plan import LayerPlan, ResidencyView
+
+
+class Span(NamedTuple):
+    """One expert on one lane ("cpu", "link" or "gpu"), in seconds from the start of the layer's experts."""
+
+    lane: str
+    expert: int
+    start: float
+    end: float
+
+
+def makespan(plan: LayerPlan, workload: Sequence[int], view: ResidencyView, costs: ExpertCosts) -> float:
+    """Seconds until the last lane is done."""
+    cpu_end, resident, arrivals, fetched = _lanes(plan, workload, view, costs)
+    return max(cpu_end, accelerator_end(resident, arrivals, fetched, view, cpu_end, costs))
+
+
+def timeline(plan: LayerPlan, workload: Sequence[int], view: ResidencyView, costs: ExpertCosts) -> list[Span]:
+    """Every expert's spans. ValueError: the plan leaves out or repeats an active expert, breaks the launch
+    order, or needs slots the view does not have."""
+    active = [expert for expert, tokens in enumerate(workload) if tokens]
+    if sorted(plan.cpu + plan.gpu) != active:
+        raise ValueError(f"{plan} does not hold each active expert of {active} once")
+    residents = [expert for expert in plan.gpu if expert in view.resident]
+    landing = [expert for expert in view.landing() if expert in plan.gpu]
+    if plan.gpu != (*residents, *landing, *plan.fetch):
+        raise ValueError(f"{plan} does not launch residents, then experts in flight, then fetched ones")
+    if plan.fetch and not view.slots:
+        raise ValueError(f"{plan} fetches without a scratch slot")
+
+    spans = [
+        *_back_to_back("cpu", plan.cpu, [costs.cpu[workload[expert]] for expert in plan.cpu], 0.0),
+        *_back_to_back("gpu", residents, [costs.gpu[workload[expert]] for expert in residents], costs.launch),
+    ]
+    cpu_end, resident, arrivals, fetched = _lanes(plan, workload, view, costs)
+    log: list[tuple[float, float, float, float]] = []
+    accelerator_end(resident, arrivals, fetched, view, cpu_end, costs, log)
+    for expert, (copy, landed, start, end) in zip([*view.landing(), *plan.fetch], log, strict=True):
+        spans.append(Span("link", expert, copy, landed))
+        if end > start:
+            spans.append(Span("gpu", expert, start, end))
+    return spans
+
+
+def accelerator_end(
+    resident_seconds: float,
+    arrivals: Sequence[tuple[float, float]],
+    fetched: Sequence[float],
+    view: ResidencyView,
+    cpu_end: float,
+    costs: ExpertCosts,
+    log: list[tuple[float, float, float, float]] | None = None,
+) -> float:
+    """Seconds until the accelerator is done: the inner loop of planning.
+
+    `resident_seconds`: the residents' launch and compute. `arrivals`: for each expert in flight, in landing
+    order, when it lands and its launch and compute (0 when it is not computed here). `fetched`: launch and
+    compute of the fetched experts in copy order. `log` takes (copy start, landed, compute start, compute end)
+    of each of both.
+    """
+    alone, contended, slots = costs.link, costs.link_contended, view.slots
+    lane, link = resident_seconds, view.link_free
+    released: list[float] = []
+    copy = 0.0
+    for landed, seconds in arrivals:
+        if landed > link:
+            link = landed
+        start = lane if seconds and lane > landed else landed
+        if seconds:
+            lane = start + seconds
+        released.append(start + seconds)
+        if log is not None:
+            log.append((copy, landed, start, start + seconds))
+            copy = landed
+    for seconds in fetched:
+        copy = link
+        turn = len(released) - slots
+        if turn >= 0 and released[turn] > copy:
+            copy = released[turn]
+        if copy >= cpu_end:
+            link = copy + alone
+        else:
+            link = copy + contended
+            if link > cpu_end:  # the rest of the copy runs at full pace
+                link = cpu_end + alone * (1 - (cpu_end - copy) / contended)
+        start = lane if lane > link else link
+        lane = start + seconds
+        released.append(lane)
+        if log is not None:
+            log.append((copy, link, start, lane))
+    return lane
+
+
+def _back_to_back(
+    lane: str, experts: Sequence[int], seconds: Sequence[float], start: float
+) -> Iterator[Span]:
+    for expert, took in zip(experts, seconds, strict=True):
+        yield Span(lane, expert, start, start + took)
+        start += took
+
+
+def _lanes(
+    plan: LayerPlan, workload: Sequence[int], view: ResidencyView, costs: ExpertCosts
+) -> tuple[float, float, list[tuple[float, float]], list[float]]:
+    cpu, gpu, launch = costs.cpu, costs.gpu, costs.launch
+    cpu_end = sum([cpu[workload[expert]] for expert in plan.cpu])
+    residents = [gpu[workload[expert]] for expert in plan.gpu if expert in view.resident]
+    fetched = [gpu[workload[expert]] + launch for expert in plan.fetch]
+    arrivals = [
+        (view.in_flight[expert], gpu[workload[expert]] + launch if expert in plan.gpu else 0.0)
+        for expert in view.landing()
+    ]
+    return cpu_end, sum(residents) + launch if residents else 0.0, arrivals, fetched

@@ -1,0 +1,109 @@
+import json
+from dataclasses import replace
+
+import pytest
+
+from dali.errors import DaliError, UsageError
+from dali.hardware.profile import SCHEMA, UNITS, Figure, Profile, Table, known, load
+
+SHIPPED = ["egpu-x4", "laptop-8gb", "paper", "rtx4090-desktop"]
+TABLE = Table("cpu", "w4", 64, 32, 3, ((1, 1e-5), (4, 2e-5)), "measured", "probe of 3 May")
+
+
+def test_the_shipped_profiles_are_known():
+    assert known() == SHIPPED
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_shipped_figure_is_published_and_sourced(name):
+    profile = load(name)
+    assert profile.name == name
+    assert profile.label == "roofline"
+    assert UNITS.keys() - profile.figures.keys() <= {"link_contended"}
+    for figure in profile.figures.values():
+        assert figure.label == "roofline"
+        assert len(figure.source) > 20
+        assert (figure.efficiency == 1) == (not figure.efficiency_source)
+
+
+def test_the_papers_machine_has_the_papers_link_and_gpu():
+    paper = load("paper")
+    assert paper.figures["link_bandwidth"].value == 31.5e9  # PCIe 4.0 x16
+    assert paper["gpu_memory"] == 24 * 2**30
+    assert paper["memory_bandwidth"] == pytest.approx(8 * 3200e6 * 8 * 0.8)
+
+
+def test_an_unknown_name_lists_the_known_ones():
+    with pytest.raises(UsageError, match="no hardware profile 'rtx5090'") as caught:
+        load("rtx5090")
+    assert all(name in caught.value.fix for name in SHIPPED)
+
+
+def test_a_profile_comes_back_from_its_json(tmp_path):
+    profile = replace(load("paper"), name="mine", tables=(TABLE,))
+    path = tmp_path / "mine.json"
+    path.write_text(profile.to_json())
+    assert load(path) == load(str(path)) == profile
+
+
+def test_a_profile_is_measured_only_when_all_of_it_is():
+    paper = load("paper")
+    measured = {name: replace(figure, label="measured") for name, figure in paper.figures.items()}
+    assert replace(paper, figures=measured, tables=(TABLE,)).label == "measured"
+    assert replace(paper, figures=measured, tables=(replace(TABLE, label="roofline"),)).label == "roofline"
+    assert replace(paper, figures={**measured, "sync": paper.figures["sync"]}).label == "roofline"
+
+
+def test_another_schema_is_refused_by_its_number():
+    data = json.loads(load("paper").to_json()) | {"schema": SCHEMA + 1}
+    with pytest.raises(DaliError, match=f"schema {SCHEMA + 1}; this version reads schema {SCHEMA}") as caught:
+        Profile.from_json(json.dumps(data), "old.json")
+    assert "paper" in caught.value.fix
+
+
+def edited(change):
+    data = json.loads(replace(load("paper"), tables=(TABLE,)).to_json())
+    change(data)
+    return json.dumps(data)
+
+
+BROKEN = {
+    "not a JSON object": lambda data: data.clear(),
+    "sync.* is missing": lambda data: data["figures"].pop("sync"),
+    "in 'GB/s', not in 'B/s'": lambda data: data["figures"]["link_bandwidth"].update(unit="GB/s"),
+    "warp_speed.* is unknown": lambda data: data["figures"].update(warp_speed=data["figures"]["sync"]),
+    "not a positive number": lambda data: data["figures"]["launch"].update(value=-1.0),
+    "cpu_rate is nan": lambda data: data["figures"]["cpu_rate"].update(value=float("nan")),
+    "'fast' x 1.0": lambda data: data["figures"]["sync"].update(value="fast"),
+    "x 1.5": lambda data: data["figures"]["link_bandwidth"].update(efficiency=1.5),
+    "sync needs a source": lambda data: data["figures"]["sync"].update(source=""),
+    "label out of roofline, measured": lambda data: data["figures"]["sync"].update(label="guess"),
+    "efficiency of cpu_rate has no source": lambda data: data["figures"]["cpu_rate"].pop("efficiency_source"),
+    "malformed: .*colour": lambda data: data["figures"]["sync"].update(colour="red"),
+    "missing or malformed: 'name'": lambda data: data.pop("name"),
+    "missing or malformed": lambda data: data.update(figures=[1, 2]),
+    "table for w4 needs a device": lambda data: data["tables"][0].update(device="tpu"),
+    "token counts that rise from 1": lambda data: data["tables"][0].update(points=[[2, 1e-5]]),
+    "counts that rise": lambda data: data["tables"][0].update(points=[[1, 1e-5], [1, 2e-5]]),
+    "a time that is not a positive": lambda data: data["tables"][0].update(points=[[1, 0.0]]),
+    "table for w4 needs a source": lambda data: data["tables"][0].update(source=""),
+}
+
+
+@pytest.mark.parametrize(("problem", "change"), BROKEN.items(), ids=BROKEN)
+def test_a_broken_profile_says_where_it_is_broken(problem, change):
+    with pytest.raises(DaliError, match=problem) as caught:
+        Profile.from_json(edited(change), "odd.json")
+    assert "odd.json" in caught.value.problem
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"3", b"\xff\xfe\x00"])
+def test_a_file_that_is_no_profile_is_refused(tmp_path, content):
+    path = tmp_path / "odd.json"
+    path.write_bytes(content)
+    with pytest.raises(DaliError, match="not a JSON object with a schema"):
+        load(path)
+
+
+def test_a_figures_efficiency_multiplies_its_value():
+    assert Figure(200.0, "B/s", "roofline", "a sheet", 0.8, "a test").effective == pytest.approx(160.0)

@@ -1,0 +1,119 @@
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dali.policies import create, names
+
+
+def policy(name, experts=6, capacity=2, layers=1, **options):
+    return create("cache", name, layers=layers, experts=experts, capacity=capacity, **options)
+
+
+def test_every_layer_starts_with_the_same_number_of_random_experts():
+    cache = policy("workload", experts=64, capacity=16, layers=8, seed=3)
+    starts = [cache.initial(layer) for layer in range(8)]
+    assert all(len(set(start)) == 16 and set(start) <= set(range(64)) for start in starts)
+    assert len(set(starts)) == 8
+    assert starts == [policy("lru", experts=64, capacity=16, layers=8, seed=3).initial(n) for n in range(8)]
+    assert starts != [policy("lru", experts=64, capacity=16, layers=8, seed=4).initial(n) for n in range(8)]
+
+
+def test_a_cache_larger_than_the_layer_holds_the_layer():
+    assert policy("static", experts=4, capacity=9).initial(0) == (0, 1, 2, 3)
+
+
+def test_no_cache_holds_nothing():
+    assert policy("none", capacity=5).initial(0) == ()
+    assert policy("none").observe(0, [1] * 6, set(), fetched={1}) == []
+
+
+def test_a_static_cache_stays():
+    cache = policy("static")
+    assert cache.observe(0, [0, 0, 9, 9, 9, 9], {0, 1}, fetched={2, 3}) == []
+
+
+def test_workload_swaps_the_busiest_for_the_idlest_at_the_windows_end():
+    cache = policy("workload", window=2, swaps=2)
+    assert cache.observe(0, [1, 0, 5, 0, 2, 0], {0, 1}) == []
+    # Sums 1, 1, 5, 3, 3, 0: out go 0 and 1 (1 each, by id), in come 2 (5) and 3 (3, before 4 by id).
+    assert cache.observe(0, [0, 1, 0, 3, 1, 0], {0, 1}) == [(0, 2), (1, 3)]
+    # A new window starts from 0: 2 has 1, 3 nothing, 0 has 1 again, which is not more than 2's but than 3's.
+    assert cache.observe(0, [1, 0, 1, 0, 0, 0], {2, 3}) == []
+    assert cache.observe(0, [0, 0, 0, 0, 0, 0], {2, 3}) == [(3, 0)]
+
+
+def test_workload_swaps_only_for_a_strictly_higher_score():
+    cache = policy("workload", window=1, swaps=2)
+    assert cache.observe(0, [3, 3, 3, 3, 0, 0], {0, 1}) == []
+    assert cache.observe(0, [3, 2, 3, 3, 0, 0], {0, 1}) == [(1, 2)]
+    assert cache.observe(0, [0, 0, 0, 0, 0, 0], {0, 1}) == []
+
+
+def test_workload_keeps_to_its_number_of_swaps():
+    assert policy("workload", window=1, swaps=1).observe(0, [0, 0, 1, 2, 3, 0], {0, 1}) == [(0, 4)]
+    assert policy("workload", window=1, swaps=0).observe(0, [0, 0, 1, 2, 3, 0], {0, 1}) == []
+
+
+def test_the_papers_window_and_swaps_are_the_defaults():
+    assert (policy("workload", experts=128).window, policy("workload", experts=128).swaps) == (4, 8)
+    assert policy("workload", experts=8).swaps == 1
+
+
+def test_lru_keeps_what_was_fetched_for_what_was_used_longest_ago():
+    cache = policy("lru")
+    assert cache.observe(0, [1, 1, 0, 0, 0, 0], {0, 1}) == []
+    assert cache.observe(0, [1, 0, 1, 0, 0, 0], {0, 1}, fetched={2}) == [(1, 2)]
+    # Both residents were used in this step: nothing goes, though 3 and 4 were fetched.
+    assert cache.observe(0, [1, 0, 1, 1, 1, 0], {0, 2}, fetched={3, 4}) == []
+    # 5 came by prefetch and was not used; 0 and 2 were last used in the same step: the lower id goes.
+    assert cache.observe(0, [0, 0, 0, 1, 0, 0], {0, 2}, fetched={3, 5}) == [(0, 3)]
+
+
+def test_what_the_cpu_computed_is_not_kept():
+    cache = policy("lru")
+    assert cache.observe(0, [0, 0, 1, 1, 0, 0], {0, 1}, fetched=()) == []
+
+
+def test_lfu_counts_steps_not_tokens_and_remembers():
+    cache = policy("lfu")
+    assert cache.observe(0, [9, 0, 1, 0, 0, 0], {0, 1}) == []
+    assert cache.observe(0, [0, 1, 1, 0, 0, 0], {0, 1}, fetched={2}) == [(0, 2)]  # one use each: the idle one
+    # Uses: 0 once, 1 once, 2 twice. 0 comes back for 1, used less often than 2.
+    assert cache.observe(0, [1, 0, 0, 0, 0, 0], {1, 2}, fetched={0}) == [(1, 0)]
+
+
+@pytest.mark.parametrize("name", ["lru", "lfu", "workload"])
+def test_layers_do_not_share_state(name):
+    options = {"window": 2, "swaps": 1} if name == "workload" else {}
+    both, alone = policy(name, layers=2, **options), policy(name, layers=1, **options)
+    for step in range(6):
+        workload = [step % 2, 0, 1, step % 3, 0, 1]
+        both.observe(1, [9, 9, 9, 9, 9, 9], {4, 5}, fetched={0})
+        assert both.observe(0, workload, {0, 1}, {2}) == alone.observe(0, workload, {0, 1}, {2})
+
+
+@pytest.mark.parametrize("name", names("cache"))
+@settings(deadline=None)
+@given(data=st.data())
+def test_swaps_keep_the_capacity_and_spare_the_protected(name, data):
+    experts = data.draw(st.integers(1, 8), "experts")
+    capacity = data.draw(st.integers(0, experts), "capacity")
+    cache = policy(name, experts=experts, capacity=capacity)
+    resident = set(cache.initial(0))
+    size = len(resident)
+    ids = st.sets(st.integers(0, experts - 1))
+    for _ in range(data.draw(st.integers(1, 12), "steps")):
+        workload = data.draw(st.lists(st.integers(0, 5), min_size=experts, max_size=experts))
+        protected, fetched = data.draw(ids), data.draw(ids) - resident
+        swaps = cache.observe(0, workload, frozenset(resident), fetched, protected)
+        touched = [expert for swap in swaps for expert in swap]
+        assert len(set(touched)) == len(touched)
+        assert not set(touched) & protected
+        for swap in swaps:
+            assert swap.evict in resident
+            assert swap.load not in resident
+            if name in ("lru", "lfu"):
+                assert swap.load in fetched
+                assert not workload[swap.evict]
+        resident = resident - {swap.evict for swap in swaps} | {swap.load for swap in swaps}
+        assert len(resident) == size
