@@ -24,6 +24,13 @@ BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 WORDS = [*dict.fromkeys("▁ehlo wrd你好é,�"), "▁hello", "▁▁", "▁▁▁▁", "ello", "好é"]
 
 
+def byte_letters() -> list[str]:
+    """GPT-2's letter for each byte: printable ones stand for themselves, the others for those from 256 on."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return [chr(byte) if byte in printable else chr(256 + others.index(byte)) for byte in range(256)]
+
+
 def shipped() -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(Path(dali.__file__).parent / "models" / "dali-tiny")
 
@@ -77,10 +84,18 @@ ALL = [shipped, byte_level, llama, metaspace]
 every_tokenizer = pytest.mark.parametrize("build", ALL)
 # Any id, special and unknown ones too, and often the single bytes, where characters are split.
 numbers = st.lists(st.integers(0, 4200) | st.integers(0, 330), max_size=40)
+# Whole characters, their beginnings, their ends and bytes that belong to none.
+FRAGMENTS = [*map(str.encode, "Aé你😀"), b"\xf0\x9f\x98", b"\xf0\x9f", b"\xe4", b"\x80", b"\xff"]
+broken_texts = st.lists(st.sampled_from(FRAGMENTS), max_size=12).map(b"".join)
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
     return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+def single_bytes(tokenizer: PreTrainedTokenizerBase, data: bytes) -> list[int]:
+    letters = BYTES if "<0x00>" in tokenizer.get_vocab() else byte_letters()
+    return tokenizer.convert_tokens_to_ids([letters[byte] for byte in data])
 
 
 def pieces(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[str]:
@@ -93,6 +108,18 @@ def pieces(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[str]:
 @given(ids=numbers)
 def test_any_ids_give_decodes_text(build, ids: list[int]) -> None:
     tokenizer = load(build)
+    assert "".join(pieces(tokenizer, ids)) == decode(tokenizer, ids)
+
+
+@every_tokenizer
+@settings(deadline=None)
+@given(data=broken_texts, at=st.integers(0, 40), between=numbers)
+def test_broken_characters_are_replaced_as_decode_does(
+    build, data: bytes, at: int, between: list[int]
+) -> None:
+    tokenizer = load(build)
+    ids = single_bytes(tokenizer, data)
+    ids[at:at] = between[:3]
     assert "".join(pieces(tokenizer, ids)) == decode(tokenizer, ids)
 
 
@@ -152,21 +179,9 @@ def test_stories_of_byte_fallback(tokens: list[str], expected: list[str]) -> Non
 
 def test_stories_of_byte_level() -> None:
     tokenizer = load(shipped)
-    letters = {byte: letter for letter, byte in zip(byte_letters(), range(256), strict=True)}
-
-    def ids(data: bytes) -> list[int]:
-        return tokenizer.convert_tokens_to_ids([letters[byte] for byte in data])
-
-    assert pieces(tokenizer, ids("é😀".encode())) == ["", "é", "", "", "", "😀", ""]
-    assert pieces(tokenizer, ids(b"\xff\xff\xff")) == ["", "�", "�", "�"]
-    assert pieces(tokenizer, ids(b"\xe4\xbdA")) == ["", "", "�A", ""]
-
-
-def byte_letters() -> list[str]:
-    """GPT-2's letter for each byte: printable ones stand for themselves, the others for those from 256 on."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return [chr(byte) if byte in printable else chr(256 + others.index(byte)) for byte in range(256)]
+    assert pieces(tokenizer, single_bytes(tokenizer, "é😀".encode())) == ["", "é", "", "", "", "😀", ""]
+    assert pieces(tokenizer, single_bytes(tokenizer, b"\xff\xff\xff")) == ["", "�", "�", "�"]
+    assert pieces(tokenizer, single_bytes(tokenizer, b"\xe4\xbdA")) == ["", "", "�A", ""]
 
 
 class Counting:

@@ -101,11 +101,12 @@ def test_draws_are_survivors_and_never_banned(logits: Tensor, params: SamplingPa
         assert weights[ids == token] > 0
 
 
-def test_draws_follow_the_probabilities() -> None:
-    logits = torch.tensor([2.0, 0.0, 1.0, -1.0, 0.5])
-    sampler = Sampler(SamplingParams(temperature=1.5, seed=7))
+@pytest.mark.parametrize("temperature", [0.4, 1.5])
+def test_draws_follow_the_probabilities(temperature: float) -> None:
+    logits = torch.tensor([1.0, 0.0, 0.5, -0.5, 0.25])
+    sampler = Sampler(SamplingParams(temperature=temperature, seed=7))
     drawn = Counter(sampler.sample(logits) for _ in range(4000))
-    expected = 4000 * (logits.double() / 1.5).softmax(0)
+    expected = 4000 * (logits.double() / temperature).softmax(0)
     assert chisquare([drawn[token] for token in range(5)], expected).pvalue > 1e-3
 
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 BYTE_TOKEN = re.compile("<0x[0-9A-Fa-f]{2}>")
 # A character has at most 4 bytes, so the bytes of an unfinished one lie within the last 3 tokens.
-WINDOW = 4
+WINDOW = 3
 
 
 class Detokenizer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -39,10 +40,15 @@ class Engine:
             return False
         started = time.perf_counter()
         prefill = [sequence.in_prefill for sequence, _ in plan]
-        logits = self._forward(plan)
+        try:
+            logits = self._forward(plan)
+        except BaseException:
+            self._roll_back(plan)
+            raise
         sampled = iter(logits)
         for sequence, tokens in plan:
             sequence.computed += tokens
+        for sequence, _ in plan:
             if sequence.pending == 0:
                 sequence.push(sequence.sampler.sample(next(sampled)))
         seconds = time.perf_counter() - started
@@ -55,8 +61,15 @@ class Engine:
                 self._retire(sequence)
         return True
 
+    def score(self, sequence: Sequence) -> Iterator[torch.Tensor]:
+        """Teacher-forced logits of a sequence that has not joined: [tokens, vocabulary] a chunk, all its tokens in order."""
+        while sequence.pending:
+            tokens = min(sequence.pending, self.scheduler.step_tokens)
+            yield self._forward([(sequence, tokens)], every_row=True)
+            sequence.computed += tokens
+
     @torch.inference_mode()
-    def _forward(self, plan: list[tuple[Sequence, int]]) -> torch.Tensor:
+    def _forward(self, plan: list[tuple[Sequence, int]], every_row: bool = False) -> torch.Tensor:
         """Run the model on the planned tokens; logits [sequences whose last token was computed, vocabulary]."""
         ids: list[int] = []
         positions: list[int] = []
@@ -75,10 +88,16 @@ class Engine:
                 input_ids=torch.tensor([ids]),
                 position_ids=torch.tensor([positions]),
                 use_cache=False,
-                logits_to_keep=torch.tensor(last_rows, dtype=torch.long),
+                logits_to_keep=0 if every_row else torch.tensor(last_rows, dtype=torch.long),
             )
         logits: torch.Tensor = out.logits[0]
         return logits
+
+    def _roll_back(self, plan: list[tuple[Sequence, int]]) -> None:
+        """An interrupted step has left keys in some layers only; take them back, so that the step can be tried again."""
+        for sequence, _ in plan:
+            if not sequence.kv.truncate(sequence.computed):
+                self.abort(sequence)
 
     def _retire(self, sequence: Sequence) -> None:
         self.scheduler.remove(sequence)

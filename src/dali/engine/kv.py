@@ -17,6 +17,7 @@ class LayerKV:
     def __init__(self) -> None:
         self.first = 0
         self.length = 0  # tokens kept
+        self._window: int | None = None
         self._keys: Tensor | None = None
         self._values: Tensor | None = None
 
@@ -27,6 +28,7 @@ class LayerKV:
     def append(self, keys: Tensor, values: Tensor, window: int | None) -> tuple[Tensor, Tensor]:
         """Add new tokens, [heads, new, width]; returns views of all that are kept."""
         new = keys.shape[1]
+        self._window = window
         if self._keys is None or self._values is None or self.length + new > self._keys.shape[1]:
             self._make_room(keys, values, window)
         assert self._keys is not None
@@ -45,14 +47,19 @@ class LayerKV:
         capacity = self._keys.shape[1] if self._keys is not None else INITIAL_TOKENS
         while capacity < kept + new or (window and capacity < 2 * kept):  # half free: compaction stays rare
             capacity *= 2
-        for name, sample in (("_keys", keys), ("_values", values)):
-            old: Tensor | None = getattr(self, name)
+        buffers = []
+        for old, sample in ((self._keys, keys), (self._values, values)):
             buffer = torch.empty(sample.shape[0], capacity, sample.shape[2], dtype=sample.dtype)
             if old is not None:
                 buffer[:, :kept] = old[:, dropped : self.length]
-            setattr(self, name, buffer)
+            buffers.append(buffer)
+        self._keys, self._values = buffers  # together: Ctrl-C must not leave one without the other
         self.first += dropped
         self.length = kept
+
+    def reaches(self, tokens: int) -> bool:
+        """Whether all that position `tokens` would see is still here."""
+        return self.first == 0 or (self._window is not None and tokens - self._window + 1 >= self.first)
 
     def truncate(self, tokens: int) -> None:
         """Keep positions below `tokens`."""
@@ -76,7 +83,7 @@ class KVCache:
 
     def truncate(self, tokens: int) -> bool:
         """Forget positions from `tokens` on. False, and nothing done, where a sliding window no longer reaches back."""
-        if any(layer.first > 0 for layer in self._layers.values()):
+        if not all(layer.reaches(tokens) for layer in self._layers.values()):
             return False
         for layer in self._layers.values():
             layer.truncate(tokens)

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence as Many
+from collections.abc import Callable, Generator, Iterator, Sequence as Many
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+import jinja2
 import torch
 
 from dali.engine import seam
 from dali.engine.engine import Engine
-from dali.engine.load import LoadedModel, Meter, build_layers, choose_layout, load_model
+from dali.engine.load import LoadedModel, choose_layout, load_model
 from dali.engine.locate import locate
+from dali.engine.offload import Offload, check, offload
+from dali.engine.progress import Meter, silent
 from dali.engine.sampling import SamplingParams
 from dali.engine.sequence import Sequence
 from dali.errors import DaliError, UsageError
-from dali.hardware.memory import available_ram
+from dali.hardware.memory import available_ram, parse_size
 from dali.kernels.formats import FORMATS
+from dali.runtime.executor import Executor
+from dali.runtime.layer import MoELayer
 from dali.runtime.telemetry import Telemetry
 from dali.store.arena import Arena
 from dali.store.checkpoint import canonical
@@ -51,7 +55,14 @@ def load(
     ram: int | str | None = None,
     threads: int | None = None,
     offline: bool = False,
-    meter: Meter | None = None,
+    device: str = "cpu",
+    vram: int | str | None = None,
+    profile: str | None = None,
+    assign: str = "two_lane",
+    prefetch: str = "residual",
+    cache: str = "workload",
+    seed: int = 0,
+    meter: Meter = silent,
     notify: Callable[[str], None] = lambda message: None,
 ) -> LLM:
     """Load a Mixture-of-Experts model; its routed experts are packed, held and computed by dali.
@@ -59,15 +70,23 @@ def load(
     model: a directory, org/name, or None for the model that ships inside. quant: format of the experts in memory, "auto"
     (w8 if it fits, else w4), "f32", "f16", "bf16", "w8" or "w4". dtype: of everything else. ctx_size: tokens a sequence may
     have, at most what the model was made for. ram: host memory to plan with (bytes or "24GiB"). threads: CPU threads.
+    device: "cpu", "cuda", "cuda:N" or "sim:PROFILE" (same results, modelled times). vram: accelerator memory for experts.
+    profile: the hardware profile to plan with. assign, prefetch, cache: policies by name. seed: of the starting residents and
+    the simulator's schedule. meter, notify: are told of progress and of what is worth knowing.
     """
     if threads is not None:
         if threads < 1:
             raise UsageError(f"threads must be at least 1, not {threads}.", "Leave it out to use all cores.")
         torch.set_num_threads(threads)
-    directory = locate(model, offline)
-    budget = parse_size(ram) if isinstance(ram, str) else ram
-    loaded = load_model(directory, quant, dtype, budget, meter or (lambda what, total: lambda done: None), notify)
-    return LLM(directory, loaded, ctx_size)
+    ram, vram = (parse_size(size) if isinstance(size, str) else size for size in (ram, vram))
+    options = None
+    if device != "cpu":
+        options = Offload(device, vram, profile, assign, prefetch, cache, seed)
+        check(options)
+    llm = LLM(load_model(locate(model, offline), quant, dtype, ram, meter, notify), ctx_size)
+    if options is not None:
+        llm.executor = offload(llm.loaded, llm.engine, options, meter, notify)
+    return llm
 
 
 def attach(model: Any, *, quant: str = "w8") -> Any:
@@ -90,15 +109,19 @@ def attach(model: Any, *, quant: str = "w8") -> Any:
         del parameters
         for name in names:
             module._parameters[name] = None
-    seam.install(model, build_layers(arena, layout, len(modules), Telemetry()))
+    telemetry = Telemetry()
+    records = arena.by_layer(len(modules))
+    seam.install(model, [MoELayer(i, layout, layer, telemetry) for i, layer in enumerate(records)])
     return model
 
 
 class LLM:
     """A loaded model. Not thread-safe: one thread steps it; generators of several `stream` calls may be interleaved."""
 
-    def __init__(self, directory: Path, loaded: LoadedModel, ctx_size: int | None) -> None:
-        self.name = directory.name
+    def __init__(self, loaded: LoadedModel, ctx_size: int | None) -> None:
+        self.loaded = loaded
+        self.executor: Executor | None = None  # where an accelerator takes part
+        self.name = loaded.name
         self.model = loaded.model
         self.tokenizer = loaded.tokenizer
         self.layout = loaded.layout
@@ -116,6 +139,10 @@ class LLM:
         if not 1 < asked <= most:
             raise UsageError(f"The context size {asked} is out of range.", f"{self.name} takes 2 to {most} tokens.")
         return asked
+
+    def stats(self) -> dict[str, Any]:
+        """What the runtime has done so far: lookups by tier, bytes by link, prefetches, seconds, in all and a layer."""
+        return self.telemetry.as_dict()
 
     @property
     def dense_bytes(self) -> int:
@@ -145,9 +172,15 @@ class LLM:
             raise UsageError("The conversation is empty.", "Give at least one message.")
         if not self.tokenizer.chat_template:
             raise UsageError(f"{self.name} has no chat template.", "Use generate with a plain prompt (dali run --raw).")
-        ids: list[int] = self.tokenizer.apply_chat_template(
-            list(messages), add_generation_prompt=True, tokenize=True, return_dict=False
-        )
+        try:
+            ids: list[int] = self.tokenizer.apply_chat_template(
+                list(messages), add_generation_prompt=True, tokenize=True, return_dict=False
+            )
+        except jinja2.TemplateError as error:
+            raise UsageError(
+                f"The chat template of {self.name} fails on this conversation ({error}).",
+                "Give messages it is made for (some take no system prompt), or another --chat-template.",
+            ) from error
         return ids
 
     def sequence(self, prompt: Prompt, **sampling: Any) -> Sequence:
@@ -171,14 +204,17 @@ class LLM:
         given = {name: value for name, value in sampling.items() if value is not None}
         params = SamplingParams(**(self.defaults | given))
         limit = self.ctx_size if params.max_tokens is None else min(self.ctx_size, len(ids) + params.max_tokens)
-        return Sequence(ids, params, self.tokenizer, self.eos, limit)
+        sequence = Sequence(ids, params, self.tokenizer, self.eos, limit)
+        if isinstance(prompt, str):
+            sequence.continue_text()
+        return sequence
 
     def encode(self, text: str) -> list[int]:
         """Token ids of plain text, special tokens as the tokenizer adds them."""
         ids: list[int] = self.tokenizer(text)["input_ids"]
         return ids
 
-    def pieces(self, sequence: Sequence) -> Iterator[str]:
+    def pieces(self, sequence: Sequence) -> Generator[str, None, None]:
         """Run one sequence; yields its text as it becomes final. Closing the generator aborts it."""
         self.engine.add(sequence)
         try:
@@ -231,20 +267,3 @@ def _default_sampling(config: Any) -> dict[str, Any]:
 def _eos(model: Any, tokenizer: Any) -> frozenset[int]:
     ids = [model.generation_config.eos_token_id, model.config.eos_token_id, tokenizer.eos_token_id]
     return frozenset(i for entry in ids for i in (entry if isinstance(entry, list) else [entry]) if i is not None)
-
-
-_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
-_UNITS |= {"k": 2**10, "m": 2**20, "g": 2**30}
-
-
-def parse_size(text: str) -> int:
-    """"8GiB", "500MB", "2g" -> bytes. UsageError for anything else."""
-    number = text.strip().rstrip("BKMGIbkmgi")
-    unit = text.strip()[len(number) :].lower()
-    try:
-        size = float(number) * _UNITS[unit]
-        if not 0 <= size < 2**63:
-            raise ValueError
-    except (ValueError, KeyError):
-        raise UsageError(f"{text!r} is not a size.", "Write it like 8GiB, 500MB or 0.") from None
-    return int(size)

@@ -10,19 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.utils import logging as transformers_logging
 
 from dali.engine import attention, seam
+from dali.engine.locate import reason
+from dali.engine.progress import Meter
 from dali.errors import DaliError, UsageError
 from dali.hardware.memory import available_ram
 from dali.kernels.expert import ExpertLayout
 from dali.kernels.formats import FORMATS, get_format
 from dali.runtime.layer import MoELayer
 from dali.runtime.telemetry import Telemetry
-from dali.store.arena import Arena
 from dali.store.builder import ensure_store
 from dali.store.cache import store_path
 from dali.store.checkpoint import Checkpoint, CheckpointExperts, ExpertsModule
@@ -34,65 +35,66 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 HEADROOM = 2**30  # bytes left to activations, keys and values, and Python, when --quant auto decides
 ATTENTION_TYPES = {"full_attention", "sliding_attention"}
 
-Meter = Callable[[str, int], Callable[[int], None]]
-"""(what, total bytes) -> function told of bytes done: how loading reports progress."""
-
 
 @dataclass
 class LoadedModel:
     """A dense transformers model whose experts modules run dali's layers."""
 
+    name: str
+    fingerprint: str  # of the checkpoint
     model: Any
     tokenizer: Any
     layout: ExpertLayout
+    records: list[list[Tensor]]  # [layer][expert], packed, in RAM
     telemetry: Telemetry
-    expert_bytes: int  # in RAM
+
+    @property
+    def expert_bytes(self) -> int:
+        """Bytes of RAM the experts take."""
+        return sum(record.nbytes for layer in self.records for record in layer)
 
 
 def load_model(
     directory: Path, quant: str, dtype: str, ram: int | None, meter: Meter, notify: Callable[[str], None]
 ) -> LoadedModel:
-    """Load `directory` for the engine. `ram`: bytes of host memory to plan with, None for what is free now."""
+    """Load `directory` for the engine. `ram`: bytes of host memory to plan with, None for what is free now.
+
+    UsageError for an unknown `quant` or `dtype`; DaliError for a model that cannot be had, read, run or held.
+    """
     if quant not in QUANTS:
         raise UsageError(f"Unknown quantization {quant!r}.", f"Choose one of {', '.join(QUANTS)}.")
     if dtype not in DTYPES:
         raise UsageError(f"Unknown dtype {dtype!r}.", f"Choose one of {', '.join(DTYPES)}.")
     config = read_config(directory)
-    skeleton = _skeleton(config, directory)
+    skeleton = build_skeleton(config, directory)
     modules = seam.describe_model(skeleton, str(directory))
-    _check_attention(skeleton)
+    check_attention(skeleton)
+    tokenizer = load_tokenizer(directory)
     checkpoint = Checkpoint(directory)
     source = CheckpointExperts(checkpoint, modules, get_model_conversion_mapping(skeleton), skeleton)
     if getattr(config, "dtype", None) is None and dtype == "auto":
         dtype = "float32"
     target = config.dtype if dtype == "auto" else getattr(torch, dtype)
-    dense_bytes = _dense_bytes(skeleton, target)
+    dense_bytes = count_dense_bytes(skeleton, target)
     layout = choose_layout(modules, quant, dense_bytes, available_ram() if ram is None else ram, directory)
 
     # Experts first: while they are packed, no dense weights are in memory yet.
     header = StoreHeader(directory.name, checkpoint.fingerprint, len(modules), modules[0].experts, layout)
     path = store_path(directory, layout.format.name)
+    nbytes = header.records * header.record_bytes
     ensure_store(
-        path, header, source, lambda: meter(f"Packing experts to {layout.format.name}", header.records * header.record_bytes), notify
+        path, header, source, lambda: meter(f"Packing experts to {layout.format.name}", nbytes), notify
     )
     source.checkpoint.close()
     model = _load_dense(directory, config, target)
-    tokenizer = load_tokenizer(directory)
     with StoreReader(path) as reader:
-        arena = reader.read_all(meter("Loading experts", header.records * header.record_bytes))
+        arena = reader.read_all(meter("Loading experts", nbytes))
     telemetry = Telemetry()
-    seam.install(model, build_layers(arena, layout, len(modules), telemetry))
-    return LoadedModel(model, tokenizer, layout, telemetry, arena.nbytes)
-
-
-def build_layers(
-    arena: Arena, layout: ExpertLayout, layers: int, telemetry: Telemetry, arithmetic: str = "exact"
-) -> list[MoELayer]:
-    experts = len(arena) // layers
-    return [
-        MoELayer(layer, layout, [arena[layer * experts + e] for e in range(experts)], telemetry, arithmetic)
-        for layer in range(layers)
-    ]
+    records = arena.by_layer(len(modules))
+    seam.install(model, [MoELayer(i, layout, layer, telemetry) for i, layer in enumerate(records)])
+    return LoadedModel(
+        directory.name, checkpoint.fingerprint, model, tokenizer, layout, records, telemetry
+    )
 
 
 def read_config(directory: Path) -> Any:
@@ -100,13 +102,15 @@ def read_config(directory: Path) -> Any:
     path = directory / "config.json"
     try:
         raw = json.loads(path.read_bytes())
-        config = AutoConfig.from_pretrained(directory)
-    except (ValueError, KeyError, OSError, TypeError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        with _quiet_transformers():
+            config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
+        quantization = raw.get("quantization_config") or {}
+        method = quantization.get("quant_method", "an unknown method") if quantization else None
+    except Exception as error:  # transformers stumbles over a wrong value wherever it first uses it
         raise DaliError(
-            f"Cannot read {path} ({first}).", "It must be the config.json of a model that transformers knows."
+            f"Cannot read {path} ({reason(error)}).",
+            "It must be the config.json of a model that transformers knows.",
         ) from error
-    method = (raw.get("quantization_config") or {}).get("quant_method")
     if method == "mxfp4":
         del config.quantization_config  # its experts are dali's; its dense weights are plain bfloat16
     elif method is not None:
@@ -117,7 +121,7 @@ def read_config(directory: Path) -> Any:
     return config
 
 
-def _skeleton(config: Any, directory: Path) -> nn.Module:
+def build_skeleton(config: Any, directory: Path) -> nn.Module:
     """The model on meta, experts included: shapes without memory."""
     cls = AutoModelForCausalLM._model_mapping.get(type(config), None)
     if cls is None:
@@ -125,13 +129,19 @@ def _skeleton(config: Any, directory: Path) -> nn.Module:
             f"{directory} is a {config.model_type} model, which transformers has no text generation for.",
             "dali runs causal language models.",
         )
-    with torch.device("meta"):
-        model: nn.Module = cls(config)
+    try:
+        with _quiet_transformers(), torch.device("meta"):
+            model: nn.Module = cls(config)
+    except Exception as error:  # as in read_config
+        raise DaliError(
+            f"transformers cannot build a {cls.__name__} from {directory / 'config.json'} ({reason(error)}).",
+            "Download it again; if it is as published, a newer transformers may be needed.",
+        ) from error
     return model
 
 
-def _check_attention(model: Any) -> None:
-    """The engine keeps keys and values a sequence; layers with another kind of state cannot be stepped that way."""
+def check_attention(model: Any) -> None:
+    """The engine keeps keys and values a sequence; layers with another kind of state cannot be stepped so."""
     kinds = set(getattr(model.config, "layer_types", None) or ()) - ATTENTION_TYPES
     if model._is_stateful or kinds or not model._supports_attention_backend:
         what = ", ".join(sorted(kinds)) or "state or attention of its own kind"
@@ -141,13 +151,18 @@ def _check_attention(model: Any) -> None:
         )
 
 
-def _dense_bytes(skeleton: nn.Module, dtype: torch.dtype) -> int:
+def count_dense_bytes(skeleton: nn.Module, dtype: torch.dtype) -> int:
     experts = {id(p) for module in seam.experts_modules(skeleton).values() for p in module.parameters()}
     return sum(p.numel() for p in skeleton.parameters() if id(p) not in experts) * dtype.itemsize
 
 
-def choose_layout(modules: list[ExpertsModule], quant: str, dense_bytes: int, ram: int, what: object) -> ExpertLayout:
-    """The packed format: as asked, or for "auto" w8 if it fits `ram` bytes beside the dense weights, else w4."""
+def choose_layout(
+    modules: list[ExpertsModule], quant: str, dense_bytes: int, ram: int, what: object
+) -> ExpertLayout:
+    """The packed format: as asked, or for "auto" w8 if it fits `ram` bytes beside dense weights, else w4.
+
+    DaliError, naming `what`, when nothing fits.
+    """
     count = sum(module.experts for module in modules)
     shape = modules[0].shape
     candidates = ("w8", "w4") if quant == "auto" else (quant,)
@@ -157,7 +172,8 @@ def choose_layout(modules: list[ExpertsModule], quant: str, dense_bytes: int, ra
         if need <= ram:
             return layout
     raise DaliError(
-        f"{what} needs {need / 2**30:.1f} GiB of memory with {candidates[-1]} experts, and {ram / 2**30:.1f} GiB are there.",
+        f"{what} needs {need / 2**30:.1f} GiB of memory with {candidates[-1]} experts, "
+        f"and {ram / 2**30:.1f} GiB are there.",
         "Close other programs, choose a smaller format (--quant w4), or choose a smaller model."
         if candidates[-1] != "w4"
         else "Close other programs, or choose a smaller model.",
@@ -165,7 +181,7 @@ def choose_layout(modules: list[ExpertsModule], quant: str, dense_bytes: int, ra
 
 
 def _load_dense(directory: Path, config: Any, dtype: torch.dtype) -> Any:
-    """transformers' own loading of everything but the experts, by a throw-away subclass that drops them on meta."""
+    """transformers' own loading of all but the experts, by a throw-away subclass that drops them on meta."""
     base: Any = AutoModelForCausalLM._model_mapping[type(config)]
 
     class Stub(base):  # type: ignore[misc]
@@ -174,7 +190,7 @@ def _load_dense(directory: Path, config: Any, dtype: torch.dtype) -> Any:
             names = seam.experts_modules(self)
             seam.strip_experts(self)
             patterns = {_any_layer(name) for name in names}
-            ignored = set(self._keys_to_ignore_on_load_unexpected or ())
+            ignored: set[str] = set(getattr(self, "_keys_to_ignore_on_load_unexpected", None) or ())
             self._keys_to_ignore_on_load_unexpected = ignored | patterns
             self.__class__ = base
 
@@ -189,14 +205,23 @@ def _load_dense(directory: Path, config: Any, dtype: torch.dtype) -> Any:
                 experts_implementation=seam.IMPLEMENTATION,
                 attn_implementation=attention.IMPLEMENTATION,
                 use_safetensors=True,
+                ignore_mismatched_sizes=True,  # refused below, by name
                 output_loading_info=True,
             )
         except (OSError, ValueError, RuntimeError) as error:
-            raise DaliError(f"transformers cannot load {directory} ({error}).", "Download the model again.") from error
-    if info["missing_keys"]:
-        name = sorted(info["missing_keys"])[0]
-        raise DaliError(f"{directory} has no weights for {name}.", "Download the model again, or pick another.")
-    # Weights of unchanged dtype are still views of the mapped file; our own copy cannot be evicted under a step.
+            raise DaliError(
+                f"transformers cannot load {directory} ({reason(error)}).", "Download the model again."
+            ) from error
+    for name in sorted(info["missing_keys"]):
+        raise DaliError(
+            f"{directory} has no weights for {name}.", "Download the model again, or pick another."
+        )
+    for name, found, expected in sorted(info["mismatched_keys"]):
+        raise DaliError(
+            f"{name} in {directory} is {list(found)}, its config says {list(expected)}.",
+            "Download the model again.",
+        )
+    # Weights of unchanged dtype still are views of the mapped file; our own copy stays under a step.
     for tensor in (*model.parameters(), *model.buffers()):
         tensor.data = tensor.data.clone()
     return model.eval().requires_grad_(False)
@@ -222,9 +247,14 @@ def _quiet_transformers() -> Iterator[None]:
 
 
 def load_tokenizer(directory: Path) -> Any:
+    """The tokenizer in `directory`. DaliError when there is none or it is damaged."""
     try:
         with _quiet_transformers():
-            return AutoTokenizer.from_pretrained(directory)
-    except (OSError, ValueError, KeyError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise DaliError(f"Cannot load the tokenizer of {directory} ({first}).", "Download the model again.") from error
+            tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
+    except Exception as error:  # as in read_config
+        raise DaliError(
+            f"Cannot load the tokenizer of {directory} ({reason(error)}).", "Download the model again."
+        ) from error
+    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):  # what transformers makes of no files
+        raise DaliError(f"{directory} has no tokenizer.", "Download the model again.")
+    return tokenizer

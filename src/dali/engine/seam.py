@@ -119,3 +119,27 @@ def install(model: Any, layers: list[MoELayer]) -> None:
         )
 
     model.save_pretrained = save_pretrained
+
+
+def routers(model: nn.Module, hidden: int) -> list[nn.Module] | None:
+    """The router of each MoE layer: the one sibling of its experts named `gate` or `router` that answers gate inputs with
+    (logits, weights, expert ids). None where a layer has no such module."""
+    found = []
+    for name in experts_modules(model):
+        parent = model.get_submodule(name.rpartition(".")[0])
+        named = [child for label, child in parent.named_children() if label in ("gate", "router")]
+        if len(named) != 1 or not _routes(named[0], hidden):
+            return None
+        found += named
+    return found
+
+
+def _routes(router: nn.Module, hidden: int) -> bool:
+    """Whether a router maps one gate input to (logits [1, experts], weights and integer ids [1, top_k])."""
+    parameter = next(router.parameters())
+    try:
+        with torch.inference_mode():
+            out = router(torch.zeros(1, hidden, dtype=parameter.dtype, device=parameter.device))
+        return len(out) == 3 and out[1].shape == out[2].shape and not out[2].is_floating_point()
+    except (RuntimeError, TypeError, ValueError, AttributeError):
+        return False

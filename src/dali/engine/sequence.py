@@ -33,6 +33,10 @@ class Sequence:
         self._detokenizer = Detokenizer(tokenizer)
         self._stop = StopStrings(params.stop)
 
+    def continue_text(self) -> None:
+        """Decode what follows as a continuation of the prompt: some tokenizers drop the first token's leading space."""
+        self._detokenizer.push(self.tokens[-1])
+
     @property
     def generated(self) -> list[int]:
         return self.tokens[self.prompt_tokens :]

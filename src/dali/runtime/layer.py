@@ -1,7 +1,8 @@
-"""One MoE layer's step on the CPU."""
+"""One MoE layer on the CPU alone."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 import torch
@@ -35,14 +36,24 @@ class MoELayer:
 
     def __call__(self, hidden: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
         """hidden [tokens, hidden], ids and weights [tokens, top_k] -> [tokens, hidden] in hidden's dtype."""
-        slots = ids.flatten().argsort(stable=True)
-        workload = torch.bincount(ids.flatten(), minlength=len(self.records)).tolist()
+        started = time.perf_counter()
+        flat = ids.flatten()
+        workload = torch.bincount(flat, minlength=len(self.records)).tolist()
         active = [expert for expert, tokens in enumerate(workload) if tokens]
         offsets = [0]
         for expert in active:
             offsets.append(offsets[-1] + workload[expert])
-        rows = torch.empty(ids.numel(), hidden.shape[1])  # [tokens * top_k, hidden]
+        rows = torch.empty(len(flat), hidden.shape[1])  # [tokens * top_k, hidden]
         records = [self.records[expert] for expert in active]
+        slots = flat.argsort(stable=True)
         compute_experts(self.layout, records, offsets, slots, hidden, rows, self.arithmetic)
-        self.telemetry.record(len(active), ids.numel(), len(active) * self.layout.weight_bytes)
-        return reduce_slots(rows, weights).to(hidden.dtype)
+        out = reduce_slots(rows, weights).to(hidden.dtype)
+        counters = self.telemetry.layer(self.index)
+        counters.steps += 1
+        counters.routed_tokens += len(flat)
+        counters.cpu += len(active)
+        counters.expert_bytes += len(active) * self.layout.weight_bytes
+        seconds = time.perf_counter() - started
+        counters.seconds += seconds
+        counters.cpu_seconds += seconds
+        return out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+from contextlib import suppress
 
 import torch
 from torch import Tensor
@@ -11,7 +12,10 @@ from dali.errors import DaliError
 
 
 class Arena:
-    """`count` records of `record_bytes` (a multiple of 4096) in one anonymous mapping; untouched records cost nothing."""
+    """`count` records of `record_bytes` (a multiple of 4096) in one anonymous mapping.
+
+    Records that were never touched cost no memory. DaliError when the address space has no room for them.
+    """
 
     def __init__(self, count: int, record_bytes: int) -> None:
         self.record_bytes = record_bytes
@@ -24,7 +28,8 @@ class Arena:
                 "Choose a smaller format (--quant w4) or a smaller model.",
             ) from error
         if hasattr(mmap, "MADV_HUGEPAGE"):  # fewer TLB misses while a kernel streams gigabytes
-            self._map.madvise(mmap.MADV_HUGEPAGE)
+            with suppress(OSError):  # a kernel without them
+                self._map.madvise(mmap.MADV_HUGEPAGE)
         self._bytes = torch.frombuffer(self._map, dtype=torch.uint8)[: self.nbytes].view(count, record_bytes)
 
     def __getitem__(self, index: int) -> Tensor:
@@ -33,3 +38,8 @@ class Arena:
 
     def __len__(self) -> int:
         return self._bytes.shape[0]
+
+    def by_layer(self, layers: int) -> list[list[Tensor]]:
+        """All records as [layer][expert] views; record `index` is layer * experts + expert."""
+        experts = len(self) // layers
+        return [[self[layer * experts + expert] for expert in range(experts)] for layer in range(layers)]

@@ -37,9 +37,12 @@ def ensure_store(
 ) -> bool:
     """Make sure `path` is the store that `header` describes; True if it was built now.
 
-    A store of another source, layout or version is replaced. `progress` is called when a build starts and returns the
-    function that is told of each record's bytes. DaliError: no space, unwritable cache, unreadable source.
+    A store of another source, layout or version is replaced. `progress` is called when a build starts and
+    returns the function that is told of each record's bytes. DaliError: no space, unwritable cache, an
+    unreadable source, weights that the format cannot hold.
     """
+    if _is_current(path, header):  # no lock: a store appears whole, and its folder may be read-only
+        return False
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(f"{path}.lock")
@@ -50,7 +53,7 @@ def ensure_store(
             lock.acquire()
     except OSError as error:
         raise DaliError(
-            f"Cannot write to the cache folder {path.parent} ({error.strerror}).",
+            f"Cannot write to the cache folder {path.parent} ({error.strerror or error}).",
             "Make it writable, or set DALI_CACHE_DIR to a folder that is.",
         ) from error
     try:
@@ -66,43 +69,43 @@ def _is_current(path: Path, header: StoreHeader) -> bool:
     try:
         with StoreReader(path) as reader:
             return reader.header == header
-    except FileNotFoundError:
-        return False
-    except DaliError:  # half-written, truncated or of another version: rebuilt under the lock
+    except DaliError:  # missing, half-written, truncated or of another version
         return False
 
 
 def build(path: Path, header: StoreHeader, source: ExpertSource, progress: Progress) -> None:
     """Write the store under a temporary name, sync it and rename it; leaves nothing behind when it fails."""
-    for stale in path.parent.glob(f"{path.name}.*.tmp"):  # a build that was killed; the lock says none is running
-        stale.unlink(missing_ok=True)
-    path.unlink(missing_ok=True)  # outdated: free its space before its successor needs it
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    free = shutil.disk_usage(path.parent).free
-    if free < header.file_bytes:
-        raise _no_space(path, header, free)
     try:
+        for killed in path.parent.glob(f"{path.name}.*.tmp"):  # the lock says that none is running
+            killed.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)  # outdated: free its space before its successor needs it
+        free = shutil.disk_usage(path.parent).free
+        if free < header.file_bytes:
+            raise _no_space(path, header, free)
         with temporary.open("wb") as file:
             file.write(header.encode())
             record = torch.empty(header.record_bytes, dtype=torch.uint8)
             checksums = np.empty(header.records, dtype="<u8")
             for index in range(header.records):
-                header.layout.pack(source.read(*divmod(index, header.experts)), record)
-                view = memoryview(record.numpy())
+                _pack(header, source, index, record)
+                view = record.numpy().data
                 checksums[index] = xxhash.xxh3_64_intdigest(view)
                 file.write(view)
                 progress(header.record_bytes)
             file.write(checksums.tobytes())
             file.flush()
             os.fsync(file.fileno())
-            if hasattr(os, "posix_fadvise"):  # the reader goes past the page cache: don't leave a second copy there
+            if hasattr(
+                os, "posix_fadvise"
+            ):  # the reader goes past the page cache: leave no second copy there
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         temporary.replace(path)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise _no_space(path, header, shutil.disk_usage(path.parent).free) from error
         raise DaliError(
-            f"Cannot write the expert store {path} ({error.strerror}).",
+            f"Cannot write the expert store {path} ({error.strerror or error}).",
             "Make its folder writable, or set DALI_CACHE_DIR to another one.",
         ) from error
     finally:
@@ -114,8 +117,18 @@ def build(path: Path, header: StoreHeader, source: ExpertSource, progress: Progr
         os.close(directory)
 
 
+def _pack(header: StoreHeader, source: ExpertSource, index: int, record: torch.Tensor) -> None:
+    layer, expert = divmod(index, header.experts)
+    weights = source.read(layer, expert)
+    try:
+        header.layout.pack(weights, record)
+    except DaliError as error:
+        raise DaliError(f"Expert {expert} of MoE layer {layer}: {error.problem}", error.fix) from error
+
+
 def _no_space(path: Path, header: StoreHeader, free: int) -> DaliError:
     return DaliError(
-        f"The expert store needs {header.file_bytes / 2**20:.0f} MiB in {path.parent}, where {free / 2**20:.0f} MiB are free.",
+        f"The expert store needs {header.file_bytes / 2**20:.0f} MiB in {path.parent}, "
+        f"where {free / 2**20:.0f} MiB are free.",
         "Free some space, set DALI_CACHE_DIR to another disk, or choose a smaller format (--quant w4).",
     )

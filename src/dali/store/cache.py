@@ -12,7 +12,9 @@ import xxhash
 def cache_root() -> Path:
     """DALI_CACHE_DIR, else the platform's user cache folder."""
     override = os.environ.get("DALI_CACHE_DIR")
-    return Path(override).expanduser() if override else Path(platformdirs.user_cache_dir("dali", appauthor=False))
+    if override:
+        return Path(override).expanduser()
+    return Path(platformdirs.user_cache_dir("dali", appauthor=False))
 
 
 def store_path(model: Path, format: str) -> Path:

@@ -1,12 +1,14 @@
 """A model directory's safetensors files, and the experts in them, one at a time.
 
-Which tensor is which expert is not ours to know: transformers' own conversion mapping renames each key on disk to the
-parameter it loads into, and its operations, run on one expert, give that parameter's layout. See docs/ARCHITECTURE.md.
+Which tensor is which expert is not ours to know: transformers' own conversion mapping renames each key on
+disk to the parameter it loads into, and its operations, run on one expert, give that parameter's layout. See
+docs/ARCHITECTURE.md.
 """
 
 from __future__ import annotations
 
 import json
+import os
 from collections import defaultdict
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -36,72 +38,72 @@ OPEN_SHARDS = 2  # a layer may straddle two; closing older ones gives their page
 
 @dataclass
 class Checkpoint:
-    """The safetensors shards of `directory`. DaliError names the file that is missing, truncated or damaged."""
+    """The safetensors shards of `directory`. DaliError names the file that is missing or damaged."""
 
     directory: Path
     _open: dict[str, Any] = field(default_factory=dict)
 
     @cached_property
     def shards(self) -> list[str]:
-        return sorted(set(self._index().values())) if (self.directory / INDEX).is_file() else [SINGLE]
-
-    def _index(self) -> dict[str, str]:
-        path = self.directory / INDEX
-        try:
-            weight_map = json.loads(path.read_bytes())["weight_map"]
-            if not weight_map or not all(isinstance(name, str) for name in weight_map.values()):
-                raise ValueError("weight_map is not a map of names")
-        except (ValueError, KeyError, TypeError) as error:
-            raise DaliError(f"The index {path} is damaged ({error}).", "Download it again.") from error
-        return dict(weight_map)
+        return sorted(set(self._index.values())) or [SINGLE]
 
     @cached_property
-    def _headers(self) -> dict[str, dict[str, Any]]:
-        return {shard: self._read_header(shard) for shard in self.shards}
+    def _index(self) -> dict[str, str]:
+        """Tensor name -> shard; empty where there is a single file, which transformers prefers."""
+        path = self.directory / INDEX
+        if os.path.isfile(self.directory / SINGLE) or not os.path.isfile(path):
+            return {}
+        try:
+            index = json.loads(path.read_bytes())
+            weight_map = index.get("weight_map") if isinstance(index, dict) else None
+            if not weight_map or not isinstance(weight_map, dict):
+                raise ValueError("it has no weight_map")
+            for shard in weight_map.values():
+                if not isinstance(shard, str) or Path(shard).name != shard:
+                    raise ValueError(f"{shard!r} does not name a file beside it")
+        except (OSError, ValueError, RecursionError) as error:
+            raise DaliError(f"The index {path} is damaged ({error}).", "Download it again.") from error
+        return weight_map
 
-    def _read_header(self, shard: str) -> dict[str, Any]:
+    @cached_property
+    def _shapes(self) -> dict[str, dict[str, list[int]]]:
+        """Shard -> tensor -> shape, as the shards themselves say."""
+        return {shard: self._read_shapes(shard) for shard in self.shards}
+
+    def _read_shapes(self, shard: str) -> dict[str, list[int]]:
         path = self.directory / shard
-        fix = "Download the model again." if self.shards != [SINGLE] else "Download the model again, as safetensors."
-        if not path.is_file():
-            listed = f"which {INDEX} lists" if self.shards != [SINGLE] else "its weights"
-            raise DaliError(f"{self.directory} lacks {shard}, {listed}.", fix)
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            try:
-                if 8 + length > size:
-                    raise ValueError(f"its header claims {length} bytes of a file of {size}")
-                header: dict[str, Any] = json.loads(file.read(length))
-                header.pop("__metadata__", None)
-                end = max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
-            except (ValueError, KeyError, TypeError, IndexError) as error:
-                raise DaliError(f"The weight file {path} is damaged ({error}).", fix) from error
-        if 8 + length + end != size:
-            raise DaliError(f"The weight file {path} has {size} bytes instead of {8 + length + end}.", fix)
-        return header
+        if not os.path.isfile(path):  # False, not an error, for what no file can be called
+            why = f"which {INDEX} lists" if self._index else "its weights"
+            raise DaliError(f"{self.directory} lacks {shard}, {why}.", "Download the model, as safetensors.")
+        try:
+            with safe_open(path, framework="pt") as file:  # compares the header with the file's size
+                return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise DaliError(f"The weight file {path} is damaged ({error}).", "Download it again.") from error
 
     @cached_property
     def location(self) -> dict[str, str]:
-        """Tensor name -> shard, as the shards themselves say; every name of the index must be there."""
-        found = {name: shard for shard, header in self._headers.items() for name in header}
-        for name, shard in self._index().items() if (self.directory / INDEX).is_file() else ():
-            if name not in self._headers[shard]:
+        """Tensor name -> shard; every name of the index must be there."""
+        found = {name: shard for shard, shapes in self._shapes.items() for name in shapes}
+        for name, shard in self._index.items():
+            if name not in self._shapes[shard]:
                 raise DaliError(
-                    f"{self.directory / shard} lacks the tensor {name} that {INDEX} lists.", "Download the model again."
+                    f"{self.directory / shard} lacks the tensor {name} that {INDEX} lists.",
+                    "Download the model again.",
                 )
         return found
 
     def shape(self, name: str) -> list[int]:
-        return list(self._headers[self.location[name]][name]["shape"])
+        return self._shapes[self.location[name]][name]
 
     @cached_property
     def fingerprint(self) -> str:
-        """Changes when the configuration or any shard does (its header, size or time of change)."""
+        """Changes when the configuration or any shard does (its tensors, size or time of change)."""
         digest = xxhash.xxh3_128((self.directory / "config.json").read_bytes())
         for shard in self.shards:
             stat = (self.directory / shard).stat()
             digest.update(f"{shard} {stat.st_size} {stat.st_mtime_ns}".encode())
-            digest.update(json.dumps(self._headers[shard], sort_keys=True).encode())
+            digest.update(json.dumps(self._shapes[shard], sort_keys=True).encode())
         return digest.hexdigest()
 
     def read(self, name: str, expert: int | None = None) -> Tensor:
@@ -137,12 +139,15 @@ class ExpertsModule:
 
 
 class CheckpointExperts:
-    """Experts of a checkpoint as canonical weights: gate and up [intermediate, hidden], down [hidden, intermediate]."""
+    """The experts of a checkpoint, each read by itself and made canonical."""
 
     def __init__(
         self, checkpoint: Checkpoint, modules: list[ExpertsModule], mapping: list[WeightTransform], model: Any
     ) -> None:
-        """`mapping`: transformers' conversion mapping for `model` (on meta, its experts still in place)."""
+        """`mapping`: transformers' conversion mapping for `model` (on meta, its experts still in place).
+
+        DaliError when a module's experts are missing or their number is not the config's.
+        """
         self.checkpoint = checkpoint
         self.modules = modules
         self._model = model
@@ -167,13 +172,16 @@ class CheckpointExperts:
             sources = self._sources.get(name)
             if not sources:
                 raise DaliError(
-                    f"{self.checkpoint.directory} has no weights for {name}.", "Download the model again, or pick another."
+                    f"{self.checkpoint.directory} has no weights for {name}.",
+                    "Download the model again, or pick another.",
                 )
             for pattern, keys in sources.items():
-                found = len(keys) if pattern and "*" in pattern else self.checkpoint.shape(keys[0])[0]
+                shape = self.checkpoint.shape(keys[0])
+                found = len(keys) if pattern and "*" in pattern else shape[0] if shape else 0
                 if found != module.experts:
                     raise DaliError(
-                        f"{self.checkpoint.directory} has {found} experts in {name}, its config says {module.experts}.",
+                        f"{self.checkpoint.directory} has {found} experts in {name}, "
+                        f"its config says {module.experts}.",
                         "Download the model again.",
                     )
 
@@ -181,27 +189,30 @@ class CheckpointExperts:
     def _parameters(module: ExpertsModule) -> list[str]:
         first = "gate_up_proj" if module.shape.gated else "up_proj"
         names = [first, "down_proj"]
-        return [f"{module.name}.{name}" for name in names + [f"{name}_bias" for name in names if module.shape.biased]]
+        names += [f"{name}_bias" for name in names if module.shape.biased]
+        return [f"{module.name}.{name}" for name in names]
 
     def read(self, layer: int, expert: int) -> ExpertWeights:
-        """Expert `expert` of MoE layer `layer`, in the checkpoint's dtype."""
+        """Expert `expert` of MoE layer `layer`, in the checkpoint's dtype. DaliError when it does not fit."""
         module = self.modules[layer]
-        parts = [self._parameter(name, expert) for name in self._parameters(module)]
-        biases = parts[2:] if module.shape.biased else (None, None)
         try:
-            return canonical(module, parts[0], parts[1], *biases)
-        except (ValueError, RuntimeError) as error:
+            return canonical(module, *(self._parameter(name, expert) for name in self._parameters(module)))
+        except (ValueError, LookupError, RuntimeError, AssertionError) as error:
             raise DaliError(
-                f"Expert {expert} of {module.name} in {self.checkpoint.directory} has the wrong shape ({error}).",
+                f"Expert {expert} of {module.name} in {self.checkpoint.directory} "
+                f"does not fit its config ({error}).",
                 "Download the model again.",
             ) from error
 
     def _parameter(self, parameter: str, expert: int) -> Tensor:
         """One expert of a parameter, in the parameter's own layout without the expert dimension."""
         sources = self._sources[parameter]
-        if "_blocks" in sources:
-            blocks, scales = (self.checkpoint.read(sources[part][0], expert) for part in ("_blocks", "_scales"))
-            return convert_moe_packed_tensors(blocks, scales, dtype=torch.bfloat16)[0]
+        if {"_blocks", "_scales"} <= sources.keys():
+            blocks, scales = (
+                self.checkpoint.read(sources[part][0], expert) for part in ("_blocks", "_scales")
+            )
+            decoded: Tensor = convert_moe_packed_tensors(blocks, scales, dtype=torch.bfloat16)[0]
+            return decoded
         if list(sources) == [None]:
             return self.checkpoint.read(sources[None][0], expert)[0]
         tensors: dict[str, Any] = {
@@ -210,7 +221,9 @@ class CheckpointExperts:
             else [self.checkpoint.read(keys[0], expert)]
             for pattern, keys in sources.items()
         }
-        converter = next(entry for entry in self._converters if set(tensors) <= set(entry.source_patterns))
+        converter = next((c for c in self._converters if set(tensors) <= set(c.source_patterns)), None)
+        if converter is None:
+            raise ValueError(f"{parameter} cannot be made of {', '.join(sorted(tensors))}")
         for operation in converter.operations:
             tensors = operation.convert(
                 tensors,
@@ -226,9 +239,16 @@ class CheckpointExperts:
 
 
 def canonical(
-    module: ExpertsModule, first: Tensor, down: Tensor, first_bias: Tensor | None = None, down_bias: Tensor | None = None
+    module: ExpertsModule,
+    first: Tensor,
+    down: Tensor,
+    first_bias: Tensor | None = None,
+    down_bias: Tensor | None = None,
 ) -> ExpertWeights:
-    """One expert's parameters in the module's layout -> canonical weights. ValueError when a shape does not fit."""
+    """One expert's parameters in the module's layout -> canonical weights.
+
+    ValueError or RuntimeError when a shape does not fit.
+    """
     if module.transposed:
         first, down = first.T, down.T
     if not module.shape.gated:
@@ -240,8 +260,11 @@ def canonical(
     else:
         biases = (None, None) if first_bias is None else (first_bias[0::2], first_bias[1::2])
         weights = ExpertWeights(first[0::2], first[1::2], down, biases[0], biases[1], down_bias)
-    for name, expected in module.shape.matrices.items():
-        shape = tuple(getattr(weights, name).shape)
-        if shape != expected:
-            raise ValueError(f"{name} is {list(shape)}, expected {list(expected)}")
+    expected: dict[str, tuple[int, ...]] = dict(module.shape.matrices)
+    if module.shape.biased:
+        expected |= {f"{name}_bias": shape[:1] for name, shape in expected.items()}
+    for name, shape in expected.items():
+        part = getattr(weights, name)
+        if part.shape != shape or not part.is_floating_point():
+            raise ValueError(f"{name} is {part.dtype} {list(part.shape)}, expected floats {list(shape)}")
     return weights

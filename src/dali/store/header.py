@@ -1,8 +1,9 @@
 """The header of an expert store.
 
-A store is a valid safetensors file: one uint8 tensor `layer.L.expert.E` a record, all of one size, then `checksums`
-(uint64, XXH3 of each record). The JSON header is padded so that records start at a multiple of 4096. Everything follows
-from the metadata, so a reader rebuilds the header from it and compares bytes: whatever differs is not a store.
+A store is a valid safetensors file: one uint8 tensor `layer.L.expert.E` a record, all of one size, then
+`checksums` (uint64, XXH3 of each record). The JSON header is padded so that records start at a multiple of
+4096. Everything follows from the metadata, so a reader rebuilds the header from it and compares bytes:
+whatever differs is not a store.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from dali.kernels.activation import Activation
+from dali.kernels.activation import KINDS, Activation
 from dali.kernels.expert import RECORD_ALIGNMENT, ExpertLayout, ExpertShape
 from dali.kernels.formats import FORMATS
 
@@ -25,7 +26,7 @@ class HeaderError(ValueError):
 
 @dataclass(frozen=True)
 class StoreHeader:
-    """What a store holds: `layers` x `experts` records of one layout, made from the source with `fingerprint`."""
+    """What a store holds: `layers` x `experts` records of one layout, from the source with `fingerprint`."""
 
     model: str
     fingerprint: str
@@ -96,22 +97,44 @@ class StoreHeader:
     def decode(cls, text: bytes) -> StoreHeader:
         """Parse the JSON part; HeaderError when it is not, byte for byte, what `encode` writes."""
         try:
-            metadata = json.loads(text)["__metadata__"]
+            tensors = json.loads(text)
+            metadata = tensors["__metadata__"]
             version = metadata.get("dali_store")
             if version is None:
                 raise HeaderError("it is not an expert store")
             if version != str(STORE_VERSION):
                 raise HeaderError(f"it has store version {version}, this dali reads version {STORE_VERSION}")
-            shape = json.loads(metadata["shape"])
-            shape["activation"] = Activation(**shape["activation"])
-            layout = ExpertLayout(ExpertShape(**shape), FORMATS[metadata["format"]])
             header = cls(
-                metadata["model"], metadata["source"], int(metadata["layers"]), int(metadata["experts"]), layout
+                metadata["model"],
+                metadata["source"],
+                _size(int(metadata["layers"])),
+                _size(int(metadata["experts"])),
+                ExpertLayout(_shape(json.loads(metadata["shape"])), FORMATS[metadata["format"]]),
             )
-            # Bounds the work of `encode` below by the file's own header length.
-            plausible = 0 < header.records <= len(text) // 32
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise error if isinstance(error, HeaderError) else HeaderError("its header is damaged") from error
-        if not plausible or header.encode()[8:] != text:
-            raise HeaderError("its header is damaged")
+            # The count bounds the work of `encode` by what was parsed.
+            if len(tensors) != header.records + 2 or header.encode()[8:] != text:
+                raise ValueError("not what encode writes")
+        except HeaderError:
+            raise
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            raise HeaderError("its header is damaged") from error
         return header
+
+
+def _size(value: object) -> int:
+    """`value` if it is a size that can be meant; ValueError otherwise."""
+    if type(value) is not int or not 0 < value < 2**31:
+        raise ValueError(f"{value!r} is not a size")
+    return value
+
+
+def _shape(fields: dict[str, Any]) -> ExpertShape:
+    """Inverse of `asdict`; ValueError for values no ExpertShape has."""
+    activation = Activation(**fields.pop("activation"))
+    shape = ExpertShape(activation=activation, **fields)
+    numbers = isinstance(activation.alpha, int | float) and isinstance(activation.limit, int | float)
+    flags = isinstance(shape.gated, bool) and isinstance(shape.biased, bool)
+    if activation.kind not in KINDS or not numbers or not flags:
+        raise ValueError(f"{shape} is not a shape")
+    _size(shape.hidden), _size(shape.intermediate)
+    return shape

@@ -6,46 +6,58 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import xxhash
+from numpy.typing import NDArray
 from torch import Tensor
 
 from dali.errors import DaliError
 from dali.store.arena import Arena
 from dali.store.header import HeaderError, StoreHeader
 
-MAX_HEADER_BYTES = 100_000_000  # the safetensors limit
+MAX_HEADER_BYTES = 2**24  # some 150,000 experts
 READERS = 4  # enough to keep an SSD's queue busy
 
 
 class StoreReader:
-    """An open store. DaliError when the file is no store of this version, is truncated or fails a checksum."""
+    """An open store. DaliError when the file is no store of this version, is truncated or fails a checksum.
+
+    The header is checked when it is opened, a record when it is read.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            length = int.from_bytes(file.read(8), "little")
-            if length > min(size, MAX_HEADER_BYTES):
-                raise self._damaged("it does not start with a safetensors header")
-            try:
-                self.header = StoreHeader.decode(file.read(length))
-            except HeaderError as error:
-                raise self._damaged(str(error)) from error
-            if size != self.header.file_bytes:
-                raise self._damaged(f"it has {size} bytes instead of {self.header.file_bytes}")
-            file.seek(self.header.checksums_offset)
-            self._checksums = np.fromfile(file, dtype="<u8", count=self.header.records)
-        # O_DIRECT keeps a second copy of the experts out of the page cache; not every file system has it.
         try:
-            self._fd = os.open(path, os.O_RDONLY | getattr(os, "O_DIRECT", 0))
-        except OSError:
-            self._fd = os.open(path, os.O_RDONLY)
+            with path.open("rb") as file:
+                self.header, self._checksums = self._read_header(file)
+            # O_DIRECT keeps a second copy of the experts out of the page cache; not every file system has it.
+            try:
+                self._fd = os.open(path, os.O_RDONLY | getattr(os, "O_DIRECT", 0))
+            except OSError:
+                self._fd = os.open(path, os.O_RDONLY)
+        except OSError as error:
+            raise self._damaged(error.strerror or str(error)) from error
+
+    def _read_header(self, file: BinaryIO) -> tuple[StoreHeader, NDArray[np.uint64]]:
+        size = os.fstat(file.fileno()).st_size
+        length = int.from_bytes(file.read(8), "little")
+        if length > min(size, MAX_HEADER_BYTES):
+            raise self._damaged("it does not start with the header of a store")
+        try:
+            header = StoreHeader.decode(file.read(length))
+        except HeaderError as error:
+            raise self._damaged(str(error)) from error
+        if size != header.file_bytes:
+            raise self._damaged(f"it has {size} bytes instead of {header.file_bytes}")
+        file.seek(header.checksums_offset)
+        return header, np.frombuffer(file.read(), dtype="<u8")
 
     def _damaged(self, why: str) -> DaliError:
         return DaliError(
-            f"Cannot use the expert store {self.path}: {why}.", "Delete the file; it is rebuilt on the next load."
+            f"Cannot use the expert store {self.path}: {why}.",
+            "Delete the file; it is rebuilt on the next load.",
         )
 
     def close(self) -> None:
@@ -58,11 +70,17 @@ class StoreReader:
         self.close()
 
     def read(self, index: int, record: Tensor) -> None:
-        """Read record `index` = layer * experts + expert into `record`, page-aligned uint8 [record_bytes]; verify it."""
-        view = memoryview(record.numpy())
+        """Read record `index` = layer * experts + expert into `record`, page-aligned uint8 [record_bytes].
+
+        DaliError when it fails its checksum.
+        """
+        view = record.numpy().data
         offset, done = self.header.record_offset(index), 0
         while done < len(view):
-            count = os.preadv(self._fd, [view[done:]], offset + done)
+            try:
+                count = os.preadv(self._fd, [view[done:]], offset + done)
+            except OSError as error:
+                raise self._damaged(f"record {index} cannot be read ({error.strerror})") from error
             if count == 0:
                 raise self._damaged(f"record {index} ends after {done} bytes")
             done += count

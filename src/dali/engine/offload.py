@@ -1,0 +1,170 @@
+"""Putting a loaded model's experts under DALI's runtime: a device, its slots, the policies and their predictor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from dali.devices import CpuDevice, CudaDevice, Device, OutOfDeviceMemoryError, SimDevice
+from dali.engine import seam
+from dali.engine.calibrate import load_predictor
+from dali.engine.engine import Engine
+from dali.engine.load import LoadedModel
+from dali.engine.progress import Meter
+from dali.errors import UsageError
+from dali.hardware.cost import CostModel, ExpertSize
+from dali.hardware import profile as profiles
+from dali.hardware.profile import Profile
+from dali.policies import create
+from dali.runtime.executor import Executor, Policies
+from dali.runtime.prefetch import Predictor
+from dali.runtime.residency import Residency
+
+MOST_SCRATCH = 16  # slots demanded and prefetched experts pass through; more of them hide nothing more
+MOST_TOKENS = 8192  # of one step, for which times are tabulated
+HEADROOM = 2**30  # accelerator bytes for keys, values and activations, where nothing says better
+
+
+@dataclass(frozen=True)
+class Offload:
+    """How to use an accelerator. `device`: "cuda", "cuda:N", "sim:PROFILE"; `vram`: bytes for experts, None for what
+    is left beside the dense weights; `profile`: name or file of the times to plan with, None for the simulated device's own;
+    `seed`: of the starting residents and of the simulator's schedule."""
+
+    device: str
+    vram: int | None = None
+    profile: str | None = None
+    assign: str = "two_lane"
+    prefetch: str = "residual"
+    cache: str = "workload"
+    seed: int = 0
+
+
+def check(options: Offload) -> None:
+    """UsageError for an unknown device, profile or policy, before anything is loaded."""
+    kind, _, profile = options.device.partition(":")
+    if kind not in ("cuda", "sim") or (kind == "sim" and not profile):
+        raise UsageError(
+            f"Unknown device {options.device!r}.", "Use cpu, cuda, cuda:N, or sim:PROFILE for a simulated accelerator."
+        )
+    planning_profile(options)
+    create("assign", options.assign)
+    create("prefetch", options.prefetch)
+    create("cache", options.cache, layers=1, experts=1, capacity=1)
+
+
+def planning_profile(options: Offload) -> Profile:
+    kind, _, name = options.device.partition(":")
+    chosen = options.profile or (name if kind == "sim" else None)
+    if chosen is None:
+        raise UsageError(
+            f"{options.device} has no measured profile to plan with.", "Give --profile with the one nearest to this machine."
+        )
+    return profiles.load(chosen)
+
+
+def open_device(options: Offload, profile: Profile, dense_bytes: int) -> Device:
+    """The device with its budget for experts: `vram`, at most what it has beside the dense weights."""
+    if options.device.startswith("cuda"):
+        return CudaDevice(options.device, options.vram)
+    room = max(int(profile["gpu_memory"]) - dense_bytes - HEADROOM, 0)
+    if options.vram is not None and options.vram > profile["gpu_memory"]:
+        raise UsageError(
+            f"--vram asks for {options.vram / 2**30:.1f} GiB, {profile.name} has {profile['gpu_memory'] / 2**30:.1f} GiB.",
+            "Ask for less, or choose another profile.",
+        )
+    return SimDevice(room if options.vram is None else options.vram, name=options.device, seed=options.seed)
+
+
+def offload(
+    loaded: LoadedModel,
+    engine: Engine,
+    options: Offload,
+    meter: Meter,
+    notify: Callable[[str], None],
+    device: Device | None = None,
+) -> Executor:
+    """Replace the model's CPU layers by the runtime's. `device` stands in for the one `options` names."""
+    profile = planning_profile(options)
+    layout, telemetry = loaded.layout, loaded.telemetry
+    layers, experts = len(loaded.records), len(loaded.records[0])
+    dense_bytes = sum(parameter.nbytes for parameter in loaded.model.parameters())
+    device = device or open_device(options, profile, dense_bytes)
+    size = ExpertSize(
+        layout.shape.hidden, layout.shape.intermediate, len(layout.shape.matrices), {layout.format.name: layout.weight_bytes}
+    )
+    model = CostModel(profile, size, layout.format.name, MOST_TOKENS)
+
+    def record(layer: int, expert: int) -> Any:
+        return loaded.records[layer][expert]
+
+    slots = min(device.budget // layout.record_bytes, layers * experts)
+    while True:
+        scratch, capacity = split(slots, layers, experts)
+        try:
+            residency = Residency(
+                device, record, layers, layout.record_bytes, slots, capacity, (model.costs.link, model.costs.link_contended)
+            )
+            break
+        except OutOfDeviceMemoryError as error:
+            fewer = slots * 3 // 4
+            notify(f"{error.problem} Using {fewer} expert slots instead of {slots}.")
+            slots = fewer
+    cache = create("cache", options.cache, layers=layers, experts=experts, capacity=capacity, seed=options.seed)
+    residency.capacity = cache.capacity
+    prefetch = create("prefetch", options.prefetch)
+    predictor: Predictor | None = None
+    if prefetch.predictor is not None and scratch:
+        routers = seam.routers(loaded.model, layout.shape.hidden)
+        if routers is None:
+            notify(f"Prefetching is off: the routers of {type(loaded.model).__name__} cannot be called on their own.")
+        else:
+            predictor = load_predictor(
+                prefetch.predictor, prefetch.distance, engine, loaded.tokenizer, routers, loaded.name, loaded.fingerprint, meter
+            )
+    telemetry.layers.clear()
+    telemetry.modelled = isinstance(device, SimDevice)
+    device.pin(loaded.records[0][0])
+    executor = Executor(
+        device,
+        layout,
+        loaded.records,
+        residency,
+        Policies(create("assign", options.assign), prefetch, cache),
+        predictor,
+        model,
+        telemetry,
+        dense_seconds(loaded.model, model, layers),
+    )
+    for index, module in enumerate(seam.experts_modules(loaded.model).values()):
+        module.__dict__["dali_layer"] = executor.layer(index)
+    return executor
+
+
+def split(slots: int, layers: int, experts: int) -> tuple[int, int]:
+    """(scratch slots, residents a layer) of `slots` in all: residents first, once a few scratch slots are there."""
+    if slots >= layers * experts:
+        return 0, experts
+    scratch = min(MOST_SCRATCH, max(slots // 4, 1), slots)
+    capacity = (slots - scratch) // layers
+    return slots - capacity * layers, capacity
+
+
+def dense_seconds(model: Any, costs: CostModel, layers: int) -> Callable[[int], float]:
+    """tokens -> modelled seconds of a layer's dense part: all dense weights but the embeddings, spread over the MoE layers;
+    one kernel a leaf module."""
+    embeddings = model.get_input_embeddings()
+    weights = [p for p in model.parameters() if p is not embeddings.weight or model.get_output_embeddings().weight is p]
+    nbytes, count = sum(p.nbytes for p in weights), sum(p.numel() for p in weights)
+    kernels = sum(1 for module in model.modules() if module._parameters and not module._modules)
+    table: dict[int, float] = {}
+
+    def seconds(tokens: int) -> float:
+        if tokens not in table:
+            table[tokens] = costs.dense(nbytes // layers, count // layers, tokens, kernels // layers) + costs.sync
+        return table[tokens]
+
+    return seconds

@@ -1,0 +1,96 @@
+"""Prefetching for a later MoE layer: predict its routing, fetch its busiest experts, and see whether that paid."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Protocol
+
+from torch import Tensor
+
+from dali.hardware.cost import ExpertCosts
+from dali.policies.assign import AssignPolicy
+from dali.policies.guard import Guard
+from dali.policies.lanes import makespan
+from dali.policies.plan import LayerPlan, ResidencyView
+from dali.policies.prefetch import PrefetchPolicy
+from dali.runtime.residency import Residency
+from dali.runtime.telemetry import LayerCounters, Telemetry
+
+SAMPLE = 8  # one layer step in so many is planned a second time, to learn what prefetching brings
+
+
+class Predictor(Protocol):
+    """Predicts a later layer's routing from this layer's gate input."""
+
+    def predict(self, layer: int, hidden: Tensor) -> tuple[int, Tensor] | None:
+        """(the later layer, its predicted expert ids [tokens, top_k]); None where no layer lies that far ahead."""
+        ...
+
+
+class Prefetcher:
+    """Fetches ahead into scratch slots while its guard finds that it pays."""
+
+    def __init__(
+        self,
+        policy: PrefetchPolicy,
+        predictor: Predictor | None,
+        assign: AssignPolicy,
+        residency: Residency,
+        costs: ExpertCosts,
+        telemetry: Telemetry,
+    ) -> None:
+        self._policy = policy
+        self._predictor = predictor
+        self._assign = assign
+        self._residency = residency
+        self._costs = costs
+        self._telemetry = telemetry
+        self.guard = Guard()
+        self._predict_seconds = 0.0  # of the present layer
+        self._steps = 0
+
+    def predict(self, layer: int, hidden: Tensor) -> tuple[int, Tensor] | None:
+        """The later layer and its predicted ids, unless prefetching rests."""
+        self._predict_seconds = 0.0
+        if self._predictor is None or not self.guard.on or self._residency.scratch_slots == 0:
+            return None
+        started = time.perf_counter()
+        predicted = self._predictor.predict(layer, hidden)
+        self._predict_seconds = time.perf_counter() - started
+        self._telemetry.predict_seconds += self._predict_seconds
+        return predicted
+
+    def queue(self, target: int, predicted: Sequence[int], idle: float) -> None:
+        """Queue copies of `target`'s predicted busiest experts; `idle`: seconds until that layer starts."""
+        view = self._residency.view(target)
+        idle = max(idle - view.link_free, 0.0)
+        for expert in self._policy.choose(predicted, view, self._costs, idle):
+            if self._residency.free_slots():
+                self._residency.fetch(target, expert)
+
+    def settle(
+        self, layer: int, workload: Sequence[int], view: ResidencyView, plan: LayerPlan, counters: LayerCounters
+    ) -> None:
+        """The layer's turn has come: count what became of its prefetched experts and tell the guard."""
+        waiting = self._residency.scratch(layer)
+        used = [expert for expert in waiting if expert in plan.gpu]
+        late = [expert for expert in waiting if workload[expert] and expert not in plan.gpu]
+        counters.prefetched += len(used)
+        counters.prefetch_used += len(used)
+        counters.prefetch_late += len(late)
+        counters.prefetch_wasted += len(waiting) - len(used) - len(late)
+        self._steps += 1
+        if self._predictor is None or not (self.guard.on and self._steps % SAMPLE == 0):
+            if not self.guard.on:
+                self.guard.record(0.0, 0.0)
+            return
+        cost = self._predict_seconds + (view.link_free if plan.fetch else 0.0)  # demanded copies queue behind ours
+        benefit = 0.0
+        if used:
+            without = ResidencyView(
+                view.resident, {e: s for e, s in view.in_flight.items() if e not in waiting}, view.slots, 0.0
+            )
+            other = self._assign.assign(layer, workload, without, self._costs)
+            benefit = makespan(other, workload, without, self._costs) - makespan(plan, workload, view, self._costs)
+        self.guard.record(cost, benefit)

@@ -1,0 +1,155 @@
+"""What a user of the Python interface meets: completions, streams, chat, limits and refusals."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import dali
+from dali.engine.llm import LLM
+
+
+@pytest.fixture(scope="module")
+def llm(tmp_path_factory) -> LLM:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DALI_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        return dali.load(dtype="float32", quant="f32")
+
+
+PROMPT = "Once upon a time"
+
+
+def greedy(llm: LLM, prompt, n: int = 12):
+    return llm.generate(prompt, temperature=0, max_tokens=n, ignore_eos=True)
+
+
+def test_stream_and_generate_agree(llm):
+    pieces = list(llm.stream(PROMPT, temperature=0, max_tokens=12, ignore_eos=True))
+    assert len(pieces) > 3
+    assert "".join(pieces) == greedy(llm, PROMPT).text
+
+
+def test_sequences_that_join_and_leave_get_the_tokens_they_get_alone(llm):
+    prompts = [llm.encode(text) for text in (PROMPT, "The old king", "1 + 1 =", "He said")]
+    alone = [greedy(llm, prompt, n).tokens for prompt, n in zip(prompts, (4, 9, 14, 6), strict=True)]
+    streams = [llm.sequence(p, temperature=0, max_tokens=n, ignore_eos=True) for p, n in zip(prompts, (4, 9, 14, 6), strict=True)]
+    for late, sequence in enumerate(streams):
+        llm.engine.add(sequence)
+        for _ in range(late + 1):
+            llm.engine.step()
+    while llm.engine.step():
+        pass
+    assert [sequence.generated for sequence in streams] == alone
+
+
+def test_interleaved_streams_keep_their_pieces(llm):
+    expected = [greedy(llm, text).text for text in (PROMPT, "The old king")]
+    streams = [llm.stream(text, temperature=0, max_tokens=12, ignore_eos=True) for text in (PROMPT, "The old king")]
+    texts = ["", ""]
+    for turn in range(60):
+        texts[turn % 2] += next(streams[turn % 2], "")
+    assert texts == expected
+
+
+def test_a_closed_stream_leaves_the_engine(llm):
+    stream = llm.stream(PROMPT, temperature=0, max_tokens=50)
+    next(stream)
+    stream.close()
+    assert llm.engine.scheduler.live == []
+
+
+def test_the_next_turn_computes_only_what_is_new(llm):
+    first = greedy(llm, llm.encode(PROMPT))
+    turn = llm.encode(PROMPT) + first.tokens + llm.encode(" and then")
+    second = greedy(llm, turn)
+    assert second.cached_tokens == len(llm.encode(PROMPT)) + len(first.tokens) - 1
+    llm.engine._last = None
+    assert greedy(llm, turn).tokens == second.tokens
+
+
+def test_an_interrupted_step_can_be_tried_again(llm, monkeypatch):
+    expected = greedy(llm, PROMPT).tokens
+    sequence = llm.sequence(PROMPT, temperature=0, max_tokens=12, ignore_eos=True)
+    llm.engine._last = None
+    llm.engine.add(sequence)
+    for _ in range(3):
+        llm.engine.step()
+    layer = llm.model.model.layers[5].mlp.experts.__dict__["dali_layer"]
+
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(type(layer), "__call__", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        llm.engine.step()
+    monkeypatch.undo()
+    while llm.engine.step():
+        pass
+    assert sequence.generated == expected
+
+
+def test_seeds_reproduce_and_differ(llm):
+    texts = [llm.generate(PROMPT, temperature=1.0, seed=seed, max_tokens=20).text for seed in (1, 1, 2)]
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_stop_strings_end_the_text_before_them(llm):
+    full = greedy(llm, PROMPT).text
+    stop = full.split()[3]
+    stopped = llm.generate(PROMPT, temperature=0, max_tokens=12, stop=(stop,), ignore_eos=True)
+    assert stopped.text == full[: full.index(stop)]
+    assert stopped.finish_reason == "stop"
+
+
+def test_chat_uses_the_models_template(llm):
+    prompt = llm.chat_prompt([{"role": "user", "content": "Hello"}])
+    assert llm.tokenizer.decode(prompt) == "<|user|>\nHello<|end|>\n<|assistant|>\n"
+    assert llm.chat([{"role": "user", "content": "Hello"}], temperature=0, max_tokens=8).prompt_tokens == len(prompt)
+
+
+def test_the_context_ends_an_answer(llm):
+    prompt = llm.encode("word " * 600)[: llm.ctx_size - 3]
+    completion = llm.generate(prompt, temperature=0, ignore_eos=True)
+    assert (len(completion.tokens), completion.finish_reason) == (3, "length")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "words"),
+    [
+        ("", "empty"),
+        ([5000], "4095"),
+        ([-1], "4095"),
+        ("word " * 600, "context of 512"),
+    ],
+)
+def test_impossible_prompts_are_refused(llm, prompt, words):
+    with pytest.raises(dali.UsageError, match=words):
+        llm.generate([prompt])
+    assert llm.engine.scheduler.live == []
+
+
+def test_unknown_sampling_parameter_is_refused(llm):
+    with pytest.raises(dali.UsageError, match=r"'temprature'.*\n.*temperature"):
+        llm.generate(PROMPT, temprature=1)
+
+
+@pytest.mark.parametrize("size", [0, 1, 513])
+def test_context_sizes_out_of_range_are_refused(size, tmp_path, monkeypatch):
+    monkeypatch.setenv("DALI_CACHE_DIR", str(tmp_path))
+    with pytest.raises(dali.UsageError, match="2 to 512"):
+        dali.load(ctx_size=size)
+
+
+def test_teacher_forced_scores_equal_the_models(llm):
+    tokens = llm.encode("In the beginning God created the heaven and the earth. " * 20)[:200]
+    llm.engine.scheduler.step_tokens = 64
+    found = torch.cat(list(llm.engine.score(llm.sequence(tokens))))
+    llm.engine.scheduler.step_tokens = 512
+    whole = torch.cat(list(llm.engine.score(llm.sequence(tokens))))
+    torch.testing.assert_close(found, whole, rtol=1e-4, atol=1e-4)
+
+
+def test_saving_without_experts_is_refused(llm, tmp_path):
+    with pytest.raises(dali.DaliError, match="without its experts"):
+        llm.model.save_pretrained(tmp_path)
+    assert not list(tmp_path.iterdir())

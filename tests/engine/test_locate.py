@@ -1,0 +1,198 @@
+"""From what the user calls a model to a directory, or to an error that says what to do."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import huggingface_hub
+import pytest
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
+
+from dali.engine import locate as module
+from dali.engine.locate import locate
+from dali.errors import DaliError, UsageError
+
+
+@pytest.fixture(autouse=True)
+def nowhere(tmp_path, monkeypatch):
+    """No bundled or cached models, and a hub that nobody may reach."""
+
+    def unreachable(*args: object, **options: object) -> str:
+        raise AssertionError("the hub was asked")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DALI_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(module, "BUNDLED", tmp_path / "bundled")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+
+
+def make(directory):
+    directory.mkdir(parents=True)
+    (directory / "config.json").write_text("{}")
+    return directory
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """Stands in for the hub: answers with a directory, or raises what it is told to."""
+
+    class Hub:
+        answer: object = make(tmp_path / "snapshot")
+        asked: dict[str, object]
+
+        def __call__(self, name: str, **options: object) -> str:
+            self.asked = {"name": name, **options}
+            if isinstance(self.answer, Exception):
+                raise self.answer
+            return str(self.answer)
+
+    fake = Hub()
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fake)
+    return fake
+
+
+def test_a_directory(tmp_path, monkeypatch):
+    model = make(tmp_path / "some" / "model")
+    assert locate(model) == model
+    assert locate(str(model)) == model
+    assert str(locate("some/model")) == "some/model"  # not an org/name, once it is there
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert locate("~/some/model") == model
+
+
+def test_the_bundled_model_and_cached_ones(tmp_path):
+    bundled = make(tmp_path / "bundled" / "dali-tiny")
+    cached = make(tmp_path / "cache" / "models" / "smollm2-moe")
+    assert locate("dali-tiny") == bundled
+    assert locate("smollm2-moe") == cached
+    (tmp_path / "dali-tiny").mkdir()  # of the user's; the default model is not looked for here
+    assert locate(None) == bundled
+
+
+def problem_of(name: str, **options: object) -> str:
+    with pytest.raises(UsageError) as error:
+        locate(name, **options)
+    assert error.value.fix
+    return error.value.problem
+
+
+def test_a_directory_without_config(tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert problem_of("empty") == "empty is not a model directory: it has no config.json."
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "some/model.bin"])
+def test_a_file(tmp_path, name):
+    (tmp_path / "some").mkdir()
+    (tmp_path / name).write_text("")
+    assert problem_of(name) == f"{name} is a file."
+
+
+@pytest.mark.parametrize("name", ["model.gguf", "org/model.GGUF", "/none/model.gguf"])
+def test_a_gguf_file(name):
+    assert "GGUF files cannot be read yet" in problem_of(name)
+
+
+@pytest.mark.parametrize("name", ["org/name:Q4_K_M", "unsloth/Qwen3-30B-A3B-GGUF:Q4_0"])
+def test_a_quantization_after_the_colon(name):
+    with pytest.raises(UsageError, match=r"names a GGUF file.*\n.*--quant") as error:
+        locate(name)
+    assert name.split(":")[0] in error.value.fix
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(
+            "",
+            "nonsense",
+            "a/b/c",
+            "org/",
+            "/name",
+            "a b/c",
+            "org/name:a:b",
+            "https://huggingface.co/org/name",
+        ),
+        *("/no/such/path", "./none", "../none/x", "~nosuchuser/x/y", "a\0b", "x" * 5000),
+        "Why is the sky blue? " * 20,
+    ],
+)
+def test_what_no_model_can_be_called(name):
+    assert problem_of(name).startswith(f"No model called {name!r}")
+
+
+@pytest.mark.parametrize("name", ["a--b/c", "org/name.git", "-a/b", "模型/名"])
+def test_names_the_hub_does_not_take(name, monkeypatch):
+    monkeypatch.undo()  # its own validation, before any connection
+    assert problem_of(name, offline=True) == f"{name!r} names no model on the Hugging Face hub."
+
+
+def test_a_model_on_the_hub_is_downloaded_without_its_duplicates(hub):
+    assert locate("org/name") == hub.answer
+    assert hub.asked["name"] == "org/name"
+    assert hub.asked["local_files_only"] is False
+    files = ["config.json", "tokenizer.model", "merges.txt", "chat_template.jinja"]
+    files += ["model.safetensors.index.json", "model-00001-of-2.safetensors"]
+    others = ["original/model.safetensors", "metal/model.bin", "consolidated.safetensors", "model.bin"]
+    patterns = {name: hub.asked[name] for name in ("allow_patterns", "ignore_patterns")}
+    chosen = huggingface_hub.utils.filter_repo_objects(files + others, **patterns)
+    assert list(chosen) == files
+
+
+@pytest.mark.parametrize("by_environment", [False, True])
+def test_offline(hub, monkeypatch, by_environment):
+    """Neither the flag nor the environment lets it touch the network; what is cached is found."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", by_environment)
+    assert locate("org/name", offline=not by_environment) == hub.answer
+    assert hub.asked["local_files_only"] is True
+    hub.answer = LocalEntryNotFoundError("not cached")
+    with pytest.raises(DaliError, match=r"org/name is not in the local .*offline\.\nDrop --offline"):
+        locate("org/name", offline=not by_environment)
+
+
+def test_offline_for_real(tmp_path, monkeypatch):
+    """huggingface_hub itself, with an empty cache: no connection is tried."""
+    monkeypatch.undo()
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("socket.socket.connect", lambda *args: pytest.fail("a connection was tried"))
+    with pytest.raises(DaliError, match="dali is offline"):
+        locate("org/name", offline=True)
+
+
+def refused(kind: type[Exception]) -> Exception:
+    return kind("refused", response=SimpleNamespace(headers={}, request=None))
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (refused(GatedRepoError), r"org/name is gated .*\n.*hf auth login"),
+        (refused(RepositoryNotFoundError), r"has no model 'org/name'"),
+        (
+            LocalEntryNotFoundError("no\nnetwork"),
+            r"could not be downloaded \(no network\)\.\nCheck the connection",
+        ),
+        (OSError(28, "No space left on device"), r"could not be downloaded \(.*No space left"),
+        (RuntimeError("the transfer broke"), r"could not be downloaded \(the transfer broke"),
+        (ConnectionError(), r"could not be downloaded \(ConnectionError\)"),
+        (refused(HfHubHTTPError), r"could not be downloaded \(refused"),
+    ],
+    ids=["gated", "unknown", "no network", "disk full", "transfer", "silent", "server error"],
+)
+def test_a_hub_that_does_not_give_it(hub, error, message):
+    hub.answer = error
+    with pytest.raises(DaliError, match=message):
+        locate("org/name")
+
+
+def test_an_interrupted_download_found_offline(hub, tmp_path):
+    hub.answer = tmp_path / "partial"
+    hub.answer.mkdir()
+    with pytest.raises(DaliError, match=r"org/name has no config.json here"):
+        locate("org/name", offline=True)
