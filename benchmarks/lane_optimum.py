@@ -81,6 +81,7 @@ def optimum(
     cpu_end = program.variable(limit * (1 + 1e-9))
     resident_end = program.variable()
     any_resident = program.variable(1, integral=True)
+    any_cpu = program.variable(1, integral=True)
     kept = {tokens: program.variable(count, integral=True) for tokens, count in residents.items()}
     chosen = [{tokens: program.variable(1, integral=True) for tokens in absent} for _ in range(positions)]
 
@@ -88,7 +89,8 @@ def optimum(
     program.at_least({makespan: 1, resident_end: -1})
     total = sum(cpu[t] * n for t, n in residents.items()) + sum(cpu[t] * n for t, n in absent.items())
     off_cpu = {kept[t]: cpu[t] for t in kept} | {place[t]: cpu[t] for place in chosen for t in place}
-    program.at_least({cpu_end: 1} | off_cpu, total)
+    program.at_least({cpu_end: 1, any_cpu: -costs.handover / unit} | off_cpu, total)
+    program.at_least({any_cpu: len(active)} | dict.fromkeys(off_cpu, 1), len(active))
     program.at_least({resident_end: 1, any_resident: -launch} | {kept[t]: -gpu[t] for t in kept})
     for tokens, count in residents.items():
         program.at_least({any_resident: count, kept[tokens]: -1})

@@ -75,7 +75,12 @@ def _attend(
     if sinks is not None:
         return _attend_with_sinks(query, keys, values, scale, sinks, mask)
     return F.scaled_dot_product_attention(
-        query[None], keys[None], values[None], attn_mask=mask, scale=scale, enable_gqa=query.shape[0] != keys.shape[0]
+        query[None],
+        keys[None],
+        values[None],
+        attn_mask=mask,
+        scale=scale,
+        enable_gqa=query.shape[0] != keys.shape[0],
     )[0]
 
 

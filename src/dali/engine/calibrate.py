@@ -7,7 +7,6 @@ from collections.abc import Sequence as Many
 from pathlib import Path
 from typing import Any
 
-import torch
 import xxhash
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -44,11 +43,11 @@ def load_predictor(
     if kind == "next_gate":
         return GateShift(routers, distance)
     text = TEXT.read_text()
-    key = f"{VERSION} {fingerprint} {xxhash.xxh3_64_hexdigest(text)}"
+    key = f"{VERSION} {fingerprint} {xxhash.xxh3_64_hexdigest(text.encode())}"
     path = cache_root() / "calibration" / model / f"{kind}-{distance}.safetensors"
     found = _read(path, key)
     if found is None:
-        found = calibrate(kind, distance, engine, tokenizer(text)["input_ids"], routers, meter)
+        found = calibrate(kind, distance, engine, tokenizer(text, verbose=False)["input_ids"], routers, meter)
         _write(path, key, found)
     if kind == "residual":
         dtype = next(engine.model.parameters()).dtype
@@ -73,7 +72,9 @@ def calibrate(
     try:
         for begin in range(0, len(tokens), window):
             piece = tokens[begin : begin + window]
-            sequence = Sequence(piece, SamplingParams(), tokenizer=None, eos=frozenset(), limit=len(piece) + 1)
+            sequence = Sequence(
+                piece, SamplingParams(), tokenizer=None, eos=frozenset(), limit=len(piece) + 1
+            )
             for _ in engine.score(sequence):
                 for layer, fit in enumerate(fits):
                     fit.add(seen[layer][0], *seen[layer + distance])

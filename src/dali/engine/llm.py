@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator, Iterator, Sequence as Many
+from collections.abc import Callable, Generator, Iterator
+from collections.abc import Sequence as Many
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,7 @@ from dali.engine.offload import Offload, check, offload
 from dali.engine.progress import Meter, silent
 from dali.engine.sampling import SamplingParams
 from dali.engine.sequence import Sequence
-from dali.errors import DaliError, UsageError
+from dali.errors import UsageError
 from dali.hardware.memory import available_ram, parse_size
 from dali.kernels.formats import FORMATS
 from dali.runtime.executor import Executor
@@ -137,7 +138,9 @@ class LLM:
         if asked is None:
             return most
         if not 1 < asked <= most:
-            raise UsageError(f"The context size {asked} is out of range.", f"{self.name} takes 2 to {most} tokens.")
+            raise UsageError(
+                f"The context size {asked} is out of range.", f"{self.name} takes 2 to {most} tokens."
+            )
         return asked
 
     def stats(self) -> dict[str, Any]:
@@ -171,7 +174,9 @@ class LLM:
         if not messages:
             raise UsageError("The conversation is empty.", "Give at least one message.")
         if not self.tokenizer.chat_template:
-            raise UsageError(f"{self.name} has no chat template.", "Use generate with a plain prompt (dali run --raw).")
+            raise UsageError(
+                f"{self.name} has no chat template.", "Use generate with a plain prompt (dali run --raw)."
+            )
         try:
             ids: list[int] = self.tokenizer.apply_chat_template(
                 list(messages), add_generation_prompt=True, tokenize=True, return_dict=False
@@ -190,20 +195,27 @@ class LLM:
             raise UsageError("The prompt is empty.", "Give at least one token of text.")
         vocabulary = self.model.config.vocab_size
         if not all(0 <= token < vocabulary for token in ids):
-            raise UsageError(f"The prompt has a token id outside 0 to {vocabulary - 1}.", "Encode it with this model's tokenizer.")
+            raise UsageError(
+                f"The prompt has a token id outside 0 to {vocabulary - 1}.",
+                "Encode it with this model's tokenizer.",
+            )
         if len(ids) >= self.ctx_size:
             raise UsageError(
-                f"The prompt has {len(ids)} tokens; with a context of {self.ctx_size} at most {self.ctx_size - 1} leave room for an answer.",
+                f"The prompt has {len(ids)} tokens; with a context of {self.ctx_size} "
+                f"at most {self.ctx_size - 1} leave room for an answer.",
                 "Shorten it, or raise --ctx-size if the model allows.",
             )
         unknown = set(sampling) - set(self.defaults)
         if unknown:
             raise UsageError(
-                f"Unknown sampling parameter {min(unknown)!r}.", f"Known parameters: {', '.join(self.defaults)}."
+                f"Unknown sampling parameter {min(unknown)!r}.",
+                f"Known parameters: {', '.join(self.defaults)}.",
             )
         given = {name: value for name, value in sampling.items() if value is not None}
         params = SamplingParams(**(self.defaults | given))
-        limit = self.ctx_size if params.max_tokens is None else min(self.ctx_size, len(ids) + params.max_tokens)
+        limit = (
+            self.ctx_size if params.max_tokens is None else min(self.ctx_size, len(ids) + params.max_tokens)
+        )
         sequence = Sequence(ids, params, self.tokenizer, self.eos, limit)
         if isinstance(prompt, str):
             sequence.continue_text()
@@ -266,4 +278,6 @@ def _default_sampling(config: Any) -> dict[str, Any]:
 
 def _eos(model: Any, tokenizer: Any) -> frozenset[int]:
     ids = [model.generation_config.eos_token_id, model.config.eos_token_id, tokenizer.eos_token_id]
-    return frozenset(i for entry in ids for i in (entry if isinstance(entry, list) else [entry]) if i is not None)
+    return frozenset(
+        i for entry in ids for i in (entry if isinstance(entry, list) else [entry]) if i is not None
+    )

@@ -6,17 +6,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
-
-from dali.devices import CpuDevice, CudaDevice, Device, OutOfDeviceMemoryError, SimDevice
+from dali.devices import CudaDevice, Device, OutOfDeviceMemoryError, SimDevice
 from dali.engine import seam
 from dali.engine.calibrate import load_predictor
 from dali.engine.engine import Engine
 from dali.engine.load import LoadedModel
 from dali.engine.progress import Meter
 from dali.errors import UsageError
-from dali.hardware.cost import CostModel, ExpertSize
 from dali.hardware import profile as profiles
+from dali.hardware.cost import CostModel, ExpertSize
 from dali.hardware.profile import Profile
 from dali.policies import create
 from dali.runtime.executor import Executor, Policies
@@ -48,7 +46,8 @@ def check(options: Offload) -> None:
     kind, _, profile = options.device.partition(":")
     if kind not in ("cuda", "sim") or (kind == "sim" and not profile):
         raise UsageError(
-            f"Unknown device {options.device!r}.", "Use cpu, cuda, cuda:N, or sim:PROFILE for a simulated accelerator."
+            f"Unknown device {options.device!r}.",
+            "Use cpu, cuda, cuda:N, or sim:PROFILE for a simulated accelerator.",
         )
     planning_profile(options)
     create("assign", options.assign)
@@ -61,7 +60,8 @@ def planning_profile(options: Offload) -> Profile:
     chosen = options.profile or (name if kind == "sim" else None)
     if chosen is None:
         raise UsageError(
-            f"{options.device} has no measured profile to plan with.", "Give --profile with the one nearest to this machine."
+            f"{options.device} has no measured profile to plan with.",
+            "Give --profile with the one nearest to this machine.",
         )
     return profiles.load(chosen)
 
@@ -94,7 +94,10 @@ def offload(
     dense_bytes = sum(parameter.nbytes for parameter in loaded.model.parameters())
     device = device or open_device(options, profile, dense_bytes)
     size = ExpertSize(
-        layout.shape.hidden, layout.shape.intermediate, len(layout.shape.matrices), {layout.format.name: layout.weight_bytes}
+        layout.shape.hidden,
+        layout.shape.intermediate,
+        len(layout.shape.matrices),
+        {layout.format.name: layout.weight_bytes},
     )
     model = CostModel(profile, size, layout.format.name, MOST_TOKENS)
 
@@ -106,24 +109,41 @@ def offload(
         scratch, capacity = split(slots, layers, experts)
         try:
             residency = Residency(
-                device, record, layers, layout.record_bytes, slots, capacity, (model.costs.link, model.costs.link_contended)
+                device,
+                record,
+                layers,
+                layout.record_bytes,
+                slots,
+                capacity,
+                (model.costs.link, model.costs.link_contended),
             )
             break
         except OutOfDeviceMemoryError as error:
             fewer = slots * 3 // 4
             notify(f"{error.problem} Using {fewer} expert slots instead of {slots}.")
             slots = fewer
-    cache = create("cache", options.cache, layers=layers, experts=experts, capacity=capacity, seed=options.seed)
+    cache = create(
+        "cache", options.cache, layers=layers, experts=experts, capacity=capacity, seed=options.seed
+    )
     residency.capacity = cache.capacity
     prefetch = create("prefetch", options.prefetch)
     predictor: Predictor | None = None
     if prefetch.predictor is not None and scratch:
         routers = seam.routers(loaded.model, layout.shape.hidden)
         if routers is None:
-            notify(f"Prefetching is off: the routers of {type(loaded.model).__name__} cannot be called on their own.")
+            notify(
+                f"Prefetching is off: the routers of {type(loaded.model).__name__} cannot be called on their own."
+            )
         else:
             predictor = load_predictor(
-                prefetch.predictor, prefetch.distance, engine, loaded.tokenizer, routers, loaded.name, loaded.fingerprint, meter
+                prefetch.predictor,
+                prefetch.distance,
+                engine,
+                loaded.tokenizer,
+                routers,
+                loaded.name,
+                loaded.fingerprint,
+                meter,
             )
     telemetry.layers.clear()
     telemetry.modelled = isinstance(device, SimDevice)
@@ -157,14 +177,20 @@ def dense_seconds(model: Any, costs: CostModel, layers: int) -> Callable[[int], 
     """tokens -> modelled seconds of a layer's dense part: all dense weights but the embeddings, spread over the MoE layers;
     one kernel a leaf module."""
     embeddings = model.get_input_embeddings()
-    weights = [p for p in model.parameters() if p is not embeddings.weight or model.get_output_embeddings().weight is p]
+    weights = [
+        p
+        for p in model.parameters()
+        if p is not embeddings.weight or model.get_output_embeddings().weight is p
+    ]
     nbytes, count = sum(p.nbytes for p in weights), sum(p.numel() for p in weights)
     kernels = sum(1 for module in model.modules() if module._parameters and not module._modules)
     table: dict[int, float] = {}
 
     def seconds(tokens: int) -> float:
         if tokens not in table:
-            table[tokens] = costs.dense(nbytes // layers, count // layers, tokens, kernels // layers) + costs.sync
+            table[tokens] = (
+                costs.dense(nbytes // layers, count // layers, tokens, kernels // layers) + costs.sync
+            )
         return table[tokens]
 
     return seconds

@@ -62,7 +62,10 @@ def describe(name: str, module: nn.Module) -> ExpertsModule:
 
 def _activation(module: Any) -> Activation:
     """The activation that agrees with the module's own gate on a probe; naming it by value needs no family names."""
-    gate, up = torch.linspace(-12, 12, 64, dtype=torch.float64), torch.linspace(9, -9, 64, dtype=torch.float64)
+    gate, up = (
+        torch.linspace(-12, 12, 64, dtype=torch.float64),
+        torch.linspace(9, -9, 64, dtype=torch.float64),
+    )
     if not module.has_gate:
         expected = module.act_fn(up)
     elif module.is_concatenated:
@@ -89,11 +92,13 @@ def describe_model(model: nn.Module, what: str) -> list[ExpertsModule]:
     if not modules:
         raise DaliError(
             f"{what} is not a Mixture-of-Experts model that dali can run: {type(model).__name__} has no routed experts.",
-            "dali is for MoE models (Mixtral, Qwen3-MoE, DeepSeek-V2, OLMoE, gpt-oss, ...); run dense ones with transformers or llama.cpp.",
+            "dali is for MoE models (Mixtral, Qwen3-MoE, DeepSeek-V2, OLMoE, gpt-oss, ...); "
+            "run dense ones with transformers or llama.cpp.",
         )
     if any((module.experts, module.shape) != (modules[0].experts, modules[0].shape) for module in modules):
         raise DaliError(
-            f"The MoE layers of {what} differ in the number or shape of their experts.", "Run this model with transformers."
+            f"The MoE layers of {what} differ in the number or shape of their experts.",
+            "Run this model with transformers.",
         )
     return modules
 

@@ -51,6 +51,7 @@ class ExpertCosts:
     link: float  # copying one expert while the CPU is idle
     link_contended: float  # copying one expert while the CPU computes; never below `link`
     launch: float  # launching one expert, or one group of experts
+    handover: float = 0.0  # activations down and outputs up, once a layer in which the CPU computes at all
 
 
 class CostModel:
@@ -77,6 +78,7 @@ class CostModel:
             link=self.copy(size),
             link_contended=self.copy(size, contended=True),
             launch=KERNELS_AN_EXPERT * profile["launch"],
+            handover=2 * self.activation_copy(1),
         )
         self.sync = profile["sync"]
 

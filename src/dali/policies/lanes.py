@@ -1,6 +1,6 @@
 """The lane model: what a plan's timeline looks like before it runs. All its times are modelled.
 
-Three lanes start together. The CPU computes its experts back to back. The link carries one copy at a time:
+Three lanes start together. The CPU, if it has any expert, hands activations over and computes them back to back. The link carries one copy at a time:
 experts in flight land when the view says, fetched ones follow in the plan's order, each at the contended pace
 while the CPU is still computing and at full pace afterwards. The accelerator computes residents first, as one
 grouped launch, under the transfers; then the experts in flight and the fetched ones as they land, a launch
@@ -49,7 +49,7 @@ def timeline(plan: LayerPlan, workload: Sequence[int], view: ResidencyView, cost
         raise ValueError(f"{plan} fetches without a scratch slot")
 
     spans = [
-        *_back_to_back("cpu", plan.cpu, [costs.cpu[workload[expert]] for expert in plan.cpu], 0.0),
+        *_back_to_back("cpu", plan.cpu, [costs.cpu[workload[expert]] for expert in plan.cpu], costs.handover),
         *_back_to_back("gpu", residents, [costs.gpu[workload[expert]] for expert in residents], costs.launch),
     ]
     cpu_end, resident, arrivals, fetched = _lanes(plan, workload, view, costs)
@@ -123,7 +123,7 @@ def _lanes(
     plan: LayerPlan, workload: Sequence[int], view: ResidencyView, costs: ExpertCosts
 ) -> tuple[float, float, list[tuple[float, float]], list[float]]:
     cpu, gpu, launch = costs.cpu, costs.gpu, costs.launch
-    cpu_end = sum([cpu[workload[expert]] for expert in plan.cpu])
+    cpu_end = costs.handover + sum([cpu[workload[expert]] for expert in plan.cpu]) if plan.cpu else 0.0
     residents = [gpu[workload[expert]] for expert in plan.gpu if expert in view.resident]
     fetched = [gpu[workload[expert]] + launch for expert in plan.fetch]
     arrivals = [

@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
@@ -18,18 +19,21 @@ import torch
 from torch import Tensor
 
 from dali.devices import COMPUTE, HOST, Buffer, Device
+from dali.errors import DaliError
 from dali.hardware.cost import CostModel
 from dali.kernels.expert import ExpertLayout
 from dali.kernels.reference import compute_experts, reduce_slots
 from dali.policies.assign import AssignPolicy
-from dali.policies.cache import CachePolicy, Swap
+from dali.policies.cache import CachePolicy
 from dali.policies.plan import LayerPlan, ResidencyView
 from dali.policies.prefetch import PrefetchPolicy
 from dali.runtime.prefetch import Predictor, Prefetcher
+from dali.runtime.replacement import Replacement
 from dali.runtime.residency import COPY, Residency
 from dali.runtime.telemetry import LayerCounters, Telemetry
 
 DOWN, UP = "down", "up"  # streams of activations, so that they never queue behind experts
+SAMPLE = 17  # one layer step in so many tells the guards what prefetches and swaps bring; rarely divides a layer count
 
 Kernel = Callable[[ExpertLayout, Sequence[Tensor], Sequence[int], Tensor, Tensor, Tensor], None]
 
@@ -74,6 +78,8 @@ class Executor:
         self.prefetcher = Prefetcher(
             policies.prefetch, predictor, policies.assign, residency, model.costs, telemetry
         )
+        self.replacement = Replacement(policies.cache, policies.assign, residency, model.costs, len(records))
+        self._steps = 0
         self._started = 0.0
         self._period = 0.0  # mean seconds from one layer's start to the next
         for layer in range(len(records)):
@@ -85,7 +91,23 @@ class Executor:
         return partial(self.run, index)
 
     def run(self, layer: int, hidden: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
-        """hidden [tokens, hidden], ids and weights [tokens, top_k] -> [tokens, hidden] in hidden's dtype."""
+        """hidden [tokens, hidden], ids and weights [tokens, top_k] -> [tokens, hidden] in hidden's dtype.
+
+        A failure or Ctrl-C inside leaves the executor ready for the next step.
+        """
+        try:
+            return self._run(layer, hidden, ids, weights)
+        except BaseException:
+            self._recover()
+            raise
+
+    def _recover(self) -> None:
+        """Let the queues run dry and fill the slots anew."""
+        with suppress(DaliError):  # the failure that brought us here, raised once more
+            self.device.synchronize()
+        self.residency.reset()
+
+    def _run(self, layer: int, hidden: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
         device, residency = self.device, self.residency
         counters = self._telemetry.layer(layer)
         device.charge(device.stream(COMPUTE), self._dense_seconds(len(hidden)), "dense")
@@ -97,12 +119,16 @@ class Executor:
         planning = time.perf_counter()
         plan = self.policies.assign.assign(layer, workload, view, self._costs)
         self._telemetry.plan_seconds += time.perf_counter() - planning
-        self.prefetcher.settle(layer, workload, view, plan, counters)
+        self.prefetcher.count(layer, workload, plan, counters)
+        self._settle(layer, workload, view, plan)
 
         x = device.adopt(hidden)
         rows = device.adopt(hidden.new_empty(ids.numel(), hidden.shape[1], dtype=torch.float32))
         staged = self._start_cpu(layer, plan.cpu, workload, pairs, x, ids.numel())
         self._start_accelerator(layer, plan, workload, pairs, view, x, rows)
+        if staged is not None:  # only now: a queue that waits for a thread may hold up whoever fills it
+            seconds = self._model.activation_copy(len(staged.slots))
+            device.copy(device.stream(UP), staged.rows, staged.packed, seconds, label="activations up")
         out = device.adopt(torch.empty_like(hidden))
         device.launch(
             device.stream(COMPUTE),
@@ -113,14 +139,12 @@ class Executor:
             label=f"join {layer}",
         )
         self._count(counters, workload, view, plan)
-        swaps = self._swap_roles(layer, workload, counters)
+        swaps = self.replacement.swap_roles(layer, workload, counters)
         if predicted is not None:
-            self.prefetcher.queue(predicted[0], forecast, self._period)
-        for swap in swaps:
-            residency.swap(layer, swap.evict, swap.load)
-            counters.link_bytes += self._layout.record_bytes
+            self.prefetcher.queue(predicted[0], forecast, self._period, self._layout.record_bytes)
+        self.replacement.queue(layer, swaps, counters, self._layout.record_bytes)
         result = device.release(out)
-        for buffer in (x, rows) if staged is None else (x, rows, *staged.buffers):
+        for buffer in (x, rows) if staged is None else (x, rows, staged.inputs, staged.packed, staged.rows):
             device.release(buffer)
         self._clock(counters, started)
         return result
@@ -141,9 +165,15 @@ class Executor:
         return [len(mine) for mine in pairs], pairs, forecast
 
     def _start_cpu(
-        self, layer: int, experts: Sequence[int], workload: Sequence[int], pairs: list[list[int]], x: Buffer, rows: int
+        self,
+        layer: int,
+        experts: Sequence[int],
+        workload: Sequence[int],
+        pairs: list[list[int]],
+        x: Buffer,
+        rows: int,
     ) -> _Staged | None:
-        """Queue the CPU's experts as one call on the host stream; activations go down before it and come up after it."""
+        """Queue the activations' way down and the CPU's experts as one call on the host stream."""
         if not experts:
             return None
         device, hidden = self.device, x.tensor
@@ -152,7 +182,9 @@ class Executor:
         packed = device.adopt(torch.empty(len(slots), hidden.shape[1]))
         above = device.adopt(torch.empty(len(slots), hidden.shape[1], device=hidden.device))
         records = [self._records[layer][expert] for expert in experts]
-        device.copy(device.stream(DOWN), below, x, self._model.activation_copy(len(hidden)), label="activations down")
+        device.copy(
+            device.stream(DOWN), below, x, self._model.activation_copy(len(hidden)), label="activations down"
+        )
 
         def compute() -> None:
             full = torch.empty(rows, hidden.shape[1])
@@ -161,8 +193,7 @@ class Executor:
 
         seconds = sum(self._costs.cpu[workload[expert]] for expert in experts)
         device.launch(device.stream(HOST), compute, [below], [packed], seconds, label=f"cpu {layer}")
-        device.copy(device.stream(UP), above, packed, self._model.activation_copy(len(slots)), label="activations up")
-        return _Staged(slots, above, (below, packed, above))
+        return _Staged(slots, below, packed, above)
 
     def _start_accelerator(
         self,
@@ -194,7 +225,13 @@ class Executor:
                 recyclable.append(expert)
 
     def _launch(
-        self, layer: int, experts: Sequence[int], workload: Sequence[int], pairs: list[list[int]], x: Buffer, rows: Buffer
+        self,
+        layer: int,
+        experts: Sequence[int],
+        workload: Sequence[int],
+        pairs: list[list[int]],
+        x: Buffer,
+        rows: Buffer,
     ) -> None:
         """One grouped launch of experts whose slots are, or are about to be, filled."""
         buffers = [self.residency.slot(layer, expert) for expert in experts]
@@ -202,27 +239,31 @@ class Executor:
         seconds = self._costs.launch + sum(self._costs.gpu[workload[expert]] for expert in experts)
         self.device.launch(
             self.device.stream(COMPUTE),
-            partial(self._kernel, self._layout, [buffer.tensor for buffer in buffers], offsets, slots, x.tensor, rows.tensor),
+            partial(
+                self._kernel,
+                self._layout,
+                [buffer.tensor for buffer in buffers],
+                offsets,
+                slots,
+                x.tensor,
+                rows.tensor,
+            ),
             [*buffers, x],
             [rows],
             seconds,
             label=f"experts {layer}.{experts[0]}",
         )
 
-    def _swap_roles(self, layer: int, workload: Sequence[int], counters: LayerCounters) -> list[Swap]:
-        """Apply the swaps whose expert already sits in scratch, free the layer's scratch, return the swaps that need a copy."""
-        residency = self.residency
-        scratch = residency.scratch(layer)
-        swaps = self.policies.cache.observe(
-            layer, workload, residency.residents(layer), scratch, residency.unsettled(layer)
-        )
-        counters.swaps += len(swaps)
-        for swap in swaps:
-            if swap.load in scratch:
-                residency.swap(layer, swap.evict, swap.load)
-        for expert in residency.scratch(layer):
-            residency.release(layer, expert)
-        return [swap for swap in swaps if swap.load not in scratch]
+    def _settle(self, layer: int, workload: Sequence[int], view: ResidencyView, plan: LayerPlan) -> None:
+        """Now and then, tell the guards what the step shows; demanded copies queue behind earlier prefetches and swaps."""
+        prefetches, swaps = self.prefetcher.queued, self.replacement.queued
+        self.prefetcher.queued = self.replacement.queued = 0
+        self._steps += 1
+        if self._steps % SAMPLE:
+            return
+        delay = view.link_free / max(prefetches + swaps, 1) if plan.fetch else 0.0
+        self.prefetcher.settle(layer, workload, view, plan, delay * prefetches)
+        self.replacement.settle(layer, workload, view, plan, delay * swaps)
 
     def _tick(self) -> float:
         """Note a layer's start; the mean period tells how long the link has until the next one."""
@@ -231,7 +272,9 @@ class Executor:
         self._period = since if self._period == 0.0 else 0.9 * self._period + 0.1 * since
         return now
 
-    def _count(self, counters: LayerCounters, workload: Sequence[int], view: ResidencyView, plan: LayerPlan) -> None:
+    def _count(
+        self, counters: LayerCounters, workload: Sequence[int], view: ResidencyView, plan: LayerPlan
+    ) -> None:
         counters.steps += 1
         counters.routed_tokens += sum(workload)
         counters.cpu += len(plan.cpu)
@@ -256,8 +299,9 @@ class _Staged:
     """The CPU's outputs on their way up: `rows.tensor[i]` is the row of (token, slot) `slots[i]`."""
 
     slots: Tensor
-    rows: Buffer
-    buffers: tuple[Buffer, ...]
+    inputs: Buffer  # the host's copy of the activations
+    packed: Buffer  # outputs on the host
+    rows: Buffer  # outputs on the accelerator
 
 
 def _slots(experts: Sequence[int], pairs: list[list[int]]) -> tuple[Tensor, list[int]]:

@@ -98,7 +98,8 @@ class RidgeFit:
         """float32 [hidden + 1, experts]."""
         assert self._xx is not None, "no token was added"
         damping = RIDGE * self._xx.diagonal().mean()
-        return torch.linalg.solve(self._xx + damping * torch.eye(len(self._xx)), self._xy)
+        solution: Tensor = torch.linalg.solve(self._xx + damping * torch.eye(len(self._xx)), self._xy)
+        return solution
 
 
 FITS: dict[str, type[ShiftFit] | type[RidgeFit]] = {"residual": ShiftFit, "ridge": RidgeFit}

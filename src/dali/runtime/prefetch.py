@@ -17,8 +17,6 @@ from dali.policies.prefetch import PrefetchPolicy
 from dali.runtime.residency import Residency
 from dali.runtime.telemetry import LayerCounters, Telemetry
 
-SAMPLE = 8  # one layer step in so many is planned a second time, to learn what prefetching brings
-
 
 class Predictor(Protocol):
     """Predicts a later layer's routing from this layer's gate input."""
@@ -48,7 +46,7 @@ class Prefetcher:
         self._telemetry = telemetry
         self.guard = Guard()
         self._predict_seconds = 0.0  # of the present layer
-        self._steps = 0
+        self.queued = 0  # copies since the last plan
 
     def predict(self, layer: int, hidden: Tensor) -> tuple[int, Tensor] | None:
         """The later layer and its predicted ids, unless prefetching rests."""
@@ -61,36 +59,43 @@ class Prefetcher:
         self._telemetry.predict_seconds += self._predict_seconds
         return predicted
 
-    def queue(self, target: int, predicted: Sequence[int], idle: float) -> None:
+    def queue(self, target: int, predicted: Sequence[int], idle: float, record_bytes: int) -> None:
         """Queue copies of `target`'s predicted busiest experts; `idle`: seconds until that layer starts."""
         view = self._residency.view(target)
         idle = max(idle - view.link_free, 0.0)
         for expert in self._policy.choose(predicted, view, self._costs, idle):
             if self._residency.free_slots():
                 self._residency.fetch(target, expert)
+                self._telemetry.layer(target).link_bytes += record_bytes
+                self.queued += 1
+
+    def count(self, layer: int, workload: Sequence[int], plan: LayerPlan, counters: LayerCounters) -> None:
+        """The layer's turn has come: count what became of the experts that were fetched for it."""
+        waiting = self._residency.scratch(layer)
+        used = sum(expert in plan.gpu for expert in waiting)
+        late = sum(workload[expert] > 0 and expert not in plan.gpu for expert in waiting)
+        counters.prefetched += used
+        counters.prefetch_used += used
+        counters.prefetch_late += late
+        counters.prefetch_wasted += len(waiting) - used - late
 
     def settle(
-        self, layer: int, workload: Sequence[int], view: ResidencyView, plan: LayerPlan, counters: LayerCounters
+        self, layer: int, workload: Sequence[int], view: ResidencyView, plan: LayerPlan, delay: float
     ) -> None:
-        """The layer's turn has come: count what became of its prefetched experts and tell the guard."""
-        waiting = self._residency.scratch(layer)
-        used = [expert for expert in waiting if expert in plan.gpu]
-        late = [expert for expert in waiting if workload[expert] and expert not in plan.gpu]
-        counters.prefetched += len(used)
-        counters.prefetch_used += len(used)
-        counters.prefetch_late += len(late)
-        counters.prefetch_wasted += len(waiting) - len(used) - len(late)
-        self._steps += 1
-        if self._predictor is None or not (self.guard.on and self._steps % SAMPLE == 0):
-            if not self.guard.on:
-                self.guard.record(0.0, 0.0)
+        """Tell the guard what a sampled step shows: what the layer's prefetched experts save it, against the prediction's time
+        and the `delay` in seconds that prefetch copies put before demanded ones."""
+        if self._predictor is None:
             return
-        cost = self._predict_seconds + (view.link_free if plan.fetch else 0.0)  # demanded copies queue behind ours
-        benefit = 0.0
-        if used:
-            without = ResidencyView(
-                view.resident, {e: s for e, s in view.in_flight.items() if e not in waiting}, view.slots, 0.0
-            )
+        if not self.guard.on:
+            self.guard.record(0.0, 0.0)
+            return
+        waiting = self._residency.scratch(layer)
+        saved = 0.0
+        if any(expert in plan.gpu for expert in waiting):
+            others = {expert: left for expert, left in view.in_flight.items() if expert not in waiting}
+            without = ResidencyView(view.resident, others, view.slots, 0.0)
             other = self._assign.assign(layer, workload, without, self._costs)
-            benefit = makespan(other, workload, without, self._costs) - makespan(plan, workload, view, self._costs)
-        self.guard.record(cost, benefit)
+            saved = makespan(other, workload, without, self._costs) - makespan(
+                plan, workload, view, self._costs
+            )
+        self.guard.record(self._predict_seconds + delay, saved)

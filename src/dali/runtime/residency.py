@@ -66,6 +66,18 @@ class Residency:
         for expert in experts:
             self._residents[layer][expert] = self._copy(layer, expert, self._free.popleft())
 
+    def reset(self) -> None:
+        """After a failed step: what slots hold is unknown, so copy every layer's residents in again."""
+        if self._memory is None:
+            return
+        held = [set(residents) for residents in self._residents]
+        self._free = deque(self._memory.parts)
+        for waiting in self._scratch:
+            waiting.clear()
+        for layer, experts in enumerate(held):
+            self._residents[layer].clear()
+            self.place(layer, experts)
+
     def view(self, layer: int) -> ResidencyView:
         """The layer's experts as a policy sees them now."""
         now = self.device.now()

@@ -60,7 +60,10 @@ class Telemetry:
     def total(self) -> LayerCounters:
         """All layers added up."""
         return LayerCounters(
-            **{name: sum(getattr(layer, name) for layer in self.layers) for name in LayerCounters.__dataclass_fields__}
+            **{
+                name: sum(getattr(layer, name) for layer in self.layers)
+                for name in LayerCounters.__dataclass_fields__
+            }
         )
 
     @property

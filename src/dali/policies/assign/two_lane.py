@@ -61,6 +61,8 @@ def two_lane(workload: Sequence[int], view: ResidencyView, costs: ExpertCosts) -
 
     def ends(keep: int, fetch: int) -> tuple[float, float]:
         cpu_end = given_up_cpu + kept_cpu[keep] + absent_cpu[fetch]
+        if cpu_end:
+            cpu_end += costs.handover
         longest_first = sorted(fetched[:fetch], reverse=True)
         return cpu_end, accelerator_end(kept_gpu[keep], arrivals, longest_first, view, cpu_end, costs)
 
@@ -103,7 +105,7 @@ def two_lane(workload: Sequence[int], view: ResidencyView, costs: ExpertCosts) -
     # Greedy wins ties: the same split's sums, taken in another order, may differ in the last bit.
     if makespan(paper, workload, view, costs) <= best * (1 + 1e-9):
         return paper
-    if sum([cpu[workload[expert]] for _, expert in gains]) < best:
+    if costs.handover + sum([cpu[workload[expert]] for _, expert in gains]) < best:
         return all_cpu(workload)
     on_time = [expert for expert in landing if workload[expert] and expert not in given_up]
     fetches = sorted(absent[:fetch], key=lambda expert: -gpu[workload[expert]])

@@ -1,0 +1,325 @@
+"""The device interface: memory within a budget, and queues whose order is derived.
+
+Every launch and copy declares the buffers it reads and writes; what must wait for what follows from that.
+Callers issue from one thread, in program order, and the outcome is that of running everything in that
+order.
+
+A failing operation cancels all that has not run yet, on every stream. The next call that asks or waits
+(synchronize, done, release, free) raises the error, once; then the device is empty and usable, and what the
+failed and cancelled operations would have written is undefined. The same holds after Ctrl-C inside an
+operation. Ctrl-C while the host waits leaves the operations as they are, and the next wait takes up where
+that one stopped.
+"""
+
+from __future__ import annotations
+
+import mmap
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from dali.devices.dependencies import Dependencies, Operation, Stream
+from dali.errors import DaliError
+
+
+class OutOfDeviceMemoryError(DaliError):
+    """An allocation does not fit: ask for less."""
+
+
+class MisuseError(DaliError):
+    """A device was driven against its rules."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(problem, "This is a bug in dali: please report it with the command that showed it.")
+
+
+@dataclass(frozen=True)
+class Event:
+    """The point in a stream after its newest operation; None where there was none."""
+
+    operation: Operation | None
+
+
+class Buffer:
+    """Memory that operations declare; buffers with the same `key` (their storage's address) count as one.
+
+    `tensor` is the adopted tensor, or uint8 [nbytes] for memory of the device's own.
+    """
+
+    def __init__(self, tensor: torch.Tensor, key: int, *, allocated: bool = False) -> None:
+        self.tensor = tensor
+        self.key = key
+        self.nbytes = tensor.numel() * tensor.element_size()
+        self.allocated = allocated
+        self.parts: list[Buffer] = []
+        self.freed = False
+
+    @property
+    def bytes(self) -> torch.Tensor:
+        """The contents, uint8 [nbytes]; the tensor must be contiguous."""
+        return self.tensor.view(-1).view(torch.uint8)
+
+    def split(self, nbytes: int) -> list[Buffer]:
+        """Cut a fresh allocation, once, into slots of `nbytes`, each a buffer of its own.
+
+        A rest stays unused. From then on the whole may only be freed, which frees its slots.
+        """
+        if not self.allocated or self.parts or not 0 < nbytes <= self.nbytes:
+            raise MisuseError(f"A buffer of {self.nbytes} bytes cannot be cut into slots of {nbytes}.")
+        for start in range(0, self.nbytes - nbytes + 1, nbytes):
+            self.parts.append(Buffer(self.tensor[start : start + nbytes], self.key + start))
+        return self.parts
+
+
+class Device(ABC):
+    """One device: `name` as users write it, `budget` bytes to hand out, `used` bytes handed out."""
+
+    def __init__(self, name: str, budget: int, dependencies: Dependencies | None) -> None:
+        self.name = name
+        self.budget = budget
+        self.used = 0
+        self._dependencies = dependencies or Dependencies()
+        self._streams: dict[str, Stream] = {}
+        self._allocations: dict[int, Buffer] = {}  # by key
+        self._failure: tuple[Operation, BaseException] | None = None
+
+    # Memory
+
+    def alloc(self, nbytes: int) -> Buffer:
+        """Device memory of undefined contents. Raises OutOfDeviceMemoryError where it does not fit."""
+        if nbytes <= 0:
+            raise MisuseError(f"{nbytes} bytes of {self.name} were asked for.")
+        try:
+            if self.used + nbytes > self.budget:
+                raise MemoryError(f"{self.used} of its {self.budget} bytes are in use")
+            tensor = self._memory(nbytes)
+        except (MemoryError, OSError, OverflowError, RuntimeError) as error:
+            raise OutOfDeviceMemoryError(
+                f"{self.name} cannot allocate {nbytes} bytes: {error}.",
+                "Ask for fewer expert slots, or leave the device more memory.",
+            ) from error
+        self.used += nbytes
+        buffer = Buffer(tensor, tensor.data_ptr(), allocated=True)
+        self._allocations[buffer.key] = buffer
+        return buffer
+
+    def free(self, buffer: Buffer) -> None:
+        """Return an allocation, after waiting for the operations on it; also when one of these failed."""
+        if self._allocations.get(buffer.key) is not buffer:
+            raise MisuseError(f"A buffer of {buffer.nbytes} bytes is no live allocation of {self.name}.")
+        try:
+            self._settle(buffer.parts or [buffer])
+        finally:
+            for piece in (buffer, *buffer.parts):
+                piece.freed, piece.tensor = True, piece.tensor.new_empty(0)
+            self.used -= buffer.nbytes
+            del self._allocations[buffer.key]
+
+    def pin(self, tensor: torch.Tensor) -> None:  # noqa: B027 (only some devices have use for the hint)
+        """Page-lock a tensor's whole storage for as long as it lives, as copies will use it often: a hint."""
+
+    def adopt(self, tensor: torch.Tensor) -> Buffer:
+        """A tensor of the framework's (torch's) as it is now; until `release`, only operations change it."""
+        key = tensor.untyped_storage().data_ptr()
+        if key in self._allocations and self._allocations[key].parts:
+            raise MisuseError(f"Memory that {self.name} has cut into slots was adopted as a whole.")
+        return Buffer(tensor, key)
+
+    def release(self, buffer: Buffer) -> torch.Tensor:
+        """Give the tensor back: what torch or the host does next comes after every operation on it so far."""
+        self._settle([buffer])
+        return buffer.tensor
+
+    # Time
+
+    def now(self) -> float:
+        """Seconds on the host's clock; the simulator's is virtual, so its seconds are modelled."""
+        return time.perf_counter()
+
+    def charge(self, stream: Stream, modelled_seconds: float, label: str) -> None:  # noqa: B027 (real time passes)
+        """Let what the framework does outside of launches take modelled time; only the simulator heeds it."""
+
+    def busy_seconds(self) -> dict[str, float]:
+        """Seconds each stream was busy since the last call; {} where nothing measures it."""
+        return {}
+
+    # Queues
+
+    def stream(self, name: str) -> Stream:
+        """The queue of that name: "compute", "copy", "host" (the CPU counts as a stream), or another."""
+        if name not in self._streams:
+            self._streams[name] = Stream(name, len(self._streams))
+        return self._streams[name]
+
+    def launch(
+        self,
+        stream: Stream,
+        fn: Callable[[], object],
+        reads: Iterable[Buffer],
+        writes: Iterable[Buffer],
+        modelled_seconds: float = 0.0,
+        *,
+        label: str = "launch",
+    ) -> None:
+        """Queue `fn()`, which touches exactly these buffers.
+
+        It runs at once or later, on any thread, in inference mode. `modelled_seconds` is for the simulator.
+        """
+        self._issue(Operation(stream, label, fn, (modelled_seconds, modelled_seconds)), reads, writes)
+
+    def copy(
+        self,
+        stream: Stream,
+        dst: Buffer,
+        src: Buffer,
+        modelled_seconds: float = 0.0,
+        contended_seconds: float | None = None,
+        *,
+        label: str = "copy",
+    ) -> None:
+        """Queue a copy of all bytes of `src` to the front of `dst`.
+
+        `contended_seconds` is what it would take if the host stream computed all the while; None: the same.
+        """
+        if src.nbytes > dst.nbytes:
+            raise MisuseError(f"A copy of {src.nbytes} bytes does not fit a buffer of {dst.nbytes}.")
+        target, source = dst.bytes[: src.nbytes], src.bytes
+        contended = modelled_seconds if contended_seconds is None else contended_seconds
+        operation = Operation(
+            stream, label, partial(self._transfer, stream, target, source), (modelled_seconds, contended)
+        )
+        operation.target = target
+        self._issue(operation, [src], [dst])
+
+    def record(self, stream: Stream) -> Event:
+        """The end of everything issued on the stream so far."""
+        return Event(stream.tail)
+
+    def wait(self, stream: Stream, event: Event) -> None:
+        """Hold back what is issued next on `stream`: for an order that no declared buffer implies."""
+        operation = event.operation
+        if operation is not None:
+            if self._streams.get(operation.stream.name) is not operation.stream:
+                raise MisuseError(f"{self.name} cannot wait for {operation} of another device.")
+            stream.awaited.append(operation)
+
+    def synchronize(self, event: Event | None = None) -> None:
+        """Block the host until the event, or until all queues are empty. Raises what an operation raised."""
+        awaited = [stream.tail for stream in self._streams.values()] if event is None else [event.operation]
+        for operation in awaited:
+            self._await(operation)
+        self._raise_failure()
+        if event is not None and event.operation is not None and not event.operation.ran:
+            raise MisuseError(
+                f"{event.operation} was cancelled when an earlier operation of {self.name} failed."
+            )
+
+    def done(self, event: Event) -> bool:
+        """Whether the event has come, without blocking. Raises as `synchronize` does."""
+        operation = event.operation
+        pending = operation is not None and operation.ran is not False and not self._poll(operation)
+        if pending and self._failure is None:
+            return False
+        self.synchronize(event)
+        return True
+
+    # What each device provides
+
+    @abstractmethod
+    def _memory(self, nbytes: int) -> torch.Tensor:
+        """uint8 [nbytes] on the device."""
+
+    @abstractmethod
+    def _enqueue(self, operation: Operation, reads: set[int], writes: set[int]) -> None:
+        """Arrange for `_execute(operation)` after its waits and its stream's earlier operations.
+
+        Also while the device has failed: `_execute` cancels it in its turn.
+        """
+
+    @abstractmethod
+    def _finish(self, operation: Operation) -> None:
+        """Block until the operation has ended, well or not."""
+
+    @abstractmethod
+    def _poll(self, operation: Operation) -> bool:
+        """Whether the operation has ended, well or not."""
+
+    def _transfer(self, stream: Stream, target: torch.Tensor, source: torch.Tensor) -> None:
+        target.copy_(source)
+
+    def _order(self, operation: Operation, earlier: Operation) -> None:
+        """Make an operation that is about to run come after one of another stream."""
+        self._finish(earlier)
+
+    # What they share
+
+    def _issue(self, operation: Operation, reads: Iterable[Buffer], writes: Iterable[Buffer]) -> None:
+        reads, writes = tuple(reads), tuple(writes)
+        for buffer in reads + writes:
+            if buffer.freed or buffer.parts:
+                state = "freed" if buffer.freed else "cut into slots"
+                raise MisuseError(f"{operation} touches a buffer of {buffer.nbytes} bytes that was {state}.")
+        read, written = {buffer.key for buffer in reads}, {buffer.key for buffer in writes}
+        self._dependencies.derive(operation, read, written)
+        operation.stream.tail = operation
+        self._enqueue(operation, read, written)
+
+    def _execute(self, operation: Operation) -> None:
+        """Run an operation on this thread, unless the device has failed meanwhile."""
+        try:
+            for earlier in operation.waits:
+                self._order(operation, earlier)
+            if self._failure is None and operation.fn is not None:
+                with nullcontext() if torch.is_inference_mode_enabled() else torch.inference_mode():
+                    operation.fn()
+                operation.finish(ran=True)
+            else:
+                operation.finish(ran=False)
+        except BaseException as error:
+            self._fail(operation, error)
+            if not isinstance(error, Exception):
+                raise
+
+    def _fail(self, operation: Operation, error: BaseException) -> None:
+        operation.finish(ran=False)
+        if self._failure is None:
+            self._failure = operation, error
+
+    def _await(self, operation: Operation | None) -> None:
+        if operation is not None:
+            self._finish(operation)
+            self._dependencies.host_waited(operation)
+
+    def _settle(self, buffers: Iterable[Buffer]) -> None:
+        """Wait for every operation on these buffers, and forget them."""
+        keys = {buffer.key for buffer in buffers}
+        for operation in self._dependencies.before(set(), keys):
+            self._await(operation)
+        self._dependencies.forget(keys)
+        self._raise_failure()
+
+    def _raise_failure(self) -> None:
+        """Raise what went wrong, once nothing is left that could still run."""
+        if self._failure is None:
+            return
+        for stream in self._streams.values():
+            self._await(stream.tail)
+            stream.tail = None
+        (operation, error), self._failure = self._failure, None
+        if isinstance(error, DaliError):
+            raise error
+        raise DaliError(
+            f"{operation} of {self.name} failed: {error!r}.",
+            "Run again with `-v` to see where; if it repeats, please report it.",
+        ) from error
+
+
+def host_memory(nbytes: int) -> torch.Tensor:
+    """Page-aligned host memory, uint8 [nbytes] of zeros; the system provides pages as they are touched."""
+    with torch.inference_mode(False):  # writable in either mode
+        return torch.frombuffer(mmap.mmap(-1, nbytes), dtype=torch.uint8)

@@ -1,0 +1,69 @@
+"""Cache replacement on a live layer: apply the policy's swaps, and see whether they pay."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dali.hardware.cost import ExpertCosts
+from dali.policies.assign import AssignPolicy
+from dali.policies.cache import CachePolicy, Swap
+from dali.policies.guard import Guard
+from dali.policies.lanes import makespan
+from dali.policies.plan import LayerPlan, ResidencyView
+from dali.runtime.residency import Residency
+from dali.runtime.telemetry import LayerCounters
+
+
+class Replacement:
+    """Swaps residents as `policy` says; swaps that need a copy wait for the guard's leave."""
+
+    def __init__(
+        self, policy: CachePolicy, assign: AssignPolicy, residency: Residency, costs: ExpertCosts, layers: int
+    ) -> None:
+        self._policy = policy
+        self._assign = assign
+        self._residency = residency
+        self._costs = costs
+        self._before: list[set[int]] = [set() for _ in range(layers)]  # residents before the last swaps
+        self.guard = Guard()
+        self.queued = 0  # copies since the last plan
+
+    def settle(
+        self, layer: int, workload: Sequence[int], view: ResidencyView, plan: LayerPlan, delay: float
+    ) -> None:
+        """Tell the guard what a sampled step shows: what the layer's last swaps save it, against the `delay` in seconds that
+        swap copies put before demanded ones."""
+        if not self.guard.on:
+            self.guard.record(0.0, 0.0)
+            return
+        before = self._before[layer]
+        if not before:
+            return
+        old = ResidencyView(before, {}, view.slots, view.link_free)
+        other = self._assign.assign(layer, workload, old, self._costs)
+        saved = makespan(other, workload, old, self._costs) - makespan(plan, workload, view, self._costs)
+        self.guard.record(delay, saved)
+
+    def swap_roles(self, layer: int, workload: Sequence[int], counters: LayerCounters) -> list[Swap]:
+        """Apply the swaps whose expert sits in scratch, then free the layer's scratch. Returns the swaps that need a copy."""
+        residency = self._residency
+        residents, scratch = residency.residents(layer), residency.scratch(layer)
+        swaps = self._policy.observe(layer, workload, residents, scratch, residency.unsettled(layer))
+        if not self.guard.on:
+            swaps = [swap for swap in swaps if swap.load in scratch]
+        if swaps:
+            self._before[layer] = residents
+            counters.swaps += len(swaps)
+        for swap in swaps:
+            if swap.load in scratch:
+                residency.swap(layer, swap.evict, swap.load)
+        for expert in residency.scratch(layer):
+            residency.release(layer, expert)
+        return [swap for swap in swaps if swap.load not in scratch]
+
+    def queue(self, layer: int, swaps: Sequence[Swap], counters: LayerCounters, record_bytes: int) -> None:
+        """Queue the swaps that need a copy."""
+        for swap in swaps:
+            self._residency.swap(layer, swap.evict, swap.load)
+            counters.link_bytes += record_bytes
+        self.queued += len(swaps)
