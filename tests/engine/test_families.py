@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from families import FAMILIES, random_model, save_model
 
 import dali
 from dali.engine.llm import LLM
@@ -13,6 +12,7 @@ from dali.engine.sequence import Sequence
 from dali.kernels.expert import ExpertLayout
 from dali.kernels.formats import get_format
 from dali.store.checkpoint import canonical
+from families import FAMILIES, random_model, save_model
 
 LENGTHS = (21, 13, 4)  # across phimoe's longrope limit (16) and every sliding window
 DECODE = 5
@@ -91,7 +91,11 @@ def quantize_experts(model, format: str) -> None:
                 module.down_proj,
             )
             for expert in range(info.experts):
-                biases = [module.gate_up_proj_bias[expert], module.down_proj_bias[expert]] if info.shape.biased else []
+                biases = (
+                    [module.gate_up_proj_bias[expert], module.down_proj_bias[expert]]
+                    if info.shape.biased
+                    else []
+                )
                 layout.pack(canonical(info, first[expert], down[expert], *biases), record)
                 weights = layout.unpack(record)
                 if info.concatenated:
@@ -115,4 +119,6 @@ def test_logits_equal_transformers(saved, prompts, format):
         for found, wanted in zip(dali_logits(llm, prompts, step_tokens), expected, strict=True):
             torch.testing.assert_close(found, wanted, rtol=0, atol=float(scale) * 2e-5)
     for tokens, wanted in zip(prompts, expected, strict=True):
-        torch.testing.assert_close(dali_logits(llm, [tokens], 512)[0], wanted, rtol=0, atol=float(scale) * 2e-5)
+        torch.testing.assert_close(
+            dali_logits(llm, [tokens], 512)[0], wanted, rtol=0, atol=float(scale) * 2e-5
+        )

@@ -32,7 +32,10 @@ def test_stream_and_generate_agree(llm):
 def test_sequences_that_join_and_leave_get_the_tokens_they_get_alone(llm):
     prompts = [llm.encode(text) for text in (PROMPT, "The old king", "1 + 1 =", "He said")]
     alone = [greedy(llm, prompt, n).tokens for prompt, n in zip(prompts, (4, 9, 14, 6), strict=True)]
-    streams = [llm.sequence(p, temperature=0, max_tokens=n, ignore_eos=True) for p, n in zip(prompts, (4, 9, 14, 6), strict=True)]
+    streams = [
+        llm.sequence(p, temperature=0, max_tokens=n, ignore_eos=True)
+        for p, n in zip(prompts, (4, 9, 14, 6), strict=True)
+    ]
     for late, sequence in enumerate(streams):
         llm.engine.add(sequence)
         for _ in range(late + 1):
@@ -44,7 +47,9 @@ def test_sequences_that_join_and_leave_get_the_tokens_they_get_alone(llm):
 
 def test_interleaved_streams_keep_their_pieces(llm):
     expected = [greedy(llm, text).text for text in (PROMPT, "The old king")]
-    streams = [llm.stream(text, temperature=0, max_tokens=12, ignore_eos=True) for text in (PROMPT, "The old king")]
+    streams = [
+        llm.stream(text, temperature=0, max_tokens=12, ignore_eos=True) for text in (PROMPT, "The old king")
+    ]
     texts = ["", ""]
     for turn in range(60):
         texts[turn % 2] += next(streams[turn % 2], "")
@@ -104,7 +109,9 @@ def test_stop_strings_end_the_text_before_them(llm):
 def test_chat_uses_the_models_template(llm):
     prompt = llm.chat_prompt([{"role": "user", "content": "Hello"}])
     assert llm.tokenizer.decode(prompt) == "<|user|>\nHello<|end|>\n<|assistant|>\n"
-    assert llm.chat([{"role": "user", "content": "Hello"}], temperature=0, max_tokens=8).prompt_tokens == len(prompt)
+    assert llm.chat([{"role": "user", "content": "Hello"}], temperature=0, max_tokens=8).prompt_tokens == len(
+        prompt
+    )
 
 
 def test_the_context_ends_an_answer(llm):
