@@ -1,11 +1,13 @@
-"""Tiny random models, one a family: small enough to run in milliseconds, odd enough to catch a swapped dimension."""
+"""Tiny random models, one a family: fast, and odd enough to catch a swapped dimension."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -26,7 +28,12 @@ LONG = [4.0 + i for i in range(8)]
 SHORT = [1.0 + 0.1 * i for i in range(8)]
 
 FAMILIES: dict[str, dict[str, Any]] = {
-    "mixtral": {"intermediate_size": 40, "num_local_experts": 6, "num_experts_per_tok": 2, "sliding_window": 7},
+    "mixtral": {
+        "intermediate_size": 40,
+        "num_local_experts": 6,
+        "num_experts_per_tok": 2,
+        "sliding_window": 7,
+    },
     "qwen2_moe": {
         "moe_intermediate_size": 40,
         "shared_expert_intermediate_size": 48,
@@ -90,6 +97,15 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
     },
 }
+MXFP4 = {
+    "quant_method": "mxfp4",
+    "modules_to_not_convert": [
+        "model.layers.*.self_attn",
+        "model.layers.*.mlp.router",
+        "model.embed_tokens",
+        "lm_head",
+    ],
+}
 
 
 def random_model(family: str, seed: int = 0, dtype: torch.dtype = torch.float32, **changes: Any) -> Any:
@@ -115,7 +131,35 @@ def save_model(model: Any, directory: Path, **options: Any) -> Path:
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     model.save_pretrained(directory, **options)
-    tokenizer = Tokenizer(models.WordLevel({str(i): i for i in range(model.config.vocab_size)}, unk_token="0"))
+    tokenizer = Tokenizer(
+        models.WordLevel({str(i): i for i in range(model.config.vocab_size)}, unk_token="0")
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="2", pad_token="0").save_pretrained(directory)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="2", pad_token="0").save_pretrained(
+        directory
+    )
+    return directory
+
+
+def save_mxfp4_model(directory: Path) -> Path:
+    """Write a gpt-oss as the published ones are: MXFP4 `_blocks` and `_scales`, the rest bfloat16."""
+    save_model(random_model("gpt_oss", intermediate_size=64), directory)
+    generator = torch.Generator().manual_seed(0)
+
+    def random_bytes(shape: tuple[int, ...], low: int, high: int) -> torch.Tensor:
+        return torch.randint(low, high, shape, generator=generator).to(torch.uint8)
+
+    tensors = {}
+    for name, tensor in load_file(directory / "model.safetensors").items():
+        if name.endswith(("experts.gate_up_proj", "experts.down_proj")):
+            experts, columns, rows = tensor.shape  # transposed in memory, not on disk
+            groups = (experts, rows, columns // 32)
+            tensors[f"{name}_blocks"] = random_bytes((*groups, 16), 0, 256)
+            tensors[f"{name}_scales"] = random_bytes(groups, 118, 124)
+        else:
+            tensors[name] = tensor.to(torch.bfloat16)
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((directory / "config.json").read_text())
+    config |= {"dtype": "bfloat16", "quantization_config": MXFP4}
+    (directory / "config.json").write_text(json.dumps(config))
     return directory

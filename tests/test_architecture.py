@@ -33,7 +33,9 @@ def test_imports_point_downwards(path):
     own = FLOORS.index(path.relative_to(SOURCE).parts[0])
     names = imported(ast.parse(path.read_text()))
     floors = {name.split(".")[1] for name in names if name.startswith("dali.")} & set(FLOORS)
-    assert all(FLOORS.index(floor) >= own for floor in floors), f"{path.name} imports upwards: {sorted(floors)}"
+    assert all(FLOORS.index(floor) >= own for floor in floors), (
+        f"{path.name} imports upwards: {sorted(floors)}"
+    )
     if FLOORS[own] == "policies":
         assert not names & {"torch", "time", "random.random"}, "policies are pure"
     if path.name != "cuda.py":

@@ -92,9 +92,7 @@ def load_model(
     telemetry = Telemetry()
     records = arena.by_layer(len(modules))
     seam.install(model, [MoELayer(i, layout, layer, telemetry) for i, layer in enumerate(records)])
-    return LoadedModel(
-        directory.name, checkpoint.fingerprint, model, tokenizer, layout, records, telemetry
-    )
+    return LoadedModel(directory.name, checkpoint.fingerprint, model, tokenizer, layout, records, telemetry)
 
 
 def read_config(directory: Path) -> Any:

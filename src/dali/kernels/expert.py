@@ -9,16 +9,17 @@ import torch
 from torch import Tensor
 
 from dali.kernels.activation import Activation
-from dali.kernels.formats import PLANE_ALIGNMENT, Format, pack, round_up, unpack
+from dali.kernels.formats import PLANE_ALIGNMENT, Format, pack, require_finite, round_up, unpack
 
 RECORD_ALIGNMENT = 4096  # one expert = one aligned read, also past the page cache
 
 
 @dataclass(frozen=True)
 class ExpertWeights:
-    """An expert's float matrices: gate and up [intermediate, hidden], down [hidden, intermediate], biases a row each.
+    """An expert's float matrices: gate and up [intermediate, hidden], down [hidden, intermediate].
 
-    `gate` is None for experts without a gate, biases are None for experts without biases.
+    A bias has one value a row of its matrix. `gate` is None for experts without a gate, biases are None for
+    experts without biases.
     """
 
     gate: Tensor | None
@@ -27,11 +28,6 @@ class ExpertWeights:
     gate_bias: Tensor | None = None
     up_bias: Tensor | None = None
     down_bias: Tensor | None = None
-
-    def to(self, dtype: torch.dtype) -> ExpertWeights:
-        return ExpertWeights(
-            **{name: None if value is None else value.to(dtype) for name, value in vars(self).items()}
-        )
 
 
 @dataclass(frozen=True)
@@ -54,13 +50,12 @@ class ExpertShape:
     @property
     def parameters(self) -> int:
         """Weights and biases of one expert."""
-        matrices = self.matrices.values()
-        return sum(rows * columns for rows, columns in matrices) + self.biased * sum(rows for rows, _ in matrices)
+        return sum(rows * (columns + self.biased) for rows, columns in self.matrices.values())
 
 
 @dataclass(frozen=True)
 class ExpertLayout:
-    """Byte offsets inside a record of one expert: the packed matrices, then their float32 biases, each at 128 bytes."""
+    """A record of one expert: its packed matrices, then their float32 biases, each 128-byte aligned."""
 
     shape: ExpertShape
     format: Format
@@ -89,12 +84,19 @@ class ExpertLayout:
         return round_up(max(offset + size for offset, size in self.offsets.values()), RECORD_ALIGNMENT)
 
     def pack(self, weights: ExpertWeights, record: Tensor) -> None:
-        """Write `weights` into `record`, uint8 [record_bytes]; padding becomes zero."""
+        """Write `weights` into `record`, uint8 [record_bytes]; padding becomes zero.
+
+        DaliError for weights the format cannot hold; biases are held to the same, though they stay float32.
+        """
         record.zero_()
         for name, (offset, size) in self.offsets.items():
             part = getattr(weights, name)
             assert part is not None, f"expert has no {name}"
-            packed = pack(part, self.format) if part.dim() == 2 else part.to(torch.float32).contiguous().view(torch.uint8)
+            if part.dim() == 2:
+                packed = pack(part, self.format)
+            else:
+                require_finite(part, part, self.format)
+                packed = part.to(torch.float32).contiguous().view(torch.uint8)
             record[offset : offset + size] = packed
 
     def part(self, record: Tensor, name: str) -> Tensor:

@@ -1,13 +1,14 @@
 """Packed matrix formats: the one byte layout that disk, RAM, CPU and GPU share.
 
-A matrix [rows, columns] is cut into tiles of 16 rows. Inside a tile every 64-byte line holds, for each of the 16 rows,
-4 bytes of consecutive columns: 1 column of `f32`, 2 of `bf16`/`f16`, 4 of `w8`. `w4` packs columns j and j + 16 of a group
-of 32 into one byte (low and high nibble), so a line holds 8 columns a row. A kernel therefore reads a tile front to back, one
-full cache line at a time, and keeps one row a lane.
+A matrix [rows, columns] is cut into tiles of 16 rows. Inside a tile every 64-byte line holds, for each of the
+16 rows, 4 bytes of consecutive columns: 1 column of `f32`, 2 of `bf16`/`f16`, 4 of `w8`. `w4` packs columns j
+and j + 16 of a group of 32 into one byte (low and high nibble), so a line holds 8 columns a row. A kernel
+therefore reads a tile front to back, one full cache line at a time, and keeps one row a lane.
 
-Quantized tiles start with their scale plane: for each group of 32 columns, 16 f16 scales (32 bytes), padded to 128 bytes.
-Quants are unsigned with zero point 128 (`w8`) or 8 (`w4`): value = (quant - zero) * scale, which are exactly the values of
-GGUF's Q8_0 and Q4_0. Rows are padded to 16 and columns to 32 with zeros; padding decodes to 0.
+Quantized tiles start with their scale plane: for each group of 32 columns, 16 f16 scales (32 bytes), padded
+to 128 bytes. Quants are unsigned with zero point 128 (`w8`) or 8 (`w4`): value = (quant - zero) * scale,
+which are exactly the values of GGUF's Q8_0 and Q4_0. Rows are padded to 16 and columns to 32 with zeros;
+padding decodes to 0.
 
 Why this file lies here and not in store/: kernels are the floor below, and the layout is theirs.
 """
@@ -19,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dali.errors import UsageError
+from dali.errors import DaliError, UsageError
 
 TILE_ROWS = 16
 GROUP = 32  # columns that share a scale; every format pads columns to this
@@ -79,13 +80,15 @@ def get_format(name: str) -> Format:
 def quantize(matrix: Tensor, format: Format) -> tuple[Tensor, Tensor]:
     """Quantize float32 [rows, columns] (columns a multiple of 32).
 
-    Returns quants uint8 [rows, groups, 32] and scales float16 [rows, groups]: bit for bit what GGUF's reference
-    quantizers give for Q8_0 (largest magnitude -> 127) and Q4_0 (largest magnitude -> -8).
+    Returns quants uint8 [rows, groups, 32] and scales float16 [rows, groups]: bit for bit what GGUF's
+    reference quantizers give for Q8_0 (largest magnitude -> 127) and Q4_0 (largest magnitude -> -8). Only
+    groups so small that 1 / scale overflows differ: theirs divide by zero; here they get the zero point, and
+    scale 0 as there.
     """
     groups = matrix.reshape(matrix.shape[0], -1, GROUP)
     if format.name == "w8":
         scale = groups.abs().amax(-1, keepdim=True) / 127
-        scaled = groups * torch.where(scale == 0, 0, 1 / scale)
+        scaled = groups * _inverse(scale)
         magnitude = scaled.abs()
         whole = magnitude.floor()
         quants = torch.sign(scaled) * (whole + (2 * (magnitude - whole)).floor())  # halves away from zero
@@ -93,8 +96,14 @@ def quantize(matrix: Tensor, format: Format) -> tuple[Tensor, Tensor]:
     else:
         extreme = groups.gather(-1, groups.abs().argmax(-1, keepdim=True))
         scale = extreme / -8
-        quants = (groups * torch.where(scale == 0, 0, 1 / scale) + 8.5).trunc().clamp(0, 15)
+        quants = (groups * _inverse(scale) + 8.5).trunc().clamp(0, 15)
     return quants.to(torch.uint8), scale.squeeze(-1).to(torch.float16)
+
+
+def _inverse(scale: Tensor) -> Tensor:
+    """1 / scale; 0 where that overflows: a group of zeros, or of denormals."""
+    inverse = 1 / scale
+    return inverse.masked_fill_(inverse.isinf(), 0)
 
 
 def dequantize(quants: Tensor, scales: Tensor, format: Format) -> Tensor:
@@ -103,30 +112,50 @@ def dequantize(quants: Tensor, scales: Tensor, format: Format) -> Tensor:
     return (values * scales.to(torch.float32).unsqueeze(-1)).flatten(1)
 
 
-def _pad(matrix: Tensor, rows: int, columns: int, value: float = 0) -> Tensor:
+def _pad(matrix: Tensor, rows: int, columns: int) -> Tensor:
     missing = (0, columns - matrix.shape[1], 0, rows - matrix.shape[0])
-    return torch.nn.functional.pad(matrix, missing, value=value) if any(missing) else matrix
+    return torch.nn.functional.pad(matrix, missing) if any(missing) else matrix
 
 
 def pack(matrix: Tensor, format: Format) -> Tensor:
-    """Pack a float matrix [rows, columns] into uint8 [format.matrix_bytes(rows, columns)]."""
+    """Pack a float matrix [rows, columns] into uint8 [format.matrix_bytes(rows, columns)].
+
+    DaliError for weights that are not finite, or whose magnitude (or scale, an f16) the format cannot hold.
+    """
     rows, columns = matrix.shape
     matrix = _pad(matrix, round_up(rows, TILE_ROWS), round_up(columns, GROUP))
     if not format.quantized:
         assert format.dtype is not None
-        return _lines(matrix.to(format.dtype)).view(torch.uint8).flatten()
-    return assemble(*quantize(matrix.to(torch.float32), format), format)
+        values = matrix.to(format.dtype)
+        require_finite(values, matrix, format)
+        return _lines(values).view(torch.uint8).flatten()
+    quants, scales = quantize(matrix.to(torch.float32), format)
+    require_finite(scales, matrix, format)  # one inf or NaN in a group makes its scale so
+    return assemble(quants, scales, format)
+
+
+def require_finite(stored: Tensor, weights: Tensor, format: Format) -> None:
+    """DaliError unless all that is `stored` of `weights` is finite."""
+    if stored.isfinite().all():
+        return
+    if not weights.isfinite().all():
+        raise DaliError("A weight is NaN or infinite.", "The model is damaged; download it again.")
+    largest = weights.abs().max().item()
+    raise DaliError(f"{format.name} cannot hold a weight of magnitude {largest:g}.", "Choose bf16 or f32.")
 
 
 def assemble(quants: Tensor, scales: Tensor, format: Format) -> Tensor:
-    """Lay out quants uint8 [rows, groups, 32] and scales float16 [rows, groups] (rows a multiple of 16) as packed bytes."""
+    """Lay out quants uint8 [rows, groups, 32] and scales float16 [rows, groups] as packed bytes.
+
+    rows must be a multiple of 16.
+    """
     rows, groups = scales.shape
     tiles = rows // TILE_ROWS
     if format.bits == 4:
         quants = quants[..., :16] | (quants[..., 16:] << 4)
     lines = _lines(quants.flatten(1)).view(tiles, -1)
-    plane = scales.view(tiles, TILE_ROWS, groups).transpose(1, 2).contiguous().view(torch.uint8).view(tiles, -1)
-    plane = _pad(plane, tiles, format.scale_plane_bytes(groups * GROUP))
+    by_group = scales.view(tiles, TILE_ROWS, groups).transpose(1, 2).contiguous()
+    plane = _pad(by_group.view(torch.uint8).view(tiles, -1), tiles, format.scale_plane_bytes(groups * GROUP))
     return torch.cat([plane, lines], dim=1).flatten()
 
 

@@ -2,8 +2,9 @@
 
 Two arithmetics:
 - `exact`: float32 activations against the dequantized weights.
-- `int8`: what the packed kernels compute. Activations are quantized per token to int8 in groups of 32 (scale = largest
-  magnitude / 127), groups are multiplied in integers and summed in float32 with both scales. Only `w8` and `w4` differ.
+- `int8`: what the packed kernels compute. Activations are quantized per token to int8 in groups of 32 (scale
+  = largest magnitude / 127), groups are multiplied in integers and summed in float32 with both scales. Only
+  `w8` and `w4` differ.
 """
 
 from __future__ import annotations
@@ -31,9 +32,10 @@ def compute_experts(
 ) -> None:
     """Compute the experts of one layer's step into `rows`.
 
-    records: one uint8 [record_bytes] an expert. offsets: [experts + 1]; expert i computes slots[offsets[i]:offsets[i+1]].
-    slots: int64 [pairs], each token * top_k + slot. hidden: [tokens, hidden], any float type.
-    rows: float32 [tokens * top_k, hidden], written at each expert's slots: the expert's output, not yet weighted.
+    records: one uint8 [record_bytes] an expert. offsets: [experts + 1]; expert i computes
+    slots[offsets[i]:offsets[i+1]]. slots: int64 [pairs], each token * top_k + slot. hidden: [tokens, hidden],
+    any float type. rows: float32 [tokens * top_k, hidden], written at each expert's slots: the expert's
+    output, not yet weighted.
     """
     top_k = rows.shape[0] // max(hidden.shape[0], 1)
     for i, record in enumerate(records):
@@ -60,16 +62,17 @@ def expert_ffn(layout: ExpertLayout, record: Tensor, x: Tensor, arithmetic: str 
 
 
 def quantize_activations(x: Tensor) -> tuple[Tensor, Tensor]:
-    """float32 [tokens, columns] -> integers as float32 [tokens, groups, 32] and scales float32 [tokens, groups]."""
+    """float32 [tokens, columns] -> integers, as float32 [tokens, groups, 32], and scales [tokens, groups]."""
     padded = F.pad(x, (0, round_up(x.shape[1], GROUP) - x.shape[1]))
-    groups = padded.reshape(x.shape[0], -1, GROUP)
+    groups = padded.reshape(x.shape[0], padded.shape[1] // GROUP, GROUP)
     largest = groups.abs().amax(-1)
-    inverse = torch.where(largest == 0, 0, 127 / largest)
-    return (groups * inverse.unsqueeze(-1)).round(), largest / 127  # round half to even, as the CPU's converts do
+    inverse = 127 / largest
+    inverse.masked_fill_(inverse.isinf(), 0)  # a group of zeros, or of denormals
+    return (groups * inverse.unsqueeze(-1)).round(), largest / 127  # half to even, as the CPU's converts do
 
 
 def _int8_linear(x: Tensor, quants: Tensor, scales: Tensor, zero: int, bias: Tensor | None) -> Tensor:
-    """Group dot products are integers below 2^24, so float32 holds them exactly; groups are added in order."""
+    """Group dot products are integers below 2^24, exact in float32; groups are added in order."""
     activations, activation_scales = quantize_activations(x)
     weights = quants.to(torch.float32) - zero
     out = torch.zeros(x.shape[0], quants.shape[0])
@@ -85,7 +88,7 @@ def reduce_slots(rows: Tensor, weights: Tensor) -> Tensor:
     rows: float32 [tokens * top_k, hidden]; weights: [tokens, top_k] -> float32 [tokens, hidden].
     """
     tokens, top_k = weights.shape
-    by_slot = rows.view(tokens, top_k, -1)
+    by_slot = rows.view(tokens, top_k, rows.shape[1])
     weights = weights.to(torch.float32).unsqueeze(-1)
     total = by_slot[:, 0] * weights[:, 0]
     for slot in range(1, top_k):

@@ -1,0 +1,187 @@
+"""`dali run` with one prompt."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from transformers import LlamaConfig
+
+from dali.cli import run as run_verb
+from dali.errors import UsageError
+
+STORY = "Tell me a story about a little dog."
+SUMMARY = re.compile(
+    r"\d+ prompt \+ \d+ answer tokens \| prefill [\d.]+, decode [\d.]+ tok/s \| "
+    r"dense [\d.]+, experts [\d.]+ \(w\d\), KV [\d.]+ MiB \| [\d.]+ MiB of experts read\n"
+)
+
+
+@pytest.fixture
+def stdin(monkeypatch):
+    def give(content: bytes) -> None:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+
+    return give
+
+
+def start(*arguments: str, **options: object) -> subprocess.Popen[bytes]:
+    line = [sys.executable, "-m", "dali", "run", *arguments]
+    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(line, **(pipes | options))  # type: ignore[call-overload]
+
+
+def test_the_answer_is_all_there_is_on_stdout(run, story):
+    code, out, err = run("run", STORY, "--temp", "0")
+    assert (code, out) == (0, story + "\n")
+    assert SUMMARY.fullmatch(err)
+
+
+def test_the_prompt_may_come_on_stdin(story):
+    with start("--temp", "0", "-n", "9", "--log-level", "warning", stdin=subprocess.PIPE) as process:
+        out, err = process.communicate(f"{STORY}\n".encode())
+    assert (process.returncode, err) == (0, b"")
+    assert out.endswith(b"\n")
+    assert 9 < len(out) < len(story)
+    assert story.startswith(out.decode().strip())
+
+
+def test_flags_reach_the_engine(run, story):
+    code, _, err = run("run", "dali-tiny", STORY, "--temp", "0", "-n", "9", "--quant", "w4", "-t", "1")
+    assert (code, err.split(" answer")[0][-3:]) == (0, "+ 9")
+    assert "(w4)" in err
+    first, second = (run("run", STORY, "--seed", "4", "--temp", "2", "-n", "20")[1] for _ in range(2))
+    assert first == second != story[: len(first)]
+    assert run("run", STORY, "--temp", "0", "--stop", story[30:36])[1] == story[:30] + "\n"
+
+
+def test_a_template_replaces_the_models_own(run, tmp_path):
+    template = "{{ messages[0]['content'] }} | {{ messages[1]['content'] }}"
+    (tmp_path / "template.jinja").write_text(template)
+    common = ("--temp", "0", "-n", "5")
+    raw = run("run", "dali-tiny", f"Be kind. | {STORY}", "--raw", *common)
+    for given in (template, str(tmp_path / "template.jinja")):
+        asked = run("run", STORY, "-sys", "Be kind.", "--chat-template", given, *common)
+        assert asked[:2] == raw[:2]
+        assert asked[2].split("+")[0] == raw[2].split("+")[0]
+
+
+def test_a_full_context_is_said(run):
+    code, _, err = run("run", STORY, "-c", "20")
+    assert code == 0
+    assert err.endswith(" | context full\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "model", "is_prompt"),
+    [
+        ([], "dali-tiny", False),
+        (["dali-tiny"], "dali-tiny", False),
+        (["org/name"], "org/name", False),
+        (["org/name:Q4_0"], "org/name:Q4_0", False),
+        (["my model.gguf"], "my model.gguf", False),
+        (["Once upon a time"], "dali-tiny", True),
+        (["a folder"], "a folder", False),
+        (["org/name", "Hello"], "org/name", True),
+        (["no such model", "Hello"], "no such model", True),
+    ],
+)
+def test_a_word_alone_is_a_model_unless_it_can_only_be_a_prompt(
+    words, model, is_prompt, refused, stdin, tmp_path, monkeypatch
+):
+    (tmp_path / "a folder").mkdir()
+    monkeypatch.chdir(tmp_path)
+    stdin(b"" if is_prompt else b"from stdin")
+
+    def locate(name: str, offline: bool) -> Path:
+        raise UsageError(f"Asked for {name}.", "Well.")
+
+    monkeypatch.setattr(run_verb, "locate", locate)
+    assert refused("run", *words) == (2, f"Asked for {model}.", "Well.")
+
+
+def test_a_single_word_that_is_no_model_may_have_been_a_prompt(refused, stdin):
+    stdin(b"x")
+    code, problem, fix = refused("run", "Hello!")
+    assert code == 2
+    assert "'Hello!'" in problem
+    assert "`dali run dali-tiny 'Hello!'`" in fix
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"), [(b"", "empty"), (b" \n", "empty"), (b"ab\xff", "0xff at offset 2")]
+)
+def test_stdin_that_is_no_prompt_is_refused(refused, stdin, content, problem):
+    stdin(content)
+    code, said, _ = refused("run")
+    assert code == 2
+    assert problem in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["dali-tiny", ""], "The prompt is empty."),
+        ([""], "The prompt is empty."),
+        (["dali-tiny", "caf\udce9"], r"The prompt 'caf\udce9' is not UTF-8."),
+        (["a", "b", "c"], "`dali run` takes a MODEL and a PROMPT, not 3 words."),
+        (["hi there", "--chat-template", "no/such.jinja"], "Cannot read the chat template 'no/such.jinja'"),
+        (["hi there", "--chat-template", "{{ x("], "The chat template of dali-tiny fails"),
+        (["hi there", "-c", "9999"], "The context size 9999 is out of range."),
+        (["word " * 600], "The prompt has "),
+        (["./nowhere", "hi"], "No model called './nowhere'"),
+        (["model.gguf", "hi"], "model.gguf: GGUF"),
+    ],
+)
+def test_a_request_that_cannot_be_meant_exits_with_2(refused, arguments, problem):
+    code, said, _ = refused("run", *arguments)
+    assert code == 2
+    assert said.startswith(problem)
+
+
+def test_a_model_that_cannot_be_run_exits_with_1(refused, tmp_path):
+    config = tmp_path / "config.json"
+    LlamaConfig(num_hidden_layers=1, hidden_size=32, vocab_size=9).save_pretrained(tmp_path)
+    assert refused("run", str(tmp_path), "hi")[0] == 1
+    config.write_text(json.dumps({"model_type": "unheard-of"}))
+    assert refused("run", str(tmp_path), "hi")[0] == 1
+    assert refused("run", "org/unknown", "hi", "--offline")[0] == 1
+    config.unlink()
+    assert refused("run", str(tmp_path), "hi")[0] == 2
+
+
+def test_ctrl_c_ends_an_answer_quietly(story):
+    with start(STORY, "--temp", "0") as process:
+        shown = os.read(process.stdout.fileno(), 5)
+        process.send_signal(signal.SIGINT)
+        rest, err = process.communicate()
+    assert process.returncode == 130
+    assert story.startswith((shown + rest).decode().removesuffix("\n"))
+    assert err == b""
+
+
+def test_ctrl_c_while_packing_leaves_nothing_half_written(tmp_path):
+    with start(STORY, env=os.environ | {"DALI_CACHE_DIR": str(tmp_path)}) as process:
+        while process.poll() is None and not list(tmp_path.rglob("*.tmp")):
+            time.sleep(0.001)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate()
+    assert (process.returncode, out, err) == (130, b"", b"")
+    assert not list(tmp_path.rglob("*.tmp"))
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_a_reader_that_leaves_ends_it_quietly():
+    with start(STORY, "--temp", "0") as process:
+        process.stdout.read(1)
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 141

@@ -1,0 +1,156 @@
+"""Where a flag's value comes from, and how a bad one is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from dali.cli.options import DTYPES, OPTIONS, QUANTS
+from dali.cli.run import VERB
+from dali.errors import UsageError
+
+
+def read(*arguments: str) -> SimpleNamespace:
+    return VERB.settings(arguments)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    return tmp_path / "dali.yaml"
+
+
+def test_nothing_given_is_nothing_set() -> None:
+    settings = vars(read())
+    assert settings.pop("words") == []
+    assert settings.pop("stop") == ()
+    assert {name for name, value in settings.items() if value is False} == {"raw", "offline", "verbose"}
+    assert {value for value in settings.values() if value is not False} == {None}
+
+
+def test_flag_beats_environment_beats_config_file(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config.write_text("temp: 0.1\ntop-k: 1\nmin_p: 0.25\n")
+    monkeypatch.setenv("DALI_TEMP", "0.2")
+    monkeypatch.setenv("DALI_TOP_K", "2")
+    settings = read("--config", str(config), "--temp", "0.3")
+    assert (settings.temp, settings.top_k, settings.min_p, settings.top_p) == (0.3, 2, 0.25, None)
+
+
+def test_the_config_file_may_come_from_the_environment(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config.write_text("seed: 7\n")
+    monkeypatch.setenv("DALI_CONFIG", str(config))
+    assert read().seed == 7
+
+
+def test_an_empty_variable_is_none(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config.write_text("temp: 0.5\nseed:\n")
+    monkeypatch.setenv("DALI_TEMP", "")
+    settings = read("--config", str(config))
+    assert (settings.temp, settings.seed) == (0.5, None)
+
+
+def test_values_have_the_type_they_mean(config: Path) -> None:
+    config.write_text("stop: [a, '2']\nraw: yes\nquant: w4\npredict: 5\nthreads: 2\n")
+    settings = read("--config", str(config), "--ram", "8GiB", "-c", "0", "--seed", "-1")
+    assert (settings.stop, settings.raw, settings.quant) == (("a", "2"), True, "w4")
+    assert (settings.predict, settings.threads, settings.ram) == (5, 2, 8 * 2**30)
+    assert (settings.ctx_size, settings.seed) == (None, None)  # llama.cpp's way to say so
+
+
+def test_the_last_of_a_flag_counts_and_a_repeatable_one_adds_up() -> None:
+    settings = read("--temp", "1", "--stop", "a", "--temp", "2", "--stop", "b")
+    assert (settings.temp, settings.stop) == (2.0, ("a", "b"))
+
+
+def test_a_variable_turns_off_what_the_file_turns_on(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config.write_text("offline: true\n")
+    monkeypatch.setenv("DALI_OFFLINE", "0")
+    assert read("--config", str(config)).offline is False
+
+
+def test_flags_may_stand_between_words_and_words_may_look_like_flags() -> None:
+    assert read("model", "--temp", "1", "prompt").words == ["model", "prompt"]
+    assert read("--temp", "1", "model", "--", "--prompt").words == ["model", "--prompt"]
+
+
+BAD = [
+    ("temp", "hot"),
+    ("temp", "-1"),
+    ("temp", "nan"),
+    ("temp", "inf"),
+    ("top-p", "1.5"),
+    ("top-k", "2.5"),
+    ("predict", "0"),
+    ("threads", "0"),
+    ("quant", "q4"),
+    ("dtype", "int8"),
+    ("ram", "3 parsecs"),
+    ("log-level", "loud"),
+]
+
+
+@pytest.mark.parametrize(("name", "text"), BAD)
+def test_a_bad_value_is_refused_with_its_origin(
+    name: str, text: str, config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config.write_text(f"{name}: {text}\n")
+    with pytest.raises(UsageError) as from_file:
+        read("--config", str(config))
+    with pytest.raises(UsageError) as from_flag:
+        read(f"--{name}", text)
+    variable = "DALI_" + name.replace("-", "_").upper()
+    monkeypatch.setenv(variable, text)
+    with pytest.raises(UsageError) as from_environment:
+        read()
+    assert from_flag.value.problem == f"--{name} cannot be {text!r}."
+    assert from_environment.value.problem == f"{variable} cannot be {text!r}."
+    assert from_file.value.problem == f"{name} in {config} cannot be {text!r}."
+    fixes = {error.value.fix for error in (from_flag, from_environment, from_file)}
+    assert fixes == {f"Give {OPTIONS[name].kind.expected}."}
+
+
+def test_an_unknown_name_lists_the_known_ones() -> None:
+    with pytest.raises(UsageError) as error:
+        read("--quant", "q4")
+    assert all(name in error.value.fix for name in QUANTS)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("temprature: 1", "Unknown flag 'temprature' in "),
+        ("config: other.yaml", "Unknown flag 'config' in "),
+        ("temp: [1, 2]", "temp in "),
+        ("stop: {a: b}", "stop in "),
+        ("- temp", "Cannot read the config file "),
+        ("temp: 'x", "Cannot read the config file "),
+    ],
+)
+def test_a_bad_config_file_is_refused(text: str, problem: str, config: Path) -> None:
+    config.write_text(text)
+    with pytest.raises(UsageError) as error:
+        read("--config", str(config))
+    assert error.value.problem.startswith(problem)
+    assert str(config) in error.value.problem
+
+
+def test_a_config_file_may_hold_the_flags_of_other_verbs(config: Path) -> None:
+    config.write_text("json: true\ntemp: 1\n")
+    settings = read("--config", str(config))
+    assert settings.temp == 1
+    assert not hasattr(settings, "json")
+
+
+@pytest.mark.parametrize("content", [None, b"temp: \xff"])
+def test_an_unreadable_config_file_is_refused(content: bytes | None, config: Path) -> None:
+    if content is not None:
+        config.write_bytes(content)
+    with pytest.raises(UsageError, match="Cannot read the config file"):
+        read("--config", str(config))
+
+
+def test_names_written_out_are_the_engines() -> None:
+    from dali.engine import load
+
+    assert (QUANTS, DTYPES) == (load.QUANTS, load.DTYPES)
