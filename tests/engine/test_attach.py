@@ -111,7 +111,6 @@ def test_weights_that_are_not_finite_are_refused():
         dali.attach(model)
 
 
-@pytest.mark.xfail(raises=AttributeError, strict=True, reason="seam.describe does not look for dali_layer")
 def test_attaching_twice_is_refused():
     model = dali.attach(random_model("mixtral"))
     expected = generate(model)
@@ -125,3 +124,18 @@ def test_a_model_that_asks_for_dali_without_its_experts():
     model.set_experts_implementation("dali")
     with pytest.raises(DaliError, match="no dali experts"):
         generate(model)
+
+
+def test_switching_back_is_refused():
+    model = dali.attach(random_model("mixtral"))
+    with pytest.raises(DaliError, match="'eager'"):
+        model.set_experts_implementation("eager")
+    generate(model)
+
+
+def test_a_weight_the_format_cannot_hold_names_its_expert():
+    model = random_model("mixtral")
+    with torch.no_grad():
+        model.model.layers[1].mlp.experts.down_proj[3, 0, 0] = float("nan")
+    with pytest.raises(DaliError, match="Expert 3 of MoE layer 1"):
+        dali.attach(model)

@@ -7,7 +7,11 @@ from dali.policies.prefill import CHUNKS, prefill_chunk
 def costs(link: float) -> ExpertCosts:
     """The CPU is far too slow to help; the accelerator takes 1 us a token."""
     return ExpertCosts(
-        cpu=[1e-3 * w for w in range(4097)], gpu=[1e-6 * w for w in range(4097)], link=link, link_contended=link, launch=0.0
+        cpu=[1e-3 * w for w in range(4097)],
+        gpu=[1e-6 * w for w in range(4097)],
+        link=link,
+        link_contended=link,
+        launch=0.0,
     )
 
 

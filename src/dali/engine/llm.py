@@ -19,7 +19,7 @@ from dali.engine.offload import Offload, check, offload
 from dali.engine.progress import Meter, silent
 from dali.engine.sampling import SamplingParams
 from dali.engine.sequence import Sequence
-from dali.errors import UsageError
+from dali.errors import DaliError, UsageError
 from dali.hardware.memory import available_ram, parse_size
 from dali.kernels.formats import FORMATS
 from dali.runtime.executor import Executor
@@ -93,25 +93,32 @@ def load(
 def attach(model: Any, *, quant: str = "w8") -> Any:
     """Give a loaded transformers model dali's experts, packed in `quant`, and return it; `model.generate` keeps working.
 
-    Each expert's parameters are freed as soon as it is packed. DaliError if the model has no routed experts.
+    A layer's own parameters are freed as soon as it is packed. DaliError if the model has no routed experts or `quant` cannot
+    hold one of them.
     """
     if quant not in FORMATS:
         raise UsageError(f"Unknown quantization {quant!r}.", f"Choose one of {', '.join(FORMATS)}.")
-    modules = seam.describe_model(model, type(model).__name__)
-    layout = choose_layout(modules, quant, 0, available_ram(), type(model).__name__)
+    name = type(model).__name__
+    modules = seam.describe_model(model, name)
+    held = list(seam.experts_modules(model).values())
+    freed = sum(parameter.nbytes for module in held for parameter in module.parameters())
+    layout = choose_layout(modules, quant, 0, available_ram() + freed, name)
     arena = Arena(sum(module.experts for module in modules), layout.record_bytes)
-    for layer, (info, module) in enumerate(zip(modules, seam.experts_modules(model).values(), strict=True)):
-        parameters = dict(module.named_parameters())
-        names = ["gate_up_proj" if info.shape.gated else "up_proj", "down_proj"]
-        names += [f"{name}_bias" for name in names if info.shape.biased]
-        for expert in range(info.experts):
-            parts = [parameters[name].detach()[expert] for name in names]
-            layout.pack(canonical(info, *parts), arena[layer * info.experts + expert])
-        del parameters
+    records = arena.by_layer(len(modules))
+    for layer, (info, module) in enumerate(zip(modules, held, strict=True)):
+        names = info.parameter_names
+        for expert, record in enumerate(records[layer]):
+            parts = [getattr(module, name).detach()[expert] for name in names]
+            try:
+                layout.pack(canonical(info, *parts), record)
+            except DaliError as error:
+                raise DaliError(
+                    f"Expert {expert} of MoE layer {layer}: {error.problem} The model has lost the layers before.",
+                    f"{error.fix} Load the model again first.",
+                ) from error
         for name in names:
             module._parameters[name] = None
     telemetry = Telemetry()
-    records = arena.by_layer(len(modules))
     seam.install(model, [MoELayer(i, layout, layer, telemetry) for i, layer in enumerate(records)])
     return model
 

@@ -12,11 +12,13 @@ from dali.engine.calibrate import load_predictor
 from dali.engine.engine import Engine
 from dali.engine.load import LoadedModel
 from dali.engine.progress import Meter
+from dali.engine.shared import early_shared
 from dali.errors import UsageError
 from dali.hardware import profile as profiles
 from dali.hardware.cost import CostModel, ExpertSize
 from dali.hardware.profile import Profile
 from dali.policies import create
+from dali.policies.prefill import prefill_chunk
 from dali.runtime.executor import Executor, Policies
 from dali.runtime.prefetch import Predictor
 from dali.runtime.residency import Residency
@@ -145,6 +147,7 @@ def offload(
                 loaded.fingerprint,
                 meter,
             )
+    modules = seam.experts_modules(loaded.model)
     telemetry.layers.clear()
     telemetry.modelled = isinstance(device, SimDevice)
     device.pin(loaded.records[0][0])
@@ -158,9 +161,14 @@ def offload(
         model,
         telemetry,
         dense_seconds(loaded.model, model, layers),
+        [early_shared(loaded.model, name) for name in modules],
     )
-    for index, module in enumerate(seam.experts_modules(loaded.model).values()):
+    for index, module in enumerate(modules.values()):
         module.__dict__["dali_layer"] = executor.layer(index)
+    top_k = loaded.model.config.num_experts_per_tok
+    engine.scheduler.step_tokens = prefill_chunk(
+        model.costs, experts, top_k, residency.capacity, residency.scratch_slots
+    )
     return executor
 
 

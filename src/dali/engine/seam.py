@@ -47,6 +47,8 @@ def experts_modules(model: nn.Module) -> dict[str, nn.Module]:
 
 def describe(name: str, module: nn.Module) -> ExpertsModule:
     """The layout of one experts module, from its flags and parameter shapes. DaliError for a layout dali lacks."""
+    if "dali_layer" in module.__dict__:
+        raise DaliError(f"{type(module).__name__} already has dali's experts.", "Attach a model once.")
     flags: Any = module
     if flags.has_post_expert_norm:
         raise DaliError(
@@ -123,7 +125,14 @@ def install(model: Any, layers: list[MoELayer]) -> None:
             "Save the model before dali.attach, or copy the directory it was loaded from.",
         )
 
+    def set_experts_implementation(implementation: str) -> None:
+        raise DaliError(
+            f"This model cannot switch to {implementation!r} experts: dali holds them.",
+            "Load it again with transformers to use its own.",
+        )
+
     model.save_pretrained = save_pretrained
+    model.set_experts_implementation = set_experts_implementation
 
 
 def routers(model: nn.Module, hidden: int) -> list[nn.Module] | None:

@@ -6,6 +6,7 @@ input, right after it queued the routed work, and the model's own call is answer
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
@@ -30,16 +31,21 @@ class EarlyShared:
         """The early result if `hidden` is that very input, in whatever shape; else the module's own answer."""
         early, output = self._input, self._output
         self._input = self._output = None
-        if early is None or output is None or early.data_ptr() != hidden.data_ptr() or early.numel() != hidden.numel():
+        if (
+            early is None
+            or output is None
+            or early.data_ptr() != hidden.data_ptr()
+            or early.numel() != hidden.numel()
+        ):
             result: Tensor = self._forward(hidden)
             return result
         return output.view(*hidden.shape[:-1], output.shape[-1])
 
 
-def early_shared(model: nn.Module, experts: str) -> EarlyShared | None:
-    """Wrap the shared experts that stand beside the experts module at path `experts`, if there are any."""
+def early_shared(model: nn.Module, experts: str) -> Callable[[Tensor], None] | None:
+    """Wrap the shared experts that stand beside the experts module at path `experts`; returns what starts them, if any."""
     parent = model.get_submodule(experts.rpartition(".")[0])
     for name in NAMES:
         if (module := getattr(parent, name, None)) is not None:
-            return EarlyShared(module)
+            return EarlyShared(module).start
     return None

@@ -25,6 +25,7 @@ from dali.errors import DaliError, UsageError
 TILE_ROWS = 16
 GROUP = 32  # columns that share a scale; every format pads columns to this
 PLANE_ALIGNMENT = 128
+BLOCK = 2**17  # elements quantized at a time
 
 
 def round_up(value: int, multiple: int) -> int:
@@ -85,19 +86,34 @@ def quantize(matrix: Tensor, format: Format) -> tuple[Tensor, Tensor]:
     groups so small that 1 / scale overflows differ: theirs divide by zero; here they get the zero point, and
     scale 0 as there.
     """
-    groups = matrix.reshape(matrix.shape[0], -1, GROUP)
-    if format.name == "w8":
-        scale = groups.abs().amax(-1, keepdim=True) / 127
-        scaled = groups * _inverse(scale)
-        magnitude = scaled.abs()
-        whole = magnitude.floor()
-        quants = torch.sign(scaled) * (whole + (2 * (magnitude - whole)).floor())  # halves away from zero
-        quants = quants + format.zero
-    else:
-        extreme = groups.gather(-1, groups.abs().argmax(-1, keepdim=True))
-        scale = extreme / -8
-        quants = (groups * _inverse(scale) + 8.5).trunc().clamp(0, 15)
-    return quants.to(torch.uint8), scale.squeeze(-1).to(torch.float16)
+    rows, columns = matrix.shape
+    quants = torch.empty(rows, columns // GROUP, GROUP, dtype=torch.uint8)
+    scales = torch.empty(rows, columns // GROUP, dtype=torch.float16)
+    step = max(BLOCK // columns, 1)
+    for begin in range(0, rows, step):  # in blocks that stay in the cache through all passes over them
+        groups = matrix[begin : begin + step].reshape(-1, columns // GROUP, GROUP)
+        scale = groups.abs().amax(-1) / 127 if format.name == "w8" else _extreme(groups) / -8
+        scaled = groups * _inverse(scale).unsqueeze(-1)
+        if format.name == "w8":
+            whole = scaled.trunc()
+            scaled.sub_(whole).mul_(2).trunc_()  # halves away from zero
+            scaled.add_(whole).add_(format.zero)
+        else:
+            scaled.add_(format.zero + 0.5).clamp_(0, 15)  # the cast truncates
+        quants[begin : begin + step] = scaled
+        scales[begin : begin + step] = scale
+    return quants, scales
+
+
+def _extreme(groups: Tensor) -> Tensor:
+    """The value of largest magnitude in each group, the first of several: [rows, groups]."""
+    high, low = groups.amax(-1), groups.amin(-1)
+    extreme = torch.where(high >= -low, high, low)
+    tied = (high == -low).nonzero(as_tuple=True)
+    if len(tied[0]):
+        some = groups[tied]
+        extreme[tied] = some.gather(-1, some.abs().argmax(-1, keepdim=True)).squeeze(-1)
+    return extreme
 
 
 def _inverse(scale: Tensor) -> Tensor:
@@ -128,7 +144,7 @@ def pack(matrix: Tensor, format: Format) -> Tensor:
         assert format.dtype is not None
         values = matrix.to(format.dtype)
         require_finite(values, matrix, format)
-        return _lines(values).view(torch.uint8).flatten()
+        return _lines(values).flatten()
     quants, scales = quantize(matrix.to(torch.float32), format)
     require_finite(scales, matrix, format)  # one inf or NaN in a group makes its scale so
     return assemble(quants, scales, format)
@@ -153,23 +169,23 @@ def assemble(quants: Tensor, scales: Tensor, format: Format) -> Tensor:
     tiles = rows // TILE_ROWS
     if format.bits == 4:
         quants = quants[..., :16] | (quants[..., 16:] << 4)
-    lines = _lines(quants.flatten(1)).view(tiles, -1)
+    lines = _lines(quants.flatten(1))
     by_group = scales.view(tiles, TILE_ROWS, groups).transpose(1, 2).contiguous()
     plane = _pad(by_group.view(torch.uint8).view(tiles, -1), tiles, format.scale_plane_bytes(groups * GROUP))
     return torch.cat([plane, lines], dim=1).flatten()
 
 
 def _lines(matrix: Tensor) -> Tensor:
-    """[rows, columns] -> [tiles, lines, 16, columns a line]: 4 bytes a row in each 64-byte line."""
-    rows, columns = matrix.shape
-    run = 4 // matrix.element_size()
-    return matrix.view(rows // TILE_ROWS, TILE_ROWS, columns // run, run).transpose(1, 2).contiguous()
+    """[rows, columns] -> uint8 [tiles, bytes]: 4 bytes a row in each 64-byte line."""
+    words = matrix.contiguous().view(torch.int32)
+    tiles = words.view(-1, TILE_ROWS, words.shape[1]).transpose(1, 2).contiguous()
+    return tiles.view(torch.uint8).flatten(1)
 
 
-def _rows(lines: Tensor, columns: int) -> Tensor:
-    """Inverse of `_lines` for tiles [tiles, ...] of `columns` elements a row."""
-    run = 4 // lines.element_size()
-    return lines.reshape(-1, columns // run, TILE_ROWS, run).transpose(1, 2).reshape(-1, columns)
+def _rows(lines: Tensor, dtype: torch.dtype) -> Tensor:
+    """Inverse of `_lines`: uint8 [tiles, bytes] -> [rows, columns] of `dtype`."""
+    words = lines.view(torch.int32).view(len(lines), -1, TILE_ROWS)
+    return words.transpose(1, 2).flatten(0, 1).contiguous().view(dtype)
 
 
 def quants_and_scales(packed: Tensor, rows: int, columns: int, format: Format) -> tuple[Tensor, Tensor]:
@@ -180,7 +196,7 @@ def quants_and_scales(packed: Tensor, rows: int, columns: int, format: Format) -
     groups = padded // GROUP
     scales = tiles[:, : groups * TILE_ROWS * 2].contiguous().view(torch.float16).view(-1, groups, TILE_ROWS)
     scales = scales.transpose(1, 2).reshape(-1, groups)[:rows]
-    quants = _rows(tiles[:, plane:], padded * format.bits // 8)[:rows]
+    quants = _rows(tiles[:, plane:], torch.uint8)[:rows]
     if format.bits == 4:
         quants = quants.view(rows, groups, 16)
         return torch.cat([quants & 15, quants >> 4], dim=-1), scales
@@ -192,5 +208,5 @@ def unpack(packed: Tensor, rows: int, columns: int, format: Format) -> Tensor:
     if format.quantized:
         return dequantize(*quants_and_scales(packed, rows, columns, format), format)[:, :columns]
     assert format.dtype is not None
-    matrix = _rows(packed.view(format.dtype), round_up(columns, GROUP))[:rows, :columns]
-    return matrix.to(torch.float32)
+    matrix = _rows(packed.view(-1, format.tile_bytes(columns)), format.dtype)
+    return matrix[:rows, :columns].to(torch.float32)

@@ -1,10 +1,10 @@
 """The lane model: what a plan's timeline looks like before it runs. All its times are modelled.
 
-Three lanes start together. The CPU, if it has any expert, hands activations over and computes them back to back. The link carries one copy at a time:
-experts in flight land when the view says, fetched ones follow in the plan's order, each at the contended pace
-while the CPU is still computing and at full pace afterwards. The accelerator computes residents first, as one
-grouped launch, under the transfers; then the experts in flight and the fetched ones as they land, a launch
-each.
+Three lanes start together. The CPU, if it has any expert, hands activations over and computes them back to
+back. The link carries one copy at a time: experts in flight land when the view says, fetched ones follow in
+the plan's order, each at the contended pace while the CPU is still computing and at full pace afterwards. The
+accelerator computes residents first, as one grouped launch, under the transfers; then the experts in flight
+and the fetched ones as they land, a launch each.
 
 Scratch slots recycle in order: of all copies, those in flight first, copy i cannot start before the compute
 of copy i - slots has ended. An expert that landed but is not computed on the accelerator frees its slot on

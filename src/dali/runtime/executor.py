@@ -61,10 +61,12 @@ class Executor:
         model: CostModel,
         telemetry: Telemetry,
         dense_seconds: Callable[[int], float] = lambda tokens: 0.0,
+        beside: Sequence[Callable[[Tensor], None] | None] = (),
         kernel: Kernel = compute_experts,
     ) -> None:
         """`records[layer][expert]`: the host's packed experts. `dense_seconds(tokens)`: modelled time of everything between
-        two layers' experts. `kernel`: as kernels.reference.compute_experts."""
+        two layers' experts. `beside[layer](hidden)`: what else needs the layer's input and may run while its experts are on
+        their way. `kernel`: as kernels.reference.compute_experts."""
         self.device = device
         self.residency = residency
         self.policies = policies
@@ -74,6 +76,7 @@ class Executor:
         self._costs = model.costs
         self._telemetry = telemetry
         self._dense_seconds = dense_seconds
+        self._beside = beside or [None] * len(records)
         self._kernel = kernel
         self.prefetcher = Prefetcher(
             policies.prefetch, predictor, policies.assign, residency, model.costs, telemetry
@@ -126,6 +129,8 @@ class Executor:
         rows = device.adopt(hidden.new_empty(ids.numel(), hidden.shape[1], dtype=torch.float32))
         staged = self._start_cpu(layer, plan.cpu, workload, pairs, x, ids.numel())
         self._start_accelerator(layer, plan, workload, pairs, view, x, rows)
+        if (work := self._beside[layer]) is not None:
+            work(hidden)
         if staged is not None:  # only now: a queue that waits for a thread may hold up whoever fills it
             seconds = self._model.activation_copy(len(staged.slots))
             device.copy(device.stream(UP), staged.rows, staged.packed, seconds, label="activations up")

@@ -137,6 +137,12 @@ class ExpertsModule:
     transposed: bool  # parameters are [in, out]
     concatenated: bool  # gate and up are halves; else interleaved rows
 
+    @property
+    def parameter_names(self) -> list[str]:
+        """The module's own parameters: gate and up (or up alone), down, then their biases if it has any."""
+        names = ["gate_up_proj" if self.shape.gated else "up_proj", "down_proj"]
+        return names + [f"{name}_bias" for name in names if self.shape.biased]
+
 
 class CheckpointExperts:
     """The experts of a checkpoint, each read by itself and made canonical."""
@@ -187,10 +193,7 @@ class CheckpointExperts:
 
     @staticmethod
     def _parameters(module: ExpertsModule) -> list[str]:
-        first = "gate_up_proj" if module.shape.gated else "up_proj"
-        names = [first, "down_proj"]
-        names += [f"{name}_bias" for name in names if module.shape.biased]
-        return [f"{module.name}.{name}" for name in names]
+        return [f"{module.name}.{name}" for name in module.parameter_names]
 
     def read(self, layer: int, expert: int) -> ExpertWeights:
         """Expert `expert` of MoE layer `layer`, in the checkpoint's dtype. DaliError when it does not fit."""
