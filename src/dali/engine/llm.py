@@ -230,7 +230,7 @@ class LLM:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of plain text, special tokens as the tokenizer adds them."""
-        ids: list[int] = self.tokenizer(text)["input_ids"]
+        ids: list[int] = self.tokenizer(text, verbose=False)["input_ids"]  # our own limit says more
         return ids
 
     def pieces(self, sequence: Sequence) -> Generator[str, None, None]:

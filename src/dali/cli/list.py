@@ -1,0 +1,124 @@
+"""`dali list`: the models found here, and whether they run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+import huggingface_hub.constants
+from huggingface_hub.errors import CacheNotFound
+
+from dali.cli.settings import Verb
+from dali.cli.terminal import log, passing_note, size
+from dali.engine.locate import BUNDLED
+from dali.errors import DaliError
+from dali.store.cache import cache_root
+
+VERB = Verb(
+    "list",
+    "The models that ship inside, those in dali's cache and those in the Hugging Face cache, and "
+    "whether they run on this machine.",
+    {"output": ("json",)},
+)
+
+
+@dataclass
+class Listing:
+    """One model: what is known of it, and what keeps it from running."""
+
+    name: str
+    path: str
+    bytes: int
+    family: str | None = None
+    experts: int | None = None  # a layer
+    top_k: int | None = None
+    moe_layers: int | None = None
+    quant: str | None = None  # what `--quant auto` would pack the experts to
+    obstacle: str | None = None  # in a few words
+    problem: str | None = None  # as `dali run` says it
+
+
+def main(settings: SimpleNamespace) -> int:
+    passing_note("Looking at the models ...")
+    listings = [_examine(name, directory) for name, directory in sorted(_found())]
+    passing_note()
+    if settings.json:
+        print(
+            json.dumps(
+                [asdict(listing) | {"runs": listing.obstacle is None} for listing in listings], indent=2
+            )
+        )
+        return 0
+    rows = [("NAME", "FAMILY", "EXPERTS", "TOP-K", "MOE LAYERS", "SIZE", "RUNS"), *map(_row, listings)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        left = [cell.ljust(width) for cell, width in zip(row[:2], widths, strict=False)]
+        right = [cell.rjust(width) for cell, width in zip(row[2:-1], widths[2:], strict=False)]
+        print("  ".join([*left, *right, row[-1]]))
+    return 0
+
+
+def _row(listing: Listing) -> tuple[str, ...]:
+    counts = (listing.experts, listing.top_k, listing.moe_layers)
+    runs = f"no: {listing.obstacle}" if listing.obstacle else f"yes, as {listing.quant}"
+    numbers = ("-" if count is None else str(count) for count in counts)
+    return (listing.name, listing.family or "-", *numbers, size(listing.bytes), runs)
+
+
+def _found() -> Iterator[tuple[str, Path]]:
+    """(what `dali run` calls it, directory) of each model."""
+    local = {folder.name: folder for root in (cache_root() / "models", BUNDLED) for folder in root.glob("*/")}
+    yield from local.items()
+    try:
+        cache = huggingface_hub.scan_cache_dir(huggingface_hub.constants.HF_HUB_CACHE)
+    except (CacheNotFound, ValueError):
+        return
+    for repository in cache.repos:
+        main = repository.refs.get("main")
+        if repository.repo_type == "model" and main:
+            yield repository.repo_id, main.snapshot_path
+
+
+def _examine(name: str, directory: Path) -> Listing:
+    """Take the steps that loading takes before it reads weights; the first that fails is the obstacle."""
+    import torch
+
+    from dali.engine import load, seam
+    from dali.hardware.memory import available_ram
+    from dali.store.checkpoint import Checkpoint
+
+    nbytes = sum(file.stat().st_size for file in directory.rglob("*") if file.is_file())
+    listing = Listing(name, str(directory), nbytes)
+    obstacle = "no config.json"
+    try:
+        if (directory / "config.json").is_file():
+            obstacle = "unreadable config.json"
+        raw = json.loads((directory / "config.json").read_bytes())
+        listing.family = raw.get("model_type")
+        obstacle = "quantized checkpoint" if "quantization_config" in raw else "unknown model type"
+        config = load.read_config(directory)
+        obstacle = "not a language model"
+        skeleton = load.build_skeleton(config, directory)
+        obstacle = "experts of an unsupported kind" if seam.experts_modules(skeleton) else "dense model"
+        modules = seam.describe_model(skeleton, name)
+        listing.experts, listing.moe_layers = modules[0].experts, len(modules)
+        listing.top_k = getattr(config, "num_experts_per_tok", None)
+        obstacle = "unsupported layers"
+        load.check_attention(skeleton)
+        obstacle = "incomplete download"
+        if not Checkpoint(directory).location:
+            raise DaliError(f"{directory} holds no weights.", "Download it again.")
+        load.load_tokenizer(directory)
+        obstacle = "too large for the free memory"
+        dense = load.count_dense_bytes(skeleton, getattr(config, "dtype", None) or torch.float32)
+        listing.quant = load.choose_layout(modules, "auto", dense, available_ram(), name).format.name
+    except Exception as error:  # whatever it is, the other models are still to be listed
+        listing.obstacle = obstacle
+        listing.problem = (
+            error.problem if isinstance(error, DaliError) else f"{type(error).__name__}: {error}"
+        )
+        log.debug("%s: %s", name, listing.problem)
+    return listing

@@ -1,0 +1,93 @@
+"""The command `dali`: finds the verb, runs it, and says what went wrong."""
+
+from __future__ import annotations
+
+import atexit
+import gc
+import importlib
+import io
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import dali
+from dali.cli.interrupt import interruptible
+from dali.cli.terminal import log, passing_note, report, set_log_level
+from dali.errors import DaliError, UsageError
+
+if TYPE_CHECKING:
+    from dali.cli.settings import Parser
+
+VERBS = {
+    "run": "ask a model once, or chat with it",
+    "list": "the models found here, and whether they run",
+}
+INTERRUPTED, BROKEN_PIPE = 130, 141  # as if SIGINT or SIGPIPE had ended the process
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line; its exit code: 0, 1 after a failure, 2 for a request that cannot be meant."""
+    set_log_level("info")
+    atexit.register(gc.freeze)  # else the interpreter spends a second on garbage that exit frees anyway
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # an answer may have letters the terminal lacks
+    try:
+        with interruptible():
+            code = _dispatch(list(sys.argv[1:] if arguments is None else arguments))
+        sys.stdout.flush()
+        return code
+    except KeyboardInterrupt:
+        passing_note()
+        return INTERRUPTED
+    except BrokenPipeError:  # whoever read our output has seen enough; nor could the rest be flushed at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    except DaliError as error:
+        return _fail(error, error)
+    except Exception as error:
+        problem = f"dali failed with an unexpected {type(error).__name__} ({error})."
+        fix = "That should not happen: run it again with -v, and report what it says."
+        return _fail(DaliError(problem, fix), error)
+
+
+def _dispatch(arguments: list[str]) -> int:
+    name, *rest = arguments = arguments or ["--help"]
+    if name in VERBS:
+        verb = importlib.import_module(f"dali.cli.{name}")
+        settings = verb.VERB.settings(rest)
+        set_log_level("debug" if settings.verbose else settings.log_level or "info")
+        log.debug("%s: %s", name, vars(settings))
+        code: int = verb.main(settings)
+        return code
+    if name.startswith("-"):
+        _parser().parse_args(arguments)
+        return 0
+    raise UsageError(f"There is no `dali {name}`.", f"Choose one of {', '.join(VERBS)}; see `dali --help`.")
+
+
+def _parser() -> Parser:
+    """What the command knows without a verb: --help and --version."""
+    from argparse import RawDescriptionHelpFormatter
+
+    from dali.cli.settings import Parser
+
+    verbs = "\n".join(f"  {verb:<6} {does}" for verb, does in VERBS.items())
+    parser = Parser(
+        "dali",
+        "dali VERB ...",
+        "Run Mixture-of-Experts language models on ordinary PCs.",
+        f"verbs:\n{verbs}\n\n`dali VERB --help` lists a verb's flags.",
+        formatter_class=RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"dali {dali.__version__}")
+    return parser
+
+
+def _fail(error: DaliError, cause: Exception) -> int:
+    passing_note()
+    if log.isEnabledFor(logging.DEBUG):
+        log.debug("", exc_info=cause)
+    report(error)
+    return error.exit_code

@@ -1,0 +1,138 @@
+"""Every flag once: its name, its meaning, and what its value must be."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from dali.errors import UsageError
+from dali.hardware.memory import parse_size
+
+# The engine's own lists, written out because importing it takes seconds; a test compares them.
+QUANTS = ("auto", "f32", "f16", "bf16", "w8", "w4")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+LOG_LEVELS = ("debug", "info", "warning", "error")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a value must be. `parse` raises ValueError or UsageError for any other text."""
+
+    metavar: str
+    expected: str
+    parse: Callable[[str], Any]
+
+
+@dataclass(frozen=True)
+class Option:
+    """One flag: `--name`, `DALI_NAME` in the environment, `name` in a config file."""
+
+    name: str
+    kind: Kind
+    help: str
+    short: str | None = None
+    repeatable: bool = False
+
+    @property
+    def key(self) -> str:
+        """The attribute that holds the value."""
+        return self.name.replace("-", "_")
+
+    @property
+    def variable(self) -> str:
+        return f"DALI_{self.key.upper()}"
+
+    @property
+    def absent(self) -> Any:
+        """The value where nobody gave one."""
+        return () if self.repeatable else False if self.kind is SWITCH else None
+
+    def read(self, text: str, origin: str) -> Any:
+        """The value that `text` says; UsageError names where it came from."""
+        try:
+            return self.kind.parse(text)
+        except (ValueError, UsageError):
+            raise UsageError(f"{origin} cannot be {text!r}.", f"Give {self.kind.expected}.") from None
+
+
+def _whole(least: int, none: int | None = None, meaning: str = "") -> Kind:
+    """A whole number from `least`, or `none`: what llama.cpp writes for `meaning`, here as good as no flag."""
+
+    def parse(text: str) -> int | None:
+        value = int(text)
+        if value == none:
+            return None
+        if value < least:
+            raise ValueError
+        return value
+
+    expected = f"a whole number from {least}"
+    return Kind("N", expected if none is None else f"{expected}, or {none} for {meaning}", parse)
+
+
+def _number(metavar: str, most: float, expected: str) -> Kind:
+    def parse(text: str) -> float:
+        value = float(text)
+        if not 0 <= value <= most or math.isinf(value):
+            raise ValueError
+        return value
+
+    return Kind(metavar, expected, parse)
+
+
+def _one_of(names: tuple[str, ...]) -> Kind:
+    def parse(text: str) -> str:
+        if text not in names:
+            raise ValueError
+        return text
+
+    return Kind("NAME", f"one of {', '.join(names)}", parse)
+
+
+def _some_text(text: str) -> str:
+    if not text:
+        raise ValueError
+    return text
+
+
+def _true_or_false(text: str) -> bool:
+    if text.lower() not in ("1", "true", "yes", "on", "0", "false", "no", "off"):
+        raise ValueError
+    return text.lower() in ("1", "true", "yes", "on")
+
+
+SWITCH = Kind("", "true or false", _true_or_false)
+TEXT = Kind("TEXT", "some text", _some_text)
+FILE = Kind("FILE", "the name of a file", _some_text)
+JINJA = Kind("JINJA", "a Jinja template or the file that holds one", _some_text)
+SIZE = Kind("SIZE", "a size like 8GiB or 500MB", parse_size)
+TEMPERATURE = _number("T", math.inf, "0 for the likeliest tokens, or a number such as 0.7")
+PROBABILITY = _number("P", 1, "a number from 0 to 1")
+
+OPTIONS = {
+    option.name: option
+    for option in (
+        Option("predict", _whole(1, -1, "no limit"), "most tokens to answer with (default: no limit)", "-n"),
+        Option("temp", TEMPERATURE, "temperature; 0 always takes the likeliest token"),
+        Option("top-k", _whole(0), "sample from the N likeliest tokens; 0 turns it off"),
+        Option("top-p", PROBABILITY, "sample from the likeliest tokens that make up P; 1 turns it off"),
+        Option("min-p", PROBABILITY, "drop tokens less than P times as likely as the first; 0 turns it off"),
+        Option("seed", _whole(0, -1, "a random one"), "makes sampling repeatable"),
+        Option("stop", TEXT, "end the answer before TEXT; may be repeated", repeatable=True),
+        Option("system-prompt", TEXT, "what the model is told before the first message", "-sys"),
+        Option("chat-template", JINJA, "a template, or its file, instead of the model's own"),
+        Option("raw", SWITCH, "give the prompt to the model as it is, without a chat template"),
+        Option("ctx-size", _whole(2, 0, "all the model can"), "tokens a conversation may have", "-c"),
+        Option("quant", _one_of(QUANTS), f"format of the experts in memory: {', '.join(QUANTS)}"),
+        Option("dtype", _one_of(DTYPES), f"of everything but the experts: {', '.join(DTYPES)}"),
+        Option("ram", SIZE, "host memory to plan with (default: what is free)"),
+        Option("threads", _whole(1), "CPU threads (default: all cores)", "-t"),
+        Option("offline", SWITCH, "never touch the network"),
+        Option("json", SWITCH, "for machines"),
+        Option("config", FILE, "YAML file that may hold any of these flags, as `temp: 0.7`"),
+        Option("log-level", _one_of(LOG_LEVELS), f"what to say on stderr: {', '.join(LOG_LEVELS)}"),
+        Option("verbose", SWITCH, "the same as --log-level debug, which shows tracebacks too", "-v"),
+    )
+}

@@ -1,0 +1,126 @@
+"""`dali run`: one prompt and its answer, or a chat."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING
+
+from huggingface_hub.utils.tqdm import disable_progress_bars
+
+from dali.cli.chat import chat
+from dali.cli.conversation import Conversation, check_prompt
+from dali.cli.settings import Verb
+from dali.cli.terminal import DIM, is_terminal, log, meter, passing_note, styled
+from dali.engine.locate import DEFAULT_MODEL, locate
+from dali.errors import UsageError
+from dali.store.cache import cache_root
+
+if TYPE_CHECKING:
+    from dali.engine.llm import LLM
+
+VERB = Verb(
+    "run",
+    "Ask a model, or chat with it when no PROMPT is given. MODEL is a directory, an org/name on the Hugging "
+    "Face hub, or a name that `dali list` shows; left out, the small model that ships inside answers. The "
+    "PROMPT may also come on stdin.",
+    {
+        "answer": ("predict", "temp", "top-k", "top-p", "min-p", "seed", "stop"),
+        "prompt": ("system-prompt", "chat-template", "raw"),
+        "model": ("ctx-size", "quant", "dtype", "ram", "threads", "offline"),
+    },
+    words="[MODEL] [PROMPT]",
+)
+
+
+def main(settings: SimpleNamespace) -> int:
+    model, prompt = _model_and_prompt(settings.words)
+    if prompt is None and not (sys.stdin and sys.stdin.isatty()):
+        prompt = _read_stdin()
+    if prompt is not None:
+        check_prompt(prompt)  # before anything that takes long
+    template = _read_template(settings.chat_template)
+    llm = _load(model, settings)
+    if template is not None:
+        llm.tokenizer.chat_template = template
+    conversation = Conversation(llm, settings)
+    if prompt is None:
+        chat(conversation, model)
+    else:
+        answer = conversation.answer_to(prompt)
+        answer.stream()
+        log.info(styled(answer.summary(), DIM))
+    return 0
+
+
+def _model_and_prompt(words: list[str]) -> tuple[str, str | None]:
+    """One word alone is a model, unless it can only be a prompt."""
+    if len(words) > 2:
+        problem = f"`dali run` takes a MODEL and a PROMPT, not {len(words)} words."
+        raise UsageError(problem, "Put the prompt in quotes.")
+    if len(words) == 2:
+        return words[0], words[1]
+    if words and _may_be_model(words[0]):
+        return words[0], None
+    return DEFAULT_MODEL, words[0] if words else None
+
+
+def _may_be_model(word: str) -> bool:
+    if word.split() == [word] or word.endswith(".gguf"):
+        return True
+    cached = cache_root() / "models" / word / "config.json"
+    return os.path.isdir(os.path.expanduser(word)) or os.path.isfile(cached)
+
+
+def _read_stdin() -> str:
+    """All of stdin, without the newline that ends its last line."""
+    given = sys.stdin.buffer.read() if sys.stdin else b""
+    try:
+        return given.decode().removesuffix("\n")
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"The prompt on stdin is not UTF-8: byte {given[error.start]:#04x} at offset {error.start}.",
+            "Convert it first, for example with iconv.",
+        ) from error
+
+
+def _read_template(given: str | None) -> str | None:
+    """A chat template, given as such or as its file."""
+    if given is None or "{{" in given or "{%" in given:
+        return given
+    try:
+        return Path(given).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        problem = f"Cannot read the chat template {given!r} ({reason})."
+        raise UsageError(problem, "Give a Jinja template or the file that holds one.") from error
+
+
+def _load(model: str, settings: SimpleNamespace) -> LLM:
+    if not is_terminal():
+        disable_progress_bars()  # the Hugging Face hub's
+    try:
+        directory = locate(model, settings.offline)
+    except UsageError as error:
+        if len(settings.words) == 1 and re.fullmatch(r"\w+\W?", model):  # it may have been meant as a prompt
+            ask = f"dali run {DEFAULT_MODEL} {shlex.quote(model)}"
+            raise UsageError(error.problem, f"See `dali list` for models, or ask one: `{ask}`.") from error
+        raise
+    passing_note(f"Loading {model} ...")
+    from dali.engine.llm import load
+
+    return load(
+        directory,
+        quant=settings.quant or "auto",
+        dtype=settings.dtype or "auto",
+        ctx_size=settings.ctx_size,
+        ram=settings.ram,
+        threads=settings.threads,
+        offline=settings.offline,
+        meter=meter,
+        notify=log.info,
+    )

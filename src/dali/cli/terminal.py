@@ -1,0 +1,77 @@
+"""What is said on stderr: log lines, errors, and bars and passing notes, which only a terminal shows."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable
+
+from dali.errors import DaliError
+
+log = logging.getLogger("dali")
+
+DIM, RED = "\x1b[2m", "\x1b[31m"
+CLEAR_LINE = "\r\x1b[K"
+
+
+def set_log_level(level: str) -> None:
+    """Say on stderr what is at least as urgent as `level`; at "debug" the libraries speak too."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    log.handlers, log.propagate = [handler], False
+    log.setLevel(level.upper())
+    if level == "debug":
+        logging.basicConfig(level=logging.DEBUG, format="%(levelname)s %(name)s: %(message)s")
+
+
+def is_terminal() -> bool:
+    """Whether control codes sent to stderr mean something there."""
+    return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def styled(text: str, style: str) -> str:
+    """`text` in a style, where stderr has styles and nobody asked for none (https://no-color.org)."""
+    return f"{style}{text}\x1b[0m" if is_terminal() and not os.environ.get("NO_COLOR") else text
+
+
+def report(error: DaliError) -> None:
+    """Say what is wrong, and what to do."""
+    print(f"{styled('error:', RED)} {error.problem}\n{error.fix}", file=sys.stderr)
+
+
+def size(nbytes: int) -> str:
+    """Bytes as people read them: 12 B, 820.5 KiB, 14.4 MiB, 1.2 GiB."""
+    for unit, name in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
+        if nbytes >= unit:
+            return f"{nbytes / unit:.1f} {name}"
+    return f"{nbytes} B"
+
+
+def passing_note(text: str = "") -> None:
+    """Show `text` until the next note, bar or output; "" takes it away."""
+    if is_terminal():
+        print(f"{CLEAR_LINE}{text}", end="", file=sys.stderr, flush=True)
+
+
+def meter(what: str, total: int) -> Callable[[int], None]:
+    """A bar over `total` bytes that goes away when they are done: a dali.engine.progress.Meter."""
+    from tqdm import tqdm
+
+    passing_note()
+    bar = tqdm(
+        desc=what,
+        total=total,
+        unit="B",
+        unit_scale=True,
+        unit_divisor=1024,
+        leave=False,
+        disable=not is_terminal(),
+    )
+
+    def advance(nbytes: int) -> None:
+        bar.update(nbytes)
+        if bar.n >= total:
+            bar.close()
+
+    return advance
