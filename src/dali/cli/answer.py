@@ -49,10 +49,18 @@ class Answer:
         )
         rates = [f"{phase} {tokens / seconds:.1f}" for phase, tokens, seconds in phases if seconds]
         if rates:
-            parts.append(f"{', '.join(rates)} tok/s")
+            modelled = " (modelled)" if llm.telemetry.modelled else ""
+            parts.append(f"{', '.join(rates)} tok/s{modelled}")
         dense, experts, kv = (n / 2**20 for n in (llm.dense_bytes, llm.expert_bytes, sequence.kv.nbytes))
         parts.append(f"dense {dense:.1f}, experts {experts:.1f} ({llm.layout.format.name}), KV {kv:.1f} MiB")
-        parts.append(f"{size(llm.telemetry.total().expert_bytes - self._bytes_before)} of experts read")
+        total = llm.telemetry.total()
+        parts.append(f"{size(total.expert_bytes - self._bytes_before)} of experts read")
+        if llm.executor is not None:
+            parts.append(
+                f"accelerator: {100 * total.hit_rate:.0f} % hits, {total.cpu} of {total.lookups} experts on the CPU, "
+                f"{size(total.link_bytes)} copied, prefetches {total.prefetch_used} used, {total.prefetch_late} late, "
+                f"{total.prefetch_wasted} wasted"
+            )
         if self.filled_context:
             parts.append("context full")
         return " | ".join(parts)

@@ -129,6 +129,21 @@ OPTIONS = {
         Option("dtype", _one_of(DTYPES), f"of everything but the experts: {', '.join(DTYPES)}"),
         Option("ram", SIZE, "host memory to plan with (default: what is free)"),
         Option("threads", _whole(1), "CPU threads (default: all cores)", "-t"),
+        Option("device", TEXT, "cpu (default), cuda, cuda:N, or sim:PROFILE: same answers, modelled times"),
+        Option("vram", SIZE, "accelerator memory for experts (default: what the dense weights leave)"),
+        Option("profile", TEXT, "hardware profile to plan with, by name or file (sim:PROFILE has its own)"),
+        Option("assign", TEXT, "policy that decides where experts run (default: two_lane)"),
+        Option("prefetch", TEXT, "policy that fetches experts ahead (default: residual)"),
+        Option(
+            "cache", TEXT, "policy that decides which experts stay on the accelerator (default: workload)"
+        ),
+        Option("cpu-moe", SWITCH, "all experts on the CPU: --assign cpu"),
+        Option(
+            "n-cpu-moe",
+            _whole(0),
+            "experts of the first N MoE layers on the CPU, all others on the accelerator",
+        ),
+        Option("list-devices", SWITCH, "say what --device can be here, and leave"),
         Option("offline", SWITCH, "never touch the network"),
         Option("json", SWITCH, "for machines"),
         Option("config", FILE, "YAML file that may hold any of these flags, as `temp: 0.7`"),

@@ -32,12 +32,28 @@ VERB = Verb(
         "answer": ("predict", "temp", "top-k", "top-p", "min-p", "seed", "stop"),
         "prompt": ("system-prompt", "chat-template", "raw"),
         "model": ("ctx-size", "quant", "dtype", "ram", "threads", "offline"),
+        "accelerator": (
+            "device",
+            "vram",
+            "profile",
+            "assign",
+            "prefetch",
+            "cache",
+            "cpu-moe",
+            "n-cpu-moe",
+            "list-devices",
+        ),
     },
     words="[MODEL] [PROMPT]",
 )
 
 
 def main(settings: SimpleNamespace) -> int:
+    if settings.cpu_moe:
+        settings.assign = "cpu"
+    if settings.list_devices:
+        print("\n".join(_devices()))
+        return 0
     model, prompt = _model_and_prompt(settings.words)
     if prompt is None and not (sys.stdin and sys.stdin.isatty()):
         prompt = _read_stdin()
@@ -55,6 +71,15 @@ def main(settings: SimpleNamespace) -> int:
         answer.stream()
         log.info(styled(answer.summary(), DIM))
     return 0
+
+
+def _devices() -> list[str]:
+    """What --device can be: real devices here, and the profiles a simulated one can have."""
+    from dali.devices.cuda import device_names
+    from dali.hardware import profile
+
+    simulated = [f"sim:{name}  {profile.load(name).description}" for name in profile.known()]
+    return ["cpu", *device_names(), *simulated]
 
 
 def _model_and_prompt(words: list[str]) -> tuple[str, str | None]:
@@ -121,6 +146,13 @@ def _load(model: str, settings: SimpleNamespace) -> LLM:
         ram=settings.ram,
         threads=settings.threads,
         offline=settings.offline,
+        vram=settings.vram,
+        profile=settings.profile,
+        n_cpu_moe=settings.n_cpu_moe,
+        device=settings.device or "cpu",
+        assign=settings.assign,
+        prefetch=settings.prefetch,
+        cache=settings.cache,
         meter=meter,
         notify=log.info,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ class Engine:
     def __init__(self, model: Any, step_tokens: int) -> None:
         self.model = model
         self.scheduler = Scheduler(step_tokens, rope.short_limit(model.config))
+        self.clock: Callable[[], float] = time.perf_counter  # a simulated device puts its own here
         self._last: Sequence | None = None  # finished; its keys and values serve a prompt that continues it
         rope.bind_to_step(model)
 
@@ -38,7 +39,7 @@ class Engine:
         plan = self.scheduler.next()
         if not plan:
             return False
-        started = time.perf_counter()
+        started = self.clock()
         prefill = [sequence.in_prefill for sequence, _ in plan]
         try:
             logits = self._forward(plan)
@@ -51,7 +52,7 @@ class Engine:
         for sequence, _ in plan:
             if sequence.pending == 0:
                 sequence.push(sequence.sampler.sample(next(sampled)))
-        seconds = time.perf_counter() - started
+        seconds = self.clock() - started
         for (sequence, _), in_prefill in zip(plan, prefill, strict=True):
             if in_prefill:
                 sequence.prefill_seconds += seconds

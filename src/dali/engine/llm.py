@@ -59,9 +59,10 @@ def load(
     device: str = "cpu",
     vram: int | str | None = None,
     profile: str | None = None,
-    assign: str = "two_lane",
-    prefetch: str = "residual",
-    cache: str = "workload",
+    assign: str | None = None,
+    prefetch: str | None = None,
+    cache: str | None = None,
+    n_cpu_moe: int | None = None,
     seed: int = 0,
     meter: Meter = silent,
     notify: Callable[[str], None] = lambda message: None,
@@ -72,18 +73,33 @@ def load(
     (w8 if it fits, else w4), "f32", "f16", "bf16", "w8" or "w4". dtype: of everything else. ctx_size: tokens a sequence may
     have, at most what the model was made for. ram: host memory to plan with (bytes or "24GiB"). threads: CPU threads.
     device: "cpu", "cuda", "cuda:N" or "sim:PROFILE" (same results, modelled times). vram: accelerator memory for experts.
-    profile: the hardware profile to plan with. assign, prefetch, cache: policies by name. seed: of the starting residents and
-    the simulator's schedule. meter, notify: are told of progress and of what is worth knowing.
+    profile: the hardware profile to plan with. assign, prefetch, cache: policies by name, None for the best known. n_cpu_moe:
+    keep the experts of that many first layers on the CPU instead. seed: of the starting residents and the simulator's
+    schedule. meter, notify: are told of progress and of what is worth knowing.
     """
     if threads is not None:
         if threads < 1:
             raise UsageError(f"threads must be at least 1, not {threads}.", "Leave it out to use all cores.")
         torch.set_num_threads(threads)
     ram, vram = (parse_size(size) if isinstance(size, str) else size for size in (ram, vram))
+    choices = {
+        "vram": vram,
+        "profile": profile,
+        "assign": assign,
+        "prefetch": prefetch,
+        "cache": cache,
+        "n_cpu_moe": n_cpu_moe,
+    }
+    given = {name: value for name, value in choices.items() if value is not None}
     options = None
     if device != "cpu":
-        options = Offload(device, vram, profile, assign, prefetch, cache, seed)
+        options = Offload(device, **given, seed=seed)  # type: ignore[arg-type]  # names as there
         check(options)
+    elif given and given != {"assign": "cpu"}:
+        raise UsageError(
+            f"{next(iter(given))} is about an accelerator, and the device is cpu.",
+            "Give --device too, or leave it out.",
+        )
     llm = LLM(load_model(locate(model, offline), quant, dtype, ram, meter, notify), ctx_size)
     if options is not None:
         llm.executor = offload(llm.loaded, llm.engine, options, meter, notify)

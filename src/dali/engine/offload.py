@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from torch import nn
 
 from dali.devices import CudaDevice, Device, OutOfDeviceMemoryError, SimDevice
 from dali.engine import seam
@@ -18,6 +21,7 @@ from dali.hardware import profile as profiles
 from dali.hardware.cost import CostModel, ExpertSize
 from dali.hardware.profile import Profile
 from dali.policies import create
+from dali.policies.assign import AssignPolicy
 from dali.policies.prefill import prefill_chunk
 from dali.runtime.executor import Executor, Policies
 from dali.runtime.prefetch import Predictor
@@ -40,19 +44,34 @@ class Offload:
     assign: str = "two_lane"
     prefetch: str = "residual"
     cache: str = "workload"
+    n_cpu_moe: int | None = None
     seed: int = 0
+
+    def assignment(self) -> AssignPolicy:
+        """The assignment policy; `n_cpu_moe` belongs to layerwise alone, and names it."""
+        if self.n_cpu_moe is not None and self.assign in ("two_lane", "layerwise"):
+            return create("assign", "layerwise", cpu_layers=self.n_cpu_moe)
+        if self.n_cpu_moe is not None:
+            raise UsageError(
+                f"--n-cpu-moe and --assign {self.assign} exclude each other.", "Leave one of them out."
+            )
+        return create("assign", self.assign)
 
 
 def check(options: Offload) -> None:
-    """UsageError for an unknown device, profile or policy, before anything is loaded."""
+    """UsageError for an unknown device, profile or policy or an impossible budget, before anything is loaded."""
     kind, _, profile = options.device.partition(":")
     if kind not in ("cuda", "sim") or (kind == "sim" and not profile):
         raise UsageError(
             f"Unknown device {options.device!r}.",
             "Use cpu, cuda, cuda:N, or sim:PROFILE for a simulated accelerator.",
         )
+    if options.vram is not None and options.vram < 0:
+        raise UsageError(f"--vram cannot be {options.vram} bytes.", "Give 0 or more.")
     planning_profile(options)
-    create("assign", options.assign)
+    if kind == "cuda":
+        CudaDevice(options.device, 0)  # says what is wrong with it
+    options.assignment()
     create("prefetch", options.prefetch)
     create("cache", options.cache, layers=1, experts=1, capacity=1)
 
@@ -72,13 +91,14 @@ def open_device(options: Offload, profile: Profile, dense_bytes: int) -> Device:
     """The device with its budget for experts: `vram`, at most what it has beside the dense weights."""
     if options.device.startswith("cuda"):
         return CudaDevice(options.device, options.vram)
-    room = max(int(profile["gpu_memory"]) - dense_bytes - HEADROOM, 0)
-    if options.vram is not None and options.vram > profile["gpu_memory"]:
+    room = max(int(profile["gpu_memory"]) - dense_bytes, 0)
+    if options.vram is not None and options.vram > room:
         raise UsageError(
-            f"--vram asks for {options.vram / 2**30:.1f} GiB, {profile.name} has {profile['gpu_memory'] / 2**30:.1f} GiB.",
+            f"--vram asks for {options.vram / 2**30:.1f} GiB; {profile.name} has {room / 2**30:.1f} GiB beside dense weights.",
             "Ask for less, or choose another profile.",
         )
-    return SimDevice(room if options.vram is None else options.vram, name=options.device, seed=options.seed)
+    budget = max(room - HEADROOM, 0) if options.vram is None else options.vram
+    return SimDevice(budget, name=options.device, seed=options.seed)
 
 
 def offload(
@@ -106,9 +126,18 @@ def offload(
     def record(layer: int, expert: int) -> Any:
         return loaded.records[layer][expert]
 
+    if options.vram is not None and options.vram > device.budget:
+        notify(f"{device.name} has {device.budget} bytes left for experts, not the {options.vram} asked for.")
     slots = min(device.budget // layout.record_bytes, layers * experts)
     while True:
-        scratch, capacity = split(slots, layers, experts)
+        cache = create(
+            "cache",
+            options.cache,
+            layers=layers,
+            experts=experts,
+            capacity=split(slots, layers, experts),
+            seed=options.seed,
+        )
         try:
             residency = Residency(
                 device,
@@ -116,7 +145,7 @@ def offload(
                 layers,
                 layout.record_bytes,
                 slots,
-                capacity,
+                cache.capacity,
                 (model.costs.link, model.costs.link_contended),
             )
             break
@@ -124,14 +153,14 @@ def offload(
             fewer = slots * 3 // 4
             notify(f"{error.problem} Using {fewer} expert slots instead of {slots}.")
             slots = fewer
-    cache = create(
-        "cache", options.cache, layers=layers, experts=experts, capacity=capacity, seed=options.seed
-    )
-    residency.capacity = cache.capacity
+    if not slots and options.vram != 0:
+        notify(
+            f"The {device.budget} bytes of {device.name} hold no expert of {layout.record_bytes}: all run on the CPU."
+        )
     prefetch = create("prefetch", options.prefetch)
     predictor: Predictor | None = None
-    if prefetch.predictor is not None and scratch:
-        routers = seam.routers(loaded.model, layout.shape.hidden)
+    routers = seam.routers(loaded.model, layout.shape.hidden)
+    if prefetch.predictor is not None and residency.scratch_slots:
         if routers is None:
             notify(
                 f"Prefetching is off: the routers of {type(loaded.model).__name__} cannot be called on their own."
@@ -150,17 +179,19 @@ def offload(
     modules = seam.experts_modules(loaded.model)
     telemetry.layers.clear()
     telemetry.modelled = isinstance(device, SimDevice)
+    engine.clock = device.now
     device.pin(loaded.records[0][0])
     executor = Executor(
         device,
         layout,
         loaded.records,
         residency,
-        Policies(create("assign", options.assign), prefetch, cache),
+        Policies(options.assignment(), prefetch, cache),
         predictor,
         model,
         telemetry,
         dense_seconds(loaded.model, model, layers),
+        predict_seconds(routers, model),
         [early_shared(loaded.model, name) for name in modules],
     )
     for index, module in enumerate(modules.values()):
@@ -172,13 +203,11 @@ def offload(
     return executor
 
 
-def split(slots: int, layers: int, experts: int) -> tuple[int, int]:
-    """(scratch slots, residents a layer) of `slots` in all: residents first, once a few scratch slots are there."""
+def split(slots: int, layers: int, experts: int) -> int:
+    """Residents a layer, of `slots` in all: as many as there can be once a few slots are left as scratch."""
     if slots >= layers * experts:
-        return 0, experts
-    scratch = min(MOST_SCRATCH, max(slots // 4, 1), slots)
-    capacity = (slots - scratch) // layers
-    return slots - capacity * layers, capacity
+        return experts
+    return (slots - min(MOST_SCRATCH, max(slots // 4, 1), slots)) // layers
 
 
 def dense_seconds(model: Any, costs: CostModel, layers: int) -> Callable[[int], float]:
@@ -192,13 +221,16 @@ def dense_seconds(model: Any, costs: CostModel, layers: int) -> Callable[[int], 
     ]
     nbytes, count = sum(p.nbytes for p in weights), sum(p.numel() for p in weights)
     kernels = sum(1 for module in model.modules() if module._parameters and not module._modules)
-    table: dict[int, float] = {}
 
+    @functools.cache
     def seconds(tokens: int) -> float:
-        if tokens not in table:
-            table[tokens] = (
-                costs.dense(nbytes // layers, count // layers, tokens, kernels // layers) + costs.sync
-            )
-        return table[tokens]
+        return costs.dense(nbytes // layers, count // layers, tokens, kernels // layers) + costs.sync
 
     return seconds
+
+
+def predict_seconds(routers: Sequence[nn.Module] | None, costs: CostModel) -> Callable[[int], float]:
+    """tokens -> modelled seconds of one prediction: one kernel over a router's weights, which a ridge map equals in size."""
+    weights = list(routers[0].parameters()) if routers else []
+    nbytes, count = sum(p.nbytes for p in weights), sum(p.numel() for p in weights)
+    return functools.cache(functools.partial(costs.dense, nbytes, count, kernels=1))

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from dali.errors import UsageError
 from dali.hardware.cost import ExpertCosts
 from dali.policies.assign.cpu import all_cpu
 from dali.policies.assign.gpu import all_gpu
@@ -14,7 +15,12 @@ from dali.policies.plan import LayerPlan, ResidencyView
 class Policy:
     """`layerwise`; `cpu_layers`: how many MoE layers, from the first on, stay on the CPU."""
 
-    def __init__(self, cpu_layers: int) -> None:
+    def __init__(self, cpu_layers: int | None = None) -> None:
+        if cpu_layers is None or cpu_layers < 0:
+            raise UsageError(
+                f"The assign policy layerwise needs a number of layers, not {cpu_layers}.",
+                "Give --n-cpu-moe N.",
+            )
         self.cpu_layers = cpu_layers
 
     def assign(
