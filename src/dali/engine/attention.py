@@ -71,7 +71,7 @@ def _attend(
         keys, values = keys[:, -window:], values[:, -window:]
     mask = None
     if segment.tokens > 1:
-        mask = step.mask(segment, first_key, window)
+        mask = step.mask(segment, first_key, window, query.device)
     if sinks is not None:
         return _attend_with_sinks(query, keys, values, scale, sinks, mask)
     return F.scaled_dot_product_attention(

@@ -84,12 +84,13 @@ class Engine:
             if end == len(sequence.tokens):
                 last_rows.append(len(ids) - 1)
         step = StepContext(segments, longest=max(len(sequence.tokens) for sequence, _ in plan))
+        device = self.model.device
         with running(step):
             out = self.model(
-                input_ids=torch.tensor([ids]),
-                position_ids=torch.tensor([positions]),
+                input_ids=torch.tensor([ids], device=device),
+                position_ids=torch.tensor([positions], device=device),
                 use_cache=False,
-                logits_to_keep=0 if every_row else torch.tensor(last_rows, dtype=torch.long),
+                logits_to_keep=0 if every_row else torch.tensor(last_rows, dtype=torch.long, device=device),
             )
         logits: torch.Tensor = out.logits[0]
         return logits

@@ -49,7 +49,7 @@ class LayerKV:
             capacity *= 2
         buffers = []
         for old, sample in ((self._keys, keys), (self._values, values)):
-            buffer = torch.empty(sample.shape[0], capacity, sample.shape[2], dtype=sample.dtype)
+            buffer = sample.new_empty(sample.shape[0], capacity, sample.shape[2])
             if old is not None:
                 buffer[:, :kept] = old[:, dropped : self.length]
             buffers.append(buffer)

@@ -32,7 +32,7 @@ class StepContext:
     longest: int  # tokens of its longest sequence, prompt still to come included
     masks: dict[tuple[int, int, int, int], Tensor] = field(default_factory=dict)
 
-    def mask(self, segment: Segment, first_key: int, window: int | None) -> Tensor:
+    def mask(self, segment: Segment, first_key: int, window: int | None, device: torch.device) -> Tensor:
         """Which keys each token of `segment` sees: bool [tokens, keys], keys from position `first_key` on.
 
         All layers of a step share one mask a segment and window.
@@ -40,8 +40,8 @@ class StepContext:
         key = (segment.start, segment.tokens, first_key, window or 0)
         if key not in self.masks:
             end = segment.position + segment.tokens
-            query = torch.arange(segment.position, end)[:, None]
-            keys = torch.arange(first_key, end)[None]
+            query = torch.arange(segment.position, end, device=device)[:, None]
+            keys = torch.arange(first_key, end, device=device)[None]
             seen = keys <= query
             self.masks[key] = seen & (keys > query - window) if window else seen
         return self.masks[key]

@@ -75,7 +75,7 @@ def _int8_linear(x: Tensor, quants: Tensor, scales: Tensor, zero: int, bias: Ten
     """Group dot products are integers below 2^24, exact in float32; groups are added in order."""
     activations, activation_scales = quantize_activations(x)
     weights = quants.to(torch.float32) - zero
-    out = torch.zeros(x.shape[0], quants.shape[0])
+    out = x.new_zeros(x.shape[0], quants.shape[0])
     for group in range(weights.shape[1]):
         dot = activations[:, group] @ weights[:, group].T
         out += dot * (activation_scales[:, group, None] * scales[:, group].to(torch.float32))
