@@ -26,8 +26,8 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen3Moe
 from tokenizers import Tokenizer, models
 torch.manual_seed(0)
 config = Qwen3MoeConfig(vocab_size=16384, hidden_size=768, num_hidden_layers=12, num_attention_heads=12, num_key_value_heads=4,
-    head_dim=64, intermediate_size=768, moe_intermediate_size=192, num_experts=40, num_experts_per_tok=4, max_position_embeddings=512,
-    tie_word_embeddings=False)
+    head_dim=64, intermediate_size=768, moe_intermediate_size=192, num_experts=40, num_experts_per_tok=4,
+    max_position_embeddings=512, tie_word_embeddings=False)
 model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
 model.save_pretrained(sys.argv[1], max_shard_size="{SHARD}")
 PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({{"a": 0}}, unk_token="a"))).save_pretrained(sys.argv[1])
@@ -80,9 +80,12 @@ def main() -> None:
                         "peak_over_bound": round(found["peak"] / bound, 3),
                     }
                 )
-    print(f"source: experts {experts / MIB:.0f} MiB, dense {dense / MIB:.0f} MiB, {len(shards)} shards of up to {max(shards) / MIB:.0f} MiB")
+    sizes = f"{len(shards)} shards of up to {max(shards) / MIB:.0f} MiB"
+    print(f"source: experts {experts / MIB:.0f} MiB, dense {dense / MIB:.0f} MiB, {sizes}")
     report.table(rows)
-    report.write("load_memory", rows, source={"expert_bytes": experts, "dense_bytes": dense, "shard_bytes": shards})
+    report.write(
+        "load_memory", rows, source={"expert_bytes": experts, "dense_bytes": dense, "shard_bytes": shards}
+    )
 
 
 if __name__ == "__main__":

@@ -12,14 +12,21 @@ import argparse
 import math
 from pathlib import Path
 
-import report
 import torch
 
 import dali
+import report
 from dali.engine.seam import experts_modules
 
 TEXT = Path(__file__).parent / "texts" / "perplexity.txt"
-VARIANTS = [("f32", "exact"), ("bf16", "exact"), ("w8", "exact"), ("w8", "int8"), ("w4", "exact"), ("w4", "int8")]
+VARIANTS = [
+    ("f32", "exact"),
+    ("bf16", "exact"),
+    ("w8", "exact"),
+    ("w8", "int8"),
+    ("w4", "exact"),
+    ("w4", "int8"),
+]
 
 
 def perplexity(llm: dali.LLM, tokens: list[int]) -> float:
@@ -35,7 +42,9 @@ def perplexity(llm: dali.LLM, tokens: list[int]) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--models", nargs="+", default=["dali-tiny", "smollm2-moe"])
     parser.add_argument("--tokens", type=int, default=4096)
     options = parser.parse_args()

@@ -14,7 +14,8 @@ NEW_TOKENS = 24
 
 @pytest.mark.parametrize("name", ["dali_tiny", "smollm2_moe"])
 def test_greedy_tokens_equal_transformers(name, request, tmp_path, monkeypatch):
-    directory = request.getfixturevalue(name)  # before the cache moves: smollm2-moe is built into the real one
+    # Before the cache moves: smollm2-moe is built into the real one.
+    directory = request.getfixturevalue(name)
     monkeypatch.setenv("DALI_CACHE_DIR", str(tmp_path))
     reference = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
     llm = dali.load(directory, quant="f32", dtype="float32")
