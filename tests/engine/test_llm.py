@@ -160,3 +160,16 @@ def test_saving_without_experts_is_refused(llm, tmp_path):
     with pytest.raises(dali.DaliError, match="without its experts"):
         llm.model.save_pretrained(tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_sequence_that_fails_leaves_its_neighbours_alone(llm):
+    expected = greedy(llm, "The old king").text
+    bad = llm.sequence(PROMPT, temperature=0, max_tokens=12)
+    good = llm.sequence("The old king", temperature=0, max_tokens=12, ignore_eos=True)
+    sample = bad.sampler.sample
+    bad.sampler.sample = lambda logits: sample(logits * float("nan"))
+    streams = llm.pieces(bad), llm.pieces(good)
+    with pytest.raises(dali.DaliError, match="logits"):
+        next(streams[0])
+    assert "".join(streams[1]) == expected
+    assert bad.finish_reason == "error"

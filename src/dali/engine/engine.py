@@ -51,7 +51,7 @@ class Engine:
             sequence.computed += tokens
         for sequence, _ in plan:
             if sequence.pending == 0:
-                sequence.push(sequence.sampler.sample(next(sampled)))
+                sequence.advance(next(sampled))
         seconds = self.clock() - started
         for (sequence, _), in_prefill in zip(plan, prefill, strict=True):
             if in_prefill:

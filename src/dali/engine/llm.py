@@ -260,6 +260,8 @@ class LLM:
                     self.engine.step()
         finally:
             self.engine.abort(sequence)
+        if sequence.error is not None:
+            raise sequence.error
 
     def _complete(self, sequences: list[Sequence]) -> list[Completion]:
         for sequence in sequences:
@@ -270,6 +272,9 @@ class LLM:
         finally:
             for sequence in sequences:
                 self.engine.abort(sequence)
+        for sequence in sequences:
+            if sequence.error is not None:
+                raise sequence.error
         return [completion(sequence) for sequence in sequences]
 
 

@@ -5,14 +5,20 @@ from __future__ import annotations
 from collections import deque
 from typing import Any
 
+from torch import Tensor
+
 from dali.engine.detokenizer import Detokenizer
 from dali.engine.kv import KVCache
 from dali.engine.sampling import Sampler, SamplingParams
 from dali.engine.stop import StopStrings
+from dali.errors import DaliError
 
 
 class Sequence:
-    """A prompt and what was generated after it. `finish_reason`: None while live, then "stop", "length" or "abort"."""
+    """A prompt and what was generated after it.
+
+    `finish_reason`: None while live, then "stop", "length", "abort", or "error" with the `error` that ended it.
+    """
 
     def __init__(
         self, prompt: list[int], params: SamplingParams, tokenizer: Any, eos: frozenset[int], limit: int
@@ -25,6 +31,7 @@ class Sequence:
         self.kv = KVCache()
         self.sampler = Sampler(params)
         self.finish_reason: str | None = None
+        self.error: DaliError | None = None
         self.pieces: deque[str] = deque()  # final text not yet taken
         self.prefill_seconds = 0.0
         self.decode_seconds = 0.0
@@ -49,6 +56,14 @@ class Sequence:
     @property
     def in_prefill(self) -> bool:
         return self.computed < self.prompt_tokens
+
+    def advance(self, logits: Tensor) -> None:
+        """Choose the next token from logits [vocabulary]; what goes wrong ends this sequence and no other."""
+        try:
+            self.push(self.sampler.sample(logits))
+        except DaliError as error:
+            self.error = error
+            self._finish("error")
 
     def push(self, token: int) -> None:
         """Take a sampled token."""
