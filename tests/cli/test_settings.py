@@ -25,7 +25,13 @@ def test_nothing_given_is_nothing_set() -> None:
     settings = vars(read())
     assert settings.pop("words") == []
     assert settings.pop("stop") == ()
-    assert {name for name, value in settings.items() if value is False} == {"raw", "offline", "verbose"}
+    assert {name for name, value in settings.items() if value is False} == {
+        "raw",
+        "offline",
+        "verbose",
+        "cpu_moe",
+        "list_devices",
+    }
     assert {value for value in settings.values() if value is not False} == {None}
 
 

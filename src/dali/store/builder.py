@@ -5,7 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Generator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Protocol
 
@@ -13,6 +16,7 @@ import numpy as np
 import torch
 import xxhash
 from filelock import FileLock, Timeout
+from torch import Tensor
 
 from dali.errors import DaliError
 from dali.kernels.expert import ExpertWeights
@@ -83,12 +87,10 @@ def build(path: Path, header: StoreHeader, source: ExpertSource, progress: Progr
         free = shutil.disk_usage(path.parent).free
         if free < header.file_bytes:
             raise _no_space(path, header, free)
-        with temporary.open("wb") as file:
+        with temporary.open("wb") as file, closing(_packed(header, source)) as packed:
             file.write(header.encode())
-            record = torch.empty(header.record_bytes, dtype=torch.uint8)
             checksums = np.empty(header.records, dtype="<u8")
-            for index in range(header.records):
-                _pack(header, source, index, record)
+            for index, record in enumerate(packed):
                 view = record.numpy().data
                 checksums[index] = xxhash.xxh3_64_intdigest(view)
                 file.write(view)
@@ -96,9 +98,7 @@ def build(path: Path, header: StoreHeader, source: ExpertSource, progress: Progr
             file.write(checksums.tobytes())
             file.flush()
             os.fsync(file.fileno())
-            if hasattr(
-                os, "posix_fadvise"
-            ):  # the reader goes past the page cache: leave no second copy there
+            if hasattr(os, "posix_fadvise"):  # the reader goes past the page cache: leave no copy there
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         temporary.replace(path)
     except OSError as error:
@@ -117,13 +117,33 @@ def build(path: Path, header: StoreHeader, source: ExpertSource, progress: Progr
         os.close(directory)
 
 
-def _pack(header: StoreHeader, source: ExpertSource, index: int, record: torch.Tensor) -> None:
-    layer, expert = divmod(index, header.experts)
-    weights = source.read(layer, expert)
+def _packed(header: StoreHeader, source: ExpertSource) -> Generator[Tensor, None, None]:
+    """Every record in order. Experts are read one after another and packed side by side, each by one thread of torch's: its
+    own threads gain nothing on matrices this small and stall where the cores are busy."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    pool = ThreadPoolExecutor(threads, "dali-pack", initializer=torch.set_num_threads, initargs=(1,))
+    pending: deque[Future[Tensor]] = deque()
+    try:
+        for index in range(header.records):
+            layer, expert = divmod(index, header.experts)
+            pending.append(pool.submit(_pack, header, layer, expert, source.read(layer, expert)))
+            if len(pending) > threads:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+        torch.set_num_threads(threads)
+
+
+def _pack(header: StoreHeader, layer: int, expert: int, weights: ExpertWeights) -> Tensor:
+    record = torch.empty(header.record_bytes, dtype=torch.uint8)
     try:
         header.layout.pack(weights, record)
     except DaliError as error:
         raise DaliError(f"Expert {expert} of MoE layer {layer}: {error.problem}", error.fix) from error
+    return record
 
 
 def _no_space(path: Path, header: StoreHeader, free: int) -> DaliError:
