@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence as Many
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -42,17 +43,18 @@ def load_predictor(
     """
     if kind == "next_gate":
         return GateShift(routers, distance)
-    text = TEXT.read_text()
+    text = TEXT.read_text(encoding="utf-8")
     key = f"{VERSION} {fingerprint} {xxhash.xxh3_64_hexdigest(text.encode())}"
     path = cache_root() / "calibration" / model / f"{kind}-{distance}.safetensors"
     found = _read(path, key)
     if found is None:
         found = calibrate(kind, distance, engine, tokenizer(text, verbose=False)["input_ids"], routers, meter)
         _write(path, key, found)
+    like = next(engine.model.parameters())
     if kind == "residual":
-        dtype = next(engine.model.parameters()).dtype
-        return GateShift(routers, distance, [shift.to(dtype) for shift in found])
-    return LinearMap(found, distance, engine.model.config.num_experts_per_tok)
+        return GateShift(routers, distance, [shift.to(like) for shift in found])
+    top_k = engine.model.config.num_experts_per_tok
+    return LinearMap([weights.to(like.device) for weights in found], distance, top_k)
 
 
 def calibrate(
@@ -110,4 +112,5 @@ def _write(path: Path, key: str, tensors: list[Tensor]) -> None:
             "Make the folder writable, set DALI_CACHE_DIR to another one, or use --prefetch none.",
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # it was renamed, or never made
+            temporary.unlink()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from torch import Tensor
 
+from dali.devices import COMPUTE
 from dali.hardware.cost import ExpertCosts
 from dali.policies.assign import AssignPolicy
 from dali.policies.guard import Guard
@@ -37,16 +39,19 @@ class Prefetcher:
         residency: Residency,
         costs: ExpertCosts,
         telemetry: Telemetry,
+        modelled_seconds: Callable[[int], float],
     ) -> None:
+        """`modelled_seconds(tokens)`: of one prediction, where the device's clock is virtual."""
         self._policy = policy
         self._predictor = predictor
         self._assign = assign
         self._residency = residency
         self._costs = costs
         self._telemetry = telemetry
+        self._modelled_seconds = modelled_seconds
         self.guard = Guard()
         self._predict_seconds = 0.0  # of the present layer
-        self.queued = 0  # copies since the last plan
+        self.queued = 0  # copies that may still be on the link
 
     def predict(self, layer: int, hidden: Tensor) -> tuple[int, Tensor] | None:
         """The later layer and its predicted ids, unless prefetching rests."""
@@ -57,6 +62,10 @@ class Prefetcher:
         predicted = self._predictor.predict(layer, hidden)
         self._predict_seconds = time.perf_counter() - started
         self._telemetry.predict_seconds += self._predict_seconds
+        if predicted is not None and self._telemetry.modelled:
+            device = self._residency.device
+            self._predict_seconds = self._modelled_seconds(len(hidden))
+            device.charge(device.stream(COMPUTE), self._predict_seconds, "predict")
         return predicted
 
     def queue(self, target: int, predicted: Sequence[int], idle: float, record_bytes: int) -> None:
@@ -70,20 +79,21 @@ class Prefetcher:
                 self.queued += 1
 
     def count(self, layer: int, workload: Sequence[int], plan: LayerPlan, counters: LayerCounters) -> None:
-        """The layer's turn has come: count what became of the experts that were fetched for it."""
+        """The layer's turn has come: count where its accelerator finds its experts, and what became of those fetched ahead."""
         waiting = self._residency.scratch(layer)
         used = sum(expert in plan.gpu for expert in waiting)
         late = sum(workload[expert] > 0 and expert not in plan.gpu for expert in waiting)
+        counters.resident += len(plan.gpu) - len(plan.fetch) - used
         counters.prefetched += used
         counters.prefetch_used += used
         counters.prefetch_late += late
         counters.prefetch_wasted += len(waiting) - used - late
 
     def settle(
-        self, layer: int, workload: Sequence[int], view: ResidencyView, plan: LayerPlan, delay: float
+        self, layer: int, workload: Sequence[int], view: ResidencyView, seconds: float, delay: float
     ) -> None:
-        """Tell the guard what a sampled step shows: what the layer's prefetched experts save it, against the prediction's time
-        and the `delay` in seconds that prefetch copies put before demanded ones."""
+        """Tell the guard what a sampled step shows: what the layer's prefetched experts save of its makespan, which is `seconds`
+        with them, against the prediction's time and the `delay` in seconds that prefetch copies cause demanded ones."""
         if self._predictor is None:
             return
         if not self.guard.on:
@@ -91,11 +101,9 @@ class Prefetcher:
             return
         waiting = self._residency.scratch(layer)
         saved = 0.0
-        if any(expert in plan.gpu for expert in waiting):
+        if waiting:
             others = {expert: left for expert, left in view.in_flight.items() if expert not in waiting}
-            without = ResidencyView(view.resident, others, view.slots, 0.0)
-            other = self._assign.assign(layer, workload, without, self._costs)
-            saved = makespan(other, workload, without, self._costs) - makespan(
-                plan, workload, view, self._costs
-            )
+            without = replace(view, in_flight=others)
+            plan = self._assign.assign(layer, workload, without, self._costs)
+            saved = makespan(plan, workload, without, self._costs) - seconds
         self.guard.record(self._predict_seconds + delay, saved)

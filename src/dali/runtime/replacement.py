@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from dali.hardware.cost import ExpertCosts
 from dali.policies.assign import AssignPolicy
 from dali.policies.cache import CachePolicy, Swap
 from dali.policies.guard import Guard
 from dali.policies.lanes import makespan
-from dali.policies.plan import LayerPlan, ResidencyView
+from dali.policies.plan import ResidencyView
 from dali.runtime.residency import Residency
 from dali.runtime.telemetry import LayerCounters
 
@@ -26,23 +27,28 @@ class Replacement:
         self._costs = costs
         self._before: list[set[int]] = [set() for _ in range(layers)]  # residents before the last swaps
         self.guard = Guard()
-        self.queued = 0  # copies since the last plan
+        self.queued = 0  # copies that may still be on the link
 
     def settle(
-        self, layer: int, workload: Sequence[int], view: ResidencyView, plan: LayerPlan, delay: float
+        self, layer: int, workload: Sequence[int], view: ResidencyView, seconds: float, delay: float
     ) -> None:
-        """Tell the guard what a sampled step shows: what the layer's last swaps save it, against the `delay` in seconds that
-        swap copies put before demanded ones."""
+        """Tell the guard what a sampled step shows: what the layer's last swaps save of its makespan, which is `seconds` with
+        them, against the `delay` in seconds that swap copies cause demanded ones."""
         if not self.guard.on:
             self.guard.record(0.0, 0.0)
             return
         before = self._before[layer]
         if not before:
             return
-        old = ResidencyView(before, {}, view.slots, view.link_free)
-        other = self._assign.assign(layer, workload, old, self._costs)
-        saved = makespan(other, workload, old, self._costs) - makespan(plan, workload, view, self._costs)
-        self.guard.record(delay, saved)
+        waiting = self._residency.scratch(layer)
+        others = {
+            expert: left
+            for expert, left in view.in_flight.items()
+            if expert in waiting and expert not in before
+        }
+        without = replace(view, resident=before, in_flight=others)
+        plan = self._assign.assign(layer, workload, without, self._costs)
+        self.guard.record(delay, makespan(plan, workload, without, self._costs) - seconds)
 
     def swap_roles(self, layer: int, workload: Sequence[int], counters: LayerCounters) -> list[Swap]:
         """Apply the swaps whose expert sits in scratch, then free the layer's scratch. Returns the swaps that need a copy."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cache
 
 from torch import Tensor
 
@@ -21,10 +22,11 @@ COPY = "copy"
 
 @dataclass
 class Holding:
-    """An expert's record in a slot. `landed`: the end of its copy; `due`: when that is expected, on the device's clock."""
+    """An expert's record in a slot. `copied`: the end of its copy, None once it was seen to have come; `due`: when it is
+    expected, on the device's clock."""
 
     slot: Buffer
-    landed: Event
+    copied: Event | None
     due: float
 
 
@@ -48,12 +50,15 @@ class Residency:
         self.scratch_slots = slots - layers * capacity
         self.copies = 0
         self.link_free = 0.0  # when the copies queued so far are expected to be done, on the device's clock
-        self._record = record
+        self._source = cache(lambda layer, expert: device.adopt(record(layer, expert)))
         self._link_seconds = link_seconds
         self._stream = device.stream(COPY)
         self._memory = device.alloc(slots * record_bytes) if slots else None
         self._free: deque[Buffer] = deque(self._memory.split(record_bytes) if self._memory else ())
         self._residents: list[dict[int, Holding]] = [{} for _ in range(layers)]
+        self._unsettled: list[set[int]] = [
+            set() for _ in range(layers)
+        ]  # residents whose copy was not seen to land
         self._scratch: list[dict[int, Holding]] = [{} for _ in range(layers)]
 
     def close(self) -> None:
@@ -64,33 +69,35 @@ class Residency:
     def place(self, layer: int, experts: Iterable[int]) -> None:
         """Copy a layer's first residents in."""
         for expert in experts:
-            self._residents[layer][expert] = self._copy(layer, expert, self._free.popleft())
+            self._keep(layer, expert, self._copy(layer, expert, self._free.popleft()))
 
     def reset(self) -> None:
-        """After a failed step: what slots hold is unknown, so copy every layer's residents in again."""
+        """After a failed step: what slots hold is unknown, so copy every layer's residents in again.
+
+        Itself interrupted, it can be called again: at no moment a resident is missing.
+        """
         if self._memory is None:
             return
-        held = [set(residents) for residents in self._residents]
         self._free = deque(self._memory.parts)
+        self.link_free = 0.0
         for waiting in self._scratch:
             waiting.clear()
-        for layer, experts in enumerate(held):
-            self._residents[layer].clear()
-            self.place(layer, experts)
+        for layer, residents in enumerate(self._residents):
+            for expert in list(residents)[self.capacity :]:  # one too many: the step failed amid a swap
+                del residents[expert]
+            self._unsettled[layer].intersection_update(residents)
+            self.place(layer, list(residents))
 
     def view(self, layer: int) -> ResidencyView:
         """The layer's experts as a policy sees them now."""
         now = self.device.now()
-        resident, in_flight = set(), {}
-        for expert, holding in self._residents[layer].items():
-            if self._has_landed(holding):
-                resident.add(expert)
-            else:
-                in_flight[expert] = max(holding.due - now, 0.0)
-        for expert, holding in self._scratch[layer].items():
+        residents, scratch = self._residents[layer], self._scratch[layer]
+        unsettled = self.unsettled(layer)
+        in_flight = {expert: max(residents[expert].due - now, 0.0) for expert in unsettled}
+        for expert, holding in scratch.items():
             in_flight[expert] = 0.0 if self._has_landed(holding) else max(holding.due - now, 0.0)
-        slots = len(self._free) + len(self._scratch[layer])
-        return ResidencyView(resident, in_flight, slots, max(self.link_free - now, 0.0))
+        slots = len(self._free) + len(scratch)
+        return ResidencyView(residents.keys() - unsettled, in_flight, slots, max(self.link_free - now, 0.0))
 
     def residents(self, layer: int) -> set[int]:
         """Experts that hold the layer's own slots, landed or not."""
@@ -102,7 +109,9 @@ class Residency:
 
     def unsettled(self, layer: int) -> set[int]:
         """Residents whose copy has not landed yet."""
-        return {expert for expert, holding in self._residents[layer].items() if not self._has_landed(holding)}
+        residents, unsettled = self._residents[layer], self._unsettled[layer]
+        unsettled -= {expert for expert in unsettled if self._has_landed(residents[expert])}
+        return set(unsettled)
 
     def scratch(self, layer: int) -> list[int]:
         """Experts in scratch slots that wait for the layer."""
@@ -126,25 +135,28 @@ class Residency:
 
     def swap(self, layer: int, evict: int, load: int) -> None:
         """Make `load` a resident instead of `evict`: the slots change roles if it is in scratch, else it is copied."""
-        holding = self._residents[layer].pop(evict)
+        slot = self._residents[layer][evict].slot
         if load in self._scratch[layer]:
-            self._residents[layer][load] = self._scratch[layer].pop(load)
-            self._free.append(holding.slot)
+            self._keep(layer, load, self._scratch[layer].pop(load))
+            self._free.append(slot)
         else:
-            self._residents[layer][load] = self._copy(layer, load, holding.slot)
+            self._keep(layer, load, self._copy(layer, load, slot))
+        self._unsettled[layer].discard(evict)
+        del self._residents[layer][evict]  # last: the set is never short of one
+
+    def _keep(self, layer: int, expert: int, holding: Holding) -> None:
+        self._residents[layer][expert] = holding
+        self._unsettled[layer].add(expert)
 
     def _copy(self, layer: int, expert: int, slot: Buffer) -> Holding:
         alone, contended = self._link_seconds
-        source = self.device.adopt(self._record(layer, expert))
+        source = self._source(layer, expert)
         self.device.copy(self._stream, slot, source, alone, contended, label=f"copy {layer}.{expert}")
         self.copies += 1
         self.link_free = max(self.link_free, self.device.now()) + alone
         return Holding(slot, self.device.record(self._stream), self.link_free)
 
     def _has_landed(self, holding: Holding) -> bool:
-        if holding.due < 0:
-            return True
-        if self.device.done(holding.landed):
-            holding.due = -1.0
-            return True
-        return False
+        if holding.copied is not None and self.device.done(holding.copied):
+            holding.copied = None
+        return holding.copied is None

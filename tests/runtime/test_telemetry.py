@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from dali.devices import SimDevice
+from dali.runtime.telemetry import LayerCounters, Telemetry
+from runtime.tiny_runtime import LAYERS, Setting, run, tiny_executor, tiny_model
+
+
+def test_rates_of_nothing_are_zero() -> None:
+    assert (LayerCounters().hit_rate, LayerCounters().overlap) == (0.0, 0.0)
+
+
+def test_a_hit_is_an_expert_found_on_the_accelerator_or_on_its_way() -> None:
+    counters = LayerCounters(resident=3, prefetched=1, fetched=2, cpu=4)
+    assert (counters.lookups, counters.hit_rate) == (10, 0.4)
+
+
+def test_overlap_counts_busy_lanes() -> None:
+    counters = LayerCounters(seconds=2.0, accelerator_seconds=2.0, cpu_seconds=1.0, link_seconds=0.5)
+    assert counters.overlap == 1.75
+
+
+def test_stats_are_plain_data_and_layers_add_up() -> None:
+    telemetry = Telemetry(modelled=True)
+    telemetry.layer(1).cpu += 2
+    telemetry.layer(0).cpu += 3
+    telemetry.layer(0).seconds += 0.5
+    stats = json.loads(json.dumps(telemetry.as_dict()))
+    assert [layer["cpu"] for layer in stats["layers"]] == [3, 2]
+    assert (stats["total"]["cpu"], stats["total"]["seconds"], stats["modelled"]) == (5, 0.5, True)
+
+
+@pytest.mark.parametrize("assign", ["two_lane", "gpu", "cpu"])
+def test_no_lane_is_busy_for_longer_than_its_layers_take(assign: str) -> None:
+    """Attention and what else goes on between the layers is no part of it."""
+    executor = tiny_executor(Setting(assign, "none", "static", batch=8), tiny_model())
+    run(executor, tiny_model(), 8)
+    for layer in executor._telemetry.layers:
+        for seconds in (layer.accelerator_seconds, layer.cpu_seconds, layer.link_seconds):
+            assert seconds <= layer.seconds * (1 + 1e-9)
+        assert layer.overlap > 0
+
+
+def test_modelled_figures_depend_neither_on_the_schedule_nor_on_this_machine() -> None:
+    setting, model = Setting(batch=8, profile="laptop-8gb"), tiny_model()
+    found = []
+    for seed in range(4):
+        device = SimDevice(setting.slots * model.layout.record_bytes, seed=seed)
+        executor = tiny_executor(replace(setting), model, device)
+        run(executor, model, 8)
+        found.append((device.now(), executor._telemetry.layers))
+    assert len(found[0][1]) == LAYERS
+    assert all(one == found[0] for one in found)
