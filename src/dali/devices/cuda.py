@@ -223,4 +223,6 @@ def _unpin(runtime: Any, pinned: set[int], pointer: int) -> None:
 
 def device_names() -> list[str]:
     """The CUDA devices torch finds, as `--device` takes them."""
-    return [f"cuda:{index}  {torch.cuda.get_device_name(index)}" for index in range(torch.cuda.device_count())]
+    return [
+        f"cuda:{index}  {torch.cuda.get_device_name(index)}" for index in range(torch.cuda.device_count())
+    ]

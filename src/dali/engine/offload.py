@@ -22,6 +22,7 @@ from dali.hardware.cost import CostModel, ExpertSize
 from dali.hardware.profile import Profile
 from dali.policies import create
 from dali.policies.assign import AssignPolicy
+from dali.policies.cache import CachePolicy
 from dali.policies.prefill import prefill_chunk
 from dali.runtime.executor import Executor, Policies
 from dali.runtime.prefetch import Predictor
@@ -87,10 +88,12 @@ def planning_profile(options: Offload) -> Profile:
     return profiles.load(chosen)
 
 
-def open_device(options: Offload, profile: Profile, dense_bytes: int) -> Device:
-    """The device with its budget for experts: `vram`, at most what it has beside the dense weights."""
+def open_device(options: Offload, profile: Profile, model: nn.Module) -> Device:
+    """The device with its budget for experts: `vram`, at most what it has beside the dense weights, which move there."""
     if options.device.startswith("cuda"):
+        model.to(options.device)
         return CudaDevice(options.device, options.vram)
+    dense_bytes = sum(parameter.nbytes for parameter in model.parameters())
     room = max(int(profile["gpu_memory"]) - dense_bytes, 0)
     if options.vram is not None and options.vram > room:
         raise UsageError(
@@ -111,59 +114,28 @@ def offload(
 ) -> Executor:
     """Replace the model's CPU layers by the runtime's. `device` stands in for the one `options` names."""
     profile = planning_profile(options)
-    layout, telemetry = loaded.layout, loaded.telemetry
+    model, layout, telemetry = loaded.model, loaded.layout, loaded.telemetry
     layers, experts = len(loaded.records), len(loaded.records[0])
-    dense_bytes = sum(parameter.nbytes for parameter in loaded.model.parameters())
-    device = device or open_device(options, profile, dense_bytes)
-    size = ExpertSize(
-        layout.shape.hidden,
-        layout.shape.intermediate,
-        len(layout.shape.matrices),
-        {layout.format.name: layout.weight_bytes},
-    )
-    model = CostModel(profile, size, layout.format.name, MOST_TOKENS)
-
-    def record(layer: int, expert: int) -> Any:
-        return loaded.records[layer][expert]
-
+    device = device or open_device(options, profile, model)
     if options.vram is not None and options.vram > device.budget:
         notify(f"{device.name} has {device.budget} bytes left for experts, not the {options.vram} asked for.")
-    slots = min(device.budget // layout.record_bytes, layers * experts)
-    while True:
-        cache = create(
-            "cache",
-            options.cache,
-            layers=layers,
-            experts=experts,
-            capacity=split(slots, layers, experts),
-            seed=options.seed,
-        )
-        try:
-            residency = Residency(
-                device,
-                record,
-                layers,
-                layout.record_bytes,
-                slots,
-                cache.capacity,
-                (model.costs.link, model.costs.link_contended),
-            )
-            break
-        except OutOfDeviceMemoryError as error:
-            fewer = slots * 3 // 4
-            notify(f"{error.problem} Using {fewer} expert slots instead of {slots}.")
-            slots = fewer
-    if not slots and options.vram != 0:
+    shape = layout.shape
+    size = ExpertSize(
+        shape.hidden, shape.intermediate, len(shape.matrices), {layout.format.name: layout.weight_bytes}
+    )
+    costs = CostModel(profile, size, layout.format.name, MOST_TOKENS)
+    residency, cache = _residency(loaded, device, options, costs, notify)
+    if not residency.scratch_slots and not residency.capacity and options.vram != 0:
         notify(
             f"The {device.budget} bytes of {device.name} hold no expert of {layout.record_bytes}: all run on the CPU."
         )
     prefetch = create("prefetch", options.prefetch)
+    routers = seam.routers(model, shape.hidden)
     predictor: Predictor | None = None
-    routers = seam.routers(loaded.model, layout.shape.hidden)
     if prefetch.predictor is not None and residency.scratch_slots:
         if routers is None:
             notify(
-                f"Prefetching is off: the routers of {type(loaded.model).__name__} cannot be called on their own."
+                f"Prefetching is off: the routers of {type(model).__name__} cannot be called on their own."
             )
         else:
             predictor = load_predictor(
@@ -176,7 +148,7 @@ def offload(
                 loaded.fingerprint,
                 meter,
             )
-    modules = seam.experts_modules(loaded.model)
+    modules = seam.experts_modules(model)
     telemetry.layers.clear()
     telemetry.modelled = isinstance(device, SimDevice)
     engine.clock = device.now
@@ -188,19 +160,49 @@ def offload(
         residency,
         Policies(options.assignment(), prefetch, cache),
         predictor,
-        model,
+        costs,
         telemetry,
-        dense_seconds(loaded.model, model, layers),
-        predict_seconds(routers, model),
-        [early_shared(loaded.model, name) for name in modules],
+        dense_seconds(model, costs, layers),
+        predict_seconds(routers, costs),
+        [early_shared(model, name) for name in modules],
     )
     for index, module in enumerate(modules.values()):
         module.__dict__["dali_layer"] = executor.layer(index)
-    top_k = loaded.model.config.num_experts_per_tok
     engine.scheduler.step_tokens = prefill_chunk(
-        model.costs, experts, top_k, residency.capacity, residency.scratch_slots
+        costs.costs, experts, model.config.num_experts_per_tok, residency.capacity, residency.scratch_slots
     )
     return executor
+
+
+def _residency(
+    loaded: LoadedModel, device: Device, options: Offload, costs: CostModel, notify: Callable[[str], None]
+) -> tuple[Residency, CachePolicy]:
+    """As many slots as the budget holds, fewer where the device cannot give them, and the cache policy over them."""
+    records, size = loaded.records, loaded.layout.record_bytes
+    layers, experts = len(records), len(records[0])
+    slots = min(device.budget // size, layers * experts)
+    link = costs.costs.link, costs.costs.link_contended
+    while True:
+        capacity = split(slots, layers, experts)
+        cache = create(
+            "cache", options.cache, layers=layers, experts=experts, capacity=capacity, seed=options.seed
+        )
+        try:
+            residency = Residency(
+                device,
+                lambda layer, expert: records[layer][expert],
+                layers,
+                size,
+                slots,
+                cache.capacity,
+                link,
+            )
+        except OutOfDeviceMemoryError as error:
+            fewer = slots * 3 // 4
+            notify(f"{error.problem} Using {fewer} expert slots instead of {slots}.")
+            slots = fewer
+        else:
+            return residency, cache
 
 
 def split(slots: int, layers: int, experts: int) -> int:

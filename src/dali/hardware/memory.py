@@ -31,7 +31,7 @@ _UNITS |= {"k": 2**10, "m": 2**20, "g": 2**30}
 
 
 def parse_size(text: str) -> int:
-    """"8GiB", "500MB", "2g" -> bytes. UsageError for anything else."""
+    """ "8GiB", "500MB", "2g" -> bytes. UsageError for anything else."""
     number = text.strip().rstrip("BKMGIbkmgi")
     unit = text.strip()[len(number) :].lower()
     try:

@@ -37,7 +37,7 @@ class MoELayer:
     def __call__(self, hidden: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
         """hidden [tokens, hidden], ids and weights [tokens, top_k] -> [tokens, hidden] in hidden's dtype."""
         started = time.perf_counter()
-        flat = ids.flatten()
+        flat = ids.flatten().cpu()
         workload = torch.bincount(flat, minlength=len(self.records)).tolist()
         active = [expert for expert, tokens in enumerate(workload) if tokens]
         offsets = [0]
@@ -46,8 +46,8 @@ class MoELayer:
         rows = torch.empty(len(flat), hidden.shape[1])  # [tokens * top_k, hidden]
         records = [self.records[expert] for expert in active]
         slots = flat.argsort(stable=True)
-        compute_experts(self.layout, records, offsets, slots, hidden, rows, self.arithmetic)
-        out = reduce_slots(rows, weights).to(hidden.dtype)
+        compute_experts(self.layout, records, offsets, slots, hidden.cpu(), rows, self.arithmetic)
+        out = reduce_slots(rows, weights.cpu()).to(hidden)
         counters = self.telemetry.layer(self.index)
         counters.steps += 1
         counters.routed_tokens += len(flat)
