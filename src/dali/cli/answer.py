@@ -47,7 +47,7 @@ class Answer:
             ("prefill", prefilled, sequence.prefill_seconds),
             ("decode", decoded, sequence.decode_seconds),
         )
-        rates = [f"{phase} {tokens / seconds:.1f}" for phase, tokens, seconds in phases if seconds]
+        rates = [f"{phase} {tokens / seconds:,.1f}" for phase, tokens, seconds in phases if seconds]
         if rates:
             modelled = " (modelled)" if llm.telemetry.modelled else ""
             parts.append(f"{', '.join(rates)} tok/s{modelled}")
@@ -56,11 +56,13 @@ class Answer:
         total = llm.telemetry.total()
         parts.append(f"{size(total.expert_bytes - self._bytes_before)} of experts read")
         if llm.executor is not None:
+            on_cpu = 100 * total.cpu / max(total.lookups, 1)
             parts.append(
-                f"accelerator: {100 * total.hit_rate:.0f} % hits, {total.cpu} of {total.lookups} experts on the CPU, "
-                f"{size(total.link_bytes)} copied, prefetches {total.prefetch_used} used, {total.prefetch_late} late, "
-                f"{total.prefetch_wasted} wasted"
+                f"hits {100 * total.hit_rate:.0f} %, CPU {on_cpu:.0f} %, {size(total.link_bytes)} copied"
             )
+            prefetched = (total.prefetch_used, total.prefetch_late, total.prefetch_wasted)
+            if any(prefetched):
+                parts.append("prefetched {} used, {} late, {} wasted".format(*prefetched))
         if self.filled_context:
             parts.append("context full")
         return " | ".join(parts)

@@ -129,14 +129,16 @@ OPTIONS = {
         Option("dtype", _one_of(DTYPES), f"of everything but the experts: {', '.join(DTYPES)}"),
         Option("ram", SIZE, "host memory to plan with (default: what is free)"),
         Option("threads", _whole(1), "CPU threads (default: all cores)", "-t"),
-        Option("device", TEXT, "cpu (default), cuda, cuda:N, or sim:PROFILE: same answers, modelled times"),
+        Option(
+            "device",
+            TEXT,
+            "cpu (default), cuda, cuda:N, or sim:PROFILE: same answers, modelled times (see --list-devices)",
+        ),
         Option("vram", SIZE, "accelerator memory for experts (default: what the dense weights leave)"),
         Option("profile", TEXT, "hardware profile to plan with, by name or file (sim:PROFILE has its own)"),
-        Option("assign", TEXT, "policy that decides where experts run (default: two_lane)"),
-        Option("prefetch", TEXT, "policy that fetches experts ahead (default: residual)"),
-        Option(
-            "cache", TEXT, "policy that decides which experts stay on the accelerator (default: workload)"
-        ),
+        Option("assign", TEXT, "where experts run: two_lane (default), greedy, cpu_on_miss, cpu, gpu"),
+        Option("prefetch", TEXT, "what is fetched ahead: residual (default), ridge, next_gate, none"),
+        Option("cache", TEXT, "what stays on the accelerator: workload (default), lru, lfu, static, none"),
         Option("cpu-moe", SWITCH, "all experts on the CPU: --assign cpu"),
         Option(
             "n-cpu-moe",

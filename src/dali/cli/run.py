@@ -50,17 +50,23 @@ VERB = Verb(
 
 def main(settings: SimpleNamespace) -> int:
     if settings.cpu_moe:
+        if settings.assign not in (None, "cpu") or settings.n_cpu_moe is not None:
+            raise UsageError("--cpu-moe excludes --assign and --n-cpu-moe.", "Leave one of them out.")
         settings.assign = "cpu"
     if settings.list_devices:
         print("\n".join(_devices()))
         return 0
     model, prompt = _model_and_prompt(settings.words)
+    directory = _locate(
+        model, settings
+    )  # first: a lone word that is no model gets its hint, whatever stdin is
     if prompt is None and not (sys.stdin and sys.stdin.isatty()):
         prompt = _read_stdin()
     if prompt is not None:
         check_prompt(prompt)  # before anything that takes long
     template = _read_template(settings.chat_template)
-    llm = _load(model, settings)
+    passing_note(f"Loading {model} ...")
+    llm = _load(directory, settings)
     if template is not None:
         llm.tokenizer.chat_template = template
     conversation = Conversation(llm, settings)
@@ -78,7 +84,7 @@ def _devices() -> list[str]:
     from dali.devices.cuda import device_names
     from dali.hardware import profile
 
-    simulated = [f"sim:{name}  {profile.load(name).description}" for name in profile.known()]
+    simulated = [f"{'sim:' + name:<20}  {profile.load(name).description}" for name in profile.known()]
     return ["cpu", *device_names(), *simulated]
 
 
@@ -125,17 +131,19 @@ def _read_template(given: str | None) -> str | None:
         raise UsageError(problem, "Give a Jinja template or the file that holds one.") from error
 
 
-def _load(model: str, settings: SimpleNamespace) -> LLM:
+def _locate(model: str, settings: SimpleNamespace) -> Path:
     if not is_terminal():
         disable_progress_bars()  # the Hugging Face hub's
     try:
-        directory = locate(model, settings.offline)
+        return locate(model, settings.offline)
     except UsageError as error:
         if len(settings.words) == 1 and re.fullmatch(r"\w+\W?", model):  # it may have been meant as a prompt
             ask = f"dali run {DEFAULT_MODEL} {shlex.quote(model)}"
             raise UsageError(error.problem, f"See `dali list` for models, or ask one: `{ask}`.") from error
         raise
-    passing_note(f"Loading {model} ...")
+
+
+def _load(directory: Path, settings: SimpleNamespace) -> LLM:
     from dali.engine.llm import load
 
     return load(

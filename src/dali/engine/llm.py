@@ -78,8 +78,11 @@ def load(
     schedule. meter, notify: are told of progress and of what is worth knowing.
     """
     if threads is not None:
-        if threads < 1:
-            raise UsageError(f"threads must be at least 1, not {threads}.", "Leave it out to use all cores.")
+        most = 4 * (os.cpu_count() or 1)
+        if not 1 <= threads <= most:
+            raise UsageError(
+                f"{threads} CPU threads are out of range.", f"Give 1 to {most}, or leave it out."
+            )
         torch.set_num_threads(threads)
     ram, vram = (parse_size(size) if isinstance(size, str) else size for size in (ram, vram))
     choices = {
@@ -96,9 +99,9 @@ def load(
         options = Offload(device, **given, seed=seed)  # type: ignore[arg-type]  # names as there
         check(options)
     elif given and given != {"assign": "cpu"}:
+        flag = next(iter(given)).replace("_", "-")
         raise UsageError(
-            f"{next(iter(given))} is about an accelerator, and the device is cpu.",
-            "Give --device too, or leave it out.",
+            f"--{flag} is about an accelerator, and the device is cpu.", "Give --device too, or leave it out."
         )
     llm = LLM(load_model(locate(model, offline), quant, dtype, ram, meter, notify), ctx_size)
     if options is not None:
@@ -166,6 +169,12 @@ class LLM:
             )
         return asked
 
+    def __repr__(self) -> str:
+        device = "cpu" if self.executor is None else self.executor.device.name
+        return (
+            f"<LLM {self.name}: {self.layout.format.name} experts, context {self.ctx_size}, device {device}>"
+        )
+
     def stats(self) -> dict[str, Any]:
         """What the runtime has done so far: lookups by tier, bytes by link, prefetches, seconds, in all and a layer."""
         return self.telemetry.as_dict()
@@ -194,8 +203,11 @@ class LLM:
 
     def chat_prompt(self, messages: Many[Message]) -> list[int]:
         """Token ids of a conversation, ready for the assistant's answer."""
-        if not messages:
-            raise UsageError("The conversation is empty.", "Give at least one message.")
+        if not messages or not all(isinstance(message, dict) and "role" in message for message in messages):
+            raise UsageError(
+                "A conversation is a list of messages, at least one.",
+                'Write [{"role": "user", "content": "Hello"}].',
+            )
         if not self.tokenizer.chat_template:
             raise UsageError(
                 f"{self.name} has no chat template.", "Use generate with a plain prompt (dali run --raw)."

@@ -69,9 +69,9 @@ def check(options: Offload) -> None:
         )
     if options.vram is not None and options.vram < 0:
         raise UsageError(f"--vram cannot be {options.vram} bytes.", "Give 0 or more.")
-    planning_profile(options)
     if kind == "cuda":
         CudaDevice(options.device, 0)  # says what is wrong with it
+    planning_profile(options)
     options.assignment()
     create("prefetch", options.prefetch)
     create("cache", options.cache, layers=1, experts=1, capacity=1)
@@ -83,7 +83,7 @@ def planning_profile(options: Offload) -> Profile:
     if chosen is None:
         raise UsageError(
             f"{options.device} has no measured profile to plan with.",
-            "Give --profile with the one nearest to this machine.",
+            f"Give --profile with the nearest of {', '.join(profiles.known())}, or a file of your own.",
         )
     return profiles.load(chosen)
 

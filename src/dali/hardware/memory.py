@@ -27,12 +27,12 @@ def available_ram() -> int:
 
 
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
-_UNITS |= {"k": 2**10, "m": 2**20, "g": 2**30}
+_UNITS |= {"k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40, "tb": 10**12, "tib": 2**40}
 
 
 def parse_size(text: str) -> int:
     """ "8GiB", "500MB", "2g" -> bytes. UsageError for anything else."""
-    number = text.strip().rstrip("BKMGIbkmgi")
+    number = text.strip().rstrip("BKMGTIbkmgti")
     unit = text.strip()[len(number) :].lower()
     try:
         size = float(number) * _UNITS[unit]

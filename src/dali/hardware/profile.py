@@ -150,7 +150,7 @@ def _table(data: dict[str, Any]) -> Table:
 def _broken(origin: str, why: str) -> DaliError:
     return DaliError(
         f"The hardware profile {origin} cannot be used: {why}.",
-        "Correct the file, or probe the machine again.",
+        "Correct the file, or use one that ships: `dali run --list-devices`.",
     )
 
 

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 
 import torch
 from torch import Tensor
@@ -77,7 +77,7 @@ class Executor:
         self.policies = policies
         self._layout = layout
         self._records = records
-        self._model = model
+        self._activation_copy = cache(model.activation_copy)
         self._costs = model.costs
         self._telemetry = telemetry
         self._dense_seconds = dense_seconds
@@ -152,7 +152,7 @@ class Executor:
         self.replacement.queue(layer, swaps, counters, self._layout.record_bytes)
 
         if staged is not None:  # only now: a queue that waits for a thread may hold up whoever fills it
-            seconds = self._model.activation_copy(len(staged.slots))
+            seconds = self._activation_copy(len(staged.slots))
             device.copy(self._up, staged.rows, staged.packed, seconds, label="activations up")
         out = device.adopt(torch.empty_like(hidden))
         device.launch(
@@ -196,7 +196,7 @@ class Executor:
         packed = take("packed", len(slots), width, torch.float32, CPU)
         above = take("above", len(slots), width, torch.float32, hidden.device)
         records = [self._records[step.layer][expert] for expert in experts]
-        device.copy(self._down, below, step.x, self._model.activation_copy(tokens), label="activations down")
+        device.copy(self._down, below, step.x, self._activation_copy(tokens), label="activations down")
         pairs = len(step.rows.tensor)
 
         def compute() -> None:

@@ -62,9 +62,10 @@ class Prefetcher:
         predicted = self._predictor.predict(layer, hidden)
         self._predict_seconds = time.perf_counter() - started
         self._telemetry.predict_seconds += self._predict_seconds
-        if predicted is not None and self._telemetry.modelled:
+        if self._telemetry.modelled:
+            self._predict_seconds = 0.0 if predicted is None else self._modelled_seconds(len(hidden))
+        if predicted is not None:
             device = self._residency.device
-            self._predict_seconds = self._modelled_seconds(len(hidden))
             device.charge(device.stream(COMPUTE), self._predict_seconds, "predict")
         return predicted
 
