@@ -75,8 +75,9 @@ def order() -> Order:
 def make(order: Order) -> Callable[..., Executor]:
     """An executor with residents 0 and 1 in each layer and four scratch slots, whose plan is given."""
 
-    def build(plan: LayerPlan, prefetch: str = "none", **more: Any) -> Executor:
-        setting, model = Setting(prefetch=prefetch, slots=12, scratch=4, count=2), tiny_model()
+    def build(plan: LayerPlan, prefetch: str = "none", profile: str = "paper", **more: Any) -> Executor:
+        setting = Setting(prefetch=prefetch, slots=12, scratch=4, count=2, profile=profile)
+        model = tiny_model()
         device = SimDevice(setting.slots * model.layout.record_bytes, dependencies=order)
         cache = OneSwap(4, EXPERTS, 2) if more.pop("swap", False) else CachePolicy(4, EXPERTS, 2)
         cache.initial = lambda layer: (0, 1)  # type: ignore[method-assign]
@@ -126,7 +127,7 @@ def test_the_timeline_of_a_step(make: Callable[..., Executor]) -> None:
     spans = {span.label: (span.start, span.end) for span in clock.timeline if span.start >= start}
     assert spans["experts 0.0"] == pytest.approx((start, start + costs.launch + 2 * costs.gpu[1]))
     assert spans["copy 0.2"][0] == pytest.approx(start)
-    assert spans["cpu 0"][0] == pytest.approx(start + executor._model.activation_copy(4))
+    assert spans["cpu 0"][0] == pytest.approx(start + executor._activation_copy(4))
     assert spans["cpu 0"][1] - spans["cpu 0"][0] == pytest.approx(5 * costs.cpu[1])
     assert spans["experts 0.2"][0] == pytest.approx(spans["copy 0.2"][1])
     assert spans["join 0"][0] == pytest.approx(max(spans["experts 0.2"][1], spans["activations up"][1]))
@@ -204,3 +205,18 @@ def test_an_expert_does_not_depend_on_which_others_share_its_launch(arithmetic: 
             model.layout, [model.records[0][expert]], [0, len(mine)], mine, hidden, alone, arithmetic
         )
     assert torch.equal(together, alone)
+
+
+def test_copies_are_blamed_for_delays_until_they_have_left_the_link(make: Callable[..., Executor]) -> None:
+    """Not for one layer only: a swap may hold up the demanded copies of many."""
+    executor = make(LayerPlan((), (0, 1), ()), swap=True, profile="egpu-x4")
+    step(executor, 0, torch.tensor([[0, 1]]))
+    executor.replacement._policy = CachePolicy(4, EXPERTS, 2)
+    queued = []
+    for layer in (1, 2):
+        assert executor.residency.view(layer).link_free > 0
+        step(executor, layer, torch.tensor([[0, 1]]))
+        queued.append(executor.replacement.queued)
+    executor.policies.assign.plan = LayerPlan((), (0, 2), (2,))  # type: ignore[attr-defined]
+    step(executor, 3, torch.tensor([[0, 2]]))  # behind whose copy none is left
+    assert [*queued, executor.replacement.queued] == [1, 1, 0]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import gc
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 from random import Random
 from typing import Any
+from weakref import WeakSet
 
 import pytest
 import torch
@@ -15,12 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dali.devices import SimDevice
+from dali.devices import Device, Operation, SimDevice, host_memory
 from dali.hardware.cost import ExpertCosts
 from dali.hardware.profile import known
 from dali.policies import names
 from dali.policies.cache import CachePolicy, Swap
 from dali.policies.plan import LayerPlan, ResidencyView
+from runtime.foreseen import echo
 from runtime.tiny_runtime import (
     EXPERTS,
     HIDDEN,
@@ -190,28 +191,49 @@ def test_a_fetching_policy_always_finds_a_slot(slots: int) -> None:
     play(Inspector(setting, tiny_model()), [[[0, 1], [2, 3], [4, 5], [6, 7]]] * (3 * LAYERS))
 
 
-def test_tables_of_past_operations_stay_bounded() -> None:
-    setting = replace(Setting(count=2, scratch=4), slots=4 + 2 * LAYERS)
-    inspector = Inspector(setting, tiny_model())
-    dependencies, races = inspector.device._dependencies, inspector.device._races
-    random = Random(0)
+class Instant(Device):
+    """Operations run as they are issued, and no time passes."""
 
-    def entries() -> int:
-        gc.collect()
-        held = inspector.executor.residency
-        return (
-            len(dependencies._writer)
-            + sum(map(len, dependencies._readers.values()))
-            + len(races._ends)
-            + sum(len(queue) for queue in inspector.device._queues.values())
-            + sum(len(layer) for layer in (*held._residents, *held._scratch, *held._unsettled))
-        )
+    def _memory(self, nbytes: int) -> Tensor:
+        return host_memory(nbytes)
 
+    def _enqueue(self, operation: Operation, reads: set[int], writes: set[int]) -> None:
+        self._execute(operation)
+
+    def _finish(self, operation: Operation) -> None: ...
+
+    def _poll(self, operation: Operation) -> bool:
+        return True
+
+
+@torch.inference_mode()
+def test_what_is_remembered_of_past_steps_stays_bounded() -> None:
+    """10,000 layer steps: operations, dependencies and buffers are let go of."""
+    setting, model, random = Setting(assign="greedy", count=1, slots=12, scratch=4), tiny_model(), Random(0)
+    device = Instant("instant", setting.slots * model.layout.record_bytes, None)
+    executor = tiny_executor(setting, model, device, echo)
+    dependencies, residency, workspace = device._dependencies, executor.residency, executor._workspace
+    operations: WeakSet[Operation] = WeakSet()
+    derive = dependencies.derive
+
+    def watched(operation: Operation, *accesses: Any) -> None:
+        operations.add(operation)
+        derive(operation, *accesses)
+
+    dependencies.derive = watched  # type: ignore[method-assign]
     sizes = []
-    with torch.inference_mode():
-        for turn in range(10_000):
-            ids = torch.tensor([random.sample(range(EXPERTS), TOP_K) for _ in range(2)])
-            inspector.executor.run(turn % LAYERS, torch.ones(2, HIDDEN), ids, torch.ones(2, TOP_K))
-            if turn % 1000 == 999:
-                sizes.append(entries())
-    assert max(sizes) < 2 * min(sizes), sizes
+    for turn in range(10_000):
+        ids = torch.tensor([random.sample(range(EXPERTS), TOP_K)])
+        executor.run(turn % LAYERS, torch.ones(1, HIDDEN), ids, torch.ones(1, TOP_K))
+        if turn % 1000 == 999:
+            gc.collect()
+            held = sum(
+                len(layer) for layer in (*residency._residents, *residency._scratch, *residency._unsettled)
+            )
+            readers = sum(map(len, dependencies._readers.values()))
+            sizes.append(
+                (len(operations), len(dependencies._writer) + readers, held + len(workspace._buffers))
+            )
+    for size in zip(*sizes, strict=True):
+        assert max(size) <= 1.5 * min(size), sizes
+    assert executor._telemetry.total().swaps > 100
