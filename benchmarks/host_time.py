@@ -11,10 +11,10 @@ included. Two devices:
   Experts' records are shortened (copies of whole ones would measure this machine's memory).
 
 Routing is drawn at random around expert popularities that differ from layer to layer; the prediction is made to be right
-about seven of eight experts. The modelled step is that of the
-simulated device: the same executor and routing under the profile's times, host time not included. The share of planning and
-prediction beside the paper's (DALI, arXiv 2602.03495: 4.2-4.8 % of end-to-end time, 4.5 taken) is
-measured / (modelled step + all measured host time), as if nothing of the host's work hid behind the device's.
+about seven of eight experts. The modelled step is that of the simulated device: the same executor and routing under the
+profile's times, host time and prediction not included. The share of planning and prediction beside the paper's (DALI, arXiv
+2602.03495: 4.2-4.8 % of end-to-end time, 4.5 taken) is measured / (modelled step + all measured host time), as if nothing of the
+host's work hid behind the device's.
 
     python benchmarks/host_time.py [--steps N] [--profile NAME]
 """
@@ -178,7 +178,7 @@ def build(
         ),
         foresight,
         model,
-        Telemetry(),
+        Telemetry(modelled=not isinstance(device, CpuDevice)),
         dense_seconds(dense_model(config), model, LAYERS),
         kernel=no_kernel,
     )

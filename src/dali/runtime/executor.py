@@ -138,7 +138,7 @@ class Executor:
         self._settle(layer, workload, view, plan)
 
         rows = self._workspace.take("rows", ids.numel(), hidden.shape[1], torch.float32, hidden.device)
-        step = _Step(layer, workload, pairs, device.adopt(hidden), rows)
+        step = _Step(layer, workload, pairs, device.adopt(hidden.contiguous()), rows)
         staged = self._start_cpu(step, plan.cpu)
         self._start_accelerator(step, plan, view)
         if (work := self._beside[layer]) is not None:

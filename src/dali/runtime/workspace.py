@@ -8,6 +8,8 @@ from torch import Tensor
 
 from dali.devices import Buffer, Device
 
+REMEMBERED = 1024  # buffers: one a name and number of rows
+
 
 class Workspace:
     """Grows as steps do. Contents are undefined: whoever takes a buffer writes it before reading it, and nobody keeps one."""
@@ -21,6 +23,8 @@ class Workspace:
         """[rows, columns] on `place`; the memory of a `name` is always the same, until more rows are asked for."""
         buffer = self._buffers.get((name, rows))
         if buffer is None or buffer.tensor.dtype != dtype:
+            if len(self._buffers) == REMEMBERED:
+                self._buffers.clear()
             buffer = self._buffers[name, rows] = self._device.adopt(
                 self._memory(name, rows, columns, dtype, place)[:rows]
             )
