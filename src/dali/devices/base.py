@@ -19,7 +19,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 
@@ -59,7 +59,7 @@ class Buffer:
         self.parts: list[Buffer] = []
         self.freed = False
 
-    @property
+    @cached_property
     def bytes(self) -> torch.Tensor:
         """The contents, uint8 [nbytes]; the tensor must be contiguous."""
         return self.tensor.view(-1).view(torch.uint8)
@@ -117,6 +117,7 @@ class Device(ABC):
         finally:
             for piece in (buffer, *buffer.parts):
                 piece.freed, piece.tensor = True, piece.tensor.new_empty(0)
+                piece.__dict__.pop("bytes", None)
             self.used -= buffer.nbytes
             del self._allocations[buffer.key]
 
@@ -188,7 +189,9 @@ class Device(ABC):
         """
         if src.nbytes > dst.nbytes:
             raise MisuseError(f"A copy of {src.nbytes} bytes does not fit a buffer of {dst.nbytes}.")
-        target, source = dst.bytes[: src.nbytes], src.bytes
+        target, source = dst.bytes, src.bytes
+        if src.nbytes < dst.nbytes:
+            target = target[: src.nbytes]
         contended = modelled_seconds if contended_seconds is None else contended_seconds
         operation = Operation(
             stream, label, partial(self._transfer, stream, target, source), (modelled_seconds, contended)

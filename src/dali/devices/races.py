@@ -58,6 +58,13 @@ class RaceDetector:
         if race is not None:
             raise race
 
+    def forget(self, keys: Set[int]) -> None:
+        """Drop what is known of these buffers and went before all that is issued from now on."""
+        for key in keys & self._accesses.keys():
+            self._accesses[key] = [o for o in self._accesses[key] if o.count > self._host.get(o.stream, 0)]
+            if not self._accesses[key]:
+                del self._accesses[key]
+
     def host_waited(self, operation: Operation) -> None:
         """The host saw this operation end: it goes before everything issued from now on."""
         join(self._host, self._ends.get(operation, {}))

@@ -12,6 +12,7 @@ The clock (`device.clock`) says what the same operations would have taken: model
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from random import Random
 
 import torch
@@ -133,6 +134,11 @@ class SimDevice(Device):
         super()._await(operation)
         if operation is not None:
             self._races.host_waited(operation)
+
+    def _settle(self, buffers: Iterable[Buffer]) -> None:
+        buffers = list(buffers)
+        super()._settle(buffers)
+        self._races.forget({buffer.key for buffer in buffers})
 
     def _fail(self, operation: Operation, error: BaseException) -> None:
         super()._fail(operation, error)

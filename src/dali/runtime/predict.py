@@ -97,8 +97,9 @@ class RidgeFit:
     def solve(self) -> Tensor:
         """float32 [hidden + 1, experts]."""
         assert self._xx is not None, "no token was added"
-        damping = RIDGE * self._xx.diagonal().mean()
-        solution: Tensor = torch.linalg.solve(self._xx + damping * torch.eye(len(self._xx)), self._xy)
+        damped = self._xx.clone()
+        damped.diagonal().add_(RIDGE * self._xx.diagonal().mean())
+        solution: Tensor = torch.linalg.solve(damped, self._xy)
         return solution
 
 
