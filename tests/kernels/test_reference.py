@@ -17,7 +17,8 @@ from test_expert import random_weights
 
 from dali.kernels.activation import Activation
 from dali.kernels.expert import ExpertLayout, ExpertShape
-from dali.kernels.formats import FORMATS, quants_and_scales
+from dali.kernels.formats import FORMATS, disassemble
+from dali.kernels.packing import integers
 from dali.kernels.reference import compute_experts, expert_ffn, quantize_activations, reduce_slots
 
 SILU, RELU2 = Activation("silu"), Activation("relu2")
@@ -82,10 +83,10 @@ def test_experts_equal_einsum_on_dequantized_weights(shape, format):
 def int8_linear(layout, record, name, x):
     """The int8 arithmetic again, in numpy and true integers: [tokens, columns] -> [tokens, rows]."""
     rows, columns = layout.shape.matrices[name]
-    quants, scales = quants_and_scales(layout.part(record, name), rows, columns, layout.format)
-    weights = quants.numpy().astype(np.int32) - layout.format.zero
-    scales = scales.numpy().astype(np.float32)
-    x = np.pad(x, ((0, 0), (0, -columns % 32))).reshape(len(x), -1, 32)
+    read = disassemble(layout.part(record, name), rows, columns, layout.format)
+    weights, scales, minima = integers(*read, layout.format)
+    weights, scales = weights.numpy().astype(np.int32), scales.numpy()
+    x = np.pad(x, ((0, 0), (0, weights.shape[1] * 32 - columns))).reshape(len(x), -1, 32)
     largest = np.abs(x).max(-1)
     with np.errstate(divide="ignore", invalid="ignore"):
         activations = np.where(largest[..., None] > 0, x * (np.float32(127) / largest)[..., None], 0)
@@ -94,13 +95,17 @@ def int8_linear(layout, record, name, x):
     out = np.zeros((len(x), rows), np.float32)
     for group in range(x.shape[1]):
         dots = np.einsum("tc,rc->tr", activations[:, group], weights[:, group])
-        out += dots.astype(np.float32) * (largest[:, group, None] / np.float32(127) * scales[:, group])
+        scale = largest[:, group] / np.float32(127)
+        out += dots.astype(np.float32) * (scale[:, None] * scales[:, group])
+        if minima is not None:
+            sums = activations[:, group].sum(-1).astype(np.float32)
+            out -= (scale * sums)[:, None] * minima[:, group].numpy()
     if layout.shape.biased:
         out += layout.part(record, f"{name}_bias").view(torch.float32).numpy()
     return out
 
 
-@pytest.mark.parametrize("format", ["w8", "w4"])
+@pytest.mark.parametrize("format", ["w8", "w4", "mxfp4", "q4k"])
 @pytest.mark.parametrize("biased", [False, True])
 @given(
     tokens=st.integers(1, 6),
@@ -126,7 +131,7 @@ def test_float_formats_have_one_arithmetic(format):
     assert torch.equal(expert_ffn(layout, record, x, "int8"), expert_ffn(layout, record, x, "exact"))
 
 
-@pytest.mark.parametrize("format", ["w8", "w4"])
+@pytest.mark.parametrize("format", ["w8", "w4", "mxfp4", "q4k"])
 def test_int8_arithmetic_is_close_to_the_exact_one(format):
     layout, (record,) = packed(ExpertShape(256, 128, SILU), format)
     x = torch.randn(20, 256)
@@ -199,7 +204,7 @@ def test_activations_of_any_float_type_are_computed_in_float32(dtype):
     assert torch.equal(rows, expert_ffn(layout, record, hidden.float()))
 
 
-@pytest.mark.parametrize("format", ["w8", "w4"])
+@pytest.mark.parametrize("format", ["w8", "w4", "mxfp4", "q4k"])
 @given(chosen=st.sets(st.integers(0, 39), min_size=1), seed=st.integers(0, 9))
 @settings(deadline=None, max_examples=30)
 def test_int8_rows_do_not_depend_on_their_batch(format, chosen, seed):

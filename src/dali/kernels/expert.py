@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -9,7 +10,8 @@ import torch
 from torch import Tensor
 
 from dali.kernels.activation import Activation
-from dali.kernels.formats import PLANE_ALIGNMENT, Format, pack, require_finite, round_up, unpack
+from dali.kernels.formats import PLANE_ALIGNMENT, Format, round_up
+from dali.kernels.packing import pack, require_finite, unpack
 
 RECORD_ALIGNMENT = 4096  # one expert = one aligned read, also past the page cache
 
@@ -55,10 +57,31 @@ class ExpertShape:
 
 @dataclass(frozen=True)
 class ExpertLayout:
-    """A record of one expert: its packed matrices, then their float32 biases, each 128-byte aligned."""
+    """A record of one expert: its packed matrices, then their float32 biases, each 128-byte aligned.
+
+    `format` is that of all matrices but those `exceptions` names; ask `formats` for one matrix's.
+    """
 
     shape: ExpertShape
     format: Format
+    exceptions: tuple[tuple[str, Format], ...] = ()
+
+    @classmethod
+    def mixed(cls, shape: ExpertShape, formats: Mapping[str, Format]) -> ExpertLayout:
+        """A layout with a format for each matrix, by name."""
+        exceptions = tuple((name, formats[name]) for name in shape.matrices if formats[name] != formats["up"])
+        return cls(shape, formats["up"], exceptions)
+
+    @cached_property
+    def formats(self) -> dict[str, Format]:
+        """Matrix -> its format."""
+        return dict.fromkeys(self.shape.matrices, self.format) | dict(self.exceptions)
+
+    @property
+    def format_name(self) -> str:
+        """What the experts are packed in, for people: "w8", or "w4 (down w8)"."""
+        exceptions = ", ".join(f"{name} {format.name}" for name, format in self.exceptions)
+        return f"{self.format.name} ({exceptions})" if exceptions else self.format.name
 
     @cached_property
     def offsets(self) -> dict[str, tuple[int, int]]:
@@ -66,7 +89,7 @@ class ExpertLayout:
         parts: dict[str, tuple[int, int]] = {}
         end = 0
         for name, (rows, columns) in self.shape.matrices.items():
-            parts[name] = (end, self.format.matrix_bytes(rows, columns))
+            parts[name] = (end, self.formats[name].matrix_bytes(rows, columns))
             end = sum(parts[name])
         for name, (rows, _) in self.shape.matrices.items() if self.shape.biased else ():
             parts[f"{name}_bias"] = (end, rows * 4)
@@ -93,9 +116,9 @@ class ExpertLayout:
             part = getattr(weights, name)
             assert part is not None, f"expert has no {name}"
             if part.dim() == 2:
-                packed = pack(part, self.format)
+                packed = pack(part, self.formats[name])
             else:
-                require_finite(part, part, self.format)
+                require_finite(part, part, self.formats[name.removesuffix("_bias")])
                 packed = part.to(torch.float32).contiguous().view(torch.uint8)
             record[offset : offset + size] = packed
 
@@ -108,7 +131,7 @@ class ExpertLayout:
         """Read a record back as float32 weights."""
         parts: dict[str, Tensor | None] = dict.fromkeys(("gate", "up", "down"))
         for name, (rows, columns) in self.shape.matrices.items():
-            parts[name] = unpack(self.part(record, name), rows, columns, self.format)
+            parts[name] = unpack(self.part(record, name), rows, columns, self.formats[name])
             if self.shape.biased:
                 parts[f"{name}_bias"] = self.part(record, f"{name}_bias").view(torch.float32)
         return ExpertWeights(**parts)  # type: ignore[arg-type]  # up and down are always there

@@ -4,7 +4,7 @@ Two arithmetics:
 - `exact`: float32 activations against the dequantized weights.
 - `int8`: what the packed kernels compute. Activations are quantized per token to int8 in groups of 32 (scale
   = largest magnitude / 127), groups are multiplied in integers and summed in float32 with both scales. Only
-  `w8` and `w4` differ.
+  quantized formats differ.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dali.kernels.expert import ExpertLayout
-from dali.kernels.formats import GROUP, quants_and_scales, round_up, unpack
+from dali.kernels.formats import GROUP, disassemble, pad, round_up
+from dali.kernels.packing import integers, unpack
 
 ARITHMETICS = ("exact", "int8")
 
@@ -51,11 +52,11 @@ def expert_ffn(layout: ExpertLayout, record: Tensor, x: Tensor, arithmetic: str 
     def linear(name: str, inputs: Tensor) -> Tensor:
         rows, columns = shape.matrices[name]
         bias = layout.part(record, f"{name}_bias").view(torch.float32) if shape.biased else None
-        packed = layout.part(record, name)
-        if arithmetic == "int8" and layout.format.quantized:
-            quants, scales = quants_and_scales(packed, rows, columns, layout.format)
-            return _int8_linear(inputs, quants, scales, layout.format.zero, bias)
-        return F.linear(inputs, unpack(packed, rows, columns, layout.format), bias)
+        packed, format = layout.part(record, name), layout.formats[name]
+        if arithmetic == "int8" and format.quantized:
+            quants, scales = disassemble(packed, rows, columns, format)
+            return _int8_linear(inputs, *integers(quants, scales, format), bias)
+        return F.linear(inputs, unpack(packed, rows, columns, format), bias)
 
     gate = linear("gate", x) if shape.gated else None
     return linear("down", shape.activation(gate, linear("up", x)))
@@ -63,7 +64,7 @@ def expert_ffn(layout: ExpertLayout, record: Tensor, x: Tensor, arithmetic: str 
 
 def quantize_activations(x: Tensor) -> tuple[Tensor, Tensor]:
     """float32 [tokens, columns] -> integers, as float32 [tokens, groups, 32], and scales [tokens, groups]."""
-    padded = F.pad(x, (0, round_up(x.shape[1], GROUP) - x.shape[1]))
+    padded = pad(x, len(x), round_up(x.shape[1], GROUP))
     groups = padded.reshape(x.shape[0], padded.shape[1] // GROUP, GROUP)
     largest = groups.abs().amax(-1)
     inverse = 127 / largest
@@ -71,14 +72,17 @@ def quantize_activations(x: Tensor) -> tuple[Tensor, Tensor]:
     return (groups * inverse.unsqueeze(-1)).round(), largest / 127  # half to even, as the CPU's converts do
 
 
-def _int8_linear(x: Tensor, quants: Tensor, scales: Tensor, zero: int, bias: Tensor | None) -> Tensor:
+def _int8_linear(
+    x: Tensor, weights: Tensor, scales: Tensor, minima: Tensor | None, bias: Tensor | None
+) -> Tensor:
     """Group dot products are integers below 2^24, exact in float32; groups are added in order."""
-    activations, activation_scales = quantize_activations(x)
-    weights = quants.to(torch.float32) - zero
-    out = x.new_zeros(x.shape[0], quants.shape[0])
+    activations, activation_scales = quantize_activations(pad(x, len(x), weights.shape[1] * GROUP))
+    out = x.new_zeros(x.shape[0], weights.shape[0])
     for group in range(weights.shape[1]):
         dot = activations[:, group] @ weights[:, group].T
-        out += dot * (activation_scales[:, group, None] * scales[:, group].to(torch.float32))
+        out += dot * (activation_scales[:, group, None] * scales[:, group])
+        if minima is not None:
+            out -= (activation_scales[:, group] * activations[:, group].sum(-1))[:, None] * minima[:, group]
     return out if bias is None else out + bias
 
 
