@@ -67,7 +67,7 @@ def quantize_activations(x: Tensor) -> tuple[Tensor, Tensor]:
     padded = pad(x, len(x), round_up(x.shape[1], GROUP))
     groups = padded.reshape(x.shape[0], padded.shape[1] // GROUP, GROUP)
     largest = groups.abs().amax(-1)
-    inverse = 127 / largest
+    inverse = torch.tensor(127.0) / largest  # a plain 127 / x is torch's 127 * (1 / x), rounded twice
     inverse.masked_fill_(inverse.isinf(), 0)  # a group of zeros, or of denormals
     return (groups * inverse.unsqueeze(-1)).round(), largest / 127  # half to even, as the CPU's converts do
 

@@ -1,0 +1,32 @@
+// Time spent in the kernels, by what they compute.
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <cstdint>
+
+namespace dali {
+
+enum class Part : int { experts, dense, attention, norm };
+constexpr int PARTS = 4;
+
+inline std::atomic<int64_t>& nanoseconds(Part part) {
+    static std::atomic<int64_t> spent[PARTS];
+    return spent[int(part)];
+}
+
+// Counts its own lifetime, on the calling thread.
+class Timed {
+  public:
+    explicit Timed(Part part) : part_(part), started_(std::chrono::steady_clock::now()) {}
+    ~Timed() {
+        const auto spent = std::chrono::steady_clock::now() - started_;
+        nanoseconds(part_) += std::chrono::duration_cast<std::chrono::nanoseconds>(spent).count();
+    }
+
+  private:
+    Part part_;
+    std::chrono::steady_clock::time_point started_;
+};
+
+}  // namespace dali

@@ -1,0 +1,189 @@
+#include "experts.h"
+
+#include <algorithm>
+#include <numeric>
+#include <vector>
+
+#include "fill.h"
+#include "pool.h"
+#include "variants.h"
+#include "workspace.h"
+
+namespace dali {
+
+namespace {
+
+constexpr int DOWN_TILES = 4;  // of an item of the second phase
+
+// Panels filled for one matrix serve another of the same width, numbers and zero point.
+bool shares_panels(const Matrix& a, const Matrix& b) {
+    return a.columns == b.columns && is_quantized(a.format) == is_quantized(b.format) &&
+           (a.format == Format::q4k) == (b.format == Format::q4k) && zero_point(a.format) == zero_point(b.format);
+}
+
+// One active expert and its place in the panels.
+struct Active {
+    const uint8_t* record;
+    int64_t first;  // of its slots, and of its tokens in the panels
+    int tokens;
+};
+
+// A rectangle of work: every block of an expert's tokens through a few tiles.
+class Step {
+  public:
+    Step(const ExpertLayout& layout, const ExpertsCall& call) : layout_(layout), call_(call), variant_(current_variant()) {
+        for (int i = 0; i < call.experts; i++) {
+            const int64_t first = call.offsets[i], tokens = call.offsets[i + 1] - first;
+            if (tokens) active_.push_back({call.records[i], first, int(tokens)});
+        }
+        // The longest first, so that none is left to one thread at the end.
+        std::stable_sort(active_.begin(), active_.end(), [](const Active& a, const Active& b) { return a.tokens > b.tokens; });
+        for (size_t i = 0; i < active_.size(); i++)
+            for (int block = 0; block < cut(active_[i]).count; block++) blocks_.push_back({int(i), block});
+    }
+
+    void run() {
+        if (active_.empty()) return;
+        const int64_t tokens = call_.offsets[call_.experts];
+        apart_ = layout_.gated && !shares_panels(layout_.gate, layout_.up);
+        const size_t up_bytes = panel_bytes(layout_.up.format, layout_.up.columns, tokens);
+        const size_t gate_bytes = apart_ ? panel_bytes(layout_.gate.format, layout_.gate.columns, tokens) : 0;
+        const size_t down_bytes = panel_bytes(layout_.down.format, layout_.down.columns, tokens);
+        Workspace& workspace = Workspace::mine();
+        workspace.reserve(up_bytes + gate_bytes + down_bytes + 3 * LINE);
+        up_panels_ = workspace.take(up_bytes);
+        gate_panels_ = apart_ ? workspace.take(gate_bytes) : up_panels_;
+        down_panels_ = workspace.take(down_bytes);
+
+        inner_items_ = layout_.down.columns / GROUP;  // the last ones may lie in the padding
+        down_items_ = (layout_.down.tiles() + DOWN_TILES - 1) / DOWN_TILES;
+        Phase gathering(int(blocks_.size()));
+        Phase inner(int(active_.size()) * inner_items_);
+        Phase down(int(active_.size()) * down_items_);
+        Pool::instance().run([&] {
+            std::vector<float> row(std::max(layout_.up.columns, layout_.gate.columns), 0.0f);
+            gathering.run([&](int item, int) { gather(blocks_[item].first, blocks_[item].second, row.data()); });
+            inner.run([&](int item, int following) { compute_inner(item, std::min(following, inner.count() - 1)); });
+            down.run([&](int item, int following) { compute_down(item, std::min(following, down.count() - 1)); });
+        });
+    }
+
+  private:
+    Blocks cut(const Active& expert) const { return Blocks(expert.tokens, variant_.most_tokens); }
+
+    Panel panel(void* base, const Matrix& matrix, const Active& expert, int block) const {
+        const Blocks blocks = cut(expert);
+        return panel_at(base, matrix.format, matrix.columns, expert.first + blocks.begin(block), blocks.size(block));
+    }
+
+    void gather(int index, int block, float* row) const {
+        const Active& expert = active_[index];
+        const Panel up = panel(up_panels_, layout_.up, expert, block);
+        const int64_t* slots = call_.slots + expert.first + cut(expert).begin(block);
+        for (int m = 0; m < up.tokens; m++) {
+            read_row(call_.hidden, call_.dtype, size_t(slots[m] / call_.top_k), layout_.hidden, row);
+            fill_token(variant_, row, layout_.up, up, m);
+            if (apart_) fill_token(variant_, row, layout_.gate, panel(gate_panels_, layout_.gate, expert, block), m);
+        }
+    }
+
+    // Two tiles of gate and of up, the activation, and the group of down's input they make.
+    void compute_inner(int item, int following) const {
+        const Active& expert = active_[item / inner_items_];
+        const int group = item % inner_items_;
+        const uint8_t* following_record = active_[following / inner_items_].record;
+        const size_t following_at = std::min(following % inner_items_ * 2, layout_.up.tiles() - 1) * layout_.up.tile_bytes;
+        const uint8_t* after = following_record + (layout_.gated ? layout_.gate_at : layout_.up_at) + following_at;
+        float gates[2][MOST_TOKENS * TILE_ROWS], ups[2][MOST_TOKENS * TILE_ROWS];  // by tile: [tokens][16]
+        float inner[MOST_TOKENS * GROUP];                                          // [tokens][32]
+        const int first = group * 2, tiles = std::min(2, layout_.up.tiles() - first);  // fewer in the padding
+        const uint8_t* up_tiles = expert.record + layout_.up_at + first * layout_.up.tile_bytes;
+        const uint8_t* gate_tiles = expert.record + layout_.gate_at + first * layout_.gate.tile_bytes;
+        for (int block = 0; block < cut(expert).count; block++) {
+            const Panel up = panel(up_panels_, layout_.up, expert, block);
+            if (layout_.gated) {
+                const Panel gate = apart_ ? panel(gate_panels_, layout_.gate, expert, block) : up;
+                multiply(layout_.gate, gate_tiles, first, tiles, up_tiles, gate, bias(expert, layout_.gate_bias_at), gates);
+            }
+            multiply(layout_.up, up_tiles, first, tiles, after, up, bias(expert, layout_.up_bias_at), ups);
+            for (int m = 0; m < up.tokens; m++) {
+                for (int half = 0; half < tiles; half++)
+                    variant_.activate(layout_.gate_kind, layout_.gated ? gates[half] + m * TILE_ROWS : nullptr,
+                                      ups[half] + m * TILE_ROWS, inner + m * GROUP + half * TILE_ROWS, TILE_ROWS);
+                const int rows = std::max(std::min(GROUP, layout_.intermediate - group * GROUP), 0);
+                std::fill(inner + m * GROUP + rows, inner + (m + 1) * GROUP, 0.0f);
+            }
+            const Panel down = panel(down_panels_, layout_.down, expert, block);
+            for (int m = 0; m < up.tokens; m++) variant_.fill(inner + m * GROUP, layout_.down.format, down, group, m);
+        }
+    }
+
+    void compute_down(int item, int following) const {
+        const Active& expert = active_[item / down_items_];
+        const Matrix& matrix = layout_.down;
+        const int begin = item % down_items_ * DOWN_TILES, end = std::min(begin + DOWN_TILES, matrix.tiles());
+        const uint8_t* packed = expert.record + layout_.down_at;
+        const uint8_t* after = active_[following / down_items_].record + layout_.down_at +
+                               size_t(following % down_items_ * DOWN_TILES) * matrix.tile_bytes;
+        const float* biases = bias(expert, layout_.down_bias_at);
+        float sums[DOWN_TILES][MOST_TOKENS * TILE_ROWS];
+        for (int block = 0; block < cut(expert).count; block++) {
+            const Panel down = panel(down_panels_, matrix, expert, block);
+            const int64_t* slots = call_.slots + expert.first + cut(expert).begin(block);
+            multiply(matrix, packed + begin * matrix.tile_bytes, begin, end - begin, after, down, biases, sums);
+            for (int m = 0; m < down.tokens; m++)
+                for (int tile = begin; tile < end; tile++)
+                    std::copy_n(sums[tile - begin] + m * TILE_ROWS, std::min(TILE_ROWS, matrix.rows - tile * TILE_ROWS),
+                                call_.rows + size_t(slots[m]) * layout_.hidden + tile * TILE_ROWS);
+        }
+    }
+
+    const float* bias(const Active& expert, size_t at) const {
+        return layout_.biased ? reinterpret_cast<const float*>(expert.record + at) : nullptr;
+    }
+
+    // `count` tiles from row tile `first` on, which lie at `tiles`; `after` is read next.
+    void multiply(const Matrix& matrix, const uint8_t* tiles, int first, int count, const uint8_t* after, const Panel& panel,
+                  const float* bias, float (*sums)[MOST_TOKENS * TILE_ROWS]) const {
+        const TileKernel kernel = variant_.tiles[int(matrix.format)][panel.tokens];
+        for (int i = 0; i < count; i++) {
+            const uint8_t* tile = tiles + i * matrix.tile_bytes;
+            kernel({tile, i + 1 < count ? tile + matrix.tile_bytes : after, matrix.plane_bytes, matrix.columns}, panel, sums[i]);
+            if (!bias) continue;
+            const int row = (first + i) * TILE_ROWS, rows = std::min(TILE_ROWS, matrix.rows - row);
+            for (int m = 0; m < panel.tokens; m++)
+                for (int r = 0; r < rows; r++) sums[i][m * TILE_ROWS + r] += bias[row + r];
+        }
+    }
+
+    const ExpertLayout& layout_;
+    const ExpertsCall& call_;
+    const Variant& variant_;
+    std::vector<Active> active_;
+    std::vector<std::pair<int, int>> blocks_;  // (active expert, block)
+    bool apart_ = false;                       // gate reads panels of its own
+    void *up_panels_ = nullptr, *gate_panels_ = nullptr, *down_panels_ = nullptr;
+    int inner_items_ = 0, down_items_ = 0;
+};
+
+}  // namespace
+
+void compute_experts(const ExpertLayout& layout, const ExpertsCall& call) { Step(layout, call).run(); }
+
+void reduce_slots(const float* rows, const float* weights, int tokens, int top_k, int hidden, Dtype dtype, void* out) {
+    const Variant& variant = current_variant();
+    const auto reduce = [&](int token) {
+        static thread_local std::vector<float> sum;
+        sum.resize(hidden);
+        variant.weighted_sum(rows + size_t(token) * top_k * hidden, weights + size_t(token) * top_k, top_k, hidden, sum.data());
+        write(sum.data(), hidden, dtype, out, size_t(token) * hidden);
+    };
+    if (tokens < 8) {  // waking threads costs more
+        for (int token = 0; token < tokens; token++) reduce(token);
+        return;
+    }
+    Phase reducing(tokens);
+    Pool::instance().run([&] { reducing.run([&](int token, int) { reduce(token); }); });
+}
+
+}  // namespace dali

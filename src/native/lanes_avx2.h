@@ -1,0 +1,160 @@
+// 16 rows in two registers: AVX2 with FMA and F16C, with or without AVX-VNNI.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+namespace dali {
+
+template <bool vnni>
+struct Avx2 {
+    struct Floats {
+        __m256 a, b;
+    };
+    struct Ints {
+        __m256i a, b;
+    };
+    using Line = Ints;
+    // Without VNNI, w8 is multiplied with its zero point already taken off: 255 * 127 * 2 would not fit 16 bits.
+    static constexpr int most_tokens = 4;
+    static constexpr bool centred = !vnni;
+
+    static Floats zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
+    static Floats set(float value) { return {_mm256_set1_ps(value), _mm256_set1_ps(value)}; }
+    static Floats load(const float* from) { return {_mm256_loadu_ps(from), _mm256_loadu_ps(from + 8)}; }
+    static void store(float* to, Floats value) {
+        _mm256_storeu_ps(to, value.a);
+        _mm256_storeu_ps(to + 8, value.b);
+    }
+    static Floats add(Floats x, Floats y) { return {_mm256_add_ps(x.a, y.a), _mm256_add_ps(x.b, y.b)}; }
+    static Floats sub(Floats x, Floats y) { return {_mm256_sub_ps(x.a, y.a), _mm256_sub_ps(x.b, y.b)}; }
+    static Floats mul(Floats x, Floats y) { return {_mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.b, y.b)}; }
+    static Floats div(Floats x, Floats y) { return {_mm256_div_ps(x.a, y.a), _mm256_div_ps(x.b, y.b)}; }
+    static Floats fma(Floats x, Floats y, Floats z) {
+        return {_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)};
+    }
+    static Floats fnma(Floats x, Floats y, Floats z) {
+        return {_mm256_fnmadd_ps(x.a, y.a, z.a), _mm256_fnmadd_ps(x.b, y.b, z.b)};
+    }
+    static Floats at_most(Floats limit, Floats value) {
+        return {_mm256_min_ps(limit.a, value.a), _mm256_min_ps(limit.b, value.b)};
+    }
+    static Floats at_least(Floats limit, Floats value) {
+        return {_mm256_max_ps(limit.a, value.a), _mm256_max_ps(limit.b, value.b)};
+    }
+    static Floats round(Floats x) {
+        constexpr int nearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+        return {_mm256_round_ps(x.a, nearest), _mm256_round_ps(x.b, nearest)};
+    }
+    static Floats power_of_two(Floats n) { return {power_of_two(n.a), power_of_two(n.b)}; }
+
+    static Ints set_ints(int32_t value) { return {_mm256_set1_epi32(value), _mm256_set1_epi32(value)}; }
+    static Floats to_floats(Ints x) { return {_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }
+    static Ints add_ints(Ints x, Ints y) { return {_mm256_add_epi32(x.a, y.a), _mm256_add_epi32(x.b, y.b)}; }
+
+    static Line load_line(const uint8_t* from) {
+        const __m256i* at = reinterpret_cast<const __m256i*>(from);
+        return {_mm256_loadu_si256(at), _mm256_loadu_si256(at + 1)};
+    }
+    static Line low_nibbles(Line line) {
+        const __m256i mask = _mm256_set1_epi8(15);
+        return {_mm256_and_si256(line.a, mask), _mm256_and_si256(line.b, mask)};
+    }
+    static Line high_nibbles(Line line) {
+        const __m256i mask = _mm256_set1_epi8(15);
+        return {_mm256_and_si256(_mm256_srli_epi16(line.a, 4), mask), _mm256_and_si256(_mm256_srli_epi16(line.b, 4), mask)};
+    }
+    static Line look_up(const uint8_t* table16, Line codes) {
+        const __m256i table = _mm256_broadcastsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i*>(table16)));
+        return {_mm256_shuffle_epi8(table, codes.a), _mm256_shuffle_epi8(table, codes.b)};
+    }
+    template <int zero>
+    static Ints dot(Ints sum, Line quants, const int8_t* four) {
+        int32_t word;
+        __builtin_memcpy(&word, four, 4);
+        const __m256i x = _mm256_set1_epi32(word);
+        return {dot<zero>(sum.a, quants.a, x), dot<zero>(sum.b, quants.b, x)};
+    }
+
+    static Floats from_halves(const uint8_t* from) {
+        const __m128i* at = reinterpret_cast<const __m128i*>(from);
+        return {_mm256_cvtph_ps(_mm_loadu_si128(at)), _mm256_cvtph_ps(_mm_loadu_si128(at + 1))};
+    }
+    static Floats from_bytes(const uint8_t* from) { return to_floats(widen(from)); }
+    static Floats from_exponents(const uint8_t* from) {
+        const Ints e = widen(from);
+        return {exponents(e.a), exponents(e.b)};
+    }
+    static void from_bf16(Line line, Floats& even, Floats& odd) {
+        const __m256i high = _mm256_set1_epi32(int(0xFFFF0000));
+        even = {_mm256_castsi256_ps(_mm256_slli_epi32(line.a, 16)), _mm256_castsi256_ps(_mm256_slli_epi32(line.b, 16))};
+        odd = {_mm256_castsi256_ps(_mm256_and_si256(line.a, high)), _mm256_castsi256_ps(_mm256_and_si256(line.b, high))};
+    }
+    static void from_f16(Line line, Floats& even, Floats& odd) {
+        const __m256i low = _mm256_set1_epi32(0xFFFF);
+        even = {halves(_mm256_and_si256(line.a, low)), halves(_mm256_and_si256(line.b, low))};
+        odd = {halves(_mm256_srli_epi32(line.a, 16)), halves(_mm256_srli_epi32(line.b, 16))};
+    }
+
+    static uint32_t largest_magnitude(const float* values) {
+        const __m256i magnitude = _mm256_set1_epi32(0x7FFFFFFF);
+        __m256i most = _mm256_setzero_si256();
+        for (int i = 0; i < 32; i += 8)
+            most = _mm256_max_epu32(most, _mm256_and_si256(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(values + i)), magnitude));
+        alignas(32) uint32_t each[8];
+        _mm256_store_si256(reinterpret_cast<__m256i*>(each), most);
+        uint32_t largest = 0;
+        for (uint32_t one : each) largest = one > largest ? one : largest;
+        return largest;
+    }
+    static int32_t round_group(const float* values, float factor, int8_t* quants) {
+        __m256i whole[4], sum = _mm256_setzero_si256();
+        for (int i = 0; i < 4; i++) {
+            whole[i] = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(values + 8 * i), _mm256_set1_ps(factor)));
+            sum = _mm256_add_epi32(sum, whole[i]);
+        }
+        const __m256i packed = _mm256_packs_epi16(_mm256_packs_epi32(whole[0], whole[1]), _mm256_packs_epi32(whole[2], whole[3]));
+        const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(quants), _mm256_permutevar8x32_epi32(packed, order));
+        alignas(32) int32_t each[8];
+        _mm256_store_si256(reinterpret_cast<__m256i*>(each), sum);
+        int32_t total = 0;
+        for (int32_t one : each) total += one;
+        return total;
+    }
+
+  private:
+    static __m256 power_of_two(__m256 n) {
+        return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23));
+    }
+    template <int zero>
+    static __m256i dot(__m256i sum, __m256i quants, __m256i x) {
+#ifdef DALI_AVX_VNNI
+        if constexpr (vnni) return _mm256_dpbusd_avx_epi32(sum, quants, x);
+#endif
+        __m256i pairs;
+        if constexpr (zero == 128) {
+            const __m256i weights = _mm256_xor_si256(quants, _mm256_set1_epi8(char(0x80)));
+            pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(weights), _mm256_sign_epi8(x, weights));
+        } else {
+            pairs = _mm256_maddubs_epi16(quants, x);
+        }
+        return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+    }
+    static Ints widen(const uint8_t* from) {
+        return {_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from))),
+                _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from + 8)))};
+    }
+    static __m256 exponents(__m256i e) {
+        const __m256i normal = _mm256_slli_epi32(_mm256_sub_epi32(e, _mm256_set1_epi32(1)), 23);
+        const __m256i tiny = _mm256_sllv_epi32(_mm256_set1_epi32(0x00200000), e);
+        return _mm256_castsi256_ps(_mm256_blendv_epi8(normal, tiny, _mm256_cmpgt_epi32(_mm256_set1_epi32(2), e)));
+    }
+    static __m256 halves(__m256i words) {  // 16 bits in each 32
+        const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(words, words), 0b1000);
+        return _mm256_cvtph_ps(_mm256_castsi256_si128(packed));
+    }
+};
+
+}  // namespace dali

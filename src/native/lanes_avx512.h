@@ -1,0 +1,94 @@
+// 16 rows a register: AVX-512 with VNNI (F, BW, VL, VNNI).
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+namespace dali {
+
+struct Avx512 {
+    using Floats = __m512;
+    using Ints = __m512i;
+    using Line = __m512i;  // 64 bytes: 4 of each of 16 rows
+    static constexpr int most_tokens = 12;
+    static constexpr bool centred = false;  // dot() takes quants as they are
+
+    static Floats zero() { return _mm512_setzero_ps(); }
+    static Floats set(float value) { return _mm512_set1_ps(value); }
+    static Floats load(const float* from) { return _mm512_loadu_ps(from); }
+    static void store(float* to, Floats value) { _mm512_storeu_ps(to, value); }
+    static Floats add(Floats a, Floats b) { return _mm512_add_ps(a, b); }
+    static Floats sub(Floats a, Floats b) { return _mm512_sub_ps(a, b); }
+    static Floats mul(Floats a, Floats b) { return _mm512_mul_ps(a, b); }
+    static Floats div(Floats a, Floats b) { return _mm512_div_ps(a, b); }
+    static Floats fma(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
+    static Floats fnma(Floats a, Floats b, Floats c) { return _mm512_fnmadd_ps(a, b, c); }
+    // NaN in `value` comes through.
+    static Floats at_most(Floats limit, Floats value) { return _mm512_min_ps(limit, value); }
+    static Floats at_least(Floats limit, Floats value) { return _mm512_max_ps(limit, value); }
+    static Floats round(Floats a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+    // 2^n of whole n in [-127, 128], which give 0 and infinity.
+    static Floats power_of_two(Floats n) {
+        return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127)), 23));
+    }
+
+    static Ints set_ints(int32_t value) { return _mm512_set1_epi32(value); }
+    static Floats to_floats(Ints a) { return _mm512_cvtepi32_ps(a); }
+    static Ints add_ints(Ints a, Ints b) { return _mm512_add_epi32(a, b); }
+
+    static Line load_line(const uint8_t* from) { return _mm512_loadu_si512(from); }
+    static Line low_nibbles(Line line) { return _mm512_and_si512(line, _mm512_set1_epi8(15)); }
+    static Line high_nibbles(Line line) { return _mm512_and_si512(_mm512_srli_epi16(line, 4), _mm512_set1_epi8(15)); }
+    static Line look_up(const uint8_t* table16, Line codes) {
+        return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_load_si128(reinterpret_cast<const __m128i*>(table16))), codes);
+    }
+    // a + the four products of each row: unsigned quants times 4 activations.
+    template <int zero>
+    static Ints dot(Ints a, Line quants, const int8_t* four) {
+        int32_t word;
+        __builtin_memcpy(&word, four, 4);
+        return _mm512_dpbusd_epi32(a, quants, _mm512_set1_epi32(word));
+    }
+
+    static Floats from_halves(const uint8_t* from) {
+        return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+    }
+    static Floats from_bytes(const uint8_t* from) {
+        return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
+    }
+    // 2^(byte - 128), denormal for 0 and 1.
+    static Floats from_exponents(const uint8_t* from) {
+        __m512i e = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+        __m512i normal = _mm512_slli_epi32(_mm512_sub_epi32(e, _mm512_set1_epi32(1)), 23);
+        __m512i tiny = _mm512_sllv_epi32(_mm512_set1_epi32(0x00200000), e);
+        return _mm512_castsi512_ps(_mm512_mask_mov_epi32(normal, _mm512_cmplt_epi32_mask(e, _mm512_set1_epi32(2)), tiny));
+    }
+    // The even and the odd column of a line of 16-bit floats.
+    static void from_bf16(Line line, Floats& even, Floats& odd) {
+        even = _mm512_castsi512_ps(_mm512_slli_epi32(line, 16));
+        odd = _mm512_castsi512_ps(_mm512_and_si512(line, _mm512_set1_epi32(int(0xFFFF0000))));
+    }
+    static void from_f16(Line line, Floats& even, Floats& odd) {
+        even = _mm512_cvtph_ps(_mm512_cvtepi32_epi16(line));
+        odd = _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32(line, 16)));
+    }
+
+    // Bits of the largest magnitude of 32 floats; NaN ranks above infinity.
+    static uint32_t largest_magnitude(const float* values) {
+        const __m512i magnitude = _mm512_set1_epi32(0x7FFFFFFF);
+        __m512i a = _mm512_and_si512(_mm512_loadu_si512(values), magnitude);
+        __m512i b = _mm512_and_si512(_mm512_loadu_si512(values + 16), magnitude);
+        return _mm512_reduce_max_epu32(_mm512_max_epu32(a, b));
+    }
+    // Rounds 32 values * factor (to even, within int8) into `quants`; returns their sum.
+    static int32_t round_group(const float* values, float factor, int8_t* quants) {
+        __m512i a = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(values), set(factor)));
+        __m512i b = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(values + 16), set(factor)));
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(quants), _mm512_cvtepi32_epi8(a));
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(quants + 16), _mm512_cvtepi32_epi8(b));
+        return _mm512_reduce_add_epi32(_mm512_add_epi32(a, b));
+    }
+};
+
+}  // namespace dali

@@ -1,0 +1,179 @@
+// 16 rows in plain C++ loops, which compilers turn into whatever vectors the target has.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+namespace dali {
+
+struct Portable {
+    struct Floats {
+        float v[16];
+    };
+    struct Ints {
+        int32_t v[16];
+    };
+    struct Line {
+        uint8_t v[64];
+    };
+    static constexpr int most_tokens = 4;
+    static constexpr bool centred = false;
+
+    template <class F>
+    static Floats each(F f) {
+        Floats out;
+        for (int i = 0; i < 16; i++) out.v[i] = f(i);
+        return out;
+    }
+    static Floats zero() { return set(0); }
+    static Floats set(float value) {
+        return each([&](int) { return value; });
+    }
+    static Floats load(const float* from) {
+        return each([&](int i) { return from[i]; });
+    }
+    static void store(float* to, const Floats& value) { std::memcpy(to, value.v, 64); }
+    static Floats add(const Floats& a, const Floats& b) {
+        return each([&](int i) { return a.v[i] + b.v[i]; });
+    }
+    static Floats sub(const Floats& a, const Floats& b) {
+        return each([&](int i) { return a.v[i] - b.v[i]; });
+    }
+    static Floats mul(const Floats& a, const Floats& b) {
+        return each([&](int i) { return a.v[i] * b.v[i]; });
+    }
+    static Floats div(const Floats& a, const Floats& b) {
+        return each([&](int i) { return a.v[i] / b.v[i]; });
+    }
+    static Floats fma(const Floats& a, const Floats& b, const Floats& c) {  // std::fma is a call where the CPU has none
+        return each([&](int i) { return a.v[i] * b.v[i] + c.v[i]; });
+    }
+    static Floats fnma(const Floats& a, const Floats& b, const Floats& c) {
+        return each([&](int i) { return c.v[i] - a.v[i] * b.v[i]; });
+    }
+    static Floats at_most(const Floats& limit, const Floats& value) {
+        return each([&](int i) { return limit.v[i] < value.v[i] ? limit.v[i] : value.v[i]; });
+    }
+    static Floats at_least(const Floats& limit, const Floats& value) {
+        return each([&](int i) { return limit.v[i] > value.v[i] ? limit.v[i] : value.v[i]; });
+    }
+    static Floats round(const Floats& a) {
+        return each([&](int i) { return std::nearbyintf(a.v[i]); });
+    }
+    static Floats power_of_two(const Floats& n) {
+        return each([&](int i) {  // NaN is no whole number: any result does, it meets NaN again
+            return from_bits(n.v[i] >= -127 && n.v[i] <= 128 ? uint32_t(int32_t(n.v[i]) + 127) << 23 : 0);
+        });
+    }
+
+    static Ints set_ints(int32_t value) {
+        Ints out;
+        for (int32_t& one : out.v) one = value;
+        return out;
+    }
+    static Floats to_floats(const Ints& a) {
+        return each([&](int i) { return float(a.v[i]); });
+    }
+    static Ints add_ints(const Ints& a, const Ints& b) {
+        Ints out;
+        for (int i = 0; i < 16; i++) out.v[i] = a.v[i] + b.v[i];
+        return out;
+    }
+
+    static Line load_line(const uint8_t* from) {
+        Line out;
+        std::memcpy(out.v, from, 64);
+        return out;
+    }
+    static Line low_nibbles(const Line& line) {
+        Line out;
+        for (int i = 0; i < 64; i++) out.v[i] = line.v[i] & 15;
+        return out;
+    }
+    static Line high_nibbles(const Line& line) {
+        Line out;
+        for (int i = 0; i < 64; i++) out.v[i] = line.v[i] >> 4;
+        return out;
+    }
+    static Line look_up(const uint8_t* table16, const Line& codes) {
+        Line out;
+        for (int i = 0; i < 64; i++) out.v[i] = table16[codes.v[i]];
+        return out;
+    }
+    template <int zero>
+    static Ints dot(const Ints& sum, const Line& quants, const int8_t* four) {
+        Ints out;
+        for (int i = 0; i < 16; i++) {
+            const uint8_t* q = quants.v + 4 * i;
+            out.v[i] = sum.v[i] + q[0] * four[0] + q[1] * four[1] + q[2] * four[2] + q[3] * four[3];
+        }
+        return out;
+    }
+
+    static Floats from_halves(const uint8_t* from) {
+        uint16_t half[16];
+        std::memcpy(half, from, 32);
+        return each([&](int i) { return from_half(half[i]); });
+    }
+    static Floats from_bytes(const uint8_t* from) {
+        return each([&](int i) { return float(from[i]); });
+    }
+    static Floats from_exponents(const uint8_t* from) {
+        return each([&](int i) {
+            const uint32_t e = from[i];
+            return from_bits(e < 2 ? 0x00200000u << e : (e - 1) << 23);
+        });
+    }
+    static void from_bf16(const Line& line, Floats& even, Floats& odd) {
+        uint32_t words[16];
+        std::memcpy(words, line.v, 64);
+        even = each([&](int i) { return from_bits(words[i] << 16); });
+        odd = each([&](int i) { return from_bits(words[i] & 0xFFFF0000u); });
+    }
+    static void from_f16(const Line& line, Floats& even, Floats& odd) {
+        uint32_t words[16];
+        std::memcpy(words, line.v, 64);
+        even = each([&](int i) { return from_half(uint16_t(words[i])); });
+        odd = each([&](int i) { return from_half(uint16_t(words[i] >> 16)); });
+    }
+
+    static uint32_t largest_magnitude(const float* values) {
+        uint32_t largest = 0;
+        for (int i = 0; i < 32; i++) {
+            uint32_t bits;
+            std::memcpy(&bits, values + i, 4);
+            bits &= 0x7FFFFFFFu;
+            largest = bits > largest ? bits : largest;
+        }
+        return largest;
+    }
+    static int32_t round_group(const float* values, float factor, int8_t* quants) {
+        int32_t sum = 0;
+        for (int i = 0; i < 32; i++) {
+            quants[i] = int8_t(std::nearbyintf(values[i] * factor));
+            sum += quants[i];
+        }
+        return sum;
+    }
+
+  private:
+    static float from_bits(uint32_t bits) {
+        float value;
+        std::memcpy(&value, &bits, 4);
+        return value;
+    }
+    static float from_half(uint16_t half) {
+        const uint32_t sign = uint32_t(half & 0x8000) << 16, magnitude = half & 0x7FFF;
+        if (magnitude >= 0x7C00) return from_bits(sign | 0x7F800000u | (magnitude & 0x3FF) << 13);
+        if (magnitude < 0x0400) return from_bits(sign | to_bits(float(magnitude) * 0x1p-24f));
+        return from_bits(sign | ((magnitude << 13) + 0x38000000u));
+    }
+    static uint32_t to_bits(float value) {
+        uint32_t bits;
+        std::memcpy(&bits, &value, 4);
+        return bits;
+    }
+};
+
+}  // namespace dali

@@ -1,0 +1,157 @@
+// Python's view of the kernels. Tensors come as addresses: src/dali/kernels/native.py checks them.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/map.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
+
+#include <map>
+#include <stdexcept>
+#include <tuple>
+
+#include "attention.h"
+#include "clock.h"
+#include "experts.h"
+#include "layer.h"
+#include "linear.h"
+#include "measure.h"
+#include "norm.h"
+#include "pool.h"
+#include "variants.h"
+
+namespace nb = nanobind;
+using namespace dali;
+
+namespace {
+
+Format format_of(const std::string& name) {
+    const char* names[FORMATS] = {"f32", "f16", "bf16", "w8", "w4", "mxfp4", "q4k"};
+    for (int i = 0; i < FORMATS; i++)
+        if (name == names[i]) return Format(i);
+    throw std::invalid_argument("unknown format " + name);
+}
+
+Activation activation_of(const std::string& name) {
+    const char* names[] = {"silu", "gelu", "gelu_tanh", "relu", "relu2", "clamped_swiglu"};
+    for (int i = 0; i < 6; i++)
+        if (name == names[i]) return Activation(i);
+    throw std::invalid_argument("unknown activation " + name);
+}
+
+// Where a layer's experts lie.
+struct ExpertRecords {
+    std::vector<const uint8_t*> at;
+};
+
+template <class T>
+T* pointer(uintptr_t address) {
+    return reinterpret_cast<T*>(address);
+}
+
+}  // namespace
+
+NB_MODULE(_native, m) {
+    nb::class_<ExpertLayout>(m, "ExpertLayout")
+        .def("__init__",
+             [](ExpertLayout* self, int hidden, int intermediate, bool biased, const std::string& activation, float alpha, float limit,
+                const std::vector<std::string>& formats, const std::vector<size_t>& offsets, const std::vector<size_t>& biases) {
+                 // formats, offsets, biases: of gate (if there is one), up, down
+                 new (self) ExpertLayout();
+                 self->hidden = hidden;
+                 self->intermediate = intermediate;
+                 self->gated = formats.size() == 3;
+                 self->biased = biased;
+                 self->gate_kind = {activation_of(activation), alpha, limit};
+                 const size_t up = self->gated, down = up + 1;
+                 if (self->gated) {
+                     self->gate = Matrix(format_of(formats[0]), intermediate, hidden);
+                     self->gate_at = offsets[0];
+                 }
+                 self->up = Matrix(format_of(formats[up]), intermediate, hidden);
+                 self->up_at = offsets[up];
+                 self->down = Matrix(format_of(formats[down]), hidden, intermediate);
+                 self->down_at = offsets[down];
+                 if (biased) {
+                     if (self->gated) self->gate_bias_at = biases[0];
+                     self->up_bias_at = biases[up];
+                     self->down_bias_at = biases[down];
+                 }
+             });
+    nb::class_<Matrix>(m, "Matrix")
+        .def("__init__", [](Matrix* self, const std::string& format, int rows,
+                            int columns) { new (self) Matrix(format_of(format), rows, columns); })
+        .def_prop_ro("bytes", &Matrix::bytes);
+    nb::enum_<Dtype>(m, "Dtype").value("f32", Dtype::f32).value("bf16", Dtype::bf16).value("f16", Dtype::f16);
+
+    m.def("compute_experts",
+          [](const ExpertLayout& layout, const std::vector<uintptr_t>& records, const std::vector<int64_t>& offsets, uintptr_t slots,
+             int top_k, uintptr_t hidden, Dtype dtype, uintptr_t rows) {
+              nb::gil_scoped_release unlocked;
+              const Timed timed(Part::experts);
+              static_assert(sizeof(uintptr_t) == sizeof(uint8_t*));
+              compute_experts(layout, {int(records.size()), reinterpret_cast<const uint8_t* const*>(records.data()), offsets.data(),
+                                       pointer<const int64_t>(slots), top_k, pointer<const void>(hidden), dtype, pointer<float>(rows)});
+          });
+    m.def("reduce_slots", [](uintptr_t rows, uintptr_t weights, int tokens, int top_k, int hidden, Dtype dtype, uintptr_t out) {
+        nb::gil_scoped_release unlocked;
+        const Timed timed(Part::experts);
+        reduce_slots(pointer<const float>(rows), pointer<const float>(weights), tokens, top_k, hidden, dtype, pointer<void>(out));
+    });
+    m.def("linear", [](const Matrix& matrix, uintptr_t packed, int columns, uintptr_t bias, uintptr_t x, Dtype dtype, int tokens,
+                       uintptr_t out) {
+        nb::gil_scoped_release unlocked;
+        const Timed timed(Part::dense);
+        linear(matrix, pointer<const uint8_t>(packed), columns, pointer<const float>(bias), pointer<const void>(x), dtype, tokens,
+               pointer<void>(out));
+    });
+    nb::class_<ExpertRecords>(m, "ExpertRecords").def("__init__", [](ExpertRecords* self, const std::vector<uintptr_t>& addresses) {
+        new (self) ExpertRecords();
+        for (const uintptr_t address : addresses) self->at.push_back(pointer<const uint8_t>(address));
+    });
+    m.def("compute_layer", [](const ExpertLayout& layout, const ExpertRecords& records, uintptr_t ids, uintptr_t weights,
+                              Dtype weights_dtype, int tokens, int top_k, uintptr_t hidden, Dtype dtype, uintptr_t out) {
+        nb::gil_scoped_release unlocked;
+        const Timed timed(Part::experts);
+        return compute_layer(layout, {records.at, pointer<const int64_t>(ids), pointer<const void>(weights), weights_dtype, tokens,
+                                      top_k, pointer<const void>(hidden), dtype, pointer<void>(out)});
+    });
+    m.def("rms_norm", [](uintptr_t x, uintptr_t weight, Dtype dtype, int64_t rows, int width, float epsilon, uintptr_t out) {
+        nb::gil_scoped_release unlocked;
+        const Timed timed(Part::norm);
+        rms_norm(pointer<const void>(x), pointer<const void>(weight), dtype, rows, width, epsilon, pointer<void>(out));
+    });
+    // query, keys, values: (address, row stride, head stride); tokens: (row, keys, values, capacity, place, first) each
+    using Strided = std::tuple<uintptr_t, int64_t, int64_t>;
+    using Token = std::tuple<int64_t, uintptr_t, uintptr_t, int64_t, int64_t, int64_t>;
+    m.def("attend", [](Dtype dtype, int heads, int kv_heads, int key_width, int value_width, float scale, const Strided& query,
+                       const Strided& keys, const Strided& values, uintptr_t sinks, const std::vector<Token>& tokens, uintptr_t out) {
+        nb::gil_scoped_release unlocked;
+        const Timed timed(Part::attention);
+        const auto rows = [](const Strided& s) { return Rows{pointer<const void>(std::get<0>(s)), std::get<1>(s), std::get<2>(s)}; };
+        std::vector<DecodingToken> decoding;
+        for (const auto& [row, kept_keys, kept_values, capacity, place, first] : tokens)
+            decoding.push_back({row, pointer<char>(kept_keys), pointer<char>(kept_values), capacity, place, first});
+        attend({dtype, heads, kv_heads, key_width, value_width, scale, rows(query), rows(keys), rows(values),
+                pointer<const float>(sinks), pointer<void>(out)}, decoding);
+    });
+    m.def("read_seconds", [](uintptr_t from, size_t bytes) {
+        nb::gil_scoped_release unlocked;
+        return read_seconds(pointer<const void>(from), bytes);
+    });
+    // Seconds spent in each kind of kernel since the process began, as seen by its callers.
+    m.def("seconds", [] {
+        const char* names[PARTS] = {"experts", "dense", "attention", "norm"};
+        std::map<std::string, double> spent;
+        for (int part = 0; part < PARTS; part++) spent[names[part]] = double(nanoseconds(Part(part))) * 1e-9;
+        return spent;
+    });
+    m.def("set_threads", [](int threads, bool pinned) { Pool::instance().set_threads(threads, pinned); });
+    m.def("threads", [] { return Pool::instance().threads(); });
+    m.def("variants", [] {
+        std::vector<std::string> names;
+        for (const Variant* variant : usable_variants()) names.push_back(variant->name);
+        return names;
+    });
+    m.def("variant", [] { return std::string(current_variant().name); });
+    m.def("choose_variant", [](const std::string& name) { return choose_variant(name); });
+}
