@@ -24,6 +24,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -34,7 +35,7 @@ from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeTopKRouter
 
 import report
-from dali.devices import CpuDevice, Device, Operation, SimDevice, Stream, host_memory
+from dali.devices import Buffer, CpuDevice, Device, Operation, SimDevice, Stream, host_memory
 from dali.engine.offload import MOST_SCRATCH, dense_seconds
 from dali.engine.seam import strip_experts
 from dali.hardware.cost import CostModel, ExpertSize
@@ -42,9 +43,9 @@ from dali.hardware.profile import load
 from dali.kernels.activation import Activation
 from dali.kernels.expert import ExpertLayout, ExpertShape
 from dali.kernels.formats import get_format
-from dali.policies import create
+from dali.policies import Policies, create
 from dali.runtime import executor as runtime
-from dali.runtime.executor import Executor, Policies
+from dali.runtime.executor import Executor
 from dali.runtime.predict import GateShift
 from dali.runtime.residency import Residency
 from dali.runtime.telemetry import Telemetry
@@ -64,22 +65,26 @@ class Queues(Device):
     def __init__(self, budget: int) -> None:
         super().__init__("queues", budget, None)
         self._time = 0.0
-        self._free: dict[int, float] = {}  # stream -> end of its last operation
+        self._free = defaultdict[int, float](float)  # stream -> end of its last operation
 
     def now(self) -> float:
         return self._time
 
     def charge(self, stream: Stream, modelled_seconds: float, label: str) -> None:
-        self._free[stream.number] = max(self._free.get(stream.number, 0.0), self._time) + modelled_seconds
+        self._free[stream.number] = max(self._free[stream.number], self._time) + modelled_seconds
 
     def _memory(self, nbytes: int) -> torch.Tensor:
         return host_memory(nbytes)
 
-    def _enqueue(self, operation: Operation, reads: set[int], writes: set[int]) -> None:
-        start = max(self._free.get(operation.stream.number, 0.0), self._time)
+    def _enqueue(self, operation: Operation, reads: Sequence[Buffer], writes: Sequence[Buffer]) -> None:
+        number = operation.stream.number
+        start = self._time
+        if self._free[number] > start:
+            start = self._free[number]
         for earlier in operation.waits:
-            start = max(start, earlier.handle)
-        operation.handle = self._free[operation.stream.number] = start + operation.seconds[0]
+            if earlier.handle > start:
+                start = earlier.handle
+        operation.handle = self._free[number] = start + operation.seconds[0]
         operation.finish(ran=True)
 
     def _finish(self, operation: Operation) -> None:
@@ -168,7 +173,7 @@ def build(
     )
     executor = Executor(
         device,
-        layout,
+        [layout] * LAYERS,
         [[shared] * EXPERTS] * LAYERS,
         residency,
         Policies(

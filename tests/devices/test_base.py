@@ -69,7 +69,7 @@ def test_slots_are_buffers_of_their_own_in_one_arena(make: Make) -> None:
     assert arena.tensor[32:64].tolist() == [7] * 32
     device.free(arena)
     assert device.used == 0
-    with pytest.raises(DaliError, match="touches a buffer of 32 bytes that was freed"):
+    with pytest.raises(DaliError, match="touches a buffer that was freed or cut"):
         device.launch(device.stream("compute"), lambda: None, [slots[0]], [])
 
 
@@ -91,7 +91,7 @@ def test_misuse_of_memory_is_refused(make: Make) -> None:
         slots[0].split(16)
     with pytest.raises(DaliError, match="no live allocation"):
         device.free(slots[0])
-    with pytest.raises(DaliError, match="that was cut into slots"):
+    with pytest.raises(DaliError, match="that was freed or cut into slots"):
         device.launch(device.stream("compute"), lambda: None, [], [arena])
     with pytest.raises(DaliError, match="cut into slots was adopted"):
         device.adopt(slots[1].tensor)

@@ -104,7 +104,7 @@ def test_forgotten_buffers_have_no_past() -> None:
     book = Book()
     book.issue("fetch", "copy", writes="ab")
     book.dependencies.forget({ord("a")})
-    assert [one.label for one in book.dependencies.before({ord("a"), ord("b")}, set())] == ["fetch"]
+    assert [one.label for one in book.dependencies.before({ord("a"), ord("b")}, set(), {})] == ["fetch"]
     assert book.issue("one", "compute", writes="a") == []
 
 

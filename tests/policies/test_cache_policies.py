@@ -3,6 +3,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dali.policies import create, names
+from dali.policies.cache import Swap
 
 
 def policy(name, experts=6, capacity=2, layers=1, **options):
@@ -36,21 +37,21 @@ def test_workload_swaps_the_busiest_for_the_idlest_at_the_windows_end():
     cache = policy("workload", window=2, swaps=2)
     assert cache.observe(0, [1, 0, 5, 0, 2, 0], {0, 1}) == []
     # Sums 1, 1, 5, 3, 3, 0: out go 0 and 1 (1 each, by id), in come 2 (5) and 3 (3, before 4 by id).
-    assert cache.observe(0, [0, 1, 0, 3, 1, 0], {0, 1}) == [(0, 2), (1, 3)]
+    assert cache.observe(0, [0, 1, 0, 3, 1, 0], {0, 1}) == [Swap(0, 2), Swap(1, 3)]
     # A new window starts from 0: 2 has 1, 3 nothing, 0 has 1 again, which is not more than 2's but than 3's.
     assert cache.observe(0, [1, 0, 1, 0, 0, 0], {2, 3}) == []
-    assert cache.observe(0, [0, 0, 0, 0, 0, 0], {2, 3}) == [(3, 0)]
+    assert cache.observe(0, [0, 0, 0, 0, 0, 0], {2, 3}) == [Swap(3, 0)]
 
 
 def test_workload_swaps_only_for_a_strictly_higher_score():
     cache = policy("workload", window=1, swaps=2)
     assert cache.observe(0, [3, 3, 3, 3, 0, 0], {0, 1}) == []
-    assert cache.observe(0, [3, 2, 3, 3, 0, 0], {0, 1}) == [(1, 2)]
+    assert cache.observe(0, [3, 2, 3, 3, 0, 0], {0, 1}) == [Swap(1, 2)]
     assert cache.observe(0, [0, 0, 0, 0, 0, 0], {0, 1}) == []
 
 
 def test_workload_keeps_to_its_number_of_swaps():
-    assert policy("workload", window=1, swaps=1).observe(0, [0, 0, 1, 2, 3, 0], {0, 1}) == [(0, 4)]
+    assert policy("workload", window=1, swaps=1).observe(0, [0, 0, 1, 2, 3, 0], {0, 1}) == [Swap(0, 4)]
     assert policy("workload", window=1, swaps=0).observe(0, [0, 0, 1, 2, 3, 0], {0, 1}) == []
 
 
@@ -62,11 +63,11 @@ def test_the_papers_window_and_swaps_are_the_defaults():
 def test_lru_keeps_what_was_fetched_for_what_was_used_longest_ago():
     cache = policy("lru")
     assert cache.observe(0, [1, 1, 0, 0, 0, 0], {0, 1}) == []
-    assert cache.observe(0, [1, 0, 1, 0, 0, 0], {0, 1}, fetched={2}) == [(1, 2)]
+    assert cache.observe(0, [1, 0, 1, 0, 0, 0], {0, 1}, fetched={2}) == [Swap(1, 2)]
     # Both residents were used in this step: nothing goes, though 3 and 4 were fetched.
     assert cache.observe(0, [1, 0, 1, 1, 1, 0], {0, 2}, fetched={3, 4}) == []
     # 5 came by prefetch and was not used; 0 and 2 were last used in the same step: the lower id goes.
-    assert cache.observe(0, [0, 0, 0, 1, 0, 0], {0, 2}, fetched={3, 5}) == [(0, 3)]
+    assert cache.observe(0, [0, 0, 0, 1, 0, 0], {0, 2}, fetched={3, 5}) == [Swap(0, 3)]
 
 
 def test_what_the_cpu_computed_is_not_kept():
@@ -77,9 +78,11 @@ def test_what_the_cpu_computed_is_not_kept():
 def test_lfu_counts_steps_not_tokens_and_remembers():
     cache = policy("lfu")
     assert cache.observe(0, [9, 0, 1, 0, 0, 0], {0, 1}) == []
-    assert cache.observe(0, [0, 1, 1, 0, 0, 0], {0, 1}, fetched={2}) == [(0, 2)]  # one use each: the idle one
+    assert cache.observe(0, [0, 1, 1, 0, 0, 0], {0, 1}, fetched={2}) == [
+        Swap(0, 2)
+    ]  # one use each: the idle one
     # Uses: 0 once, 1 once, 2 twice. 0 comes back for 1, used less often than 2.
-    assert cache.observe(0, [1, 0, 0, 0, 0, 0], {1, 2}, fetched={0}) == [(1, 0)]
+    assert cache.observe(0, [1, 0, 0, 0, 0, 0], {1, 2}, fetched={0}) == [Swap(1, 0)]
 
 
 @pytest.mark.parametrize("name", ["lru", "lfu", "workload"])
@@ -106,7 +109,7 @@ def test_swaps_keep_the_capacity_and_spare_the_protected(name, data):
         workload = data.draw(st.lists(st.integers(0, 5), min_size=experts, max_size=experts))
         protected, fetched = data.draw(ids), data.draw(ids) - resident
         swaps = cache.observe(0, workload, frozenset(resident), fetched, protected)
-        touched = [expert for swap in swaps for expert in swap]
+        touched = [expert for swap in swaps for expert in (swap.evict, swap.load)]
         assert len(set(touched)) == len(touched)
         assert not set(touched) & protected
         for swap in swaps:

@@ -62,6 +62,23 @@ def test_an_expert_in_flight_that_the_accelerator_does_not_compute_frees_its_slo
     assert lanes["gpu"] == [(2, 8.5, 9.5)]
 
 
+def test_with_many_slots_fetched_experts_go_in_groups():
+    # Copies at 0-5-10 for the first pair, whose one launch (0.5) starts at 10 and computes both; 10-15 for the last.
+    costs = ExpertCosts([0, 4], [0, 1], link=5, link_contended=5, launch=0.5)
+    lanes = spans(LayerPlan((), (0, 1, 2), (0, 1, 2)), [1, 1, 1], ResidencyView(frozenset(), slots=8), costs)
+    assert lanes["link"] == [(0, 0, 5), (1, 5, 10), (2, 10, 15)]
+    assert lanes["gpu"] == [(0, 10, 11.5), (1, 11.5, 12.5), (2, 15, 16.5)]
+
+
+def test_the_copies_of_a_group_wait_for_a_slot_each():
+    # Eight experts have landed and compute for 1 each: two slots are free at 2.
+    landed = dict.fromkeys(range(8), 0.0)
+    plan = LayerPlan((), tuple(range(10)), (8, 9))
+    lanes = spans(plan, [1] * 10, ResidencyView(frozenset(), landed, slots=8))
+    assert lanes["link"][8:] == [(8, 2, 7), (9, 7, 12)]
+    assert lanes["gpu"][8:] == [(8, 12, 13), (9, 13, 14)]
+
+
 def test_copies_for_other_layers_hold_the_link():
     view = ResidencyView(frozenset(), slots=1, link_free=2.0)
     assert spans(LayerPlan((), (0,), (0,)), [1], view)["link"] == [(0, 2, 7)]

@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 
 from dali.policies import create, names
 from dali.policies.plan import ResidencyView
+from dali.policies.prefetch import Forecast
 
 VIEW = ResidencyView({1}, {4: 0.5}, slots=8)
 PREDICTED = [2, 9, 0, 3, 7, 3, 1]  # 1 is resident, 4 in flight, 2 not expected
@@ -65,3 +66,21 @@ def test_no_expert_left_out_is_expected_to_be_busier(predicted, resident, flying
         assert not any(predicted[expert] for expert in left_out)
     elif chosen:
         assert all(predicted[expert] <= predicted[chosen[-1]] for expert in left_out)
+
+
+def plan(*forecasts, **options):
+    return create("prefetch", "residual", **options).plan([Forecast(*one) for one in forecasts], BY_HAND)
+
+
+def test_layers_ahead_share_the_slots_and_the_idle_link():
+    near, far = (3, PREDICTED, VIEW, 10.0), (4, PREDICTED, ResidencyView(set(), slots=8), 20.0)
+    assert plan(near) == [(3, 3), (3, 5)]
+    assert plan(near, far) == [(3, 3), (3, 5), (4, 1), (4, 4)]  # a copy takes 5
+    few = (4, PREDICTED, ResidencyView(set(), slots=3), 99.0)
+    assert plan(near, few) == [(3, 3), (3, 5), (4, 1)]
+    assert plan(near, far, count=1) == [(3, 3), (4, 1)]
+    assert plan() == []
+
+
+def test_only_policies_without_a_predictor_foresee():
+    assert create("prefetch", "none").foresee(0, [1, 2]) == ()

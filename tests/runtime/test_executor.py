@@ -73,10 +73,11 @@ def order() -> Order:
 
 @pytest.fixture
 def make(order: Order) -> Callable[..., Executor]:
-    """An executor with residents 0 and 1 in each layer and four scratch slots, whose plan is given."""
+    """An executor with residents 0 and 1 in each layer and `scratch` slots, whose plan is given."""
 
     def build(plan: LayerPlan, prefetch: str = "none", profile: str = "paper", **more: Any) -> Executor:
-        setting = Setting(prefetch=prefetch, slots=12, scratch=4, count=2, profile=profile)
+        scratch = more.pop("scratch", 4)
+        setting = Setting(prefetch=prefetch, slots=8 + scratch, scratch=scratch, count=2, profile=profile)
         model = tiny_model()
         device = SimDevice(setting.slots * model.layout.record_bytes, dependencies=order)
         cache = OneSwap(4, EXPERTS, 2) if more.pop("swap", False) else CachePolicy(4, EXPERTS, 2)
@@ -115,6 +116,21 @@ def test_the_order_of_issue(make: Callable[..., Executor], order: Order) -> None
         "activations up",
         "join 0",
     ]
+
+
+def test_with_many_slots_fetched_experts_are_copied_and_launched_in_groups(
+    make: Callable[..., Executor], order: Order
+) -> None:
+    executor = make(LayerPlan((5, 6, 7), (0, 1, 2, 3, 4), (2, 3, 4)), scratch=8)
+    step(executor, 0)
+    assert [label for label in order.labels if "copy" in label or "experts" in label] == [
+        "experts 0.0",
+        "copy 0.2",
+        "experts 0.2",
+        "copy 0.4",
+        "experts 0.4",
+    ]
+    assert executor.residency.copies == 4 * 2 + 3
 
 
 def test_the_timeline_of_a_step(make: Callable[..., Executor]) -> None:

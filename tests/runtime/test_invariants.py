@@ -65,7 +65,13 @@ class AnySwaps(CachePolicy):
         self._random = Random(seed)
 
     def observe(
-        self, layer: int, workload: Any, resident: Any, fetched: Any = (), protected: Any = frozenset()
+        self,
+        layer: int,
+        workload: Any,
+        resident: Any,
+        fetched: Any = (),
+        protected: Any = frozenset(),
+        signals: Any = None,
     ) -> list[Swap]:
         victims = sorted(resident - protected)
         loads = sorted(set(range(EXPERTS)) - resident)
@@ -109,10 +115,10 @@ class Inspector:
             self.computed.update((self.owner[self.name(record)], slot) for slot in mine)
         rows[slots] = hidden[slots // TOP_K].float()
 
-    def guarded_swap(self, layer: int, evict: int, load: int) -> None:
-        assert evict not in self.residency.unsettled(layer), "evicted in flight"
+    def guarded_swap(self, layer: int, evict: int, load: int, donor: int | None) -> None:
+        assert evict not in self.residency.unsettled(layer if donor is None else donor), "evicted in flight"
         self.swapped += load not in self.residency.scratch(layer)
-        self.swap(layer, evict, load)
+        self.swap(layer, evict, load, donor)
 
     def step(self, layer: int, ids: Tensor) -> None:
         weights = torch.full(ids.shape, 1 / TOP_K)

@@ -22,6 +22,7 @@ from runtime.tiny_runtime import LAYERS, Setting, run, tiny_executor, tiny_model
 STEPS = range(5)
 PROGRAMS = {
     "on demand through two slots": Setting("gpu", "none", "lru", 2 + LAYERS, batch=2, scratch=2),
+    "on demand in groups of two": Setting("gpu", "none", "lru", 8 + LAYERS, batch=8, scratch=8),
     "swaps that copy": Setting("two_lane", "none", "workload", 2 + LAYERS, batch=8, scratch=2),
     "prefetch and swaps beside the CPU": Setting(
         "two_lane", "residual", "workload", 6 + 2 * LAYERS, batch=8, scratch=6, count=2

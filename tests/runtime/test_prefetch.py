@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from random import Random
 from typing import Any
 
 import pytest
 
+from dali.hardware.cost import ExpertCosts
 from dali.policies.guard import Guard
+from dali.policies.prefetch import Forecast
 from dali.runtime.executor import SAMPLE
 from runtime.foreseen import Foresight, anywhere, executor_of, play
 from runtime.tiny_runtime import EXPERTS, LAYERS, TOP_K, Setting
@@ -87,7 +89,14 @@ def test_the_time_for_a_layer_further_ahead_is_longer() -> None:
             )
         )
         idles: list[float] = []
-        executor.prefetcher.queue = lambda target, predicted, idle, nbytes, seen=idles: seen.append(idle)  # type: ignore[method-assign]
+
+        def plan(
+            forecasts: Sequence[Forecast], costs: ExpertCosts, seen: list[float] = idles
+        ) -> list[tuple[int, int]]:
+            seen += [forecast.idle + forecast.view.link_free for forecast in forecasts]
+            return []
+
+        executor.policies.prefetch.plan = plan  # type: ignore[method-assign]
         play(executor, 5, anywhere)
         found.append(idles[-1] / executor._period)
     assert found == pytest.approx([1, 2], rel=0.05)

@@ -42,7 +42,7 @@ def compute(device: SimDevice, seconds: float, *reads: Buffer) -> None:
 def contents(residency: Residency, layer: int, expert: int) -> int:
     """What the expert's slot holds in the end."""
     residency.device.synchronize()
-    (value,) = residency.slot(layer, expert).tensor.unique().tolist()
+    (value,) = residency.slots(layer, [expert])[0].tensor.unique().tolist()
     return int(value)
 
 
@@ -101,7 +101,7 @@ def test_a_released_slot_is_filled_again_after_the_launch_that_reads_it(
     seen = []
     for expert in (3, 4):
         residency.fetch(0, expert)
-        slot = residency.slot(0, expert)
+        (slot,) = residency.slots(0, [expert])
         note = lambda slot=slot: seen.append(int(slot.tensor[0]))  # noqa: E731
         device.launch(device.stream(COMPUTE), note, [slot], [], 1.0)
         residency.release(0, expert)
@@ -136,6 +136,40 @@ def test_a_swap_cut_short_costs_no_resident(
     assert [contents(residency, layer, 1) for layer in range(LAYERS)] == [
         1 + EXPERTS * n for n in range(LAYERS)
     ]
+
+
+def test_another_layer_can_give_up_a_slot(make: Callable[..., Residency]) -> None:
+    residency = make(2 * LAYERS + 1, 2)
+    residency.fetch(0, 7)
+    residency.swap(0, evict=1, load=7, donor=2)
+    assert (residency.residents(0), residency.residents(2)) == ({0, 1, 7}, {0})
+    assert (residency.scratch(0), residency.free_slots()) == ([], 1)
+    assert contents(residency, 0, 7) == 7
+
+
+def test_a_swap_across_layers_cut_short_costs_no_resident(
+    make: Callable[..., Residency], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    residency = make(2 * LAYERS + 1, 2)
+    residency.fetch(0, 7)
+    keep = residency._keep
+
+    def interrupted(*arguments: object) -> None:
+        keep(*arguments)  # type: ignore[arg-type]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(residency, "_keep", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        residency.swap(0, evict=1, load=7, donor=2)
+    monkeypatch.undo()
+    residency.reset()
+    check_slots(residency, 2 * LAYERS + 1, 2)
+    assert (residency.residents(0), residency.residents(2)) == ({0, 1}, {0, 1})
+    residency.fetch(0, 7)
+    residency.swap(0, evict=1, load=7, donor=2)
+    residency.reset()
+    assert (residency.residents(0), residency.residents(2)) == ({0, 1, 7}, {0})
+    assert contents(residency, 0, 7) == 7
 
 
 def test_reset_forgets_what_waited_and_fills_every_slot_anew(

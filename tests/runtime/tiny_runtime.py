@@ -15,12 +15,12 @@ from torch import Tensor
 from dali.devices import Device, SimDevice
 from dali.hardware.cost import CostModel, ExpertSize
 from dali.hardware.profile import known, load
+from dali.kernels import experts, reference
 from dali.kernels.activation import Activation
 from dali.kernels.expert import ExpertLayout, ExpertShape, ExpertWeights
 from dali.kernels.formats import get_format
-from dali.kernels.reference import compute_experts
-from dali.policies import create, names
-from dali.runtime.executor import Executor, Policies
+from dali.policies import Policies, create, names
+from dali.runtime.executor import Executor, Kernel
 from dali.runtime.layer import MoELayer
 from dali.runtime.predict import FITS, GateShift, LinearMap
 from dali.runtime.residency import Residency
@@ -52,7 +52,7 @@ class Model:
     layout: ExpertLayout
     records: list[list[Tensor]]  # [layer][expert]
     routers: list[Router]
-    arithmetic: str
+    arithmetic: str | None
 
     def forward(
         self, layers: list[Callable[[Tensor, Tensor, Tensor], Tensor]], hidden: Tensor
@@ -65,13 +65,21 @@ class Model:
             hidden = hidden + outputs[-1]
         return outputs
 
+    @property
+    def kernel(self) -> Kernel:
+        if self.arithmetic is None:
+            return experts.compute_experts
+        return partial(reference.compute_experts, arithmetic=self.arithmetic)
+
     def on_cpu(self) -> list[MoELayer]:
         telemetry = Telemetry()
         return [MoELayer(i, self.layout, r, telemetry, self.arithmetic) for i, r in enumerate(self.records)]
 
 
 @lru_cache
-def tiny_model(format: str = "w8", arithmetic: str = "exact", seed: int = 0, layers: int = LAYERS) -> Model:
+def tiny_model(
+    format: str = "w8", arithmetic: str | None = "exact", seed: int = 0, layers: int = LAYERS
+) -> Model:
     generator = torch.Generator().manual_seed(seed)
 
     def random(rows: int, columns: int) -> Tensor:
@@ -137,12 +145,13 @@ class Setting:
     distance: int = 1
     count: int | None = None
     seed: int = 0  # of the starting residents and the schedule
-    arithmetic: tuple[str, str] = ("w8", "exact")
+    arithmetic: tuple[str, str | None] = ("w8", "exact")
 
 
 BUDGETS = (0, 1, LAYERS * EXPERTS // 10, LAYERS * EXPERTS // 2, LAYERS * EXPERTS)  # slots
 BATCHES = (1, 2, 8)
-ARITHMETICS = tuple((format, arithmetic) for format in ("w8", "w4") for arithmetic in ("exact", "int8"))
+# The reference's exact arithmetic, and that of the compiled kernels where there are any.
+ARITHMETICS = tuple((format, arithmetic) for format in ("w8", "w4") for arithmetic in ("exact", None))
 
 
 def matrix() -> Iterator[Setting]:
@@ -202,10 +211,12 @@ def tiny_executor(
     )
     options = {"cpu_layers": 2} if setting.assign == "layerwise" else {}
     assign = policies.get("assign") or create("assign", setting.assign, **options)
-    prefetch = create("prefetch", setting.prefetch, distance=setting.distance, count=setting.count)
+    prefetch = policies.get("prefetch") or create(
+        "prefetch", setting.prefetch, distance=setting.distance, count=setting.count
+    )
     return Executor(
         device,
-        model.layout,
+        [model.layout] * len(model.records),
         model.records,
         residency,
         Policies(assign, prefetch, cache),
@@ -214,7 +225,7 @@ def tiny_executor(
         Telemetry(modelled=True),
         dense_seconds=lambda tokens: dense,
         predict_seconds=lambda tokens: 1e-6,
-        kernel=kernel or partial(compute_experts, arithmetic=model.arithmetic),
+        kernel=kernel or model.kernel,
     )
 
 

@@ -16,14 +16,14 @@ from __future__ import annotations
 import mmap
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
 
 import torch
 
-from dali.devices.dependencies import Dependencies, Operation, Stream
+from dali.devices.dependencies import Dependencies, Operation, Sides, Stream
 from dali.errors import DaliError
 
 
@@ -38,7 +38,7 @@ class MisuseError(DaliError):
         super().__init__(problem, "This is a bug in dali: please report it with the command that showed it.")
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Event:
     """The point in a stream after its newest operation; None where there was none."""
 
@@ -51,29 +51,40 @@ class Buffer:
     `tensor` is the adopted tensor, or uint8 [nbytes] for memory of the device's own.
     """
 
-    def __init__(self, tensor: torch.Tensor, key: int, *, allocated: bool = False) -> None:
+    allocated = False
+    usable = True  # neither freed nor cut into slots
+    parts: Sequence[Buffer] = ()
+
+    def __init__(self, tensor: torch.Tensor, key: int) -> None:
         self.tensor = tensor
         self.key = key
-        self.nbytes = tensor.numel() * tensor.element_size()
-        self.allocated = allocated
-        self.parts: list[Buffer] = []
-        self.freed = False
+        self.nbytes = tensor.nbytes
+        self.layout = tensor.dtype, tensor.shape
 
     @cached_property
     def bytes(self) -> torch.Tensor:
         """The contents, uint8 [nbytes]; the tensor must be contiguous."""
         return self.tensor.view(-1).view(torch.uint8)
 
-    def split(self, nbytes: int) -> list[Buffer]:
+    def split(self, nbytes: int) -> Sequence[Buffer]:
         """Cut a fresh allocation, once, into slots of `nbytes`, each a buffer of its own.
 
         A rest stays unused. From then on the whole may only be freed, which frees its slots.
         """
         if not self.allocated or self.parts or not 0 < nbytes <= self.nbytes:
             raise MisuseError(f"A buffer of {self.nbytes} bytes cannot be cut into slots of {nbytes}.")
-        for start in range(0, self.nbytes - nbytes + 1, nbytes):
-            self.parts.append(Buffer(self.tensor[start : start + nbytes], self.key + start))
+        starts = range(0, self.nbytes - nbytes + 1, nbytes)
+        self.parts = [Buffer(self.tensor[start : start + nbytes], self.key + start) for start in starts]
+        self.usable = False
         return self.parts
+
+
+def _sides(dst: Buffer, src: Buffer) -> Sides:
+    if dst.layout == src.layout:
+        return dst.tensor, src.tensor
+    if src.nbytes > dst.nbytes:
+        raise MisuseError(f"A copy of {src.nbytes} bytes does not fit a buffer of {dst.nbytes}.")
+    return dst.bytes[: src.nbytes], src.bytes
 
 
 class Device(ABC):
@@ -104,7 +115,8 @@ class Device(ABC):
                 "Ask for fewer expert slots, or leave the device more memory.",
             ) from error
         self.used += nbytes
-        buffer = Buffer(tensor, tensor.data_ptr(), allocated=True)
+        buffer = Buffer(tensor, tensor.data_ptr())
+        buffer.allocated = True
         self._allocations[buffer.key] = buffer
         return buffer
 
@@ -113,10 +125,10 @@ class Device(ABC):
         if self._allocations.get(buffer.key) is not buffer:
             raise MisuseError(f"A buffer of {buffer.nbytes} bytes is no live allocation of {self.name}.")
         try:
-            self._settle(buffer.parts or [buffer])
+            self._settle([piece.key for piece in buffer.parts or [buffer]])
         finally:
             for piece in (buffer, *buffer.parts):
-                piece.freed, piece.tensor = True, piece.tensor.new_empty(0)
+                piece.usable, piece.tensor = False, piece.tensor.new_empty(0)
                 piece.__dict__.pop("bytes", None)
             self.used -= buffer.nbytes
             del self._allocations[buffer.key]
@@ -127,13 +139,13 @@ class Device(ABC):
     def adopt(self, tensor: torch.Tensor) -> Buffer:
         """A tensor of the framework's (torch's) as it is now; until `release`, only operations change it."""
         key = tensor.untyped_storage().data_ptr()
-        if key in self._allocations and self._allocations[key].parts:
+        if key in self._allocations and not self._allocations[key].usable:
             raise MisuseError(f"Memory that {self.name} has cut into slots was adopted as a whole.")
         return Buffer(tensor, key)
 
     def release(self, buffer: Buffer) -> torch.Tensor:
         """Give the tensor back: what torch or the host does next comes after every operation on it so far."""
-        self._settle([buffer])
+        self._settle((buffer.key,))
         return buffer.tensor
 
     # Time
@@ -161,8 +173,8 @@ class Device(ABC):
         self,
         stream: Stream,
         fn: Callable[[], object],
-        reads: Iterable[Buffer],
-        writes: Iterable[Buffer],
+        reads: Sequence[Buffer],
+        writes: Sequence[Buffer],
         modelled_seconds: float = 0.0,
         *,
         label: str = "launch",
@@ -183,21 +195,29 @@ class Device(ABC):
         *,
         label: str = "copy",
     ) -> None:
-        """Queue a copy of all bytes of `src` to the front of `dst`.
+        """Queue a copy of all bytes of `src` to the front of `dst`; both are contiguous.
 
         `contended_seconds` is what it would take if the host stream computed all the while; None: the same.
         """
-        if src.nbytes > dst.nbytes:
-            raise MisuseError(f"A copy of {src.nbytes} bytes does not fit a buffer of {dst.nbytes}.")
-        target, source = dst.bytes, src.bytes
-        if src.nbytes < dst.nbytes:
-            target = target[: src.nbytes]
         contended = modelled_seconds if contended_seconds is None else contended_seconds
-        operation = Operation(
-            stream, label, partial(self._transfer, stream, target, source), (modelled_seconds, contended)
-        )
-        operation.target = target
-        self._issue(operation, [src], [dst])
+        self.copies(stream, (dst,), (src,), modelled_seconds, contended, label=label)
+
+    def copies(
+        self,
+        stream: Stream,
+        targets: Sequence[Buffer],
+        sources: Sequence[Buffer],
+        modelled_seconds: float,
+        contended_seconds: float,
+        *,
+        label: str,
+    ) -> None:
+        """Queue copies, one after another, as one operation; the seconds are those of all."""
+        sides = list(map(_sides, targets, sources))
+        fn = partial(self._transfer_all, stream, sides)
+        operation = Operation(stream, label, fn, (modelled_seconds, contended_seconds))
+        operation.sides = sides
+        self._issue(operation, sources, targets)
 
     def record(self, stream: Stream) -> Event:
         """The end of everything issued on the stream so far."""
@@ -238,7 +258,7 @@ class Device(ABC):
         """uint8 [nbytes] on the device."""
 
     @abstractmethod
-    def _enqueue(self, operation: Operation, reads: set[int], writes: set[int]) -> None:
+    def _enqueue(self, operation: Operation, reads: Sequence[Buffer], writes: Sequence[Buffer]) -> None:
         """Arrange for `_execute(operation)` after its waits and its stream's earlier operations.
 
         Also while the device has failed: `_execute` cancels it in its turn.
@@ -252,6 +272,10 @@ class Device(ABC):
     def _poll(self, operation: Operation) -> bool:
         """Whether the operation has ended, well or not."""
 
+    def _transfer_all(self, stream: Stream, sides: Sequence[Sides]) -> None:
+        for target, source in sides:
+            self._transfer(stream, target, source)
+
     def _transfer(self, stream: Stream, target: torch.Tensor, source: torch.Tensor) -> None:
         target.copy_(source)
 
@@ -261,16 +285,14 @@ class Device(ABC):
 
     # What they share
 
-    def _issue(self, operation: Operation, reads: Iterable[Buffer], writes: Iterable[Buffer]) -> None:
-        reads, writes = tuple(reads), tuple(writes)
-        for buffer in reads + writes:
-            if buffer.freed or buffer.parts:
-                state = "freed" if buffer.freed else "cut into slots"
-                raise MisuseError(f"{operation} touches a buffer of {buffer.nbytes} bytes that was {state}.")
-        read, written = {buffer.key for buffer in reads}, {buffer.key for buffer in writes}
+    def _issue(self, operation: Operation, reads: Sequence[Buffer], writes: Sequence[Buffer]) -> None:
+        for buffer in (*reads, *writes):
+            if not buffer.usable:
+                raise MisuseError(f"{operation} touches a buffer that was freed or cut into slots.")
+        read, written = [buffer.key for buffer in reads], [buffer.key for buffer in writes]
         self._dependencies.derive(operation, read, written)
         operation.stream.tail = operation
-        self._enqueue(operation, read, written)
+        self._enqueue(operation, reads, writes)
 
     def _execute(self, operation: Operation) -> None:
         """Run an operation on this thread, unless the device has failed meanwhile."""
@@ -298,12 +320,12 @@ class Device(ABC):
             self._finish(operation)
             self._dependencies.host_waited(operation)
 
-    def _settle(self, buffers: Iterable[Buffer]) -> None:
+    def _settle(self, keys: Collection[int]) -> None:
         """Wait for every operation on these buffers, and forget them."""
-        keys = {buffer.key for buffer in buffers}
-        for operation in self._dependencies.before(set(), keys):
+        dependencies = self._dependencies
+        for operation in dependencies.before((), keys, dependencies.host):
             self._await(operation)
-        self._dependencies.forget(keys)
+        dependencies.forget(keys)
         self._raise_failure()
 
     def _raise_failure(self) -> None:

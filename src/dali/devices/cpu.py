@@ -7,11 +7,12 @@ cores and has a worker thread of its own.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
-from dali.devices.base import Device, host_memory
+from dali.devices.base import Buffer, Device, host_memory
 from dali.devices.dependencies import COMPUTE, HOST, Dependencies, Operation, Stream
 
 
@@ -25,7 +26,7 @@ class CpuDevice(Device):
     def _memory(self, nbytes: int) -> torch.Tensor:
         return host_memory(nbytes)
 
-    def _enqueue(self, operation: Operation, reads: set[int], writes: set[int]) -> None:
+    def _enqueue(self, operation: Operation, reads: Sequence[Buffer], writes: Sequence[Buffer]) -> None:
         stream = operation.stream
         if stream.name in (COMPUTE, HOST):
             self._execute(operation)

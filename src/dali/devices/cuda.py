@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import sys
 import weakref
-from collections.abc import Iterable
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
@@ -112,7 +112,7 @@ class CudaDevice(Device):
 
     def adopt(self, tensor: torch.Tensor) -> Buffer:
         buffer = super().adopt(tensor)
-        fresh = buffer.key not in self._allocations and not self._dependencies.before(set(), {buffer.key})
+        fresh = buffer.key not in self._allocations and not self._dependencies.before((), (buffer.key,), {})
         if fresh and self._holds(tensor):
             # The framework's kernels that fill it may still be queued: mark the place after them.
             compute = self.stream(COMPUTE)
@@ -126,13 +126,14 @@ class CudaDevice(Device):
         if self._failure is not None or not self._holds(buffer.tensor):
             return super().release(buffer)
         current = self._cuda.current_stream(self._device)
-        for operation in self._dependencies.before(set(), {buffer.key}):
+        dependencies = self._dependencies
+        for operation in dependencies.before((), (buffer.key,), dependencies.host):
             raw = self._raw.get(operation.stream)
             if raw is None:
                 self._await(operation)
             elif raw != current and operation.handle is not None:
                 current.wait_event(operation.handle)
-        self._dependencies.forget({buffer.key})
+        dependencies.forget((buffer.key,))
         self._raise_failure()
         return buffer.tensor
 
@@ -142,16 +143,16 @@ class CudaDevice(Device):
     def _memory(self, nbytes: int) -> torch.Tensor:
         return torch.empty(nbytes, dtype=torch.uint8, device=self._device)
 
-    def _issue(self, operation: Operation, reads: Iterable[Buffer], writes: Iterable[Buffer]) -> None:
-        if operation.target is not None and operation.stream in self._raw:
+    def _issue(self, operation: Operation, reads: Sequence[Buffer], writes: Sequence[Buffer]) -> None:
+        if operation.sides and operation.stream in self._raw:
             near = [{one.key for one in side if not self._holds(one.tensor)} for side in (reads, writes)]
             if all(near) or not self._pinned.issuperset(near[0] | near[1]):
                 # The caller's own thread will touch this memory, and no event holds that back.
-                for earlier in self._dependencies.before(near[0], near[1]):
+                for earlier in self._dependencies.before(near[0], near[1], self._dependencies.host):
                     self._await(earlier)
         super()._issue(operation, reads, writes)
 
-    def _enqueue(self, operation: Operation, reads: set[int], writes: set[int]) -> None:
+    def _enqueue(self, operation: Operation, reads: Sequence[Buffer], writes: Sequence[Buffer]) -> None:
         raw = self._raw.get(operation.stream)
         if raw is None:
             operation.handle = self._worker.submit(self._execute, operation)
@@ -194,7 +195,7 @@ class CudaDevice(Device):
         inward = self._holds(target) and not self._holds(source)
         staged = inward and source.untyped_storage().data_ptr() not in self._pinned
         if raw is not None and staged and self._ring is not None:
-            self._ring.copy(raw, target, source)
+            self._ring.copy(raw, *(side.view(-1).view(torch.uint8) for side in (target, source)))
         else:
             target.copy_(source, non_blocking=raw is not None)
 

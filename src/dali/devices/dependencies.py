@@ -7,7 +7,8 @@ dependency is the only thing that orders some pair of accesses: taking any one a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Collection, Sequence
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ import torch
 COMPUTE = "compute"  # the stream of the accelerator's kernels, the framework's own included
 HOST = "host"  # the stream of the CPU's experts
 
+Sides = tuple[torch.Tensor, torch.Tensor]  # target and source of a copy
 Clock = dict[int, int]  # stream number -> how many of its operations have gone before
 
 
@@ -34,6 +36,7 @@ class Stream:
         self.issued = 0
         self.tail: Operation | None = None  # the newest operation
         self.clock: Clock = {}  # what has gone before by the time the newest operation ends
+        self.host: Clock = {}  # the host's waits as of then
         self.awaited: list[Operation] = []  # explicit waits, for the next operation
 
 
@@ -43,6 +46,14 @@ class Operation:
     `seconds`: its modelled duration, alone and while the host stream computes.
     """
 
+    clock: Clock  # what has gone before by the time it ends, itself included
+    index = -1  # place in its stream
+    number = -1  # place among all operations, in the order of issue
+    waits: tuple[Operation, ...] = ()
+    ran: bool | None = None  # None: pending; False: failed or cancelled
+    handle: Any = None  # what the device waits on
+    sides: Sequence[Sides] = ()  # of copies
+
     def __init__(
         self, stream: Stream, label: str, fn: Callable[[], object], seconds: tuple[float, float] = (0.0, 0.0)
     ) -> None:
@@ -50,20 +61,16 @@ class Operation:
         self.label = label
         self.fn: Callable[[], object] | None = fn
         self.seconds = seconds
-        self.waits: tuple[Operation, ...] = ()
-        self.clock: Clock = {}
-        self.index = -1  # place in its stream
-        self.number = -1  # place among all operations, in the order of issue
-        self.ran: bool | None = None  # None: pending; False: failed or cancelled
-        self.handle: Any = None  # what the device waits on
-        self.target: torch.Tensor | None = None  # of a copy: the bytes it fills
 
     def __repr__(self) -> str:
         return f"{self.label!r} on stream {self.stream.name!r}"
 
     def finish(self, ran: bool) -> None:
         """Note the outcome and let go of what the operation held: tensors, and the operations before it."""
-        self.ran, self.fn, self.target, self.waits = ran, None, None, ()
+        self.ran, self.fn, self.sides, self.waits = ran, None, (), ()
+
+
+_number = attrgetter("number")
 
 
 class Dependencies:
@@ -74,53 +81,86 @@ class Dependencies:
 
     def __init__(self, drop: int | None = None) -> None:
         self.derived = 0
+        self.host: Clock = {}  # what the host has waited for goes before all it issues from then on
         self._drop = drop
         self._issued = 0
         self._writer: dict[int, Operation] = {}
         self._readers: dict[int, dict[int, Operation]] = {}  # since the write, each stream's latest
-        self._host: Clock = {}  # what the host has waited for goes before all it issues from then on
 
-    def derive(self, operation: Operation, reads: Set[int], writes: Set[int]) -> None:
+    def derive(self, operation: Operation, reads: Collection[int], writes: Collection[int]) -> None:
         """Number the operation, set its `waits` and remember its accesses."""
         stream = operation.stream
-        clock = dict(stream.clock)
-        join(clock, self._host)
+        number, clock = stream.number, stream.clock.copy()
+        if stream.host is not self.host:
+            join(clock, self.host)
+            stream.host = self.host
+        found = self.before(reads, writes, clock, stream.awaited)
+        if found:
+            operation.waits = self._needed(found, stream.awaited, clock)
+            stream.awaited.clear()
+        operation.index, operation.number = stream.issued, self._issued
+        self._issued += 1
+        clock[number] = stream.issued = stream.issued + 1
+        operation.clock = stream.clock = clock
+        readers = self._readers
+        for key in reads:
+            if key in readers:
+                readers[key][number] = operation
+            else:
+                readers[key] = {number: operation}
+        for key in writes:
+            self._writer[key] = operation
+            if key in readers:
+                del readers[key]
+
+    def _needed(
+        self, found: list[Operation], awaited: list[Operation], clock: Clock
+    ) -> tuple[Operation, ...]:
+        """Those of them that no other implies; `clock` learns of all."""
         waits = []
         # Newest first: what a newer operation waited for comes with it, never the other way round.
-        for earlier in self.before(reads, writes, stream.awaited):
+        for earlier in found:
             if earlier.index < clock.get(earlier.stream.number, 0):
                 continue
             join(clock, earlier.clock)
-            if earlier not in stream.awaited:
+            if earlier not in awaited:
                 self.derived += 1
                 if self.derived - 1 == self._drop:
                     continue
             waits.append(earlier)
-        operation.index, operation.number = stream.issued, self._issued
-        stream.issued += 1
-        self._issued += 1
-        clock[stream.number] = stream.issued
-        operation.clock = stream.clock = clock
-        operation.waits = tuple(waits)
-        stream.awaited.clear()
-        for key in reads:
-            self._readers.setdefault(key, {})[stream.number] = operation
-        for key in writes:
-            self._writer[key] = operation
-            self._readers.pop(key, None)
+        return tuple(waits)
 
-    def before(self, reads: Set[int], writes: Set[int], also: Sequence[Operation] = ()) -> list[Operation]:
-        """What must come before such accesses, newest first: the last writers; for writes, readers since."""
-        found = {self._writer[key] for key in reads | writes if key in self._writer}.union(also)
-        for key in writes & self._readers.keys():
-            found.update(self._readers[key].values())
-        return sorted(found, key=lambda operation: operation.number, reverse=True)
+    def before(
+        self,
+        reads: Collection[int],
+        writes: Collection[int],
+        seen: Clock,
+        also: Collection[Operation] = (),
+    ) -> list[Operation]:
+        """What must come before such accesses and is not in `seen`, newest first: the last writers; for writes, readers since."""
+        found, last, readers = [*also], self._writer, self._readers
+        for key in (*reads, *writes):
+            if key in last:
+                writer = last[key]
+                number = writer.stream.number
+                if writer.index >= seen.get(number, 0):
+                    found.append(writer)
+                elif writer.index < self.host.get(number, 0):
+                    del last[key]  # before all that comes
+        for key in writes:
+            if key in readers:
+                for number, reader in readers[key].items():
+                    if reader.index >= seen.get(number, 0):
+                        found.append(reader)
+        return sorted(set(found), key=_number, reverse=True) if len(found) > 1 else found
 
     def host_waited(self, operation: Operation) -> None:
         """The host has seen this operation end."""
-        join(self._host, operation.clock)
+        if operation.index >= self.host.get(operation.stream.number, 0):
+            self.host = self.host.copy()
+            join(self.host, operation.clock)
 
-    def forget(self, keys: Set[int]) -> None:
+    def forget(self, keys: Collection[int]) -> None:
         """Every access to these buffers has ended."""
         for key in keys:
             self._writer.pop(key, None)

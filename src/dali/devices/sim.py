@@ -12,7 +12,7 @@ The clock (`device.clock`) says what the same operations would have taken: model
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Collection, Sequence
 from random import Random
 
 import torch
@@ -27,7 +27,7 @@ from dali.errors import DaliError
 @torch.inference_mode()
 def poison(tensor: torch.Tensor) -> None:
     """Fill with bytes that are NaN in every float format experts come in."""
-    tensor.fill_(0xFF)
+    tensor.view(-1).view(torch.uint8).fill_(0xFF)
 
 
 class SimDevice(Device):
@@ -73,7 +73,7 @@ class SimDevice(Device):
         try:
             super().free(buffer)
         finally:
-            if buffer.freed:
+            if not buffer.usable:
                 poison(memory)
 
     def _memory(self, nbytes: int) -> torch.Tensor:
@@ -83,9 +83,9 @@ class SimDevice(Device):
         poison(memory)
         return memory
 
-    def _enqueue(self, operation: Operation, reads: set[int], writes: set[int]) -> None:
+    def _enqueue(self, operation: Operation, reads: Sequence[Buffer], writes: Sequence[Buffer]) -> None:
         try:
-            self._races.launched(operation, reads, writes)
+            self._races.launched(operation, {one.key for one in reads}, {one.key for one in writes})
             if self._failure is None:
                 self.clock.issue(operation)
         except DaliError as error:
@@ -102,9 +102,10 @@ class SimDevice(Device):
             return False
         queue = self._random.choice(ready)
         operation = queue[0]
-        if operation.target is not None and self._failure is None:
-            poison(operation.target)  # a copy begins; it ends at some later step
-            operation.target = None
+        if operation.sides and self._failure is None:
+            for target, _ in operation.sides:  # a copy begins; it ends at some later step
+                poison(target)
+            operation.sides = ()
             return True
         operation.waits = ()  # they have ended: nothing to order
         self._execute(operation)
@@ -116,7 +117,7 @@ class SimDevice(Device):
         if number == self._failing_copy:
             target[: len(target) // 2] = source[: len(target) // 2]
             raise DaliError(
-                f"Copy {number} of {self.name} failed half-way through {len(target)} bytes (injected).",
+                f"Copy {number} of {self.name} failed half-way through {source.nbytes} bytes (injected).",
                 "Run again without the injected failure.",
             )
         super()._transfer(stream, target, source)
@@ -135,10 +136,9 @@ class SimDevice(Device):
         if operation is not None:
             self._races.host_waited(operation)
 
-    def _settle(self, buffers: Iterable[Buffer]) -> None:
-        buffers = list(buffers)
-        super()._settle(buffers)
-        self._races.forget({buffer.key for buffer in buffers})
+    def _settle(self, keys: Collection[int]) -> None:
+        super()._settle(keys)
+        self._races.forget(set(keys))
 
     def _fail(self, operation: Operation, error: BaseException) -> None:
         super()._fail(operation, error)

@@ -6,12 +6,15 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 
 from dali.engine import rope
 from dali.engine.scheduler import Scheduler
 from dali.engine.sequence import Sequence
 from dali.engine.step import Segment, StepContext, running
+from dali.kernels import native
+from dali.policies.signals import Step
 
 
 class Engine:
@@ -21,6 +24,11 @@ class Engine:
         self.model = model
         self.scheduler = Scheduler(step_tokens, rope.short_limit(model.config))
         self.clock: Callable[[], float] = time.perf_counter  # a simulated device puts its own here
+        self.begin: Callable[[Step], None] | None = None  # policies that tell requests apart put theirs here
+        self.attention_seconds = (
+            0.0  # spent in torch's attention, measured; the native kernels count their own
+        )
+        self._native = native.enabled()
         self._last: Sequence | None = None  # finished; its keys and values serve a prompt that continues it
         rope.bind_to_step(model)
 
@@ -28,6 +36,10 @@ class Engine:
         """Let a sequence join; a prefix it shares with the last finished one is not computed again."""
         self._take_over_prefix(sequence)
         self.scheduler.add(sequence)
+
+    def forget(self) -> None:
+        """Give up the keys and values of the last finished sequence: the next prompt is computed in full."""
+        self._last = None
 
     def abort(self, sequence: Sequence) -> None:
         if sequence in self.scheduler.live:
@@ -83,7 +95,12 @@ class Engine:
             positions += range(begin, end)
             if end == len(sequence.tokens):
                 last_rows.append(len(ids) - 1)
-        step = StepContext(segments, longest=max(len(sequence.tokens) for sequence, _ in plan))
+        longest = max(len(sequence.tokens) for sequence, _ in plan)
+        if self.begin is not None:
+            tokens_of = [tokens for _, tokens in plan]
+            numbers = np.repeat([sequence.number for sequence, _ in plan], tokens_of)
+            self.begin(Step(numbers, np.repeat([sequence.in_prefill for sequence, _ in plan], tokens_of)))
+        step = StepContext(segments, longest, self._native)
         device = self.model.device
         with running(step):
             out = self.model(
@@ -92,6 +109,7 @@ class Engine:
                 use_cache=False,
                 logits_to_keep=0 if every_row else torch.tensor(last_rows, dtype=torch.long, device=device),
             )
+        self.attention_seconds += step.attention_seconds
         logits: torch.Tensor = out.logits[0]
         return logits
 

@@ -12,6 +12,7 @@ from torch import nn
 from dali.devices import CudaDevice, Device, OutOfDeviceMemoryError, SimDevice
 from dali.engine import seam
 from dali.engine.calibrate import load_predictor
+from dali.engine.dense import PackedLinear
 from dali.engine.engine import Engine
 from dali.engine.load import LoadedModel
 from dali.engine.progress import Meter
@@ -20,11 +21,12 @@ from dali.errors import UsageError
 from dali.hardware import profile as profiles
 from dali.hardware.cost import CostModel, ExpertSize
 from dali.hardware.profile import Profile
-from dali.policies import create
+from dali.policies import Policies, create
 from dali.policies.assign import AssignPolicy
 from dali.policies.cache import CachePolicy
 from dali.policies.prefill import prefill_chunk
-from dali.runtime.executor import Executor, Policies
+from dali.policies.registry import DEFAULT
+from dali.runtime.executor import Executor
 from dali.runtime.prefetch import Predictor
 from dali.runtime.residency import Residency
 
@@ -42,9 +44,9 @@ class Offload:
     device: str
     vram: int | None = None
     profile: str | None = None
-    assign: str = "two_lane"
-    prefetch: str = "residual"
-    cache: str = "workload"
+    assign: str = DEFAULT["assign"]
+    prefetch: str = DEFAULT["prefetch"]
+    cache: str = DEFAULT["cache"]
     n_cpu_moe: int | None = None
     seed: int = 0
 
@@ -121,9 +123,9 @@ def offload(
         notify(f"{device.name} has {device.budget} bytes left for experts, not the {options.vram} asked for.")
     shape = layout.shape
     size = ExpertSize(
-        shape.hidden, shape.intermediate, len(shape.matrices), {layout.format.name: layout.weight_bytes}
+        shape.hidden, shape.intermediate, len(shape.matrices), {layout.format_name: layout.weight_bytes}
     )
-    costs = CostModel(profile, size, layout.format.name, MOST_TOKENS)
+    costs = CostModel(profile, size, layout.format_name, MOST_TOKENS)
     residency, cache = _residency(loaded, device, options, costs, notify)
     if not residency.scratch_slots and not residency.capacity and options.vram != 0:
         notify(
@@ -148,17 +150,19 @@ def offload(
                 loaded.fingerprint,
                 meter,
             )
+    policies = Policies(options.assignment(), prefetch, cache)
     modules = seam.experts_modules(model)
     telemetry.layers.clear()
     telemetry.modelled = isinstance(device, SimDevice)
-    engine.clock = device.now
-    device.pin(loaded.records[0][0])
+    engine.clock, engine.begin = device.now, policies.begin
+    for layer in loaded.records:
+        device.pin(layer[0])  # its whole arena, once
     executor = Executor(
         device,
-        layout,
+        loaded.layouts,
         loaded.records,
         residency,
-        Policies(options.assignment(), prefetch, cache),
+        policies,
         predictor,
         costs,
         telemetry,
@@ -212,17 +216,25 @@ def split(slots: int, layers: int, experts: int) -> int:
     return (slots - min(MOST_SCRATCH, max(slots // 4, 1), slots)) // layers
 
 
-def dense_seconds(model: Any, costs: CostModel, layers: int) -> Callable[[int], float]:
-    """tokens -> modelled seconds of a layer's dense part: all dense weights but the embeddings, spread over the MoE layers;
-    one kernel a leaf module."""
+def dense_size(model: Any) -> tuple[int, int, int]:
+    """Bytes and number of all dense weights but the embeddings, unpacked as an accelerator has them, and one kernel a leaf module."""
     embeddings = model.get_input_embeddings()
-    weights = [
-        p
-        for p in model.parameters()
-        if p is not embeddings.weight or model.get_output_embeddings().weight is p
-    ]
-    nbytes, count = sum(p.nbytes for p in weights), sum(p.numel() for p in weights)
-    kernels = sum(1 for module in model.modules() if module._parameters and not module._modules)
+    nbytes = count = kernels = 0
+    for module in model.modules():
+        if isinstance(module, PackedLinear):
+            size = module.in_features * module.out_features
+            nbytes, count, kernels = nbytes + size * embeddings.weight.itemsize, count + size, kernels + 1
+        elif module is not embeddings:  # a tied output layer still counts
+            weights = [p for p in module._parameters.values() if p is not None]
+            nbytes += sum(p.nbytes for p in weights)
+            count += sum(p.numel() for p in weights)
+            kernels += bool(weights) and not module._modules
+    return nbytes, count, kernels
+
+
+def dense_seconds(model: Any, costs: CostModel, layers: int) -> Callable[[int], float]:
+    """tokens -> modelled seconds of a layer's dense part: all of it spread over the MoE layers."""
+    nbytes, count, kernels = dense_size(model)
 
     @functools.cache
     def seconds(tokens: int) -> float:

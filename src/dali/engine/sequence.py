@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from itertools import count
 from typing import Any
 
 from torch import Tensor
@@ -12,6 +13,8 @@ from dali.engine.kv import KVCache
 from dali.engine.sampling import Sampler, SamplingParams
 from dali.engine.stop import StopStrings
 from dali.errors import DaliError
+
+_NUMBERS = count()
 
 
 class Sequence:
@@ -24,6 +27,7 @@ class Sequence:
         self, prompt: list[int], params: SamplingParams, tokenizer: Any, eos: frozenset[int], limit: int
     ) -> None:
         """`limit`: tokens, prompt included, at which the sequence ends with "length"."""
+        self.number = next(_NUMBERS)  # no other sequence ever has it
         self.tokens = list(prompt)
         self.prompt_tokens = len(prompt)
         self.cached_tokens = 0  # prompt tokens taken over from an earlier sequence

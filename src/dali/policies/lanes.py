@@ -8,7 +8,8 @@ and the fetched ones as they land, a launch each.
 
 Scratch slots recycle in order: of all copies, those in flight first, copy i cannot start before the compute
 of copy i - slots has ended. An expert that landed but is not computed on the accelerator frees its slot on
-landing.
+landing. With many slots fetched experts are copied and launched in groups, which takes the host fewer calls: a
+group's copies start when there is a slot for each, its launch when all have landed.
 """
 
 from __future__ import annotations
@@ -18,6 +19,13 @@ from typing import NamedTuple
 
 from dali.hardware.cost import ExpertCosts
 from dali.policies.plan import LayerPlan, ResidencyView
+
+MOST_TOGETHER = 4  # fetched experts in one group
+
+
+def group_size(slots: int) -> int:
+    """Fetched experts that are copied and launched together: few enough for copies to go on while others compute."""
+    return max(min(slots // 4, MOST_TOGETHER), 1)
 
 
 class Span(NamedTuple):
@@ -92,22 +100,27 @@ def accelerator_end(
         if log is not None:
             log.append((copy, landed, start, start + seconds))
             copy = landed
-    for seconds in fetched:
-        copy = link
-        turn = len(released) - slots
-        if turn >= 0 and released[turn] > copy:
-            copy = released[turn]
+    group = group_size(slots)
+    for first in range(0, len(fetched), group):
+        together = fetched[first : first + group]
+        count = len(together)
+        turn = len(released) + count - 1 - slots
+        copy = released[turn] if turn >= 0 and released[turn] > link else link
         if copy >= cpu_end:
-            link = copy + alone
+            link = copy + count * alone
         else:
-            link = copy + contended
-            if link > cpu_end:  # the rest of the copy runs at full pace
-                link = cpu_end + alone * (1 - (cpu_end - copy) / contended)
+            link = copy + count * contended
+            if link > cpu_end:  # the rest of the copies runs at full pace
+                link = cpu_end + count * alone * (1 - (cpu_end - copy) / (count * contended))
         start = lane if lane > link else link
-        lane = start + seconds
-        released.append(lane)
+        lane = start + sum(together) - (count - 1) * costs.launch
+        released += [lane] * count
         if log is not None:
-            log.append((copy, link, start, lane))
+            pace = (link - copy) / count
+            for place, seconds in enumerate(together):
+                end = start + seconds - (costs.launch if place else 0.0)
+                log.append((copy + place * pace, copy + (place + 1) * pace, start, end))
+                start = end
     return lane
 
 

@@ -15,20 +15,23 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache, partial
+from itertools import accumulate
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from dali.devices import COMPUTE, HOST, Buffer, Device
 from dali.errors import DaliError
 from dali.hardware.cost import CostModel
 from dali.kernels.expert import ExpertLayout
-from dali.kernels.reference import compute_experts, reduce_slots
-from dali.policies.assign import AssignPolicy
-from dali.policies.cache import CachePolicy
-from dali.policies.lanes import makespan
+from dali.kernels.experts import compute_experts
+from dali.kernels.reference import reduce_slots
+from dali.policies import Policies
+from dali.policies.lanes import group_size, makespan
 from dali.policies.plan import LayerPlan, ResidencyView
-from dali.policies.prefetch import PrefetchPolicy
+from dali.policies.signals import Signals
 from dali.runtime.prefetch import Predictor, Prefetcher
 from dali.runtime.replacement import Replacement
 from dali.runtime.residency import COPY, Residency
@@ -42,22 +45,13 @@ SAMPLE = 17  # one layer step in so many tells the guards what prefetches and sw
 Kernel = Callable[[ExpertLayout, Sequence[Tensor], Sequence[int], Tensor, Tensor, Tensor], None]
 
 
-@dataclass
-class Policies:
-    """What decides: where experts run, what is fetched ahead, what stays."""
-
-    assign: AssignPolicy
-    prefetch: PrefetchPolicy
-    cache: CachePolicy
-
-
 class Executor:
     """Runs the MoE layers of one model on one device."""
 
     def __init__(
         self,
         device: Device,
-        layout: ExpertLayout,
+        layouts: Sequence[ExpertLayout],
         records: Sequence[Sequence[Tensor]],
         residency: Residency,
         policies: Policies,
@@ -69,13 +63,13 @@ class Executor:
         beside: Sequence[Callable[[Tensor], None] | None] = (),
         kernel: Kernel = compute_experts,
     ) -> None:
-        """`records[layer][expert]`: the host's packed experts. `dense_seconds(tokens)`: modelled time of everything between
-        two layers' experts; `predict_seconds(tokens)`: of one prediction. `beside[layer](hidden)`: what else needs the layer's
-        input and may run while its experts are on their way. `kernel`: as kernels.reference.compute_experts."""
+        """`records[layer][expert]`: the host's packed experts, in `layouts[layer]`. `dense_seconds(tokens)`: modelled time of
+        everything between two layers' experts; `predict_seconds(tokens)`: of one prediction. `beside[layer](hidden)`: what else
+        needs the layer's input and may run while its experts are on their way."""
         self.device = device
         self.residency = residency
         self.policies = policies
-        self._layout = layout
+        self._layouts = layouts
         self._records = records
         self._activation_copy = cache(model.activation_copy)
         self._costs = model.costs
@@ -86,6 +80,8 @@ class Executor:
         self._compute, self._host = device.stream(COMPUTE), device.stream(HOST)
         self._down, self._up = device.stream(DOWN), device.stream(UP)
         self._workspace = Workspace(device)
+        self._numbers = np.arange(len(records[0]), dtype=np.int16)
+        self._turns = np.zeros_like(self._numbers)  # expert -> its turn in the present plan
         self.prefetcher = Prefetcher(
             policies.prefetch, predictor, policies.assign, residency, model.costs, telemetry, predict_seconds
         )
@@ -127,7 +123,7 @@ class Executor:
         counters = self._telemetry.layer(layer)
         device.charge(self._compute, self._dense_seconds(len(hidden)), "dense")
         predicted = self.prefetcher.predict(layer, hidden)
-        workload, pairs, forecast = self._routing(layer, ids, predicted)
+        routed, workload, forecast = self._routing(ids, predicted)
 
         started = self._tick(layer)
         view = residency.view(layer)
@@ -137,19 +133,25 @@ class Executor:
         self.prefetcher.count(layer, workload, plan, counters)
         self._settle(layer, workload, view, plan)
 
-        rows = self._workspace.take("rows", ids.numel(), hidden.shape[1], torch.float32, hidden.device)
-        step = _Step(layer, workload, pairs, device.adopt(hidden.contiguous()), rows)
-        staged = self._start_cpu(step, plan.cpu)
+        rows = self._workspace.take("rows", len(routed), hidden.shape[1], torch.float32, hidden.device)
+        step = _Step(layer, workload, self._order(routed, plan), device.adopt(hidden.contiguous()), rows)
+        staged = self._start_cpu(step, plan.cpu) if plan.cpu else None
         self._start_accelerator(step, plan, view)
         if (work := self._beside[layer]) is not None:
             work(hidden)
-        self._count(counters, workload, plan)
-        swaps = self.replacement.swap_roles(layer, workload, counters)
+        self._count(counters, len(routed), plan, self._layouts[layer])
+        signals = None
+        if self.policies.cache.signals:
+            signals = Signals(routed.reshape(ids.shape), weights.float().cpu().numpy())
+        swaps = self.replacement.swap_roles(layer, workload, counters, signals)
+        expected: Sequence[tuple[int, Sequence[float]]] = ()
         if predicted is not None:
-            target = predicted[0]
-            idle = self._period * (target - layer)
-            self.prefetcher.queue(target, forecast, idle, self._layout.record_bytes)
-        self.replacement.queue(layer, swaps, counters, self._layout.record_bytes)
+            expected = [(predicted[0], forecast)]
+        elif residency.scratch_slots:
+            expected = self.policies.prefetch.foresee(layer, workload, signals)
+        if expected:
+            self.prefetcher.queue(layer, expected, self._period, self._layouts)
+        self.replacement.queue(layer, swaps, counters, self._layouts[layer].record_bytes)
 
         if staged is not None:  # only now: a queue that waits for a thread may hold up whoever fills it
             seconds = self._activation_copy(len(staged.slots))
@@ -158,8 +160,8 @@ class Executor:
         device.launch(
             self._compute,
             partial(_join, rows.tensor, staged, weights, out.tensor),
-            [rows] if staged is None else [rows, staged.rows],
-            [out] if staged is None else [out, rows],
+            (rows,) if staged is None else (rows, staged.rows),
+            (out,) if staged is None else (out, rows),
             self._costs.launch,
             label=f"join {layer}",
         )
@@ -169,82 +171,88 @@ class Executor:
         return result
 
     def _routing(
-        self, layer: int, ids: Tensor, predicted: tuple[int, Tensor] | None
-    ) -> tuple[list[int], dict[int, list[int]], list[int]]:
-        """Workload and (token, slot) pairs by expert, and the predicted workload of a later layer: one host copy for all."""
-        both = ids.flatten() if predicted is None else torch.cat([ids.flatten(), predicted[1].flatten()])
-        flat = both.tolist()
+        self, ids: Tensor, predicted: tuple[int, Tensor] | None
+    ) -> tuple[NDArray[np.int64], list[int], list[int]]:
+        """The expert of each (token, slot) pair, the workload, and the predicted one of a later layer: one host copy for all."""
+        both = (ids if predicted is None else torch.cat((ids, predicted[1]))).cpu().numpy().reshape(-1)
         self.device.synchronize(self.device.record(self._compute))
-        pairs: dict[int, list[int]] = {}
-        for slot, expert in enumerate(flat[: ids.numel()]):
-            pairs.setdefault(expert, []).append(slot)
-        workload, forecast = [0] * len(self._records[layer]), [0] * len(self._records[layer])
-        for expert, mine in pairs.items():
-            workload[expert] = len(mine)
-        for expert in flat[ids.numel() :]:
-            forecast[expert] += 1
-        return workload, pairs, forecast
+        routed, experts = both[: ids.numel()], len(self._turns)
+        workload: list[int] = np.bincount(routed, minlength=experts).tolist()
+        forecast: list[int] = np.bincount(both[len(routed) :], minlength=experts).tolist()
+        return routed, workload, forecast
 
-    def _start_cpu(self, step: _Step, experts: Sequence[int]) -> _Staged | None:
+    def _order(self, routed: NDArray[np.int64], plan: LayerPlan) -> NDArray[np.int64]:
+        """The (token, slot) pairs of the plan's experts one after another, the CPU's first."""
+        experts = [*plan.cpu, *plan.gpu]
+        self._turns[experts] = self._numbers[: len(experts)]
+        return self._turns[routed].argsort(kind="stable")
+
+    def _start_cpu(self, step: _Step, experts: Sequence[int]) -> _Staged:
         """Queue the activations' way down and the CPU's experts as one call on the host stream."""
-        if not experts:
-            return None
-        device, hidden, take = self.device, step.x.tensor, self._workspace.take
+        device, hidden, take, kernel = self.device, step.x.tensor, self._workspace.take, self._kernel
         tokens, width = hidden.shape
-        slots, offsets = step.slots(experts)
+        counts = [step.workload[expert] for expert in experts]
+        offsets = [0, *accumulate(counts)]
+        pairs, slots = len(step.pairs), torch.from_numpy(step.pairs[: offsets[-1]])
         below = take("below", tokens, width, hidden.dtype, CPU)
-        packed = take("packed", len(slots), width, torch.float32, CPU)
-        above = take("above", len(slots), width, torch.float32, hidden.device)
-        records = [self._records[step.layer][expert] for expert in experts]
+        packed = take("packed", offsets[-1], width, torch.float32, CPU)
+        above = take("above", offsets[-1], width, torch.float32, hidden.device)
+        layout, here = self._layouts[step.layer], self._records[step.layer]
+        records = [here[expert] for expert in experts]
         device.copy(self._down, below, step.x, self._activation_copy(tokens), label="activations down")
-        pairs = len(step.rows.tensor)
 
         def compute() -> None:
             full = torch.empty(pairs, width)
-            self._kernel(self._layout, records, offsets, slots, below.tensor, full)
+            kernel(layout, records, offsets, slots, below.tensor, full)
             torch.index_select(full, 0, slots, out=packed.tensor)
 
-        seconds = sum([self._costs.cpu[step.workload[expert]] for expert in experts])
-        device.launch(self._host, compute, [below], [packed], seconds, label=f"cpu {step.layer}")
+        costs = self._costs.cpu
+        seconds = sum([costs[tokens] for tokens in counts])
+        device.launch(self._host, compute, (below,), (packed,), seconds, label=f"cpu {step.layer}")
         return _Staged(slots, packed, above)
 
     def _start_accelerator(self, step: _Step, plan: LayerPlan, view: ResidencyView) -> None:
         """Queue launches and demanded copies in plan order; scratch slots recycle from the oldest launch on."""
-        residency, layer = self.residency, step.layer
+        residency, layer, experts = self.residency, step.layer, plan.gpu
         for expert in residency.scratch(layer):
-            if expert not in plan.gpu:  # late or wasted: nothing will read it
+            if expert not in experts:  # late or wasted: nothing will read it
                 residency.release(layer, expert)
-        if not plan.gpu:
-            return
-        slots, offsets = step.slots(plan.gpu)
-        residents = sum([expert in view.resident for expert in plan.gpu])
+        residents = sum([expert in view.resident for expert in experts])
+        begin = sum([step.workload[expert] for expert in plan.cpu])
         if residents:
-            self._launch(step, plan.gpu[:residents], slots[: offsets[residents]], offsets[: residents + 1])
+            begin = self._launch(step, experts[:residents], begin)
         recyclable = deque[int]()
-        fetched = set(plan.fetch)
-        for turn in range(residents, len(plan.gpu)):
-            expert, begin, end = plan.gpu[turn], offsets[turn], offsets[turn + 1]
-            if expert in fetched:
-                if not residency.free_slots():
-                    residency.release(layer, recyclable.popleft())
-                residency.fetch(layer, expert)
-            self._launch(step, (expert,), slots[begin:end], [0, end - begin])
+        for expert in experts[residents : len(experts) - len(plan.fetch)]:  # in flight
+            begin = self._launch(step, (expert,), begin)
             if not residency.is_resident(layer, expert):
                 recyclable.append(expert)
+        group = group_size(view.slots)
+        for turn in range(0, len(plan.fetch), group):
+            fetched = plan.fetch[turn : turn + group]
+            while residency.free_slots() < len(fetched):
+                residency.release(layer, recyclable.popleft())
+            residency.fetch(layer, *fetched)
+            begin = self._launch(step, fetched, begin)
+            recyclable += fetched
 
-    def _launch(self, step: _Step, experts: Sequence[int], slots: Tensor, offsets: list[int]) -> None:
-        """One grouped launch of experts whose slots are, or are about to be, filled."""
-        costs, workload, x, rows = self._costs, step.workload, step.x, step.rows
-        buffers = [self.residency.slot(step.layer, expert) for expert in experts]
-        records = [buffer.tensor for buffer in buffers]
+    def _launch(self, step: _Step, experts: Sequence[int], begin: int) -> int:
+        """One grouped launch of experts whose slots are, or are about to be, filled, and whose pairs begin there; returns where
+        they end."""
+        layer, costs, x, rows = step.layer, self._costs, step.x, step.rows
+        counts = [step.workload[expert] for expert in experts]
+        offsets = [0, *accumulate(counts)]
+        end = begin + offsets[-1]
+        buffers = self.residency.slots(layer, experts)
+        records, slots = [buffer.tensor for buffer in buffers], torch.from_numpy(step.pairs[begin:end])
         self.device.launch(
             self._compute,
-            partial(self._kernel, self._layout, records, offsets, slots, x.tensor, rows.tensor),
-            [*buffers, x],
-            [rows],
-            costs.launch + sum([costs.gpu[workload[expert]] for expert in experts]),
-            label=f"experts {step.layer}.{experts[0]}",
+            partial(self._kernel, self._layouts[layer], records, offsets, slots, x.tensor, rows.tensor),
+            (*buffers, x),
+            (rows,),
+            costs.launch + sum([costs.gpu[tokens] for tokens in counts]),
+            label=f"experts {layer}.{experts[0]}",
         )
+        return end
 
     def _settle(self, layer: int, workload: Sequence[int], view: ResidencyView, plan: LayerPlan) -> None:
         """Now and then, tell the guards what the step shows. Prefetches and swaps bring what experts being here gains on an idle
@@ -272,13 +280,14 @@ class Executor:
         self.device.busy_seconds()  # what the streams did until now was not this layer's experts
         return now
 
-    def _count(self, counters: LayerCounters, workload: Sequence[int], plan: LayerPlan) -> None:
+    @staticmethod
+    def _count(counters: LayerCounters, pairs: int, plan: LayerPlan, layout: ExpertLayout) -> None:
         counters.steps += 1
-        counters.routed_tokens += sum(workload)
+        counters.routed_tokens += pairs
         counters.cpu += len(plan.cpu)
         counters.fetched += len(plan.fetch)
-        counters.expert_bytes += (len(plan.cpu) + len(plan.gpu)) * self._layout.weight_bytes
-        counters.link_bytes += len(plan.fetch) * self._layout.record_bytes
+        counters.expert_bytes += (len(plan.cpu) + len(plan.gpu)) * layout.weight_bytes
+        counters.link_bytes += len(plan.fetch) * layout.record_bytes
 
     def _clock(self, counters: LayerCounters, started: float) -> None:
         counters.seconds += self.device.now() - started
@@ -291,27 +300,18 @@ class Executor:
                 counters.accelerator_seconds += seconds
 
 
-@dataclass
+@dataclass(slots=True)
 class _Step:
-    """One layer's step: the (token, slot) pairs of each active expert, its input and the rows of its outputs."""
+    """One layer's step: its workload, (token, slot) pairs in the order of the plan, input and the rows of its outputs."""
 
     layer: int
     workload: list[int]
-    pairs: dict[int, list[int]]
+    pairs: NDArray[np.int64]
     x: Buffer
     rows: Buffer
 
-    def slots(self, experts: Sequence[int]) -> tuple[Tensor, list[int]]:
-        """The experts' pairs one after another, and where each begins."""
-        flat: list[int] = []
-        offsets = [0]
-        for expert in experts:
-            flat += self.pairs[expert]
-            offsets.append(len(flat))
-        return torch.tensor(flat), offsets
 
-
-@dataclass
+@dataclass(slots=True)
 class _Staged:
     """The CPU's outputs on their way up: `rows.tensor[i]` is the row of (token, slot) `slots[i]`."""
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from dali.kernels import native
 from dali.kernels.expert import ExpertLayout
 from dali.kernels.reference import compute_experts, reduce_slots
 from dali.runtime.telemetry import Telemetry
@@ -26,17 +27,35 @@ class MoELayer:
         layout: ExpertLayout,
         records: Sequence[Tensor],
         telemetry: Telemetry,
-        arithmetic: str = "exact",
+        arithmetic: str | None = None,
     ) -> None:
+        """`arithmetic`: of the reference kernels, to compute by them; None: the compiled ones, or exactly where there are none."""
         self.index = index
         self.layout = layout
         self.records = records
         self.telemetry = telemetry
         self.arithmetic = arithmetic
+        self._native = native.ExpertRecords(layout, records) if native.enabled() else None
 
     def __call__(self, hidden: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
         """hidden [tokens, hidden], ids and weights [tokens, top_k] -> [tokens, hidden] in hidden's dtype."""
         started = time.perf_counter()
+        if self.arithmetic is None and self._native is not None:
+            out, active = self._native.compute(hidden, ids, weights)
+        else:
+            out, active = self._compute(hidden, ids, weights)
+        counters = self.telemetry.layer(self.index)
+        counters.steps += 1
+        counters.routed_tokens += ids.numel()
+        counters.cpu += active
+        counters.expert_bytes += active * self.layout.weight_bytes
+        seconds = time.perf_counter() - started
+        counters.seconds += seconds
+        counters.cpu_seconds += seconds
+        return out
+
+    def _compute(self, hidden: Tensor, ids: Tensor, weights: Tensor) -> tuple[Tensor, int]:
+        """By the reference kernels: the output, and how many experts took part."""
         flat = ids.flatten().cpu()
         workload = torch.bincount(flat, minlength=len(self.records)).tolist()
         active = [expert for expert, tokens in enumerate(workload) if tokens]
@@ -46,14 +65,5 @@ class MoELayer:
         rows = torch.empty(len(flat), hidden.shape[1])  # [tokens * top_k, hidden]
         records = [self.records[expert] for expert in active]
         slots = flat.argsort(stable=True)
-        compute_experts(self.layout, records, offsets, slots, hidden.cpu(), rows, self.arithmetic)
-        out = reduce_slots(rows, weights.cpu()).to(hidden)
-        counters = self.telemetry.layer(self.index)
-        counters.steps += 1
-        counters.routed_tokens += len(flat)
-        counters.cpu += len(active)
-        counters.expert_bytes += len(active) * self.layout.weight_bytes
-        seconds = time.perf_counter() - started
-        counters.seconds += seconds
-        counters.cpu_seconds += seconds
-        return out
+        compute_experts(self.layout, records, offsets, slots, hidden.cpu(), rows, self.arithmetic or "exact")
+        return reduce_slots(rows, weights.cpu()).to(hidden), len(active)

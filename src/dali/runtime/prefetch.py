@@ -11,11 +11,12 @@ from torch import Tensor
 
 from dali.devices import COMPUTE
 from dali.hardware.cost import ExpertCosts
+from dali.kernels.expert import ExpertLayout
 from dali.policies.assign import AssignPolicy
 from dali.policies.guard import Guard
 from dali.policies.lanes import makespan
 from dali.policies.plan import LayerPlan, ResidencyView
-from dali.policies.prefetch import PrefetchPolicy
+from dali.policies.prefetch import Forecast, PrefetchPolicy
 from dali.runtime.residency import Residency
 from dali.runtime.telemetry import LayerCounters, Telemetry
 
@@ -69,21 +70,30 @@ class Prefetcher:
             device.charge(device.stream(COMPUTE), self._predict_seconds, "predict")
         return predicted
 
-    def queue(self, target: int, predicted: Sequence[int], idle: float, record_bytes: int) -> None:
-        """Queue copies of `target`'s predicted busiest experts; `idle`: seconds until that layer starts."""
-        view = self._residency.view(target)
-        idle = max(idle - view.link_free, 0.0)
-        for expert in self._policy.choose(predicted, view, self._costs, idle):
+    def queue(
+        self,
+        layer: int,
+        expected: Sequence[tuple[int, Sequence[float]]],
+        period: float,
+        layouts: Sequence[ExpertLayout],
+    ) -> None:
+        """Queue copies for later layers, whose expected workloads are given; `period`: seconds from layer to layer."""
+        forecasts = []
+        for target, workload in expected:
+            view = self._residency.view(target)
+            idle = max(period * (target - layer) - view.link_free, 0.0)
+            forecasts.append(Forecast(target, workload, view, idle))
+        for target, expert in self._policy.plan(forecasts, self._costs):
             if self._residency.free_slots():
                 self._residency.fetch(target, expert)
-                self._telemetry.layer(target).link_bytes += record_bytes
+                self._telemetry.layer(target).link_bytes += layouts[target].record_bytes
                 self.queued += 1
 
     def count(self, layer: int, workload: Sequence[int], plan: LayerPlan, counters: LayerCounters) -> None:
         """The layer's turn has come: count where its accelerator finds its experts, and what became of those fetched ahead."""
         waiting = self._residency.scratch(layer)
-        used = sum(expert in plan.gpu for expert in waiting)
-        late = sum(workload[expert] > 0 and expert not in plan.gpu for expert in waiting)
+        used = sum([expert in plan.gpu for expert in waiting])
+        late = sum([workload[expert] > 0 and expert not in plan.gpu for expert in waiting])
         counters.resident += len(plan.gpu) - len(plan.fetch) - used
         counters.prefetched += used
         counters.prefetch_used += used

@@ -11,6 +11,7 @@ from dali.policies.cache import CachePolicy, Swap
 from dali.policies.guard import Guard
 from dali.policies.lanes import makespan
 from dali.policies.plan import ResidencyView
+from dali.policies.signals import Signals
 from dali.runtime.residency import Residency
 from dali.runtime.telemetry import LayerCounters
 
@@ -50,26 +51,28 @@ class Replacement:
         plan = self._assign.assign(layer, workload, without, self._costs)
         self.guard.record(delay, makespan(plan, workload, without, self._costs) - seconds)
 
-    def swap_roles(self, layer: int, workload: Sequence[int], counters: LayerCounters) -> list[Swap]:
+    def swap_roles(
+        self, layer: int, workload: Sequence[int], counters: LayerCounters, signals: Signals | None = None
+    ) -> list[Swap]:
         """Apply the swaps whose expert sits in scratch, then free the layer's scratch. Returns the swaps that need a copy."""
         residency = self._residency
         residents, scratch = residency.residents(layer), residency.scratch(layer)
-        swaps = self._policy.observe(layer, workload, residents, scratch, residency.unsettled(layer))
+        swaps = self._policy.observe(layer, workload, residents, scratch, residency.unsettled(layer), signals)
         if not self.guard.on:
             swaps = [swap for swap in swaps if swap.load in scratch]
         if swaps:
-            self._before[layer] = residents
+            self._before[layer] = set(residents)
             counters.swaps += len(swaps)
         for swap in swaps:
             if swap.load in scratch:
-                residency.swap(layer, swap.evict, swap.load)
-        for expert in residency.scratch(layer):
+                residency.swap(layer, *swap)
+        for expert in residency.scratch(layer) if scratch else ():
             residency.release(layer, expert)
         return [swap for swap in swaps if swap.load not in scratch]
 
     def queue(self, layer: int, swaps: Sequence[Swap], counters: LayerCounters, record_bytes: int) -> None:
         """Queue the swaps that need a copy."""
         for swap in swaps:
-            self._residency.swap(layer, swap.evict, swap.load)
+            self._residency.swap(layer, *swap)
             counters.link_bytes += record_bytes
         self.queued += len(swaps)

@@ -8,7 +8,7 @@ as soon as the launch that reads it is queued: the next copy into it is then ord
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass
 from functools import cache
 
@@ -20,14 +20,15 @@ from dali.policies.plan import ResidencyView
 COPY = "copy"
 
 
-@dataclass
+@dataclass(slots=True)
 class Holding:
-    """An expert's record in a slot. `copied`: the end of its copy, None once it was seen to have come; `due`: when it is
-    expected, on the device's clock."""
+    """An expert's record in a slot. `due`: when its copy is expected to end, on the device's clock; `landed`: it was seen to."""
 
+    layer: int
+    expert: int
     slot: Buffer
-    copied: Event | None
     due: float
+    landed: bool = False
 
 
 class Residency:
@@ -56,10 +57,12 @@ class Residency:
         self._memory = device.alloc(slots * record_bytes) if slots else None
         self._free: deque[Buffer] = deque(self._memory.split(record_bytes) if self._memory else ())
         self._residents: list[dict[int, Holding]] = [{} for _ in range(layers)]
-        self._unsettled: list[set[int]] = [
-            set() for _ in range(layers)
-        ]  # residents whose copy was not seen to land
         self._scratch: list[dict[int, Holding]] = [{} for _ in range(layers)]
+        self._unsettled: list[set[int]] = [set() for _ in range(layers)]  # residents not seen to have landed
+        self._swapping = 0, -1, 0, -1  # layer, load, donor, evict of the last swap
+        self._flying: deque[tuple[Event, list[Holding]]] = (
+            deque()
+        )  # copies not seen to end, in the order they will
 
     def close(self) -> None:
         if self._memory is not None:
@@ -69,7 +72,7 @@ class Residency:
     def place(self, layer: int, experts: Iterable[int]) -> None:
         """Copy a layer's first residents in."""
         for expert in experts:
-            self._keep(layer, expert, self._copy(layer, expert, self._free.popleft()))
+            self._keep(layer, expert, *self._copy(layer, [expert], [self._free.popleft()]))
 
     def reset(self) -> None:
         """After a failed step: what slots hold is unknown, so copy every layer's residents in again.
@@ -80,38 +83,49 @@ class Residency:
             return
         self._free = deque(self._memory.parts)
         self.link_free = 0.0
+        self._flying.clear()
         for waiting in self._scratch:
             waiting.clear()
+        layer, load, donor, evict = self._swapping
+        if evict in self._residents[donor]:  # the step failed amid a swap
+            self._residents[layer].pop(load, None)
         for layer, residents in enumerate(self._residents):
-            for expert in list(residents)[self.capacity :]:  # one too many: the step failed amid a swap
-                del residents[expert]
             self._unsettled[layer].intersection_update(residents)
             self.place(layer, list(residents))
 
     def view(self, layer: int) -> ResidencyView:
-        """The layer's experts as a policy sees them now."""
+        """The layer's experts as a policy sees them now, good until the layer's next swap."""
         now = self.device.now()
-        residents, scratch = self._residents[layer], self._scratch[layer]
-        unsettled = self.unsettled(layer)
+        residents, unsettled = self._residents[layer], self.unsettled(layer)
         in_flight = {expert: max(residents[expert].due - now, 0.0) for expert in unsettled}
+        scratch = self._scratch[layer]
         for expert, holding in scratch.items():
-            in_flight[expert] = 0.0 if self._has_landed(holding) else max(holding.due - now, 0.0)
-        slots = len(self._free) + len(scratch)
-        return ResidencyView(residents.keys() - unsettled, in_flight, slots, max(self.link_free - now, 0.0))
+            in_flight[expert] = 0.0 if holding.landed else max(holding.due - now, 0.0)
+        return ResidencyView(
+            residents.keys() - unsettled if unsettled else residents.keys(),
+            in_flight,
+            len(self._free) + len(scratch),
+            max(self.link_free - now, 0.0),
+        )
 
-    def residents(self, layer: int) -> set[int]:
-        """Experts that hold the layer's own slots, landed or not."""
-        return set(self._residents[layer])
+    def residents(self, layer: int) -> Set[int]:
+        """Experts that hold the layer's own slots, landed or not; changes as they do."""
+        return self._residents[layer].keys()
 
     def is_resident(self, layer: int, expert: int) -> bool:
         """Whether the expert holds one of the layer's own slots, landed or not."""
         return expert in self._residents[layer]
 
-    def unsettled(self, layer: int) -> set[int]:
+    def unsettled(self, layer: int) -> Set[int]:
         """Residents whose copy has not landed yet."""
-        residents, unsettled = self._residents[layer], self._unsettled[layer]
-        unsettled -= {expert for expert in unsettled if self._has_landed(residents[expert])}
-        return set(unsettled)
+        flying = self._flying
+        while flying and self.device.done(flying[0][0]):
+            for holding in flying[0][1]:
+                holding.landed = True
+                if self._residents[holding.layer].get(holding.expert) is holding:
+                    self._unsettled[holding.layer].discard(holding.expert)
+            flying.popleft()  # last: an interrupt before it costs nothing
+        return self._unsettled[layer]
 
     def scratch(self, layer: int) -> list[int]:
         """Experts in scratch slots that wait for the layer."""
@@ -120,43 +134,46 @@ class Residency:
     def free_slots(self) -> int:
         return len(self._free)
 
-    def slot(self, layer: int, expert: int) -> Buffer:
-        """The slot a launch on `expert` reads."""
-        holding = self._residents[layer].get(expert) or self._scratch[layer][expert]
-        return holding.slot
+    def slots(self, layer: int, experts: Iterable[int]) -> list[Buffer]:
+        """The slots a launch on `experts` reads."""
+        residents, scratch = self._residents[layer], self._scratch[layer]
+        return [(residents.get(expert) or scratch[expert]).slot for expert in experts]
 
-    def fetch(self, layer: int, expert: int) -> None:
-        """Queue a copy of `expert` into a free scratch slot."""
-        self._scratch[layer][expert] = self._copy(layer, expert, self._free.popleft())
+    def fetch(self, layer: int, *experts: int) -> None:
+        """Queue one copy of `experts` into free scratch slots."""
+        slots = [self._free.popleft() for _ in experts]
+        self._scratch[layer].update(zip(experts, self._copy(layer, experts, slots), strict=True))
 
     def release(self, layer: int, expert: int) -> None:
         """Give a scratch slot back; launches that read it are queued already."""
         self._free.append(self._scratch[layer].pop(expert).slot)
 
-    def swap(self, layer: int, evict: int, load: int) -> None:
-        """Make `load` a resident instead of `evict`: the slots change roles if it is in scratch, else it is copied."""
-        slot = self._residents[layer][evict].slot
+    def swap(self, layer: int, evict: int, load: int, donor: int | None = None) -> None:
+        """Make `load` a resident instead of `donor`'s `evict`: the slots change roles if it is in scratch, else it is copied."""
+        donor = layer if donor is None else donor
+        self._swapping = layer, load, donor, evict
+        slot = self._residents[donor][evict].slot
         if load in self._scratch[layer]:
             self._keep(layer, load, self._scratch[layer].pop(load))
             self._free.append(slot)
         else:
-            self._keep(layer, load, self._copy(layer, load, slot))
-        self._unsettled[layer].discard(evict)
-        del self._residents[layer][evict]  # last: the set is never short of one
+            self._keep(layer, load, *self._copy(layer, [load], [slot]))
+        self._unsettled[donor].discard(evict)
+        del self._residents[donor][evict]  # last: the set is never short of one
 
     def _keep(self, layer: int, expert: int, holding: Holding) -> None:
         self._residents[layer][expert] = holding
-        self._unsettled[layer].add(expert)
+        if not holding.landed:
+            self._unsettled[layer].add(expert)
 
-    def _copy(self, layer: int, expert: int, slot: Buffer) -> Holding:
-        alone, contended = self._link_seconds
-        source = self._source(layer, expert)
-        self.device.copy(self._stream, slot, source, alone, contended, label=f"copy {layer}.{expert}")
-        self.copies += 1
-        self.link_free = max(self.link_free, self.device.now()) + alone
-        return Holding(slot, self.device.record(self._stream), self.link_free)
-
-    def _has_landed(self, holding: Holding) -> bool:
-        if holding.copied is not None and self.device.done(holding.copied):
-            holding.copied = None
-        return holding.copied is None
+    def _copy(self, layer: int, experts: Sequence[int], slots: Sequence[Buffer]) -> list[Holding]:
+        """Queue one copy of them all."""
+        device, (alone, contended), count = self.device, self._link_seconds, len(experts)
+        sources = [self._source(layer, expert) for expert in experts]
+        label = f"copy {layer}.{experts[0]}"
+        device.copies(self._stream, slots, sources, count * alone, count * contended, label=label)
+        self.copies += count
+        self.link_free = due = max(self.link_free, device.now()) + count * alone
+        held = [Holding(layer, *held, due) for held in zip(experts, slots, strict=True)]
+        self._flying.append((device.record(self._stream), held))
+        return held

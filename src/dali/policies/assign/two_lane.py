@@ -1,7 +1,8 @@
 """Two-lane assignment (ours): the best split found in the lane model of `policies.lanes`.
 
 Greedy's sum of max(transfer, compute) charges residents as if they could not run under another expert's
-transfer, and an expert in flight a whole copy. Here every candidate is judged by its timeline. Fetching costs
+transfer, and an expert in flight a whole copy. Here every candidate is judged by its timeline, unless the first
+copy would come too late to spare the CPU anything: then it computes all that is absent. Fetching costs
 the same for each absent expert, so the ones to fetch are those with the largest gain, t_cpu - compute on the
 accelerator; the same order says which residents the CPU can best relieve the accelerator of. That leaves a
 search over two numbers, how many residents stay on the accelerator and how many absent experts are fetched,
@@ -11,7 +12,8 @@ each list by gain (ties: lower id):
 2. at that crossing bisect the residents kept, if the accelerator is late because it computes;
 3. if it is late because it waits for an expert in flight, let the CPU have the one that lands last, and
    search again;
-4. compare with everything on one device and with greedy: never worse than those in this model.
+4. unless no plan can be faster, compare with everything on one device and with greedy: never worse than
+   those in this model.
 
 Copies go longest compute first: the last one to land then leaves the least to do (Johnson's rule for equal
 copies).
@@ -29,6 +31,8 @@ from dali.policies.assign.greedy import greedy
 from dali.policies.lanes import accelerator_end, makespan
 from dali.policies.plan import LayerPlan, ResidencyView
 
+EQUAL = 1 + 1e-9  # times that differ by less are the same sum, taken in another order
+
 
 class Policy:
     """`two_lane`, the default."""
@@ -42,11 +46,19 @@ class Policy:
 def two_lane(workload: Sequence[int], view: ResidencyView, costs: ExpertCosts) -> LayerPlan:
     """The plan of least makespan among those searched."""
     cpu, gpu, launch, resident, in_flight = costs.cpu, costs.gpu, costs.launch, view.resident, view.in_flight
-    gains = [(gpu[tokens] - cpu[tokens], expert) for expert, tokens in enumerate(workload) if tokens]
-    gains.sort()
-    kept = [expert for _, expert in gains if expert in resident]
-    absent = [expert for _, expert in gains if expert not in resident and expert not in in_flight]
+    active = [expert for expert, tokens in enumerate(workload) if tokens]
+    kept = [expert for expert in active if expert in resident]
+    absent = [expert for expert in active if expert not in resident and expert not in in_flight]
     landing = view.landing() if in_flight else []
+    arrivals = [(in_flight[e], gpu[workload[e]] + launch if workload[e] else 0.0) for e in landing]
+    cpu_end = costs.handover + sum([cpu[workload[expert]] for expert in absent])
+    if absent and cpu_end <= view.link_free + costs.link:  # the first copy would come too late
+        residents = launch + sum([gpu[workload[expert]] for expert in kept])
+        if accelerator_end(residents, arrivals, (), view, cpu_end, costs) <= cpu_end:
+            return LayerPlan(tuple(absent), (*kept, *[expert for expert in landing if workload[expert]]), ())
+    gains = {expert: gpu[workload[expert]] - cpu[workload[expert]] for expert in active}
+    kept.sort(key=gains.__getitem__)
+    absent.sort(key=gains.__getitem__)
     most_kept, most_fetched = len(kept), len(absent) if view.slots else 0
 
     # Seconds by split: the first n on the accelerator, the others on the CPU.
@@ -54,8 +66,8 @@ def two_lane(workload: Sequence[int], view: ResidencyView, costs: ExpertCosts) -
     kept_gpu[1:2] = []  # no resident, no launch
     kept_cpu = _tails([cpu[workload[expert]] for expert in kept])
     fetched = [gpu[workload[expert]] + launch for expert in absent]
-    absent_cpu = _tails([cpu[workload[expert]] for expert in absent])
-    arrivals = [(in_flight[e], gpu[workload[e]] + launch if workload[e] else 0.0) for e in landing]
+    absent_seconds = [cpu[workload[expert]] for expert in absent]
+    absent_cpu = _tails(absent_seconds)
     given_up: list[int] = []  # experts in flight that the CPU computes after all
     given_up_cpu = 0.0
 
@@ -75,12 +87,17 @@ def two_lane(workload: Sequence[int], view: ResidencyView, costs: ExpertCosts) -
         cpu_rest, link_free, link = given_up_cpu + kept_cpu[most_kept], view.link_free, costs.link
         copied = range(most_fetched)
         bound = bisect_left(copied, True, key=lambda n: link_free + n * link >= cpu_rest + absent_cpu[n])
-        crossing = bisect_left(range(bound), True, key=lambda fetch: late(most_kept, fetch))
-        splits = {(most_kept, crossing), (most_kept, max(crossing - 1, 0))}
-        if kept and ends(most_kept - 1, crossing)[1] < ends(most_kept, crossing)[1]:
+        crossing = bound
+        if bound and late(most_kept, bound - 1):  # seldom
+            crossing = bisect_left(range(bound - 1), True, key=lambda fetch: late(most_kept, fetch))
+        cpu_end, gpu_end = ends(most_kept, crossing)
+        found = max(cpu_end, gpu_end), most_kept, crossing
+        splits = [(most_kept, crossing - 1)] if crossing else []
+        if kept and gpu_end > cpu_end and ends(most_kept - 1, crossing)[1] < gpu_end:
             keep = bisect_left(range(most_kept), True, key=lambda keep: late(keep, crossing))
-            splits |= {(keep, crossing), (max(keep - 1, 0), crossing)}
-        found = min((max(ends(*split)), *split) for split in splits)
+            splits += [(keep, crossing), (max(keep - 1, 0), crossing)]
+        for split in splits:
+            found = min(found, (max(ends(*split)), *split))
         if view.link_free + most_fetched * costs.link < found[0]:
             found = min(found, (max(ends(most_kept, most_fetched)), most_kept, most_fetched))
         return found
@@ -101,16 +118,32 @@ def two_lane(workload: Sequence[int], view: ResidencyView, costs: ExpertCosts) -
         best, keep, fetch = found
         given_up.append(expert)
 
-    paper = greedy(workload, view, costs)
-    # Greedy wins ties: the same split's sums, taken in another order, may differ in the last bit.
-    if makespan(paper, workload, view, costs) <= best * (1 + 1e-9):
-        return paper
-    if costs.handover + sum([cpu[workload[expert]] for _, expert in gains]) < best:
-        return all_cpu(workload)
+    if best > _floor(absent_seconds, most_fetched, min(fetched, default=0.0), view, costs) * EQUAL:
+        paper = greedy(workload, view, costs)
+        if makespan(paper, workload, view, costs) <= best * EQUAL:
+            return paper
+        if costs.handover + sum([cpu[workload[expert]] for expert in active]) < best:
+            return all_cpu(workload)
     on_time = [expert for expert in landing if workload[expert] and expert not in given_up]
-    fetches = sorted(absent[:fetch], key=lambda expert: -gpu[workload[expert]])
+    fetches = sorted(absent[:fetch], key=lambda expert: -gpu[workload[expert]]) if fetch else ()
     cpu_experts = (*absent[fetch:], *kept[keep:], *given_up)
     return LayerPlan(cpu_experts, (*kept[:keep], *on_time, *fetches), tuple(fetches))
+
+
+def _floor(absent: list[float], most: int, fetched: float, view: ResidencyView, costs: ExpertCosts) -> float:
+    """Seconds that no plan is below: with n fetches the CPU still has the absent experts but, at best, the n longest, and the
+    link n copies. `absent`: their seconds on the CPU; `most`: fetches; `fetched`: the least launch and compute of one."""
+    rest = _tails(sorted(absent, reverse=True))
+
+    def on_cpu(n: int) -> float:
+        return rest[n] + costs.handover if rest[n] else 0.0
+
+    def on_link(n: int) -> float:
+        return view.link_free + n * costs.link + fetched if n else 0.0
+
+    crossing = bisect_left(range(most), True, key=lambda n: on_link(n) >= on_cpu(n))
+    least = max(on_cpu(crossing), on_link(crossing))
+    return min(least, on_cpu(crossing - 1)) if crossing else least
 
 
 def _tails(seconds: list[float]) -> list[float]:

@@ -1,31 +1,39 @@
 """Cache replacement: which experts of a MoE layer stay on the accelerator.
 
 After a layer's last use in a step the runtime calls `observe` and queues the swaps it returns. A swap is one
-expert out, one in, so a layer's capacity never changes. When the incoming expert sits in a scratch slot (it
-is in `fetched`), the runtime exchanges the two slots' roles and copies nothing; otherwise it copies, and the
-expert counts as resident once that copy is done. So window policies may name any expert, and policies that
-fill on demand (LRU, LFU) name fetched ones only. Host memory keeps every expert, so nothing is ever copied
-back.
+expert out, one in, so the number of residents never changes. When the incoming expert sits in a scratch slot
+(it is in `fetched`), the runtime exchanges the two slots' roles and copies nothing; otherwise it copies, and
+the expert counts as resident once that copy is done. So window policies may name any expert, and policies
+that fill on demand (LRU, LFU) name fetched ones only. Host memory keeps every expert, so nothing is ever
+copied back.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence, Set
 from random import Random
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
+
+from dali.policies.signals import Signals
 
 
 class Swap(NamedTuple):
+    """`load` becomes a resident of the observed layer instead of `evict`, which is `donor`'s: None, the usual case, is the layer
+    itself. Only an expert in scratch can take another layer's slot."""
+
     evict: int
     load: int
+    donor: int | None = None
 
 
 class CachePolicy:
     """Keeps its starting set; the base of all cache policies.
 
-    `capacity`: resident experts a layer, the same for every layer; `experts`: routed experts a layer. State
-    is per layer and per object; the only randomness is the starting set's, by `seed`.
+    `capacity`: resident experts a layer; `experts`: routed experts a layer. State is per object; the only
+    randomness is the starting set's, by `seed`. `signals` names the fields of Signals it cannot do without.
     """
+
+    signals: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, layers: int, experts: int, capacity: int, seed: int = 0) -> None:
         self.layers = layers
@@ -34,7 +42,8 @@ class CachePolicy:
         self.seed = seed
 
     def initial(self, layer: int) -> tuple[int, ...]:
-        """The starting set, ids ascending: the same number of random experts in every layer, as in DALI."""
+        """The starting set, ids ascending: the same number of random experts in every layer, as in DALI. A
+        policy may spread them unevenly: at most layers x capacity in all."""
         rng = Random(f"{self.seed}/{layer}")
         return tuple(sorted(rng.sample(range(self.experts), self.capacity)))
 
@@ -45,12 +54,13 @@ class CachePolicy:
         resident: Set[int],
         fetched: Collection[int] = (),
         protected: Set[int] = frozenset(),
+        signals: Signals | None = None,
     ) -> list[Swap]:
         """Swaps after one forward step (a prefill chunk is one, too).
 
         `workload[e]`: live tokens routed to expert e in the step. `resident`: the layer's residents now.
         `fetched`: experts in its scratch slots. `protected`: experts to leave as they are: still in use, or
-        part of a swap in flight.
+        part of a swap in flight. `signals`: the step's routing in full, if the policy needs it.
         """
         return []
 

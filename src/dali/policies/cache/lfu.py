@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence, Set
 
 from dali.policies.cache import CachePolicy, Swap, fill
+from dali.policies.signals import Signals
 
 
 class Policy(CachePolicy):
@@ -22,6 +23,7 @@ class Policy(CachePolicy):
         resident: Set[int],
         fetched: Collection[int] = (),
         protected: Set[int] = frozenset(),
+        signals: Signals | None = None,
     ) -> list[Swap]:
         uses = self._uses[layer]
         for expert, tokens in enumerate(workload):

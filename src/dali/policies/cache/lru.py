@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence, Set
 
 from dali.policies.cache import CachePolicy, Swap, fill
+from dali.policies.signals import Signals
 
 
 class Policy(CachePolicy):
@@ -23,6 +24,7 @@ class Policy(CachePolicy):
         resident: Set[int],
         fetched: Collection[int] = (),
         protected: Set[int] = frozenset(),
+        signals: Signals | None = None,
     ) -> list[Swap]:
         self._steps[layer] += 1
         last_use = self._last_use[layer]

@@ -9,8 +9,10 @@ by one step. Ours: a pair is swapped only when the incoming score is strictly hi
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence, Set
+from operator import add
 
 from dali.policies.cache import CachePolicy, Swap
+from dali.policies.signals import Signals
 
 
 class Policy(CachePolicy):
@@ -40,8 +42,9 @@ class Policy(CachePolicy):
         resident: Set[int],
         fetched: Collection[int] = (),
         protected: Set[int] = frozenset(),
+        signals: Signals | None = None,
     ) -> list[Swap]:
-        scores = [score + tokens for score, tokens in zip(self._scores[layer], workload, strict=True)]
+        scores = list(map(add, self._scores[layer], workload))
         self._steps[layer] += 1
         if self._steps[layer] % self.window:
             self._scores[layer] = scores

@@ -13,6 +13,6 @@ class Policy(PrefetchPolicy):
     """`none`."""
 
     def choose(
-        self, predicted: Sequence[int], view: ResidencyView, costs: ExpertCosts, idle: float
+        self, predicted: Sequence[float], view: ResidencyView, costs: ExpertCosts, idle: float
     ) -> tuple[int, ...]:
         return ()

@@ -1,0 +1,73 @@
+"""Systems: published offloading systems and baselines, each as the policies that make it up, side by side in one engine.
+
+A system is one file `systems/<name>.py` with a constant `SYSTEM`, its underscores read as hyphens; what several of them share is
+in files whose names begin with an underscore. Their policies are of the kinds of dali.policies and decide live and in replay.
+Where a signal it names is missing, a system decides on what is left, as its file says, and whoever shows its figures says "signal
+missing".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from importlib import import_module
+from pkgutil import iter_modules
+from typing import Protocol
+
+from dali.errors import UsageError
+from dali.policies import Policies
+
+
+class Create(Protocol):
+    """Fresh policies for a model of `layers` MoE layers with `experts` routed experts, `top_k` of them a token, on an
+    accelerator that holds `capacity` experts a layer."""
+
+    def __call__(self, layers: int, experts: int, top_k: int, capacity: int, seed: int = 0) -> Policies: ...
+
+
+@dataclass(frozen=True)
+class System:
+    """One system.
+
+    `source`: paper and code. `differs`: where its released code and its paper part, which of both this follows, and what had
+    to be changed to fit here. `lossy`: its parts that change the model's output, all off here; empty for a lossless system.
+    `signals`: of "weights", "scores", "gate_inputs", "embeddings", those it decides by. `variants`: other settings its paper or
+    code names, as "system:variant". `guarded`: whether dali's guards may rest its prefetches and swaps in replay.
+    """
+
+    name: str
+    title: str
+    create: Create
+    source: str
+    differs: str = ""
+    lossy: tuple[str, ...] = ()
+    signals: frozenset[str] = frozenset()
+    variants: Mapping[str, Create] = field(default_factory=dict)
+    guarded: bool = False
+
+
+def names(lossless: bool | None = None) -> list[str]:
+    """The known systems; with `lossless` only those without, or only those with lossy parts."""
+    return [name for name in sorted(_modules()) if lossless is None or (not get(name).lossy) == lossless]
+
+
+def get(name: str) -> System:
+    """The system of that name, "system:variant" included. UsageError: there is none."""
+    base, _, variant = name.partition(":")
+    modules = _modules()
+    if base not in modules:
+        raise UsageError(f"There is no system {name!r}.", f"Use one of {', '.join(sorted(modules))}.")
+    system: System = import_module(f"{__name__}.{modules[base]}").SYSTEM
+    if not variant:
+        return system
+    if variant not in system.variants:
+        known = ", ".join(f"{base}:{other}" for other in system.variants)
+        raise UsageError(
+            f"There is no system {name!r}.", f"Use {base}{', or one of ' if known else ''}{known}."
+        )
+    return replace(system, name=name, title=f"{system.title}, {variant}", create=system.variants[variant])
+
+
+def _modules() -> dict[str, str]:
+    found = (module.name for module in iter_modules(__path__))
+    return {name.replace("_", "-"): name for name in found if not name.startswith("_")}

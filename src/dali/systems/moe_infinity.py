@@ -1,0 +1,174 @@
+"""MoE-Infinity: the nearest stored request says which experts come next, for prefetching and for the cache.
+
+A request's activation matrix counts its tokens by layer and expert. It is compared with those of past requests by the mean
+cosine of its rows, those still empty left out. A request has ended when a step does not hold it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence, Set
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dali.hardware.cost import ExpertCosts
+from dali.policies import Policies, create
+from dali.policies.cache import Swap
+from dali.policies.prefetch import Forecast, PrefetchPolicy
+from dali.policies.signals import Signals, Step
+from dali.systems import System
+from dali.systems._pool import PooledCache
+
+Matrix = NDArray[np.float64]  # [layers, experts]
+
+STORED = 128  # requests; the oldest gives way
+LOOK_AHEAD = 4  # layers
+EPSILON = 1e-8
+
+
+class History:
+    """Activation matrices of present and past requests."""
+
+    def __init__(self, layers: int, experts: int, stored: int = STORED) -> None:
+        self._layers, self._experts = layers, experts
+        self._past = np.zeros((stored, layers, experts))  # rows of length 1, or empty
+        self._chances = np.zeros((stored, layers, experts))  # rows of sum 1, or empty
+        self._count = self._next = 0
+        self._owners: list[int] = [0]  # the request of each token of the step
+        self._present: dict[int, Matrix] = {}
+        self._cosines: dict[int, NDArray[np.float64]] = {}  # [stored, layers] of each present request
+
+    def begin(self, step: Step) -> None:
+        self._owners = step.sequences.tolist()
+        for request in sorted(self._present.keys() - set(self._owners)):
+            self._store(self._present.pop(request))
+            del self._cosines[request]
+
+    def record(self, layer: int, workload: Sequence[int], signals: Signals | None) -> None:
+        """Count a layer's routing; without `signals` all of it as one request's, the step's first."""
+        if signals is None:
+            self._add(self._owners[0], layer, np.asarray(workload, dtype=float))
+            return
+        owners = np.asarray(self._owners if len(self._owners) == len(signals.ids) else [0] * len(signals.ids))
+        for request in dict.fromkeys(owners.tolist()):
+            ids = signals.ids[owners == request].ravel().astype(int)
+            self._add(request, layer, np.bincount(ids, minlength=self._experts).astype(float))
+
+    def expected(self) -> Matrix:
+        """The share of tokens that goes to each (layer, expert), summed over the present requests, each as in the past one
+        nearest to it (ties: the lower slot); while none is stored, as in itself so far."""
+        total = np.zeros((self._layers, self._experts))
+        for request, matrix in self._present.items():
+            if self._count:
+                nearness = self._cosines[request][: self._count, matrix.any(axis=1)].mean(axis=1)
+                total += self._chances[int(nearness.argmax())]
+            else:
+                total += _shares(matrix)
+        return total
+
+    def _add(self, request: int, layer: int, tokens: NDArray[np.float64]) -> None:
+        if request not in self._present:
+            self._present[request] = np.zeros((self._layers, self._experts))
+            self._cosines[request] = np.zeros((len(self._past), self._layers))
+        row = self._present[request][layer]
+        row += tokens
+        self._cosines[request][:, layer] = (
+            self._past[:, layer] @ row / max(float(np.sqrt(row @ row)), EPSILON)
+        )
+
+    def _store(self, matrix: Matrix) -> None:
+        slot = self._next
+        self._past[slot] = matrix / np.maximum(np.sqrt((matrix**2).sum(axis=1, keepdims=True)), EPSILON)
+        self._chances[slot] = _shares(matrix)
+        self._next = (slot + 1) % len(self._past)
+        self._count = min(self._count + 1, len(self._past))
+        for request, other in self._present.items():
+            lengths = np.maximum(np.sqrt((other**2).sum(axis=1)), EPSILON)
+            self._cosines[request][slot] = (self._past[slot] * other).sum(axis=1) / lengths
+
+
+def _shares(matrix: Matrix) -> Matrix:
+    shares: Matrix = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    return shares
+
+
+class Cache(PooledCache):
+    """Evicts the least (p + epsilon) (1 - l / L) of all layers' experts, with p the expected share of tokens and l the layer."""
+
+    signals = frozenset({"ids"})
+
+    def __init__(self, layers: int, experts: int, capacity: int, seed: int, history: History) -> None:
+        super().__init__(layers, experts, capacity, seed)
+        self._history = history
+        self._decay = 1 - np.arange(layers)[:, None] / layers
+
+    def observe(
+        self,
+        layer: int,
+        workload: Sequence[int],
+        resident: Set[int],
+        fetched: Collection[int] = (),
+        protected: Set[int] = frozenset(),
+        signals: Signals | None = None,
+    ) -> list[Swap]:
+        self._history.record(layer, workload, signals)
+        if not any(workload[expert] for expert in fetched):
+            return []
+        ranks = (self._history.expected() + EPSILON) * self._decay
+        return self.stay(layer, ranks, workload, resident, fetched, protected)
+
+
+class Prefetch(PrefetchPolicy):
+    """Expected experts of the next layers by p (1 - (i - l) / L), highest first, while the link is idle before the next layer:
+    then the queue is made anew."""
+
+    depth = LOOK_AHEAD
+
+    def __init__(self, layers: int, history: History) -> None:
+        super().__init__()
+        self._layers = layers
+        self._history = history
+
+    def foresee(
+        self, layer: int, workload: Sequence[int], signals: Signals | None = None
+    ) -> Sequence[tuple[int, Sequence[float]]]:
+        ahead = range(layer + 1, min(layer + 1 + self.depth, self._layers))
+        if not ahead:
+            return ()
+        expected = self._history.expected()
+        return [(later, (expected[later] * (1 - (later - layer) / self._layers)).tolist()) for later in ahead]
+
+    def plan(self, forecasts: Sequence[Forecast], costs: ExpertCosts) -> list[tuple[int, int]]:
+        queue = [
+            (-priority, order, expert)
+            for order, (_, priorities, view, _) in enumerate(forecasts)
+            for expert, priority in enumerate(priorities)
+            if priority and expert not in view.resident and expert not in view.in_flight
+        ]
+        chosen: list[tuple[int, int]] = []
+        room = int(forecasts[0].idle / costs.link_contended) if forecasts else 0
+        for _, order, expert in sorted(queue):
+            layer, _, view, _ = forecasts[order]
+            if len(chosen) < min(room, view.slots - len(view.in_flight)):
+                chosen.append((layer, expert))
+        return chosen
+
+
+def policies(layers: int, experts: int, top_k: int, capacity: int, seed: int = 0) -> Policies:
+    history = History(layers, experts)
+    cache = Cache(layers, experts, capacity, seed, history)
+    return Policies(create("assign", "gpu"), Prefetch(layers, history), cache, history.begin)
+
+
+SYSTEM = System(
+    name="moe-infinity",
+    title="MoE-Infinity",
+    create=policies,
+    source="MoE-Infinity, arXiv 2401.14361; github.com/EfficientMoE/MoE-Infinity",
+    differs=(
+        "The code blanks the very rows it compares when it looks for the nearest matrix, and ranks its cache by further factors; "
+        "this follows the paper. Matrices are stored as requests end, the oldest of 128 giving way, "
+        "and the first request goes by its own. It looks at most 4 layers ahead and queues no more than the link's idle time "
+        "holds."
+    ),
+)
