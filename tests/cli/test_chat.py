@@ -129,7 +129,7 @@ def typed(monkeypatch):
             raise key
 
         monkeypatch.setattr(builtins, "input", read)
-        llm = SimpleNamespace(layout=SimpleNamespace(format=SimpleNamespace(name="w8")), ctx_size=512)
+        llm = SimpleNamespace(format_name="w8", ctx_size=512)
         chat_module.chat(SimpleNamespace(llm=llm), "tiny")
         return left
 

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from dali.engine import load
 from families import random_model, save_model
+from gguf_models import gguf_model, save_gguf
 
 
 @pytest.fixture
@@ -83,7 +84,7 @@ def test_what_runs_and_what_does_not_and_why(listed, models):
 
 def test_no_weights_are_read(listed, models, monkeypatch):
     monkeypatch.setattr(torch.nn.Module, "load_state_dict", None)
-    monkeypatch.setattr(load, "_load_dense", None)
+    monkeypatch.setattr(load, "load_dense", None)
     save_model(random_model("mixtral"), models / "mixtral")
     weights = models / "mixtral" / "model.safetensors"
     size = weights.stat().st_size
@@ -115,6 +116,29 @@ def test_the_hugging_face_cache_is_searched(listed, models):
     assert list(found) == ["dali-tiny", "org/tiny"]
     assert found["org/tiny"]["runs"] is True
     assert found["org/tiny"]["family"] == "qwen2_moe"
+
+
+def test_gguf_files(listed, models):
+    hub = Path(huggingface_hub.constants.HF_HUB_CACHE) / "models--org--tiny-gguf"
+    snapshot = hub / "snapshots" / "0123456789abcdef0123456789abcdef01234567"
+    for folder in (models / "here", snapshot, hub / "refs"):
+        folder.mkdir(parents=True)
+    (hub / "refs" / "main").write_text(snapshot.name)
+    save_gguf(gguf_model("gpt_oss"), models / "here" / "m.gguf", shards=20)
+    save_gguf(gguf_model("olmoe"), snapshot / "tiny-Q8_0.gguf")
+    save_gguf(gguf_model("olmoe"), snapshot / "tiny-Q4_0.gguf")
+    with (snapshot / "tiny-Q4_0.gguf").open("r+b") as file:
+        file.truncate(10_000)
+    found = listed()
+    first = next((models / "here").glob("*-00001-of-*"))
+    assert list(found) == sorted(["dali-tiny", str(first), "org/tiny-gguf:Q8_0", "org/tiny-gguf:Q4_0"])
+    runs = found["org/tiny-gguf:Q8_0"]
+    assert (runs["runs"], runs["family"], runs["quant"]) == (True, "olmoe", "f32")
+    assert (runs["experts"], runs["top_k"], runs["moe_layers"]) == (8, 3, 3)
+    assert found[str(first)]["bytes"] == sum(file.stat().st_size for file in first.parent.iterdir())
+    broken = found["org/tiny-gguf:Q4_0"]
+    assert (broken["runs"], broken["obstacle"]) == (False, "unreadable GGUF file")
+    assert "tiny-Q4_0.gguf" in broken["problem"]
 
 
 def test_one_model_that_breaks_the_look_leaves_the_others(listed, models, monkeypatch):

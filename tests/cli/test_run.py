@@ -138,7 +138,7 @@ def test_stdin_that_is_no_prompt_is_refused(refused, stdin, content, problem):
         (["hi there", "-c", "9999"], "The context size 9999 is out of range."),
         (["word " * 600], "The prompt has "),
         (["./nowhere", "hi"], "No model called './nowhere'"),
-        (["model.gguf", "hi"], "model.gguf: GGUF"),
+        (["model.gguf", "hi"], "There is no file model.gguf."),
     ],
 )
 def test_a_request_that_cannot_be_meant_exits_with_2(refused, arguments, problem):

@@ -52,7 +52,7 @@ class Answer:
             modelled = " (modelled)" if llm.telemetry.modelled else ""
             parts.append(f"{', '.join(rates)} tok/s{modelled}")
         dense, experts, kv = (n / 2**20 for n in (llm.dense_bytes, llm.expert_bytes, sequence.kv.nbytes))
-        parts.append(f"dense {dense:.1f}, experts {experts:.1f} ({llm.layout.format.name}), KV {kv:.1f} MiB")
+        parts.append(f"dense {dense:.1f}, experts {experts:.1f} ({llm.format_name}), KV {kv:.1f} MiB")
         total = llm.telemetry.total()
         parts.append(f"{size(total.expert_bytes - self._bytes_before)} of experts read")
         if llm.executor is not None:

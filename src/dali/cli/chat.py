@@ -27,7 +27,7 @@ def chat(conversation: Conversation, name: str) -> None:
     """Ask for lines and answer them until the user leaves."""
     passing_note()
     llm = conversation.llm
-    log.info(f"{name}: {llm.layout.format.name} experts, {llm.ctx_size} tokens of context. /help for help.")
+    log.info(f"{name}: {llm.format_name} experts, {llm.ctx_size} tokens of context. /help for help.")
     leaving = False
     while True:
         try:

@@ -7,15 +7,20 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import huggingface_hub.constants
 from huggingface_hub.errors import CacheNotFound
 
 from dali.cli.settings import Verb
 from dali.cli.terminal import log, passing_note, size
-from dali.engine.locate import BUNDLED
+from dali.engine.locate import BUNDLED, gguf_models, quant_of
 from dali.errors import DaliError
 from dali.store.cache import cache_root
+from dali.store.gguf import split_files
+
+if TYPE_CHECKING:
+    from dali.store.checkpoint import ExpertsModule
 
 VERB = Verb(
     "list",
@@ -43,7 +48,7 @@ class Listing:
 
 def main(settings: SimpleNamespace) -> int:
     passing_note("Looking at the models ...")
-    listings = [_examine(name, directory) for name, directory in sorted(_found())]
+    listings = [_examine(name, path) for name, path in sorted(_found())]
     passing_note()
     if settings.json:
         print(
@@ -69,9 +74,13 @@ def _row(listing: Listing) -> tuple[str, ...]:
 
 
 def _found() -> Iterator[tuple[str, Path]]:
-    """(what `dali run` calls it, directory) of each model."""
+    """(what `dali run` calls it, directory or GGUF file) of each model."""
     local = {folder.name: folder for root in (cache_root() / "models", BUNDLED) for folder in root.glob("*/")}
-    yield from local.items()
+    for name, folder in local.items():
+        files = [] if (folder / "config.json").is_file() else gguf_models(folder)
+        yield from ((str(file), file) for file in files)
+        if not files:
+            yield name, folder
     try:
         cache = huggingface_hub.scan_cache_dir(huggingface_hub.constants.HF_HUB_CACHE)
     except (CacheNotFound, ValueError):
@@ -79,42 +88,21 @@ def _found() -> Iterator[tuple[str, Path]]:
     for repository in cache.repos:
         main = repository.refs.get("main")
         if repository.repo_type == "model" and main:
-            yield repository.repo_id, main.snapshot_path
+            files = gguf_models(main.snapshot_path)
+            yield from ((f"{repository.repo_id}:{quant_of(file.name)}", file) for file in files)
+            if not files or (main.snapshot_path / "config.json").is_file():
+                yield repository.repo_id, main.snapshot_path
 
 
-def _examine(name: str, directory: Path) -> Listing:
+def _examine(name: str, path: Path) -> Listing:
     """Take the steps that loading takes before it reads weights; the first that fails is the obstacle."""
-    import torch
-
-    from dali.engine import load, seam
-    from dali.hardware.memory import available_ram
-    from dali.store.checkpoint import Checkpoint
-
-    nbytes = sum(file.stat().st_size for file in directory.rglob("*") if file.is_file())
-    listing = Listing(name, str(directory), nbytes)
-    obstacle = "no config.json"
+    files = path.rglob("*") if path.is_dir() else split_files(path)
+    listing = Listing(name, str(path), sum(file.stat().st_size for file in files if file.is_file()))
+    steps = _directory_steps(listing, path) if path.is_dir() else _gguf_steps(listing, path)
+    obstacle = "unreadable"
     try:
-        if (directory / "config.json").is_file():
-            obstacle = "unreadable config.json"
-        raw = json.loads((directory / "config.json").read_bytes())
-        listing.family = raw.get("model_type")
-        obstacle = "quantized checkpoint" if "quantization_config" in raw else "unknown model type"
-        config = load.read_config(directory)
-        obstacle = "not a language model"
-        skeleton = load.build_skeleton(config, directory)
-        obstacle = "experts of an unsupported kind" if seam.experts_modules(skeleton) else "dense model"
-        modules = seam.describe_model(skeleton, name)
-        listing.experts, listing.moe_layers = modules[0].experts, len(modules)
-        listing.top_k = getattr(config, "num_experts_per_tok", None)
-        obstacle = "unsupported layers"
-        load.check_attention(skeleton)
-        obstacle = "incomplete download"
-        if not Checkpoint(directory).location:
-            raise DaliError(f"{directory} holds no weights.", "Download it again.")
-        load.load_tokenizer(directory)
-        obstacle = "too large for the free memory"
-        dense = load.count_dense_bytes(skeleton, getattr(config, "dtype", None) or torch.float32)
-        listing.quant = load.choose_layout(modules, "auto", dense, available_ram(), name).format.name
+        for obstacle in steps:
+            log.debug("%s: next, %s?", name, obstacle)
     except Exception as error:  # whatever it is, the other models are still to be listed
         listing.obstacle = obstacle
         listing.problem = (
@@ -122,3 +110,60 @@ def _examine(name: str, directory: Path) -> Listing:
         )
         log.debug("%s: %s", name, listing.problem)
     return listing
+
+
+def _directory_steps(listing: Listing, directory: Path) -> Iterator[str]:
+    """Fills `listing`; yields before each step what it means if that fails."""
+    import torch
+
+    from dali.engine import load, seam
+    from dali.hardware.memory import available_ram
+    from dali.store.checkpoint import Checkpoint
+
+    config_file = directory / "config.json"
+    yield "unreadable config.json" if config_file.is_file() else "no config.json"
+    raw = json.loads(config_file.read_bytes())
+    listing.family = raw.get("model_type")
+    yield "quantized checkpoint" if "quantization_config" in raw else "unknown model type"
+    config = load.read_config(directory)
+    yield "not a language model"
+    skeleton = load.build_skeleton(config, directory)
+    yield "experts of an unsupported kind" if seam.experts_modules(skeleton) else "dense model"
+    modules = seam.describe_model(skeleton, listing.name)
+    _count(listing, modules, config)
+    yield "unsupported layers"
+    load.check_attention(skeleton)
+    yield "incomplete download"
+    if not Checkpoint(directory).location:
+        raise DaliError(f"{directory} holds no weights.", "Download it again.")
+    load.load_tokenizer(directory)
+    yield "too large for the free memory"
+    dense = load.count_dense_bytes(skeleton, getattr(config, "dtype", None) or torch.float32)
+    listing.quant = load.choose_layout(modules, "auto", dense, available_ram(), listing.name).format_name
+
+
+def _gguf_steps(listing: Listing, path: Path) -> Iterator[str]:
+    """As `_directory_steps`."""
+    from dali.engine.gguf.config import family_of
+    from dali.engine.gguf.load import GgufModel
+    from dali.engine.gguf.tokenizer import read_tokenizer
+    from dali.engine.load import describe_layouts
+    from dali.hardware.memory import available_ram
+    from dali.store.gguf import read_gguf
+
+    yield "unreadable GGUF file"
+    gguf = read_gguf(path)
+    yield "dense model, or of an unknown kind"
+    listing.family = family_of(gguf).model_type
+    yield "damaged GGUF file"
+    model = GgufModel(path)
+    _count(listing, model.modules, model.config)
+    yield "unknown tokenizer"
+    read_tokenizer(gguf)
+    yield "too large for the free memory"
+    listing.quant = describe_layouts(model.choose_layouts("auto", model.config.dtype, available_ram()))
+
+
+def _count(listing: Listing, modules: list[ExpertsModule], config: Any) -> None:
+    listing.experts, listing.moe_layers = modules[0].experts, len(modules)
+    listing.top_k = getattr(config, "num_experts_per_tok", None)

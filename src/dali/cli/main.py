@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 VERBS = {
     "run": "ask a model once, or chat with it",
+    "bench": "measure a model's tokens a second",
+    "trace": "record which experts a model's tokens are routed to",
+    "simulate": "replay recorded routing under policies and hardware profiles",
     "list": "the models found here, and whether they run",
 }
 INTERRUPTED, BROKEN_PIPE = 130, 141  # as if SIGINT or SIGPIPE had ended the process
@@ -73,7 +76,7 @@ def _parser() -> Parser:
 
     from dali.cli.settings import Parser
 
-    verbs = "\n".join(f"  {verb:<6} {does}" for verb, does in VERBS.items())
+    verbs = "\n".join(f"  {verb:<8} {does}" for verb, does in VERBS.items())
     parser = Parser(
         "dali",
         "dali VERB ...",

@@ -11,7 +11,7 @@ from dali.errors import UsageError
 from dali.hardware.memory import parse_size
 
 # The engine's own lists, written out because importing it takes seconds; a test compares them.
-QUANTS = ("auto", "f32", "f16", "bf16", "w8", "w4")
+QUANTS = ("auto", "f32", "f16", "bf16", "w8", "w4", "mxfp4", "q4k")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
@@ -57,7 +57,7 @@ class Option:
             raise UsageError(f"{origin} cannot be {text!r}.", f"Give {self.kind.expected}.") from None
 
 
-def _whole(least: int, none: int | None = None, meaning: str = "") -> Kind:
+def whole(least: int, none: int | None = None, meaning: str = "") -> Kind:
     """A whole number from `least`, or `none`: what llama.cpp writes for `meaning`, here as good as no flag."""
 
     def parse(text: str) -> int | None:
@@ -103,8 +103,21 @@ def _true_or_false(text: str) -> bool:
     return text.lower() in ("1", "true", "yes", "on")
 
 
+def _counts(text: str) -> tuple[int, ...]:
+    counts = tuple(int(part) for part in text.split(","))
+    if min(counts) < 1:
+        raise ValueError
+    return counts
+
+
 SWITCH = Kind("", "true or false", _true_or_false)
 TEXT = Kind("TEXT", "some text", _some_text)
+NAMES = Kind(
+    "NAMES",
+    "names with commas between them",
+    lambda text: tuple(_some_text(name) for name in text.split(",")),
+)
+COUNTS = Kind("N", "whole numbers from 1, with commas between them", _counts)
 FILE = Kind("FILE", "the name of a file", _some_text)
 JINJA = Kind("JINJA", "a Jinja template or the file that holds one", _some_text)
 SIZE = Kind("SIZE", "a size like 8GiB or 500MB", parse_size)
@@ -114,21 +127,21 @@ PROBABILITY = _number("P", 1, "a number from 0 to 1")
 OPTIONS = {
     option.name: option
     for option in (
-        Option("predict", _whole(1, -1, "no limit"), "most tokens to answer with (default: no limit)", "-n"),
+        Option("predict", whole(1, -1, "no limit"), "most tokens to answer with (default: no limit)", "-n"),
         Option("temp", TEMPERATURE, "temperature; 0 always takes the likeliest token"),
-        Option("top-k", _whole(0), "sample from the N likeliest tokens; 0 turns it off"),
+        Option("top-k", whole(0), "sample from the N likeliest tokens; 0 turns it off"),
         Option("top-p", PROBABILITY, "sample from the likeliest tokens that make up P; 1 turns it off"),
         Option("min-p", PROBABILITY, "drop tokens less than P times as likely as the first; 0 turns it off"),
-        Option("seed", _whole(0, -1, "a random one"), "makes sampling repeatable"),
+        Option("seed", whole(0, -1, "a random one"), "makes sampling repeatable"),
         Option("stop", TEXT, "end the answer before TEXT; may be repeated", repeatable=True),
         Option("system-prompt", TEXT, "what the model is told before the first message", "-sys"),
         Option("chat-template", JINJA, "a template, or its file, instead of the model's own"),
         Option("raw", SWITCH, "give the prompt to the model as it is, without a chat template"),
-        Option("ctx-size", _whole(2, 0, "all the model can"), "tokens a conversation may have", "-c"),
+        Option("ctx-size", whole(2, 0, "all the model can"), "tokens a conversation may have", "-c"),
         Option("quant", _one_of(QUANTS), f"format of the experts in memory: {', '.join(QUANTS)}"),
         Option("dtype", _one_of(DTYPES), f"of everything but the experts: {', '.join(DTYPES)}"),
         Option("ram", SIZE, "host memory to plan with (default: what is free)"),
-        Option("threads", _whole(1), "CPU threads (default: all cores)", "-t"),
+        Option("threads", whole(1), "CPU threads (default: all cores)", "-t"),
         Option(
             "device",
             TEXT,
@@ -142,12 +155,26 @@ OPTIONS = {
         Option("cpu-moe", SWITCH, "all experts on the CPU: --assign cpu"),
         Option(
             "n-cpu-moe",
-            _whole(0),
+            whole(0),
             "experts of the first N MoE layers on the CPU, all others on the accelerator",
         ),
         Option("list-devices", SWITCH, "say what --device can be here, and leave"),
         Option("offline", SWITCH, "never touch the network"),
         Option("json", SWITCH, "for machines"),
+        Option("output", FILE, "the trace to write", "-o"),
+        Option("prompts", FILE, "prompts, one a line (default: stdin)"),
+        Option("hidden", SWITCH, "record gate inputs, embeddings and predictions too"),
+        Option("batch", COUNTS, "sequences side by side in a step (default: 1)"),
+        Option("policy", NAMES, "policies with commas between them, or lossless (default), or all"),
+        Option(
+            "cache-slots",
+            NAMES,
+            "residents a layer, as shares of its experts or numbers (default: 25%%,50%%)",
+        ),
+        Option("shape", NAMES, "whose sizes the experts have (default: own, the recorded model's)"),
+        Option("tokens", whole(1), "generated tokens to replay of each trace, at most (default: all)"),
+        Option("cache-only", SWITCH, "hit rates of a cache alone, without a timeline"),
+        Option("html", FILE, "write a self-contained report with plots here"),
         Option("config", FILE, "YAML file that may hold any of these flags, as `temp: 0.7`"),
         Option("log-level", _one_of(LOG_LEVELS), f"what to say on stderr: {', '.join(LOG_LEVELS)}"),
         Option("verbose", SWITCH, "the same as --log-level debug, which shows tracebacks too", "-v"),

@@ -34,16 +34,17 @@ class Parser(argparse.ArgumentParser):
 
 @dataclass(frozen=True)
 class Verb:
-    """What a verb takes. `flags`: heading -> names in OPTIONS."""
+    """What a verb takes. `flags`: heading -> names in OPTIONS, or of flags that mean something of the verb's `own`."""
 
     name: str
     description: str
     flags: dict[str, tuple[str, ...]]
     words: str = ""  # its arguments that are no flags, as usage shows them
+    own: tuple[Option, ...] = ()
 
     def settings(self, arguments: Sequence[str]) -> SimpleNamespace:
         """Each flag's value under its key, and `words`: list[str]. UsageError: what cannot be meant."""
-        options = [OPTIONS[name] for names in (*self.flags.values(), ALWAYS) for name in names]
+        options = [self._option(name) for names in (*self.flags.values(), ALWAYS) for name in names]
         end = arguments.index("--") if "--" in arguments else len(arguments)
         given = self._parser().parse_intermixed_args(arguments[:end])
         texts = {option.key: _from_flags(option, given) or _from_environment(option) for option in options}
@@ -57,6 +58,9 @@ class Verb:
             value = values if option.repeatable else values[0] if values else option.absent
             setattr(settings, option.key, value)
         return settings
+
+    def _option(self, name: str) -> Option:
+        return next((option for option in self.own if option.name == name), None) or OPTIONS[name]
 
     def _parser(self) -> Parser:
         """Collects the text of each flag, and the words between them."""
@@ -72,7 +76,7 @@ class Verb:
             parser.add_argument("words", nargs="*", help=argparse.SUPPRESS)
         for heading, names in (*self.flags.items(), ("other", ALWAYS)):
             group = parser.add_argument_group(heading)
-            for option in map(OPTIONS.__getitem__, names):
+            for option in map(self._option, names):
                 flags = [flag for flag in (option.short, f"--{option.name}") if flag]
                 if option.kind is SWITCH:
                     action = group.add_argument(*flags, action="append_const", const="true")

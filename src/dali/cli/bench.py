@@ -1,0 +1,198 @@
+"""`dali bench`: tokens a second of a model, prompts and generation apart."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import statistics
+from datetime import UTC, datetime
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import dali
+from dali.cli.options import Kind, Option, whole
+from dali.cli.settings import Verb
+from dali.cli.terminal import log, meter, passing_note, size
+from dali.engine.locate import DEFAULT_MODEL, locate
+from dali.errors import UsageError
+
+if TYPE_CHECKING:
+    from dali.engine.bench import Measurement
+    from dali.engine.llm import LLM
+
+PROMPT, GENERATE, REPETITIONS = (512,), (128,), 5  # llama-bench's
+LAYOUTS = ("md", "csv", "json", "jsonl")
+
+
+def _lengths(text: str) -> tuple[int, ...]:
+    lengths = tuple(int(part) for part in text.split(","))
+    if min(lengths) < 0:
+        raise ValueError
+    return lengths
+
+
+def _layout(text: str) -> str:
+    if text not in LAYOUTS:
+        raise ValueError
+    return text
+
+
+LENGTHS = Kind("N", "whole numbers from 0, with commas between them", _lengths)
+VERB = Verb(
+    "bench",
+    "Measure tokens a second on random tokens: pp512 computes a prompt of 512, tg128 generates 128. Beside them what "
+    "share of the memory's read bandwidth, measured in the same run, generation reaches, and where its time goes. MODEL is as "
+    "for `dali run`.",
+    {
+        "bench": ("n-prompt", "n-gen", "repetitions", "output"),
+        "model": ("ctx-size", "quant", "dtype", "ram", "threads", "offline"),
+    },
+    words="[MODEL]",
+    own=(
+        Option("n-prompt", LENGTHS, "prompt lengths to measure; 0 leaves it out (default: 512)", "-p"),
+        Option("n-gen", LENGTHS, "numbers of tokens to generate; 0 leaves it out (default: 128)", "-n"),
+        Option("repetitions", whole(1), "measured runs of each, after one to warm up (default: 5)", "-r"),
+        Option(
+            "output",
+            Kind("FORMAT", f"one of {', '.join(LAYOUTS)}", _layout),
+            f"{', '.join(LAYOUTS)} (default: md)",
+            "-o",
+        ),
+    ),
+)
+
+
+def main(settings: SimpleNamespace) -> int:
+    if len(settings.words) > 1:
+        raise UsageError(
+            f"`dali bench` takes one MODEL, not {len(settings.words)} words.", "Measure one at a time."
+        )
+    prompts = settings.n_prompt or PROMPT
+    generations = settings.n_gen or GENERATE
+    if not any(prompts) and not any(generations):
+        raise UsageError(
+            "There is nothing to measure: -p and -n are 0.", "Leave one of them out, or give it a number."
+        )
+    model = settings.words[0] if settings.words else DEFAULT_MODEL
+    directory = locate(model, settings.offline)
+    passing_note(f"Loading {model} ...")
+    from dali.engine.bench import Test, measure
+    from dali.engine.llm import load
+
+    llm = load(
+        directory,
+        quant=settings.quant or "auto",
+        dtype=settings.dtype or "auto",
+        ctx_size=settings.ctx_size,
+        ram=settings.ram,
+        threads=settings.threads,
+        offline=settings.offline,
+        meter=meter,
+        notify=log.info,
+    )
+    tests = [Test(length, 0) for length in prompts if length] + [
+        Test(0, length) for length in generations if length
+    ]
+    passing_note("Measuring ...")
+    rows = []
+    for measurement in measure(llm, tests, settings.repetitions or REPETITIONS):
+        rows.append(_row(llm, measurement))
+        if settings.output == "jsonl":
+            passing_note()
+            print(json.dumps(rows[-1]), flush=True)
+    passing_note()
+    if settings.output == "json":
+        print(json.dumps(rows, indent=2))
+    elif settings.output == "csv":
+        print(_csv(rows), end="")
+    elif settings.output != "jsonl":
+        print(_table(rows))
+    return 0
+
+
+def _row(llm: LLM, measurement: Measurement) -> dict[str, Any]:
+    """One test under llama-bench's keys, and dali's own after them. Times in nanoseconds, rates in 1/s."""
+    import torch
+
+    from dali.kernels import native
+
+    test, speeds = measurement.test, measurement.speeds
+    nanoseconds = [round(seconds * 1e9) for seconds in measurement.seconds]
+    native_threads = native.enabled()
+    row: dict[str, Any] = {
+        "test": test.name,
+        "model_filename": llm.name,
+        "model_type": f"{llm.model.config.model_type} {llm.format_name}",
+        "model_size": llm.expert_bytes + llm.dense_bytes,
+        "n_batch": llm.engine.scheduler.step_tokens,
+        "n_threads": native.threads() if native_threads else torch.get_num_threads(),
+        "n_prompt": test.prompt,
+        "n_gen": test.generate,
+        "test_time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "avg_ns": round(statistics.mean(nanoseconds)),
+        "stddev_ns": round(_deviation(nanoseconds)),
+        "avg_ts": statistics.mean(speeds),
+        "stddev_ts": _deviation(speeds),
+        "samples_ns": nanoseconds,
+        "samples_ts": speeds,
+        "dali_version": dali.__version__,
+        "kernels": native.variant() if native_threads else "torch",
+        "token_bytes": measurement.token_bytes,
+        "read_bandwidth": statistics.median(measurement.bandwidths) if measurement.bandwidths else None,
+        "roofline_percent": None if measurement.roofline is None else 100 * measurement.roofline,
+    }
+    shares = measurement.shares or {}
+    return row | {
+        f"{part}_percent": 100 * shares[part] if shares else None
+        for part in ("experts", "dense", "attention", "rest")
+    }
+
+
+def _deviation(values: list[Any]) -> float:
+    return statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def _csv(rows: list[dict[str, Any]]) -> str:
+    out = io.StringIO()
+    keys = [key for key in rows[0] if not key.startswith("samples")]
+    writer = csv.DictWriter(out, keys, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue()
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
+    """As llama-bench prints it; Markdown."""
+    head = ("model", "size", "threads", "test", "t/s", "roofline", "experts", "dense", "attention", "rest")
+    lines = [head, *map(_cells, rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    text = [
+        "| "
+        + " | ".join(
+            cell.rjust(width) if at else cell.ljust(width)
+            for at, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        + " |"
+        for line in lines
+    ]
+    rule = (
+        "| "
+        + " | ".join("-" * width if not at else "-" * (width - 1) + ":" for at, width in enumerate(widths))
+        + " |"
+    )
+    return "\n".join([text[0], rule, *text[1:]])
+
+
+def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+    percents = (row[f"{part}_percent"] for part in ("roofline", "experts", "dense", "attention", "rest"))
+    shown = ("-" if percent is None else f"{percent:.0f} %" for percent in percents)
+    speed = f"{row['avg_ts']:.2f} ± {row['stddev_ts']:.2f}"
+    return (
+        f"{row['model_filename']} {row['model_type']}",
+        size(row["model_size"]),
+        str(row["n_threads"]),
+        row["test"],
+        speed,
+        *shown,
+    )

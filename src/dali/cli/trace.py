@@ -1,0 +1,112 @@
+"""`dali trace`: where a model's tokens are routed, recorded while it answers."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+from dali.cli.conversation import check_prompt
+from dali.cli.options import Option, whole
+from dali.cli.settings import Verb
+from dali.cli.terminal import log, meter, passing_note, size
+from dali.engine.locate import DEFAULT_MODEL, locate
+from dali.errors import UsageError
+
+TOKENS = 128  # of an answer, unless told otherwise
+
+VERB = Verb(
+    "trace",
+    "Answer prompts and record which experts each token was routed to, with weights and scores, for `dali simulate`. MODEL is "
+    "as for `dali run`. Prompts come one a line, from a file or on stdin.",
+    {
+        "trace": ("output", "prompts", "hidden", "batch"),
+        "answer": ("predict", "temp", "top-k", "top-p", "min-p", "seed", "raw"),
+        "model": ("ctx-size", "quant", "dtype", "ram", "threads", "offline"),
+    },
+    words="[MODEL] -o FILE.npz",
+    own=(Option("predict", whole(1), f"most tokens to answer with (default: {TOKENS})", "-n"),),
+)
+
+
+def main(settings: SimpleNamespace) -> int:
+    if len(settings.words) > 1:
+        raise UsageError(
+            f"`dali trace` takes one MODEL, not {len(settings.words)} words.",
+            "Give prompts by --prompts, or on stdin.",
+        )
+    if settings.output is None:
+        raise UsageError("`dali trace` needs a file to write.", "Give one: -o FILE.npz.")
+    if len(settings.batch or (1,)) > 1:
+        raise UsageError("`dali trace` records one batch size at a time.", "Give one number to --batch.")
+    output = Path(settings.output)
+    if output.is_dir() or not os.access(output.parent, os.W_OK):
+        raise UsageError(
+            f"{settings.output!r} is no file that can be written.", "Name one in a writable folder."
+        )
+    model = settings.words[0] if settings.words else DEFAULT_MODEL
+    directory = locate(model, settings.offline)
+    prompts = _prompts(settings.prompts)
+
+    passing_note(f"Loading {model} ...")
+    from dali.engine.llm import load
+    from dali.engine.recorder import record
+    from dali.replay import trace
+
+    llm = load(
+        directory,
+        quant=settings.quant or "auto",
+        dtype=settings.dtype or "auto",
+        ctx_size=settings.ctx_size,
+        ram=settings.ram,
+        threads=settings.threads,
+        offline=settings.offline,
+        meter=meter,
+        notify=log.info,
+    )
+    recorded = record(
+        llm,
+        prompts
+        if settings.raw
+        else [llm.chat_prompt([{"role": "user", "content": prompt}]) for prompt in prompts],
+        (settings.batch or (1,))[0],
+        settings.hidden,
+        meter,
+        max_tokens=settings.predict or TOKENS,
+        temperature=settings.temp,
+        top_k=settings.top_k,
+        top_p=settings.top_p,
+        min_p=settings.min_p,
+        seed=settings.seed,
+    )
+    trace.write(output, recorded)
+    answers = int((recorded.phase == trace.DECODE).sum())
+    log.info(
+        f"{output}: {recorded.sequences} sequences, {recorded.tokens - answers} prompt + {answers} answer tokens, "
+        f"{recorded.layers} layers, {size(output.stat().st_size)}"
+    )
+    return 0
+
+
+def _prompts(file: str | None) -> list[str]:
+    """The lines of a file or of stdin that are not blank. UsageError: there are none, or they are no text."""
+    origin = "stdin" if file is None else repr(file)
+    try:
+        given = Path(file).read_bytes() if file is not None else sys.stdin.buffer.read() if sys.stdin else b""
+        lines = given.decode().splitlines()
+    except OSError as error:
+        raise UsageError(
+            f"Cannot read the prompts in {origin} ({error.strerror}).", "Give a text file, one prompt a line."
+        ) from error
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"The prompts in {origin} are not UTF-8 (offset {error.start}).",
+            "Convert them first, for example with iconv.",
+        ) from error
+    prompts = [line for line in lines if line.strip()]
+    if not prompts:
+        raise UsageError(f"There is no prompt in {origin}.", "Give at least one, one a line.")
+    for prompt in prompts:
+        check_prompt(prompt)
+    return prompts

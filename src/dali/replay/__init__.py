@@ -1,0 +1,1 @@
+"""Replaying recorded routing: the live runs' policies on a modelled clock, computing nothing, beside provable bounds."""

@@ -1,0 +1,234 @@
+"""The cells of a comparison, replayed, each with the bounds that hold for it."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from multiprocessing import get_context
+from os import cpu_count
+from typing import Any
+
+import numpy as np
+
+from dali import systems
+from dali.hardware import profile as profiles
+from dali.hardware.cost import ExpertCosts
+from dali.replay import eviction
+from dali.replay.bounds import LeastSeconds, pooled_belady
+from dali.replay.cells import Cell, read_trace, slots_of, steps_of
+from dali.replay.shapes import shape_of
+from dali.replay.spans import timeline
+from dali.replay.steps import CHUNK, Forward
+from dali.replay.timeline import Result, Timeline, dense_seconds
+from dali.replay.trace import Trace
+from dali.systems import System
+
+PARALLEL_EVENTS = 200_000  # from so many (step, layer) events on, other processes pay for their start
+
+Row = dict[str, Any]
+Box = tuple[str, str, float, float]
+
+
+@dataclass
+class Outcome:
+    """A cell's row, its hit rate by layer, and the lanes of one of its steps: (lane, what, start, end) in seconds."""
+
+    row: Row
+    layer_rates: list[float]
+    lanes: list[Box] = field(default_factory=list)
+
+
+def sweep(cells: Sequence[Cell], advance: Callable[[int], None] = lambda done: None) -> list[Outcome]:
+    """Replay the cells, in processes where that pays; the result depends on the cells alone. `advance` is told how many are
+    done."""
+    events = sum(_events(cell) for cell in cells)
+    workers = min(cpu_count() or 1, 2 * len(cells))
+    jobs = [(cell, cold) for cell in cells for cold in _passes(cell)]
+    if events < PARALLEL_EVENTS or workers == 1:
+        outcomes = _merged(map(_replay, jobs), jobs, advance)
+    else:
+        # Ctrl-C is the parent's to notice; leaving the pool ends its processes.
+        with get_context("spawn").Pool(workers, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
+            outcomes = _merged(pool.imap(_replay, jobs), jobs, advance)
+    _add_regret(cells, [outcome.row for outcome in outcomes])
+    return outcomes
+
+
+def _passes(cell: Cell) -> list[bool]:
+    """Warm, and where a step is one sequence's also cold, which is a replay of its own."""
+    return [False, True] if cell.batch == 1 else [False]
+
+
+def _merged(
+    done: Iterator[Any], jobs: Sequence[tuple[Cell, bool]], advance: Callable[[int], None]
+) -> list[Outcome]:
+    outcomes: list[Outcome] = []
+    for (_, cold), result in zip(jobs, done, strict=True):
+        if cold:
+            outcomes[-1].row["cold_hit_rate"] = result
+        else:
+            outcomes.append(result)
+            advance(len(outcomes))
+    return outcomes
+
+
+def _events(cell: Cell) -> int:
+    trace = read_trace(cell.trace)
+    tokens = trace.tokens if cell.tokens is None else min(cell.tokens, trace.tokens)
+    return tokens // cell.batch * trace.layers
+
+
+def _replay(job: tuple[Cell, bool]) -> Outcome | float:
+    cell, cold = job
+    trace, steps = read_trace(cell.trace), steps_of(cell.trace, cell.batch, cell.tokens)
+    if cell.profile is None:
+        slots = slots_of(cell.cache_slots, trace)
+        hits = eviction.replay(trace, steps, slots, cell.policy, cell.seed, cold)
+        if cold:
+            return _rounded(hits.rate)
+        return Outcome(_row(cell, trace, steps, hits.rate), _rates(hits.found, hits.lookups))
+    return _cold(cell, trace, steps) if cold else _warm(cell, trace, steps)
+
+
+def _timeline(cell: Cell, trace: Trace) -> Timeline:
+    assert cell.profile is not None
+    assert cell.shape is not None
+    system = systems.get(cell.policy)
+    slots = slots_of(cell.cache_slots, trace)
+    shape = shape_of(trace, cell.shape)
+    policies = system.create(trace.layers, trace.experts, trace.top_k, slots, cell.seed)
+    model = shape.costs(profiles.load(cell.profile), max(CHUNK, cell.batch))
+    return Timeline(trace, policies, shape, model, slots, system.guarded)
+
+
+def _warm(cell: Cell, trace: Trace, steps: Sequence[Forward]) -> Outcome:
+    replay = _timeline(cell, trace)
+    result = replay.run(steps)
+    system = systems.get(cell.policy)
+    row = _row(cell, trace, steps, result.hit_rate)
+    row |= {
+        "tokens_per_second": _rate(result.tokens, result.seconds),
+        "prefill_tokens_per_second": _rate(result.prefill_tokens, result.prefill_seconds),
+        "bound_tokens_per_second": _bound(
+            cell.trace, cell.batch, cell.tokens, cell.profile, cell.shape, cell.cache_slots
+        ),
+        "accelerator_share": _rounded(result.on_accelerator / int(result.lookups.sum())),
+        "prefetched_share": _rounded(result.prefetched / int(result.lookups.sum())),
+        "copies_per_token": _rounded(result.copies / (result.tokens + result.prefill_tokens)),
+        "signals": missing_signals(system, trace, replay.predictor, replay.predicts),
+        "lossy_parts_left_out": list(system.lossy),
+    }
+    return Outcome(row, _rates(result.hits, result.lookups), _lanes(result, replay.costs))
+
+
+def _lanes(result: Result, costs: ExpertCosts) -> list[Box]:
+    """The kept layers' boxes one after another; dense parts on the accelerator's lane."""
+    boxes: list[Box] = []
+    for dense_start, start, layer_plan, workload, view in result.drawn:
+        boxes.append(("gpu", "dense", dense_start, start))
+        boxes += [
+            (span.lane, str(span.expert), start + span.start, start + span.end)
+            for span in timeline(layer_plan, workload, view, costs)
+        ]
+    return boxes
+
+
+def _cold(cell: Cell, trace: Trace, steps: Sequence[Forward]) -> float:
+    """The hit rate when each sequence starts with policies and residents as at the very first."""
+    hits = lookups = 0
+    begin = 0
+    while begin < len(steps):
+        end = begin
+        while end < len(steps) and steps[end].sequences[0] == steps[begin].sequences[0]:
+            end += 1
+        result = _timeline(cell, trace).run(steps[begin:end])
+        hits, lookups = hits + int(result.hits.sum()), lookups + int(result.lookups.sum())
+        begin = end
+    return _rounded(hits / lookups)
+
+
+def missing_signals(system: System, trace: Trace, predictor: str | None, predicts: bool) -> str:
+    """What the policy asks for and the trace lacks, or "complete"."""
+    missing = set(system.signals - trace.signals)
+    if predictor:  # its gate inputs are the recorded predictions
+        missing = missing - {"gate_inputs"} if predicts else missing | {"gate_inputs"}
+    return f"signal missing: {', '.join(sorted(missing))}" if missing else "complete"
+
+
+def _row(cell: Cell, trace: Trace, steps: Sequence[Forward], hit_rate: float) -> Row:
+    slots = slots_of(cell.cache_slots, trace)
+    return {
+        "policy": cell.policy,
+        "trace": trace.name,
+        "profile": cell.profile,
+        "shape": cell.shape,
+        "batch": cell.batch,
+        "cache_slots": cell.cache_slots,
+        "slots": slots,
+        "tokens": sum(len(step.rows) for step in steps if not step.prefill),
+        "hit_rate": _rounded(hit_rate),
+        "cold_hit_rate": None,
+        **_cache_bounds(cell.trace, cell.batch, cell.tokens, slots, cell.seed),
+        "tokens_per_second": None,
+        "modelled": cell.profile is not None,
+    }
+
+
+def _add_regret(cells: Sequence[Cell], rows: Sequence[Row]) -> None:
+    """How much slower a row is than the best policy in hindsight, all else alike: a share of the best one's time."""
+    alike = [replace(cell, policy="") for cell in cells]
+    best: dict[Cell, float] = {}
+    for cell, row in zip(alike, rows, strict=True):
+        best[cell] = max(best.get(cell, 0.0), row["tokens_per_second"] or 0.0)
+    for cell, row in zip(alike, rows, strict=True):
+        speed = row["tokens_per_second"]
+        row["regret"] = _rounded(best[cell] / speed - 1) if speed else None
+
+
+@lru_cache(maxsize=64)
+def _cache_bounds(path: str, batch: int, tokens: int | None, slots: int, seed: int) -> Row:
+    """Belady's hit rates, above, and that of random eviction, below."""
+    trace, steps = read_trace(path), steps_of(path, batch, tokens)
+    return {
+        "belady_hit_rate": _rounded(eviction.replay(trace, steps, slots, "belady-bypass").rate),
+        "belady_pooled_hit_rate": _rounded(pooled_belady(trace, steps, slots * trace.layers)),
+        "random_hit_rate": _rounded(eviction.replay(trace, steps, slots, "random", seed).rate),
+    }
+
+
+@lru_cache(maxsize=64)
+def _bound(
+    path: str, batch: int, tokens: int | None, profile: str, shape_name: str, cache_slots: str
+) -> float | None:
+    """Generated tokens a modelled second that no policy of so many slots a layer exceeds, whatever is in them."""
+    trace = read_trace(path)
+    steps = [step for step in steps_of(path, batch, tokens) if not step.prefill]
+    shape = shape_of(trace, shape_name)
+    model = shape.costs(profiles.load(profile), max(CHUNK, batch))
+    before = dense_seconds(shape, model)
+    base = np.arange(trace.layers)[:, None] * trace.experts
+
+    def workloads() -> Iterator[list[int]]:
+        for step in steps:
+            flat = trace.ids[step.rows].astype(np.int64) + base
+            counts = np.bincount(flat.ravel(), minlength=trace.layers * trace.experts)
+            yield from counts.reshape(trace.layers, -1).tolist()
+
+    dense = [before(len(step.rows)) + model.costs.launch for step in steps for _ in range(trace.layers)]
+    seconds = LeastSeconds(slots_of(cache_slots, trace), model.costs).run(workloads(), dense)
+    return _rate(sum(len(step.rows) for step in steps), seconds)
+
+
+def _rates(found: Any, lookups: Any) -> list[float]:
+    return [_rounded(float(rate)) for rate in found / np.maximum(lookups, 1)]
+
+
+def _rate(count: int, seconds: float) -> float | None:
+    return _rounded(count / seconds) if seconds else None
+
+
+def _rounded(value: float) -> float:
+    """Six figures: more mean nothing, and make reports hard to read."""
+    return float(f"{value:.6g}")

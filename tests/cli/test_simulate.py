@@ -1,0 +1,81 @@
+"""`dali simulate`: traces in, a comparison out."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from dali.replay.trace import write
+from replay.tiny_traces import fields, random_trace
+
+
+@pytest.fixture
+def trace(tmp_path):
+    write(tmp_path / "tiny.npz", random_trace(answer=20))
+    return str(tmp_path / "tiny.npz")
+
+
+def test_a_comparison(run, trace, tmp_path):
+    files = {"--json": str(tmp_path / "r.json"), "--html": str(tmp_path / "r.html")}
+    flags = [part for pair in files.items() for part in pair]
+    code, out, err = run(
+        "simulate", trace, "--policy", "default,lru", "--cache-slots", "25%,50%", "--batch", "1,2", "--profile",
+        "paper,egpu-x4", "--shape", "mixtral-8x7b", "--tokens", "30", *flags,
+    )  # fmt: skip
+    assert (code, err) == (0, "")
+    rows = json.loads((tmp_path / "r.json").read_text())["rows"]
+    assert len(rows) == 16
+    assert len(out.splitlines()) > 16
+    assert "modelled" in out
+    assert {row["shape"] for row in rows} == {"mixtral-8x7b"}
+    assert (tmp_path / "r.html").read_text().startswith("<!DOCTYPE html>")
+
+
+def test_lossless_is_the_default_and_all_is_more(run, trace):
+    _, lossless, _ = run("simulate", trace, "--cache-slots", "50%")
+    _, everything, _ = run("simulate", trace, "--cache-slots", "50%", "--policy", "all")
+    assert "all-cpu" in lossless
+    assert "\ndaop " not in lossless
+    assert "\ndaop " in everything
+
+
+def test_caches_alone(run, trace):
+    code, out, _ = run("simulate", trace, "--cache-only", "--cache-slots", "4")
+    assert code == 0
+    assert "tok/s " not in out.splitlines()[0]
+    assert [line.split()[0] for line in out.splitlines()[1:8]] == [
+        "lru", "lfu", "lfu-age", "mrs", "random", "belady", "belady-bypass",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "needs a trace"),
+        (["none.npz"], "no trace 'none.npz'"),
+        (["TRACE", "--policy", "best"], "no system 'best'"),
+        (["TRACE", "--cache-slots", "99"], "more than the 8 experts"),
+        (["TRACE", "--batch", "64"], "A batch of 64"),
+        (["TRACE", "--batch", "1,x"], "--batch cannot be '1,x'"),
+        (["TRACE", "--profile", "cray"], "no hardware profile"),
+        (["TRACE", "--shape", "gpt-9"], "no shape"),
+        (["TRACE", "--tokens", "0"], "--tokens cannot be '0'"),
+        (["TRACE", "--cache-only", "--profile", "paper"], "no times"),
+        (["TRACE", "--json", "/nowhere/r.json"], "no file that can be written"),
+    ],
+)
+def test_bad_requests(refused, trace, arguments, said):
+    code, problem, _ = refused("simulate", *[trace if word == "TRACE" else word for word in arguments])
+    assert code == 2
+    assert said in problem
+
+
+def test_a_bad_trace(refused, tmp_path):
+    arrays = fields(random_trace())
+    np.savez(tmp_path / "bad.npz", **(arrays | {"seq_ptr": np.array([0])}))
+    code, problem, fix = refused("simulate", str(tmp_path / "bad.npz"))
+    assert code == 1
+    assert "zero sequences" in problem
+    assert "dali trace" in fix

@@ -1,0 +1,152 @@
+"""Sweeps: which cells, what their rows say, and the same again."""
+
+import json
+import re
+
+import pytest
+from tiny_traces import random_trace, trace_of
+
+from dali import systems
+from dali.errors import DaliError, UsageError
+from dali.replay import cells, sweep
+from dali.replay.page import page
+from dali.replay.report import as_json, table
+from dali.replay.shapes import SHAPES, shape_of
+from dali.replay.trace import write
+
+
+@pytest.fixture(autouse=True)
+def forget():
+    """Traces are remembered by path, and tests reuse paths' names."""
+    for remembered in (cells.read_trace, cells.steps_of):
+        remembered.cache_clear()
+
+
+@pytest.fixture
+def path(tmp_path):
+    write(tmp_path / "tiny.npz", random_trace(answer=20))
+    return str(tmp_path / "tiny.npz")
+
+
+def planned(path, policies=("default", "lru", "all-cpu"), **other):
+    choice = {"profile_names": ["paper"], "shapes": ["own"], "batches": [1, 2], "cache_slots": ["25%", "4"]}
+    return cells.plan([path], policies, **(choice | {"tokens": None, "seed": 0} | other))
+
+
+def test_every_cell_has_a_row(path):
+    rows = [outcome.row for outcome in sweep.sweep(planned(path))]
+    assert len(rows) == 2 * 2 * 3
+    keys = {"policy", "trace", "profile", "shape", "batch", "cache_slots", "hit_rate", "tokens_per_second"}
+    assert all(keys <= row.keys() for row in rows)
+    assert {(row["cache_slots"], row["slots"]) for row in rows} == {("25%", 2), ("4", 4)}
+    for row in rows:
+        assert row["modelled"] is True
+        assert row["hit_rate"] <= row["belady_pooled_hit_rate"] + 0.2
+        assert row["tokens_per_second"] <= row["bound_tokens_per_second"]
+        assert (row["cold_hit_rate"] is None) == (row["batch"] > 1)
+
+
+def test_regret_is_against_the_best_of_the_cell(path):
+    rows = [outcome.row for outcome in sweep.sweep(planned(path, batches=[2], cache_slots=["4"]))]
+    best = max(row["tokens_per_second"] for row in rows)
+    for row in rows:
+        assert row["regret"] == pytest.approx(best / row["tokens_per_second"] - 1, abs=1e-5)
+    assert min(row["regret"] for row in rows) == 0
+
+
+def test_missing_signals_are_named(path, tmp_path):
+    row = sweep.sweep(planned(path, policies=["default"]))[0].row
+    assert row["signals"] == "signal missing: gate_inputs"
+    full = random_trace(answer=20)
+    known = random_trace(answer=20, predicted={("residual", 1): full.ids})
+    write(tmp_path / "known.npz", known)
+    row = sweep.sweep(planned(str(tmp_path / "known.npz"), policies=["default"]))[0].row
+    assert row["signals"] == "complete"
+
+
+def test_a_cold_start_forgets_what_other_sequences_taught(path):
+    lru = sweep.sweep(planned(path, policies=["lru"], batches=[1], cache_only=True))
+    assert all(one.row["cold_hit_rate"] < one.row["hit_rate"] for one in lru)
+    assert all(one.row["tokens_per_second"] is None for one in lru)
+
+
+def test_processes_change_nothing(path, monkeypatch):
+    mine = as_json(sweep.sweep(planned(path)))
+    monkeypatch.setattr(sweep, "PARALLEL_EVENTS", 0)
+    assert as_json(sweep.sweep(planned(path))) == mine
+
+
+def test_the_report_is_the_same_byte_for_byte(path):
+    def reports():
+        found = planned(path, policies=["default", "lru"], batches=[2])
+        outcomes = sweep.sweep(found)
+        return as_json(outcomes), table(outcomes), page(outcomes, found)
+
+    first = reports()
+    assert reports() == first
+    assert json.loads(first[0]).keys() == {"rows"}
+    assert len(json.loads(first[0])["rows"]) == 4
+
+
+def test_the_page_needs_nothing_else(path):
+    found = planned(path)
+    text = page(sweep.sweep(found), found)
+    assert text.count("<svg") == text.count("</svg>") >= 5
+    assert not re.search(r"<script|<link|<img|src=|@import", text)
+    assert all(
+        name in text for name in ("belady", "random", "modelled", systems.get("default").title.split("'")[0])
+    )
+
+
+def test_every_system_replays(path):
+    rows = [
+        one.row
+        for one in sweep.sweep(planned(path, policies=systems.names(), batches=[2], cache_slots=["50%"]))
+    ]
+    assert [row["policy"] for row in rows] == systems.names()
+    assert all(row["tokens_per_second"] > 0 for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        ({"cache_slots": ["9"]}, "more than the 8 experts"),
+        ({"cache_slots": ["101%"]}, "more than the 8 experts"),
+        ({"cache_slots": ["-1"]}, "cannot be '-1'"),
+        ({"cache_slots": ["half"]}, "cannot be 'half'"),
+        ({"cache_slots": ["nan%"]}, "cannot be 'nan%'"),
+        ({"batches": [5]}, "the trace tiny has 4"),
+        ({"policies": ["best"]}, "no system 'best'"),
+        ({"policies": ["default"], "cache_only": True}, "no policy 'default' for a cache alone"),
+        ({"profile_names": ["cray"]}, "no hardware profile 'cray'"),
+        ({"shapes": ["gpt-9"]}, "no shape 'gpt-9'"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_before_anything_runs(path, other, said):
+    with pytest.raises(UsageError) as error:
+        planned(path, **other)
+    assert said in error.value.problem
+
+
+def test_shapes():
+    assert shape_of(random_trace(), "own").hidden == 64
+    assert shape_of(random_trace(), "mixtral-8x7b") is SHAPES["mixtral-8x7b"]
+    unsaid = trace_of([[0]], 2)
+    with pytest.raises(UsageError, match="does not say the sizes"):
+        shape_of(unsaid, "own")
+    unsaid.meta["model"] = "openai/gpt-oss-20b"
+    assert shape_of(unsaid, "own") is SHAPES["gpt-oss-20b"]
+    unsaid.meta["shape"] = {"hidden": 4}
+    with pytest.raises(DaliError, match="malformed"):
+        shape_of(unsaid, "own")
+
+
+def test_published_sizes():
+    """Packed w4 experts of the paper's three models, in MB."""
+    sizes = {
+        name: SHAPES[name].expert_bytes / 1e6
+        for name in ("qwen3-30b-a3b", "deepseek-v2-lite", "mixtral-8x7b")
+    }
+    assert sizes == pytest.approx(
+        {"qwen3-30b-a3b": 2.65, "deepseek-v2-lite": 4.87, "mixtral-8x7b": 99.1}, rel=0.01
+    )
