@@ -45,6 +45,29 @@ def test_sequences_that_join_and_leave_get_the_tokens_they_get_alone(llm):
     assert [sequence.generated for sequence in streams] == alone
 
 
+def test_policies_are_told_whose_tokens_a_step_holds(llm, monkeypatch):
+    steps = []
+    monkeypatch.setattr(llm.engine, "begin", steps.append)
+    first, second = (llm.sequence([5, 6, 7], temperature=0, max_tokens=3, ignore_eos=True) for _ in range(2))
+    llm.engine.forget()
+    llm.engine.add(first)
+    llm.engine.step()
+    llm.engine.add(second)
+    llm.engine.step()
+    llm.engine.step()
+    assert [sorted(step.sequences.tolist()) for step in steps] == [
+        [first.number] * 3,
+        [first.number] + [second.number] * 3,
+        [first.number, second.number],
+    ]
+    told = [dict(zip(step.sequences.tolist(), step.prefill.tolist(), strict=True)) for step in steps]
+    assert told[0] == {first.number: True}
+    assert told[1] == {first.number: False, second.number: True}
+    assert told[2] == {first.number: False, second.number: False}
+    while llm.engine.step():
+        pass
+
+
 def test_interleaved_streams_keep_their_pieces(llm):
     expected = [greedy(llm, text).text for text in (PROMPT, "The old king")]
     streams = [

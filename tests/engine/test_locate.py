@@ -91,19 +91,71 @@ def test_a_directory_without_config(tmp_path):
 def test_a_file(tmp_path, name):
     (tmp_path / "some").mkdir()
     (tmp_path / name).write_text("")
-    assert problem_of(name) == f"{name} is a file."
+    assert problem_of(name) == f"{name} is a file, and not a GGUF one."
+
+
+def test_a_gguf_file(tmp_path):
+    (tmp_path / "model.gguf").write_bytes(b"anything")
+    (tmp_path / "sha256-ab").write_bytes(b"GGUF, as Ollama keeps it")
+    assert str(locate("model.gguf")) == "model.gguf"
+    assert locate(tmp_path / "sha256-ab") == tmp_path / "sha256-ab"
 
 
 @pytest.mark.parametrize("name", ["model.gguf", "org/model.GGUF", "/none/model.gguf"])
-def test_a_gguf_file(name):
-    assert "GGUF files cannot be read yet" in problem_of(name)
+def test_a_gguf_file_that_is_not_there(name):
+    assert problem_of(name) == f"There is no file {name}."
 
 
-@pytest.mark.parametrize("name", ["org/name:Q4_K_M", "unsloth/Qwen3-30B-A3B-GGUF:Q4_0"])
-def test_a_quantization_after_the_colon(name):
-    with pytest.raises(UsageError, match=r"names a GGUF file.*\n.*--quant") as error:
-        locate(name)
-    assert name.split(":")[0] in error.value.fix
+def test_a_directory_of_gguf_files(tmp_path):
+    for name in ("m-Q8_0-00001-of-00002.gguf", "m-Q8_0-00002-of-00002.gguf", "mmproj-m.gguf"):
+        (tmp_path / name).touch()
+    assert locate(tmp_path) == tmp_path / "m-Q8_0-00001-of-00002.gguf"
+    (tmp_path / "m-Q4_0.gguf").touch()
+    with pytest.raises(UsageError, match=r"2 GGUF models.*\n.*m-Q4_0.gguf, m-Q8_0-00001-of-00002.gguf"):
+        locate(tmp_path)
+
+
+REPOSITORY = [
+    "README.md",
+    "model.Q8_0.gguf",
+    "UD/m-UD-Q4_K_M.gguf",
+    "m-Q4_K_M.gguf",
+    "BF16/m-BF16-00001-of-00002.gguf",
+    "BF16/m-BF16-00002-of-00002.gguf",
+]
+
+
+@pytest.mark.parametrize(
+    ("quant", "files"),
+    [
+        ("Q8_0", ["model.Q8_0.gguf"]),
+        ("q4_k_m", ["m-Q4_K_M.gguf"]),
+        ("UD-Q4_K_M", ["UD/m-UD-Q4_K_M.gguf"]),
+        ("BF16", ["BF16/m-BF16-00001-of-00002.gguf", "BF16/m-BF16-00002-of-00002.gguf"]),
+    ],
+)
+@pytest.mark.parametrize("offline", [False, True])
+def test_a_quantization_after_the_colon(hub, monkeypatch, quant, files, offline):
+    if offline:
+        for file in REPOSITORY:
+            (hub.answer / file).parent.mkdir(exist_ok=True)
+            (hub.answer / file).touch()
+    else:
+        monkeypatch.setattr(huggingface_hub, "list_repo_files", lambda name: REPOSITORY)
+    assert locate(f"org/name:{quant}", offline) == hub.answer / files[0]
+    assert (hub.asked["name"], hub.asked["allow_patterns"]) == ("org/name", files)
+    assert hub.asked["local_files_only"] is offline
+
+
+def test_a_quantization_that_is_not_there(hub, monkeypatch):
+    monkeypatch.setattr(huggingface_hub, "list_repo_files", lambda name: REPOSITORY)
+    with pytest.raises(UsageError, match=r"no GGUF file for 'Q2_K' on the.*\nIt has BF16, Q4_K_M, Q8_0"):
+        locate("org/name:Q2_K")
+    with pytest.raises(UsageError, match="no GGUF file for 'K_M'"):
+        locate("org/name:K_M")
+    monkeypatch.setattr(huggingface_hub, "list_repo_files", lambda name: ["model.safetensors"])
+    with pytest.raises(UsageError, match="leave out the colon"):
+        locate("org/name:Q8_0")
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from dali.errors import DaliError
 from dali.kernels.activation import Activation
 from dali.kernels.expert import ExpertLayout, ExpertShape, ExpertWeights
 from dali.kernels.formats import FORMATS
-from dali.kernels.packing import pack
+from dali.kernels.packing import pack, unpack
 
 shapes = st.builds(
     ExpertShape,
@@ -83,3 +83,21 @@ def test_values_that_are_not_finite_are_refused_in_every_part(name):
     getattr(weights, name).view(-1)[5] = float("nan")
     with pytest.raises(DaliError, match="NaN"):
         layout.pack(weights, torch.empty(layout.record_bytes, dtype=torch.uint8))
+
+
+def test_a_format_for_each_matrix():
+    shape = ExpertShape(64, 32, Activation("silu"), biased=True)
+    formats = {"gate": FORMATS["w4"], "up": FORMATS["w4"], "down": FORMATS["w8"]}
+    layout = ExpertLayout.mixed(shape, formats)
+    assert (layout.formats, layout.format_name) == (formats, "w4 (down w8)")
+    assert ExpertLayout.mixed(shape, dict.fromkeys(formats, FORMATS["w8"])) == ExpertLayout(
+        shape, FORMATS["w8"]
+    )
+    weights, record = random_weights(shape), torch.empty(layout.record_bytes, dtype=torch.uint8)
+    layout.pack(weights, record)
+    for name, format in formats.items():
+        assert torch.equal(layout.part(record, name), pack(getattr(weights, name), format))
+        rows, columns = shape.matrices[name]
+        assert torch.equal(
+            getattr(layout.unpack(record), name), unpack(layout.part(record, name), rows, columns, format)
+        )

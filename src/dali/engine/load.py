@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from dali.errors import DaliError, UsageError
 from dali.hardware.memory import available_ram
 from dali.kernels.expert import ExpertLayout
 from dali.kernels.formats import FORMATS, get_format
-from dali.runtime.layer import MoELayer
+from dali.engine.layer import MoELayer
 from dali.runtime.telemetry import Telemetry
 from dali.store.builder import ensure_store
 from dali.store.cache import store_path
@@ -44,14 +44,38 @@ class LoadedModel:
     fingerprint: str  # of the checkpoint
     model: Any
     tokenizer: Any
-    layout: ExpertLayout
+    layouts: list[ExpertLayout]  # of each MoE layer's records
     records: list[list[Tensor]]  # [layer][expert], packed, in RAM
     telemetry: Telemetry
+    converted: dict[str, float] = field(default_factory=dict)  # "Q6_K to w8" -> relative L2 error, measured
+
+    @property
+    def layout(self) -> ExpertLayout:
+        """The layout of the largest records, which fit any layer's."""
+        return max(self.layouts, key=lambda layout: layout.record_bytes)
+
+    @property
+    def format_name(self) -> str:
+        """What the experts are packed in, for people."""
+        return describe_layouts(self.layouts)
 
     @property
     def expert_bytes(self) -> int:
         """Bytes of RAM the experts take."""
         return sum(record.nbytes for layer in self.records for record in layer)
+
+
+def describe_layouts(layouts: Sequence[ExpertLayout]) -> str:
+    """The formats of all layers, for people: "w8", or "q4k, q4k (down w8)" where layers differ."""
+    return ", ".join(dict.fromkeys(layout.format_name for layout in layouts))
+
+
+def check_choices(quant: str, dtype: str) -> None:
+    """UsageError for an unknown `quant` or `dtype`."""
+    if quant not in QUANTS:
+        raise UsageError(f"Unknown quantization {quant!r}.", f"Choose one of {', '.join(QUANTS)}.")
+    if dtype not in DTYPES:
+        raise UsageError(f"Unknown dtype {dtype!r}.", f"Choose one of {', '.join(DTYPES)}.")
 
 
 def load_model(
@@ -61,10 +85,7 @@ def load_model(
 
     UsageError for an unknown `quant` or `dtype`; DaliError for a model that cannot be had, read, run or held.
     """
-    if quant not in QUANTS:
-        raise UsageError(f"Unknown quantization {quant!r}.", f"Choose one of {', '.join(QUANTS)}.")
-    if dtype not in DTYPES:
-        raise UsageError(f"Unknown dtype {dtype!r}.", f"Choose one of {', '.join(DTYPES)}.")
+    check_choices(quant, dtype)
     config = read_config(directory)
     skeleton = build_skeleton(config, directory)
     modules = seam.describe_model(skeleton, str(directory))
@@ -86,13 +107,14 @@ def load_model(
         path, header, source, lambda: meter(f"Packing experts to {layout.format.name}", nbytes), notify
     )
     source.checkpoint.close()
-    model = _load_dense(directory, config, target)
+    model = load_dense(directory, config, target)
     with StoreReader(path) as reader:
         arena = reader.read_all(meter("Loading experts", nbytes))
     telemetry = Telemetry()
     records = arena.by_layer(len(modules))
     seam.install(model, [MoELayer(i, layout, layer, telemetry) for i, layer in enumerate(records)])
-    return LoadedModel(directory.name, checkpoint.fingerprint, model, tokenizer, layout, records, telemetry)
+    layouts = [layout] * len(modules)
+    return LoadedModel(directory.name, checkpoint.fingerprint, model, tokenizer, layouts, records, telemetry)
 
 
 def read_config(directory: Path) -> Any:
@@ -100,7 +122,7 @@ def read_config(directory: Path) -> Any:
     path = directory / "config.json"
     try:
         raw = json.loads(path.read_bytes())
-        with _quiet_transformers():
+        with quiet_transformers():
             config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
         quantization = raw.get("quantization_config") or {}
         method = quantization.get("quant_method", "an unknown method") if quantization else None
@@ -119,20 +141,20 @@ def read_config(directory: Path) -> Any:
     return config
 
 
-def build_skeleton(config: Any, directory: Path) -> nn.Module:
-    """The model on meta, experts included: shapes without memory."""
+def build_skeleton(config: Any, path: Path) -> nn.Module:
+    """The model on meta, experts included: shapes without memory. `path`: where `config` is from."""
     cls = AutoModelForCausalLM._model_mapping.get(type(config), None)
     if cls is None:
         raise DaliError(
-            f"{directory} is a {config.model_type} model, which transformers has no text generation for.",
+            f"{path} is a {config.model_type} model, which transformers has no text generation for.",
             "dali runs causal language models.",
         )
     try:
-        with _quiet_transformers(), torch.device("meta"):
+        with quiet_transformers(), torch.device("meta"):
             model: nn.Module = cls(config)
     except Exception as error:  # as in read_config
         raise DaliError(
-            f"transformers cannot build a {cls.__name__} from {directory / 'config.json'} ({reason(error)}).",
+            f"transformers cannot build a {cls.__name__} from {path} ({reason(error)}).",
             "Download it again; if it is as published, a newer transformers may be needed.",
         ) from error
     return model
@@ -178,8 +200,18 @@ def choose_layout(
     )
 
 
-def _load_dense(directory: Path, config: Any, dtype: torch.dtype) -> Any:
-    """transformers' own loading of all but the experts, by a throw-away subclass that drops them on meta."""
+def load_dense(
+    path: Path,
+    config: Any,
+    dtype: torch.dtype,
+    state: Mapping[str, Tensor] | None = None,
+    without: Iterable[str] = (),
+) -> Any:
+    """transformers' own loading of all but the experts, by a throw-away subclass that drops them on meta.
+
+    The weights come from the directory `path`, or are `state`, parameter -> tensor of `dtype`, which the model keeps.
+    The linears `without` get none.
+    """
     base: Any = AutoModelForCausalLM._model_mapping[type(config)]
 
     class Stub(base):  # type: ignore[misc]
@@ -187,6 +219,8 @@ def _load_dense(directory: Path, config: Any, dtype: torch.dtype) -> Any:
             super().__init__(config, *args, **kwargs)
             names = seam.experts_modules(self)
             seam.strip_experts(self)
+            for name in without:
+                seam.strip(self.get_submodule(name), "weight")
             patterns = {_any_layer(name) for name in names}
             ignored: set[str] = set(getattr(self, "_keys_to_ignore_on_load_unexpected", None) or ())
             self._keys_to_ignore_on_load_unexpected = ignored | patterns
@@ -194,10 +228,11 @@ def _load_dense(directory: Path, config: Any, dtype: torch.dtype) -> Any:
 
     # transformers' conversion mapping keys on both
     Stub.__name__, Stub.__module__ = base.__name__, base.__module__
-    with _quiet_transformers():
+    with quiet_transformers():
         try:
             model, info = Stub.from_pretrained(
-                directory,
+                path if state is None else None,
+                state_dict=state,
                 config=config,
                 dtype=dtype,
                 experts_implementation=seam.IMPLEMENTATION,
@@ -208,19 +243,17 @@ def _load_dense(directory: Path, config: Any, dtype: torch.dtype) -> Any:
             )
         except (OSError, ValueError, RuntimeError) as error:
             raise DaliError(
-                f"transformers cannot load {directory} ({reason(error)}).", "Download the model again."
+                f"transformers cannot load {path} ({reason(error)}).", "Download the model again."
             ) from error
     for name in sorted(info["missing_keys"]):
-        raise DaliError(
-            f"{directory} has no weights for {name}.", "Download the model again, or pick another."
-        )
+        raise DaliError(f"{path} has no weights for {name}.", "Download the model again, or pick another.")
     for name, found, expected in sorted(info["mismatched_keys"]):
         raise DaliError(
-            f"{name} in {directory} is {list(found)}, its config says {list(expected)}.",
+            f"{name} in {path} is {list(found)}, its config says {list(expected)}.",
             "Download the model again.",
         )
     # Weights of unchanged dtype still are views of the mapped file; our own copy stays under a step.
-    for tensor in (*model.parameters(), *model.buffers()):
+    for tensor in (*model.parameters(), *model.buffers()) if state is None else ():
         tensor.data = tensor.data.clone()
     return model.eval().requires_grad_(False)
 
@@ -231,7 +264,7 @@ def _any_layer(name: str) -> str:
 
 
 @contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """No bars and notes of transformers' own: dali says what it does itself."""
     verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
@@ -247,7 +280,7 @@ def _quiet_transformers() -> Iterator[None]:
 def load_tokenizer(directory: Path) -> Any:
     """The tokenizer in `directory`. DaliError when there is none or it is damaged."""
     try:
-        with _quiet_transformers():
+        with quiet_transformers():
             tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
     except Exception as error:  # as in read_config
         raise DaliError(

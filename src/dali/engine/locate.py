@@ -1,10 +1,12 @@
-"""From what the user calls a model to a directory with its files."""
+"""From what the user calls a model to a directory with its files, or to a GGUF file."""
 
 from __future__ import annotations
 
 import os
 import re
 import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import huggingface_hub
@@ -17,6 +19,7 @@ from huggingface_hub.errors import (
 
 from dali.errors import DaliError, UsageError
 from dali.store.cache import cache_root
+from dali.store.gguf import split_files
 
 BUNDLED = Path(__file__).parent.parent / "models"
 DEFAULT_MODEL = "dali-tiny"
@@ -25,49 +28,114 @@ DUPLICATES = ["*/*", "consolidated*"]  # the same weights once more, in other la
 
 
 def locate(model: str | os.PathLike[str] | None, offline: bool = False) -> Path:
-    """The directory of `model`: a path, `org/name` on the Hugging Face hub, the name of a bundled or cached
-    model, None for the bundled one. Downloads what is missing unless `offline`. UsageError or DaliError says
-    what was wrong.
+    """The directory or the GGUF file of `model`: a path, `org/name` on the Hugging Face hub, `org/name:QUANT` for a GGUF file
+    there (the first, if it is split), the name of a bundled or cached model, None for the bundled one. Downloads what is
+    missing unless `offline`. UsageError or DaliError says what was wrong.
     """
     if model is None:
         return BUNDLED / DEFAULT_MODEL
     name = os.fspath(model)
     path = Path(os.path.expanduser(name))
     if name and os.path.isdir(path):  # os.path: False, not an error, for what no path can be
-        if not (path / "config.json").is_file():
-            raise UsageError(
-                f"{path} is not a model directory: it has no config.json.",
-                "Give a directory with config.json and weights.",
-            )
-        return path
-    if path.suffix.lower() == ".gguf":
+        if (path / "config.json").is_file():
+            return path
+        files = gguf_models(path)
+        if len(files) == 1:
+            return files[0]
+        found = ", ".join(file.name for file in files)
         raise UsageError(
-            f"{path}: GGUF files cannot be read yet.",
-            "Give a directory or an org/name with safetensors weights.",
+            f"{path} is not a model directory: it has no config.json"
+            + (f", and {len(files)} GGUF models." if files else "."),
+            f"Give one of its files: {found}." if files else "Give a directory with config.json and weights.",
         )
     if os.path.isfile(path):
-        raise UsageError(f"{path} is a file.", "Give the directory that holds config.json and the weights.")
+        if path.suffix.lower() == ".gguf" or _starts_as_gguf(path):
+            return path
+        raise UsageError(
+            f"{path} is a file, and not a GGUF one.",
+            "Give a .gguf file, or the directory that holds config.json and the weights.",
+        )
+    if path.suffix.lower() == ".gguf":
+        raise UsageError(f"There is no file {path}.", "Check its name, or give org/name:QUANT.")
     for folder in (BUNDLED, cache_root() / "models"):
         if "/" not in name and os.path.isfile(folder / name / "config.json"):
             return folder / name
-    if re.fullmatch(r"[\w.-]+/[\w.-]+:[\w.-]+", name):
-        raise UsageError(
-            f"{name}: a quantization after the colon names a GGUF file, and GGUF files cannot be read yet.",
-            f"Give {name.split(':')[0]} with safetensors weights, and --quant for the packed format.",
-        )
+    offline = offline or huggingface_hub.constants.HF_HUB_OFFLINE
+    if match := re.fullmatch(r"([\w-][\w.-]*/[\w.-]+):([\w.-]+)", name):
+        return _gguf_from_hub(match[1], match[2], offline)
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.startswith((".", "/")):
         raise UsageError(
             f"No model called {name!r}: no such directory, and not an org/name.",
             "See `dali list` for the models found here.",
         )
-    return _from_hub(name, offline or huggingface_hub.constants.HF_HUB_OFFLINE)
+    return _from_hub(name, offline)
+
+
+def gguf_models(directory: Path) -> list[Path]:
+    """The GGUF models in a directory: the first file of each."""
+    files = sorted(file for file in directory.rglob("*.gguf") if not file.name.startswith("mmproj"))
+    return [file for file in files if split_files(file)[0] == file]
+
+
+def quant_of(name: str) -> str:
+    """The quantization that a GGUF file's name ends in, its number and suffix apart."""
+    return re.split(r"[-./]", re.sub(r"(-\d{5}-of-\d{5})?\.gguf$", "", name, flags=re.IGNORECASE))[-1]
+
+
+def _starts_as_gguf(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(4) == b"GGUF"
+    except OSError:
+        return False
+
+
+def _gguf_from_hub(name: str, quant: str, offline: bool) -> Path:
+    """The first file of the GGUF model whose name ends in `quant`; the shortest name of several."""
+    with _hub_errors(name, offline):
+        if offline:
+            there = Path(huggingface_hub.snapshot_download(name, local_files_only=True))
+            listed = [str(file.relative_to(there)) for file in there.rglob("*.gguf")]
+        else:
+            listed = huggingface_hub.list_repo_files(name)
+    models: dict[str, list[str]] = {}
+    for file in sorted(listed):
+        if match := re.fullmatch(r"(?P<stem>.+?)(-\d{5}-of-\d{5})?\.gguf", file, re.IGNORECASE):
+            models.setdefault(match["stem"], []).append(file)
+    wanted = [stem for stem in models if re.search(rf"(^|[-./]){re.escape(quant)}$", stem, re.IGNORECASE)]
+    if not wanted:
+        where = "in the local Hugging Face cache" if offline else "on the Hugging Face hub"
+        known = ", ".join(sorted({quant_of(stem) for stem in models}))
+        raise UsageError(
+            f"{name} has no GGUF file for {quant!r} {where}.",
+            f"It has {known}."
+            if known
+            else "It has no GGUF files; leave out the colon for safetensors weights.",
+        )
+    files = models[min(wanted, key=len)]
+    with _hub_errors(name, offline):
+        path = huggingface_hub.snapshot_download(name, allow_patterns=files, local_files_only=offline)
+    return Path(path) / files[0]
 
 
 def _from_hub(name: str, offline: bool) -> Path:
-    try:
+    with _hub_errors(name, offline):
         path = huggingface_hub.snapshot_download(
             name, allow_patterns=FILES, ignore_patterns=DUPLICATES, local_files_only=offline
         )
+    if not os.path.isfile(os.path.join(path, "config.json")):
+        raise DaliError(
+            f"{name} has no config.json here: its download was interrupted, or it holds no such model.",
+            "Load it once with a connection; a repository of GGUF files needs a quantization, as in org/name:Q4_K_M.",
+        )
+    return Path(path)
+
+
+@contextmanager
+def _hub_errors(name: str, offline: bool) -> Iterator[None]:
+    """What the hub's library raises, as a DaliError that says what to do."""
+    try:
+        yield
     except HFValidationError as error:
         raise UsageError(f"{name!r} names no model on the Hugging Face hub.", reason(error)) from error
     except LocalEntryNotFoundError as error:
@@ -89,12 +157,6 @@ def _from_hub(name: str, offline: bool) -> Path:
         ) from error
     except Exception as error:  # of the disk, or of whichever library made the connection
         raise _unreachable(name, error) from error
-    if not os.path.isfile(os.path.join(path, "config.json")):
-        raise DaliError(
-            f"{name} has no config.json here: its download was interrupted, or it holds no such model.",
-            "Load it once with a connection, or pick a repository with safetensors weights (not GGUF).",
-        )
-    return Path(path)
 
 
 def _unreachable(name: str, error: Exception) -> DaliError:

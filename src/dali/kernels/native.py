@@ -37,7 +37,11 @@ def enabled() -> bool:
 
     DALI_KERNELS may also name one of `variants()`. UsageError for any other value.
     """
-    wanted = os.environ.get(VARIABLE, "")
+    return _serves(os.environ.get(VARIABLE, ""))
+
+
+@lru_cache(maxsize=1)
+def _serves(wanted: str) -> bool:
     if wanted == "torch" or (not wanted and _native is None):
         return False
     known = [] if _native is None else variants()
@@ -45,8 +49,13 @@ def enabled() -> bool:
         raise UsageError(
             f"{VARIABLE} asks for {wanted!r}.", f"Here it may be {', '.join([*known, 'torch'])}, or unset."
         )
-    _native.choose_variant(wanted or known[0])
+    use(wanted or known[0])
     return True
+
+
+def use(variant: str) -> None:
+    """Compute with one of `variants()` from now on."""
+    assert _native.choose_variant(variant), variant
 
 
 _DTYPES: dict[torch.dtype, Any] = (
@@ -135,6 +144,20 @@ def reduce_slots(rows: Tensor, weights: Tensor, dtype: torch.dtype = torch.float
     return out
 
 
+def count_pairs(ids: Tensor, experts: int) -> list[int]:
+    """As kernels.pairs.count_pairs."""
+    assert ids.dtype is torch.int64 and ids.is_contiguous()
+    workload: list[int] = _native.count_pairs(ids.data_ptr(), ids.numel(), experts)
+    return workload
+
+
+def order_pairs(ids: Tensor, experts: int, order: Sequence[int]) -> tuple[Tensor, list[int]]:
+    """As kernels.pairs.order_pairs, of `experts` experts in all."""
+    assert ids.dtype is torch.int64 and ids.is_contiguous()
+    pairs = torch.empty(ids.numel(), dtype=torch.int64)
+    return pairs, _native.order_pairs(ids.data_ptr(), len(pairs), experts, order, pairs.data_ptr())
+
+
 class ExpertRecords:
     """All experts of a layer, packed in `layout`: `records[e]` is expert e. Keeps them alive."""
 
@@ -202,7 +225,7 @@ class Linear:
 
 
 def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-    """weight * (x / sqrt(mean(x^2) + epsilon)) over the last dimension, in float32, rounded to x's dtype before and after weight."""
+    """weight * (x / sqrt(mean(x^2) + epsilon)) over the last dimension, in float32; rounded before and after weight."""
     x = x.contiguous()
     width = x.shape[-1]
     assert weight.dtype == x.dtype and weight.is_contiguous() and weight.shape == (width,)
@@ -261,6 +284,96 @@ def seconds() -> dict[str, float]:
     return dict(_native.seconds())
 
 
+def variant() -> str:
+    """The instruction set in use."""
+    return str(_native.variant())
+
+
 def threads() -> int:
     """Threads that compute, the caller's among them."""
     return int(_native.threads())
+
+
+ROUTED_DTYPES = (torch.float32, torch.bfloat16)
+
+
+def route(
+    x: Tensor, weight: Tensor, top_k: int, normalise: bool, weights_dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """x [tokens, hidden], weight [experts, hidden], both of one of ROUTED_DTYPES -> (logits [tokens, experts], the top_k largest
+    of their softmax [tokens, top_k], over their sum if `normalise`, whose experts these are [tokens, top_k])."""
+    x = x.contiguous()
+    tokens, hidden = x.shape
+    experts = weight.shape[0]
+    assert weight.dtype == x.dtype and weight.is_contiguous() and weight.shape[1] == hidden
+    logits = x.new_empty(tokens, experts)
+    weights = torch.empty(tokens, top_k, dtype=weights_dtype)
+    ids = torch.empty(tokens, top_k, dtype=torch.int64)
+    _native.route(
+        x.data_ptr(),
+        weight.data_ptr(),
+        _DTYPES[x.dtype],
+        tokens,
+        hidden,
+        experts,
+        top_k,
+        normalise,
+        logits.data_ptr(),
+        weights.data_ptr(),
+        _DTYPES[weights_dtype],
+        ids.data_ptr(),
+    )
+    return logits, weights, ids
+
+
+class Attention:
+    """A whole attention module while decoding: query, key, value and output projections, norms of query and key (weight and
+    epsilon), heads of one width, rotated in halves; `sinks` as in attend()."""
+
+    def __init__(
+        self,
+        linears: Sequence[Linear],
+        norms: Sequence[tuple[Tensor, float] | None],
+        width: int,
+        scale: float,
+        sinks: Tensor | None,
+    ) -> None:
+        query, key, _, self._out = linears
+        self.width, self.kv_heads = width, key.rows // width
+        self._tensors = linears, norms, sinks = (
+            linears,
+            norms,
+            None if sinks is None else sinks.float().contiguous(),
+        )
+        packed = [
+            _native.PackedLinear(linear._matrix, linear._address, linear.columns, linear._bias_address)
+            for linear in linears
+        ]
+        parts = [
+            (0, 0, 0.0) if norm is None else (norm[0].data_ptr(), norm[0].numel(), norm[1]) for norm in norms
+        ]
+        address = 0 if sinks is None else sinks.data_ptr()
+        self._module = _native.AttentionModule(
+            *packed, *parts, query.rows // width, self.kv_heads, width, scale, address
+        )
+
+    def decode(
+        self, x: Tensor, cos: Tensor, sin: Tensor, tokens: list[tuple[int, int, int, int, int, int]]
+    ) -> Tensor:
+        """x [..., hidden], cos and sin [..., width] for as many rows; tokens as in attend() -> the module's output, as x."""
+        x, cos, sin = x.contiguous(), cos.contiguous(), sin.contiguous()
+        assert cos.dtype == sin.dtype == x.dtype and cos.shape == sin.shape and cos.shape[-1] == self.width
+        rows = cos.numel() // self.width
+        assert x.numel() == rows * x.shape[-1]
+        out = x.new_empty((*x.shape[:-1], self._out.rows))
+        _native.decode(
+            self._module,
+            x.data_ptr(),
+            _DTYPES[x.dtype],
+            rows,
+            cos.data_ptr(),
+            sin.data_ptr(),
+            tokens,
+            out.data_ptr(),
+        )
+        return out

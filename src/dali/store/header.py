@@ -64,6 +64,7 @@ class StoreHeader:
         return cached
 
     def _encode(self) -> bytes:
+        assert not self.layout.exceptions, "a store has one format for all matrices"
         shape = asdict(self.layout.shape)
         metadata = {
             "dali_store": str(STORE_VERSION),

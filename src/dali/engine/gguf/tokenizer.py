@@ -1,0 +1,144 @@
+"""The tokenizer and chat template of a GGUF file.
+
+transformers rebuilds the vocabulary, merges and added tokens. How a byte-level tokenizer splits text before merging
+is only named in the file (`tokenizer.ggml.pre`); a name nobody knows is an error here, as another model's splitting
+gives other tokens without a sign.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tokenizers import Regex, Tokenizer, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+from transformers.integrations.gguf.gguf_tokenizer_mapping import (
+    GGUF_PRE_TOKENIZER_SPLITS,
+    convert_gguf_tokenizer,
+)
+
+from dali.engine.gguf.config import family_of
+from dali.engine.locate import reason
+from dali.errors import DaliError
+from dali.store.gguf import Gguf, damaged
+
+GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"
+CJK = "[一-龥ࠀ-一가-퟿]+"
+# The letters with case, which DeepSeek's tokenizer lists range by range; \x where an editor might normalise the letter.
+CASED = (
+    r"\s?["
+    r"A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳͶͷͻ-ͽͿΆΈ-ΊΌΎ-ΡΣ-ϵϷ-ҁҊ-ԯԱ-ՖႠ-ჅᎠ-Ᏽᏸ-ᏽᲐ-ᲺᲽ-Ჿᴀ-ᴫᵫ-ᵷᵹ-ᶚḀ-ἕἘ-Ἕἠ-ὅὈ-Ὅ"
+    r"ὐ-ὗὙὛὝὟ-\x{1F7D}ᾀ-ᾴᾶ-ᾼ\x{1FBE}ῂ-ῄῆ-ῌῐ-\x{1FD3}ῖ-\x{1FDB}ῠ-Ῥῲ-ῴῶ-ῼℂℇℊ-ℓℕℙ-ℝℤ\x{2126}ℨ"
+    r"\x{212A}-ℭℯ-ℴℹℼ-ℿⅅ-ⅉⅎↃↄⰀ-ⱻⱾ-ⳤⳫ-ⳮⳲⳳꙀ-ꙭꚀ-ꚛꜢ-ꝯꝱ-ꞇꞋ-ꞎꭰ-ꮿﬀ-ﬆﬓ-ﬗＡ-Ｚａ-ｚ𐐀-𐑏𐒰-𐓓𐓘-𐓻𐲀-𐲲𐳀-𐳲𑢠-𑣟𞤀-𞥃"
+    r"]+"
+)
+# Each splits what those before it left whole (llama.cpp's llama-vocab.cpp and the models' own tokenizer.json).
+SPLITS = {name: (split,) for name, split in GGUF_PRE_TOKENIZER_SPLITS.items()} | {
+    "gpt-2": (GPT2,),
+    "olmo": (GPT2,),
+    "phi-2": (GPT2,),
+    "mpt": (GPT2,),
+    "jais": (GPT2,),
+    "smollm": (r"\p{N}", GPT2),
+    "starcoder": (r"\p{N}", GPT2),
+    "refact": (r"\p{N}", GPT2),
+    "command-r": (r"\p{N}", GPT2),
+    "codeshell": (r"\p{N}", GPT2),
+    "deepseek-llm": (r"[\r\n]", CASED, r"\s?[!-/:-~！-／：-～‘-‟　-。]+", r"\s+$", CJK, r"\p{N}+"),
+    "deepseek-coder": (r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", CJK, r"\p{N}"),
+    "deepseek-v3": (
+        r"\p{N}{1,3}",
+        "[一-龥぀-ゟ゠-ヿ]+",
+        r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"""
+        r"""| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+""",
+    ),
+}
+WHOLE_WORDS = {"llama3", "llama-v3", "llama-bpe"}  # a word that is a token is not put together by merges
+# Tokens that end a turn in some chat format, in case the file names only one of them (as llama.cpp does).
+ENDS = {
+    "<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|eom_id|>", "< EOT >", "_<EOT>",
+    "<｜end▁of▁sentence｜>", "<|return|>", "<|call|>",
+}  # fmt: skip
+CONTROL = 3  # ggml's token type
+
+
+def end_ids(gguf: Gguf) -> list[int]:
+    """The tokens that end an answer: the file's own, and what chat formats are known to end turns with."""
+    tokens = _tokens(gguf)
+    types = gguf.get("tokenizer.ggml.token_type", list) or []
+    ends = ENDS - {"<|end|>"} if "<|return|>" in tokens else ENDS  # gpt-oss goes on after <|end|>
+    named = [_special(gguf, f"{name}_token_id", len(tokens)) for name in ("eos", "eot", "eom")]
+    known = [
+        i
+        for i, (token, type) in enumerate(zip(tokens, types, strict=False))
+        if type == CONTROL and token in ends
+    ]
+    return list(dict.fromkeys(i for i in named + known if i is not None))
+
+
+def read_tokenizer(gguf: Gguf) -> Any:
+    """The tokenizer of a file, its chat template in it. DaliError for a kind nobody knows, or a damaged one."""
+    kind = gguf.require("tokenizer.ggml.model", str)
+    split = gguf.get("tokenizer.ggml.pre", str, "default")
+    if kind not in ("gpt2", "llama"):
+        raise DaliError(
+            f"{gguf.path} has a {kind!r:.60} tokenizer, which dali cannot read.", "Known ones: gpt2, llama."
+        )
+    if kind == "gpt2" and split not in SPLITS:
+        raise DaliError(
+            f"{gguf.path} splits text as {split!r:.60}, which dali does not know.",
+            f"Known splits: {', '.join(sorted(SPLITS))}. Use a newer file, or safetensors weights.",
+        )
+    tokens = _tokens(gguf)
+    gguf.require("tokenizer.ggml.merges" if kind == "gpt2" else "tokenizer.ggml.scores", list)
+    try:
+        backend = _backend(gguf, kind, split, tokens)
+    except Exception as error:  # whatever transformers and tokenizers stumble over
+        raise damaged(gguf.path, f"its tokenizer is damaged ({reason(error)})") from error
+    names = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
+    ids = {name: _special(gguf, f"{key}_token_id", len(tokens)) for name, key in names.items()}
+    special = {f"{name}_token": tokens[i] for name, i in ids.items() if i is not None}
+    # llama.cpp's defaults for files that do not say.
+    begin = gguf.get("tokenizer.ggml.add_bos_token", bool, kind == "llama" or split in WHOLE_WORDS)
+    end = gguf.get("tokenizer.ggml.add_eos_token", bool, False)
+    around = [special.get("bos_token") if begin else None, "$A", special.get("eos_token") if end else None]
+    backend.post_processor = processors.TemplateProcessing(
+        single=[piece for piece in around if piece],
+        special_tokens=[(special[f"{name}_token"], i) for name, i in ids.items() if i is not None],
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, clean_up_tokenization_spaces=False, **special
+    )
+    tokenizer.chat_template = gguf.get("tokenizer.chat_template", str)
+    return tokenizer
+
+
+def _backend(gguf: Gguf, kind: str, split: str, tokens: list[str]) -> Tokenizer:
+    fields = {"tokenizer_type": kind, "tokens": tokens}
+    for name in ("merges", "scores", "token_type"):
+        value = gguf.get(f"tokenizer.ggml.{name}", list)
+        if value is not None:
+            fields[name] = value
+    backend: Tokenizer = convert_gguf_tokenizer(family_of(gguf).tokenizer, fields)[0]
+    if kind == "gpt2":
+        backend.model.ignore_merges = split in WHOLE_WORDS
+        splits = [pre_tokenizers.Split(Regex(one), "isolated") for one in SPLITS[split]]
+        bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        backend.pre_tokenizer = pre_tokenizers.Sequence([*splits, bytes])
+    elif not gguf.get("tokenizer.ggml.add_space_prefix", bool, True):
+        backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never", split=False)
+    return backend
+
+
+def _tokens(gguf: Gguf) -> list[str]:
+    tokens: list[str] = gguf.require("tokenizer.ggml.tokens", list)
+    if not tokens or not isinstance(tokens[0], str):
+        raise damaged(gguf.path, "its key tokenizer.ggml.tokens holds no strings")
+    return tokens
+
+
+def _special(gguf: Gguf, name: str, count: int) -> int | None:
+    key = f"tokenizer.ggml.{name}"
+    found: int | None = gguf.get(key, int)
+    if found is not None and not 0 <= found < count:
+        raise damaged(gguf.path, f"its key {key} is {found}, of {count} tokens")
+    return found
