@@ -4,7 +4,7 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test lint types clean
+.PHONY: run test lint types sanitize clean
 .DEFAULT_GOAL := run
 
 run: $(VENV)/.installed  ## install what is needed and let the model that ships inside answer
@@ -31,6 +31,10 @@ $(VENV)/.installed: pyproject.toml $(wildcard src/native/*)
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
 	touch $@
+
+sanitize: $(VENV)/.installed-dev  ## the native tests under the address and undefined-behaviour sanitizers
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check nanobind cmake ninja
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python tests/sanitize.py
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache

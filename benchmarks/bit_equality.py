@@ -2,7 +2,7 @@
 
 Each setting runs on the simulated device with schedule seeds of its own, a prompt and five decode steps; its outputs are
 compared with the CPU layer's, bit for bit. Budgets are expert slots: none, one, a tenth, half and all of the experts. Profile and
-arithmetic (w8 or w4, exact or int8) are drawn. A race is an error of the device, counted apart.
+arithmetic (w8 or w4, exact or of the compiled kernels) are drawn. A race is an error of the device, counted apart.
 
     python benchmarks/bit_equality.py [--seeds N]
 """

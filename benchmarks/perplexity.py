@@ -1,7 +1,8 @@
 """Perplexity of each packed format on a fixed text: what a format costs in quality.
 
 Teacher-forced over the first --tokens tokens of texts/perplexity.txt, in windows of the model's context (at most 1,024),
-dense weights in float32 so that only the experts differ. `int8` rows use the packed kernels' own arithmetic.
+dense weights in float32 so that only the experts differ. `int8` rows use the packed kernels' own arithmetic, `native` ones are
+the compiled kernels as `dali run` uses them: dense weights packed to w8, too.
 
     python benchmarks/perplexity.py [--models dali-tiny smollm2-moe] [--tokens 4096]
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 from pathlib import Path
 
 import torch
@@ -17,6 +19,7 @@ import torch
 import dali
 import report
 from dali.engine.seam import experts_modules
+from dali.kernels import native
 
 TEXT = Path(__file__).parent / "texts" / "perplexity.txt"
 VARIANTS = [
@@ -24,8 +27,10 @@ VARIANTS = [
     ("bf16", "exact"),
     ("w8", "exact"),
     ("w8", "int8"),
+    ("w8", "native"),
     ("w4", "exact"),
     ("w4", "int8"),
+    ("w4", "native"),
 ]
 
 
@@ -52,9 +57,10 @@ def main() -> None:
     for name in options.models:
         exact: dict[str, float] = {}
         for quant, arithmetic in VARIANTS:
+            os.environ[native.VARIABLE] = "" if arithmetic == "native" else "torch"
             llm = dali.load(name, quant=quant, dtype="float32")
             for module in experts_modules(llm.model).values():
-                module.__dict__["dali_layer"].arithmetic = arithmetic
+                module.__dict__["dali_layer"].arithmetic = None if arithmetic == "native" else arithmetic
             tokens = llm.encode(TEXT.read_text())[: options.tokens]
             value = perplexity(llm, tokens)
             if arithmetic == "exact":

@@ -51,3 +51,8 @@ def test_imports_point_downwards(path):
         assert not names & {"torch", "time", "random.random"}, "policies are pure"
     if path.name != "cuda.py":
         assert not any(name.startswith("torch.cuda") for name in names)
+
+
+def test_the_core_stays_small():
+    core = [path for path in FILES if path.relative_to(SOURCE).parts[0] in ("runtime", "policies", "devices")]
+    assert sum(len(path.read_text().splitlines()) for path in core) <= 3000

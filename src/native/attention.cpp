@@ -13,35 +13,6 @@ namespace {
 
 constexpr int64_t ALONE = 1 << 15;  // multiplications that take less than handing them out
 
-DALI_INLINE void load_row(const float* from, Floats16& to) { load(from, to); }
-DALI_INLINE void load_row(const uint16_t* from, Floats16& to) { load_bf16(from, to); }
-DALI_INLINE float one(const float* from) { return *from; }
-DALI_INLINE float one(const uint16_t* from) {
-    const uint32_t bits = uint32_t(*from) << 16;
-    float value;
-    std::memcpy(&value, &bits, 4);
-    return value;
-}
-
-template <class T>
-DALI_INLINE float dot(const T* row, const float* query, int width) {
-    Floats16 total{}, other{};
-    int i = 0;
-    for (; i + 2 * LANES <= width; i += 2 * LANES) {
-        Floats16 a, b, x, y;
-        load_row(row + i, a);
-        load(query + i, x);
-        load_row(row + i + LANES, b);
-        load(query + i + LANES, y);
-        total += a * x;
-        other += b * y;
-    }
-    total += other;
-    float result = sum(total);
-    for (; i < width; i++) result += one(row + i) * query[i];
-    return result;
-}
-
 template <class T>
 DALI_INLINE void add_scaled(const T* row, float weight, float* to, int width) {
     int i = 0;

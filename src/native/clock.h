@@ -7,8 +7,8 @@
 
 namespace dali {
 
-enum class Part : int { experts, dense, attention, norm };
-constexpr int PARTS = 4;
+enum class Part : int { experts, dense, attention, norm, router };
+constexpr int PARTS = 5;
 
 inline std::atomic<int64_t>& nanoseconds(Part part) {
     static std::atomic<int64_t> spent[PARTS];

@@ -18,7 +18,7 @@ DALI_CLONES int read_all(const char* from, size_t bytes) {
     Ints16 folded[4] = {};
     for (size_t at = 0; at + 256 <= bytes; at += 256)
         for (int i = 0; i < 4; i++) {
-            __builtin_prefetch(from + at + AHEAD + 64 * i);
+            __builtin_prefetch(from + at + AHEAD + 64 * i, 0, 2);
             Ints16 line;
             std::memcpy(&line, from + at + 64 * i, sizeof line);
             folded[i] ^= line;

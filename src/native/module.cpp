@@ -11,12 +11,15 @@
 
 #include "attention.h"
 #include "clock.h"
+#include "decode.h"
 #include "experts.h"
 #include "layer.h"
 #include "linear.h"
 #include "measure.h"
 #include "norm.h"
+#include "pairs.h"
 #include "pool.h"
+#include "route.h"
 #include "variants.h"
 
 namespace nb = nanobind;
@@ -48,9 +51,20 @@ T* pointer(uintptr_t address) {
     return reinterpret_cast<T*>(address);
 }
 
+// (row, keys, values, capacity, place, first)
+using Token = std::tuple<int64_t, uintptr_t, uintptr_t, int64_t, int64_t, int64_t>;
+
+std::vector<DecodingToken> decoding(const std::vector<Token>& tokens) {
+    std::vector<DecodingToken> all;
+    for (const auto& [row, keys, values, capacity, place, first] : tokens)
+        all.push_back({row, pointer<char>(keys), pointer<char>(values), capacity, place, first});
+    return all;
+}
+
 }  // namespace
 
 NB_MODULE(_native, m) {
+    nb::set_leak_warnings(false);  // the command line leaves its objects to the end of the process
     nb::class_<ExpertLayout>(m, "ExpertLayout")
         .def("__init__",
              [](ExpertLayout* self, int hidden, int intermediate, bool biased, const std::string& activation, float alpha, float limit,
@@ -115,24 +129,52 @@ NB_MODULE(_native, m) {
         return compute_layer(layout, {records.at, pointer<const int64_t>(ids), pointer<const void>(weights), weights_dtype, tokens,
                                       top_k, pointer<const void>(hidden), dtype, pointer<void>(out)});
     });
+    m.def("count_pairs", [](uintptr_t ids, int64_t pairs, int64_t experts) {
+        return count_pairs(pointer<const int64_t>(ids), pairs, experts);
+    });
+    m.def("order_pairs", [](uintptr_t ids, int64_t pairs, int64_t experts, const std::vector<int64_t>& order, uintptr_t out) {
+        return order_pairs(pointer<const int64_t>(ids), pairs, experts, order, pointer<int64_t>(out));
+    });
     m.def("rms_norm", [](uintptr_t x, uintptr_t weight, Dtype dtype, int64_t rows, int width, float epsilon, uintptr_t out) {
         nb::gil_scoped_release unlocked;
         const Timed timed(Part::norm);
         rms_norm(pointer<const void>(x), pointer<const void>(weight), dtype, rows, width, epsilon, pointer<void>(out));
     });
+    m.def("route", [](uintptr_t x, uintptr_t weight, Dtype dtype, int tokens, int hidden, int experts, int top_k, bool normalise,
+                      uintptr_t logits, uintptr_t weights, Dtype weights_dtype, uintptr_t ids) {
+        nb::gil_scoped_release unlocked;
+        const Timed timed(Part::router);
+        route({pointer<const void>(x), pointer<const void>(weight), dtype, tokens, hidden, experts, top_k, normalise,
+               pointer<void>(logits), pointer<void>(weights), weights_dtype, pointer<int64_t>(ids)});
+    });
     // query, keys, values: (address, row stride, head stride); tokens: (row, keys, values, capacity, place, first) each
     using Strided = std::tuple<uintptr_t, int64_t, int64_t>;
-    using Token = std::tuple<int64_t, uintptr_t, uintptr_t, int64_t, int64_t, int64_t>;
     m.def("attend", [](Dtype dtype, int heads, int kv_heads, int key_width, int value_width, float scale, const Strided& query,
                        const Strided& keys, const Strided& values, uintptr_t sinks, const std::vector<Token>& tokens, uintptr_t out) {
         nb::gil_scoped_release unlocked;
         const Timed timed(Part::attention);
         const auto rows = [](const Strided& s) { return Rows{pointer<const void>(std::get<0>(s)), std::get<1>(s), std::get<2>(s)}; };
-        std::vector<DecodingToken> decoding;
-        for (const auto& [row, kept_keys, kept_values, capacity, place, first] : tokens)
-            decoding.push_back({row, pointer<char>(kept_keys), pointer<char>(kept_values), capacity, place, first});
         attend({dtype, heads, kv_heads, key_width, value_width, scale, rows(query), rows(keys), rows(values),
-                pointer<const float>(sinks), pointer<void>(out)}, decoding);
+                pointer<const float>(sinks), pointer<void>(out)}, decoding(tokens));
+    });
+    nb::class_<PackedLinear>(m, "PackedLinear")
+        .def("__init__", [](PackedLinear* self, const Matrix& matrix, uintptr_t packed, int columns, uintptr_t bias) {
+            new (self) PackedLinear{matrix, pointer<const uint8_t>(packed), columns, pointer<const float>(bias)};
+        });
+    using NormParts = std::tuple<uintptr_t, int, float>;  // weight, width, epsilon
+    nb::class_<AttentionModule>(m, "AttentionModule")
+        .def("__init__", [](AttentionModule* self, const PackedLinear& query, const PackedLinear& key, const PackedLinear& value,
+                            const PackedLinear& out, const NormParts& query_norm, const NormParts& key_norm, int heads, int kv_heads,
+                            int width, float scale, uintptr_t sinks) {
+            const auto norm = [](const NormParts& n) { return Norm{pointer<const void>(std::get<0>(n)), std::get<1>(n), std::get<2>(n)}; };
+            new (self) AttentionModule{query, key, value, out, norm(query_norm), norm(key_norm), heads, kv_heads, width, scale,
+                                       pointer<const float>(sinks)};
+        });
+    m.def("decode", [](const AttentionModule& module, uintptr_t x, Dtype dtype, int rows, uintptr_t cos, uintptr_t sin,
+                       const std::vector<Token>& tokens, uintptr_t out) {
+        nb::gil_scoped_release unlocked;
+        decode(module, pointer<const void>(x), dtype, rows, pointer<const void>(cos), pointer<const void>(sin), decoding(tokens),
+               pointer<void>(out));
     });
     m.def("read_seconds", [](uintptr_t from, size_t bytes) {
         nb::gil_scoped_release unlocked;
@@ -140,7 +182,7 @@ NB_MODULE(_native, m) {
     });
     // Seconds spent in each kind of kernel since the process began, as seen by its callers.
     m.def("seconds", [] {
-        const char* names[PARTS] = {"experts", "dense", "attention", "norm"};
+        const char* names[PARTS] = {"experts", "dense", "attention", "norm", "router"};
         std::map<std::string, double> spent;
         for (int part = 0; part < PARTS; part++) spent[names[part]] = double(nanoseconds(Part(part))) * 1e-9;
         return spent;

@@ -96,4 +96,4 @@ def same(ours: list[tuple[list[int], Tensor]], theirs: list[tuple[list[int], Ten
 
 
 def load(directory: Path, **options: Any) -> LLM:
-    return dali.load(directory, quant="w8", **options)
+    return dali.load(directory, **({"quant": "w8"} | options))

@@ -233,7 +233,9 @@ def test_routers_that_cannot_be_called_alone_switch_prefetching_off(
         llm = load(directory, device=machine, vram=12 * 8192, notify=notes.append)
         assert seam.routers(llm.model, 64) is None
     assert notes == ["Prefetching is off: the routers of Qwen3MoeForCausalLM cannot be called on their own."]
-    assert same(answers(llm, CHUNK), expected)
+    for (tokens, logits), (theirs, others) in zip(answers(llm, CHUNK), expected, strict=True):
+        assert tokens == theirs
+        torch.testing.assert_close(logits, others, rtol=0.02, atol=0.02)  # unfused routers round differently
     assert llm.stats()["total"]["prefetch_used"] == 0
 
 

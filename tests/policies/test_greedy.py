@@ -10,8 +10,8 @@ from hypothesis import given, settings
 
 from dali.hardware.cost import ExpertCosts
 from dali.policies.assign.greedy import greedy
-from dali.policies.lanes import timeline
 from dali.policies.plan import LayerPlan, ResidencyView
+from dali.replay.spans import timeline
 
 
 def test_golden_mixed():

@@ -6,8 +6,9 @@ from hypothesis import given, settings
 
 from dali.hardware.cost import ExpertCosts
 from dali.policies import create
-from dali.policies.lanes import Span, makespan, timeline
+from dali.policies.lanes import makespan
 from dali.policies.plan import LayerPlan, ResidencyView
+from dali.replay.spans import Span, timeline
 
 
 def spans(plan, workload, view, costs=BY_HAND):

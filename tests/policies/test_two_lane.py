@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from dali.policies import create
 from dali.policies.assign.greedy import greedy
 from dali.policies.assign.two_lane import two_lane
-from dali.policies.lanes import makespan, timeline
+from dali.policies.lanes import makespan
 from dali.policies.plan import LayerPlan, ResidencyView
+from dali.replay.spans import timeline
 
 
 def test_residents_run_under_the_transfers():

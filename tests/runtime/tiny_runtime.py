@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from dali.devices import Device, SimDevice
+from dali.engine.fit import FITS
+from dali.engine.layer import MoELayer
 from dali.hardware.cost import CostModel, ExpertSize
 from dali.hardware.profile import known, load
 from dali.kernels import experts, reference
@@ -21,8 +23,7 @@ from dali.kernels.expert import ExpertLayout, ExpertShape, ExpertWeights
 from dali.kernels.formats import get_format
 from dali.policies import Policies, create, names
 from dali.runtime.executor import Executor, Kernel
-from dali.runtime.layer import MoELayer
-from dali.runtime.predict import FITS, GateShift, LinearMap
+from dali.runtime.predict import GateShift, LinearMap
 from dali.runtime.residency import Residency
 from dali.runtime.telemetry import Telemetry
 

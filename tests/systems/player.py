@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from dali.policies import Policies
-from dali.policies.lanes import timeline
 from dali.policies.plan import ResidencyView
 from dali.policies.prefetch import Forecast
 from dali.policies.signals import Signals, Step
+from dali.replay.spans import timeline
 
 SLOTS = 4
 

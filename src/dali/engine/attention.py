@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import torch
@@ -9,8 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AttentionInterface
 
-from dali.engine.step import Segment, StepContext, current_step
+from dali.engine.step import AttentionArguments, Segment, StepContext, current_step
 from dali.errors import DaliError
+from dali.kernels import native
 
 IMPLEMENTATION = "dali"
 
@@ -45,13 +47,24 @@ def _attention_forward(
         )
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     out = query.new_empty(1, query.shape[2], query.shape[1], value.shape[-1])
+    if step.seen is not None:
+        step.seen.append(AttentionArguments(scale, sliding_window, s_aux))
+    decoding = []
+    native_decode = step.native and query.device.type == "cpu" and query.dtype in native.ATTENTION_DTYPES
     for segment in step.segments:
         rows = slice(segment.start, segment.start + segment.tokens)
         layer = segment.kv.layer(module.layer_idx)  # type: ignore[arg-type]
+        if native_decode and segment.tokens == 1:
+            decoding.append(layer.place(segment.start, key[0, :, rows], value[0, :, rows], sliding_window))
+            continue
         keys, values = layer.append(key[0, :, rows], value[0, :, rows], sliding_window)
+        started = time.perf_counter()
         out[0, rows] = _attend(
             query[0, :, rows], keys, values, scale, s_aux, step, segment, layer.first, sliding_window
         ).transpose(0, 1)
+        step.attention_seconds += time.perf_counter() - started
+    if decoding:
+        native.attend(query[0], key[0], value[0], decoding, scale, s_aux, out[0])
     return out, None
 
 

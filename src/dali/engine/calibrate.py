@@ -14,11 +14,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dali.engine.engine import Engine
+from dali.engine.fit import CALIBRATED, FITS
 from dali.engine.progress import Meter
 from dali.engine.sampling import SamplingParams
 from dali.engine.sequence import Sequence
 from dali.errors import DaliError
-from dali.runtime.predict import CALIBRATED, FITS, GateShift, LinearMap
+from dali.runtime.predict import GateShift, LinearMap
 from dali.runtime.prefetch import Predictor
 from dali.store.cache import cache_root
 

@@ -26,17 +26,32 @@ class LayerKV:
 
     def append(self, keys: Tensor, values: Tensor, window: int | None) -> tuple[Tensor, Tensor]:
         """Add new tokens, [heads, new, width]; returns views of all that are kept."""
+        all_keys, all_values = self.extend(keys, values, window)
+        begin = self.length - keys.shape[1]
+        all_keys[:, begin : self.length] = keys
+        all_values[:, begin : self.length] = values
+        return all_keys[:, : self.length], all_values[:, : self.length]
+
+    def extend(self, keys: Tensor, values: Tensor, window: int | None) -> tuple[Tensor, Tensor]:
+        """Make room for new tokens, [heads, new, width], and count them in; returns the buffers [heads, capacity, width], of
+        which [length - new, length) is for the caller to write."""
         new = keys.shape[1]
         self._window = window
         if self._keys is None or self._values is None or self.length + new > self._keys.shape[1]:
             self._make_room(keys, values, window)
         assert self._keys is not None
         assert self._values is not None
-        end = self.length + new
-        self._keys[:, self.length : end] = keys
-        self._values[:, self.length : end] = values
-        self.length = end
-        return self._keys[:, :end], self._values[:, :end]
+        self.length += new
+        return self._keys, self._values
+
+    def place(
+        self, row: int, keys: Tensor, values: Tensor, window: int | None
+    ) -> tuple[int, int, int, int, int, int]:
+        """Make room for one token of shape [heads, 1, width], row `row` of its step, and say where: as native.attend wants it."""
+        kept_keys, kept_values = self.extend(keys, values, window)
+        first = max(0, self.length - window) if window else 0
+        addresses = kept_keys.data_ptr(), kept_values.data_ptr()
+        return row, *addresses, kept_keys.shape[1], self.length - 1, first
 
     def _make_room(self, keys: Tensor, values: Tensor, window: int | None) -> None:
         """Drop what the window has left behind; double the buffer if that is not enough."""

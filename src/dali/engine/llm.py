@@ -11,8 +11,10 @@ from typing import Any
 import jinja2
 import torch
 
-from dali.engine import seam
+from dali.engine import decode, dense, seam
 from dali.engine.engine import Engine
+from dali.engine.gguf.load import load_gguf
+from dali.engine.layer import MoELayer
 from dali.engine.load import LoadedModel, choose_layout, load_model
 from dali.engine.locate import locate
 from dali.engine.offload import Offload, check, offload
@@ -21,9 +23,9 @@ from dali.engine.sampling import SamplingParams
 from dali.engine.sequence import Sequence
 from dali.errors import DaliError, UsageError
 from dali.hardware.memory import available_ram, parse_size
-from dali.kernels.formats import FORMATS
+from dali.kernels import native
+from dali.kernels.formats import FORMATS, get_format
 from dali.runtime.executor import Executor
-from dali.runtime.layer import MoELayer
 from dali.runtime.telemetry import Telemetry
 from dali.store.arena import Arena
 from dali.store.checkpoint import canonical
@@ -84,6 +86,8 @@ def load(
                 f"{threads} CPU threads are out of range.", f"Give 1 to {most}, or leave it out."
             )
         torch.set_num_threads(threads)
+    if native.enabled():
+        native.set_threads(threads or torch.get_num_threads())
     ram, vram = (parse_size(size) if isinstance(size, str) else size for size in (ram, vram))
     choices = {
         "vram": vram,
@@ -103,9 +107,27 @@ def load(
         raise UsageError(
             f"--{flag} is about an accelerator, and the device is cpu.", "Give --device too, or leave it out."
         )
-    llm = LLM(load_model(locate(model, offline), quant, dtype, ram, meter, notify), ctx_size)
+    compiled = native.enabled()  # refuses a wrong choice before anything is loaded
+    if not native.AVAILABLE:
+        notify(
+            "dali was built without its compiled kernels: torch computes, several times slower. "
+            "Install a C++ compiler and reinstall dali."
+        )
+    path = locate(model, offline)
+    if path.is_dir():
+        loaded = load_model(path, quant, dtype, ram, meter, notify)
+    else:  # a simulated accelerator's dense work is the CPU's, too
+        pack = compiled and not device.startswith("cuda")
+        loaded = load_gguf(path, quant, dtype, ram, meter, notify, pack)
+    llm = LLM(loaded, ctx_size)
     if options is not None:
         llm.executor = offload(llm.loaded, llm.engine, options, meter, notify)
+    if compiled and llm.model.device.type == "cpu":
+        if llm.layout.format.quantized:
+            dense.pack_linears(llm.model, get_format("w8"))
+        dense.fuse_norms(llm.model)
+        dense.fuse_routers(llm.model)
+        decode.fuse_attention(llm.model)
     return llm
 
 
@@ -152,6 +174,7 @@ class LLM:
         self.model = loaded.model
         self.tokenizer = loaded.tokenizer
         self.layout = loaded.layout
+        self.format_name = loaded.format_name
         self.telemetry = loaded.telemetry
         self.expert_bytes = loaded.expert_bytes
         self.ctx_size = self._context(ctx_size)
@@ -171,18 +194,17 @@ class LLM:
 
     def __repr__(self) -> str:
         device = "cpu" if self.executor is None else self.executor.device.name
-        return (
-            f"<LLM {self.name}: {self.layout.format.name} experts, context {self.ctx_size}, device {device}>"
-        )
+        return f"<LLM {self.name}: {self.format_name} experts, context {self.ctx_size}, device {device}>"
 
     def stats(self) -> dict[str, Any]:
-        """What the runtime has done so far: lookups by tier, bytes by link, prefetches, seconds, in all and a layer."""
-        return self.telemetry.as_dict()
+        """What the runtime has done so far: lookups by tier, bytes by link, prefetches, seconds, in all and a layer; and
+        "converted", what reading the model's file lost: "Q6_K to w8" -> relative L2 error of those experts' weights."""
+        return self.telemetry.as_dict() | {"converted": self.loaded.converted}
 
     @property
     def dense_bytes(self) -> int:
         """Memory of everything but the experts."""
-        return sum(parameter.nbytes for parameter in self.model.parameters())
+        return sum(tensor.nbytes for tensor in (*self.model.parameters(), *self.model.buffers()))
 
     def generate(self, prompts: Prompt | Many[Prompt], **sampling: Any) -> Any:
         """Complete one prompt (text or token ids) -> Completion, or several at once -> list of Completion, in their order.

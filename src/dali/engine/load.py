@@ -16,13 +16,13 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.utils import logging as transformers_logging
 
 from dali.engine import attention, seam
+from dali.engine.layer import MoELayer
 from dali.engine.locate import reason
 from dali.engine.progress import Meter
 from dali.errors import DaliError, UsageError
 from dali.hardware.memory import available_ram
 from dali.kernels.expert import ExpertLayout
 from dali.kernels.formats import FORMATS, get_format
-from dali.engine.layer import MoELayer
 from dali.runtime.telemetry import Telemetry
 from dali.store.builder import ensure_store
 from dali.store.cache import store_path

@@ -15,6 +15,7 @@ from dali.engine.calibrate import load_predictor
 from dali.engine.dense import PackedLinear
 from dali.engine.engine import Engine
 from dali.engine.load import LoadedModel
+from dali.engine.prefill import prefill_chunk
 from dali.engine.progress import Meter
 from dali.engine.shared import early_shared
 from dali.errors import UsageError
@@ -24,7 +25,6 @@ from dali.hardware.profile import Profile
 from dali.policies import Policies, create
 from dali.policies.assign import AssignPolicy
 from dali.policies.cache import CachePolicy
-from dali.policies.prefill import prefill_chunk
 from dali.policies.registry import DEFAULT
 from dali.runtime.executor import Executor
 from dali.runtime.prefetch import Predictor
@@ -217,7 +217,8 @@ def split(slots: int, layers: int, experts: int) -> int:
 
 
 def dense_size(model: Any) -> tuple[int, int, int]:
-    """Bytes and number of all dense weights but the embeddings, unpacked as an accelerator has them, and one kernel a leaf module."""
+    """Bytes and number of all dense weights but the embeddings, unpacked as an accelerator has them, and one kernel a
+    leaf module."""
     embeddings = model.get_input_embeddings()
     nbytes = count = kernels = 0
     for module in model.modules():

@@ -13,13 +13,14 @@ import torch
 from torch import Tensor, nn
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
+from dali.engine.layer import MoELayer
 from dali.errors import DaliError
 from dali.kernels.activation import KINDS, Activation
 from dali.kernels.expert import ExpertShape
-from dali.runtime.layer import MoELayer
 from dali.store.checkpoint import ExpertsModule
 
 IMPLEMENTATION = "dali"
+ROUTERS = ("gate", "router")  # what a router is called beside its experts
 
 
 def _experts_forward(module: nn.Module, hidden: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
@@ -106,11 +107,16 @@ def describe_model(model: nn.Module, what: str) -> list[ExpertsModule]:
 
 
 def strip_experts(model: nn.Module) -> None:
-    """Take the experts' parameters out of a model on meta, so that loading neither reads nor misses them."""
+    """Take the experts' parameters out of a model on meta."""
     for module in experts_modules(model).values():
-        for name in module._parameters:
-            module._parameters[name] = None
-        module._is_hf_initialized = True  # type: ignore[assignment]  # _init_weights would touch the missing parameters
+        strip(module, *module._parameters)
+
+
+def strip(module: nn.Module, *names: str) -> None:
+    """Take parameters out of a module on meta, so that loading neither reads nor misses them."""
+    for name in names:
+        module._parameters[name] = None
+    module._is_hf_initialized = True  # type: ignore[assignment]  # _init_weights would touch the missing parameters
 
 
 def install(model: Any, layers: list[MoELayer]) -> None:
@@ -141,7 +147,7 @@ def routers(model: nn.Module, hidden: int) -> list[nn.Module] | None:
     found = []
     for name in experts_modules(model):
         parent = model.get_submodule(name.rpartition(".")[0])
-        named = [child for label, child in parent.named_children() if label in ("gate", "router")]
+        named = [child for label, child in parent.named_children() if label in ROUTERS]
         if len(named) != 1 or not _routes(named[0], hidden):
             return None
         found += named

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,13 +26,31 @@ class Segment:
     prefill: bool
 
 
+class AttentionArguments(NamedTuple):
+    """How a module calls its attention, beside query, key and value."""
+
+    scale: float
+    window: int | None
+    sinks: Tensor | None
+
+
 @dataclass
 class StepContext:
     """The step a forward pass belongs to; layers' hooks and the attention read it through `current_step()`."""
 
     segments: list[Segment]
     longest: int  # tokens of its longest sequence, prompt still to come included
+    native: bool = False  # decoding tokens attend in the compiled kernels
+    attention_seconds: float = 0.0  # of torch's attention, measured
+    seen: list[AttentionArguments] | None = (
+        None  # attention calls note here how they were made, if there is a list
+    )
     masks: dict[tuple[int, int, int, int], Tensor] = field(default_factory=dict)
+
+    @cached_property
+    def decoding(self) -> bool:
+        """Whether every sequence computes one token, in the compiled kernels."""
+        return self.native and all(segment.tokens == 1 for segment in self.segments)
 
     def mask(self, segment: Segment, first_key: int, window: int | None, device: torch.device) -> Tensor:
         """Which keys each token of `segment` sees: bool [tokens, keys], keys from position `first_key` on.

@@ -14,8 +14,7 @@ group's copies start when there is a slot for each, its launch when all have lan
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
 
 from dali.hardware.cost import ExpertCosts
 from dali.policies.plan import LayerPlan, ResidencyView
@@ -28,46 +27,10 @@ def group_size(slots: int) -> int:
     return max(min(slots // 4, MOST_TOGETHER), 1)
 
 
-class Span(NamedTuple):
-    """One expert on one lane ("cpu", "link" or "gpu"), in seconds from the start of the layer's experts."""
-
-    lane: str
-    expert: int
-    start: float
-    end: float
-
-
 def makespan(plan: LayerPlan, workload: Sequence[int], view: ResidencyView, costs: ExpertCosts) -> float:
     """Seconds until the last lane is done."""
-    cpu_end, resident, arrivals, fetched = _lanes(plan, workload, view, costs)
+    cpu_end, resident, arrivals, fetched = lane_inputs(plan, workload, view, costs)
     return max(cpu_end, accelerator_end(resident, arrivals, fetched, view, cpu_end, costs))
-
-
-def timeline(plan: LayerPlan, workload: Sequence[int], view: ResidencyView, costs: ExpertCosts) -> list[Span]:
-    """Every expert's spans. ValueError: the plan leaves out or repeats an active expert, breaks the launch
-    order, or needs slots the view does not have."""
-    active = [expert for expert, tokens in enumerate(workload) if tokens]
-    if sorted(plan.cpu + plan.gpu) != active:
-        raise ValueError(f"{plan} does not hold each active expert of {active} once")
-    residents = [expert for expert in plan.gpu if expert in view.resident]
-    landing = [expert for expert in view.landing() if expert in plan.gpu]
-    if plan.gpu != (*residents, *landing, *plan.fetch):
-        raise ValueError(f"{plan} does not launch residents, then experts in flight, then fetched ones")
-    if plan.fetch and not view.slots:
-        raise ValueError(f"{plan} fetches without a scratch slot")
-
-    spans = [
-        *_back_to_back("cpu", plan.cpu, [costs.cpu[workload[expert]] for expert in plan.cpu], costs.handover),
-        *_back_to_back("gpu", residents, [costs.gpu[workload[expert]] for expert in residents], costs.launch),
-    ]
-    cpu_end, resident, arrivals, fetched = _lanes(plan, workload, view, costs)
-    log: list[tuple[float, float, float, float]] = []
-    accelerator_end(resident, arrivals, fetched, view, cpu_end, costs, log)
-    for expert, (copy, landed, start, end) in zip([*view.landing(), *plan.fetch], log, strict=True):
-        spans.append(Span("link", expert, copy, landed))
-        if end > start:
-            spans.append(Span("gpu", expert, start, end))
-    return spans
 
 
 def accelerator_end(
@@ -124,17 +87,10 @@ def accelerator_end(
     return lane
 
 
-def _back_to_back(
-    lane: str, experts: Sequence[int], seconds: Sequence[float], start: float
-) -> Iterator[Span]:
-    for expert, took in zip(experts, seconds, strict=True):
-        yield Span(lane, expert, start, start + took)
-        start += took
-
-
-def _lanes(
+def lane_inputs(
     plan: LayerPlan, workload: Sequence[int], view: ResidencyView, costs: ExpertCosts
 ) -> tuple[float, float, list[tuple[float, float]], list[float]]:
+    """The CPU's end, and `accelerator_end`'s resident seconds, arrivals and fetched seconds."""
     cpu, gpu, launch = costs.cpu, costs.gpu, costs.launch
     cpu_end = costs.handover + sum([cpu[workload[expert]] for expert in plan.cpu]) if plan.cpu else 0.0
     residents = [gpu[workload[expert]] for expert in plan.gpu if expert in view.resident]

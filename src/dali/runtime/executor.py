@@ -15,11 +15,8 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache, partial
-from itertools import accumulate
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from dali.devices import COMPUTE, HOST, Buffer, Device
@@ -27,6 +24,7 @@ from dali.errors import DaliError
 from dali.hardware.cost import CostModel
 from dali.kernels.expert import ExpertLayout
 from dali.kernels.experts import compute_experts
+from dali.kernels.pairs import count_pairs, order_pairs
 from dali.kernels.reference import reduce_slots
 from dali.policies import Policies
 from dali.policies.lanes import group_size, makespan
@@ -80,12 +78,11 @@ class Executor:
         self._compute, self._host = device.stream(COMPUTE), device.stream(HOST)
         self._down, self._up = device.stream(DOWN), device.stream(UP)
         self._workspace = Workspace(device)
-        self._numbers = np.arange(len(records[0]), dtype=np.int16)
-        self._turns = np.zeros_like(self._numbers)  # expert -> its turn in the present plan
+        self._experts = len(records[0])
         self.prefetcher = Prefetcher(
-            policies.prefetch, predictor, policies.assign, residency, model.costs, telemetry, predict_seconds
+            policies.prefetch, predictor, residency, model.costs, telemetry, predict_seconds
         )
-        self.replacement = Replacement(policies.cache, policies.assign, residency, model.costs, len(records))
+        self.replacement = Replacement(policies.cache, residency, len(records))
         self._steps = 0
         self._started = 0.0  # the last layer's start, on the device's clock
         self._period = 0.0  # mean seconds from one layer's start to the next
@@ -123,7 +120,8 @@ class Executor:
         counters = self._telemetry.layer(layer)
         device.charge(self._compute, self._dense_seconds(len(hidden)), "dense")
         predicted = self.prefetcher.predict(layer, hidden)
-        routed, workload, forecast = self._routing(ids, predicted)
+        routed, ahead = self._routing(ids, None if predicted is None else predicted[1])
+        workload = count_pairs(routed, self._experts)
 
         started = self._tick(layer)
         view = residency.view(layer)
@@ -133,20 +131,21 @@ class Executor:
         self.prefetcher.count(layer, workload, plan, counters)
         self._settle(layer, workload, view, plan)
 
-        rows = self._workspace.take("rows", len(routed), hidden.shape[1], torch.float32, hidden.device)
-        step = _Step(layer, workload, self._order(routed, plan), device.adopt(hidden.contiguous()), rows)
+        rows = self._workspace.take("rows", ids.numel(), hidden.shape[1], torch.float32, hidden.device)
+        pairs, offsets = order_pairs(routed, workload, [*plan.cpu, *plan.gpu])
+        step = _Step(layer, workload, pairs, offsets, device.adopt(hidden.contiguous()), rows)
         staged = self._start_cpu(step, plan.cpu) if plan.cpu else None
         self._start_accelerator(step, plan, view)
         if (work := self._beside[layer]) is not None:
             work(hidden)
-        self._count(counters, len(routed), plan, self._layouts[layer])
+        self._count(counters, ids.numel(), plan, self._layouts[layer])
         signals = None
         if self.policies.cache.signals:
-            signals = Signals(routed.reshape(ids.shape), weights.float().cpu().numpy())
+            signals = Signals(routed.numpy(), weights.float().cpu().numpy())
         swaps = self.replacement.swap_roles(layer, workload, counters, signals)
         expected: Sequence[tuple[int, Sequence[float]]] = ()
-        if predicted is not None:
-            expected = [(predicted[0], forecast)]
+        if predicted is not None and ahead is not None:
+            expected = [(predicted[0], count_pairs(ahead, self._experts))]
         elif residency.scratch_slots:
             expected = self.policies.prefetch.foresee(layer, workload, signals)
         if expected:
@@ -170,44 +169,35 @@ class Executor:
         self._clock(counters, started)
         return result
 
-    def _routing(
-        self, ids: Tensor, predicted: tuple[int, Tensor] | None
-    ) -> tuple[NDArray[np.int64], list[int], list[int]]:
-        """The expert of each (token, slot) pair, the workload, and the predicted one of a later layer: one host copy for all."""
-        both = (ids if predicted is None else torch.cat((ids, predicted[1]))).cpu().numpy().reshape(-1)
+    def _routing(self, ids: Tensor, predicted: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The step's ids, and those predicted of a later layer, int64 on the host: one copy for both."""
+        if predicted is not None and ids.device != CPU:
+            both = torch.cat((ids, predicted)).cpu()
+            ids, predicted = both[: len(ids)], both[len(ids) :]
         self.device.synchronize(self.device.record(self._compute))
-        routed, experts = both[: ids.numel()], len(self._turns)
-        workload: list[int] = np.bincount(routed, minlength=experts).tolist()
-        forecast: list[int] = np.bincount(both[len(routed) :], minlength=experts).tolist()
-        return routed, workload, forecast
-
-    def _order(self, routed: NDArray[np.int64], plan: LayerPlan) -> NDArray[np.int64]:
-        """The (token, slot) pairs of the plan's experts one after another, the CPU's first."""
-        experts = [*plan.cpu, *plan.gpu]
-        self._turns[experts] = self._numbers[: len(experts)]
-        return self._turns[routed].argsort(kind="stable")
+        return ids.cpu().contiguous(), None if predicted is None else predicted.contiguous()
 
     def _start_cpu(self, step: _Step, experts: Sequence[int]) -> _Staged:
         """Queue the activations' way down and the CPU's experts as one call on the host stream."""
         device, hidden, take, kernel = self.device, step.x.tensor, self._workspace.take, self._kernel
         tokens, width = hidden.shape
-        counts = [step.workload[expert] for expert in experts]
-        offsets = [0, *accumulate(counts)]
-        pairs, slots = len(step.pairs), torch.from_numpy(step.pairs[: offsets[-1]])
+        offsets = step.offsets[: len(experts) + 1]
+        pairs, count = step.pairs, offsets[-1]
+        slots = pairs[:count]
         below = take("below", tokens, width, hidden.dtype, CPU)
-        packed = take("packed", offsets[-1], width, torch.float32, CPU)
-        above = take("above", offsets[-1], width, torch.float32, hidden.device)
+        packed = take("packed", count, width, torch.float32, CPU)
+        above = take("above", count, width, torch.float32, hidden.device)
         layout, here = self._layouts[step.layer], self._records[step.layer]
         records = [here[expert] for expert in experts]
         device.copy(self._down, below, step.x, self._activation_copy(tokens), label="activations down")
 
         def compute() -> None:
-            full = torch.empty(pairs, width)
+            full = torch.empty(len(pairs), width)
             kernel(layout, records, offsets, slots, below.tensor, full)
             torch.index_select(full, 0, slots, out=packed.tensor)
 
         costs = self._costs.cpu
-        seconds = sum([costs[tokens] for tokens in counts])
+        seconds = sum([costs[step.workload[expert]] for expert in experts])
         device.launch(self._host, compute, (below,), (packed,), seconds, label=f"cpu {step.layer}")
         return _Staged(slots, packed, above)
 
@@ -218,41 +208,40 @@ class Executor:
             if expert not in experts:  # late or wasted: nothing will read it
                 residency.release(layer, expert)
         residents = sum([expert in view.resident for expert in experts])
-        begin = sum([step.workload[expert] for expert in plan.cpu])
+        turn = len(plan.cpu)
         if residents:
-            begin = self._launch(step, experts[:residents], begin)
+            turn = self._launch(step, experts[:residents], turn)
         recyclable = deque[int]()
         for expert in experts[residents : len(experts) - len(plan.fetch)]:  # in flight
-            begin = self._launch(step, (expert,), begin)
+            turn = self._launch(step, (expert,), turn)
             if not residency.is_resident(layer, expert):
                 recyclable.append(expert)
         group = group_size(view.slots)
-        for turn in range(0, len(plan.fetch), group):
-            fetched = plan.fetch[turn : turn + group]
+        for first in range(0, len(plan.fetch), group):
+            fetched = plan.fetch[first : first + group]
             while residency.free_slots() < len(fetched):
                 residency.release(layer, recyclable.popleft())
             residency.fetch(layer, *fetched)
-            begin = self._launch(step, fetched, begin)
+            turn = self._launch(step, fetched, turn)
             recyclable += fetched
 
-    def _launch(self, step: _Step, experts: Sequence[int], begin: int) -> int:
-        """One grouped launch of experts whose slots are, or are about to be, filled, and whose pairs begin there; returns where
-        they end."""
-        layer, costs, x, rows = step.layer, self._costs, step.x, step.rows
-        counts = [step.workload[expert] for expert in experts]
-        offsets = [0, *accumulate(counts)]
-        end = begin + offsets[-1]
+    def _launch(self, step: _Step, experts: Sequence[int], turn: int) -> int:
+        """One grouped launch of experts whose slots are, or are about to be, filled, and whose turn in the plan comes; returns
+        the next one's."""
+        layer, costs, workload, x, rows = step.layer, self._costs, step.workload, step.x, step.rows
+        following = turn + len(experts)
+        offsets = step.offsets[turn : following + 1]
         buffers = self.residency.slots(layer, experts)
-        records, slots = [buffer.tensor for buffer in buffers], torch.from_numpy(step.pairs[begin:end])
+        records = [buffer.tensor for buffer in buffers]
         self.device.launch(
             self._compute,
-            partial(self._kernel, self._layouts[layer], records, offsets, slots, x.tensor, rows.tensor),
+            partial(self._kernel, self._layouts[layer], records, offsets, step.pairs, x.tensor, rows.tensor),
             (*buffers, x),
             (rows,),
-            costs.launch + sum([costs.gpu[tokens] for tokens in counts]),
+            costs.launch + sum([costs.gpu[workload[expert]] for expert in experts]),
             label=f"experts {layer}.{experts[0]}",
         )
-        return end
+        return following
 
     def _settle(self, layer: int, workload: Sequence[int], view: ResidencyView, plan: LayerPlan) -> None:
         """Now and then, tell the guards what the step shows. Prefetches and swaps bring what experts being here gains on an idle
@@ -267,8 +256,13 @@ class Executor:
         undisturbed = self.policies.assign.assign(layer, workload, idle, costs) if view.link_free else plan
         seconds = makespan(undisturbed, workload, idle, costs)
         delay = (makespan(plan, workload, view, costs) - seconds) / max(prefetches + swaps, 1)
-        self.prefetcher.settle(layer, workload, idle, seconds, delay * prefetches)
-        self.replacement.settle(layer, workload, idle, seconds, delay * swaps)
+
+        def saved(without: ResidencyView) -> float:
+            plan = self.policies.assign.assign(layer, workload, without, costs)
+            return makespan(plan, workload, without, costs) - seconds
+
+        self.prefetcher.settle(layer, idle, delay * prefetches, saved)
+        self.replacement.settle(layer, idle, delay * swaps, saved)
 
     def _tick(self, layer: int) -> float:
         """Note a layer's start; the mean period tells how long the link has until the next one."""
@@ -302,11 +296,13 @@ class Executor:
 
 @dataclass(slots=True)
 class _Step:
-    """One layer's step: its workload, (token, slot) pairs in the order of the plan, input and the rows of its outputs."""
+    """One layer's step: its workload, (token, slot) pairs in the order of the plan (the CPU's first) and where each expert's
+    begin, input and the rows of its outputs."""
 
     layer: int
     workload: list[int]
-    pairs: NDArray[np.int64]
+    pairs: Tensor
+    offsets: list[int]
     x: Buffer
     rows: Buffer
 

@@ -12,9 +12,7 @@ from torch import Tensor
 from dali.devices import COMPUTE
 from dali.hardware.cost import ExpertCosts
 from dali.kernels.expert import ExpertLayout
-from dali.policies.assign import AssignPolicy
 from dali.policies.guard import Guard
-from dali.policies.lanes import makespan
 from dali.policies.plan import LayerPlan, ResidencyView
 from dali.policies.prefetch import Forecast, PrefetchPolicy
 from dali.runtime.residency import Residency
@@ -36,7 +34,6 @@ class Prefetcher:
         self,
         policy: PrefetchPolicy,
         predictor: Predictor | None,
-        assign: AssignPolicy,
         residency: Residency,
         costs: ExpertCosts,
         telemetry: Telemetry,
@@ -45,7 +42,6 @@ class Prefetcher:
         """`modelled_seconds(tokens)`: of one prediction, where the device's clock is virtual."""
         self._policy = policy
         self._predictor = predictor
-        self._assign = assign
         self._residency = residency
         self._costs = costs
         self._telemetry = telemetry
@@ -101,20 +97,14 @@ class Prefetcher:
         counters.prefetch_wasted += len(waiting) - used - late
 
     def settle(
-        self, layer: int, workload: Sequence[int], view: ResidencyView, seconds: float, delay: float
+        self, layer: int, view: ResidencyView, delay: float, saved: Callable[[ResidencyView], float]
     ) -> None:
-        """Tell the guard what a sampled step shows: what the layer's prefetched experts save of its makespan, which is `seconds`
-        with them, against the prediction's time and the `delay` in seconds that prefetch copies cause demanded ones."""
+        """Tell the guard what a sampled step shows: the prediction's time and the `delay` in seconds that prefetch copies cause
+        demanded ones, against what the layer's prefetched experts save: `saved(view)` is the time a view without them costs."""
         if self._predictor is None:
             return
-        if not self.guard.on:
-            self.guard.record(0.0, 0.0)
-            return
-        waiting = self._residency.scratch(layer)
-        saved = 0.0
-        if waiting:
+        waiting, gain = self._residency.scratch(layer), 0.0
+        if waiting and self.guard.on:
             others = {expert: left for expert, left in view.in_flight.items() if expert not in waiting}
-            without = replace(view, in_flight=others)
-            plan = self._assign.assign(layer, workload, without, self._costs)
-            saved = makespan(plan, workload, without, self._costs) - seconds
-        self.guard.record(self._predict_seconds + delay, saved)
+            gain = saved(replace(view, in_flight=others))
+        self.guard.record(self._predict_seconds + delay, gain)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from dali.hardware.cost import ExpertCosts
-from dali.policies.assign import AssignPolicy
 from dali.policies.cache import CachePolicy, Swap
 from dali.policies.guard import Guard
-from dali.policies.lanes import makespan
 from dali.policies.plan import ResidencyView
 from dali.policies.signals import Signals
 from dali.runtime.residency import Residency
@@ -19,37 +16,26 @@ from dali.runtime.telemetry import LayerCounters
 class Replacement:
     """Swaps residents as `policy` says; swaps that need a copy wait for the guard's leave."""
 
-    def __init__(
-        self, policy: CachePolicy, assign: AssignPolicy, residency: Residency, costs: ExpertCosts, layers: int
-    ) -> None:
+    def __init__(self, policy: CachePolicy, residency: Residency, layers: int) -> None:
         self._policy = policy
-        self._assign = assign
         self._residency = residency
-        self._costs = costs
         self._before: list[set[int]] = [set() for _ in range(layers)]  # residents before the last swaps
         self.guard = Guard()
         self.queued = 0  # copies that may still be on the link
 
     def settle(
-        self, layer: int, workload: Sequence[int], view: ResidencyView, seconds: float, delay: float
+        self, layer: int, view: ResidencyView, delay: float, saved: Callable[[ResidencyView], float]
     ) -> None:
-        """Tell the guard what a sampled step shows: what the layer's last swaps save of its makespan, which is `seconds` with
-        them, against the `delay` in seconds that swap copies cause demanded ones."""
-        if not self.guard.on:
-            self.guard.record(0.0, 0.0)
-            return
-        before = self._before[layer]
-        if not before:
-            return
-        waiting = self._residency.scratch(layer)
-        others = {
-            expert: left
-            for expert, left in view.in_flight.items()
-            if expert in waiting and expert not in before
-        }
-        without = replace(view, resident=before, in_flight=others)
-        plan = self._assign.assign(layer, workload, without, self._costs)
-        self.guard.record(delay, makespan(plan, workload, without, self._costs) - seconds)
+        """Tell the guard what a sampled step shows: the `delay` in seconds that swap copies cause demanded ones, against what the
+        layer's last swaps save: `saved(view)` is the time a view without them costs."""
+        before, gain = self._before[layer], 0.0
+        if self.guard.on:
+            if not before:
+                return
+            waiting = self._residency.scratch(layer)
+            others = {e: left for e, left in view.in_flight.items() if e in waiting and e not in before}
+            gain = saved(replace(view, resident=before, in_flight=others))
+        self.guard.record(delay, gain)
 
     def swap_roles(
         self, layer: int, workload: Sequence[int], counters: LayerCounters, signals: Signals | None = None

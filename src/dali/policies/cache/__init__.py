@@ -65,6 +65,36 @@ class CachePolicy:
         return []
 
 
+class DemandFilled(CachePolicy):
+    """A fetched expert that was used stays, in place of the resident of lowest rank (see `fill`). Ranks outlive an expert's stay;
+    all uses of one forward step count once."""
+
+    def __init__(self, layers: int, experts: int, capacity: int, seed: int = 0) -> None:
+        super().__init__(layers, experts, capacity, seed)
+        self._steps = [0] * layers
+        self._ranks = [[0] * experts for _ in range(layers)]
+
+    def rank(self, before: int, step: int) -> int:
+        """The rank of an expert used in the layer's `step` (1 is the first)."""
+        raise NotImplementedError
+
+    def observe(
+        self,
+        layer: int,
+        workload: Sequence[int],
+        resident: Set[int],
+        fetched: Collection[int] = (),
+        protected: Set[int] = frozenset(),
+        signals: Signals | None = None,
+    ) -> list[Swap]:
+        self._steps[layer] += 1
+        step, ranks = self._steps[layer], self._ranks[layer]
+        for expert, tokens in enumerate(workload):
+            if tokens:
+                ranks[expert] = self.rank(ranks[expert], step)
+        return fill(ranks, workload, resident, fetched, protected)
+
+
 def fill(
     rank: Sequence[float],
     workload: Sequence[int],

@@ -29,7 +29,7 @@ class MoELayer:
         telemetry: Telemetry,
         arithmetic: str | None = None,
     ) -> None:
-        """`arithmetic`: of the reference kernels, to compute by them; None: the compiled ones, or exactly where there are none."""
+        """`arithmetic`: of the reference kernels, to compute by them; None: the compiled ones, or exact where there are none."""
         self.index = index
         self.layout = layout
         self.records = records

@@ -1,0 +1,78 @@
+#include "decode.h"
+
+#include "clock.h"
+#include "linear.h"
+#include "norm.h"
+
+namespace dali {
+
+namespace {
+
+void project(const PackedLinear& linear, const void* x, Dtype dtype, int rows, void* out) {
+    const Timed timed(Part::dense);
+    dali::linear(linear.matrix, linear.packed, linear.columns, linear.bias, x, dtype, rows, out);
+}
+
+void normalise(const Norm& norm, void* x, Dtype dtype, int64_t values) {
+    if (!norm.weight) return;
+    const Timed timed(Part::norm);
+    rms_norm(x, norm.weight, dtype, values / norm.width, norm.width, norm.epsilon, x);
+}
+
+void round_to(Dtype dtype, float* values, int count, void* scratch) {
+    if (dtype == Dtype::f32) return;
+    write(values, count, dtype, scratch, 0);
+    read_row(scratch, dtype, 0, count, values);
+}
+
+// x [rows, heads, width], in place: x * cos + rotate_half(x) * sin.
+void rotate(void* x, Dtype dtype, int rows, int heads, int width, const void* cos, const void* sin) {
+    const int half = width / 2;
+    std::vector<float> c(width), s(width), values(width), turned(width), scratch(width);
+    for (int row = 0; row < rows; row++) {
+        read_row(cos, dtype, row, width, c.data());
+        read_row(sin, dtype, row, width, s.data());
+        for (int head = 0; head < heads; head++) {
+            const size_t at = size_t(row) * heads + head;
+            read_row(x, dtype, at, width, values.data());
+            for (int i = 0; i < half; i++) {
+                turned[i] = -values[i + half] * s[i];
+                turned[i + half] = values[i] * s[i + half];
+            }
+            for (int i = 0; i < width; i++) values[i] *= c[i];
+            round_to(dtype, values.data(), width, scratch.data());
+            round_to(dtype, turned.data(), width, scratch.data());
+            for (int i = 0; i < width; i++) values[i] += turned[i];
+            write(values.data(), width, dtype, x, at * width);
+        }
+    }
+}
+
+}  // namespace
+
+void decode(const AttentionModule& module, const void* x, Dtype dtype, int rows, const void* cos, const void* sin,
+            const std::vector<DecodingToken>& tokens, void* out) {
+    const size_t item = item_bytes(dtype), all = size_t(module.heads) * module.width, kept = size_t(module.kv_heads) * module.width;
+    static thread_local std::vector<char> query, key, value, mixed;
+    query.resize(rows * all * item);
+    key.resize(rows * kept * item);
+    value.resize(rows * kept * item);
+    mixed.resize(rows * all * item);
+    project(module.query, x, dtype, rows, query.data());
+    project(module.key, x, dtype, rows, key.data());
+    project(module.value, x, dtype, rows, value.data());
+    normalise(module.query_norm, query.data(), dtype, rows * all);
+    normalise(module.key_norm, key.data(), dtype, rows * kept);
+    {
+        const Timed timed(Part::attention);
+        rotate(query.data(), dtype, rows, module.heads, module.width, cos, sin);
+        rotate(key.data(), dtype, rows, module.kv_heads, module.width, cos, sin);
+        const int64_t width = module.width;
+        attend({dtype, module.heads, module.kv_heads, module.width, module.width, module.scale,
+                {query.data(), int64_t(all), width}, {key.data(), int64_t(kept), width}, {value.data(), int64_t(kept), width},
+                module.sinks, mixed.data()}, tokens);
+    }
+    project(module.out, mixed.data(), dtype, rows, out);
+}
+
+}  // namespace dali
