@@ -10,6 +10,7 @@ time; `%`: of the read bandwidth of the same threads, measured between the calls
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import time
 from typing import Any
@@ -91,7 +92,7 @@ def main() -> None:
     options = parser.parse_args()
     if not native.enabled():
         parser.error("the kernels were not compiled")
-    every = native.threads()
+    every = len(os.sched_getaffinity(0))
     chosen, *others = native.variants()
     counts = [options.threads] if options.threads else sorted({1, every})
     runs = [(chosen, name, threads, list(SHAPES)) for name in ("w4", "w8") for threads in counts]

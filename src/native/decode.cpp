@@ -8,9 +8,11 @@ namespace dali {
 
 namespace {
 
-void project(const PackedLinear& linear, const void* x, Dtype dtype, int rows, void* out) {
+Product product(const PackedLinear& linear, void* out) { return {linear.matrix, linear.packed, linear.bias, out}; }
+
+void project(const std::vector<Product>& products, int columns, const void* x, Dtype dtype, int rows) {
     const Timed timed(Part::dense);
-    dali::linear(linear.matrix, linear.packed, linear.columns, linear.bias, x, dtype, rows, out);
+    linear(products, columns, x, dtype, rows);
 }
 
 void normalise(const Norm& norm, void* x, Dtype dtype, int64_t values) {
@@ -58,9 +60,8 @@ void decode(const AttentionModule& module, const void* x, Dtype dtype, int rows,
     key.resize(rows * kept * item);
     value.resize(rows * kept * item);
     mixed.resize(rows * all * item);
-    project(module.query, x, dtype, rows, query.data());
-    project(module.key, x, dtype, rows, key.data());
-    project(module.value, x, dtype, rows, value.data());
+    project({product(module.query, query.data()), product(module.key, key.data()), product(module.value, value.data())},
+            module.query.columns, x, dtype, rows);
     normalise(module.query_norm, query.data(), dtype, rows * all);
     normalise(module.key_norm, key.data(), dtype, rows * kept);
     {
@@ -72,7 +73,7 @@ void decode(const AttentionModule& module, const void* x, Dtype dtype, int rows,
                 {query.data(), int64_t(all), width}, {key.data(), int64_t(kept), width}, {value.data(), int64_t(kept), width},
                 module.sinks, mixed.data()}, tokens);
     }
-    project(module.out, mixed.data(), dtype, rows, out);
+    project({product(module.out, out)}, module.out.columns, mixed.data(), dtype, rows);
 }
 
 }  // namespace dali

@@ -19,6 +19,7 @@
 #include "norm.h"
 #include "pairs.h"
 #include "pool.h"
+#include "repack.h"
 #include "route.h"
 #include "variants.h"
 
@@ -115,8 +116,8 @@ NB_MODULE(_native, m) {
                        uintptr_t out) {
         nb::gil_scoped_release unlocked;
         const Timed timed(Part::dense);
-        linear(matrix, pointer<const uint8_t>(packed), columns, pointer<const float>(bias), pointer<const void>(x), dtype, tokens,
-               pointer<void>(out));
+        linear({{matrix, pointer<const uint8_t>(packed), pointer<const float>(bias), pointer<void>(out)}}, columns,
+               pointer<const void>(x), dtype, tokens);
     });
     nb::class_<ExpertRecords>(m, "ExpertRecords").def("__init__", [](ExpertRecords* self, const std::vector<uintptr_t>& addresses) {
         new (self) ExpertRecords();
@@ -175,6 +176,10 @@ NB_MODULE(_native, m) {
         nb::gil_scoped_release unlocked;
         decode(module, pointer<const void>(x), dtype, rows, pointer<const void>(cos), pointer<const void>(sin), decoding(tokens),
                pointer<void>(out));
+    });
+    m.def("repack", [](const Matrix& matrix, uintptr_t raw, size_t row_bytes, uintptr_t packed) {
+        nb::gil_scoped_release unlocked;
+        return repack(matrix, pointer<const uint8_t>(raw), row_bytes, pointer<uint8_t>(packed));
     });
     m.def("read_seconds", [](uintptr_t from, size_t bytes) {
         nb::gil_scoped_release unlocked;

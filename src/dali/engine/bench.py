@@ -20,7 +20,8 @@ from dali.engine.sequence import Sequence
 from dali.errors import UsageError
 from dali.kernels import native
 
-READ_BYTES = 2**28  # of a bandwidth measurement: far beyond any cache, some 10 ms
+READ_BYTES = 2**28  # of a read that measures bandwidth: far beyond any cache, some 10 ms
+READS = 4  # of which the fastest counts: a ceiling must not be lowered by whatever else ran for a moment
 PARTS = ("experts", "dense", "attention", "rest")
 
 
@@ -45,7 +46,7 @@ class Measurement:
     token_bytes: float | None = None  # weights read a token; None for prompts, whose tokens share them
     bandwidths: list[float] = field(
         default_factory=list
-    )  # bytes/s, read right before and after each repetition
+    )  # bytes/s: the most right before or after each repetition
     shares: dict[str, float] | None = None  # of the time: PARTS; "rest" is Python and torch
 
     @property
@@ -86,7 +87,7 @@ def measure(llm: LLM, tests: list[Test], repetitions: int) -> Iterator[Measureme
             read += llm.telemetry.expert_bytes - bytes_before
             measurement.seconds.append(seconds)
             if bandwidth:
-                measurement.bandwidths.append((before + bandwidth()) / 2)
+                measurement.bandwidths.append(max(before, bandwidth()))
         if bandwidth:
             total = sum(measurement.seconds)
             spent["rest"] = total - sum(spent.values())
@@ -153,6 +154,9 @@ class Bandwidth:
         self._begin = 0
 
     def __call__(self) -> float:
+        return max(self._read() for _ in range(READS))
+
+    def _read(self) -> float:
         memory = self._memory[self._begin : self._begin + READ_BYTES]
         self._begin = (self._begin + READ_BYTES) % (len(self._memory) - READ_BYTES + 1)
         return memory.nbytes / native.read_seconds(memory)
