@@ -38,17 +38,11 @@ class HostWait:
 
 
 @dataclass(frozen=True)
-class StreamWait:
-    stream: str
-    other: str
-
-
-@dataclass(frozen=True)
 class Release:
     buffer: int
 
 
-Program = list[Launch | Copy | HostWait | StreamWait | Release]
+Program = list[Launch | Copy | HostWait | Release]
 
 _stream = st.sampled_from(STREAMS)
 _index = st.integers(0, BUFFERS - 1)
@@ -56,7 +50,7 @@ _set = st.frozensets(_index, max_size=3)
 _seconds = st.sampled_from((0.0, 1.0, 2.0, 4.0))
 _launch = st.builds(Launch, _stream, _set, _set, _seconds)
 _copy = st.builds(Copy, _stream, _index, _index, _seconds, _seconds).filter(lambda copy: copy.dst != copy.src)
-_rare = st.builds(HostWait, _stream) | st.builds(StreamWait, _stream, _stream) | st.builds(Release, _index)
+_rare = st.builds(HostWait, _stream) | st.builds(Release, _index)
 programs = st.lists(_launch | _copy | _launch | _copy | _rare, min_size=8, max_size=20)
 
 
@@ -113,8 +107,6 @@ def run(device: Device, program: Program, place: str = "cpu") -> list[int]:
                 device.copy(queue, buffers[dst], buffers[src], seconds, contended, label=label)
             case HostWait(stream):
                 device.synchronize(device.record(device.stream(stream)))
-            case StreamWait(stream, other):
-                device.wait(device.stream(stream), device.record(device.stream(other)))
             case Release(index):
                 device.release(buffers[index])
     device.synchronize()

@@ -84,15 +84,6 @@ def test_what_the_host_has_waited_for_is_left_out() -> None:
     assert book.issue("two", "compute", reads="b") == ["second"]
 
 
-def test_an_explicit_wait_holds_for_all_that_follows() -> None:
-    book = Book()
-    book.issue("fetch", "copy", writes="a")
-    book.stream("compute").awaited.append(book.issued["fetch"])
-    assert book.issue("one", "compute") == ["fetch"]
-    assert book.issue("two", "compute", reads="a") == []
-    assert book.dependencies.derived == 0
-
-
 def test_a_read_and_a_write_in_one_operation_wait_for_both() -> None:
     book = Book()
     book.issue("fetch", "copy", writes="a")

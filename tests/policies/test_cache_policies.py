@@ -85,7 +85,32 @@ def test_lfu_counts_steps_not_tokens_and_remembers():
     assert cache.observe(0, [1, 0, 0, 0, 0, 0], {1, 2}, fetched={0}) == [Swap(1, 0)]
 
 
-@pytest.mark.parametrize("name", ["lru", "lfu", "workload"])
+def test_fading_keeps_fetched_experts_of_higher_score():
+    cache = policy("fading")
+    # Scores after it: 0 has 1, 1 has 3, 2 has 2, 3 has 1. Only 2 is above the lowest resident.
+    assert cache.observe(0, [1, 3, 2, 1, 0, 0], {0, 1}, fetched={2, 3}) == [Swap(0, 2)]
+    # 1 has 2.7, 2 has 1.8, 0 and 3 have 0.9, but for the last one's new token: 1.9. Ids do not matter, nor that 2 was not used.
+    assert cache.observe(0, [0, 0, 0, 1, 0, 0], {1, 2}, fetched={3, 0}) == [Swap(2, 3)]
+
+
+def test_fading_asks_for_one_absent_expert_where_nothing_was_fetched():
+    cache = policy("fading")
+    assert cache.observe(0, [0, 0, 1, 2, 2, 0], {0, 1}) == [Swap(0, 3)]
+    # 3 is under way, and 4 (1.8) is the highest that is left; it is not again above 1 when 1 had two tokens.
+    assert cache.observe(0, [0, 0, 0, 0, 0, 0], {1, 3}, protected={3}) == [Swap(1, 4)]
+    assert cache.observe(0, [0, 2, 0, 0, 0, 0], {1, 3}, protected={3}) == []
+
+
+def test_fading_forgets():
+    cache = policy("fading", experts=3, capacity=1)
+    assert cache.observe(0, [1, 0, 0], {0}) == []
+    for _ in range(6):  # 0.9 ** 6 = 0.53
+        assert cache.observe(0, [0, 0, 0], {0}) == []
+    assert cache.observe(0, [0, 0, 1], {0}) == [Swap(0, 2)]
+    assert cache.observe(0, [0, 0, 0], {2}) == []
+
+
+@pytest.mark.parametrize("name", ["lru", "lfu", "workload", "fading"])
 def test_layers_do_not_share_state(name):
     options = {"window": 2, "swaps": 1} if name == "workload" else {}
     both, alone = policy(name, layers=2, **options), policy(name, layers=1, **options)

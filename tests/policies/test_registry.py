@@ -10,7 +10,7 @@ from dali.policies import create, names
 KNOWN = {
     "assign": ["cpu", "cpu_on_miss", "gpu", "greedy", "layerwise", "two_lane"],
     "prefetch": ["next_gate", "none", "residual", "ridge"],
-    "cache": ["lfu", "lru", "none", "static", "workload"],
+    "cache": ["fading", "lfu", "lru", "none", "static", "workload"],
 }
 OPTIONS = {"assign": {}, "prefetch": {}, "cache": {"layers": 1, "experts": 4, "capacity": 2}}
 

@@ -58,7 +58,7 @@ def test_missing_signals_are_named(path, tmp_path):
     row = sweep.sweep(planned(path, policies=["default"]))[0].row
     assert row["signals"] == "signal missing: gate_inputs"
     full = random_trace(answer=20)
-    known = random_trace(answer=20, predicted={("residual", 1): full.ids})
+    known = random_trace(answer=20, predicted={("ridge", 1): full.ids})
     write(tmp_path / "known.npz", known)
     row = sweep.sweep(planned(str(tmp_path / "known.npz"), policies=["default"]))[0].row
     assert row["signals"] == "complete"

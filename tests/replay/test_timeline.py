@@ -8,6 +8,8 @@ import dali
 from dali.engine.recorder import record
 from dali.hardware import profile
 from dali.policies import Policies, create
+from dali.policies.cache import Swap
+from dali.policies.plan import ResidencyView
 from dali.replay import timeline as module
 from dali.replay.shapes import shape_of
 from dali.replay.steps import forwards
@@ -50,6 +52,17 @@ def test_every_absent_expert_is_copied_where_nothing_stays():
     result = replayed(trace, 1, assign="gpu")
     assert result.copies == result.lookups.sum() - result.hits.sum()
     assert result.seconds > result.copies * COSTS.link
+
+
+@pytest.mark.parametrize(
+    ("guarded", "copies", "allowed"), [(True, 1, [2, 3]), (True, 1.1, [3]), (False, 9, [2, 3])]
+)
+def test_swaps_that_copy_wait_for_the_link(guarded, copies, allowed):
+    """Expert 3 is in scratch, 2 is not."""
+    replay = Timeline(random_trace(), policies(random_trace(), 2), SHAPE, MODEL, 2, guarded)
+    view = ResidencyView(frozenset({0, 1}), link_free=copies * COSTS.link)
+    swaps = replay._guards.allow(0, [Swap(0, 2), Swap(1, 3)], [3], view)
+    assert [swap.load for swap in swaps] == allowed
 
 
 def test_prompts_are_counted_apart():

@@ -75,3 +75,18 @@ def test_only_window_policies_copy(cache: str) -> None:
     assert [len(executor.residency.residents(layer)) for layer in range(LAYERS)] == [
         0 if cache == "none" else 3
     ] * LAYERS
+
+
+def test_swaps_that_copy_wait_for_the_link() -> None:
+    executor = executor_of(Setting("two_lane", "none", "fading", 16, profile="egpu-x4", scratch=4))
+    executor.replacement.guard.record = lambda cost, benefit: None  # type: ignore[method-assign]
+    placed, queues = executor.residency.copies, []
+    play(
+        executor,
+        40,
+        anywhere,
+        lambda: queues.append(executor.residency.link_free - executor.device.now()),
+    )
+    copies = executor.residency.copies - placed - executor._telemetry.total().fetched
+    assert copies > 10
+    assert max(queues) <= 2 * executor._costs.link

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from dali.errors import DaliError
+from dali.kernels import native
 from dali.kernels.formats import FORMATS, Format
 from dali.kernels.packing import pack, unpack
 from dali.store.gguf_blocks import BLOCK_TYPES, UNSUPPORTED, BlockType
@@ -113,3 +114,15 @@ def test_mxfp4s_nan():
     TYPES["MXFP4"].blocks(raw)["e"][5, 1] = 255
     with pytest.raises(DaliError, match="NaN"):
         packed_blocks(raw, TYPES["MXFP4"], FORMATS["mxfp4"])
+
+
+@pytest.mark.skipif(not native.AVAILABLE, reason="the kernels were not compiled")
+@pytest.mark.parametrize("name", ["Q8_0", "Q4_0", "MXFP4"])
+@pytest.mark.parametrize("rows", [48, 40])
+def test_both_kernels_repack_to_the_same_bytes(name, rows, monkeypatch):
+    type, raw = TYPES[name], random_blocks(name, rows, 256)
+    packed = []
+    for kernels in ("torch", ""):
+        monkeypatch.setenv(native.VARIABLE, kernels)
+        packed.append(packed_blocks(raw, type, own_format(type)))
+    assert torch.equal(*packed)

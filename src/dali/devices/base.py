@@ -223,14 +223,6 @@ class Device(ABC):
         """The end of everything issued on the stream so far."""
         return Event(stream.tail)
 
-    def wait(self, stream: Stream, event: Event) -> None:
-        """Hold back what is issued next on `stream`: for an order that no declared buffer implies."""
-        operation = event.operation
-        if operation is not None:
-            if self._streams.get(operation.stream.name) is not operation.stream:
-                raise MisuseError(f"{self.name} cannot wait for {operation} of another device.")
-            stream.awaited.append(operation)
-
     def synchronize(self, event: Event | None = None) -> None:
         """Block the host until the event, or until all queues are empty. Raises what an operation raised."""
         awaited = [stream.tail for stream in self._streams.values()] if event is None else [event.operation]

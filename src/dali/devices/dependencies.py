@@ -37,7 +37,6 @@ class Stream:
         self.tail: Operation | None = None  # the newest operation
         self.clock: Clock = {}  # what has gone before by the time the newest operation ends
         self.host: Clock = {}  # the host's waits as of then
-        self.awaited: list[Operation] = []  # explicit waits, for the next operation
 
 
 class Operation:
@@ -89,33 +88,29 @@ class Dependencies:
 
     def derive(self, operation: Operation, reads: Collection[int], writes: Collection[int]) -> None:
         """Number the operation, set its `waits` and remember its accesses."""
-        stream = operation.stream
+        stream, host = operation.stream, self.host
         number, clock = stream.number, stream.clock.copy()
-        if stream.host is not self.host:
-            join(clock, self.host)
-            stream.host = self.host
-        found = self.before(reads, writes, clock, stream.awaited)
-        if found:
-            operation.waits = self._needed(found, stream.awaited, clock)
-            stream.awaited.clear()
+        if stream.host is not host:
+            join(clock, host)
+            stream.host = host
+        if found := self.before(reads, writes, clock):
+            operation.waits = self._needed(found, clock)
         operation.index, operation.number = stream.issued, self._issued
         self._issued += 1
         clock[number] = stream.issued = stream.issued + 1
         operation.clock = stream.clock = clock
-        readers = self._readers
+        readers, writers = self._readers, self._writer
         for key in reads:
             if key in readers:
                 readers[key][number] = operation
             else:
                 readers[key] = {number: operation}
         for key in writes:
-            self._writer[key] = operation
+            writers[key] = operation
             if key in readers:
                 del readers[key]
 
-    def _needed(
-        self, found: list[Operation], awaited: list[Operation], clock: Clock
-    ) -> tuple[Operation, ...]:
+    def _needed(self, found: list[Operation], clock: Clock) -> tuple[Operation, ...]:
         """Those of them that no other implies; `clock` learns of all."""
         waits = []
         # Newest first: what a newer operation waited for comes with it, never the other way round.
@@ -123,35 +118,31 @@ class Dependencies:
             if earlier.index < clock.get(earlier.stream.number, 0):
                 continue
             join(clock, earlier.clock)
-            if earlier not in awaited:
-                self.derived += 1
-                if self.derived - 1 == self._drop:
-                    continue
-            waits.append(earlier)
+            self.derived += 1
+            if self.derived - 1 != self._drop:
+                waits.append(earlier)
         return tuple(waits)
 
-    def before(
-        self,
-        reads: Collection[int],
-        writes: Collection[int],
-        seen: Clock,
-        also: Collection[Operation] = (),
-    ) -> list[Operation]:
+    def before(self, reads: Collection[int], writes: Collection[int], seen: Clock) -> list[Operation]:
         """What must come before such accesses and is not in `seen`, newest first: the last writers; for writes, readers since."""
-        found, last, readers = [*also], self._writer, self._readers
+        found: list[Operation] = []
+        writers, readers, host = self._writer, self._readers, self.host
+        last = None  # slots side by side mostly share their writer
         for key in (*reads, *writes):
-            if key in last:
-                writer = last[key]
-                number = writer.stream.number
-                if writer.index >= seen.get(number, 0):
-                    found.append(writer)
-                elif writer.index < self.host.get(number, 0):
-                    del last[key]  # before all that comes
+            writer = writers.get(key)
+            if writer is None or writer is last:
+                continue
+            last, number = writer, writer.stream.number
+            if writer.index >= seen.get(number, 0):
+                found.append(writer)
+            elif writer.index < host.get(number, 0):
+                del writers[key]  # before all that comes
         for key in writes:
             if key in readers:
                 for number, reader in readers[key].items():
-                    if reader.index >= seen.get(number, 0):
+                    if reader is not last and reader.index >= seen.get(number, 0):
                         found.append(reader)
+                    last = reader
         return sorted(set(found), key=_number, reverse=True) if len(found) > 1 else found
 
     def host_waited(self, operation: Operation) -> None:

@@ -163,12 +163,12 @@ def _fused_router(router: Any) -> FusedRouter | None:
 
 
 def _agree(expected: Routed, found: Routed, close: float) -> bool:
-    """Whether both give each expert the same weight. Tokens whose last choice is nearly a tie cannot tell."""
+    """Whether both give each expert the same weight. Tokens whose last choice the logits' difference may turn cannot tell."""
     logits, top_k = expected[0].float(), expected[1].shape[1]
     if top_k == logits.shape[1]:
         return False
     last = logits.sort(descending=True).values[:, top_k - 1 : top_k + 1]
-    telling = last[:, 0] - last[:, 1] > close * logits.abs().amax()
+    telling = last[:, 0] - last[:, 1] > 2 * (found[0].float() - logits).abs().amax()
     given, got = (torch.zeros_like(logits).scatter(1, i, w.float())[telling] for _, w, i in (expected, found))
     return int(telling.sum()) >= TELLING_TOKENS and torch.allclose(given, got, rtol=close, atol=close / 4)
 

@@ -210,7 +210,7 @@ def load_dense(
     """transformers' own loading of all but the experts, by a throw-away subclass that drops them on meta.
 
     The weights come from the directory `path`, or are `state`, parameter -> tensor of `dtype`, which the model keeps.
-    The linears `without` get none.
+    The linears `without` get none but what is tied to others'.
     """
     base: Any = AutoModelForCausalLM._model_mapping[type(config)]
 
@@ -220,7 +220,8 @@ def load_dense(
             names = seam.experts_modules(self)
             seam.strip_experts(self)
             for name in without:
-                seam.strip(self.get_submodule(name), "weight")
+                if f"{name}.weight" not in self.all_tied_weights_keys:
+                    seam.strip(self.get_submodule(name), "weight")
             patterns = {_any_layer(name) for name in names}
             ignored: set[str] = set(getattr(self, "_keys_to_ignore_on_load_unexpected", None) or ())
             self._keys_to_ignore_on_load_unexpected = ignored | patterns

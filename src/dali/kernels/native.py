@@ -274,6 +274,14 @@ def attend(
     )
 
 
+def repack(raw: Tensor, columns: int, format: Format, packed: Tensor) -> bool:
+    """GGUF's blocks into packed tiles, values unchanged: raw uint8 [rows, row bytes] of Q8_0 for w8, Q4_0 for w4, MXFP4 for
+    mxfp4; packed uint8 [format.matrix_bytes(rows, columns)]. False if a scale is not finite."""
+    matrix = _native.Matrix(format.name, raw.shape[0], columns)
+    assert raw.is_contiguous() and packed.is_contiguous() and packed.nbytes == matrix.bytes
+    return bool(_native.repack(matrix, raw.data_ptr(), raw.shape[1], packed.data_ptr()))
+
+
 def read_seconds(memory: Tensor) -> float:
     """Seconds in which the kernels' threads read `memory` once: what bounds every kernel that streams weights."""
     return float(_native.read_seconds(memory.data_ptr(), memory.nbytes))

@@ -12,7 +12,7 @@ from dali.policies.cache import CachePolicy
 from dali.policies.prefetch import PrefetchPolicy
 
 Kind = Literal["assign", "prefetch", "cache"]
-DEFAULT: dict[Kind, str] = {"assign": "two_lane", "prefetch": "residual", "cache": "workload"}
+DEFAULT: dict[Kind, str] = {"assign": "two_lane", "prefetch": "ridge", "cache": "fading"}
 
 
 def names(kind: Kind) -> list[str]:

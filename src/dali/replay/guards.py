@@ -35,11 +35,13 @@ class Guards:
         self._before: list[set[int]] = [set() for _ in range(layers)]  # residents before the last swaps
         self._steps = 0
 
-    def allow(self, layer: int, swaps: list[Swap], fetched: Collection[int]) -> list[Swap]:
-        """The swaps that may be made now: while the guard rests, those that copy nothing."""
+    def allow(
+        self, layer: int, swaps: list[Swap], fetched: Collection[int], view: ResidencyView
+    ) -> list[Swap]:
+        """The swaps that may be made now: while the guard rests or more than one copy is on the link, those that copy nothing."""
         if not self._guarded:
             return swaps
-        if not self.swap.on:
+        if not self.swap.on or view.link_free > self._costs.link:
             swaps = [swap for swap in swaps if swap.load in fetched]
         if swaps:
             self._before[layer] = set(self._residency.residents[layer])

@@ -161,7 +161,7 @@ class Timeline:
         swaps = self._policies.cache.observe(
             layer, workload, residency.residents[layer], fetched, residency.unsettled(layer), signals
         )
-        swaps = guards.allow(layer, swaps, fetched)
+        swaps = guards.allow(layer, swaps, fetched, view)
         later = []
         for swap in swaps:
             if swap.load in fetched:

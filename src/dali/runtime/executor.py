@@ -142,7 +142,8 @@ class Executor:
         signals = None
         if self.policies.cache.signals:
             signals = Signals(routed.numpy(), weights.float().cpu().numpy())
-        swaps = self.replacement.swap_roles(layer, workload, counters, signals)
+        idle = view.link_free <= self._costs.link  # at most one copy under way
+        swaps = self.replacement.swap_roles(layer, workload, idle, counters, signals)
         expected: Sequence[tuple[int, Sequence[float]]] = ()
         if predicted is not None and ahead is not None:
             expected = [(predicted[0], count_pairs(ahead, self._experts))]
@@ -211,7 +212,7 @@ class Executor:
         turn = len(plan.cpu)
         if residents:
             turn = self._launch(step, experts[:residents], turn)
-        recyclable = deque[int]()
+        recyclable: deque[int] = deque()
         for expert in experts[residents : len(experts) - len(plan.fetch)]:  # in flight
             turn = self._launch(step, (expert,), turn)
             if not residency.is_resident(layer, expert):

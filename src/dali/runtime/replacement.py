@@ -14,7 +14,7 @@ from dali.runtime.telemetry import LayerCounters
 
 
 class Replacement:
-    """Swaps residents as `policy` says; swaps that need a copy wait for the guard's leave."""
+    """Swaps residents as `policy` says; swaps that need a copy wait for the guard's leave and an idle link."""
 
     def __init__(self, policy: CachePolicy, residency: Residency, layers: int) -> None:
         self._policy = policy
@@ -38,13 +38,19 @@ class Replacement:
         self.guard.record(delay, gain)
 
     def swap_roles(
-        self, layer: int, workload: Sequence[int], counters: LayerCounters, signals: Signals | None = None
+        self,
+        layer: int,
+        workload: Sequence[int],
+        idle: bool,
+        counters: LayerCounters,
+        signals: Signals | None = None,
     ) -> list[Swap]:
-        """Apply the swaps whose expert sits in scratch, then free the layer's scratch. Returns the swaps that need a copy."""
+        """Apply the swaps whose expert sits in scratch, then free the layer's scratch. Returns the swaps that need a copy, which
+        are made only while the link is `idle`."""
         residency = self._residency
         residents, scratch = residency.residents(layer), residency.scratch(layer)
         swaps = self._policy.observe(layer, workload, residents, scratch, residency.unsettled(layer), signals)
-        if not self.guard.on:
+        if not (self.guard.on and idle):
             swaps = [swap for swap in swaps if swap.load in scratch]
         if swaps:
             self._before[layer] = set(residents)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dali.errors import DaliError
+from dali.kernels import native
 from dali.kernels.formats import FORMATS, TILE_ROWS, Format, round_up
 from dali.kernels.packing import pack, unpack
 from dali.store.gguf_blocks import BlockType, Bytes, six_bit_scales
@@ -24,6 +25,7 @@ SAME_VALUES = {
     "Q4_K": "q4k",
 }
 _FLOATS = {"F32": np.float32, "F16": np.float16, "BF16": np.int16}
+_NATIVE = ("Q8_0", "Q4_0", "MXFP4")  # what the compiled kernels repack
 _LOW = np.uint32(0x0F0F0F0F)
 
 Words = NDArray[np.uint32]
@@ -44,6 +46,10 @@ def pack_blocks(raw: Bytes, type: BlockType, format: Format, out: Tensor) -> Non
     elif type.name in _FLOATS:
         matrix = torch.from_numpy(raw.view(_FLOATS[type.name]))
         out.copy_(pack(matrix.view(torch.bfloat16) if type.name == "BF16" else matrix, format))
+    elif type.name in _NATIVE and native.enabled():
+        columns = type.blocks(raw).shape[1] * type.columns
+        if not native.repack(torch.from_numpy(np.ascontiguousarray(raw)), columns, format, out):
+            raise DaliError("A scale is NaN or infinite.", "The model is damaged; download it again.")
     else:
         _repack(raw, type, format, out.numpy())
 
