@@ -80,7 +80,8 @@ def load(path: Path) -> float:
     began = time.perf_counter()
     layouts = model.experts.layouts(None)
     experts = model.experts.read_all(layouts, lambda nbytes: None)
-    dense = model.dense.read_all(torch.bfloat16, lambda nbytes: None)
+    linears = model.dense.read_linears(lambda nbytes: None)
+    dense = model.dense.read_all(torch.float32, lambda nbytes: None, packed=linears)
     seconds = time.perf_counter() - began
     assert len(experts.records) == len(layouts)
     assert dense

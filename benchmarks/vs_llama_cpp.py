@@ -60,7 +60,9 @@ def measure(bench: Sequence[str], first_token: Sequence[str]) -> tuple[Sample, d
     """One side of a pair, and the last row of what its bench printed."""
     out, _, peak = run(bench)
     rows = json.loads(out)
-    sample = {f"pp{row['n_prompt']}" if row["n_prompt"] else f"tg{row['n_gen']}": row["avg_ts"] for row in rows}
+    sample = {
+        f"pp{row['n_prompt']}" if row["n_prompt"] else f"tg{row['n_gen']}": row["avg_ts"] for row in rows
+    }
     _, load, _ = run(first_token)
     return sample | {"load_seconds": load, "peak_gb": peak / 1e9}, rows[-1]
 

@@ -30,7 +30,7 @@ def test_any_two_choices_meet_in_some_setting() -> None:
     found = [(s.assign, s.prefetch, s.cache, s.slots, s.batch, s.profile, s.arithmetic) for s in SETTINGS]
     for one, other in combinations(range(len(choices)), 2):
         assert {(s[one], s[other]) for s in found} == set(product(choices[one], choices[other]))
-    assert len(set(SETTINGS)) == 300
+    assert len(set(SETTINGS)) == len(SETTINGS) >= 300
 
 
 @pytest.mark.parametrize("part", range(10))

@@ -24,6 +24,7 @@ PROGRAMS = {
     "on demand through two slots": Setting("gpu", "none", "lru", 2 + LAYERS, batch=2, scratch=2),
     "on demand in groups of two": Setting("gpu", "none", "lru", 8 + LAYERS, batch=8, scratch=8),
     "swaps that copy": Setting("two_lane", "none", "workload", 2 + LAYERS, batch=8, scratch=2),
+    "swaps over an idle link": Setting("two_lane", "none", "workload", 2 + 5 * LAYERS, scratch=2),
     "prefetch and swaps beside the CPU": Setting(
         "two_lane", "residual", "workload", 6 + 2 * LAYERS, batch=8, scratch=6, count=2
     ),

@@ -151,7 +151,9 @@ OPTIONS = {
         Option("profile", TEXT, "hardware profile to plan with, by name or file (sim:PROFILE has its own)"),
         Option("assign", TEXT, "where experts run: two_lane (default), greedy, cpu_on_miss, cpu, gpu"),
         Option("prefetch", TEXT, "what is fetched ahead: ridge (default), residual, next_gate, none"),
-        Option("cache", TEXT, "what stays on the accelerator: fading (default), workload, lru, lfu, static, none"),
+        Option(
+            "cache", TEXT, "what stays on the accelerator: fading (default), workload, lru, lfu, static, none"
+        ),
         Option("cpu-moe", SWITCH, "all experts on the CPU: --assign cpu"),
         Option(
             "n-cpu-moe",

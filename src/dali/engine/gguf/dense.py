@@ -149,7 +149,8 @@ class GgufDense:
             return 0
         config = self.config
         heads: int = config.num_attention_heads if "q_proj" in parameter else config.num_key_value_heads
-        return self._shapes[parameter][0] // heads
+        rows: int = self._shapes[parameter][0]
+        return rows // heads
 
     def read_all(
         self, dtype: torch.dtype, progress: Callable[[int], None], packed: Collection[str] = ()
@@ -166,7 +167,8 @@ class GgufDense:
         """Module -> its packed matrix and format, for every linear that the file has quantized: the very same values where a
         packed format has them. DaliError for values that are not finite."""
         sizes = {
-            path: own_format(tensor.type).matrix_bytes(*tensor.shape) for path, tensor in self._linears.items()
+            path: own_format(tensor.type).matrix_bytes(*tensor.shape)
+            for path, tensor in self._linears.items()
         }
         memory = Arena(1, round_up(sum(sizes.values()), 4096))[0]
         matrices: dict[str, tuple[Tensor, Format]] = {}

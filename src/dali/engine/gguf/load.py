@@ -93,6 +93,10 @@ def load_gguf(
     as they are, for the compiled kernels, if the experts are quantized, too."""
     load.check_choices(quant, dtype)
     model = GgufModel(path)
+    if (
+        dtype == "auto" and pack_linears
+    ):  # costs next to nothing, and is llama.cpp's: the tokens agree more often
+        dtype = "float32"
     target = model.config.dtype if dtype == "auto" else getattr(torch, dtype)
     layouts = model.choose_layouts(quant, target, available_ram() if ram is None else ram)
     tokenizer = read_tokenizer(model.gguf)
