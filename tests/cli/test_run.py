@@ -20,8 +20,8 @@ from dali.errors import UsageError
 
 STORY = "Tell me a story about a little dog."
 SUMMARY = re.compile(
-    r"\d+ prompt \+ \d+ answer tokens \| prefill [\d.]+, decode [\d.]+ tok/s \| "
-    r"dense [\d.]+, experts [\d.]+ \(w\d\), KV [\d.]+ MiB \| [\d.]+ MiB of experts read\n"
+    r"\d+ prompt \+ \d+ answer tokens \| prefill [\d.,]+, decode [\d.,]+ tok/s \| "
+    r"dense [\d.,]+, experts [\d.,]+ \(w\d\), KV [\d.,]+ MiB \| [\d.,]+ MiB of experts read\n"
 )
 
 

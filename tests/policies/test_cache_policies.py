@@ -89,14 +89,14 @@ def test_fading_keeps_fetched_experts_of_higher_score():
     cache = policy("fading")
     # Scores after it: 0 has 1, 1 has 3, 2 has 2, 3 has 1. Only 2 is above the lowest resident.
     assert cache.observe(0, [1, 3, 2, 1, 0, 0], {0, 1}, fetched={2, 3}) == [Swap(0, 2)]
-    # 1 has 2.85, 2 has 1.9, 0 has 0.95, and 3, with its new token, 1.95.
+    # 1 has 2.7, 2 has 1.8, 0 has 0.9, and 3, with its new token, 1.9.
     assert cache.observe(0, [0, 0, 0, 1, 0, 0], {1, 2}, fetched={3, 0}) == [Swap(2, 3)]
 
 
 def test_fading_asks_for_one_absent_expert_where_nothing_was_fetched():
     cache = policy("fading")
     assert cache.observe(0, [0, 0, 1, 2, 2, 0], {0, 1}) == [Swap(0, 3)]
-    # 3 is under way, and 4 (1.9) is the highest that is left; 1's two tokens are more than its 1.8 a step later.
+    # 3 is under way, and 4 (1.8) is the highest that is left; 1's two tokens are more than its 1.6 a step later.
     assert cache.observe(0, [0, 0, 0, 0, 0, 0], {1, 3}, protected={3}) == [Swap(1, 4)]
     assert cache.observe(0, [0, 2, 0, 0, 0, 0], {1, 3}, protected={3}) == []
 
@@ -104,7 +104,7 @@ def test_fading_asks_for_one_absent_expert_where_nothing_was_fetched():
 def test_fading_forgets():
     cache = policy("fading", experts=3, capacity=1)
     assert cache.observe(0, [1, 0, 0], {0}) == []
-    for _ in range(6):  # 0.95 ** 6 = 0.74
+    for _ in range(6):  # 0.9 ** 6 = 0.53
         assert cache.observe(0, [0, 0, 0], {0}) == []
     assert cache.observe(0, [0, 0, 1], {0}) == [Swap(0, 2)]
     assert cache.observe(0, [0, 0, 0], {2}) == []

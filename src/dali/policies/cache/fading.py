@@ -1,4 +1,4 @@
-"""Residency by fading workload (ours): an expert's score is its tokens, a step's worth a twentieth less with each that follows.
+"""Residency by fading workload (ours): an expert's score is its tokens, a step's worth a tenth less with each that follows.
 
 Experts that the layer has just fetched take the slots of residents of lower score, which copies nothing. In a layer that
 fetched none, the highest score that is absent replaces the lowest resident one; that needs a copy, and the runtime makes it
@@ -13,7 +13,7 @@ from collections.abc import Collection, Sequence, Set
 from dali.policies.cache import CachePolicy, Swap
 from dali.policies.signals import Signals
 
-FADING = 0.95  # a step
+FADING = 0.9  # a step
 
 
 class Policy(CachePolicy):
