@@ -19,7 +19,7 @@ struct Kernels {
     using Ints = typename V::Ints;
     using Line = typename V::Line;
 
-        static constexpr int AHEAD = 24;  // groups (32 columns) the prefetch runs ahead: 6 to 12 KB
+    static constexpr int AHEAD = 24;  // groups (32 columns) the prefetch runs ahead: 6 to 12 KB
 
     // Into L2: prefetches into L1 wait for the few buffers its misses have, and half the bandwidth is lost.
     static void prefetch(const uint8_t* from, int bytes) {
@@ -140,6 +140,16 @@ struct Kernels {
         else return float_tile<format, tokens>;
     }
 
+    // The nearest value a 16-bit float can hold, were its exponent not bounded above.
+    static float to_half_precision(float value) {
+        uint32_t bits;
+        std::memcpy(&bits, &value, 4);
+        if (bits < 0x38800000u) return (value + 0.5f) - 0.5f;  // denormal as a half: multiples of 2^-24
+        bits = (bits + 0xFFF + ((bits >> 13) & 1)) & ~0x1FFFu;
+        std::memcpy(&value, &bits, 4);
+        return value;
+    }
+
     static void fill(const float* values, Format format, const Panel& panel, int group, int token) {
         const size_t tokens = panel.tokens;
         if (!is_quantized(format)) {
@@ -157,7 +167,7 @@ struct Kernels {
             scale = std::nanf("");
         } else {
             const float factor = 127.0f / largest;
-            scale = largest / 127.0f;
+            scale = to_half_precision(largest / 127.0f);  // as GGML stores it: the same file gives the same numbers
             sum = V::round_group(values, std::isinf(factor) ? 0.0f : factor, quants);  // zeros, or denormals
         }
         panel.scales[group * tokens + token] = scale;

@@ -19,7 +19,13 @@ from dali.kernels.activation import Activation
 from dali.kernels.expert import ExpertLayout, ExpertShape
 from dali.kernels.formats import FORMATS, disassemble
 from dali.kernels.packing import integers
-from dali.kernels.reference import compute_experts, expert_ffn, quantize_activations, reduce_slots
+from dali.kernels.reference import (
+    compute_experts,
+    expert_ffn,
+    quantize_activations,
+    reduce_slots,
+    to_half_precision,
+)
 
 SILU, RELU2 = Activation("silu"), Activation("relu2")
 CLAMPED = Activation("clamped_swiglu", 1.702, 7.0)
@@ -95,7 +101,7 @@ def int8_linear(layout, record, name, x):
     out = np.zeros((len(x), rows), np.float32)
     for group in range(x.shape[1]):
         dots = np.einsum("tc,rc->tr", activations[:, group], weights[:, group])
-        scale = largest[:, group] / np.float32(127)
+        scale = (largest[:, group] / np.float32(127)).astype(np.float16).astype(np.float32)
         out += dots.astype(np.float32) * (scale[:, None] * scales[:, group])
         if minima is not None:
             sums = activations[:, group].sum(-1).astype(np.float32)
@@ -146,6 +152,13 @@ def test_activations_are_rounded_half_to_even():
     quants, scales = quantize_activations(x)
     assert quants[0, 0, :5].tolist() == [127, 0, 2, 2, 0]
     assert scales.tolist() == [[1.0, 0.0]]
+
+
+def test_scales_are_rounded_as_float16_does_it_and_never_overflow():
+    values = torch.cat([torch.logspace(-9, 4.8, 5000), torch.tensor([0.0, 2.0**-24, 2.0**-25, 65504.0])])
+    assert torch.equal(to_half_precision(values), values.to(torch.float16).to(torch.float32))
+    assert to_half_precision(torch.tensor([3.0e38])).item() == pytest.approx(3.0e38, rel=2.0**-11)
+    assert to_half_precision(torch.tensor([float("nan")])).isnan().all()
 
 
 def test_tiny_activations_become_zero_not_nan():

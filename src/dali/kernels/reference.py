@@ -3,7 +3,7 @@
 Two arithmetics:
 - `exact`: float32 activations against the dequantized weights.
 - `int8`: what the packed kernels compute. Activations are quantized per token to int8 in groups of 32 (scale
-  = largest magnitude / 127), groups are multiplied in integers and summed in float32 with both scales. Only
+  = largest magnitude / 127, rounded to float16 as GGML's), groups are multiplied in integers and summed in float32 with both scales. Only
   quantized formats differ.
 """
 
@@ -69,7 +69,15 @@ def quantize_activations(x: Tensor) -> tuple[Tensor, Tensor]:
     largest = groups.abs().amax(-1)
     inverse = torch.tensor(127.0) / largest  # a plain 127 / x is torch's 127 * (1 / x), rounded twice
     inverse.masked_fill_(inverse.isinf(), 0)  # a group of zeros, or of denormals
-    return (groups * inverse.unsqueeze(-1)).round(), largest / 127  # half to even, as the CPU's converts do
+    quants = (groups * inverse.unsqueeze(-1)).round()  # half to even, as the CPU's converts do
+    return quants, to_half_precision(largest / 127)
+
+
+def to_half_precision(values: Tensor) -> Tensor:
+    """float32 >= 0 -> the nearest float16 could hold, were its exponent not bounded above."""
+    bits = values.view(torch.int32)
+    rounded = ((bits + 0xFFF + ((bits >> 13) & 1)) & ~0x1FFF).view(torch.float32)
+    return torch.where(values < 2.0**-14, (values + 0.5) - 0.5, rounded)  # there, multiples of 2^-24
 
 
 def _int8_linear(
