@@ -13,7 +13,7 @@ namespace dali {
 
 namespace {
 
-constexpr int DOWN_TILES = 4;  // of an item of the second phase
+constexpr int MOST_TILES = 8;  // of a matrix in one item: some 10 us of reading in order
 
 // Panels filled for one matrix serve another of the same width, numbers and zero point.
 bool shares_panels(const Matrix& a, const Matrix& b) {
@@ -55,8 +55,13 @@ class Step {
         gate_panels_ = apart_ ? workspace.take(gate_bytes) : up_panels_;
         down_panels_ = workspace.take(down_bytes);
 
-        inner_items_ = layout_.down.columns / GROUP;  // the last ones may lie in the padding
-        down_items_ = (layout_.down.tiles() + DOWN_TILES - 1) / DOWN_TILES;
+        const bool reused = active_.front().tokens > variant_.most_tokens;  // by several blocks: small enough for L2
+        const int runs = 4 * Pool::instance().threads(), count = int(active_.size());  // items that keep every thread busy
+        inner_groups_ = layout_.down.columns / GROUP;                                  // the last ones may lie in the padding
+        groups_ = reused ? 1 : std::clamp(count * inner_groups_ / runs, 1, MOST_TILES / 2);
+        down_tiles_ = std::clamp(count * layout_.down.tiles() / runs, 1, MOST_TILES);
+        inner_items_ = (inner_groups_ + groups_ - 1) / groups_;
+        down_items_ = (layout_.down.tiles() + down_tiles_ - 1) / down_tiles_;
         Phase gathering(int(blocks_.size()));
         Phase inner(int(active_.size()) * inner_items_);
         Phase down(int(active_.size()) * down_items_);
@@ -87,18 +92,18 @@ class Step {
         }
     }
 
-    // Two tiles of gate and of up, the activation, and the group of down's input they make.
+    // A run of gate's tiles and of up's, the activation, and the groups of down's input they make.
     void compute_inner(int item, int following) const {
         const Active& expert = active_[item / inner_items_];
-        const int group = item % inner_items_;
-        const uint8_t* following_record = active_[following / inner_items_].record;
-        const size_t following_at = std::min(following % inner_items_ * 2, layout_.up.tiles() - 1) * layout_.up.tile_bytes;
-        const uint8_t* after = following_record + (layout_.gated ? layout_.gate_at : layout_.up_at) + following_at;
-        float gates[2][MOST_TOKENS * TILE_ROWS], ups[2][MOST_TOKENS * TILE_ROWS];  // by tile: [tokens][16]
-        float inner[MOST_TOKENS * GROUP];                                          // [tokens][32]
-        const int first = group * 2, tiles = std::min(2, layout_.up.tiles() - first);  // fewer in the padding
-        const uint8_t* up_tiles = expert.record + layout_.up_at + first * layout_.up.tile_bytes;
+        const int first_group = item % inner_items_ * groups_, end_group = std::min(first_group + groups_, inner_groups_);
+        const int first = 2 * first_group, tiles = std::max(std::min(2 * end_group, layout_.up.tiles()) - first, 0);  // fewer in the padding
         const uint8_t* gate_tiles = expert.record + layout_.gate_at + first * layout_.gate.tile_bytes;
+        const uint8_t* up_tiles = expert.record + layout_.up_at + first * layout_.up.tile_bytes;
+        const uint8_t* following_record = active_[following / inner_items_].record;
+        const int following_first = std::min(following % inner_items_ * groups_ * 2, layout_.up.tiles() - 1);
+        const uint8_t* after = layout_.gated ? following_record + layout_.gate_at + following_first * layout_.gate.tile_bytes
+                                             : following_record + layout_.up_at + following_first * layout_.up.tile_bytes;
+        float gates[MOST_TILES][MOST_TOKENS * TILE_ROWS], ups[MOST_TILES][MOST_TOKENS * TILE_ROWS];  // by tile: [tokens][16]
         for (int block = 0; block < cut(expert).count; block++) {
             const Panel up = panel(up_panels_, layout_.up, expert, block);
             if (layout_.gated) {
@@ -106,27 +111,30 @@ class Step {
                 multiply(layout_.gate, gate_tiles, first, tiles, up_tiles, gate, bias(expert, layout_.gate_bias_at), gates);
             }
             multiply(layout_.up, up_tiles, first, tiles, after, up, bias(expert, layout_.up_bias_at), ups);
-            for (int m = 0; m < up.tokens; m++) {
-                for (int half = 0; half < tiles; half++)
-                    variant_.activate(layout_.gate_kind, layout_.gated ? gates[half] + m * TILE_ROWS : nullptr,
-                                      ups[half] + m * TILE_ROWS, inner + m * GROUP + half * TILE_ROWS, TILE_ROWS);
-                const int rows = std::max(std::min(GROUP, layout_.intermediate - group * GROUP), 0);
-                std::fill(inner + m * GROUP + rows, inner + (m + 1) * GROUP, 0.0f);
-            }
             const Panel down = panel(down_panels_, layout_.down, expert, block);
-            for (int m = 0; m < up.tokens; m++) variant_.fill(inner + m * GROUP, layout_.down.format, down, group, m);
+            for (int group = first_group; group < end_group; group++)
+                for (int m = 0; m < up.tokens; m++) {
+                    float inner[GROUP] = {};
+                    const int begin = 2 * (group - first_group);
+                    for (int tile = begin; tile < std::min(begin + 2, tiles); tile++)
+                        variant_.activate(layout_.gate_kind, layout_.gated ? gates[tile] + m * TILE_ROWS : nullptr,
+                                          ups[tile] + m * TILE_ROWS, inner + (tile - begin) * TILE_ROWS, TILE_ROWS);
+                    const int rows = std::clamp(layout_.intermediate - group * GROUP, 0, GROUP);
+                    std::fill(inner + rows, inner + GROUP, 0.0f);
+                    variant_.fill(inner, layout_.down.format, down, group, m);
+                }
         }
     }
 
     void compute_down(int item, int following) const {
         const Active& expert = active_[item / down_items_];
         const Matrix& matrix = layout_.down;
-        const int begin = item % down_items_ * DOWN_TILES, end = std::min(begin + DOWN_TILES, matrix.tiles());
+        const int begin = item % down_items_ * down_tiles_, end = std::min(begin + down_tiles_, matrix.tiles());
         const uint8_t* packed = expert.record + layout_.down_at;
         const uint8_t* after = active_[following / down_items_].record + layout_.down_at +
-                               size_t(following % down_items_ * DOWN_TILES) * matrix.tile_bytes;
+                               size_t(following % down_items_ * down_tiles_) * matrix.tile_bytes;
         const float* biases = bias(expert, layout_.down_bias_at);
-        float sums[DOWN_TILES][MOST_TOKENS * TILE_ROWS];
+        float sums[MOST_TILES][MOST_TOKENS * TILE_ROWS];
         for (int block = 0; block < cut(expert).count; block++) {
             const Panel down = panel(down_panels_, matrix, expert, block);
             const int64_t* slots = call_.slots + expert.first + cut(expert).begin(block);
@@ -163,7 +171,9 @@ class Step {
     std::vector<std::pair<int, int>> blocks_;  // (active expert, block)
     bool apart_ = false;                       // gate reads panels of its own
     void *up_panels_ = nullptr, *gate_panels_ = nullptr, *down_panels_ = nullptr;
-    int inner_items_ = 0, down_items_ = 0;
+    int inner_groups_ = 0;               // of down's input
+    int groups_ = 1, down_tiles_ = 1;    // of an item
+    int inner_items_ = 0, down_items_ = 0;  // of an expert
 };
 
 }  // namespace

@@ -1,5 +1,6 @@
 #include "pool.h"
 
+#include <algorithm>
 #include <chrono>
 
 #ifdef __linux__
@@ -39,6 +40,11 @@ void pin(int core) {
 }
 
 }  // namespace
+
+Phase::Phase(int count) : count_(count), parts_(std::max(1, std::min(count, Pool::instance().threads()))), runs_(new Run[parts_]) {
+    for (int64_t part = 0; part < parts_; part++)
+        runs_[part].left = uint64_t(count * part / parts_) << 32 | uint64_t(count * (part + 1) / parts_);
+}
 
 Pool& Pool::instance() {
     static Pool pool;

@@ -4,7 +4,9 @@
 
 #include <atomic>
 #include <condition_variable>
+#include <cstdint>
 #include <functional>
+#include <memory>
 #include <mutex>
 #include <thread>
 #include <vector>
@@ -19,22 +21,26 @@ inline void pause() {
 #endif
 }
 
-// Items every thread of a call takes from until none is left; then each waits until all are done.
+// Items every thread of a call takes until none is left; then each waits until all are done. Every thread has a run of items of its own,
+// front to back, so that it reads memory in order; who is through with it takes from the back of others'.
 class Phase {
   public:
-    explicit Phase(int count) : count_(count) {}
+    explicit Phase(int count);
 
-    // work(item, following): `following` is the item this thread takes next, count() or more if there is none: what to prefetch.
+    // work(item, following): `following` is the item this thread most likely takes next, or count(): what to prefetch.
     template <class Work>
     void run(Work&& work) {
-        int finished = 0;
-        int item = next_.fetch_add(1, std::memory_order_relaxed);
-        while (item < count_) {
-            const int following = next_.fetch_add(1, std::memory_order_relaxed);
+        const int mine = arrived_.fetch_add(1, std::memory_order_relaxed) % parts_;
+        int finished = 0, item, following;
+        while (take(mine, item, following)) {
             work(item, following);
             finished++;
-            item = following;
         }
+        for (int other = 1; other < parts_; other++)
+            while (take_last((mine + other) % parts_, item)) {
+                work(item, count_);
+                finished++;
+            }
         done_.fetch_add(finished, std::memory_order_acq_rel);
         for (int spins = 0; done_.load(std::memory_order_acquire) < count_; spins++) {
             if (spins < 2000) pause();
@@ -45,8 +51,30 @@ class Phase {
     int count() const { return count_; }
 
   private:
-    const int count_;
-    alignas(64) std::atomic<int> next_{0};
+    struct alignas(64) Run {
+        std::atomic<uint64_t> left;  // first item << 32 | behind the last
+    };
+    bool take(int part, int& item, int& following) {
+        uint64_t left = runs_[part].left.load(std::memory_order_relaxed);
+        do {
+            item = int(left >> 32);
+            if (item >= int(uint32_t(left))) return false;
+        } while (!runs_[part].left.compare_exchange_weak(left, left + (uint64_t(1) << 32), std::memory_order_relaxed));
+        following = item + 1 < int(uint32_t(left)) ? item + 1 : count_;
+        return true;
+    }
+    bool take_last(int part, int& item) {
+        uint64_t left = runs_[part].left.load(std::memory_order_relaxed);
+        do {
+            item = int(uint32_t(left)) - 1;
+            if (item < int(left >> 32)) return false;
+        } while (!runs_[part].left.compare_exchange_weak(left, left - 1, std::memory_order_relaxed));
+        return true;
+    }
+
+    const int count_, parts_;
+    std::unique_ptr<Run[]> runs_;
+    alignas(64) std::atomic<int> arrived_{0};
     alignas(64) std::atomic<int> done_{0};
 };
 

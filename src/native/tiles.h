@@ -21,6 +21,12 @@ struct Kernels {
 
     static constexpr int AHEAD = 24;  // groups (32 columns) the prefetch runs ahead: 6 to 12 KB
 
+    // With one token a kernel does little but read, and the processor's own prefetchers keep up with it, a fifth faster than
+    // with prefetches among its loads, if it reads strictly front to back: a tile's scales before its quants.
+    static void touch(const uint8_t* from, size_t bytes) {
+        for (size_t at = 0; at < bytes; at += LINE) static_cast<void>(static_cast<const volatile uint8_t*>(from)[at]);
+    }
+
     // Into L2: prefetches into L1 wait for the few buffers its misses have, and half the bandwidth is lost.
     static void prefetch(const uint8_t* from, int bytes) {
         for (int at = 0; at < bytes; at += LINE) __builtin_prefetch(from + at, 0, 2);
@@ -68,11 +74,14 @@ struct Kernels {
         constexpr int scale_bytes = block_scale_bytes(format) * GROUP / block_columns(format);
         Floats sums[tokens];
         for (int m = 0; m < tokens; m++) sums[m] = V::zero();
+        if constexpr (tokens == 1) touch(run.tile, run.plane_bytes);
         for (int g = 0; g < groups; g++) {
-            const int ahead = g + AHEAD;
-            const bool within = ahead < groups;
-            prefetch(within ? quants + ahead * group_bytes : next_quants + (ahead - groups) * group_bytes, group_bytes);
-            prefetch(within ? run.tile + ahead * scale_bytes : run.next + (ahead - groups) * scale_bytes, scale_bytes);
+            if constexpr (tokens > 1) {
+                const int ahead = g + AHEAD;
+                const bool within = ahead < groups;
+                prefetch(within ? quants + ahead * group_bytes : next_quants + (ahead - groups) * group_bytes, group_bytes);
+                prefetch(within ? run.tile + ahead * scale_bytes : run.next + (ahead - groups) * scale_bytes, scale_bytes);
+            }
             Line lines[8];
             read_group<format>(quants + g * group_bytes, lines);
             Floats scale, minimum;
