@@ -1,57 +1,106 @@
 """Do dali and llama.cpp say the same? Teacher-forced over the same GGUF files of the two real models.
 
     pip install llama-cpp-python
-    python benchmarks/agreement.py [--models dali-tiny smollm2-moe] [--types F16 Q8_0 Q4_0] [--tokens 2000]
+    python benchmarks/agreement.py [--models dali-tiny smollm2-moe] [--types F32 F16 Q8_0 Q4_0] [--tokens 2000]
 
-The files are written by benchmarks/export_gguf.py; the tokens are texts/perplexity.txt's, in windows of 500. Agreement = tokens
-after which both find the same next token most likely; KL is that of dali's distribution from llama.cpp's, in nats.
+The files are written by benchmarks/export_gguf.py; the tokens are texts/perplexity.txt's, in windows of 500. Both keep keys
+and values in float32 (llama.cpp's default is float16), and llama.cpp runs without flash attention. Agreement = tokens after
+which both find the same next token most likely; KL is that of dali's distribution from llama.cpp's, in nats.
+
+What agreement can mean is in the last columns: llama.cpp against itself on the same tokens, once fed one token at a time (other
+sums in its matrix products) and once with flash attention; and how often dali and llama.cpp agree with the file's very values
+in float32, activations included (dali's reference kernels in torch).
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
-import llama_cpp
 import numpy as np
 import torch
 from gguf import GGMLQuantizationType as Type
+from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import dali
 import report
 from dali.engine.locate import locate
+from dali.kernels import native
 from export_gguf import encode_as, write_gguf
+
+try:
+    import llama_cpp
+except ModuleNotFoundError:
+    llama_cpp = None
 
 TEXT = Path(__file__).parent / "texts" / "perplexity.txt"
 WINDOW = 500
 TARGET_PERCENT = 98
 
 
-def compare(file: Path, tokens: int) -> dict[str, float]:
-    """Agreement and divergence on the first `tokens` tokens of the text."""
-    ours = dali.load(file)
-    theirs = llama_cpp.Llama(str(file), n_ctx=WINDOW, logits_all=True, verbose=False)
-    text = TEXT.read_text()
-    ids = ours.encode(text)[:tokens]
-    assert ids == theirs.tokenize(text.encode(), add_bos=False)[:tokens], "both must read the same tokens"
-    agreed, divergence = 0, 0.0
+def llama_logits(file: Path, ids: list[int], **options: Any) -> Tensor:
+    """llama.cpp's logits after each token, each window for itself: float32 [tokens, vocabulary]."""
+    kept = llama_cpp.GGML_TYPE_F32
+    model = llama_cpp.Llama(
+        str(file), n_ctx=WINDOW, logits_all=True, verbose=False, type_k=kept, type_v=kept, **options
+    )
+    logits = []
     for begin in range(0, len(ids), WINDOW):
         window = ids[begin : begin + WINDOW]
-        theirs.reset()
-        theirs.eval(window)
-        expected = torch.from_numpy(np.array(theirs.scores[: len(window)]))
-        found = torch.cat(list(ours.engine.score(ours.sequence(window))))
-        agreed += int((expected.argmax(dim=1) == found.argmax(dim=1)).sum())
-        p, q = (logits.double().log_softmax(dim=1) for logits in (expected, found))
-        divergence += float((p.exp() * (p - q)).sum())
-    theirs.close()
-    return {
+        model.reset()
+        model.eval(window)
+        logits.append(torch.from_numpy(np.array(model.scores[: len(window)])))
+    model.close()
+    return torch.cat(logits)
+
+
+def agreement_percent(one: Tensor, other: Tensor) -> float:
+    """Of two models' logits [tokens, vocabulary]: in how many rows the same one is largest."""
+    return round(100 * (one.argmax(dim=1) == other.argmax(dim=1)).double().mean().item(), 2)
+
+
+def mean_divergence(expected: Tensor, found: Tensor) -> float:
+    """The mean KL divergence, in nats, of `found` from `expected`, logits [tokens, vocabulary]."""
+    total = 0.0
+    for rows in zip(expected.split(WINDOW), found.split(WINDOW), strict=True):
+        p, q = (logits.double().log_softmax(dim=1) for logits in rows)
+        total += float((p.exp() * (p - q)).sum())
+    return round(total / len(expected), 6)
+
+
+def dali_logits(file: Path, ids: list[int], kernels: str) -> Tensor:
+    """dali's logits, as `llama_logits`. kernels: "" for the compiled ones, "torch" for the reference."""
+    os.environ[native.VARIABLE] = kernels
+    model = dali.load(file, dtype="float32")
+    windows = [ids[begin : begin + WINDOW] for begin in range(0, len(ids), WINDOW)]
+    return torch.cat([logits for window in windows for logits in model.engine.score(model.sequence(window))])
+
+
+def compare(file: Path, tokens: int) -> dict[str, float]:
+    """Agreement and divergence on the first `tokens` tokens of the text."""
+    text = TEXT.read_text()
+    ids = dali.load(file).encode(text)[:tokens]
+    vocabulary = llama_cpp.Llama(str(file), vocab_only=True, verbose=False)
+    same = vocabulary.tokenize(text.encode(), add_bos=False)[:tokens] == ids
+    vocabulary.close()
+    assert same, "both must read the same tokens"
+    found, expected = dali_logits(file, ids, ""), llama_logits(file, ids)
+    row = {
         "tokens": len(ids),
-        "agreement_percent": round(100 * agreed / len(ids), 2),
+        "agreement_percent": agreement_percent(expected, found),
         "target_percent": TARGET_PERCENT,
-        "mean_kl": round(divergence / len(ids), 6),
+        "mean_kl": mean_divergence(expected, found),
+        "llama_cpp_token_by_token": agreement_percent(expected, llama_logits(file, ids, n_ubatch=1)),
+        "llama_cpp_flash_attention": agreement_percent(expected, llama_logits(file, ids, flash_attn=True)),
+    }
+    exact = dali_logits(file, ids, "torch")
+    return row | {
+        "dali_with_exact": agreement_percent(exact, found),
+        "llama_cpp_with_exact": agreement_percent(exact, expected),
     }
 
 
@@ -60,9 +109,11 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--models", nargs="+", default=["dali-tiny", "smollm2-moe"])
-    parser.add_argument("--types", nargs="+", default=["F16", "Q8_0", "Q4_0"])
+    parser.add_argument("--types", nargs="+", default=["F32", "F16", "Q8_0", "Q4_0"])
     parser.add_argument("--tokens", type=int, default=2000)
     options = parser.parse_args()
+    if llama_cpp is None:
+        parser.error("llama.cpp's Python package is not here: pip install llama-cpp-python")
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for name in options.models:
@@ -73,7 +124,7 @@ def main() -> None:
                 file = write_gguf(model, tokenizer, Path(folder, f"{name}.gguf"), encode_as(Type[kind]))
                 rows.append({"model": name, "type": kind, **compare(file, options.tokens)})
     report.table(rows)
-    report.write("agreement", rows, llama_cpp_python=llama_cpp.__version__)
+    report.write("agreement", rows, keys_and_values="float32", llama_cpp_python=llama_cpp.__version__)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,18 @@
-"""How the default compares with every other lossless system, replayed: a cell's modelled decoding speed under the default over
-the best of the others under the same routing, batch, cache slots and hardware profile.
+"""How the default compares with every other system, replayed, their lossy parts off: a cell's modelled decoding speed under the
+default over the best of the others under the same routing, batch, cache slots and hardware profile.
 
 All times are modelled. One half of each trace's sequences is replayed (of a single sequence, one half of its tokens): what the
 default rests on was chosen on the first half, `--half second`, the default here, holds what was not looked at. A cell replays
---tokens generated tokens, but at least 64 steps where the trace holds them, with the prompts before them (not timed).
+--tokens generated tokens, but at least 64 steps where the trace holds them, with the prompts before them (not timed). Residents
+start at random, by --seed. What a cell's replays took is its cpu_seconds.
 
 Traces come as FILE or FILE:SHAPE, a shape of `dali simulate` for routing whose model's sizes are not known, or too small to be
 worth an accelerator. Those of the project's own models were recorded from texts/: --prompts writes 96 prompts, then
 
     dali trace MODEL -o FILE.npz --prompts PROMPTS --hidden --batch 32 -n 64 --temp 0.8 --seed 0 --quant w8   (dali-tiny: --raw)
 
-    python benchmarks/default_policy.py TRACE[:SHAPE] ... [--half first|second] [--tokens 1000] [--batch 1 4 8 32]
-        [--slots 10% 25% 50%] [--profiles NAME ...] [--systems NAME ...] [--workers 1]
+    python benchmarks/default_policy.py TRACE[:SHAPE] ... [--half first|second] [--tokens 4000] [--batch 1 4 8 32]
+        [--slots 10% 25% 50%] [--profiles NAME ...] [--systems NAME ...] [--seed 0] [--workers 1]
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import argparse
 import random
 import statistics
 import sys
+import time
 from collections import defaultdict
 from dataclasses import replace
 from functools import lru_cache
@@ -52,6 +54,7 @@ class Cell(NamedTuple):
     slots: str
     profile: str
     tokens: int
+    seed: int
 
 
 def half(trace: Trace, which: str) -> Trace:
@@ -88,7 +91,7 @@ def speed(cell: Cell, name: str) -> float:
     trace, system = routing(cell.path, cell.half), systems.get(name)
     capacity, shape = slots_of(cell.slots, trace), shape_of(trace, cell.shape)
     model = shape.costs(profiles.load(cell.profile), max(CHUNK, cell.batch))
-    policies = system.create(trace.layers, trace.experts, trace.top_k, capacity, 0)
+    policies = system.create(trace.layers, trace.experts, trace.top_k, capacity, cell.seed)
     timeline = Timeline(trace, policies, shape, model, capacity, system.guarded)
     result = timeline.run(steps(cell.path, cell.half, cell.batch, cell.tokens))
     return result.tokens / result.seconds
@@ -96,10 +99,11 @@ def speed(cell: Cell, name: str) -> float:
 
 def compare(job: tuple[Cell, tuple[str, ...]]) -> dict[str, Any]:
     cell, names = job
+    decoded = sum(len(s.rows) for s in steps(cell.path, cell.half, cell.batch, cell.tokens) if not s.prefill)
+    began = time.process_time()
     speeds = {name: speed(cell, name) for name in names}
     default = speed(cell, "default")
     best = max(speeds, key=speeds.__getitem__)
-    decoded = sum(len(s.rows) for s in steps(cell.path, cell.half, cell.batch, cell.tokens) if not s.prefill)
     return {
         "trace": Path(cell.path).stem,
         "shape": cell.shape,
@@ -110,13 +114,14 @@ def compare(job: tuple[Cell, tuple[str, ...]]) -> dict[str, Any]:
         "ratio": round(default / speeds[best], 4),
         "best_other": best,
         "default_tokens_per_second": round(default, 2),
+        "cpu_seconds": round(time.process_time() - began, 1),
         "others": {name: round(each / default, 4) for name, each in speeds.items()},
     }
 
 
 def opponents() -> list[str]:
-    """Every lossless system and its variants but the default."""
-    found = [name for name in systems.names(lossless=True) if name != "default"]
+    """Every system and its variants but the default."""
+    found = [name for name in systems.names() if name != "default"]
     return found + [f"{name}:{variant}" for name in found for variant in systems.get(name).variants]
 
 
@@ -147,11 +152,12 @@ def main() -> None:
     )
     parser.add_argument("traces", nargs="*", metavar="TRACE[:SHAPE]")
     parser.add_argument("--half", choices=("first", "second"), default="second")
-    parser.add_argument("--tokens", type=int, default=1000, help="generated tokens a cell (default 1000)")
+    parser.add_argument("--tokens", type=int, default=4000, help="generated tokens a cell (default 4000)")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 4, 8, 32])
     parser.add_argument("--slots", nargs="+", default=["10%", "25%", "50%"])
     parser.add_argument("--profiles", nargs="+", default=profiles.known())
     parser.add_argument("--systems", nargs="+", default=opponents())
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--name", default="default_policy", help="of the result file")
     parser.add_argument(
@@ -164,14 +170,14 @@ def main() -> None:
     if not arguments.traces:
         sys.exit("There is no trace: name some.")
 
-    cells = []
+    cells, began = [], time.monotonic()
     for named in arguments.traces:
         path, _, shape = named.partition(":")
         trace = routing(path, arguments.half)
         answering = len({np.searchsorted(trace.seq_ptr, row, "right") for row in np.flatnonzero(trace.phase)})
         batches = [batch for batch in arguments.batch if batch <= answering]
         cells += [
-            Cell(path, shape or "own", arguments.half, *rest, arguments.tokens)
+            Cell(path, shape or "own", arguments.half, *rest, arguments.tokens, arguments.seed)
             for rest in product(batches, arguments.slots, arguments.profiles)
         ]
     jobs = [(cell, tuple(arguments.systems)) for cell in cells]
@@ -193,7 +199,21 @@ def main() -> None:
         print()
     everything = summary(rows)
     report.table([{"all": "all", **everything}])
-    report.write(arguments.name, rows, modelled=True, summary=everything)
+    off = {name: list(systems.get(name).lossy) for name in arguments.systems if systems.get(name).lossy}
+    print("\nLossy parts that are off:")
+    report.table([{"system": name, "parts": ", ".join(parts)} for name, parts in off.items()])
+    report.write(
+        arguments.name,
+        rows,
+        modelled=True,
+        minutes={
+            "wall": round((time.monotonic() - began) / 60, 1),
+            "cpu": round(sum(row["cpu_seconds"] for row in rows) / 60, 1),
+            "workers": arguments.workers,
+        },
+        lossy_parts_off=off,
+        summary=everything,
+    )
 
 
 if __name__ == "__main__":

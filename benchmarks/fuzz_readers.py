@@ -129,8 +129,7 @@ def read_model(path: Path) -> None:
     """All that loading does with a GGUF file's own bytes."""
     model = GgufModel(path)
     read_tokenizer(model.gguf)
-    model.experts.read_all(model.experts.layouts(None), lambda nbytes: None)
-    model.dense.read_all(torch.float32, lambda nbytes: None)
+    model.read(model.experts.layouts(None), torch.float32, False, lambda nbytes: None)
 
 
 def read_store(path: Path) -> None:

@@ -1,12 +1,14 @@
 """What the runtime's own Python takes a MoE layer: every kernel a no-op, Qwen3-30B-A3B's shape (48 layers, 128 experts, top-8).
 
 Host time of a layer step = all of Executor.run but the prediction. It holds the copy of the routing to the host, planning
-(two_lane; shown apart, too), residency, the declared launches and copies, cache replacement (workload, under its guard) and
-prefetching (kept on). The prediction, one call of a later router, is shown apart: on this machine's CPU, its arithmetic
-included. Two devices:
+(shown apart, too), residency, the declared launches and copies, cache replacement (under its guard) and prefetching (kept on),
+all by the default policies. The prediction, one linear map, is shown apart: on this machine's CPU, its arithmetic included. Two
+devices:
 
 - `queues`: streams that run nothing; an operation ends, on a clock of its own, when the profile says. The host's work alone,
   the device's bookkeeping of dependencies included, and what the limits are for.
+  Beside it a bound on what is left to gain there: `operations` a layer step times `operation_us`, what issuing one takes in a
+  loop that does nothing else, everything in the processor's caches. The rest of the host's work is not in it.
 - `cpu`: dali's CPU device, whose streams really run: the activations' copies and packing and a copying thread are in its time.
   Experts' records are shortened (copies of whole ones would measure this machine's memory).
 
@@ -32,7 +34,6 @@ from unittest.mock import patch
 
 import torch
 from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
-from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeTopKRouter
 
 import report
 from dali.devices import Buffer, CpuDevice, Device, Operation, SimDevice, Stream, host_memory
@@ -41,12 +42,14 @@ from dali.engine.seam import strip_experts
 from dali.hardware.cost import CostModel, ExpertSize
 from dali.hardware.profile import load
 from dali.kernels.activation import Activation
+from dali.kernels.dependencies import dependencies
 from dali.kernels.expert import ExpertLayout, ExpertShape
 from dali.kernels.formats import get_format
 from dali.policies import Policies, create
+from dali.policies.registry import DEFAULT
 from dali.runtime import executor as runtime
 from dali.runtime.executor import Executor
-from dali.runtime.predict import GateShift
+from dali.runtime.predict import LinearMap
 from dali.runtime.residency import Residency
 from dali.runtime.telemetry import Telemetry
 
@@ -63,9 +66,10 @@ class Queues(Device):
     """Streams that run nothing: an operation ends when its modelled seconds have passed after all it waits for."""
 
     def __init__(self, budget: int) -> None:
-        super().__init__("queues", budget, None)
+        super().__init__("queues", budget, dependencies())
         self._time = 0.0
         self._free = defaultdict[int, float](float)  # stream -> end of its last operation
+        self.issued = 0
 
     def now(self) -> float:
         return self._time
@@ -77,6 +81,7 @@ class Queues(Device):
         return host_memory(nbytes)
 
     def _enqueue(self, operation: Operation, reads: Sequence[Buffer], writes: Sequence[Buffer]) -> None:
+        self.issued += 1
         number = operation.stream.number
         start = self._time
         if self._free[number] > start:
@@ -95,17 +100,14 @@ class Queues(Device):
 
 
 class Foresight:
-    """A prediction as costly as the residual's, right about all but the last of each token's experts."""
+    """A prediction as costly as the ridge's, right about all but the last of each token's experts."""
 
-    def __init__(self, config: Qwen3MoeConfig) -> None:
-        routers = [Qwen3MoeTopKRouter(config).to(torch.bfloat16).requires_grad_(False) for _ in range(LAYERS)]
-        for router in routers:
-            torch.nn.init.normal_(router.weight, std=0.02)
-        self._shift = GateShift(routers, 1, [torch.zeros(HIDDEN, dtype=torch.bfloat16)] * LAYERS)
+    def __init__(self) -> None:
+        self._map = LinearMap([0.02 * torch.randn(HIDDEN + 1, EXPERTS) for _ in range(LAYERS - 1)], 1, TOP_K)
         self.routing = torch.empty(0)  # of the present step, [layers, batch, top_k]
 
     def predict(self, layer: int, hidden: torch.Tensor) -> tuple[int, torch.Tensor] | None:
-        predicted = self._shift.predict(layer, hidden)
+        predicted = self._map.predict(layer, hidden)
         if predicted is not None:
             predicted[1][:, :-1] = self.routing[layer + 1, :, :-1]
         return predicted
@@ -168,7 +170,7 @@ def build(
         LAYERS,
         layout.record_bytes,
         LAYERS * capacity + MOST_SCRATCH,
-        capacity,
+        LAYERS * capacity,
         (model.costs.link, model.costs.link_contended),
     )
     executor = Executor(
@@ -177,9 +179,9 @@ def build(
         [[shared] * EXPERTS] * LAYERS,
         residency,
         Policies(
-            create("assign", "two_lane"),
-            create("prefetch", "residual"),
-            create("cache", "workload", layers=LAYERS, experts=EXPERTS, capacity=capacity),
+            create("assign", DEFAULT["assign"]),
+            create("prefetch", DEFAULT["prefetch"]),
+            create("cache", DEFAULT["cache"], layers=LAYERS, experts=EXPERTS, capacity=capacity),
         ),
         foresight,
         model,
@@ -239,6 +241,19 @@ def modelled_step(executor: Executor, foresight: Foresight, batch: int, steps: i
     return (executor.device.now() - begun) / steps
 
 
+def operation_us(count: int = 3000) -> float:
+    """Microseconds of issuing one launch that waits for one of another stream; median."""
+    device = Queues(2**20)
+    streams = device.stream("compute"), device.stream("copy")
+    one, other, third = device.alloc(3 * 64).split(64)
+    found = []
+    for turn in range(count):
+        started = time.perf_counter()
+        device.launch(streams[turn % 2], no_kernel, (one, other), (third,), 1e-6, label="launch")
+        found.append(time.perf_counter() - started)
+    return 1e6 * statistics.median(found)
+
+
 def microseconds(seconds: Sequence[float]) -> tuple[float, float]:
     """Median and 90th percentile."""
     deciles = statistics.quantiles(seconds, n=10)
@@ -256,7 +271,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     config, model = qwen3_30b_a3b(), cost_model(options.profile)
-    foresight = Foresight(config)
+    foresight = Foresight()
 
     rows, shares = [], []
     for batch in BATCHES:
@@ -286,6 +301,13 @@ def main() -> None:
                     ),
                     "swaps": round(total.swaps / total.steps, 2),
                 }
+                if isinstance(device, Queues):
+                    each, operations = operation_us(), device.issued / total.steps
+                    row |= {
+                        "operations": round(operations, 1),
+                        "operation_us": round(each, 2),
+                        "bound_us": round(operations * each, 1),
+                    }
                 rows.append(row)
                 if name == "queues":
                     host = {part: LAYERS * statistics.fmean(seconds) for part, seconds in found.items()}

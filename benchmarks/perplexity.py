@@ -1,10 +1,13 @@
-"""Perplexity of each packed format on a fixed text: what a format costs in quality.
+"""What formats and the compiled kernels cost in quality: perplexity on two fixed texts, `native` against exact arithmetic.
 
-Teacher-forced over the first --tokens tokens of texts/perplexity.txt, in windows of the model's context (at most 1,024),
-dense weights in float32 so that only the experts differ. `int8` rows use the packed kernels' own arithmetic, `native` ones are
-the compiled kernels as `dali run` uses them: dense weights packed to w8, too.
+`native` is what `dali run` computes: experts packed in `format`, beside quantized ones dense linears in w8, both by the compiled
+kernels. `exact` is the same weights, dequantized, in float32 arithmetic. Teacher-forced over all of texts/perplexity.txt and
+the first --tokens of the calibration text, in windows of the model's context (at most 1,024); everything else is float32.
 
-    python benchmarks/perplexity.py [--models dali-tiny smollm2-moe] [--tokens 4096]
+`native_vs_exact_percent` is how much larger the native perplexity is; beside it is its standard error, from the tokens'
+differences in log-likelihood (tokens taken as independent). `exact_vs_f32_percent` is what the format costs.
+
+    python benchmarks/perplexity.py [--models dali-tiny smollm2-moe] [--formats f32 w8 w4 mxfp4 q4k bf16] [--tokens 10000]
 """
 
 from __future__ import annotations
@@ -15,35 +18,54 @@ import os
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 import dali
 import report
-from dali.engine.seam import experts_modules
 from dali.kernels import native
+from dali.kernels.formats import get_format
+from exact import make_exact
 
-TEXT = Path(__file__).parent / "texts" / "perplexity.txt"
-VARIANTS = [
-    ("f32", "exact"),
-    ("bf16", "exact"),
-    ("w8", "exact"),
-    ("w8", "int8"),
-    ("w8", "native"),
-    ("w4", "exact"),
-    ("w4", "int8"),
-    ("w4", "native"),
-]
+HERE = Path(__file__).parent
+TEXTS = {
+    "perplexity": HERE / "texts" / "perplexity.txt",
+    "calibration": HERE.parent / "src" / "dali" / "texts" / "calibration.txt",
+}
 
 
-def perplexity(llm: dali.LLM, tokens: list[int]) -> float:
-    """exp of the mean negative log-likelihood of each token given its window's earlier ones."""
+def losses(llm: dali.LLM, tokens: list[int]) -> Tensor:
+    """Negative log-likelihood of each token given its window's earlier ones: float64 [tokens - windows]."""
     window = min(llm.ctx_size - 1, 1024)
-    total, count = 0.0, 0
+    found = []
     for begin in range(0, len(tokens) - 1, window):
         piece = tokens[begin : begin + window + 1]
-        logits = torch.cat(list(llm.engine.score(llm.sequence(piece[:-1]))))
-        loss = torch.nn.functional.cross_entropy(logits.double(), torch.tensor(piece[1:]), reduction="sum")
-        total, count = total + float(loss), count + len(piece) - 1
-    return math.exp(total / count)
+        after = begin + 1
+        for logits in llm.engine.score(llm.sequence(piece[:-1])):
+            targets = torch.tensor(tokens[after : after + len(logits)])
+            found.append(
+                torch.nn.functional.cross_entropy(logits.float(), targets, reduction="none").double()
+            )
+            after += len(logits)
+    return torch.cat(found)
+
+
+def excess(loss: Tensor, base: Tensor) -> tuple[float, float]:
+    """By how many percent the perplexity of `loss` exceeds that of `base`, of the same tokens, and its standard error."""
+    difference = loss - base
+    ratio = math.exp(float(difference.mean()))
+    return 100 * (ratio - 1), 100 * ratio * float(difference.std()) / math.sqrt(len(difference))
+
+
+def measure(model: str, format: str, exact: bool, tokens: int) -> dict[str, Tensor]:
+    """Each text's losses."""
+    os.environ[native.VARIABLE] = "torch" if exact else ""
+    llm = dali.load(model, quant=format, dtype="float32")
+    if exact:
+        make_exact(llm, get_format("w8") if llm.layout.format.quantized else None)
+    return {
+        name: losses(llm, llm.encode(path.read_text())[: None if name == "perplexity" else tokens])
+        for name, path in TEXTS.items()
+    }
 
 
 def main() -> None:
@@ -51,33 +73,37 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--models", nargs="+", default=["dali-tiny", "smollm2-moe"])
-    parser.add_argument("--tokens", type=int, default=4096)
+    parser.add_argument("--formats", nargs="+", default=["f32", "w8", "w4", "mxfp4", "q4k", "bf16"])
+    parser.add_argument("--tokens", type=int, default=10000)
     options = parser.parse_args()
     rows = []
-    for name in options.models:
-        exact: dict[str, float] = {}
-        for quant, arithmetic in VARIANTS:
-            os.environ[native.VARIABLE] = "" if arithmetic == "native" else "torch"
-            llm = dali.load(name, quant=quant, dtype="float32")
-            for module in experts_modules(llm.model).values():
-                module.__dict__["dali_layer"].arithmetic = None if arithmetic == "native" else arithmetic
-            tokens = llm.encode(TEXT.read_text())[: options.tokens]
-            value = perplexity(llm, tokens)
-            if arithmetic == "exact":
-                exact[quant] = value
-            rows.append(
-                {
-                    "model": name,
-                    "format": quant,
-                    "arithmetic": arithmetic,
-                    "tokens": len(tokens),
-                    "perplexity": round(value, 4),
-                    "vs_f32_percent": round(100 * (value / exact["f32"] - 1), 3),
-                    "vs_exact_percent": round(100 * (value / exact[quant] - 1), 3),
-                }
-            )
+    for model in options.models:
+        plain = measure(model, "f32", True, options.tokens)
+        for format in options.formats:
+            exact = plain if format == "f32" else measure(model, format, True, options.tokens)
+            compiled = measure(model, format, False, options.tokens)
+            for text in (*TEXTS, "both"):
+                of = [
+                    torch.cat(list(part.values())) if text == "both" else part[text]
+                    for part in (plain, exact, compiled)
+                ]
+                cost, _ = excess(of[1], of[0])
+                difference, error = excess(of[2], of[1])
+                rows.append(
+                    {
+                        "model": model,
+                        "format": format,
+                        "text": text,
+                        "tokens": len(of[0]),
+                        "exact": round(math.exp(float(of[1].mean())), 4),
+                        "native": round(math.exp(float(of[2].mean())), 4),
+                        "exact_vs_f32_percent": round(cost, 3) + 0.0,
+                        "native_vs_exact_percent": round(difference, 3) + 0.0,
+                        "standard_error_percent": round(error, 3),
+                    }
+                )
+            report.write("perplexity", rows)  # what an interruption leaves
     report.table(rows)
-    report.write("perplexity", rows)
 
 
 if __name__ == "__main__":

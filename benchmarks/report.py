@@ -71,7 +71,8 @@ def commit() -> str:
 
 def command() -> str:
     """How this script was called, its folder shortened to the repository's."""
-    return " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    script = Path(sys.argv[0]).resolve().as_posix().rpartition("/benchmarks/")[2]
+    return " ".join(["python", f"benchmarks/{script}", *sys.argv[1:]])
 
 
 def _git(*arguments: str) -> str:

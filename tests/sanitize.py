@@ -1,6 +1,6 @@
 """The native tests under the address and undefined-behaviour sanitizers: `make sanitize`.
 
-Builds the kernels once more with both, in build/sanitize, and runs tests/kernels/test_native.py (or what is named) on
+Builds the kernels once more with both, in build/sanitize, and runs the tests of all that is compiled (or what is named) on
 them. Needs cmake, ninja and a compiler with its sanitizers' runtime. A finding ends the run with the sanitizer's report.
 """
 
@@ -15,6 +15,16 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build" / "sanitize"
 MODULE = "dali.kernels._native"
+TESTS = [
+    "kernels",
+    "engine/test_layer.py",
+    "engine/test_dense.py",  # norms, routers
+    "engine/test_attention.py",
+    "engine/test_decode.py",
+    "engine/gguf/test_gguf_linears.py",
+    "store/test_gguf_blocks.py",  # repacking
+    "policies/test_two_lane.py",  # its search
+]
 
 
 def build() -> Path:
@@ -44,13 +54,14 @@ def test(library: str, arguments: list[str]) -> int:
     sys.modules[MODULE] = module  # in place of the one that is installed
     import pytest
 
-    return int(pytest.main(["-q", "-p", "no:cacheprovider", *arguments]))
+    # Not the process's own output: the sanitizers' reports go there.
+    return int(pytest.main(["-q", "--capture=sys", "-p", "no:cacheprovider", *arguments]))
 
 
 if __name__ == "__main__":
     if "LD_PRELOAD" in os.environ:
         sys.exit(test(sys.argv[1], sys.argv[2:]))
-    wanted = sys.argv[1:] or [str(ROOT / "tests" / "kernels" / "test_native.py")]
+    wanted = sys.argv[1:] or [str(ROOT / "tests" / test) for test in TESTS]
     environment = {
         "LD_PRELOAD": runtime(),
         "ASAN_OPTIONS": "detect_leaks=0",  # of Python's own at exit

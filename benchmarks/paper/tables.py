@@ -26,15 +26,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import report
 from dali import systems
 from dali.errors import UsageError
-from dali.hardware import profile as profiles
 from dali.policies import Policies, create
 from dali.policies.cache import CachePolicy
-from dali.replay.cells import slots_of
-from dali.replay.shapes import shape_of
-from dali.replay.steps import CHUNK, forwards
-from dali.replay.timeline import Timeline
+from dali.replay.steps import forwards
 from dali.replay.trace import Trace
 from default_policy import routing
+from replays import Replays, busiest, counts
 
 BATCH = 32
 WINDOWS = ((2, 8), (2, 16), (4, 8), (4, 16), (8, 8))
@@ -55,24 +52,20 @@ PAPER_WINDOWS = {  # over its HybriMoE column: DeepSeek-V2-Lite and Qwen3-30B-A3
 PAPER_BUSIEST = {"statistics": "0.12-0.49", "next_gate": "0.33-0.65"}
 
 
-class Bench:
+class Bench(Replays):
     """One trace's second half under its shape."""
 
     def __init__(self, path: str, shape: str, tokens: int) -> None:
-        self.trace: Trace = routing(path, "second")
-        self.shape = shape_of(self.trace, shape)
-        self.model = self.shape.costs(profiles.load("paper"), CHUNK)
-        self.steps = forwards(self.trace, BATCH, tokens)
+        super().__init__(routing(path, "second"), shape)
+        self.some = forwards(self.trace, BATCH, tokens)
 
     def speed(self, assign: str, cache: CachePolicy | str, share: str, **prefetch: Any) -> float:
         """Generated tokens a modelled second."""
-        trace, slots = self.trace, max(slots_of(share, self.trace), 1)
-        sizes = {"layers": trace.layers, "experts": trace.experts, "capacity": slots}
-        kept = create("cache", cache, **sizes) if isinstance(cache, str) else cache
+        slots = max(self.slots(share), 1)
+        kept = self.cache(cache, slots) if isinstance(cache, str) else cache
         kind = prefetch.pop("prefetch", "none")
         policies = Policies(create("assign", assign), create("prefetch", kind, **prefetch), kept)
-        result = Timeline(trace, policies, self.shape, self.model, slots, guarded=False).run(self.steps)
-        return result.tokens / result.seconds
+        return self.play(policies, slots, self.some).speed
 
     def breakdown(self) -> list[dict[str, Any]]:
         count = 4 if self.trace.experts >= 64 else 1
@@ -85,13 +78,12 @@ class Bench:
         return [row("breakdown", name, value, PAPER_BREAKDOWN[name]) for name, value in found.items()]
 
     def windows(self) -> list[dict[str, Any]]:
-        trace, slots = self.trace, slots_of("50%", self.trace)
+        trace, slots = self.trace, self.slots("50%")
         mrs = systems.get("hybrimoe").create(trace.layers, trace.experts, trace.top_k, slots).cache
         before = self.speed("greedy", mrs, "50%")
         rows = []
         for window, swaps in WINDOWS if trace.experts >= 64 else FEW_WINDOWS:
-            sizes = {"layers": trace.layers, "experts": trace.experts, "capacity": slots}
-            cache = create("cache", "workload", window=window, swaps=swaps, **sizes)
+            cache = self.cache("workload", slots, window=window, swaps=swaps)
             speed = self.speed("greedy", cache, "50%") / before
             rows.append(row("9", f"({window}, {swaps})", speed, PAPER_WINDOWS[window, swaps]))
         return rows
@@ -101,13 +93,13 @@ class Bench:
         known = trace.predicted.get(("next_gate", 1))
         totals = counts(first.ids[first.phase == 1], trace.experts)
         events = 0
-        for step in self.steps:
+        for step in self.some:
             if step.prefill:
                 continue
-            busy = top2(counts(trace.ids[step.rows], trace.experts))
-            guessed = {"statistics": top2(totals)}
+            busy = busiest(counts(trace.ids[step.rows], trace.experts), 2)
+            guessed = {"statistics": busiest(totals, 2)}
             if known is not None:
-                guessed["next_gate"] = np.roll(top2(counts(known[step.rows], trace.experts)), 1, axis=0)
+                guessed["next_gate"] = np.roll(busiest(counts(known[step.rows], trace.experts), 2), 1, axis=0)
             for name, guess in guessed.items():  # the first layer has no layer before it
                 found[name] += (busy[1:, :, None] == guess[1:, None, :]).any(2).mean(1).sum()
             events += trace.layers - 1
@@ -122,16 +114,6 @@ def row(table: str, what: str, value: float | None, paper: str) -> dict[str, Any
         "here": "no predictions" if value is None else round(value, 3),
         "paper": paper,
     }
-
-
-def counts(ids: np.ndarray, experts: int) -> np.ndarray:
-    """ids [tokens, layers, k] -> tokens of each expert [layers, experts]."""
-    return np.stack([np.bincount(ids[:, layer].ravel(), minlength=experts) for layer in range(ids.shape[1])])
-
-
-def top2(workload: np.ndarray) -> np.ndarray:
-    """The two busiest experts, ties to the lower id: [layers, 2]."""
-    return np.argsort(-workload, axis=1, kind="stable")[:, :2]
 
 
 def main() -> None:

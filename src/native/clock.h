@@ -19,9 +19,10 @@ inline std::atomic<int64_t>& nanoseconds(Part part) {
 class Timed {
   public:
     explicit Timed(Part part) : part_(part), started_(std::chrono::steady_clock::now()) {}
-    ~Timed() {
-        const auto spent = std::chrono::steady_clock::now() - started_;
-        nanoseconds(part_) += std::chrono::duration_cast<std::chrono::nanoseconds>(spent).count();
+    ~Timed() { nanoseconds(part_) += so_far(); }
+
+    int64_t so_far() const {
+        return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now() - started_).count();
     }
 
   private:

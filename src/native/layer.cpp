@@ -5,6 +5,7 @@
 namespace dali {
 
 int compute_layer(const ExpertLayout& layout, const LayerCall& call) {
+    if (!call.tokens) return 0;  // no tensor of theirs has an address
     const int64_t pairs = int64_t(call.tokens) * call.top_k, experts = int64_t(call.records.size());
     std::vector<int64_t> workload(experts), begins(experts), offsets{0}, slots(pairs);
     for (int64_t i = 0; i < pairs; i++) {

@@ -1,10 +1,12 @@
-// Python's view of the kernels. Tensors come as addresses: src/dali/kernels/native.py checks them.
+// Python's view of the kernels. Tensors come as addresses: src/dali/kernels/native checks them.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/map.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <map>
 #include <stdexcept>
 #include <tuple>
@@ -12,6 +14,8 @@
 #include "attention.h"
 #include "clock.h"
 #include "decode.h"
+#include "decoder_layer.h"
+#include "dependencies.h"
 #include "experts.h"
 #include "layer.h"
 #include "linear.h"
@@ -21,6 +25,7 @@
 #include "pool.h"
 #include "repack.h"
 #include "route.h"
+#include "two_lane.h"
 #include "variants.h"
 
 namespace nb = nanobind;
@@ -60,6 +65,13 @@ std::vector<DecodingToken> decoding(const std::vector<Token>& tokens) {
     for (const auto& [row, keys, values, capacity, place, first] : tokens)
         all.push_back({row, pointer<char>(keys), pointer<char>(values), capacity, place, first});
     return all;
+}
+
+using NormParts = std::tuple<uintptr_t, int, float>;  // weight, width, epsilon
+
+Norm norm_of(const NormParts& parts) {
+    const auto& [weight, width, epsilon] = parts;
+    return {pointer<const void>(weight), width, epsilon};
 }
 
 }  // namespace
@@ -136,6 +148,54 @@ NB_MODULE(_native, m) {
     m.def("order_pairs", [](uintptr_t ids, int64_t pairs, int64_t experts, const std::vector<int64_t>& order, uintptr_t out) {
         return order_pairs(pointer<const int64_t>(ids), pairs, experts, order, pointer<int64_t>(out));
     });
+    nb::class_<Issued>(m, "Issued");
+    nb::class_<Dependencies>(m, "Dependencies")
+        .def(nb::init<std::optional<int64_t>>(), nb::arg("drop").none() = nb::none())
+        .def("derive", &Dependencies::derive)
+        .def("before", &Dependencies::before)
+        .def("host_waited", &Dependencies::host_waited)
+        .def("forget", &Dependencies::forget)
+        .def_prop_ro("derived", &Dependencies::derived)
+        .def_prop_ro("remembered", &Dependencies::remembered);
+    // a workload, ResidencyView and ExpertCosts as in src/dali/policies -> ((cpu, gpu, fetch), seconds, whether no plan is faster)
+    m.def("search_two_lane", [](nb::handle tokens_of, nb::handle view, nb::handle costs) {
+        const auto number = [](nb::handle from, const char* name) { return nb::cast<double>(from.attr(name)); };
+        const nb::object resident = view.attr("resident"), in_flight = view.attr("in_flight");
+        const auto cpu = nb::cast<nb::list>(costs.attr("cpu")), gpu = nb::cast<nb::list>(costs.attr("gpu"));
+        LayerState layer{{}, {}, {}, nb::cast<int64_t>(view.attr("slots")), number(view, "link_free"), number(costs, "link"),
+                         number(costs, "link_contended"), number(costs, "launch"), number(costs, "handover")};
+        const auto expert = [&](size_t id, int64_t tokens) {
+            if (tokens < 0 || size_t(tokens) >= std::min(cpu.size(), gpu.size())) throw std::out_of_range("more tokens than foreseen");
+            return LayerExpert{int64_t(id), nb::cast<double>(cpu[tokens]), nb::cast<double>(gpu[tokens])};
+        };
+        const auto in = [](const nb::object& all, const nb::int_& key) {
+            const int found = PySequence_Contains(all.ptr(), key.ptr());
+            if (found < 0) throw nb::python_error();
+            return found == 1;
+        };
+        const auto workload = nb::cast<std::vector<int64_t>>(tokens_of);
+        for (size_t id = 0; id < workload.size(); id++) {
+            const int64_t tokens = workload[id];
+            if (!tokens) continue;
+            const nb::int_ key(id);
+            if (in(resident, key)) layer.kept.push_back(expert(id, tokens));
+            else if (!in(in_flight, key)) layer.absent.push_back(expert(id, tokens));
+        }
+        std::vector<std::pair<double, size_t>> landing;
+        for (const nb::handle id : in_flight) landing.emplace_back(nb::cast<double>(in_flight[id]), nb::cast<size_t>(id));
+        std::sort(landing.begin(), landing.end());
+        for (const auto& [seconds, id] : landing) {
+            const int64_t tokens = workload.at(id);
+            layer.landing.push_back({tokens ? expert(id, tokens) : LayerExpert{-1, 0, 0}, seconds});
+        }
+        const FoundPlan found = search_two_lane(std::move(layer));
+        const auto tuple = [](const std::vector<int64_t>& ids) {
+            nb::list list;
+            for (const int64_t id : ids) list.append(id);
+            return nb::tuple(list);
+        };
+        return nb::make_tuple(nb::make_tuple(tuple(found.cpu), tuple(found.gpu), tuple(found.fetch)), found.seconds, found.proven);
+    });
     m.def("rms_norm", [](uintptr_t x, uintptr_t weight, Dtype dtype, int64_t rows, int width, float epsilon, uintptr_t out) {
         nb::gil_scoped_release unlocked;
         const Timed timed(Part::norm);
@@ -162,13 +222,11 @@ NB_MODULE(_native, m) {
         .def("__init__", [](PackedLinear* self, const Matrix& matrix, uintptr_t packed, int columns, uintptr_t bias) {
             new (self) PackedLinear{matrix, pointer<const uint8_t>(packed), columns, pointer<const float>(bias)};
         });
-    using NormParts = std::tuple<uintptr_t, int, float>;  // weight, width, epsilon
     nb::class_<AttentionModule>(m, "AttentionModule")
         .def("__init__", [](AttentionModule* self, const PackedLinear& query, const PackedLinear& key, const PackedLinear& value,
                             const PackedLinear& out, const NormParts& query_norm, const NormParts& key_norm, int heads, int kv_heads,
                             int width, float scale, uintptr_t sinks) {
-            const auto norm = [](const NormParts& n) { return Norm{pointer<const void>(std::get<0>(n)), std::get<1>(n), std::get<2>(n)}; };
-            new (self) AttentionModule{query, key, value, out, norm(query_norm), norm(key_norm), heads, kv_heads, width, scale,
+            new (self) AttentionModule{query, key, value, out, norm_of(query_norm), norm_of(key_norm), heads, kv_heads, width, scale,
                                        pointer<const float>(sinks)};
         });
     m.def("decode", [](const AttentionModule& module, uintptr_t x, Dtype dtype, int rows, uintptr_t cos, uintptr_t sin,
@@ -177,9 +235,30 @@ NB_MODULE(_native, m) {
         decode(module, pointer<const void>(x), dtype, rows, pointer<const void>(cos), pointer<const void>(sin), decoding(tokens),
                pointer<void>(out));
     });
-    m.def("repack", [](const Matrix& matrix, uintptr_t raw, size_t row_bytes, uintptr_t packed) {
+    nb::class_<DecoderLayer>(m, "DecoderLayer")
+        .def("__init__",
+             [](DecoderLayer* self, const NormParts& before_attention, const AttentionModule& attention, const NormParts& before_experts,
+                const std::tuple<uintptr_t, int, bool, Dtype>& router, const ExpertLayout& layout, const ExpertRecords& records) {
+                 const auto& [weight, top_k, normalise, weights_dtype] = router;
+                 new (self) DecoderLayer{norm_of(before_attention), norm_of(before_experts), attention,
+                                         {pointer<const void>(weight), top_k, normalise, weights_dtype}, layout, records.at};
+             },
+             nb::keep_alive<1, 3>(), nb::keep_alive<1, 6>());
+    // Layers one after another; tokens: of each layer. Returns each one's (experts that took part, seconds they took).
+    m.def("decode_layers", [](const std::vector<const DecoderLayer*>& layers, uintptr_t x, Dtype dtype, int rows, uintptr_t cos,
+                              uintptr_t sin, const std::vector<std::vector<Token>>& tokens, uintptr_t out) {
         nb::gil_scoped_release unlocked;
-        return repack(matrix, pointer<const uint8_t>(raw), row_bytes, pointer<uint8_t>(packed));
+        std::vector<std::tuple<int, double>> outcomes;
+        for (size_t i = 0; i < layers.size(); i++) {
+            const LayerOutcome outcome = decode_layer(*layers[i], pointer<const void>(i ? out : x), dtype, rows, pointer<const void>(cos),
+                                                      pointer<const void>(sin), decoding(tokens.at(i)), pointer<void>(out));
+            outcomes.emplace_back(outcome.active, outcome.expert_seconds);
+        }
+        return outcomes;
+    });
+    m.def("repack", [](const Matrix& matrix, const std::string& type, uintptr_t raw, size_t row_bytes, uintptr_t packed) {
+        nb::gil_scoped_release unlocked;
+        return repack(matrix, type, pointer<const uint8_t>(raw), row_bytes, pointer<uint8_t>(packed));
     });
     m.def("read_seconds", [](uintptr_t from, size_t bytes) {
         nb::gil_scoped_release unlocked;

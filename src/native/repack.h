@@ -1,16 +1,18 @@
-// GGUF's blocks of 32 columns into packed tiles: their words and scales move, their values stay.
+// GGUF's blocks into packed tiles.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+#include <string>
 
 #include "format.h"
 
 namespace dali {
 
-// raw [rows][row_bytes] of blocks that are a scale, then quants, in the order of the packed format: Q8_0 for w8, Q4_0 for w4,
-// MXFP4 for mxfp4. `packed` [matrix.bytes()].
-// Returns false for a scale that is infinite or NaN.
-bool repack(const Matrix& matrix, const uint8_t* raw, size_t row_bytes, uint8_t* packed);
+// raw [rows][row_bytes] of blocks of `type`; `packed` [matrix.bytes()].
+// Words and scales of Q8_0 (w8), Q4_0 (w4), MXFP4 (mxfp4) and Q4_K (q4k) move and their values stay. Q4_1, Q5_0, Q5_1, Q5_K and
+// Q6_K become w8 through floats, with the bytes of kernels/packing.py.
+// Returns false for values or scales that are NaN, infinite or too large. std::invalid_argument for another type.
+bool repack(const Matrix& matrix, const std::string& type, const uint8_t* raw, size_t row_bytes, uint8_t* packed);
 
 }  // namespace dali

@@ -15,7 +15,10 @@ from pathlib import Path
 import pytest
 from transformers import LlamaConfig
 
+from dali import systems
+from dali.cli import model as cli_model
 from dali.cli import run as run_verb
+from dali.cli.template import read_template
 from dali.errors import UsageError
 
 STORY = "Tell me a story about a little dog."
@@ -74,6 +77,28 @@ def test_a_template_replaces_the_models_own(run, tmp_path):
         assert asked[2].split("+")[0] == raw[2].split("+")[0]
 
 
+def test_a_template_is_parsed_before_anything_is_loaded(refused, tmp_path, monkeypatch):
+    monkeypatch.setattr(run_verb, "load_model", None)
+    file = tmp_path / "template.jinja"
+    file.write_text("{% for message in messages %}\n{{ message.content }}\n{% endif %}")
+    code, problem, _ = refused("run", "hi there", "--chat-template", str(file))
+    assert code == 2
+    assert problem.startswith(f"Line 3 of {file} is no Jinja (")
+
+
+def test_transformers_own_template_tags_are_known():
+    template = (
+        "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% break %}{% endfor %}"
+    )
+    assert read_template(template) == template
+
+
+def test_a_prompt_given_leaves_stdin_alone(run, stdin):
+    stdin(b"not read")
+    assert run("run", STORY, "--temp", "0", "-n", "1")[0] == 0
+    assert sys.stdin.read() == "not read"
+
+
 def test_a_full_context_is_said(run):
     code, _, err = run("run", STORY, "-c", "20")
     assert code == 0
@@ -104,7 +129,7 @@ def test_a_word_alone_is_a_model_unless_it_can_only_be_a_prompt(
     def locate(name: str, offline: bool) -> Path:
         raise UsageError(f"Asked for {name}.", "Well.")
 
-    monkeypatch.setattr(run_verb, "locate", locate)
+    monkeypatch.setattr(cli_model, "locate", locate)
     assert refused("run", *words) == (2, f"Asked for {model}.", "Well.")
 
 
@@ -134,9 +159,17 @@ def test_stdin_that_is_no_prompt_is_refused(refused, stdin, content, problem):
         (["dali-tiny", "caf\udce9"], r"The prompt 'caf\udce9' is not UTF-8."),
         (["a", "b", "c"], "`dali run` takes a MODEL and a PROMPT, not 3 words."),
         (["hi there", "--chat-template", "no/such.jinja"], "Cannot read the chat template 'no/such.jinja'"),
-        (["hi there", "--chat-template", "{{ x("], "The chat template of dali-tiny fails"),
+        (["hi there", "--chat-template", "{{ x("], "Line 1 of --chat-template is no Jinja (unexpected"),
+        (["hi there", "--chat-template", "{{ 1 / 0 }}"], "The chat template of dali-tiny fails"),
         (["hi there", "-c", "9999"], "The context size 9999 is out of range."),
         (["word " * 600], "The prompt has "),
+        (["hi there", "--policy", "best", "--device", "sim:paper"], "--policy cannot be 'best'."),
+        (["hi there", "--policy", "lru"], "--policy is about an accelerator, and the device is cpu."),
+        (["hi there", "--lossy"], "--lossy is about an accelerator, and the device is cpu."),
+        (["hi there", "--lossy", "--device", "sim:paper"], "--lossy turns on the lossy parts of a system"),
+        (["hi there", "--lossy", "--policy", "lru", "--device", "sim:paper"], "Two lanes + LRU has no lossy"),
+        (["hi there", "--policy", "lru", "--cache", "lru", "--device", "sim:paper"], "--policy lru is a whole"),
+        (["hi there", "--policy", "lru", "--cpu-moe", "--device", "sim:paper"], "--policy lru is a whole"),
         (["./nowhere", "hi"], "No model called './nowhere'"),
         (["model.gguf", "hi"], "There is no file model.gguf."),
     ],
@@ -145,6 +178,27 @@ def test_a_request_that_cannot_be_meant_exits_with_2(refused, arguments, problem
     code, said, _ = refused("run", *arguments)
     assert code == 2
     assert said.startswith(problem)
+
+
+def test_a_system_is_chosen_by_name_and_its_losses_are_named(run, story):
+    code, out, err = run("run", STORY, "--temp", "0", "--device", "sim:paper", "--policy", "hobbit")
+    assert (code, out) == (0, story + "\n")
+    assert " | hobbit" in err
+    assert "lossy" not in err
+    choice = ("--device", "sim:paper", "--policy", "mixtral-offloading", "--lossy")
+    code, out, err = run("run", STORY, "--temp", "0", "-n", "9", *choice)
+    assert code == 0
+    assert not story.startswith(out.strip())
+    assert " | mixtral-offloading, lossy: 2-3 bit experts" in err
+
+
+def test_systems_are_listed_with_what_they_lose(run):
+    code, out, err = run("run", "--list-policies")
+    assert (code, err) == (0, "")
+    lines = {line.split()[0]: line for line in out.splitlines()}
+    assert {*systems.names(), "hobbit:cpu", "collaborative:fifo"} <= set(lines)
+    for name, line in lines.items():
+        assert ("--lossy" in line) == bool(systems.get(name).lossy)
 
 
 def test_a_model_that_cannot_be_run_exits_with_1(refused, tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -30,7 +32,9 @@ def test_nothing_given_is_nothing_set() -> None:
         "offline",
         "verbose",
         "cpu_moe",
+        "lossy",
         "list_devices",
+        "list_policies",
     }
     assert {value for value in settings.values() if value is not False} == {None}
 
@@ -93,6 +97,12 @@ BAD = [
     ("dtype", "int8"),
     ("ram", "3 parsecs"),
     ("log-level", "loud"),
+    ("device", "gpu"),
+    ("device", "sim:cray"),
+    ("profile", "cray"),
+    ("assign", "best"),
+    ("prefetch", "lru"),
+    ("cache", "ridge"),
 ]
 
 
@@ -154,6 +164,16 @@ def test_an_unreadable_config_file_is_refused(content: bytes | None, config: Pat
         config.write_bytes(content)
     with pytest.raises(UsageError, match="Cannot read the config file"):
         read("--config", str(config))
+
+
+def test_flags_are_refused_and_help_is_shown_without_torch() -> None:
+    for arguments in (["--assign", "best"], ["--device", "sim:cray"], ["--help"]):
+        program = (
+            "import sys\nfrom dali.cli.main import main\n"
+            f"try:\n    main({['run', *arguments]!r})\nexcept SystemExit:\n    pass\n"
+            "assert not {'torch', 'transformers'} & set(sys.modules)"
+        )
+        subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
 
 
 def test_names_written_out_are_the_engines() -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from dali.cli.terminal import DIM, meter, passing_note, size, styled
+from dali.cli.terminal import DIM, meter, passing_note, styled
 
 
 class Terminal(io.StringIO):
@@ -27,10 +27,6 @@ def stderr(monkeypatch: pytest.MonkeyPatch) -> Callable[[io.StringIO], io.String
         return stream
 
     return replace
-
-
-def test_sizes_have_the_unit_that_fits():
-    assert [size(n) for n in (12, 1536, 2**20, 3 * 2**29)] == ["12 B", "1.5 KiB", "1.0 MiB", "1.5 GiB"]
 
 
 def test_a_terminal_gets_styles_notes_and_bars(stderr):

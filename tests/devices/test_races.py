@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 
 from dali.devices import Dependencies, Operation, RaceDetector, RaceError, SimDevice, Stream
+from dali.kernels.dependencies import dependencies
 from devices.programs import Program, programs, run
 from devices.sanitizer import SanitizerFeed
 
@@ -97,15 +98,16 @@ def test_a_race_names_both_operations() -> None:
         detector.launched(operation(COMPUTE, "expert", 1), {1}, set())
 
 
+@pytest.mark.parametrize("make", [Dependencies, dependencies], ids=["python", "compiled"])
 @settings(deadline=None, max_examples=60)
-@given(programs)
-def test_every_derived_dependency_is_needed(program: Program) -> None:
+@given(program=programs)
+def test_every_derived_dependency_is_needed(make: Callable[..., Dependencies], program: Program) -> None:
     """No race with all of them, a race without any one: the vector clocks and torch's sanitizer agree."""
-    complete, feed = Dependencies(), SanitizerFeed()
+    complete, feed = make(), SanitizerFeed()
     run(SimDevice(2**20, dependencies=complete, races=feed), program)
     assert feed.errors == []
     for drop in range(complete.derived):
         feed = SanitizerFeed()
         with pytest.raises(RaceError):
-            run(SimDevice(2**20, dependencies=Dependencies(drop), races=feed), program)
+            run(SimDevice(2**20, dependencies=make(drop), races=feed), program)
         assert feed.errors != []

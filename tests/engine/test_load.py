@@ -54,7 +54,7 @@ def load(
             told.append((what, total))
         return lambda done: None
 
-    return load_model(directory, quant, dtype, ram, meter, lambda message: None)
+    return load_model(directory, quant, dtype, None, ram, meter, lambda message: None)
 
 
 def refusal(directory: Path, **options: object) -> DaliError:
@@ -319,18 +319,19 @@ def test_unknown_values(directory, option, value):
 
 def test_not_enough_memory(directory):
     error = refusal(directory, quant="auto", ram=2**20)
-    assert "needs 1.0 GiB of memory with w4 experts, and 0.0 GiB are there" in error.problem
+    assert "needs 1.0 GiB of memory with w4 experts, and --ram allows 1.0 MiB" in error.problem
     assert "w4" not in error.fix  # which is what was tried
-    assert "--quant w4" in refusal(directory, quant="f32", ram=2**20).fix
+    assert error.fix.startswith("Raise --ram (")
+    assert "1.0 GiB at least, with --quant w4" in refusal(directory, quant="f32", ram=2**20).fix
 
 
-def test_auto_takes_w8_if_it_fits_and_else_w4(directory):
+def test_auto_takes_w8_if_it_fits_and_else_w4(directory, monkeypatch):
     shape = ExpertShape(64, 40, Activation("silu"))
     modules = [ExpertsModule(f"layers.{layer}", 8, shape, False, True) for layer in range(3)]
     w8, w4 = (ExpertLayout(shape, FORMATS[name]) for name in ("w8", "w4"))
     dense = 12345
 
-    def chosen(ram: int, quant: str = "auto") -> ExpertLayout:
+    def chosen(ram: int | None, quant: str = "auto") -> ExpertLayout:
         return choose_layout(modules, quant, dense, ram, "it")
 
     enough = {layout.format.name: 24 * layout.record_bytes + dense + HEADROOM for layout in (w8, w4)}
@@ -339,10 +340,16 @@ def test_auto_takes_w8_if_it_fits_and_else_w4(directory):
     assert chosen(enough["w8"] - 1) == w4
     assert chosen(enough["w4"]) == w4
     assert chosen(enough["w4"], "w4") == w4
-    for ram, quant in ((enough["w4"] - 1, "auto"), (enough["w8"] - 1, "w8"), (enough["w8"], "f32")):
-        with pytest.raises(DaliError, match="GiB are there"):
-            chosen(ram, quant)
     assert load(directory, "auto").layout.format.name == "w8"
+    for ram, quant in ((enough["w4"] - 1, "auto"), (enough["w8"] - 1, "w8"), (enough["w8"], "f32")):
+        with pytest.raises(DaliError, match="--ram allows") as error:
+            chosen(ram, quant)
+        assert error.value.fix.startswith("With --quant w4 it needs ") == (quant != "auto")
+    monkeypatch.setattr("dali.engine.load.available_ram", lambda: enough["w4"] - 1)
+    with pytest.raises(DaliError, match="are free") as error:
+        chosen(None)
+    assert error.value.fix == "Close other programs, or choose a smaller model."
+    assert choose_layout(modules, "w4", dense, None, "it", freed=1) == w4
 
 
 def test_errors_come_through_the_front_door(tmp_path):

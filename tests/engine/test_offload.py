@@ -177,9 +177,42 @@ def test_more_memory_than_there_is_is_refused(directory: Path) -> None:
 def test_without_a_budget_experts_get_what_is_left(directory: Path, expected: Any) -> None:
     llm = load(directory, device="sim:laptop-8gb")
     assert llm.executor is not None
-    assert llm.executor.residency.capacity == 8  # all of them
+    assert llm.executor.residency.resident_slots == 24  # all of them
     assert llm.executor.device.used == 24 * llm.layout.record_bytes
     assert same(answers(llm, CHUNK), expected)
+
+
+@pytest.mark.parametrize("cpu_layers", [0, 1, 3])
+def test_the_first_layers_stay_on_the_cpu_and_the_others_wholly_on_the_accelerator(
+    directory: Path, machine: str, expected: Any, record: int, cpu_layers: int
+) -> None:
+    notes: list[str] = []
+    slots = 8 * (3 - cpu_layers)
+    llm = load(
+        directory, device=machine, vram=(slots + 5) * record, n_cpu_moe=cpu_layers, notify=notes.append
+    )
+    assert llm.executor is not None
+    assert llm.executor.device.used == slots * record
+    assert same(answers(llm, CHUNK), expected)
+    for index, layer in enumerate(llm.stats()["layers"]):
+        there, elsewhere = ("cpu", "resident") if index < cpu_layers else ("resident", "cpu")
+        assert layer[there] > 0
+        assert layer[elsewhere] == layer["fetched"] == layer["prefetched"] == layer["swaps"] == 0
+    assert notes == []
+
+
+def test_layers_that_are_not_there_or_do_not_fit_are_refused(
+    directory: Path, machine: str, record: int
+) -> None:
+    with pytest.raises(dali.UsageError, match=r"for 4 layers on the CPU; the model has 3 MoE layers"):
+        load(directory, device=machine, n_cpu_moe=4)
+    with pytest.raises(
+        dali.UsageError, match=r"leaves 2 MoE layers to .*room for 1 of them.\nGive --n-cpu-moe 2 or more"
+    ):
+        load(directory, device=machine, vram=15 * record, n_cpu_moe=1)
+    short = SimDevice(24 * record, capacity=15 * record)  # gives less than it has
+    with pytest.raises(dali.UsageError, match=r"leaves 2 MoE layers to .*room for 1 of them"):
+        accelerate(load(directory), Offload(machine, n_cpu_moe=1), lambda: short)
 
 
 @pytest.mark.parametrize(("budget", "told"), [("0", False), ("4000", True)])

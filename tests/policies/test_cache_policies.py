@@ -87,27 +87,44 @@ def test_lfu_counts_steps_not_tokens_and_remembers():
 
 def test_fading_keeps_fetched_experts_of_higher_score():
     cache = policy("fading")
-    # Scores after it: 0 has 1, 1 has 3, 2 has 2, 3 has 1. Only 2 is above the lowest resident.
+    # Only 2, with two tokens, is above the lowest resident: 3 has as many as that.
     assert cache.observe(0, [1, 3, 2, 1, 0, 0], {0, 1}, fetched={2, 3}) == [Swap(0, 2)]
-    # 1 has 2.7, 2 has 1.8, 0 has 0.9, and 3, with its new token, 1.9.
+    # 2's two have faded to 2 (0.85 + 0.4 x 0.97) = 2.48; 3's and the new one are 1.24 + 1.4 = 2.64; 0 has 1.24.
     assert cache.observe(0, [0, 0, 0, 1, 0, 0], {1, 2}, fetched={3, 0}) == [Swap(2, 3)]
 
 
 def test_fading_asks_for_one_absent_expert_where_nothing_was_fetched():
     cache = policy("fading")
     assert cache.observe(0, [0, 0, 1, 2, 2, 0], {0, 1}) == [Swap(0, 3)]
-    # 3 is under way, and 4 (1.8) is the highest that is left; 1's two tokens are more than its 1.6 a step later.
+    # 3 is under way, and 4 (2.48) is the highest that is left; 1's two new tokens (2.8) are more than its 2.2 a step later.
     assert cache.observe(0, [0, 0, 0, 0, 0, 0], {1, 3}, protected={3}) == [Swap(1, 4)]
     assert cache.observe(0, [0, 2, 0, 0, 0, 0], {1, 3}, protected={3}) == []
 
 
-def test_fading_forgets():
+def test_fading_forgets_fast_and_then_slowly():
+    def scores_after(steps, *workload):
+        """Whether expert 0's tokens, so many steps ago, are less than expert 2's now."""
+        cache = policy("fading", experts=3, capacity=1)
+        assert cache.observe(0, [workload[0], 0, 0], {0}) == []
+        for _ in range(steps):
+            assert cache.observe(0, [0, 0, 0], {0}) == []
+        return cache.observe(0, [0, 0, workload[1]], {0}) == [Swap(0, 2)]
+
+    # Eleven steps later 10 tokens are worth 10 x 0.85 ** 11 + 0.4 x 10 x 0.97 ** 11 = 4.53, three new ones 4.2, four 5.6.
+    assert not scores_after(10, 10, 3)
+    assert scores_after(10, 10, 4)
+    # After sixty-one nearly all is the slow share: 0.4 x 10 x 0.97 ** 61 = 0.62, less than one new token's 1.4.
+    assert scores_after(60, 10, 1)
+    assert not scores_after(60, 30, 1)
+
+
+@pytest.mark.parametrize(("tokens", "swaps"), [(13, []), (14, [Swap(0, 1)])])
+def test_fading_is_exact_however_long_it_runs(tokens, swaps):
     cache = policy("fading", experts=3, capacity=1)
-    assert cache.observe(0, [1, 0, 0], {0}) == []
-    for _ in range(6):  # 0.9 ** 6 = 0.53
-        assert cache.observe(0, [0, 0, 0], {0}) == []
-    assert cache.observe(0, [0, 0, 1], {0}) == [Swap(0, 2)]
-    assert cache.observe(0, [0, 0, 0], {2}) == []
+    for _ in range(8000):  # 0.85 ** 8000 is no number
+        assert cache.observe(0, [2, 1, 0], {0}) == []
+    # By then 2 tokens a step are 2 (0.85 / 0.15 + 0.4 x 0.97 / 0.03) = 37.2, and 1 token a step, with 14 new ones, 18.6 + 19.6.
+    assert cache.observe(0, [0, tokens, 0], {0}) == swaps
 
 
 @pytest.mark.parametrize("name", ["lru", "lfu", "workload", "fading"])

@@ -1,7 +1,8 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dali.policies.guard import Guard
+from dali.policies.cache import Swap
+from dali.policies.guard import CopiedSwaps, Guard
 
 
 def feed(guard, cost, benefit, steps):
@@ -78,3 +79,25 @@ def test_it_is_never_off_for_longer_than_the_longest_rest(samples, window):
         guard.record(cost, benefit)
         off = 0 if guard.on else off + 1
         assert off <= 16
+
+
+def test_without_copied_swaps_others_would_be_there():
+    swaps = CopiedSwaps()
+    assert swaps.undone({0, 1}) == set()
+    swaps.note(Swap(0, 5), copied=True)
+    assert swaps.undone({5, 1}) == {0, 1}
+    swaps.note(Swap(5, 6), copied=True)  # 6 sits where 0 would
+    assert swaps.undone({6, 1}) == {0, 1}
+    swaps.note(Swap(1, 7), copied=False)  # would have been made anyway
+    assert swaps.undone({6, 7}) == {0, 7}
+    swaps.note(Swap(7, 0), copied=True)  # 0 is back, in another's place
+    assert swaps.undone({6, 0}) == {0, 7}
+    swaps.note(Swap(0, 8), copied=True)
+    assert swaps.undone({6, 8}) == {0, 7}
+
+
+def test_a_swap_that_was_free_undoes_the_copy_it_replaces():
+    swaps = CopiedSwaps()
+    swaps.note(Swap(0, 5), copied=True)
+    swaps.note(Swap(5, 6), copied=False)
+    assert swaps.undone({6, 1}) == set()

@@ -6,9 +6,10 @@ from assignment_cases import BY_HAND, brute_force, layers, random_layer, rooflin
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dali.kernels.planning import search_two_lane
 from dali.policies import create
 from dali.policies.assign.greedy import greedy
-from dali.policies.assign.two_lane import two_lane
+from dali.policies.assign.two_lane import search, two_lane
 from dali.policies.lanes import makespan
 from dali.policies.plan import LayerPlan, ResidencyView
 from dali.replay.spans import timeline
@@ -59,6 +60,21 @@ def test_a_contended_link_fetches_less():
     view = ResidencyView(frozenset(), slots=4)
     workload = [1] * 10
     assert len(two_lane(workload, view, contended).fetch) < len(two_lane(workload, view, alone).fetch)
+
+
+@pytest.mark.skipif(search_two_lane is None, reason="the kernels were not compiled")
+@settings(deadline=None, max_examples=500)
+@given(layers(40))
+def test_compiled_or_not_the_same_plan_is_found(layer):
+    plan, seconds, proven = search(*layer)
+    found, modelled, certain = search_two_lane(*layer)
+    assert (LayerPlan(*found), certain) == (plan, proven)
+    assert modelled == pytest.approx(seconds, rel=1e-12)
+
+
+def test_more_tokens_than_the_costs_foresee_are_refused():
+    with pytest.raises(IndexError):
+        two_lane([1, 10**6], ResidencyView(frozenset(), {0: 1.0}, slots=1), BY_HAND)
 
 
 @settings(deadline=None)

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from dali.devices import Dependencies, Operation, RaceError, SimDevice
+from dali.kernels.dependencies import dependencies
 from dali.runtime.executor import Executor
 from devices.sanitizer import SanitizerFeed
 from runtime.foreseen import echo
@@ -46,9 +47,9 @@ KINDS = {  # waits for -> what
 class Issued:
     """Notes on whose behalf operations are issued, and which waits are derived between them."""
 
-    def __init__(self, drop: int | None = None) -> None:
+    def __init__(self, compiled: bool, drop: int | None = None) -> None:
         self.waits: Counter[tuple[str, str]] = Counter()
-        self.dependencies = Named(self, drop)
+        self.dependencies: Dependencies = (NamedCompiled if compiled else Named)(self, drop)
         self.task = ""
 
     def watch(self, executor: Executor) -> None:
@@ -74,22 +75,32 @@ class Issued:
         return (self.task or "demanded copy") if kind == "copy" else kind
 
 
-class Named(Dependencies):
-    def __init__(self, issued: Issued, drop: int | None) -> None:
-        super().__init__(drop)
-        self._names: dict[int, str] = {}
-        self._log = issued
+def named(plain: Any) -> Any:
+    """A derivation that tells an Issued what it derives."""
 
-    def derive(self, operation: Operation, reads: Set[int], writes: Set[int]) -> None:
-        super().derive(operation, reads, writes)
-        self._names[operation.number] = self._log.kind(operation)
-        for earlier in operation.waits:
-            self._log.waits[self._names[operation.number], self._names[earlier.number]] += 1
+    class Naming(plain):  # type: ignore[misc]
+        def __init__(self, issued: Issued, drop: int | None) -> None:
+            super().__init__(drop)
+            self._names: dict[int, str] = {}
+            self._log = issued
+
+        def derive(self, operation: Operation, reads: Set[int], writes: Set[int]) -> None:
+            super().derive(operation, reads, writes)
+            self._names[operation.number] = self._log.kind(operation)
+            for earlier in operation.waits:
+                self._log.waits[self._names[operation.number], self._names[earlier.number]] += 1
+
+    return Naming
 
 
-def play(setting: Setting, drop: int | None = None) -> tuple[Issued, SanitizerFeed, bool]:
+Named, NamedCompiled = named(Dependencies), named(type(dependencies()))
+
+
+def play(
+    setting: Setting, drop: int | None = None, compiled: bool = False
+) -> tuple[Issued, SanitizerFeed, bool]:
     """Run a program without its n-th dependency: what was issued, what torch's sanitizer says, whether it raced."""
-    model, issued, feed = tiny_model(), Issued(drop), SanitizerFeed()
+    model, issued, feed = tiny_model(), Issued(compiled, drop), SanitizerFeed()
     budget = setting.slots * model.layout.record_bytes
     device = SimDevice(budget, seed=setting.seed, dependencies=issued.dependencies, races=feed)
     try:
@@ -106,12 +117,13 @@ def test_all_kinds_of_dependency_occur() -> None:
     assert set.union(*found) == KINDS
 
 
+@pytest.mark.parametrize("compiled", [False, True], ids=["python", "compiled"])
 @pytest.mark.parametrize("program", PROGRAMS)
-def test_no_dependency_can_be_left_out(program: str) -> None:
-    complete, feed, raced = play(PROGRAMS[program])
+def test_no_dependency_can_be_left_out(program: str, compiled: bool) -> None:
+    complete, feed, raced = play(PROGRAMS[program], compiled=compiled)
     assert not raced
     assert feed.errors == []
     for drop in range(complete.dependencies.derived):
-        _, feed, raced = play(PROGRAMS[program], drop)
+        _, feed, raced = play(PROGRAMS[program], drop, compiled)
         assert raced, drop
         assert feed.errors, drop

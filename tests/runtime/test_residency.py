@@ -24,7 +24,7 @@ def device() -> SimDevice:
 @pytest.fixture
 def make(device: SimDevice) -> Callable[[int, int], Residency]:
     def build(slots: int, capacity: int) -> Residency:
-        residency = Residency(device, stored, LAYERS, NBYTES, slots, capacity, (LINK, LINK))
+        residency = Residency(device, stored, LAYERS, NBYTES, slots, LAYERS * capacity, (LINK, LINK))
         for layer in range(LAYERS):
             residency.place(layer, range(capacity))
         device.synchronize()

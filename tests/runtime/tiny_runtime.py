@@ -12,13 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dali.devices import Device, SimDevice
+from dali.devices import Dependencies, Device, SimDevice
 from dali.engine.fit import FITS
 from dali.engine.layer import MoELayer
 from dali.hardware.cost import CostModel, ExpertSize
 from dali.hardware.profile import known, load
 from dali.kernels import experts, reference
 from dali.kernels.activation import Activation
+from dali.kernels.dependencies import dependencies
 from dali.kernels.expert import ExpertLayout, ExpertShape, ExpertWeights
 from dali.kernels.formats import get_format
 from dali.policies import Policies, create, names
@@ -188,10 +189,11 @@ def tiny_executor(
     dense: float = 50e-6,
     **policies: Any,
 ) -> Executor:
-    """`device`: else a simulated one. `dense`: seconds between two layers' experts. `policies`: objects in place of the
-    setting's, by kind."""
+    """`device`: else a simulated one, its dependencies compiled if the seed is odd. `dense`: seconds between two layers'
+    experts. `policies`: objects in place of the setting's, by kind."""
     layers, nbytes = len(model.records), model.layout.record_bytes
-    device = device or SimDevice(setting.slots * nbytes, seed=setting.seed)
+    derivation = dependencies() if setting.seed % 2 else Dependencies()
+    device = device or SimDevice(setting.slots * nbytes, seed=setting.seed, dependencies=derivation)
     costs = CostModel(load(setting.profile), SIZE, model.layout.format.name, MOST_TOKENS)
     cache = policies.get("cache") or create(
         "cache",
@@ -207,7 +209,7 @@ def tiny_executor(
         layers,
         nbytes,
         setting.slots,
-        cache.capacity,
+        layers * cache.capacity,
         (costs.costs.link, costs.costs.link_contended),
     )
     options = {"cpu_layers": 2} if setting.assign == "layerwise" else {}

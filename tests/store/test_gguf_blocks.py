@@ -116,13 +116,40 @@ def test_mxfp4s_nan():
         packed_blocks(raw, TYPES["MXFP4"], FORMATS["mxfp4"])
 
 
-@pytest.mark.skipif(not native.AVAILABLE, reason="the kernels were not compiled")
-@pytest.mark.parametrize("name", ["Q8_0", "Q4_0", "MXFP4"])
-@pytest.mark.parametrize("rows", [48, 40])
-def test_both_kernels_repack_to_the_same_bytes(name, rows, monkeypatch):
-    type, raw = TYPES[name], random_blocks(name, rows, 256)
+def one_by_one(raw: np.ndarray, type: BlockType, monkeypatch) -> list[torch.Tensor]:
+    """What torch's kernels and the compiled ones pack."""
     packed = []
     for kernels in ("torch", ""):
         monkeypatch.setenv(native.VARIABLE, kernels)
         packed.append(packed_blocks(raw, type, own_format(type)))
-    assert torch.equal(*packed)
+    return packed
+
+
+BLOCKS = sorted(TYPES.keys() - {"F32", "F16", "BF16"})
+
+
+@pytest.mark.skipif(not native.AVAILABLE, reason="the kernels were not compiled")
+@pytest.mark.parametrize("name", BLOCKS)
+@pytest.mark.parametrize("rows", [48, 40])
+def test_both_kernels_pack_to_the_same_bytes(name, rows, monkeypatch):
+    assert torch.equal(*one_by_one(random_blocks(name, rows, 512), TYPES[name], monkeypatch))
+
+
+@pytest.mark.skipif(not native.AVAILABLE, reason="the kernels were not compiled")
+@pytest.mark.parametrize("name", sorted(set(BLOCKS) - SAME_VALUES.keys()))
+@pytest.mark.parametrize("scale", [0, 2**-24, 6e-5, 1000])
+def test_both_kernels_convert_extremes_to_the_same_bytes(name, scale, monkeypatch):
+    """Groups of zeros, of values whose scale is a denormal half or none, and large ones."""
+    type, raw = TYPES[name], random_blocks(name, 16, 512)
+    blocks = type.blocks(raw)
+    for field in {"d", "m", "dmin"} & set(type.fields.names or ()):
+        blocks[field] *= np.float16(scale)
+    assert torch.equal(*one_by_one(raw, type, monkeypatch))
+
+
+@pytest.mark.skipif(not native.AVAILABLE, reason="the kernels were not compiled")
+def test_the_compiled_kernels_refuse_what_w8_cannot_hold():
+    type, raw = TYPES["Q6_K"], random_blocks("Q6_K", 16, 256)
+    type.blocks(raw)["d"] = 60000
+    with pytest.raises(DaliError, match="w8 cannot hold a weight of magnitude"):
+        packed_blocks(raw, type, FORMATS["w8"])

@@ -42,8 +42,7 @@ LAYERS, EXPERTS, TOP_K = 5, 8, 2
 
 def test_the_files_are_the_systems():
     assert systems.names() == KNOWN
-    assert systems.names(lossless=False) == LOSSY
-    assert systems.names(lossless=True) == [name for name in KNOWN if name not in LOSSY]
+    assert systems.names(lossy=True) == LOSSY
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -72,7 +71,7 @@ def test_a_new_file_is_a_new_system(tmp_path, monkeypatch):
     )
     monkeypatch.setattr(dali.systems, "__path__", [*dali.systems.__path__, str(tmp_path)])
     monkeypatch.delitem(sys.modules, "dali.systems.do_nothing", raising=False)
-    assert "do-nothing" in systems.names(lossless=True)
+    assert "do-nothing" in systems.names()
     assert systems.get("do-nothing").title == "Nothing"
 
 

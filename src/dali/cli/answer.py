@@ -5,7 +5,8 @@ from __future__ import annotations
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
-from dali.cli.terminal import passing_note, size
+from dali.cli.terminal import passing_note
+from dali.hardware.memory import size
 
 if TYPE_CHECKING:
     from dali.engine.llm import LLM, Prompt
@@ -60,6 +61,9 @@ class Answer:
             parts.append(
                 f"hits {100 * total.hit_rate:.0f} %, CPU {on_cpu:.0f} %, {size(total.link_bytes)} copied"
             )
+            if (system := llm.loaded.system) is not None:
+                lossy = ", ".join(llm.loaded.lossy.get("parts", ()))
+                parts.append(f"{system}, lossy: {lossy}" if lossy else system)
             prefetched = (total.prefetch_used, total.prefetch_late, total.prefetch_wasted)
             if any(prefetched):
                 parts.append("prefetched {} used, {} late, {} wasted".format(*prefetched))

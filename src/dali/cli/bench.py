@@ -11,11 +11,13 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import dali
+from dali.cli.model import MODEL_FLAGS, find_model, load_model
 from dali.cli.options import Kind, Option, whole
 from dali.cli.settings import Verb
-from dali.cli.terminal import log, meter, passing_note, size
-from dali.engine.locate import DEFAULT_MODEL, locate
+from dali.cli.terminal import passing_note
+from dali.engine.locate import DEFAULT_MODEL
 from dali.errors import UsageError
+from dali.hardware.memory import size
 
 if TYPE_CHECKING:
     from dali.engine.bench import Measurement
@@ -46,7 +48,7 @@ VERB = Verb(
     "for `dali run`.",
     {
         "bench": ("n-prompt", "n-gen", "repetitions", "output"),
-        "model": ("ctx-size", "quant", "dtype", "ram", "threads", "offline"),
+        "model": MODEL_FLAGS,
     },
     words="[MODEL]",
     own=(
@@ -75,22 +77,10 @@ def main(settings: SimpleNamespace) -> int:
             "There is nothing to measure: -p and -n are 0.", "Leave one of them out, or give it a number."
         )
     model = settings.words[0] if settings.words else DEFAULT_MODEL
-    directory = locate(model, settings.offline)
-    passing_note(f"Loading {model} ...")
+    directory = find_model(model, settings)
+    llm = load_model(model, directory, settings)
     from dali.engine.bench import Test, measure
-    from dali.engine.llm import load
 
-    llm = load(
-        directory,
-        quant=settings.quant or "auto",
-        dtype=settings.dtype or "auto",
-        ctx_size=settings.ctx_size,
-        ram=settings.ram,
-        threads=settings.threads,
-        offline=settings.offline,
-        meter=meter,
-        notify=log.info,
-    )
     tests = [Test(length, 0) for length in prompts if length] + [
         Test(0, length) for length in generations if length
     ]

@@ -13,9 +13,10 @@ import huggingface_hub.constants
 from huggingface_hub.errors import CacheNotFound
 
 from dali.cli.settings import Verb
-from dali.cli.terminal import log, passing_note, size
+from dali.cli.terminal import log, passing_note
 from dali.engine.locate import BUNDLED, gguf_models, quant_of
 from dali.errors import DaliError
+from dali.hardware.memory import size
 from dali.store.cache import cache_root
 from dali.store.gguf import split_files
 
@@ -117,7 +118,6 @@ def _directory_steps(listing: Listing, directory: Path) -> Iterator[str]:
     import torch
 
     from dali.engine import load, seam
-    from dali.hardware.memory import available_ram
     from dali.store.checkpoint import Checkpoint
 
     config_file = directory / "config.json"
@@ -139,7 +139,7 @@ def _directory_steps(listing: Listing, directory: Path) -> Iterator[str]:
     load.load_tokenizer(directory)
     yield "too large for the free memory"
     dense = load.count_dense_bytes(skeleton, getattr(config, "dtype", None) or torch.float32)
-    listing.quant = load.choose_layout(modules, "auto", dense, available_ram(), listing.name).format_name
+    listing.quant = load.choose_layout(modules, "auto", dense, None, listing.name).format_name
 
 
 def _gguf_steps(listing: Listing, path: Path) -> Iterator[str]:
@@ -148,7 +148,6 @@ def _gguf_steps(listing: Listing, path: Path) -> Iterator[str]:
     from dali.engine.gguf.load import GgufModel
     from dali.engine.gguf.tokenizer import read_tokenizer
     from dali.engine.load import describe_layouts
-    from dali.hardware.memory import available_ram
     from dali.store.gguf import read_gguf
 
     yield "unreadable GGUF file"
@@ -161,7 +160,7 @@ def _gguf_steps(listing: Listing, path: Path) -> Iterator[str]:
     yield "unknown tokenizer"
     read_tokenizer(gguf)
     yield "too large for the free memory"
-    listing.quant = describe_layouts(model.choose_layouts("auto", model.config.dtype, available_ram()))
+    listing.quant = describe_layouts(model.choose_layouts("auto", model.config.dtype, None))
 
 
 def _count(listing: Listing, modules: list[ExpertsModule], config: Any) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from dali.errors import UsageError
+from dali.hardware import profile
 from dali.hardware.memory import parse_size
+from dali.policies import registry
 
 # The engine's own lists, written out because importing it takes seconds; a test compares them.
 QUANTS = ("auto", "f32", "f16", "bf16", "w8", "w4", "mxfp4", "q4k")
@@ -91,6 +94,23 @@ def _one_of(names: tuple[str, ...]) -> Kind:
     return Kind("NAME", f"one of {', '.join(names)}", parse)
 
 
+def _policy(kind: registry.Kind) -> Kind:
+    return _one_of(tuple(registry.names(kind)))
+
+
+def _device(text: str) -> str:
+    if text.startswith("sim:"):
+        profile.load(text.removeprefix("sim:"))
+    elif not re.fullmatch(r"cpu|cuda(:\d+)?", text):
+        raise ValueError
+    return text
+
+
+def _profile(text: str) -> str:
+    profile.load(text)
+    return text
+
+
 def _some_text(text: str) -> str:
     if not text:
         raise ValueError
@@ -120,6 +140,8 @@ NAMES = Kind(
 COUNTS = Kind("N", "whole numbers from 1, with commas between them", _counts)
 FILE = Kind("FILE", "the name of a file", _some_text)
 JINJA = Kind("JINJA", "a Jinja template or the file that holds one", _some_text)
+DEVICE = Kind("DEVICE", f"cpu, cuda, cuda:N, or sim: and one of {', '.join(profile.known())}", _device)
+PROFILE = Kind("NAME", f"one of {', '.join(profile.known())}, or the file of one", _profile)
 SIZE = Kind("SIZE", "a size like 8GiB or 500MB", parse_size)
 TEMPERATURE = _number("T", math.inf, "0 for the likeliest tokens, or a number such as 0.7")
 PROBABILITY = _number("P", 1, "a number from 0 to 1")
@@ -144,15 +166,27 @@ OPTIONS = {
         Option("threads", whole(1), "CPU threads (default: all cores)", "-t"),
         Option(
             "device",
-            TEXT,
+            DEVICE,
             "cpu (default), cuda, cuda:N, or sim:PROFILE: same answers, modelled times (see --list-devices)",
         ),
         Option("vram", SIZE, "accelerator memory for experts (default: what the dense weights leave)"),
-        Option("profile", TEXT, "hardware profile to plan with, by name or file (sim:PROFILE has its own)"),
-        Option("assign", TEXT, "where experts run: two_lane (default), greedy, cpu_on_miss, cpu, gpu"),
-        Option("prefetch", TEXT, "what is fetched ahead: ridge (default), residual, next_gate, none"),
         Option(
-            "cache", TEXT, "what stays on the accelerator: fading (default), workload, lru, lfu, static, none"
+            "profile", PROFILE, "hardware profile to plan with, by name or file (sim:PROFILE has its own)"
+        ),
+        Option(
+            "assign",
+            _policy("assign"),
+            "where experts run: two_lane (default), greedy, cpu_on_miss, cpu, gpu",
+        ),
+        Option(
+            "prefetch",
+            _policy("prefetch"),
+            "what is fetched ahead: ridge (default), residual, next_gate, none",
+        ),
+        Option(
+            "cache",
+            _policy("cache"),
+            "what stays on the accelerator: fading (default), workload, lru, lfu, static, none",
         ),
         Option("cpu-moe", SWITCH, "all experts on the CPU: --assign cpu"),
         Option(
@@ -160,14 +194,16 @@ OPTIONS = {
             whole(0),
             "experts of the first N MoE layers on the CPU, all others on the accelerator",
         ),
+        Option("lossy", SWITCH, "with those parts of the policy that change the model's answers"),
         Option("list-devices", SWITCH, "say what --device can be here, and leave"),
+        Option("list-policies", SWITCH, "say what --policy can be, and leave"),
         Option("offline", SWITCH, "never touch the network"),
         Option("json", SWITCH, "for machines"),
         Option("output", FILE, "the trace to write", "-o"),
         Option("prompts", FILE, "prompts, one a line (default: stdin)"),
         Option("hidden", SWITCH, "record gate inputs, embeddings and predictions too"),
         Option("batch", COUNTS, "sequences side by side in a step (default: 1)"),
-        Option("policy", NAMES, "policies with commas between them, or lossless (default), or all"),
+        Option("policy", NAMES, "policies with commas between them, or all (default), their lossy parts off"),
         Option(
             "cache-slots",
             NAMES,

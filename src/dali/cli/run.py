@@ -8,30 +8,28 @@ import shlex
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
 
-from huggingface_hub.utils.tqdm import disable_progress_bars
-
+from dali import systems
 from dali.cli.chat import chat
 from dali.cli.conversation import Conversation, check_prompt
+from dali.cli.model import MODEL_FLAGS, find_model, load_model
+from dali.cli.options import Kind, Option
 from dali.cli.settings import Verb
-from dali.cli.terminal import DIM, is_terminal, log, meter, passing_note, styled
-from dali.engine.locate import DEFAULT_MODEL, locate
+from dali.cli.template import read_template
+from dali.cli.terminal import DIM, log, styled
+from dali.engine.locate import DEFAULT_MODEL
 from dali.errors import UsageError
 from dali.store.cache import cache_root
-
-if TYPE_CHECKING:
-    from dali.engine.llm import LLM
 
 VERB = Verb(
     "run",
     "Ask a model, or chat with it when no PROMPT is given. MODEL is a directory, an org/name on the Hugging "
     "Face hub, or a name that `dali list` shows; left out, the small model that ships inside answers. The "
-    "PROMPT may also come on stdin.",
+    "PROMPT may also come on stdin, which is not read where a PROMPT is given.",
     {
         "answer": ("predict", "temp", "top-k", "top-p", "min-p", "seed", "stop"),
         "prompt": ("system-prompt", "chat-template", "raw"),
-        "model": ("ctx-size", "quant", "dtype", "ram", "threads", "offline"),
+        "model": MODEL_FLAGS,
         "accelerator": (
             "device",
             "vram",
@@ -41,10 +39,24 @@ VERB = Verb(
             "cache",
             "cpu-moe",
             "n-cpu-moe",
+            "policy",
+            "lossy",
             "list-devices",
+            "list-policies",
         ),
     },
     words="[MODEL] [PROMPT]",
+    own=(
+        Option(
+            "policy",
+            Kind(
+                "NAME",
+                f"one of {', '.join(systems.names())}, or another that --list-policies shows",
+                lambda text: systems.get(text).name,
+            ),
+            "a published system, in place of --assign, --prefetch and --cache (see --list-policies)",
+        ),
+    ),
 )
 
 
@@ -56,17 +68,30 @@ def main(settings: SimpleNamespace) -> int:
     if settings.list_devices:
         print("\n".join(_devices()))
         return 0
+    if settings.list_policies:
+        print("\n".join(_policies()))
+        return 0
     model, prompt = _model_and_prompt(settings.words)
-    directory = _locate(
-        model, settings
-    )  # first: a lone word that is no model gets its hint, whatever stdin is
+    directory = _find(model, settings)  # first: a lone word that is no model gets its hint, whatever stdin is
     if prompt is None and not (sys.stdin and sys.stdin.isatty()):
         prompt = _read_stdin()
     if prompt is not None:
         check_prompt(prompt)  # before anything that takes long
-    template = _read_template(settings.chat_template)
-    passing_note(f"Loading {model} ...")
-    llm = _load(directory, settings)
+    template = None if settings.chat_template is None else read_template(settings.chat_template)
+    llm = load_model(
+        model,
+        directory,
+        settings,
+        device=settings.device or "cpu",
+        vram=settings.vram,
+        profile=settings.profile,
+        assign=settings.assign,
+        prefetch=settings.prefetch,
+        cache=settings.cache,
+        n_cpu_moe=settings.n_cpu_moe,
+        policy=settings.policy,
+        lossy=settings.lossy,
+    )
     if template is not None:
         llm.tokenizer.chat_template = template
     conversation = Conversation(llm, settings)
@@ -86,6 +111,17 @@ def _devices() -> list[str]:
 
     simulated = [f"{'sim:' + name:<20}  {profile.load(name).description}" for name in profile.known()]
     return ["cpu", *device_names(), *simulated]
+
+
+def _policies() -> list[str]:
+    """What --policy can be: systems and their variants, and what --lossy turns on."""
+    lines = []
+    for base in systems.names():
+        system = systems.get(base)
+        lossy = f"  (--lossy: {', '.join(system.lossy)})" if system.lossy else ""
+        names = [base, *(f"{base}:{variant}" for variant in system.variants)]
+        lines += [f"{name:<28}  {systems.get(name).title}{lossy}" for name in names]
+    return lines
 
 
 def _model_and_prompt(words: list[str]) -> tuple[str, str | None]:
@@ -119,48 +155,11 @@ def _read_stdin() -> str:
         ) from error
 
 
-def _read_template(given: str | None) -> str | None:
-    """A chat template, given as such or as its file."""
-    if given is None or "{{" in given or "{%" in given:
-        return given
+def _find(model: str, settings: SimpleNamespace) -> Path:
     try:
-        return Path(given).read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-        problem = f"Cannot read the chat template {given!r} ({reason})."
-        raise UsageError(problem, "Give a Jinja template or the file that holds one.") from error
-
-
-def _locate(model: str, settings: SimpleNamespace) -> Path:
-    if not is_terminal():
-        disable_progress_bars()  # the Hugging Face hub's
-    try:
-        return locate(model, settings.offline)
+        return find_model(model, settings)
     except UsageError as error:
         if len(settings.words) == 1 and re.fullmatch(r"\w+\W?", model):  # it may have been meant as a prompt
             ask = f"dali run {DEFAULT_MODEL} {shlex.quote(model)}"
             raise UsageError(error.problem, f"See `dali list` for models, or ask one: `{ask}`.") from error
         raise
-
-
-def _load(directory: Path, settings: SimpleNamespace) -> LLM:
-    from dali.engine.llm import load
-
-    return load(
-        directory,
-        quant=settings.quant or "auto",
-        dtype=settings.dtype or "auto",
-        ctx_size=settings.ctx_size,
-        ram=settings.ram,
-        threads=settings.threads,
-        offline=settings.offline,
-        vram=settings.vram,
-        profile=settings.profile,
-        n_cpu_moe=settings.n_cpu_moe,
-        device=settings.device or "cpu",
-        assign=settings.assign,
-        prefetch=settings.prefetch,
-        cache=settings.cache,
-        meter=meter,
-        notify=log.info,
-    )

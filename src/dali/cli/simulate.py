@@ -46,7 +46,7 @@ def main(settings: SimpleNamespace) -> int:
 
     planned = cells.plan(
         settings.words,
-        _policies(settings.policy or ("lossless",), settings.cache_only),
+        _policies(settings.policy or ("all",), settings.cache_only),
         settings.profile or (PROFILE,),
         settings.shape or ("own",),
         settings.batch or (1,),
@@ -68,7 +68,7 @@ def main(settings: SimpleNamespace) -> int:
 
 
 def _policies(named: tuple[str, ...], cache_only: bool) -> list[str]:
-    """Names, each once, "all" and "lossless" spelt out."""
+    """Names, each once, "all" spelt out; "lossless" is the same, as nothing lossy is ever replayed."""
     from dali import systems
     from dali.replay import eviction
 
@@ -79,8 +79,7 @@ def _policies(named: tuple[str, ...], cache_only: bool) -> list[str]:
         elif cache_only:
             found += eviction.POLICIES
         else:
-            known = systems.names(lossless=True if name == "lossless" else None)
-            found += sorted(known, key=lambda name: name != "default")
+            found += sorted(systems.names(), key=lambda name: name != "default")
     return list(dict.fromkeys(found))
 
 

@@ -40,14 +40,6 @@ def report(error: DaliError) -> None:
     print(f"{styled('error:', RED)} {error.problem}\n{error.fix}", file=sys.stderr)
 
 
-def size(nbytes: int) -> str:
-    """Bytes as people read them: 12 B, 820.5 KiB, 14.4 MiB, 1.2 GiB."""
-    for unit, name in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
-        if nbytes >= unit:
-            return f"{nbytes / unit:.1f} {name}"
-    return f"{nbytes} B"
-
-
 def passing_note(text: str = "") -> None:
     """Show `text` until the next note, bar or output; "" takes it away."""
     if is_terminal():

@@ -8,11 +8,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from dali.cli.conversation import check_prompt
+from dali.cli.model import MODEL_FLAGS, find_model, load_model
 from dali.cli.options import Option, whole
 from dali.cli.settings import Verb
-from dali.cli.terminal import log, meter, passing_note, size
-from dali.engine.locate import DEFAULT_MODEL, locate
+from dali.cli.terminal import log, meter
+from dali.engine.locate import DEFAULT_MODEL
 from dali.errors import UsageError
+from dali.hardware.memory import size
 
 TOKENS = 128  # of an answer, unless told otherwise
 
@@ -23,7 +25,7 @@ VERB = Verb(
     {
         "trace": ("output", "prompts", "hidden", "batch"),
         "answer": ("predict", "temp", "top-k", "top-p", "min-p", "seed", "raw"),
-        "model": ("ctx-size", "quant", "dtype", "ram", "threads", "offline"),
+        "model": MODEL_FLAGS,
     },
     words="[MODEL] -o FILE.npz",
     own=(Option("predict", whole(1), f"most tokens to answer with (default: {TOKENS})", "-n"),),
@@ -46,25 +48,13 @@ def main(settings: SimpleNamespace) -> int:
             f"{settings.output!r} is no file that can be written.", "Name one in a writable folder."
         )
     model = settings.words[0] if settings.words else DEFAULT_MODEL
-    directory = locate(model, settings.offline)
+    directory = find_model(model, settings)
     prompts = _prompts(settings.prompts)
 
-    passing_note(f"Loading {model} ...")
-    from dali.engine.llm import load
+    llm = load_model(model, directory, settings)
     from dali.engine.recorder import record
     from dali.replay import trace
 
-    llm = load(
-        directory,
-        quant=settings.quant or "auto",
-        dtype=settings.dtype or "auto",
-        ctx_size=settings.ctx_size,
-        ram=settings.ram,
-        threads=settings.threads,
-        offline=settings.offline,
-        meter=meter,
-        notify=log.info,
-    )
     recorded = record(
         llm,
         prompts

@@ -20,6 +20,7 @@ from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
+from operator import attrgetter
 
 import torch
 
@@ -59,7 +60,10 @@ class Buffer:
         self.tensor = tensor
         self.key = key
         self.nbytes = tensor.nbytes
-        self.layout = tensor.dtype, tensor.shape
+
+    @cached_property
+    def layout(self) -> tuple[torch.dtype, torch.Size]:
+        return self.tensor.dtype, self.tensor.shape
 
     @cached_property
     def bytes(self) -> torch.Tensor:
@@ -77,6 +81,9 @@ class Buffer:
         self.parts = [Buffer(self.tensor[start : start + nbytes], self.key + start) for start in starts]
         self.usable = False
         return self.parts
+
+
+_usable, _key = attrgetter("usable"), attrgetter("key")
 
 
 def _sides(dst: Buffer, src: Buffer) -> Sides:
@@ -278,11 +285,9 @@ class Device(ABC):
     # What they share
 
     def _issue(self, operation: Operation, reads: Sequence[Buffer], writes: Sequence[Buffer]) -> None:
-        for buffer in (*reads, *writes):
-            if not buffer.usable:
-                raise MisuseError(f"{operation} touches a buffer that was freed or cut into slots.")
-        read, written = [buffer.key for buffer in reads], [buffer.key for buffer in writes]
-        self._dependencies.derive(operation, read, written)
+        if not (all(map(_usable, reads)) and all(map(_usable, writes))):
+            raise MisuseError(f"{operation} touches a buffer that was freed or cut into slots.")
+        self._dependencies.derive(operation, list(map(_key, reads)), list(map(_key, writes)))
         operation.stream.tail = operation
         self._enqueue(operation, reads, writes)
 
@@ -315,7 +320,7 @@ class Device(ABC):
     def _settle(self, keys: Collection[int]) -> None:
         """Wait for every operation on these buffers, and forget them."""
         dependencies = self._dependencies
-        for operation in dependencies.before((), keys, dependencies.host):
+        for operation in dependencies.before((), keys):
             self._await(operation)
         dependencies.forget(keys)
         self._raise_failure()

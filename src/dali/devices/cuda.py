@@ -112,7 +112,7 @@ class CudaDevice(Device):
 
     def adopt(self, tensor: torch.Tensor) -> Buffer:
         buffer = super().adopt(tensor)
-        fresh = buffer.key not in self._allocations and not self._dependencies.before((), (buffer.key,), {})
+        fresh = buffer.key not in self._allocations and not self._dependencies.before((), (buffer.key,))
         if fresh and self._holds(tensor):
             # The framework's kernels that fill it may still be queued: mark the place after them.
             compute = self.stream(COMPUTE)
@@ -127,7 +127,7 @@ class CudaDevice(Device):
             return super().release(buffer)
         current = self._cuda.current_stream(self._device)
         dependencies = self._dependencies
-        for operation in dependencies.before((), (buffer.key,), dependencies.host):
+        for operation in dependencies.before((), (buffer.key,)):
             raw = self._raw.get(operation.stream)
             if raw is None:
                 self._await(operation)
@@ -148,7 +148,7 @@ class CudaDevice(Device):
             near = [{one.key for one in side if not self._holds(one.tensor)} for side in (reads, writes)]
             if all(near) or not self._pinned.issuperset(near[0] | near[1]):
                 # The caller's own thread will touch this memory, and no event holds that back.
-                for earlier in self._dependencies.before(near[0], near[1], self._dependencies.host):
+                for earlier in self._dependencies.before(near[0], near[1]):
                     self._await(earlier)
         super()._issue(operation, reads, writes)
 

@@ -45,7 +45,7 @@ class Operation:
     `seconds`: its modelled duration, alone and while the host stream computes.
     """
 
-    clock: Clock  # what has gone before by the time it ends, itself included
+    clock: Any  # what has gone before by the time it ends, itself included: a Clock, or what stands for one elsewhere
     index = -1  # place in its stream
     number = -1  # place among all operations, in the order of issue
     waits: tuple[Operation, ...] = ()
@@ -93,7 +93,7 @@ class Dependencies:
         if stream.host is not host:
             join(clock, host)
             stream.host = host
-        if found := self.before(reads, writes, clock):
+        if found := self._before(reads, writes, clock):
             operation.waits = self._needed(found, clock)
         operation.index, operation.number = stream.issued, self._issued
         self._issued += 1
@@ -123,8 +123,12 @@ class Dependencies:
                 waits.append(earlier)
         return tuple(waits)
 
-    def before(self, reads: Collection[int], writes: Collection[int], seen: Clock) -> list[Operation]:
-        """What must come before such accesses and is not in `seen`, newest first: the last writers; for writes, readers since."""
+    def before(self, reads: Collection[int], writes: Collection[int]) -> list[Operation]:
+        """What must come before such accesses and the host has not waited for, newest first."""
+        return self._before(reads, writes, self.host)
+
+    def _before(self, reads: Collection[int], writes: Collection[int], seen: Clock) -> list[Operation]:
+        """Likewise, not in `seen`: the last writers; for writes, readers since."""
         found: list[Operation] = []
         writers, readers, host = self._writer, self._readers, self.host
         last = None  # slots side by side mostly share their writer

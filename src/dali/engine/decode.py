@@ -25,24 +25,24 @@ class DecodingAttention:
     def __init__(self, module: Any, fused: native.Attention, window: int | None) -> None:
         self.plain: Any = module.forward
         self._layer: int = module.layer_idx
-        self._fused, self._window = fused, window
+        self.native, self._window = fused, window
         self._sample = torch.empty(0)  # what a token's keys look like
 
     def __call__(self, hidden_states: Tensor, *arguments: Any, **keywords: Any) -> Any:
         step, rotation = current_step(), keywords.get("position_embeddings")
         if step is None or not step.decoding or rotation is None:
             return self.plain(hidden_states, *arguments, **keywords)
-        return self.decode(step, hidden_states, *rotation), None
+        cos, sin = rotation
+        return self.native.decode(hidden_states, cos, sin, self.places(step, hidden_states)), None
 
-    def decode(self, step: StepContext, hidden: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """hidden [1, tokens, hidden], cos and sin [1, tokens, width] -> [1, tokens, hidden]."""
+    def places(self, step: StepContext, hidden: Tensor) -> list[native.DecodingToken]:
+        """Where the step's tokens, one a sequence, keep their keys and values."""
         if self._sample.dtype != hidden.dtype or not self._sample.numel():
-            self._sample = hidden.new_empty(self._fused.kv_heads, 1, self._fused.width)
-        tokens = [
+            self._sample = hidden.new_empty(self.native.kv_heads, 1, self.native.width)
+        return [
             segment.kv.layer(self._layer).place(segment.start, self._sample, self._sample, self._window)
             for segment in step.segments
         ]
-        return self._fused.decode(hidden, cos, sin, tokens)
 
 
 def fuse_attention(model: nn.Module) -> None:

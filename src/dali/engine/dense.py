@@ -118,13 +118,13 @@ class FusedRouter(nn.Module):
     def __init__(self, router: Any, top_k: int, normalise: bool, weights_dtype: torch.dtype) -> None:
         super().__init__()
         self.weight = router.weight
-        self._plain, self._how = router.forward, (top_k, normalise, weights_dtype)
+        self._plain, self.how = router.forward, (top_k, normalise, weights_dtype)
 
     def forward(self, hidden: Tensor) -> Routed:
         x = hidden.reshape(-1, hidden.shape[-1])
         if len(x) > ROUTED_TOKENS or x.dtype != self.weight.dtype:
             return self._plain(hidden)  # type: ignore[no-any-return]
-        return native.route(x, self.weight, *self._how)
+        return native.route(x, self.weight, *self.how)
 
 
 def fuse_routers(model: nn.Module) -> None:

@@ -25,6 +25,7 @@ class Engine:
         self.scheduler = Scheduler(step_tokens, rope.short_limit(model.config))
         self.clock: Callable[[], float] = time.perf_counter  # a simulated device puts its own here
         self.begin: Callable[[Step], None] | None = None  # policies that tell requests apart put theirs here
+        self.embeddings = False  # whether it is told the tokens' embeddings
         self.attention_seconds = (
             0.0  # spent in torch's attention, measured; the native kernels count their own
         )
@@ -99,7 +100,12 @@ class Engine:
         if self.begin is not None:
             tokens_of = [tokens for _, tokens in plan]
             numbers = np.repeat([sequence.number for sequence, _ in plan], tokens_of)
-            self.begin(Step(numbers, np.repeat([sequence.in_prefill for sequence, _ in plan], tokens_of)))
+            prefill = np.repeat([sequence.in_prefill for sequence, _ in plan], tokens_of)
+            embeddings = None
+            if self.embeddings:
+                table = self.model.get_input_embeddings()
+                embeddings = table(torch.tensor(ids, device=table.weight.device)).float().cpu().numpy()
+            self.begin(Step(numbers, prefill, embeddings))
         step = StepContext(segments, longest, self._native)
         device = self.model.device
         with running(step):

@@ -35,24 +35,27 @@ class MoELayer:
         self.records = records
         self.telemetry = telemetry
         self.arithmetic = arithmetic
-        self._native = native.ExpertRecords(layout, records) if native.enabled() else None
+        self.native = native.ExpertRecords(layout, records) if native.enabled() else None
 
     def __call__(self, hidden: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
         """hidden [tokens, hidden], ids and weights [tokens, top_k] -> [tokens, hidden] in hidden's dtype."""
         started = time.perf_counter()
-        if self.arithmetic is None and self._native is not None:
-            out, active = self._native.compute(hidden, ids, weights)
+        if self.arithmetic is None and self.native is not None:
+            out, active = self.native.compute(hidden, ids, weights)
         else:
             out, active = self._compute(hidden, ids, weights)
+        self.count(ids.numel(), active, time.perf_counter() - started)
+        return out
+
+    def count(self, pairs: int, active: int, seconds: float) -> None:
+        """Note a step in the telemetry: its (token, slot) pairs, the experts that took part, the time they took."""
         counters = self.telemetry.layer(self.index)
         counters.steps += 1
-        counters.routed_tokens += ids.numel()
+        counters.routed_tokens += pairs
         counters.cpu += active
         counters.expert_bytes += active * self.layout.weight_bytes
-        seconds = time.perf_counter() - started
         counters.seconds += seconds
         counters.cpu_seconds += seconds
-        return out
 
     def _compute(self, hidden: Tensor, ids: Tensor, weights: Tensor) -> tuple[Tensor, int]:
         """By the reference kernels: the output, and how many experts took part."""

@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import os
+import traceback
 from collections.abc import Callable, Generator, Iterator
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
 from typing import Any
 
-import jinja2
 import torch
 
-from dali.engine import decode, dense, seam
+from dali.engine import decode, decoder_layer, dense, seam
 from dali.engine.engine import Engine
 from dali.engine.gguf.load import load_gguf
 from dali.engine.layer import MoELayer
 from dali.engine.load import LoadedModel, choose_layout, load_model
-from dali.engine.locate import locate
+from dali.engine.locate import locate, reason
 from dali.engine.offload import Offload, check, offload
 from dali.engine.progress import Meter, silent
 from dali.engine.sampling import SamplingParams
 from dali.engine.sequence import Sequence
 from dali.errors import DaliError, UsageError
-from dali.hardware.memory import available_ram, parse_size
+from dali.hardware.memory import parse_size
 from dali.kernels import native
 from dali.kernels.formats import FORMATS, get_format
 from dali.runtime.executor import Executor
@@ -65,6 +65,8 @@ def load(
     prefetch: str | None = None,
     cache: str | None = None,
     n_cpu_moe: int | None = None,
+    policy: str | None = None,
+    lossy: bool = False,
     seed: int = 0,
     meter: Meter = silent,
     notify: Callable[[str], None] = lambda message: None,
@@ -76,8 +78,9 @@ def load(
     have, at most what the model was made for. ram: host memory to plan with (bytes or "24GiB"). threads: CPU threads.
     device: "cpu", "cuda", "cuda:N" or "sim:PROFILE" (same results, modelled times). vram: accelerator memory for experts.
     profile: the hardware profile to plan with. assign, prefetch, cache: policies by name, None for the best known. n_cpu_moe:
-    keep the experts of that many first layers on the CPU instead. seed: of the starting residents and the simulator's
-    schedule. meter, notify: are told of progress and of what is worth knowing.
+    keep the experts of that many first layers on the CPU instead. policy: a whole published system by name (dali.systems), in
+    place of these four; lossy: with those of its parts that change the model's answers. seed: of the starting residents and the
+    simulator's schedule. meter, notify: are told of progress and of what is worth knowing.
     """
     if threads is not None:
         most = 4 * (os.cpu_count() or 1)
@@ -96,8 +99,16 @@ def load(
         "prefetch": prefetch,
         "cache": cache,
         "n_cpu_moe": n_cpu_moe,
+        "policy": policy,
+        "lossy": lossy or None,
     }
     given = {name: value for name, value in choices.items() if value is not None}
+    for part in ("assign", "prefetch", "cache", "n_cpu_moe") if policy is not None else ():
+        if part in given:
+            raise UsageError(
+                f"--policy {policy} is a whole system and says itself what --{part.replace('_', '-')} would.",
+                "Leave one of them out.",
+            )
     options = None
     if device != "cpu":
         options = Offload(device, **given, seed=seed)  # type: ignore[arg-type]  # names as there
@@ -115,11 +126,11 @@ def load(
         )
     path = locate(model, offline)
     if path.is_dir():
-        loaded = load_model(path, quant, dtype, ram, meter, notify)
+        loaded = load_model(path, quant, dtype, ctx_size, ram, meter, notify)
     else:  # a simulated accelerator's dense work is the CPU's, too
         pack = compiled and not device.startswith("cuda")
-        loaded = load_gguf(path, quant, dtype, ram, meter, notify, pack)
-    llm = LLM(loaded, ctx_size)
+        loaded = load_gguf(path, quant, dtype, ctx_size, ram, meter, notify, pack)
+    llm = LLM(loaded)
     if options is not None:
         llm.executor = offload(llm.loaded, llm.engine, options, meter, notify)
     if compiled and llm.model.device.type == "cpu":
@@ -128,6 +139,7 @@ def load(
         dense.fuse_norms(llm.model)
         dense.fuse_routers(llm.model)
         decode.fuse_attention(llm.model)
+        decoder_layer.fuse_layers(llm.model)
     return llm
 
 
@@ -143,7 +155,7 @@ def attach(model: Any, *, quant: str = "w8") -> Any:
     modules = seam.describe_model(model, name)
     held = list(seam.experts_modules(model).values())
     freed = sum(parameter.nbytes for module in held for parameter in module.parameters())
-    layout = choose_layout(modules, quant, 0, available_ram() + freed, name)
+    layout = choose_layout(modules, quant, 0, None, name, freed)
     arena = Arena(sum(module.experts for module in modules), layout.record_bytes)
     records = arena.by_layer(len(modules))
     for layer, (info, module) in enumerate(zip(modules, held, strict=True)):
@@ -167,7 +179,7 @@ def attach(model: Any, *, quant: str = "w8") -> Any:
 class LLM:
     """A loaded model. Not thread-safe: one thread steps it; generators of several `stream` calls may be interleaved."""
 
-    def __init__(self, loaded: LoadedModel, ctx_size: int | None) -> None:
+    def __init__(self, loaded: LoadedModel) -> None:
         self.loaded = loaded
         self.executor: Executor | None = None  # where an accelerator takes part
         self.name = loaded.name
@@ -177,29 +189,26 @@ class LLM:
         self.format_name = loaded.format_name
         self.telemetry = loaded.telemetry
         self.expert_bytes = loaded.expert_bytes
-        self.ctx_size = self._context(ctx_size)
+        self.ctx_size = loaded.ctx_size
         self.defaults = _default_sampling(self.model.generation_config)
         self.eos = _eos(self.model, self.tokenizer)
         self.engine = Engine(self.model, STEP_TOKENS)
-
-    def _context(self, asked: int | None) -> int:
-        most: int = self.model.config.max_position_embeddings
-        if asked is None:
-            return most
-        if not 1 < asked <= most:
-            raise UsageError(
-                f"The context size {asked} is out of range.", f"{self.name} takes 2 to {most} tokens."
-            )
-        return asked
 
     def __repr__(self) -> str:
         device = "cpu" if self.executor is None else self.executor.device.name
         return f"<LLM {self.name}: {self.format_name} experts, context {self.ctx_size}, device {device}>"
 
     def stats(self) -> dict[str, Any]:
-        """What the runtime has done so far: lookups by tier, bytes by link, prefetches, seconds, in all and a layer; and
-        "converted", what reading the model's file lost: "Q6_K to w8" -> relative L2 error of those experts' weights."""
-        return self.telemetry.as_dict() | {"converted": self.loaded.converted}
+        """What the runtime has done so far: lookups by tier, bytes by link, prefetches, seconds, in all and a layer;
+        "converted", what reading the model's file lost: "Q6_K to w8" -> relative L2 error of those experts' weights; "policy",
+        the system that decides, if one was named; "lossy", its lossy parts that are on, and of how many (token, expert) pairs
+        they changed how many, and how."""
+        loaded = self.loaded
+        return self.telemetry.as_dict() | {
+            "converted": loaded.converted,
+            "policy": loaded.system,
+            "lossy": loaded.lossy,
+        }
 
     @property
     def dense_bytes(self) -> int:
@@ -238,9 +247,12 @@ class LLM:
             ids: list[int] = self.tokenizer.apply_chat_template(
                 list(messages), add_generation_prompt=True, tokenize=True, return_dict=False
             )
-        except jinja2.TemplateError as error:
+        except Exception as error:  # what a template calls and divides is its own affair
+            frames = traceback.extract_tb(error.__traceback__)
+            lines = [frame.lineno for frame in frames if frame.filename == "<template>"]
+            where = f" at line {lines[-1]}" if lines else ""
             raise UsageError(
-                f"The chat template of {self.name} fails on this conversation ({error}).",
+                f"The chat template of {self.name} fails on this conversation{where} ({reason(error)}).",
                 "Give messages it is made for (some take no system prompt), or another --chat-template.",
             ) from error
         return ids

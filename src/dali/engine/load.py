@@ -20,7 +20,7 @@ from dali.engine.layer import MoELayer
 from dali.engine.locate import reason
 from dali.engine.progress import Meter
 from dali.errors import DaliError, UsageError
-from dali.hardware.memory import available_ram
+from dali.hardware.memory import available_ram, size
 from dali.kernels.expert import ExpertLayout
 from dali.kernels.formats import FORMATS, get_format
 from dali.runtime.telemetry import Telemetry
@@ -47,7 +47,10 @@ class LoadedModel:
     layouts: list[ExpertLayout]  # of each MoE layer's records
     records: list[list[Tensor]]  # [layer][expert], packed, in RAM
     telemetry: Telemetry
+    ctx_size: int  # tokens a sequence may have
     converted: dict[str, float] = field(default_factory=dict)  # "Q6_K to w8" -> relative L2 error, measured
+    system: str | None = None  # whose policies run, where one was named
+    lossy: dict[str, Any] = field(default_factory=dict)  # its lossy "parts", and what they have done; none: all are off
 
     @property
     def layout(self) -> ExpertLayout:
@@ -79,15 +82,24 @@ def check_choices(quant: str, dtype: str) -> None:
 
 
 def load_model(
-    directory: Path, quant: str, dtype: str, ram: int | None, meter: Meter, notify: Callable[[str], None]
+    directory: Path,
+    quant: str,
+    dtype: str,
+    ctx_size: int | None,
+    ram: int | None,
+    meter: Meter,
+    notify: Callable[[str], None],
 ) -> LoadedModel:
-    """Load `directory` for the engine. `ram`: bytes of host memory to plan with, None for what is free now.
+    """Load `directory` for the engine. `ctx_size`: tokens a sequence may have, None for all the model can; `ram`: bytes of host
+    memory to plan with, None for what is free now.
 
-    UsageError for an unknown `quant` or `dtype`; DaliError for a model that cannot be had, read, run or held.
+    UsageError for an unknown `quant` or `dtype` or a `ctx_size` out of range; DaliError for a model that cannot be had, read,
+    run or held.
     """
     check_choices(quant, dtype)
     config = read_config(directory)
     skeleton = build_skeleton(config, directory)
+    ctx_size = choose_context(config, ctx_size, directory.name)
     modules = seam.describe_model(skeleton, str(directory))
     check_attention(skeleton)
     tokenizer = load_tokenizer(directory)
@@ -97,7 +109,7 @@ def load_model(
         dtype = "float32"
     target = config.dtype if dtype == "auto" else getattr(torch, dtype)
     dense_bytes = count_dense_bytes(skeleton, target)
-    layout = choose_layout(modules, quant, dense_bytes, available_ram() if ram is None else ram, directory)
+    layout = choose_layout(modules, quant, dense_bytes, ram, directory)
 
     # Experts first: while they are packed, no dense weights are in memory yet.
     header = StoreHeader(directory.name, checkpoint.fingerprint, len(modules), modules[0].experts, layout)
@@ -114,7 +126,9 @@ def load_model(
     records = arena.by_layer(len(modules))
     seam.install(model, [MoELayer(i, layout, layer, telemetry) for i, layer in enumerate(records)])
     layouts = [layout] * len(modules)
-    return LoadedModel(directory.name, checkpoint.fingerprint, model, tokenizer, layouts, records, telemetry)
+    return LoadedModel(
+        directory.name, checkpoint.fingerprint, model, tokenizer, layouts, records, telemetry, ctx_size
+    )
 
 
 def read_config(directory: Path) -> Any:
@@ -160,6 +174,14 @@ def build_skeleton(config: Any, path: Path) -> nn.Module:
     return model
 
 
+def choose_context(config: Any, asked: int | None, name: str) -> int:
+    """Tokens a sequence may have: `asked`, or all that `config` says the model can. UsageError: it cannot."""
+    most: int = config.max_position_embeddings
+    if asked is not None and not 1 < asked <= most:
+        raise UsageError(f"The context size {asked} is out of range.", f"{name} takes 2 to {most} tokens.")
+    return most if asked is None else asked
+
+
 def check_attention(model: Any) -> None:
     """The engine keeps keys and values a sequence; layers with another kind of state cannot be stepped so."""
     kinds = set(getattr(model.config, "layer_types", None) or ()) - ATTENTION_TYPES
@@ -177,27 +199,39 @@ def count_dense_bytes(skeleton: nn.Module, dtype: torch.dtype) -> int:
 
 
 def choose_layout(
-    modules: list[ExpertsModule], quant: str, dense_bytes: int, ram: int, what: object
+    modules: list[ExpertsModule], quant: str, dense_bytes: int, ram: int | None, what: object, freed: int = 0
 ) -> ExpertLayout:
     """The packed format: as asked, or for "auto" w8 if it fits `ram` bytes beside dense weights, else w4.
 
-    DaliError, naming `what`, when nothing fits.
+    `ram`: None for what is free now, with `freed` bytes more. DaliError, naming `what`, when nothing fits.
     """
     count = sum(module.experts for module in modules)
     shape = modules[0].shape
+    free = available_ram() + freed
+
+    def need(layout: ExpertLayout) -> int:
+        return count * layout.record_bytes + dense_bytes + HEADROOM
+
     candidates = ("w8", "w4") if quant == "auto" else (quant,)
     for name in candidates:
         layout = ExpertLayout(shape, get_format(name))
-        need = count * layout.record_bytes + dense_bytes + HEADROOM
-        if need <= ram:
+        if need(layout) <= (free if ram is None else ram):
             return layout
-    raise DaliError(
-        f"{what} needs {need / 2**30:.1f} GiB of memory with {candidates[-1]} experts, "
-        f"and {ram / 2**30:.1f} GiB are there.",
-        "Close other programs, choose a smaller format (--quant w4), or choose a smaller model."
-        if candidates[-1] != "w4"
-        else "Close other programs, or choose a smaller model.",
-    )
+    smallest = need(ExpertLayout(shape, get_format("w4")))
+    raise out_of_memory(what, layout.format_name, need(layout), smallest, ram, free)
+
+
+def out_of_memory(
+    what: object, format: str, need: int, smallest: int, ram: int | None, free: int
+) -> DaliError:
+    """`what` needs too many bytes in `format`: what it may take (`ram` as asked, or all that is free) and what would fit."""
+    limit = f"{size(free)} are free" if ram is None else f"--ram allows {size(ram)}"
+    problem = f"{what} needs {size(need)} of memory with {format} experts, and {limit}."
+    if smallest < need and smallest <= (free if ram is None else ram):
+        return DaliError(problem, f"With --quant w4 it needs {size(smallest)}.")
+    more = "Close other programs" if ram is None else f"Raise --ram ({size(free)} are free)"
+    least = f" ({size(smallest)} at least, with --quant w4)" if smallest < need else ""
+    return DaliError(problem, f"{more}, or choose a smaller model{least}.")
 
 
 def load_dense(

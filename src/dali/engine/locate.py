@@ -19,7 +19,6 @@ from huggingface_hub.errors import (
 
 from dali.errors import DaliError, UsageError
 from dali.store.cache import cache_root
-from dali.store.gguf import split_files
 
 BUNDLED = Path(__file__).parent.parent / "models"
 DEFAULT_MODEL = "dali-tiny"
@@ -73,6 +72,8 @@ def locate(model: str | os.PathLike[str] | None, offline: bool = False) -> Path:
 
 def gguf_models(directory: Path) -> list[Path]:
     """The GGUF models in a directory: the first file of each."""
+    from dali.store.gguf import split_files  # and numpy, too slow to import for --help
+
     files = sorted(file for file in directory.rglob("*.gguf") if not file.name.startswith("mmproj"))
     return [file for file in files if split_files(file)[0] == file]
 

@@ -9,22 +9,27 @@ from typing import Any
 
 from torch import nn
 
+from dali import systems
 from dali.devices import CudaDevice, Device, OutOfDeviceMemoryError, SimDevice
 from dali.engine import seam
 from dali.engine.calibrate import load_predictor
 from dali.engine.dense import PackedLinear
 from dali.engine.engine import Engine
 from dali.engine.load import LoadedModel
+from dali.engine.look_ahead import LookAhead
+from dali.engine.lossy import LossyLayers, lossy_layers
+from dali.engine.low_bits import reduce_bits
 from dali.engine.prefill import prefill_chunk
 from dali.engine.progress import Meter
 from dali.engine.shared import early_shared
+from dali.engine.whole_layers import WholeLayers
 from dali.errors import UsageError
 from dali.hardware import profile as profiles
 from dali.hardware.cost import CostModel, ExpertSize
 from dali.hardware.profile import Profile
+from dali.kernels.dependencies import dependencies
 from dali.policies import Policies, create
-from dali.policies.assign import AssignPolicy
-from dali.policies.cache import CachePolicy
+from dali.policies.assign import AssignPolicy, layerwise
 from dali.policies.registry import DEFAULT
 from dali.runtime.executor import Executor
 from dali.runtime.prefetch import Predictor
@@ -39,7 +44,8 @@ HEADROOM = 2**30  # accelerator bytes for keys, values and activations, where no
 class Offload:
     """How to use an accelerator. `device`: "cuda", "cuda:N", "sim:PROFILE"; `vram`: bytes for experts, None for what
     is left beside the dense weights; `profile`: name or file of the times to plan with, None for the simulated device's own;
-    `seed`: of the starting residents and of the simulator's schedule."""
+    `policy`: a whole system by name, in place of `assign`, `prefetch` and `cache`; `lossy`: with its lossy parts. `seed`: of the
+    starting residents and of the simulator's schedule."""
 
     device: str
     vram: int | None = None
@@ -48,6 +54,8 @@ class Offload:
     prefetch: str = DEFAULT["prefetch"]
     cache: str = DEFAULT["cache"]
     n_cpu_moe: int | None = None
+    policy: str | None = None
+    lossy: bool = False
     seed: int = 0
 
     def assignment(self) -> AssignPolicy:
@@ -59,6 +67,32 @@ class Offload:
                 f"--n-cpu-moe and --assign {self.assign} exclude each other.", "Leave one of them out."
             )
         return create("assign", self.assign)
+
+    def policies(self, layers: int, experts: int, top_k: int, capacity: int) -> Policies:
+        """Fresh policies for `capacity` residents a layer."""
+        if self.policy is not None:
+            return systems.get(self.policy).create(layers, experts, top_k, capacity, self.seed)
+        cache = create("cache", self.cache, layers=layers, experts=experts, capacity=capacity, seed=self.seed)
+        assign = self.assignment()
+        if isinstance(
+            assign, layerwise.Policy
+        ):  # with whole layers there, no cache policy has anything to do
+            cache = WholeLayers(layers, experts, assign.cpu_layers)
+        return Policies(assign, create("prefetch", self.prefetch), cache)
+
+    def lossy_parts(self) -> systems.LossyParts | None:
+        """What is to be lossy; UsageError where there is nothing to choose from."""
+        if not self.lossy:
+            return None
+        having = f"one of {', '.join(systems.names(lossy=True))}"
+        if self.policy is None:
+            raise UsageError(
+                "--lossy turns on the lossy parts of a system, and none is named.", f"Give --policy {having}."
+            )
+        system = systems.get(self.policy)
+        if system.parts is None:
+            raise UsageError(f"{system.title} has no lossy parts.", f"Leave out --lossy, or choose {having}.")
+        return system.parts
 
 
 def check(options: Offload) -> None:
@@ -74,9 +108,8 @@ def check(options: Offload) -> None:
     if kind == "cuda":
         CudaDevice(options.device, 0)  # says what is wrong with it
     planning_profile(options)
-    options.assignment()
-    create("prefetch", options.prefetch)
-    create("cache", options.cache, layers=1, experts=1, capacity=1)
+    options.policies(layers=1, experts=1, top_k=1, capacity=1)
+    options.lossy_parts()
 
 
 def planning_profile(options: Offload) -> Profile:
@@ -94,7 +127,7 @@ def open_device(options: Offload, profile: Profile, model: nn.Module) -> Device:
     """The device with its budget for experts: `vram`, at most what it has beside the dense weights, which move there."""
     if options.device.startswith("cuda"):
         model.to(options.device)
-        return CudaDevice(options.device, options.vram)
+        return CudaDevice(options.device, options.vram, dependencies=dependencies())
     dense_bytes = sum(parameter.nbytes for parameter in model.parameters())
     room = max(int(profile["gpu_memory"]) - dense_bytes, 0)
     if options.vram is not None and options.vram > room:
@@ -103,7 +136,7 @@ def open_device(options: Offload, profile: Profile, model: nn.Module) -> Device:
             "Ask for less, or choose another profile.",
         )
     budget = max(room - HEADROOM, 0) if options.vram is None else options.vram
-    return SimDevice(budget, name=options.device, seed=options.seed)
+    return SimDevice(budget, name=options.device, seed=options.seed, dependencies=dependencies())
 
 
 def offload(
@@ -126,12 +159,17 @@ def offload(
         shape.hidden, shape.intermediate, len(shape.matrices), {layout.format_name: layout.weight_bytes}
     )
     costs = CostModel(profile, size, layout.format_name, MOST_TOKENS)
-    residency, cache = _residency(loaded, device, options, costs, notify)
-    if not residency.scratch_slots and not residency.capacity and options.vram != 0:
+    system = None if options.policy is None else systems.get(options.policy)
+    parts = options.lossy_parts()
+    if parts is not None and parts.bits is not None:
+        reduce_bits(loaded.layouts, loaded.records, parts.bits, meter)
+        loaded.fingerprint += f" {parts.bits} bits"  # predictors are calibrated on the experts as they are
+    residency, policies = _residency(loaded, device, options, costs, notify)
+    if device.budget < layout.record_bytes and options.vram != 0:
         notify(
             f"The {device.budget} bytes of {device.name} hold no expert of {layout.record_bytes}: all run on the CPU."
         )
-    prefetch = create("prefetch", options.prefetch)
+    prefetch = policies.prefetch
     routers = seam.routers(model, shape.hidden)
     predictor: Predictor | None = None
     if prefetch.predictor is not None and residency.scratch_slots:
@@ -140,21 +178,23 @@ def offload(
                 f"Prefetching is off: the routers of {type(model).__name__} cannot be called on their own."
             )
         else:
-            predictor = load_predictor(
-                prefetch.predictor,
-                prefetch.distance,
-                engine,
-                loaded.tokenizer,
-                routers,
-                loaded.name,
-                loaded.fingerprint,
-                meter,
-            )
-    policies = Policies(options.assignment(), prefetch, cache)
+            ahead = range(prefetch.distance, min(prefetch.distance + prefetch.depth, layers))
+            names = loaded.name, loaded.fingerprint
+            found = [
+                load_predictor(prefetch.predictor, far, engine, loaded.tokenizer, routers, *names, meter)
+                for far in ahead
+            ]
+            predictor = found[0] if len(found) == 1 else LookAhead(found)
+    scores = None if routers is None else seam.scores(routers, model.config)
+    if system is not None and "scores" in system.signals and scores is None:
+        notify(
+            f"{system.title} decides without router scores: the routers of {type(model).__name__} give none."
+        )
     modules = seam.experts_modules(model)
     telemetry.layers.clear()
     telemetry.modelled = isinstance(device, SimDevice)
     engine.clock, engine.begin = device.now, policies.begin
+    engine.embeddings = system is not None and "embeddings" in system.signals
     for layer in loaded.records:
         device.pin(layer[0])  # its whole arena, once
     executor = Executor(
@@ -167,30 +207,45 @@ def offload(
         costs,
         telemetry,
         dense_seconds(model, costs, layers),
-        predict_seconds(routers, costs),
+        predict_seconds(routers, costs, prefetch.depth),
         [early_shared(model, name) for name in modules],
+        scores=scores,
+        guarded=system is None or system.guarded,
     )
+    runner: Executor | LossyLayers = executor
+    if system is not None:
+        loaded.system = system.name
+        if parts is not None:
+            loaded.lossy["parts"] = list(system.lossy)
+            if parts.reroute is not None:
+                runner = lossy_layers(executor, parts, loaded, costs, scores, meter)
     for index, module in enumerate(modules.values()):
-        module.__dict__["dali_layer"] = executor.layer(index)
+        module.__dict__["dali_layer"] = runner.layer(index)
     engine.scheduler.step_tokens = prefill_chunk(
-        costs.costs, experts, model.config.num_experts_per_tok, residency.capacity, residency.scratch_slots
+        costs.costs,
+        experts,
+        model.config.num_experts_per_tok,
+        residency.resident_slots // layers,
+        residency.scratch_slots,
     )
     return executor
 
 
 def _residency(
     loaded: LoadedModel, device: Device, options: Offload, costs: CostModel, notify: Callable[[str], None]
-) -> tuple[Residency, CachePolicy]:
-    """As many slots as the budget holds, fewer where the device cannot give them, and the cache policy over them."""
+) -> tuple[Residency, Policies]:
+    """As many slots as the budget holds, fewer where the device cannot give them, and the policies for so many."""
     records, size = loaded.records, loaded.layout.record_bytes
     layers, experts = len(records), len(records[0])
     slots = min(device.budget // size, layers * experts)
     link = costs.costs.link, costs.costs.link_contended
     while True:
         capacity = split(slots, layers, experts)
-        cache = create(
-            "cache", options.cache, layers=layers, experts=experts, capacity=capacity, seed=options.seed
-        )
+        policies = options.policies(layers, experts, loaded.model.config.num_experts_per_tok, capacity)
+        resident_slots = sum(len(policies.cache.initial(layer)) for layer in range(layers))
+        if isinstance(policies.cache, WholeLayers):
+            policies.cache.check(slots, size, device.name)
+            slots = resident_slots
         try:
             residency = Residency(
                 device,
@@ -198,7 +253,7 @@ def _residency(
                 layers,
                 size,
                 slots,
-                cache.capacity,
+                resident_slots,
                 link,
             )
         except OutOfDeviceMemoryError as error:
@@ -206,7 +261,7 @@ def _residency(
             notify(f"{error.problem} Using {fewer} expert slots instead of {slots}.")
             slots = fewer
         else:
-            return residency, cache
+            return residency, policies
 
 
 def split(slots: int, layers: int, experts: int) -> int:
@@ -244,8 +299,11 @@ def dense_seconds(model: Any, costs: CostModel, layers: int) -> Callable[[int], 
     return seconds
 
 
-def predict_seconds(routers: Sequence[nn.Module] | None, costs: CostModel) -> Callable[[int], float]:
-    """tokens -> modelled seconds of one prediction: one kernel over a router's weights, which a ridge map equals in size."""
+def predict_seconds(
+    routers: Sequence[nn.Module] | None, costs: CostModel, depth: int = 1
+) -> Callable[[int], float]:
+    """tokens -> modelled seconds of predicting `depth` layers: each one kernel over a router's weights, which a ridge map equals
+    in size."""
     weights = list(routers[0].parameters()) if routers else []
     nbytes, count = sum(p.nbytes for p in weights), sum(p.numel() for p in weights)
-    return functools.cache(functools.partial(costs.dense, nbytes, count, kernels=1))
+    return functools.cache(lambda tokens: depth * costs.dense(nbytes, count, tokens, kernels=1))

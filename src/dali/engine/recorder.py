@@ -124,10 +124,9 @@ def _keep(watch: _Watch, live: Many[tuple[Sequence, _Recording]], config: Any, h
     step, watch.step = watch.step, None
     seen, watch.seen = watch.seen, []
     assert step is not None, "no router ran in this step"
-    kind = getattr(config, "scoring_func", None)
     ids = torch.stack([out[2] for _, out in seen], dim=1).cpu().numpy()
     weights = torch.stack([out[1] for _, out in seen], dim=1).float().cpu().numpy()
-    scores = torch.stack([_scores(out[0], kind) for _, out in seen], dim=1).cpu().numpy()
+    scores = torch.stack([seam.router_scores(out[0], config) for _, out in seen], dim=1).cpu().numpy()
     inputs = torch.stack([inputs for inputs, _ in seen], dim=1).float().cpu().numpy() if hidden else None
     embeddings = watch.embeddings.float().cpu().numpy() if hidden and watch.embeddings is not None else None
     for segment in step.segments:
@@ -140,16 +139,6 @@ def _keep(watch: _Watch, live: Many[tuple[Sequence, _Recording]], config: Any, h
         if inputs is not None and embeddings is not None:
             recording.gate_inputs.append(_half(inputs[rows]))
             recording.embeddings.append(_half(embeddings[rows]))
-
-
-def _scores(logits: Tensor, kind: str | None) -> Tensor:
-    """The router's scores as probabilities: some routers answer with logits, some with their softmax."""
-    logits = logits.float()
-    if kind == "sigmoid":
-        return logits.sigmoid()
-    if logits.min() >= 0 and torch.allclose(logits.sum(-1), torch.ones(len(logits)), atol=1e-3):
-        return logits
-    return logits.softmax(-1)
 
 
 def _half(array: Array) -> Array:

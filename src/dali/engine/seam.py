@@ -7,6 +7,7 @@ named here.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -163,3 +164,19 @@ def _routes(router: nn.Module, hidden: int) -> bool:
         return len(out) == 3 and out[1].shape == out[2].shape and not out[2].is_floating_point()
     except (RuntimeError, TypeError, ValueError, AttributeError):
         return False
+
+
+def scores(routers: Sequence[Any], config: Any) -> Callable[[int, Tensor], Tensor]:
+    """(MoE layer, gate inputs [tokens, hidden]) -> what its router scores them, float32 [tokens, experts]."""
+    return lambda layer, hidden: router_scores(routers[layer](hidden)[0], config)
+
+
+def router_scores(logits: Tensor, config: Any) -> Tensor:
+    """What a router answered first as probabilities, float32 [tokens, experts]: some say logits, some their softmax already."""
+    logits = logits.float()
+    if getattr(config, "scoring_func", None) == "sigmoid":
+        return logits.sigmoid()
+    sums = logits.sum(-1)
+    if logits.min() >= 0 and torch.allclose(sums, torch.ones_like(sums), atol=1e-3):
+        return logits
+    return logits.softmax(-1)

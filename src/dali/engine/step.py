@@ -45,6 +45,7 @@ class StepContext:
     seen: list[AttentionArguments] | None = (
         None  # attention calls note here how they were made, if there is a list
     )
+    computed: object = None  # decoder layers that the first of them already ran
     masks: dict[tuple[int, int, int, int], Tensor] = field(default_factory=dict)
 
     @cached_property

@@ -41,3 +41,11 @@ def parse_size(text: str) -> int:
     except (ValueError, KeyError):
         raise UsageError(f"{text!r} is not a size.", "Write it like 8GiB, 500MB or 0.") from None
     return int(size)
+
+
+def size(nbytes: int) -> str:
+    """Bytes as people read them: 12 B, 820.5 KiB, 14.4 MiB, 1.2 GiB."""
+    for unit, name in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
+        if nbytes >= unit:
+            return f"{nbytes / unit:.1f} {name}"
+    return f"{nbytes} B"

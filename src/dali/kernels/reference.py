@@ -2,9 +2,9 @@
 
 Two arithmetics:
 - `exact`: float32 activations against the dequantized weights.
-- `int8`: what the packed kernels compute. Activations are quantized per token to int8 in groups of 32 (scale
-  = largest magnitude / 127, rounded to float16 as GGML's), groups are multiplied in integers and summed in float32 with both scales. Only
-  quantized formats differ.
+- `int8`: what the packed kernels compute. Activations are quantized per token to int8 in groups of 32 (scale = largest
+  magnitude / 127, rounded to float16 as GGML's), groups are multiplied in integers and summed in float32 with both
+  scales. Only quantized formats differ.
 """
 
 from __future__ import annotations

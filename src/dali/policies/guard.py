@@ -8,6 +8,10 @@ activity that never pays soon costs next to nothing.
 
 from __future__ import annotations
 
+from collections.abc import Set
+
+from dali.policies.cache import Swap
+
 
 class Guard:
     """`on` says whether to go ahead. Lengths are in steps; `margin` is a fraction of the cost."""
@@ -48,3 +52,20 @@ class Guard:
             self._next_rest = min(2 * self._next_rest, self.longest_rest)
         self._steps = 0
         self._cost = self._benefit = 0.0
+
+
+class CopiedSwaps:
+    """A layer's swaps that were paid for with a copy: what they bring lasts, so a guard has to ask what would be resident now if
+    none of them had been made since its trial began."""
+
+    def __init__(self) -> None:
+        self._instead: dict[int, int] = {}  # of an expert copied in, the one that would still be there
+
+    def note(self, swap: Swap, copied: bool) -> None:
+        undone = self._instead.pop(swap.evict, swap.evict)
+        if copied:
+            self._instead[swap.load] = undone
+
+    def undone(self, resident: Set[int]) -> set[int]:
+        """The residents without them; empty where none was made."""
+        return {*(resident - self._instead.keys()), *self._instead.values()} if self._instead else set()

@@ -8,7 +8,7 @@ from dataclasses import replace
 from dali.hardware.cost import ExpertCosts
 from dali.policies import Policies
 from dali.policies.cache import Swap
-from dali.policies.guard import Guard
+from dali.policies.guard import CopiedSwaps, Guard
 from dali.policies.lanes import makespan
 from dali.policies.plan import LayerPlan, ResidencyView
 from dali.replay.residency import Residency
@@ -32,7 +32,7 @@ class Guards:
         self.prefetches = self.swaps = 0  # copies that may still be on the link
         self._policies, self._residency, self._costs = policies, residency, costs
         self._guarded, self._predicts = guarded, predicts
-        self._before: list[set[int]] = [set() for _ in range(layers)]  # residents before the last swaps
+        self._copied = [CopiedSwaps() for _ in range(layers)]
         self._steps = 0
 
     def allow(
@@ -43,8 +43,8 @@ class Guards:
             return swaps
         if not self.swap.on or view.link_free > self._costs.link:
             swaps = [swap for swap in swaps if swap.load in fetched]
-        if swaps:
-            self._before[layer] = set(self._residency.residents[layer])
+        for swap in swaps:
+            self._copied[layer].note(swap, swap.load not in fetched)
         return swaps
 
     def settle(
@@ -74,16 +74,18 @@ class Guards:
                 others = {expert: due for expert, due in view.in_flight.items() if expert not in waiting}
                 saved = self._makespan(layer, workload, replace(idle, in_flight=others)) - seconds
             self.prefetch.record(predict_seconds + delay * prefetches, saved)
-        before = self._before[layer]
-        if before or not self.swap.on:
+        undone = self._copied[layer].undone(self._residency.residents[layer])
+        if undone or not self.swap.on:
             saved = 0.0
             if self.swap.on:
-                others = {e: due for e, due in view.in_flight.items() if e in waiting and e not in before}
+                others = {e: due for e, due in view.in_flight.items() if e in waiting and e not in undone}
                 saved = (
-                    self._makespan(layer, workload, replace(idle, resident=before, in_flight=others))
+                    self._makespan(layer, workload, replace(idle, resident=undone, in_flight=others))
                     - seconds
                 )
             self.swap.record(delay * swaps, saved)
+            if not self.swap.on:
+                self._copied = [CopiedSwaps() for _ in self._copied]
 
     def _makespan(self, layer: int, workload: Sequence[int], view: ResidencyView) -> float:
         plan = self._policies.assign.assign(layer, workload, view, self._costs)

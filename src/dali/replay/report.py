@@ -50,7 +50,9 @@ def table(outcomes: Sequence[Outcome]) -> str:
         text.append(
             "  ".join(one.rjust(width) if right else one.ljust(width) for one, width, right in cells).rstrip()
         )
-    return "\n".join([*text, "", *NOTES])
+    off = {row["policy"]: row["lossy_parts_left_out"] for row in rows if row.get("lossy_parts_left_out")}
+    lossy = ", ".join(f"{policy} ({', '.join(parts)})" for policy, parts in off.items())
+    return "\n".join([*text, "", *NOTES, *([f"off, as they change the output: {lossy}."] if off else [])])
 
 
 def columns(rows: Sequence[Row]) -> list[str]:

@@ -7,7 +7,6 @@ A copy that nobody waits for any more still has its turn on the link.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable
 
 from dali.policies.cache import Swap
@@ -16,30 +15,24 @@ from dali.policies.plan import ResidencyView
 NOTHING: dict[int, float] = {}
 
 
-class Copy:
-    """One expert's way over the link: `left`, the seconds it still takes an idle one."""
-
-    __slots__ = ("due", "left")
-
-    def __init__(self, seconds: float) -> None:
-        self.left = seconds
-        self.due = 0.0
-
-
 class Link:
-    """Copies one after another; they progress at the contended pace while the CPU computes."""
+    """Copies one after another; they progress at the contended pace while the CPU computes. Its clock is the work it has done,
+    in seconds of an idle link, and a copy is known by the time on that clock when it has landed."""
 
     def __init__(self, alone: float, contended: float) -> None:
         self.alone = alone
         self.slowdown = contended / alone
-        self.left = 0.0  # seconds of all copies queued
-        self._queue: deque[Copy] = deque()
+        self.done = self._queued = 0.0
 
-    def queue(self) -> Copy:
-        copy = Copy(self.alone)
-        self._queue.append(copy)
-        self.left += self.alone
-        return copy
+    @property
+    def left(self) -> float:
+        """Seconds of all copies queued."""
+        return self._queued - self.done
+
+    def queue(self) -> float:
+        """A new copy."""
+        self._queued += self.alone
+        return self._queued
 
     def work(self, seconds: float, cpu_end: float) -> float:
         """What the link gets done in the first `seconds` of a layer, in seconds of an idle one."""
@@ -52,23 +45,7 @@ class Link:
         return at_contended_pace if at_contended_pace <= cpu_end else cpu_end + work - cpu_end / self.slowdown
 
     def advance(self, work: float) -> None:
-        queue = self._queue
-        while queue and queue[0].left <= work:
-            copy = queue.popleft()
-            work -= copy.left
-            copy.left = 0.0
-        if queue:
-            queue[0].left -= work
-            self.left = sum([copy.left for copy in queue])
-        else:
-            self.left = 0.0
-
-    def expect(self) -> None:
-        """Tell each copy when it is due, the link being idle otherwise."""
-        due = 0.0
-        for copy in self._queue:
-            due += copy.left
-            copy.due = due
+        self.done = min(self.done + work, self._queued)
 
 
 class Residency:
@@ -79,10 +56,9 @@ class Residency:
         self.residents = [set(experts) for experts in residents]
         self.free_slots = scratch_slots
         self.copies = 0
-        self._landing: list[dict[int, Copy]] = [{} for _ in self.residents]  # residents on their way
-        self._scratch: list[dict[int, Copy | None]] = [
-            {} for _ in self.residents
-        ]  # None: fetched in this very layer
+        # Of each layer's experts that are copied: residents on their way, and those in scratch.
+        self._landing: list[dict[int, float]] = [{} for _ in self.residents]
+        self._scratch: list[dict[int, float]] = [{} for _ in self.residents]
 
     def view(self, layer: int) -> ResidencyView:
         """The layer's experts as a policy sees them now."""
@@ -90,11 +66,10 @@ class Residency:
         residents = self.residents[layer]
         if not scratch and not landing:
             return ResidencyView(residents, NOTHING, self.free_slots, self.link.left)
-        self.link.expect()
-        on_the_way = self.unsettled(layer)
-        in_flight = {expert: landing[expert].due for expert in on_the_way}
+        on_the_way, done = self.unsettled(layer), self.link.done
+        in_flight = {expert: landing[expert] - done for expert in on_the_way}
         for expert, copy in scratch.items():
-            in_flight[expert] = copy.due if copy is not None and copy.left > 0 else 0.0
+            in_flight[expert] = max(copy - done, 0.0)
         return ResidencyView(
             residents - on_the_way, in_flight, self.free_slots + len(scratch), self.link.left
         )
@@ -104,7 +79,7 @@ class Residency:
         landing = self._landing[layer]
         if landing:
             landing = self._landing[layer] = {
-                expert: copy for expert, copy in landing.items() if copy.left > 0
+                expert: copy for expert, copy in landing.items() if copy > self.link.done
             }
         return set(landing)
 
@@ -116,7 +91,7 @@ class Residency:
         """Put an expert that the layer's own timeline copies into a scratch slot."""
         self.free_slots -= 1
         self.copies += 1
-        self._scratch[layer][expert] = None
+        self._scratch[layer][expert] = self.link.done
 
     def fetch(self, layer: int, expert: int) -> None:
         """Queue a copy into a scratch slot."""
@@ -138,7 +113,7 @@ class Residency:
         else:
             copy = self.link.queue()
             self.copies += 1
-        if copy is not None and copy.left > 0:
+        if copy > self.link.done:
             landing[swap.load] = copy
         donor = layer if swap.donor is None else swap.donor
         self.residents[donor].discard(swap.evict)

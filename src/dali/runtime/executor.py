@@ -60,10 +60,13 @@ class Executor:
         predict_seconds: Callable[[int], float] = lambda tokens: 0.0,
         beside: Sequence[Callable[[Tensor], None] | None] = (),
         kernel: Kernel = compute_experts,
+        scores: Callable[[int, Tensor], Tensor] | None = None,
+        guarded: bool = True,
     ) -> None:
         """`records[layer][expert]`: the host's packed experts, in `layouts[layer]`. `dense_seconds(tokens)`: modelled time of
         everything between two layers' experts; `predict_seconds(tokens)`: of one prediction. `beside[layer](hidden)`: what else
-        needs the layer's input and may run while its experts are on their way."""
+        needs the layer's input and may run while its experts are on their way. `scores(layer, hidden)`: the router's, [tokens,
+        experts]. `guarded`: prefetches and swaps may be rested."""
         self.device = device
         self.residency = residency
         self.policies = policies
@@ -75,6 +78,8 @@ class Executor:
         self._dense_seconds = dense_seconds
         self._beside = beside or [None] * len(records)
         self._kernel = kernel
+        self._scores = scores if "scores" in policies.cache.signals else None
+        self._guarded = guarded
         self._compute, self._host = device.stream(COMPUTE), device.stream(HOST)
         self._down, self._up = device.stream(DOWN), device.stream(UP)
         self._workspace = Workspace(device)
@@ -88,7 +93,7 @@ class Executor:
         self._period = 0.0  # mean seconds from one layer's start to the next
         self._failed = False
         for layer in range(len(records)):
-            residency.place(layer, policies.cache.initial(layer) if residency.capacity else ())
+            residency.place(layer, policies.cache.initial(layer) if residency.resident_slots else ())
         device.synchronize()
 
     def layer(self, index: int) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
@@ -141,12 +146,14 @@ class Executor:
         self._count(counters, ids.numel(), plan, self._layouts[layer])
         signals = None
         if self.policies.cache.signals:
-            signals = Signals(routed.numpy(), weights.float().cpu().numpy())
-        idle = view.link_free <= self._costs.link  # at most one copy under way
+            scores = None if self._scores is None else self._scores(layer, hidden).cpu().numpy()
+            signals = Signals(routed.numpy(), weights.float().cpu().numpy(), scores)
+        idle = not self._guarded or view.link_free <= self._costs.link  # at most one copy under way
         swaps = self.replacement.swap_roles(layer, workload, idle, counters, signals)
         expected: Sequence[tuple[int, Sequence[float]]] = ()
         if predicted is not None and ahead is not None:
-            expected = [(predicted[0], count_pairs(ahead, self._experts))]
+            parts = ahead.view(-1, *ids.shape)  # a layer each
+            expected = [(predicted[0] + i, count_pairs(part, self._experts)) for i, part in enumerate(parts)]
         elif residency.scratch_slots:
             expected = self.policies.prefetch.foresee(layer, workload, signals)
         if expected:
@@ -251,7 +258,7 @@ class Executor:
         if plan.fetch or not view.link_free:  # by the layer's end they have left the link
             self.prefetcher.queued = self.replacement.queued = 0
         self._steps += 1
-        if self._steps % SAMPLE:
+        if self._steps % SAMPLE or not self._guarded:
             return
         costs, idle = self._costs, replace(view, link_free=0.0)
         undisturbed = self.policies.assign.assign(layer, workload, idle, costs) if view.link_free else plan

@@ -23,7 +23,8 @@ class Predictor(Protocol):
     """Predicts a later layer's routing from this layer's gate input."""
 
     def predict(self, layer: int, hidden: Tensor) -> tuple[int, Tensor] | None:
-        """(the later layer, its predicted expert ids [tokens, top_k]); None where no layer lies that far ahead."""
+        """(the later layer, its predicted ids [tokens, top_k], or those of n layers from there on [n x tokens, top_k]); None past
+        the last layer."""
         ...
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from dali.policies.cache import CachePolicy, Swap
-from dali.policies.guard import Guard
+from dali.policies.guard import CopiedSwaps, Guard
 from dali.policies.plan import ResidencyView
 from dali.policies.signals import Signals
 from dali.runtime.residency import Residency
@@ -19,7 +19,7 @@ class Replacement:
     def __init__(self, policy: CachePolicy, residency: Residency, layers: int) -> None:
         self._policy = policy
         self._residency = residency
-        self._before: list[set[int]] = [set() for _ in range(layers)]  # residents before the last swaps
+        self._copied = [CopiedSwaps() for _ in range(layers)]
         self.guard = Guard()
         self.queued = 0  # copies that may still be on the link
 
@@ -27,15 +27,17 @@ class Replacement:
         self, layer: int, view: ResidencyView, delay: float, saved: Callable[[ResidencyView], float]
     ) -> None:
         """Tell the guard what a sampled step shows: the `delay` in seconds that swap copies cause demanded ones, against what the
-        layer's last swaps save: `saved(view)` is the time a view without them costs."""
-        before, gain = self._before[layer], 0.0
+        layer's copied swaps save: `saved(view)` is the time a view without them costs."""
+        undone, gain = self._copied[layer].undone(self._residency.residents(layer)), 0.0
         if self.guard.on:
-            if not before:
+            if not undone:
                 return
             waiting = self._residency.scratch(layer)
-            others = {e: left for e, left in view.in_flight.items() if e in waiting and e not in before}
-            gain = saved(replace(view, resident=before, in_flight=others))
+            others = {e: left for e, left in view.in_flight.items() if e in waiting and e not in undone}
+            gain = saved(replace(view, resident=undone, in_flight=others))
         self.guard.record(delay, gain)
+        if not self.guard.on:
+            self._copied = [CopiedSwaps() for _ in self._copied]
 
     def swap_roles(
         self,
@@ -52,10 +54,9 @@ class Replacement:
         swaps = self._policy.observe(layer, workload, residents, scratch, residency.unsettled(layer), signals)
         if not (self.guard.on and idle):
             swaps = [swap for swap in swaps if swap.load in scratch]
-        if swaps:
-            self._before[layer] = set(residents)
-            counters.swaps += len(swaps)
+        counters.swaps += len(swaps)
         for swap in swaps:
+            self._copied[layer].note(swap, swap.load not in scratch)
             if swap.load in scratch:
                 residency.swap(layer, *swap)
         for expert in residency.scratch(layer) if scratch else ():

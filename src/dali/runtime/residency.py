@@ -1,8 +1,8 @@
 """Where every expert is on the accelerator: the one owner of that truth.
 
-Slots of one arena, each one expert's record. A layer keeps `capacity` residents; the other slots are scratch and recycle:
-demanded experts pass through them within a layer, prefetched ones wait in them for their layer. A scratch slot is free again
-as soon as the launch that reads it is queued: the next copy into it is then ordered behind that launch by the device.
+Slots of one arena, each one expert's record. A layer keeps as many residents as it began with; the other slots are scratch and
+recycle: demanded experts pass through them within a layer, prefetched ones wait in them for their layer. A scratch slot is free
+again as soon as the launch that reads it is queued: the next copy into it is then ordered behind that launch by the device.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ class Residency:
         layers: int,
         record_bytes: int,
         slots: int,
-        capacity: int,
+        resident_slots: int,
         link_seconds: tuple[float, float],
     ) -> None:
-        """`record(layer, expert)`: the host's bytes. `slots`: of which `capacity` a layer are residents' and the rest scratch.
-        `link_seconds`: one copy alone and while the CPU computes, as modelled."""
+        """`record(layer, expert)`: the host's bytes. `slots`: of which `resident_slots` are for all layers' residents, the rest
+        scratch. `link_seconds`: one copy alone and while the CPU computes, as modelled."""
         self.device = device
-        self.capacity = capacity
-        self.scratch_slots = slots - layers * capacity
+        self.resident_slots = resident_slots
+        self.scratch_slots = slots - resident_slots
         self.copies = 0
         self.link_free = 0.0  # when the copies queued so far are expected to be done, on the device's clock
         self._source = cache(lambda layer, expert: device.adopt(record(layer, expert)))

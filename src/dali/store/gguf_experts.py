@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -19,8 +18,9 @@ from dali.kernels.formats import Format
 from dali.store.arena import Arena
 from dali.store.checkpoint import ExpertsModule
 from dali.store.gguf import Gguf, GgufTensor, damaged
+from dali.store.gguf_blocks import Bytes
 from dali.store.gguf_pack import SAME_VALUES, own_format, pack_blocks, squared_error
-from dali.store.gguf_reader import GgufReader, in_threads
+from dali.store.gguf_reader import Job, Reading
 
 
 class Place(NamedTuple):
@@ -118,59 +118,48 @@ class GgufExperts:
             return Arena(len(sizes) * experts, sizes[0]).by_layer(len(sizes))
         return [Arena(experts, size).by_layer(1)[0] for size in sizes]
 
-    def read_all(self, layouts: Sequence[ExpertLayout], progress: Callable[[int], None]) -> Loaded:
-        """All experts in RAM, in `layouts`. `progress` is told the bytes read of the file.
-
-        DaliError for what cannot be read, or held in its format.
-        """
+    def read(self, layouts: Sequence[ExpertLayout]) -> Reading[Loaded]:
+        """All experts into RAM, in `layouts`. Its jobs raise DaliError for what cannot be held in its format."""
         records = self._allocate(layouts)
         errors: dict[str, list[tuple[float, float]]] = defaultdict(list)
-        paths: list[Path] = sorted({self.gguf.tensors[name].path for name in self.names})
-        with GgufReader(paths) as reader:
-            jobs = [
-                (place.tensor.path, place.tensor.offset, place.begin, layer, part, expert)
-                for layer, places in enumerate(self._places)
-                for part, by_expert in places.items()
-                for expert, place in enumerate(by_expert)
-            ]
-            work = [
-                partial(
-                    self._load, reader, layouts[layer], records[layer][expert], layer, part, expert, errors
-                )
-                for *_, layer, part, expert in sorted(jobs)  # as they lie in the file
-            ]
-            in_threads(work, progress)
-        sums = {name: np.sum(pairs, axis=0) for name, pairs in sorted(errors.items())}
-        return Loaded(records, {name: float(np.sqrt(e / w)) for name, (e, w) in sums.items() if e > 0})
+        jobs = [
+            Job(*place, partial(_pack, place, part, expert, layouts[layer], records[layer][expert], errors))
+            for layer, places in enumerate(self._places)
+            for part, by_expert in places.items()
+            for expert, place in enumerate(by_expert)
+        ]
 
-    def _load(
-        self,
-        reader: GgufReader,
-        layout: ExpertLayout,
-        record: Tensor,
-        layer: int,
-        part: str,
-        expert: int,
-        errors: dict[str, list[tuple[float, float]]],
-    ) -> int:
-        """One part of one expert into its record; returns the bytes read."""
-        tensor, begin, rows = self._places[layer][part][expert]
-        raw = reader.rows(tensor, begin, rows)
-        target = layout.part(record, part)
-        try:
-            if part.endswith("_bias"):
-                bias = torch.from_numpy(raw.reshape(-1))
-                if not bias.view(torch.float32).isfinite().all():
-                    raise DaliError("A bias is NaN or infinite.", "The model is damaged; download it again.")
-                target.copy_(bias)
-            else:
-                format = layout.formats[part]
-                pack_blocks(raw, tensor.type, format, target)
-                if expert == 0 and SAME_VALUES.get(tensor.type.name) != format.name:
-                    name = f"{tensor.type.name} to {format.name}"
-                    errors[name].append(squared_error(raw, tensor.type, target, format))
-        except DaliError as error:
-            raise DaliError(
-                f"Expert {expert} of {tensor.name} in {tensor.path}: {error.problem}", error.fix
-            ) from error
-        return raw.nbytes
+        def finish() -> Loaded:
+            sums = {name: np.sum(pairs, axis=0) for name, pairs in sorted(errors.items())}
+            return Loaded(records, {name: float(np.sqrt(e / w)) for name, (e, w) in sums.items() if e > 0})
+
+        return Reading(jobs, finish)
+
+
+def _pack(
+    place: Place,
+    part: str,
+    expert: int,
+    layout: ExpertLayout,
+    record: Tensor,
+    errors: dict[str, list[tuple[float, float]]],
+    raw: Bytes,
+) -> None:
+    """One part of one expert into its record."""
+    tensor, target = place.tensor, layout.part(record, part)
+    try:
+        if part.endswith("_bias"):
+            bias = torch.from_numpy(raw.reshape(-1))
+            if not bias.view(torch.float32).isfinite().all():
+                raise DaliError("A bias is NaN or infinite.", "The model is damaged; download it again.")
+            target.copy_(bias)
+            return
+        format = layout.formats[part]
+        pack_blocks(raw, tensor.type, format, target)
+        if expert == 0 and SAME_VALUES.get(tensor.type.name) != format.name:
+            name = f"{tensor.type.name} to {format.name}"
+            errors[name].append(squared_error(raw, tensor.type, target, format))
+    except DaliError as error:
+        raise DaliError(
+            f"Expert {expert} of {tensor.name} in {tensor.path}: {error.problem}", error.fix
+        ) from error

@@ -25,7 +25,6 @@ SAME_VALUES = {
     "Q4_K": "q4k",
 }
 _FLOATS = {"F32": np.float32, "F16": np.float16, "BF16": np.int16}
-_NATIVE = ("Q8_0", "Q4_0", "MXFP4")  # what the compiled kernels repack
 _LOW = np.uint32(0x0F0F0F0F)
 
 Words = NDArray[np.uint32]
@@ -41,15 +40,15 @@ def pack_blocks(raw: Bytes, type: BlockType, format: Format, out: Tensor) -> Non
 
     DaliError for values that are not finite, or that `format` cannot hold.
     """
+    if type.name not in _FLOATS and format == own_format(type) and native.enabled():
+        columns = type.blocks(raw).shape[1] * type.columns
+        if native.repack(torch.from_numpy(np.ascontiguousarray(raw)), type.name, columns, format, out):
+            return  # else what follows says what is wrong
     if SAME_VALUES.get(type.name) != format.name:
         out.copy_(pack(torch.from_numpy(type.values(raw)), format))
     elif type.name in _FLOATS:
         matrix = torch.from_numpy(raw.view(_FLOATS[type.name]))
         out.copy_(pack(matrix.view(torch.bfloat16) if type.name == "BF16" else matrix, format))
-    elif type.name in _NATIVE and native.enabled():
-        columns = type.blocks(raw).shape[1] * type.columns
-        if not native.repack(torch.from_numpy(np.ascontiguousarray(raw)), columns, format, out):
-            raise DaliError("A scale is NaN or infinite.", "The model is damaged; download it again.")
     else:
         _repack(raw, type, format, out.numpy())
 

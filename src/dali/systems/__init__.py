@@ -16,6 +16,9 @@ from typing import Protocol
 
 from dali.errors import UsageError
 from dali.policies import Policies
+from dali.systems._lossy import DROPPED, KEPT, LATER, LOW, LossyParts, Rerouted, Routed
+
+__all__ = ["DROPPED", "KEPT", "LATER", "LOW", "LossyParts", "Rerouted", "Routed", "System", "get", "names"]
 
 
 class Create(Protocol):
@@ -30,9 +33,10 @@ class System:
     """One system.
 
     `source`: paper and code. `differs`: where its released code and its paper part, which of both this follows, and what had
-    to be changed to fit here. `lossy`: its parts that change the model's output, all off here; empty for a lossless system.
-    `signals`: of "weights", "scores", "gate_inputs", "embeddings", those it decides by. `variants`: other settings its paper or
-    code names, as "system:variant". `guarded`: whether dali's guards may rest its prefetches and swaps in replay.
+    to be changed to fit here. `lossy`: its parts that change the model's output, off unless asked for, none of a lossless system;
+    `parts`: what they do. `signals`: of "weights", "scores", "gate_inputs", "embeddings", those it decides by. `variants`: other
+    settings its paper or code names, as "system:variant"; `variant_parts`: their lossy parts, where they differ. `guarded`:
+    whether dali's guards may rest its prefetches and swaps.
     """
 
     name: str
@@ -41,14 +45,17 @@ class System:
     source: str
     differs: str = ""
     lossy: tuple[str, ...] = ()
+    parts: LossyParts | None = None
     signals: frozenset[str] = frozenset()
     variants: Mapping[str, Create] = field(default_factory=dict)
+    variant_parts: Mapping[str, LossyParts] = field(default_factory=dict)
     guarded: bool = False
 
 
-def names(lossless: bool | None = None) -> list[str]:
-    """The known systems; with `lossless` only those without, or only those with lossy parts."""
-    return [name for name in sorted(_modules()) if lossless is None or (not get(name).lossy) == lossless]
+def names(lossy: bool = False) -> list[str]:
+    """The known systems, which all leave the model's output as it is while their lossy parts are off; with `lossy` only those
+    that have any."""
+    return [name for name in sorted(_modules()) if not lossy or get(name).lossy]
 
 
 def get(name: str) -> System:
@@ -65,7 +72,13 @@ def get(name: str) -> System:
         raise UsageError(
             f"There is no system {name!r}.", f"Use {base}{', or one of ' if known else ''}{known}."
         )
-    return replace(system, name=name, title=f"{system.title}, {variant}", create=system.variants[variant])
+    return replace(
+        system,
+        name=name,
+        title=f"{system.title}, {variant}",
+        create=system.variants[variant],
+        parts=system.variant_parts.get(variant, system.parts),
+    )
 
 
 def _modules() -> dict[str, str]:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence, Set
 
+import numpy as np
+
 from dali.hardware.cost import ExpertCosts
 from dali.policies import Policies, create
 from dali.policies.cache import CachePolicy, Swap
 from dali.policies.plan import LayerPlan, ResidencyView
 from dali.policies.signals import Signals
 from dali.systems import System
+from dali.systems._lossy import KEPT, LossyParts, Rerouted, Routed
 from dali.systems._prompt import Prompt
 
 HOTTER = 1.05  # times the tokens of the expert it replaces
@@ -63,9 +66,9 @@ class Cache(CachePolicy):
 def predicted_routing(
     layer: int, scores: Sequence[float], top_k: int, resident: Set[int]
 ) -> list[tuple[int, float]] | None:
-    """Lossy, not used here: the experts and weights one token gets in MoE layer `layer` instead of its routing, None where the
-    routing stands. `scores`: the next gate's predicted probabilities. Of the chosen experts that are not resident only the best
-    stays; the others give way to the best residents not chosen. Weights are scores, divided by their sum."""
+    """Lossy: the experts and weights one token gets in MoE layer `layer` instead of its routing, None where the routing
+    stands. `scores`: the next gate's predicted probabilities. Of the chosen experts that are not resident only the best stays;
+    the others give way to the best residents not chosen. Weights are scores, divided by their sum."""
     if layer < FIRST_PREDICTED:
         return None
     ranking = sorted(range(len(scores)), key=lambda expert: (-scores[expert], expert))
@@ -76,6 +79,17 @@ def predicted_routing(
             chosen[chosen.index(expert)] = others.pop(0)
     total = sum(scores[expert] for expert in chosen)
     return [(expert, scores[expert] / total) for expert in chosen]
+
+
+def reroute(routed: Routed) -> Rerouted | None:
+    """Lossy: every token's predicted routing, its weights scaled to the sum of the real ones."""
+    if routed.predicted is None or routed.layer < FIRST_PREDICTED:
+        return None
+    tokens, top_k = routed.ids.shape
+    rows = [predicted_routing(routed.layer, row, top_k, routed.resident) for row in routed.predicted.tolist()]
+    pairs = np.array(rows).reshape(tokens, top_k, 2)
+    weights = pairs[..., 1] * routed.weights.sum(axis=1, keepdims=True)
+    return Rerouted(pairs[..., 0].astype(np.int64), weights, np.full(routed.ids.shape, KEPT))
 
 
 def policies(layers: int, experts: int, top_k: int, capacity: int, seed: int = 0) -> Policies:
@@ -91,7 +105,9 @@ SYSTEM = System(
     source="DAOP, arXiv 2501.10375; github.com/ecolab-nus/DAOP",
     differs=(
         "Its swaps block a prompt's layer before it is computed; here they follow the layer. The initial set is popular over a "
-        "profile text there, random here. Routing stays real, so that the CPU has nothing to start early."
+        "profile text there, random here. Routing stays real, so that the CPU has nothing to start early; with the lossy parts "
+        "on it starts no earlier, so they show their cost in quality, not their gain in time."
     ),
     lossy=("predicted routing", "residents in place of CPU experts"),
+    parts=LossyParts(reroute=reroute, predicts=True),
 )

@@ -19,6 +19,7 @@ from dali.systems import System
 from dali.systems._pool import PooledCache
 
 Floats = NDArray[np.float32]
+Nearest = tuple[NDArray[np.integer], Floats]  # each token's nearest map, and the cosine between them
 
 STORED = 1000  # maps
 DISTANCE = 6  # layers
@@ -33,11 +34,12 @@ class Maps:
     ) -> None:
         self.distance = distance
         self._layers, self._experts, self._top_k, self._stored = layers, experts, top_k, stored
-        self._store: Floats = np.zeros((stored, layers, experts), dtype=np.float32)
-        self._squares: Floats = np.zeros((stored, layers), dtype=np.float32)  # summed up to each row
+        self._store: Floats = np.zeros((layers, stored, experts), dtype=np.float32)
+        self._squares: Floats = np.zeros((layers, stored), dtype=np.float32)  # summed up to each row
         self._embeddings: Floats | None = None  # [stored, hidden], of length 1
         self._count = 0
         self._step_embeddings: Floats | None = None
+        self._nearest: Nearest | None = None  # by trajectory, remembered until more is recorded
         self._complete = False
         self._begin(0)
 
@@ -52,6 +54,7 @@ class Maps:
         self._step = np.zeros((tokens, self._layers, self._experts), dtype=np.float32)
         self._dots = np.zeros((tokens, self._count), dtype=np.float32)
         self._own = np.zeros(tokens, dtype=np.float32)
+        self._nearest = None
 
     def record(self, layer: int, workload: Sequence[int], signals: Signals | None) -> None:
         """A layer's probabilities, [tokens, experts]: the scores; where they are missing, the weights of the chosen experts;
@@ -64,22 +67,23 @@ class Maps:
             rows = np.zeros((len(signals.ids), self._experts), dtype=np.float32)
             even = np.full(signals.ids.shape, 1 / self._top_k)
             weights = even if signals.weights is None else signals.weights
-            np.put_along_axis(rows, signals.ids.astype(int), weights.astype(np.float32), axis=1)
+            rows[np.arange(len(rows))[:, None], signals.ids] = weights
         if self._complete or len(rows) != len(self._step):
             self._begin(len(rows))
         self._step[:, layer] = rows
-        self._dots += rows @ self._store[: self._dots.shape[1], layer].T
+        self._dots += rows @ self._store[layer, : self._dots.shape[1]].T
         self._own += (rows * rows).sum(axis=1)
+        self._nearest = None
         self._complete = layer == self._layers - 1
 
-    def by_trajectory(self, layer: int) -> tuple[NDArray[np.integer], Floats] | None:
+    def by_trajectory(self, layer: int) -> Nearest | None:
         """After `layer`: each token's nearest map and the cosine of their first layers; None where none is stored."""
-        if not self._dots.size:
-            return None
-        squares = self._squares[: self._dots.shape[1], layer]
-        return _best(self._dots / np.sqrt(np.maximum(self._own[:, None] * squares, TINY)))
+        if self._nearest is None and self._dots.size:
+            squares = self._squares[layer, : self._dots.shape[1]]
+            self._nearest = _best(self._dots / np.sqrt(np.maximum(self._own[:, None] * squares, TINY)))
+        return self._nearest
 
-    def by_embedding(self) -> tuple[NDArray[np.integer], Floats] | None:
+    def by_embedding(self) -> Nearest | None:
         """Each token's map with the nearest embedding and their cosine; None where embeddings or maps are missing."""
         if self._step_embeddings is None or self._embeddings is None or not self._count:
             return None
@@ -88,14 +92,16 @@ class Maps:
     def expected(self, nearest: NDArray[np.integer], cosines: Floats, layer: int) -> list[float]:
         """Summed probabilities of `layer`'s experts, of each token those of the smallest set whose probabilities add up to
         1 - cosine, at least top_k of them."""
-        rows = self._store[nearest, layer]  # [tokens, experts]
+        rows = self._store[layer, nearest]  # [tokens, experts]
         order = np.argsort(-rows, axis=1, kind="stable")
-        falling = np.take_along_axis(rows, order, axis=1)
-        wanted = np.cumsum(falling, axis=1) - falling < np.clip(1 - cosines, 0, 1)[:, None]
+        every = np.arange(len(rows))[:, None]
+        falling = rows[every, order]
+        left = np.maximum(np.minimum(1 - cosines, 1), 0)[:, None]
+        wanted = np.cumsum(falling, axis=1) - falling < left
         wanted[:, : self._top_k] = True
-        kept = np.zeros_like(rows)
-        np.put_along_axis(kept, order, np.where(wanted, falling, 0), axis=1)
-        return [float(chance) for chance in kept.sum(axis=0)]
+        rows[every, order] = falling * wanted
+        expected: list[float] = rows.sum(axis=0).tolist()
+        return expected
 
     def chances(self, layer: int) -> NDArray[np.float64]:
         """After `layer`: mean probabilities [layers, experts] of the tokens' nearest maps; 1 where none is stored."""
@@ -103,7 +109,7 @@ class Maps:
         if found is None:
             return np.ones((self._layers, self._experts))
         maps, tokens = np.unique(found[0], return_counts=True)
-        return np.tensordot(tokens / tokens.sum(), self._store[maps].astype(float), axes=1)
+        return np.tensordot(tokens / tokens.sum(), self._store[:, maps].astype(float), axes=(0, 1))
 
     def _keep(self) -> None:
         """Store the step's maps; when the store is full each replaces the one most like it, by embedding and trajectory."""
@@ -111,7 +117,7 @@ class Maps:
         slots = np.arange(self._count, self._count + free)
         rest = np.arange(free, len(self._step))
         if len(rest) and self._dots.size:
-            squares = self._squares[: self._dots.shape[1], -1]
+            squares = self._squares[-1, : self._dots.shape[1]]
             alike = self._dots[rest] / np.sqrt(np.maximum(self._own[rest, None] * squares, TINY))
             if self._step_embeddings is not None and self._embeddings is not None:
                 share = min(self.distance / self._layers, 1.0)
@@ -119,8 +125,8 @@ class Maps:
                 alike = share * (self._step_embeddings[rest] @ known.T) + (1 - share) * alike
             slots = np.concatenate([slots, alike.argmax(axis=1)])
         step = self._step[: len(slots)]
-        self._store[slots] = step
-        self._squares[slots] = np.cumsum((step * step).sum(axis=2), axis=1)
+        self._store[:, slots] = step.transpose(1, 0, 2)
+        self._squares[:, slots] = np.cumsum((step * step).sum(axis=2), axis=1).T
         if self._step_embeddings is not None:
             if self._embeddings is None:
                 self._embeddings = np.zeros((self._stored, self._step_embeddings.shape[1]), dtype=np.float32)
@@ -134,9 +140,9 @@ def _unit(rows: NDArray[np.floating]) -> Floats:
     return unit
 
 
-def _best(cosines: Floats) -> tuple[NDArray[np.integer], Floats]:
+def _best(cosines: Floats) -> Nearest:
     nearest = cosines.argmax(axis=1)
-    return nearest, np.take_along_axis(cosines, nearest[:, None], axis=1)[:, 0]
+    return nearest, cosines[np.arange(len(cosines)), nearest]
 
 
 class Cache(PooledCache):

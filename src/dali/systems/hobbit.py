@@ -14,6 +14,8 @@ from dali.policies.cache import Swap
 from dali.policies.prefetch import Forecast, PrefetchPolicy
 from dali.policies.signals import Signals, Step
 from dali.systems import System
+from dali.systems._lossy import DROPPED, KEPT, LossyParts, Rerouted, Routed, shared
+from dali.systems._lossy import LOW as LOW_PRECISION
 from dali.systems._pool import PooledCache
 
 WEIGHTS = (0.25, 0.25, 0.25, 0.25)  # of recency, frequency, high precision, layer distance
@@ -24,6 +26,7 @@ HIGH, LOW = (
 )  # the weight ranked above an expert, up to which it is loaded in high and in low precision
 
 Precision = Literal["high", "low", "skip"]
+FATES: dict[Precision, int] = {"high": KEPT, "low": LOW_PRECISION, "skip": DROPPED}
 
 
 class Cache(PooledCache):
@@ -85,8 +88,8 @@ class Prefetch(PrefetchPolicy):
 
 
 def precisions(weights: Sequence[float]) -> list[Precision]:
-    """Lossy, not used here: how to load each of one token's experts if it is a miss. `weights`: the experts' gate weights. An
-    expert's score is the share of weight ranked above it, itself left out; ties rank the earlier one above."""
+    """Lossy: how to load each of one token's experts if it is a miss. `weights`: the experts' gate weights. An expert's
+    score is the share of weight ranked above it, itself left out; ties rank the earlier one above."""
     order = sorted(range(len(weights)), key=lambda slot: -weights[slot])
     chosen: list[Precision] = ["skip"] * len(weights)
     above, total = 0.0, sum(weights)
@@ -94,6 +97,14 @@ def precisions(weights: Sequence[float]) -> list[Precision]:
         chosen[slot] = "high" if above <= HIGH * total else "low" if above <= LOW * total else "skip"
         above += weights[slot]
     return chosen
+
+
+def reroute(routed: Routed) -> Rerouted:
+    """Lossy: misses in low precision or left out; an expert is loaded once a step, in the highest precision a token asks for."""
+    names: list[Precision] = [precision for row in routed.weights.tolist() for precision in precisions(row)]
+    fates = np.array([FATES[name] for name in names]).reshape(routed.ids.shape)
+    here = np.isin(routed.ids, list(routed.resident))
+    return Rerouted(routed.ids, routed.weights, np.where(here, KEPT, shared(fates, routed.ids)))
 
 
 def policies(layers: int, experts: int, top_k: int, capacity: int, seed: int = 0) -> Policies:
@@ -113,9 +124,12 @@ SYSTEM = System(
     source="HOBBIT, arXiv 2411.01433",
     differs=(
         "Its four weights are not known here: they are equal. The sign of the layer distance is inferred: the layer needed "
-        "soonest ranks highest. It looks ahead at most 4 layers. All experts keep high precision."
+        "soonest ranks highest. It looks ahead at most 4 layers. Experts keep high precision. With its lossy parts on, experts "
+        "in low precision are computed by the CPU and enter no cache, where it copies and caches them; they have 2 bits beside "
+        "quantized experts and 4 beside float ones, both in w4's bytes."
     ),
     lossy=("low precision and skipping of misses",),
+    parts=LossyParts(reroute=reroute, low=True),
     signals=frozenset({"gate_inputs"}),
     variants={"cpu": policies_with_cpu},
 )

@@ -7,6 +7,8 @@ from functools import partial
 from random import Random
 from typing import Literal
 
+import numpy as np
+
 from dali.hardware.cost import ExpertCosts
 from dali.policies import Policies, create
 from dali.policies.assign.cpu_on_miss import Policy as CpuOnMiss
@@ -15,12 +17,14 @@ from dali.policies.cache import CachePolicy, Swap
 from dali.policies.plan import LayerPlan, ResidencyView
 from dali.policies.signals import Signals
 from dali.systems import System
+from dali.systems._lossy import KEPT, LATER, LossyParts, Rerouted, Routed, shared
 from dali.systems._popular import PopularCache, place
 from dali.systems._prompt import Prompt
 
 Mask = Literal["uniform", "front-loading", "random"]
 
 LONG = 400  # tokens of a step, from which on its layers are computed on the accelerator
+DEFERRED = 2  # experts of a token, as in published commands
 
 
 class Assign(CpuOnMiss):
@@ -81,10 +85,22 @@ class Cache(CachePolicy):
 
 
 def deferred(weights: Sequence[float], count: int) -> list[int]:
-    """Lossy, not used here: which of one token's experts join the next layer's output instead of this one's, the `count` of least
+    """Lossy: which of one token's experts join the next layer's output instead of this one's, the `count` of least
     weight, as slots in the order of `weights`; ties defer the later one. At least one stays."""
     order = sorted(range(len(weights)), key=lambda slot: (weights[slot], -slot))
     return sorted(order[: min(count, len(weights) - 1)])
+
+
+def reroute(routed: Routed) -> Rerouted | None:
+    """Lossy: each token's least weighty experts join the next layer, where they are the CPU's and no token of the step wants them
+    at once; nothing is put off in the last layer."""
+    if routed.layer == routed.layers - 1:
+        return None
+    fates = np.full(routed.ids.shape, KEPT)
+    for row, weights in zip(fates, routed.weights.tolist(), strict=True):
+        row[deferred(weights, DEFERRED)] = LATER
+    here = np.isin(routed.ids, list(routed.resident))
+    return Rerouted(routed.ids, routed.weights, np.where(here, KEPT, shared(fates, routed.ids)))
 
 
 def policies(
@@ -114,6 +130,7 @@ SYSTEM = System(
         "layer."
     ),
     lossy=("expert deferral",),
+    parts=LossyParts(reroute=reroute),
     variants={
         "frequency": policies_by_frequency,
         "front-loading": partial(policies, mask="front-loading"),

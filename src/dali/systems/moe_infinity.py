@@ -31,64 +31,80 @@ class History:
 
     def __init__(self, layers: int, experts: int, stored: int = STORED) -> None:
         self._layers, self._experts = layers, experts
-        self._past = np.zeros((stored, layers, experts))  # rows of length 1, or empty
+        self._past = np.zeros((layers, stored, experts))  # rows of length 1, or empty
         self._chances = np.zeros((stored, layers, experts))  # rows of sum 1, or empty
         self._count = self._next = 0
-        self._owners: list[int] = [0]  # the request of each token of the step
-        self._present: dict[int, Matrix] = {}
-        self._cosines: dict[int, NDArray[np.float64]] = {}  # [stored, layers] of each present request
+        self._requests: list[int] = []  # the present ones
+        self._matrices = np.zeros((0, layers, experts))  # of each of them
+        self._cosines = np.zeros((0, layers, stored))
+        self._owners = np.zeros(0, dtype=np.int64)  # the place of each token's request among the present ones
+        self._expected: Matrix | None = None  # remembered until more is recorded
 
     def begin(self, step: Step) -> None:
-        self._owners = step.sequences.tolist()
-        for request in sorted(self._present.keys() - set(self._owners)):
-            self._store(self._present.pop(request))
-            del self._cosines[request]
+        self._hold(step.sequences.tolist())
+
+    def _hold(self, owners: list[int]) -> None:
+        """Make the tokens' owners the present requests."""
+        present = set(owners)
+        for place in sorted(range(len(self._requests)), key=self._requests.__getitem__):
+            if self._requests[place] not in present:
+                self._store(self._matrices[place])
+        if present != set(self._requests):
+            kept = [place for place, request in enumerate(self._requests) if request in present]
+            new = list(dict.fromkeys(owner for owner in owners if owner not in self._requests))
+            self._requests = [self._requests[place] for place in kept] + new
+            self._matrices = np.concatenate(
+                [self._matrices[kept], np.zeros((len(new), *self._matrices.shape[1:]))]
+            )
+            self._cosines = np.concatenate(
+                [self._cosines[kept], np.zeros((len(new), *self._cosines.shape[1:]))]
+            )
+        places = {request: place for place, request in enumerate(self._requests)}
+        self._owners = np.array([places[owner] for owner in owners])
+        self._expected = None
 
     def record(self, layer: int, workload: Sequence[int], signals: Signals | None) -> None:
         """Count a layer's routing; without `signals` all of it as one request's, the step's first."""
+        if not self._requests:
+            self._hold([0])
+        tokens = np.zeros((len(self._requests), self._experts))
         if signals is None:
-            self._add(self._owners[0], layer, np.asarray(workload, dtype=float))
-            return
-        owners = np.asarray(self._owners if len(self._owners) == len(signals.ids) else [0] * len(signals.ids))
-        for request in dict.fromkeys(owners.tolist()):
-            ids = signals.ids[owners == request].ravel().astype(int)
-            self._add(request, layer, np.bincount(ids, minlength=self._experts).astype(float))
+            tokens[self._owners[0]] = workload
+        else:
+            alone = len(self._owners) != len(signals.ids)  # nobody says whose the tokens are
+            owners = np.zeros(len(signals.ids), dtype=np.int64) if alone else self._owners
+            places = owners[:, None] * self._experts + signals.ids
+            tokens += np.bincount(places.ravel(), minlength=tokens.size).reshape(tokens.shape)
+        rows = self._matrices[:, layer]
+        rows += tokens
+        lengths = np.maximum(np.sqrt((rows * rows).sum(axis=1, keepdims=True)), EPSILON)
+        self._cosines[:, layer, : self._count] = rows @ self._past[layer, : self._count].T / lengths
+        self._expected = None
 
     def expected(self) -> Matrix:
         """The share of tokens that goes to each (layer, expert), summed over the present requests, each as in the past one
         nearest to it (ties: the lower slot); while none is stored, as in itself so far."""
-        total = np.zeros((self._layers, self._experts))
-        for request, matrix in self._present.items():
-            if self._count:
-                nearness = self._cosines[request][: self._count, matrix.any(axis=1)].mean(axis=1)
-                total += self._chances[int(nearness.argmax())]
+        if self._expected is None:
+            begun = self._matrices.any(axis=(1, 2))
+            if self._count:  # a request's rows that are still empty have a cosine of 0
+                nearest = self._cosines[begun, :, : self._count].sum(axis=1).argmax(axis=1)
+                self._expected = self._chances[nearest].sum(axis=0)
             else:
-                total += _shares(matrix)
-        return total
-
-    def _add(self, request: int, layer: int, tokens: NDArray[np.float64]) -> None:
-        if request not in self._present:
-            self._present[request] = np.zeros((self._layers, self._experts))
-            self._cosines[request] = np.zeros((len(self._past), self._layers))
-        row = self._present[request][layer]
-        row += tokens
-        self._cosines[request][:, layer] = (
-            self._past[:, layer] @ row / max(float(np.sqrt(row @ row)), EPSILON)
-        )
+                self._expected = _shares(self._matrices[begun]).sum(axis=0)
+        return self._expected
 
     def _store(self, matrix: Matrix) -> None:
         slot = self._next
-        self._past[slot] = matrix / np.maximum(np.sqrt((matrix**2).sum(axis=1, keepdims=True)), EPSILON)
+        self._past[:, slot] = matrix / np.maximum(np.sqrt((matrix**2).sum(axis=1, keepdims=True)), EPSILON)
         self._chances[slot] = _shares(matrix)
-        self._next = (slot + 1) % len(self._past)
-        self._count = min(self._count + 1, len(self._past))
-        for request, other in self._present.items():
-            lengths = np.maximum(np.sqrt((other**2).sum(axis=1)), EPSILON)
-            self._cosines[request][slot] = (self._past[slot] * other).sum(axis=1) / lengths
+        self._next = (slot + 1) % len(self._chances)
+        self._count = min(self._count + 1, len(self._chances))
+        lengths = np.maximum(np.sqrt((self._matrices**2).sum(axis=2)), EPSILON)
+        self._cosines[:, :, slot] = (self._past[:, slot] * self._matrices).sum(axis=2) / lengths
 
 
 def _shares(matrix: Matrix) -> Matrix:
-    shares: Matrix = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    shares: Matrix = matrix / np.maximum(matrix.sum(axis=-1, keepdims=True), 1)
     return shares
 
 
@@ -139,6 +155,9 @@ class Prefetch(PrefetchPolicy):
         return [(later, (expected[later] * (1 - (later - layer) / self._layers)).tolist()) for later in ahead]
 
     def plan(self, forecasts: Sequence[Forecast], costs: ExpertCosts) -> list[tuple[int, int]]:
+        room = int(forecasts[0].idle / costs.link_contended) if forecasts else 0
+        if not room:
+            return []
         queue = [
             (-priority, order, expert)
             for order, (_, priorities, view, _) in enumerate(forecasts)
@@ -146,11 +165,12 @@ class Prefetch(PrefetchPolicy):
             if priority and expert not in view.resident and expert not in view.in_flight
         ]
         chosen: list[tuple[int, int]] = []
-        room = int(forecasts[0].idle / costs.link_contended) if forecasts else 0
         for _, order, expert in sorted(queue):
             layer, _, view, _ = forecasts[order]
-            if len(chosen) < min(room, view.slots - len(view.in_flight)):
+            if len(chosen) < view.slots - len(view.in_flight):
                 chosen.append((layer, expert))
+                if len(chosen) == room:
+                    break
         return chosen
 
 

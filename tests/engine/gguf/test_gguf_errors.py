@@ -107,14 +107,14 @@ def test_dense_values_that_are_not_finite(path):
 
 
 def test_a_file_that_shrinks_while_it_is_loaded(path, monkeypatch):
-    from dali.store.gguf_experts import GgufExperts
+    from dali.engine.gguf.load import GgufModel
 
     whole = path.read_bytes()
-    read_all = GgufExperts.read_all
+    read = GgufModel.read
 
     def cut_first(self, *arguments):
         path.write_bytes(whole[: len(whole) // 2])
-        return read_all(self, *arguments)
+        return read(self, *arguments)
 
-    monkeypatch.setattr(GgufExperts, "read_all", cut_first)
+    monkeypatch.setattr(GgufModel, "read", cut_first)
     assert "it has changed since it was opened" in refusal(path)

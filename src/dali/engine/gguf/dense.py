@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,10 +16,11 @@ from dali.errors import DaliError
 from dali.kernels.formats import TILE_ROWS, Format, round_up
 from dali.store.arena import Arena
 from dali.store.gguf import Gguf, GgufTensor, damaged
+from dali.store.gguf_blocks import Bytes
 from dali.store.gguf_pack import own_format, pack_blocks
-from dali.store.gguf_reader import GgufReader, in_threads
+from dali.store.gguf_reader import Job, Reading
 
-AT_ONCE = 2**18  # values a read, and between the file and `dtype`
+AT_ONCE = 2**20  # values a read, and between the file and the parameter's type
 TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 BLOCK = {  # where families differ, the names are tried in turn
     "attn_norm": ("input_layernorm",),
@@ -74,7 +74,7 @@ class GgufDense:
             if tensor.name not in experts | NOT_WEIGHTS:
                 self._sources.setdefault(self._parameter(tensor), []).append(tensor)
         self._check()
-        self._linears = {  # module -> the tensor it can be packed from, block by block
+        self.linears = {  # module -> the tensor it can be packed from, block by block
             path: tensors[0]
             for path in linears_of(skeleton)
             if len(tensors := self._sources[self._source(f"{path}.weight")]) == 1
@@ -152,88 +152,82 @@ class GgufDense:
         rows: int = self._shapes[parameter][0]
         return rows // heads
 
-    def read_all(
-        self, dtype: torch.dtype, progress: Callable[[int], None], packed: Collection[str] = ()
-    ) -> Mapping[str, Tensor]:
-        """Parameter -> its tensor in `dtype`, but the weights of the modules `packed`. `progress` is told the bytes read."""
-        state: dict[str, Tensor] = {}
+    def read(self, dtype: torch.dtype, packed: Collection[str] = ()) -> Reading[dict[str, Tensor]]:
+        """Parameter -> its tensor in `dtype`, but the weights of the modules `packed`. Its jobs raise DaliError for values that
+        are not finite."""
         names = self._sources.keys() - {f"{path}.weight" for path in packed}
-        order = sorted(names, key=lambda name: min((t.path, t.offset) for t in self._sources[name]))
-        with self._reader() as reader:
-            in_threads([partial(self._load, reader, name, dtype, state) for name in order], progress)
-        return state
-
-    def read_linears(self, progress: Callable[[int], None]) -> dict[str, tuple[Tensor, Format]]:
-        """Module -> its packed matrix and format, for every linear that the file has quantized: the very same values where a
-        packed format has them. DaliError for values that are not finite."""
-        sizes = {
-            path: own_format(tensor.type).matrix_bytes(*tensor.shape)
-            for path, tensor in self._linears.items()
+        values = {
+            tensor.name: torch.empty(tensor.shape, dtype=dtype)
+            for name in names
+            for tensor in self._sources[name]
         }
-        memory = Arena(1, round_up(sum(sizes.values()), 4096))[0]
-        matrices: dict[str, tuple[Tensor, Format]] = {}
-        jobs: list[tuple[Path, int, Callable[[], int]]] = []
-        begin = 0
-        with self._reader() as reader:
-            for path, tensor in self._linears.items():
-                out, format = memory[begin : begin + sizes[path]], own_format(tensor.type)
-                begin += sizes[path]
-                matrices[path] = out, format
-                rows, head = tensor.shape[0], self._rows_per_head(f"{path}.weight")
-                step = rows if head else PACKED_ROWS
-                for row in range(0, rows, step):
-                    count = min(step, rows - row)
-                    job = partial(_pack_rows, reader, tensor, row, count, head, out, format)
-                    jobs.append((tensor.path, tensor.offset + row * tensor.row_bytes, job))
-            in_threads([job for *_, job in sorted(jobs, key=lambda job: job[:2])], progress)
-        return matrices
+        jobs = [
+            Job(tensor, begin, len(rows), partial(_decode, tensor, rows))
+            for name in names
+            for tensor in self._sources[name]
+            for begin, rows in _pieces(values[tensor.name])
+        ]
+        return Reading(jobs, lambda: {name: self._assemble(name, values) for name in names})
 
-    def _reader(self) -> GgufReader:
-        return GgufReader(sorted({tensor.path for tensor in self.gguf.tensors.values()}))
-
-    def _load(self, reader: GgufReader, name: str, dtype: torch.dtype, state: dict[str, Tensor]) -> int:
-        tensors = self._sources[name]
-        parts = {tensor.name.split(".")[-2]: _decode(reader, tensor, dtype) for tensor in tensors}
+    def _assemble(self, name: str, values: dict[str, Tensor]) -> Tensor:
+        """A parameter from its tensors' `values`."""
+        parts = {tensor.name.split(".")[-2]: values[tensor.name] for tensor in self._sources[name]}
         if len(parts) == 2:  # [heads, rank, nope] and [heads, value, rank] -> [heads * (nope + value), rank]
             value = torch.cat([parts["attn_k_b"].transpose(1, 2), parts["attn_v_b"]], dim=1).flatten(0, 1)
         else:
             (value,) = parts.values()
         if head := self._rows_per_head(name):
             value = value.view(-1, head // 2, 2, value.shape[-1]).transpose(1, 2)
-        state[name] = value.reshape(self._shapes[name])
-        return sum(tensor.nbytes for tensor in tensors)
+        return value.reshape(self._shapes[name])
+
+    def read_linears(self) -> Reading[dict[str, tuple[Tensor, Format]]]:
+        """Module -> its packed matrix and format, for every linear that the file has quantized: the very same values where a
+        packed format has them. Its jobs raise DaliError for values that are not finite."""
+        sizes = {
+            path: own_format(tensor.type).matrix_bytes(*tensor.shape) for path, tensor in self.linears.items()
+        }
+        memory = Arena(1, round_up(sum(sizes.values()), 4096))[0]
+        pieces = torch.split(memory, [*sizes.values(), len(memory) - sum(sizes.values())])
+        matrices: dict[str, tuple[Tensor, Format]] = {}
+        jobs: list[Job] = []
+        for (path, tensor), out in zip(self.linears.items(), pieces[:-1], strict=True):
+            format, head = own_format(tensor.type), self._rows_per_head(f"{path}.weight")
+            matrices[path] = out, format
+            rows = tensor.shape[0]
+            step = rows if head else PACKED_ROWS
+            for row in range(0, rows, step):
+                take = partial(_pack_rows, tensor, row, head, out, format)
+                jobs.append(Job(tensor, row, min(step, rows - row), take))
+        return Reading(jobs, lambda: matrices)
 
 
-def _pack_rows(
-    reader: GgufReader, tensor: GgufTensor, begin: int, count: int, head: int, out: Tensor, format: Format
-) -> int:
-    """`count` rows of a matrix into their place in `out`, brought out of pairwise order in heads of `head` rows."""
-    raw = reader.rows(tensor, begin, count)
+def _pieces(matrix: Tensor) -> list[tuple[int, Tensor]]:
+    """A tensor's rows, some at a time: (first row, [rows, columns]), views."""
+    rows = matrix.view(-1, matrix.shape[-1])
+    step = max(AT_ONCE // rows.shape[1], 1)
+    return [(begin, rows[begin : begin + step]) for begin in range(0, len(rows), step)]
+
+
+def _pack_rows(tensor: GgufTensor, begin: int, head: int, out: Tensor, format: Format, raw: Bytes) -> None:
+    """Rows of a matrix from row `begin` into their place in `out`, brought out of pairwise order in heads of `head` rows."""
     if head:
         raw = raw.reshape(-1, head // 2, 2, raw.shape[1]).swapaxes(1, 2).reshape(raw.shape)
     at = begin // TILE_ROWS * format.tile_bytes(tensor.shape[1])
     try:
-        pack_blocks(raw, tensor.type, format, out[at : at + format.matrix_bytes(count, tensor.shape[1])])
+        pack_blocks(raw, tensor.type, format, out[at : at + format.matrix_bytes(len(raw), tensor.shape[1])])
     except DaliError as error:
         raise DaliError(f"The tensor {tensor.name} in {tensor.path}: {error.problem}", error.fix) from error
-    return raw.nbytes
 
 
-def _decode(reader: GgufReader, tensor: GgufTensor, dtype: torch.dtype) -> Tensor:
-    """A tensor in `dtype`. DaliError for values that are not finite."""
-    columns, largest = tensor.shape[-1], torch.finfo(dtype).max
-    out = torch.empty(tensor.shape, dtype=dtype)
-    rows = out.view(-1, columns)
-    step = max(AT_ONCE // columns, 1)
-    for begin in range(0, len(rows), step):
-        values = tensor.type.values(reader.rows(tensor, begin, min(step, len(rows) - begin)))
-        if not max(values.max(), -values.min()) <= largest:  # nor for NaN
-            raise DaliError(
-                f"The tensor {tensor.name} in {tensor.path} has values that are NaN, infinite or too large for {dtype}.",
-                "Download the file again, or try --dtype float32.",
-            )
-        rows[begin : begin + step] = torch.from_numpy(values)
-    return out
+def _decode(tensor: GgufTensor, out: Tensor, raw: Bytes) -> None:
+    """Rows of a tensor into `out` [rows, columns]. DaliError for values that are not finite."""
+    values = tensor.type.values(raw)
+    if not max(values.max(), -values.min()) <= torch.finfo(out.dtype).max:  # nor for NaN
+        raise DaliError(
+            f"The tensor {tensor.name} in {tensor.path} has values that are NaN, infinite or too large for {out.dtype}.",
+            "Download the file again, or try --dtype float32.",
+        )
+    out.copy_(torch.from_numpy(values))
 
 
 def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -9,10 +9,11 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import xxhash
-from torch import nn
+from torch import Tensor, nn
 
 from dali.engine import load, seam
 from dali.engine.dense import put_linears
@@ -22,13 +23,21 @@ from dali.engine.gguf.tokenizer import end_ids, read_tokenizer
 from dali.engine.layer import MoELayer
 from dali.engine.load import HEADROOM, LoadedModel
 from dali.engine.progress import Meter
-from dali.errors import DaliError
 from dali.hardware.memory import available_ram
 from dali.kernels.expert import ExpertLayout
-from dali.kernels.formats import get_format
+from dali.kernels.formats import Format, get_format
 from dali.runtime.telemetry import Telemetry
 from dali.store.gguf import read_gguf
-from dali.store.gguf_experts import GgufExperts
+from dali.store.gguf_experts import GgufExperts, Loaded
+from dali.store.gguf_reader import Reading, read
+
+
+class Weights(NamedTuple):
+    """A model's weights in RAM: experts; linears by module, packed; all others by parameter."""
+
+    experts: Loaded
+    linears: dict[str, tuple[Tensor, Format]]
+    dense: dict[str, Tensor]
 
 
 class GgufModel:
@@ -66,24 +75,48 @@ class GgufModel:
         )
         return digest.hexdigest()
 
-    def choose_layouts(self, quant: str, dtype: torch.dtype, ram: int) -> list[ExpertLayout]:
-        """Each MoE layer's layout: `quant`, or for "auto" what keeps the file's values. DaliError when `ram` cannot hold it."""
+    def choose_layouts(self, quant: str, dtype: torch.dtype, ram: int | None) -> list[ExpertLayout]:
+        """Each MoE layer's layout: `quant`, or for "auto" what keeps the file's values. DaliError when `ram` bytes (None: what is
+        free now) cannot hold it."""
+        free = available_ram()
+        dense = load.count_dense_bytes(self.skeleton, dtype)
+
+        def need(layouts: list[ExpertLayout]) -> int:
+            return sum(self.modules[0].experts * layout.record_bytes for layout in layouts) + dense + HEADROOM
+
         layouts = self.experts.layouts(None if quant == "auto" else get_format(quant))
-        count = self.modules[0].experts
-        need = sum(count * layout.record_bytes for layout in layouts)
-        need += load.count_dense_bytes(self.skeleton, dtype) + HEADROOM
-        if need > ram:
-            raise DaliError(
-                f"{self.name} needs {need / 2**30:.1f} GiB of memory, and {ram / 2**30:.1f} GiB are there.",
-                "Close other programs, or choose a smaller file or format (--quant w4).",
-            )
+        if need(layouts) > (free if ram is None else ram):
+            smallest = need(self.experts.layouts(get_format("w4")))
+            formats = load.describe_layouts(layouts)
+            raise load.out_of_memory(self.name, formats, need(layouts), smallest, ram, free)
         return layouts
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors in the file."""
+        return self.experts.nbytes + self.dense.nbytes
+
+    def read(
+        self,
+        layouts: list[ExpertLayout],
+        dtype: torch.dtype,
+        pack_linears: bool,
+        progress: Callable[[int], None],
+    ) -> Weights:
+        """All weights in one pass: experts in `layouts`, dense weights in `dtype` but linears that can be packed if
+        `pack_linears`. DaliError for what cannot be read or held so. `progress` is told the bytes read."""
+        experts = self.experts.read(layouts)
+        linears = self.dense.read_linears() if pack_linears else Reading([], dict)
+        dense = self.dense.read(dtype, packed=self.dense.linears if pack_linears else ())
+        read([experts.jobs, linears.jobs, dense.jobs], progress)
+        return Weights(experts.finish(), linears.finish(), dense.finish())
 
 
 def load_gguf(
     path: Path,
     quant: str,
     dtype: str,
+    ctx_size: int | None,
     ram: int | None,
     meter: Meter,
     notify: Callable[[str], None],
@@ -93,24 +126,32 @@ def load_gguf(
     as they are, for the compiled kernels, if the experts are quantized, too."""
     load.check_choices(quant, dtype)
     model = GgufModel(path)
+    ctx_size = load.choose_context(model.config, ctx_size, model.name)
     if (
         dtype == "auto" and pack_linears
     ):  # costs next to nothing, and is llama.cpp's: the tokens agree more often
         dtype = "float32"
     target = model.config.dtype if dtype == "auto" else getattr(torch, dtype)
-    layouts = model.choose_layouts(quant, target, available_ram() if ram is None else ram)
+    layouts = model.choose_layouts(quant, target, ram)
     tokenizer = read_tokenizer(model.gguf)
-    loaded = model.experts.read_all(layouts, meter("Loading experts", model.experts.nbytes))
+    pack_linears = pack_linears and layouts[0].format.quantized
+    weights = model.read(layouts, target, pack_linears, meter("Loading weights", model.nbytes))
+    loaded, linears = weights.experts, weights.linears
     for conversion, error in loaded.converted.items():
         notify(f"Experts are converted from {conversion}: relative error {error:.2%}.")
-    progress = meter("Loading dense weights", model.dense.nbytes)
-    linears = model.dense.read_linears(progress) if pack_linears and layouts[0].format.quantized else {}
-    state = model.dense.read_all(target, progress, packed=linears)
-    dense = load.load_dense(path, model.config, target, state, without=linears)
+    dense = load.load_dense(path, model.config, target, weights.dense, without=linears)
     put_linears(dense, linears)
     telemetry = Telemetry()
     packed = enumerate(zip(layouts, loaded.records, strict=True))
     seam.install(dense, [MoELayer(index, layout, layer, telemetry) for index, (layout, layer) in packed])
     return LoadedModel(
-        model.name, model.fingerprint, dense, tokenizer, layouts, loaded.records, telemetry, loaded.converted
+        model.name,
+        model.fingerprint,
+        dense,
+        tokenizer,
+        layouts,
+        loaded.records,
+        telemetry,
+        ctx_size,
+        loaded.converted,
     )

@@ -23,9 +23,11 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence
+from functools import cache
 from itertools import accumulate
 
 from dali.hardware.cost import ExpertCosts
+from dali.kernels.planning import search_two_lane
 from dali.policies.assign.cpu import all_cpu
 from dali.policies.assign.greedy import greedy
 from dali.policies.lanes import accelerator_end, makespan
@@ -45,18 +47,36 @@ class Policy:
 
 def two_lane(workload: Sequence[int], view: ResidencyView, costs: ExpertCosts) -> LayerPlan:
     """The plan of least makespan among those searched."""
+    found, seconds, proven = (search_two_lane or search)(workload, view, costs)
+    plan = LayerPlan(*found)
+    if proven:
+        return plan
+    paper = greedy(workload, view, costs)
+    if makespan(paper, workload, view, costs) <= seconds * EQUAL:
+        return paper
+    all_on_cpu = costs.handover + sum([costs.cpu[tokens] for tokens in workload])
+    return all_cpu(workload) if all_on_cpu < seconds else plan
+
+
+def search(workload: Sequence[int], view: ResidencyView, costs: ExpertCosts) -> tuple[LayerPlan, float, bool]:
+    """Steps 1 to 3: the plan found, its seconds, and whether no plan can be faster. Compiled where kernels.planning has it."""
     cpu, gpu, launch, resident, in_flight = costs.cpu, costs.gpu, costs.launch, view.resident, view.in_flight
-    active = [expert for expert, tokens in enumerate(workload) if tokens]
-    kept = [expert for expert in active if expert in resident]
-    absent = [expert for expert in active if expert not in resident and expert not in in_flight]
+    kept, absent, gains = [], [], {}
+    for expert, tokens in enumerate(workload):
+        if tokens:
+            gains[expert] = gpu[tokens] - cpu[tokens]
+            if expert in resident:
+                kept.append(expert)
+            elif expert not in in_flight:
+                absent.append(expert)
     landing = view.landing() if in_flight else []
     arrivals = [(in_flight[e], gpu[workload[e]] + launch if workload[e] else 0.0) for e in landing]
     cpu_end = costs.handover + sum([cpu[workload[expert]] for expert in absent])
     if absent and cpu_end <= view.link_free + costs.link:  # the first copy would come too late
         residents = launch + sum([gpu[workload[expert]] for expert in kept])
         if accelerator_end(residents, arrivals, (), view, cpu_end, costs) <= cpu_end:
-            return LayerPlan(tuple(absent), (*kept, *[expert for expert in landing if workload[expert]]), ())
-    gains = {expert: gpu[workload[expert]] - cpu[workload[expert]] for expert in active}
+            on_time = [expert for expert in landing if workload[expert]]
+            return LayerPlan(tuple(absent), (*kept, *on_time), ()), cpu_end, True
     kept.sort(key=gains.__getitem__)
     absent.sort(key=gains.__getitem__)
     most_kept, most_fetched = len(kept), len(absent) if view.slots else 0
@@ -71,6 +91,7 @@ def two_lane(workload: Sequence[int], view: ResidencyView, costs: ExpertCosts) -
     given_up: list[int] = []  # experts in flight that the CPU computes after all
     given_up_cpu = 0.0
 
+    @cache
     def ends(keep: int, fetch: int) -> tuple[float, float]:
         cpu_end = given_up_cpu + kept_cpu[keep] + absent_cpu[fetch]
         if cpu_end:
@@ -82,7 +103,7 @@ def two_lane(workload: Sequence[int], view: ResidencyView, costs: ExpertCosts) -
         cpu_end, gpu_end = ends(keep, fetch)
         return gpu_end >= cpu_end
 
-    def search() -> tuple[float, int, int]:
+    def split() -> tuple[float, int, int]:
         # The copies alone bound the crossing from above, without a timeline.
         cpu_rest, link_free, link = given_up_cpu + kept_cpu[most_kept], view.link_free, costs.link
         copied = range(most_fetched)
@@ -96,13 +117,13 @@ def two_lane(workload: Sequence[int], view: ResidencyView, costs: ExpertCosts) -
         if kept and gpu_end > cpu_end and ends(most_kept - 1, crossing)[1] < gpu_end:
             keep = bisect_left(range(most_kept), True, key=lambda keep: late(keep, crossing))
             splits += [(keep, crossing), (max(keep - 1, 0), crossing)]
-        for split in splits:
-            found = min(found, (max(ends(*split)), *split))
+        for keep, fetch in splits:
+            found = min(found, (max(ends(keep, fetch)), keep, fetch))
         if view.link_free + most_fetched * costs.link < found[0]:
             found = min(found, (max(ends(most_kept, most_fetched)), most_kept, most_fetched))
         return found
 
-    best, keep, fetch = search()
+    best, keep, fetch = split()
     for index in reversed([i for i, expert in enumerate(landing) if workload[expert]]):
         expert, arrival = landing[index], arrivals[index]
         seconds = cpu[workload[expert]]
@@ -111,29 +132,30 @@ def two_lane(workload: Sequence[int], view: ResidencyView, costs: ExpertCosts) -
             break
         arrivals[index] = (arrival[0], 0.0)
         given_up_cpu += seconds
-        found = search()
+        ends.cache_clear()
+        found = split()
         if found[0] >= best:
             arrivals[index] = arrival
             break
         best, keep, fetch = found
         given_up.append(expert)
 
-    if best > _floor(absent_seconds, most_fetched, min(fetched, default=0.0), view, costs) * EQUAL:
-        paper = greedy(workload, view, costs)
-        if makespan(paper, workload, view, costs) <= best * EQUAL:
-            return paper
-        if costs.handover + sum([cpu[workload[expert]] for expert in active]) < best:
-            return all_cpu(workload)
+    longest_first = sorted(absent_seconds, reverse=True)
+    rest = absent_cpu if longest_first == absent_seconds else _tails(longest_first)
+    floor = _floor(rest, fetch, most_fetched, min(fetched, default=0.0), view, costs)
     on_time = [expert for expert in landing if workload[expert] and expert not in given_up]
     fetches = sorted(absent[:fetch], key=lambda expert: -gpu[workload[expert]]) if fetch else ()
     cpu_experts = (*absent[fetch:], *kept[keep:], *given_up)
-    return LayerPlan(cpu_experts, (*kept[:keep], *on_time, *fetches), tuple(fetches))
+    plan = LayerPlan(cpu_experts, (*kept[:keep], *on_time, *fetches), tuple(fetches))
+    return plan, best, best <= floor * EQUAL
 
 
-def _floor(absent: list[float], most: int, fetched: float, view: ResidencyView, costs: ExpertCosts) -> float:
+def _floor(
+    rest: list[float], fetch: int, most: int, fetched: float, view: ResidencyView, costs: ExpertCosts
+) -> float:
     """Seconds that no plan is below: with n fetches the CPU still has the absent experts but, at best, the n longest, and the
-    link n copies. `absent`: their seconds on the CPU; `most`: fetches; `fetched`: the least launch and compute of one."""
-    rest = _tails(sorted(absent, reverse=True))
+    link n copies. `rest`: the CPU's seconds then; `fetch`: fetches, of `most`, to look near; `fetched`: the least launch and
+    compute of one."""
 
     def on_cpu(n: int) -> float:
         return rest[n] + costs.handover if rest[n] else 0.0
@@ -141,7 +163,11 @@ def _floor(absent: list[float], most: int, fetched: float, view: ResidencyView, 
     def on_link(n: int) -> float:
         return view.link_free + n * costs.link + fetched if n else 0.0
 
-    crossing = bisect_left(range(most), True, key=lambda n: on_link(n) >= on_cpu(n))
+    crossing = fetch
+    while crossing < most and on_link(crossing) < on_cpu(crossing):
+        crossing += 1
+    while crossing and on_link(crossing - 1) >= on_cpu(crossing - 1):
+        crossing -= 1
     least = max(on_cpu(crossing), on_link(crossing))
     return min(least, on_cpu(crossing - 1)) if crossing else least
 

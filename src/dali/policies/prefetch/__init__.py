@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import ClassVar, NamedTuple
 
 from dali.hardware.cost import ExpertCosts
@@ -66,10 +67,7 @@ class PrefetchPolicy:
         count = min(count, view.slots - len(view.in_flight))
         if count <= 0:
             return ()
-        wanted = [
-            expert
-            for expert, tokens in enumerate(predicted)
-            if tokens and expert not in view.resident and expert not in view.in_flight
-        ]
-        wanted.sort(key=predicted.__getitem__, reverse=True)  # stable: ties stay in id order
-        return tuple(wanted[:count])
+        resident, in_flight = view.resident, view.in_flight
+        busiest = sorted(range(len(predicted)), key=predicted.__getitem__, reverse=True)  # ties stay in id order
+        wanted = (e for e in busiest if predicted[e] and e not in resident and e not in in_flight)
+        return tuple(islice(wanted, count))

@@ -1,0 +1,43 @@
+"""The MODEL that `run`, `bench` and `trace` take: its flags, finding it, loading it as they say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from huggingface_hub.utils.tqdm import disable_progress_bars
+
+from dali.cli.terminal import is_terminal, log, meter, passing_note
+from dali.engine.locate import locate
+
+if TYPE_CHECKING:
+    from dali.engine.llm import LLM
+
+MODEL_FLAGS = ("ctx-size", "quant", "dtype", "ram", "threads", "offline")
+
+
+def find_model(model: str, settings: SimpleNamespace) -> Path:
+    """Where `model` lies; downloads it where --offline does not forbid. Errors are `locate`'s."""
+    if not is_terminal():
+        disable_progress_bars()  # the Hugging Face hub's
+    return locate(model, settings.offline)
+
+
+def load_model(model: str, directory: Path, settings: SimpleNamespace, **accelerator: Any) -> LLM:
+    """The model that lies in `directory`, as MODEL_FLAGS say; `accelerator`: more of what `dali.load` takes."""
+    passing_note(f"Loading {model} ...")
+    from dali.engine.llm import load
+
+    return load(
+        directory,
+        quant=settings.quant or "auto",
+        dtype=settings.dtype or "auto",
+        ctx_size=settings.ctx_size,
+        ram=settings.ram,
+        threads=settings.threads,
+        offline=settings.offline,
+        meter=meter,
+        notify=log.info,
+        **accelerator,
+    )

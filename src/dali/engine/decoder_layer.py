@@ -1,0 +1,127 @@
+"""Decoder layers that decode natively, as many as follow one another in one call.
+
+A layer is told by its parts (a norm, attention that decodes natively, a norm, a fused router and experts on the CPU, nothing
+else) and by a probe: both ways must give the same bits. Any other layer, watched ones, and every step that is not a few
+sequences decoding run part by part.
+"""
+
+from __future__ import annotations
+
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dali.engine.decode import PROBED, DecodingAttention
+from dali.engine.dense import ROUTED_TOKENS, FusedRMSNorm, FusedRouter
+from dali.engine.kv import KVCache
+from dali.engine.layer import MoELayer
+from dali.engine.step import Segment, StepContext, current_step, running
+from dali.kernels import native
+
+PARTS = ("input_layernorm", "self_attn", "post_attention_layernorm", "mlp")
+
+
+class DecodingLayer:
+    """Takes the place of a decoder layer's forward. The first of a run computes them all; the others hand on its output."""
+
+    def __init__(
+        self, layer: Any, attention: DecodingAttention, router: FusedRouter, experts: MoELayer
+    ) -> None:
+        self.plain: Any = layer.forward
+        self.attention, self.experts, self.top_k = attention, experts, router.how[0]
+        self.hooks = [h for m in layer.modules() for h in (m._forward_hooks, m._forward_pre_hooks)]
+        norms: list[Any] = [layer.input_layernorm, layer.post_attention_layernorm]
+        before_attention, before_experts = ((norm.weight, norm.variance_epsilon) for norm in norms)
+        assert experts.native is not None
+        self.native = native.DecoderLayer(
+            before_attention, attention.native, before_experts, (router.weight, *router.how), experts.native
+        )
+        self.run = Run([self])
+
+    def __call__(self, hidden_states: Tensor, *arguments: Any, **keywords: Any) -> Any:
+        step, rotation = current_step(), keywords.get("position_embeddings")
+        if step is not None and rotation is not None:
+            if step.computed is self.run:
+                return hidden_states
+            if self is self.run.layers[0] and self.run.serves(step):
+                step.computed = self.run
+                return self.run.decode(step, hidden_states, *rotation)
+        return self.plain(hidden_states, *arguments, **keywords)
+
+
+class Run:
+    """Layers that follow one another."""
+
+    def __init__(self, layers: list[DecodingLayer]) -> None:
+        self.layers = layers
+        self._natives = [layer.native for layer in layers]
+        self._hooks = [hooks for layer in layers for hooks in layer.hooks]
+
+    def serves(self, step: StepContext) -> bool:
+        """Whether the step is a few sequences decoding, and nobody watches the parts."""
+        return step.decoding and len(step.segments) <= ROUTED_TOKENS and not any(self._hooks)
+
+    def decode(self, step: StepContext, hidden: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """hidden [1, tokens, hidden], cos and sin [1, tokens, width] -> the last layer's output."""
+        places = [layer.attention.places(step, hidden) for layer in self.layers]
+        out, outcomes = native.decode_layers(self._natives, hidden, cos, sin, places)
+        for layer, (active, seconds) in zip(self.layers, outcomes, strict=True):
+            layer.experts.count(len(step.segments) * layer.top_k, active, seconds)
+        return out
+
+
+def fuse_layers(model: nn.Module) -> None:
+    """Let every decoder layer that can decode natively do so."""
+    rotary = [m for m in model.modules() if type(m).__name__.endswith("RotaryEmbedding")]
+    stacks = [m for m in model.modules() if isinstance(m, nn.ModuleList)] if len(rotary) == 1 else []
+    for stack in stacks:
+        found = [(layer, _fused(layer, rotary[0])) for layer in stack]
+        for _, neighbours in groupby(found, lambda pair: pair[1] is not None):
+            fused = [(layer, decoding) for layer, decoding in neighbours if decoding is not None]
+            run = Run([decoding for _, decoding in fused])
+            for layer, decoding in fused:
+                layer.forward, decoding.run = decoding, run
+
+
+@torch.inference_mode()
+def _fused(layer: Any, rotary: Any) -> DecodingLayer | None:
+    parts = dict(layer.named_children())
+    if set(parts) != set(PARTS):
+        return None
+    attention = parts["self_attn"].forward
+    inside = list(parts["mlp"].children())
+    router = next((child for child in inside if isinstance(child, FusedRouter)), None)
+    experts = next((child.dali_layer for child in inside if "dali_layer" in child.__dict__), None)
+    if (
+        len(inside) != 2
+        or router is None
+        or type(experts) is not MoELayer
+        or experts.native is None
+        or experts.arithmetic is not None
+        or not isinstance(attention, DecodingAttention)
+        or not all(isinstance(parts[name], FusedRMSNorm) for name in PARTS[::2])
+        or parts["input_layernorm"].weight.dtype != router.weight.dtype
+    ):
+        return None
+    fused = DecodingLayer(layer, attention, router, experts)
+    weight: Tensor = layer.input_layernorm.weight
+    generator = torch.Generator().manual_seed(0)
+    steps = []
+    for positions in PROBED:
+        x = torch.randn(1, len(positions), len(weight), generator=generator).to(weight.dtype)
+        steps.append((x, rotary(x, torch.tensor([positions]))))
+
+    def run(forward: Any) -> list[Tensor]:
+        caches = [KVCache() for _ in PROBED[0]]
+        outs = []
+        for at, (x, rotation) in enumerate(steps):
+            segments = [Segment(cache, row, 1, at, False) for row, cache in enumerate(caches)]
+            with running(StepContext(segments, len(steps), native=True)):
+                outs.append(forward(hidden_states=x, position_embeddings=rotation, attention_mask=None))
+        return outs
+
+    same = all(map(torch.equal, run(fused), run(layer.forward)))
+    experts.telemetry.layers.clear()  # a probe is no step
+    return fused if same else None

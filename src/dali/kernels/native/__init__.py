@@ -1,0 +1,60 @@
+"""The compiled kernels (src/native): `compute_experts` and `reduce_slots` as in kernels/reference.py, and packed linears.
+
+Quantized formats are computed in the reference's `int8` arithmetic, float formats in float32. A result depends on
+its weights and its token alone, bit for bit: not on threads, on the other tokens of the step, or on how experts
+share out a call.
+"""
+
+from dali.kernels.native.decode import (
+    ATTENTION_DTYPES,
+    ROUTED_DTYPES,
+    Attention,
+    DecoderLayer,
+    DecodingToken,
+    attend,
+    decode_layers,
+    rms_norm,
+    route,
+)
+from dali.kernels.native.experts import ExpertRecords, compute_experts, count_pairs, order_pairs, reduce_slots
+from dali.kernels.native.library import (
+    AVAILABLE,
+    VARIABLE,
+    enabled,
+    set_threads,
+    threads,
+    use,
+    variant,
+    variants,
+)
+from dali.kernels.native.linear import Linear, repack
+from dali.kernels.native.measure import read_seconds, seconds
+
+__all__ = [
+    "ATTENTION_DTYPES",
+    "AVAILABLE",
+    "ROUTED_DTYPES",
+    "VARIABLE",
+    "Attention",
+    "DecoderLayer",
+    "DecodingToken",
+    "ExpertRecords",
+    "Linear",
+    "attend",
+    "compute_experts",
+    "count_pairs",
+    "decode_layers",
+    "enabled",
+    "order_pairs",
+    "read_seconds",
+    "reduce_slots",
+    "repack",
+    "rms_norm",
+    "route",
+    "seconds",
+    "set_threads",
+    "threads",
+    "use",
+    "variant",
+    "variants",
+]

@@ -1,0 +1,140 @@
+// GGUF's blocks that no packed format holds, 32 columns at a time, as floats: the same operations as store/gguf_blocks.py.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#include "activations.h"
+#include "floats.h"
+#include "format.h"
+
+namespace dali {
+
+inline float half_at(const uint8_t* from) {
+    float value;
+    read_row(from, Dtype::f16, 0, 1, &value);
+    return value;
+}
+
+// Scale and minimum of group `group` in the 12 bytes of Q4_K and Q5_K.
+inline void six_bits(const uint8_t* scales, int group, uint8_t& scale, uint8_t& minimum) {
+    if (group < 4) {
+        scale = scales[group] & 63;
+        minimum = scales[group + 4] & 63;
+    } else {
+        scale = uint8_t((scales[group + 4] & 15) | (scales[group - 4] >> 6) << 4);
+        minimum = uint8_t((scales[group + 4] >> 4) | (scales[group] >> 6) << 4);
+    }
+}
+
+typedef uint8_t Bytes16 __attribute__((vector_size(16)));
+
+DALI_INLINE void load_bytes(const uint8_t* from, Ints16& to) {
+    Bytes16 bytes;
+    std::memcpy(&bytes, from, sizeof bytes);
+    to = __builtin_convertvector(bytes, Ints16);
+}
+
+// 32 columns of a row.
+struct Group {
+    Floats16 first, second;
+};
+
+DALI_INLINE void scale(const Ints16& first, const Ints16& second, float a, float b, Group& out) {
+    out.first = __builtin_convertvector(first, Floats16) * a;
+    out.second = __builtin_convertvector(second, Floats16) * b;
+}
+
+DALI_INLINE void nibbles(const uint8_t* qs, Ints16& low, Ints16& high) {
+    load_bytes(qs, low);
+    high = low >> 4;
+    low &= 15;
+}
+
+DALI_INLINE void add_fifth_bits(const uint8_t* qh, Ints16& first, Ints16& second) {
+    constexpr Ints16 lanes = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    uint16_t bits[2];
+    std::memcpy(bits, qh, 4);
+    first |= (int32_t(bits[0]) >> lanes & 1) << 4;
+    second |= (int32_t(bits[1]) >> lanes & 1) << 4;
+}
+
+// A block type: the columns and bytes of a block, and what its group `group` of 32 columns stands for.
+struct Q4_1 {  // d, m, qs
+    static constexpr int columns = 32, bytes = 20;
+    DALI_INLINE static void decode(const uint8_t* block, int, Group& out) {
+        const float d = half_at(block), m = half_at(block + 2);
+        Ints16 first, second;
+        nibbles(block + 4, first, second);
+        scale(first, second, d, d, out);
+        out.first += m;
+        out.second += m;
+    }
+};
+
+struct Q5_0 {  // d, qh, qs
+    static constexpr int columns = 32, bytes = 22;
+    DALI_INLINE static void decode(const uint8_t* block, int, Group& out) {
+        const float d = half_at(block);
+        Ints16 first, second;
+        nibbles(block + 6, first, second);
+        add_fifth_bits(block + 2, first, second);
+        scale(first - 16, second - 16, d, d, out);
+    }
+};
+
+struct Q5_1 {  // d, m, qh, qs
+    static constexpr int columns = 32, bytes = 24;
+    DALI_INLINE static void decode(const uint8_t* block, int, Group& out) {
+        const float d = half_at(block), m = half_at(block + 2);
+        Ints16 first, second;
+        nibbles(block + 8, first, second);
+        add_fifth_bits(block + 4, first, second);
+        scale(first, second, d, d, out);
+        out.first += m;
+        out.second += m;
+    }
+};
+
+struct Q5_K {  // d, dmin, scales [12], qh [32], qs [128]: 32 bytes hold two groups, the first in low nibbles
+    static constexpr int columns = 256, bytes = 176;
+    DALI_INLINE static void decode(const uint8_t* block, int group, Group& out) {
+        uint8_t times, minimum;
+        six_bits(block + 4, group, times, minimum);
+        const float step = half_at(block) * float(times), taken = half_at(block + 2) * float(minimum);
+        const uint8_t *qh = block + 16, *qs = block + 48 + 32 * (group / 2);
+        const int shift = 4 * (group % 2);
+        Ints16 first, second, fifth, other_fifth;
+        load_bytes(qs, first);
+        load_bytes(qs + 16, second);
+        load_bytes(qh, fifth);
+        load_bytes(qh + 16, other_fifth);
+        first = (first >> shift & 15) | (fifth >> group & 1) << 4;
+        second = (second >> shift & 15) | (other_fifth >> group & 1) << 4;
+        scale(first, second, step, step, out);
+        out.first -= taken;
+        out.second -= taken;
+    }
+};
+
+struct Q6_K {  // ql [128], qh [64], scales [16], d; a half block has four groups, two of them in low nibbles
+    static constexpr int columns = 256, bytes = 210;
+    DALI_INLINE static void decode(const uint8_t* block, int group, Group& out) {
+        const int half = group / 4, quarter = group % 4;
+        const uint8_t *ql = block + 64 * half + 32 * (quarter % 2), *qh = block + 128 + 32 * half;
+        const int low_shift = 4 * (quarter / 2), high_shift = 2 * quarter;
+        Ints16 first, second, high, other_high;
+        load_bytes(ql, first);
+        load_bytes(ql + 16, second);
+        load_bytes(qh, high);
+        load_bytes(qh + 16, other_high);
+        first = ((first >> low_shift & 15) | (high >> high_shift & 3) << 4) - 32;
+        second = ((second >> low_shift & 15) | (other_high >> high_shift & 3) << 4) - 32;
+        const float d = half_at(block + 208);
+        const uint8_t* scales = block + 192 + 2 * group;
+        scale(first, second, d * float(int8_t(scales[0])), d * float(int8_t(scales[1])), out);
+    }
+};
+
+}  // namespace dali
