@@ -21,6 +21,7 @@ TESTS = [
     "engine/test_dense.py",  # norms, routers
     "engine/test_attention.py",
     "engine/test_decode.py",
+    "engine/test_decoder_layer.py",
     "engine/gguf/test_gguf_linears.py",
     "store/test_gguf_blocks.py",  # repacking
     "policies/test_two_lane.py",  # its search

@@ -3,19 +3,38 @@
 from __future__ import annotations
 
 import sys
+from importlib import import_module
+from pathlib import Path
 
-import agreement
-import gguf_load
 import pytest
 import torch
-import vs_llama_cpp
+
+
+@pytest.fixture
+def benchmarks(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+
+
+@pytest.fixture
+def vs_llama_cpp(benchmarks):
+    return import_module("vs_llama_cpp")
+
+
+@pytest.fixture
+def agreement(benchmarks):
+    return import_module("agreement")
+
+
+@pytest.fixture
+def gguf_load(benchmarks):
+    return import_module("gguf_load")
 
 
 def sample(speed: float, **more: float) -> dict[str, float]:
     return {"pp512": 10 * speed, "tg64": speed, "load_seconds": 1.0, "peak_gb": 2.0, **more}
 
 
-def test_pairs_alternate_who_goes_first_and_share_the_roofline():
+def test_pairs_alternate_who_goes_first_and_share_the_roofline(vs_llama_cpp):
     order = []
 
     def ours():
@@ -34,7 +53,7 @@ def test_pairs_alternate_who_goes_first_and_share_the_roofline():
         assert "token_bytes" not in both["dali"]
 
 
-def test_the_ratio_is_the_median_of_the_pairs_ratios():
+def test_the_ratio_is_the_median_of_the_pairs_ratios(vs_llama_cpp):
     speeds = [(10, 10), (30, 10), (8, 4)]
     pairs = {"Q4_0": [{"dali": sample(ours), "llama_cpp": sample(theirs)} for ours, theirs in speeds]}
     rows = {row["measured"]: row for row in vs_llama_cpp.rows_of(pairs)}
@@ -44,14 +63,14 @@ def test_the_ratio_is_the_median_of_the_pairs_ratios():
     assert rows["peak_gb"]["target"] is None
 
 
-def test_a_process_that_fails_is_no_measurement():
+def test_a_process_that_fails_is_no_measurement(vs_llama_cpp):
     with pytest.raises(vs_llama_cpp.subprocess.CalledProcessError):
         vs_llama_cpp.run([sys.executable, "-c", "raise SystemExit(3)"])
     out, seconds, peak = vs_llama_cpp.run([sys.executable, "-c", "print(5)"])
     assert (out, seconds > 0, peak > 2**20) == ("5\n", True, True)
 
 
-def test_agreement_and_divergence():
+def test_agreement_and_divergence(agreement):
     one = torch.tensor([[1.0, 0.0], [0.0, 1.0], [3.0, 0.0]])
     other = torch.tensor([[2.0, 0.0], [1.0, 0.0], [3.0, 0.0]])
     assert agreement.agreement_percent(one, other) == 66.67
@@ -61,7 +80,7 @@ def test_agreement_and_divergence():
     assert agreement.mean_divergence(one, other) == pytest.approx(expected.item(), abs=1e-6)
 
 
-def test_agreement_needs_llama_cpp(monkeypatch, capsys):
+def test_agreement_needs_llama_cpp(agreement, monkeypatch, capsys):
     monkeypatch.setattr(agreement, "llama_cpp", None)
     monkeypatch.setattr(sys, "argv", ["agreement.py"])
     with pytest.raises(SystemExit, match="2"):
@@ -69,7 +88,7 @@ def test_agreement_needs_llama_cpp(monkeypatch, capsys):
     assert "pip install llama-cpp-python" in capsys.readouterr().err
 
 
-def test_loading_is_compared_round_by_round():
+def test_loading_is_compared_round_by_round(gguf_load):
     row = gguf_load.row("Q4_0", "dali, into memory it has", [1e9, 2e9, 3e9], [2e9, 2e9, 4e9])
     assert row["of_disk"] == 0.75
     assert (row["gb_per_s"], row["slowest"], row["fastest"], row["target"]) == (2, 1, 3, 0.7)

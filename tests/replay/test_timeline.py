@@ -135,9 +135,10 @@ def test_a_live_run_decides_the_same(machine, monkeypatch, assign, prefetch, cac
 
     monkeypatch.setattr(module, "SCRATCH", residency.scratch_slots)
     shape = shape_of(trace, "own")
-    chosen = policies(trace, residency.capacity, assign, prefetch, cache, seed=3)
+    capacity = residency.resident_slots // trace.layers
+    chosen = policies(trace, capacity, assign, prefetch, cache, seed=3)
     model = shape.costs(profile.load(machine), 512)
-    result = Timeline(trace, chosen, shape, model, residency.capacity, True).run(forwards(trace, 1))
+    result = Timeline(trace, chosen, shape, model, capacity, True).run(forwards(trace, 1))
     # Gate inputs are kept in half precision: of two experts predicted nearly alike, the other one may be fetched.
     slack = 0 if prefetch == "none" else 0.02 * live.lookups
     assert result.lookups.sum() == live.lookups

@@ -125,11 +125,9 @@ def load(
             "Install a C++ compiler and reinstall dali."
         )
     path = locate(model, offline)
-    if path.is_dir():
-        loaded = load_model(path, quant, dtype, ctx_size, ram, meter, notify)
-    else:  # a simulated accelerator's dense work is the CPU's, too
-        pack = compiled and not device.startswith("cuda")
-        loaded = load_gguf(path, quant, dtype, ctx_size, ram, meter, notify, pack)
+    kernels = compiled and not device.startswith("cuda")  # a simulated accelerator's dense work is the CPU's, too
+    load_any = load_model if path.is_dir() else load_gguf
+    loaded = load_any(path, quant, dtype, ctx_size, ram, meter, notify, kernels)
     llm = LLM(loaded)
     if options is not None:
         llm.executor = offload(llm.loaded, llm.engine, options, meter, notify)

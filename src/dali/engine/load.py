@@ -89,9 +89,10 @@ def load_model(
     ram: int | None,
     meter: Meter,
     notify: Callable[[str], None],
+    compiled: bool = False,
 ) -> LoadedModel:
     """Load `directory` for the engine. `ctx_size`: tokens a sequence may have, None for all the model can; `ram`: bytes of host
-    memory to plan with, None for what is free now.
+    memory to plan with, None for what is free now. compiled: the dense part is for the CPU's compiled kernels.
 
     UsageError for an unknown `quant` or `dtype` or a `ctx_size` out of range; DaliError for a model that cannot be had, read,
     run or held.
@@ -106,6 +107,8 @@ def load_model(
     checkpoint = Checkpoint(directory)
     source = CheckpointExperts(checkpoint, modules, get_model_conversion_mapping(skeleton), skeleton)
     if getattr(config, "dtype", None) is None and dtype == "auto":
+        dtype = "float32"
+    if dtype == "auto" and config.dtype == torch.float16 and compiled:  # which they lack; float32 holds the same values
         dtype = "float32"
     target = config.dtype if dtype == "auto" else getattr(torch, dtype)
     dense_bytes = count_dense_bytes(skeleton, target)

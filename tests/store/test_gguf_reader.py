@@ -1,0 +1,63 @@
+"""Reading in one pass: every row once, streams in file order and between each other, failures."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from dali.errors import DaliError
+from dali.store import gguf_reader
+from dali.store.gguf import GgufTensor
+from dali.store.gguf_blocks import BLOCK_TYPES
+from dali.store.gguf_reader import Job, read
+
+BYTES = np.random.default_rng(0).integers(0, 256, 400_000, dtype=np.uint8)
+
+
+@pytest.fixture
+def tensor(tmp_path):
+    """F32 [250, 400], 1600 bytes a row."""
+    path = tmp_path / "model.gguf"
+    path.write_bytes(BYTES.tobytes())
+    return GgufTensor("weight", path, BLOCK_TYPES[0], (250, 400), 0)
+
+
+def test_every_row_comes_once_whatever_the_order(tensor):
+    found = np.zeros((250, 1600), dtype=np.uint8)
+    jobs = [
+        Job(
+            tensor,
+            begin,
+            10,
+            lambda raw, begin=begin: np.add(found[begin : begin + 10], raw, found[begin : begin + 10]),
+        )
+        for begin in reversed(range(0, 250, 10))
+    ]
+    told = []
+    read([jobs[:7], jobs[7:], []], told.append)
+    assert np.array_equal(found.reshape(-1), BYTES)
+    assert told == [16000] * 25
+
+
+def test_streams_in_file_order_and_evenly_between_each_other(tensor, monkeypatch):
+    monkeypatch.setattr(gguf_reader, "THREADS", 1)
+    done = []
+    long = [Job(tensor, begin, 1, lambda raw, begin=begin: done.append(begin)) for begin in (3, 1, 0, 2)]
+    short = [Job(tensor, begin, 1, lambda raw, begin=begin: done.append(begin)) for begin in (101, 100)]
+    read([long, short], lambda nbytes: None)
+    assert done == [0, 100, 1, 2, 101, 3]
+
+
+def test_a_failure_is_raised(tensor):
+    def fail(raw):
+        raise DaliError("A weight is NaN.", "Download it again.")
+
+    jobs = [Job(tensor, row, 1, fail if row == 7 else lambda raw: None) for row in range(250)]
+    with pytest.raises(DaliError, match="NaN"):
+        read([jobs], lambda nbytes: None)
+
+
+def test_rows_beyond_the_end(tensor):
+    tensor.path.write_bytes(BYTES[:8000].tobytes())
+    with pytest.raises(DaliError, match="ends inside weight"):
+        read([[Job(tensor, 3, 10, lambda raw: None)]], lambda nbytes: None)
