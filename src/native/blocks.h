@@ -1,4 +1,4 @@
-// GGUF's blocks that no packed format holds, 32 columns at a time, as floats: the same operations as store/gguf_blocks.py.
+// GGUF's blocks, 32 columns at a time, as floats: the same operations as store/gguf_blocks.py.
 #pragma once
 
 #include <cstddef>
@@ -61,6 +61,27 @@ DALI_INLINE void add_fifth_bits(const uint8_t* qh, Ints16& first, Ints16& second
 }
 
 // A block type: the columns and bytes of a block, and what its group `group` of 32 columns stands for.
+struct Q4_0 {  // d, qs
+    static constexpr int columns = 32, bytes = 18;
+    DALI_INLINE static void decode(const uint8_t* block, int, Group& out) {
+        const float d = half_at(block);
+        Ints16 first, second;
+        nibbles(block + 2, first, second);
+        scale(first - 8, second - 8, d, d, out);
+    }
+};
+
+struct Q8_0 {  // d, qs
+    static constexpr int columns = 32, bytes = 34;
+    DALI_INLINE static void decode(const uint8_t* block, int, Group& out) {
+        const float d = half_at(block);
+        Ints16 first, second;
+        load_bytes(block + 2, first);
+        load_bytes(block + 18, second);
+        scale((first ^ 128) - 128, (second ^ 128) - 128, d, d, out);  // signed
+    }
+};
+
 struct Q4_1 {  // d, m, qs
     static constexpr int columns = 32, bytes = 20;
     DALI_INLINE static void decode(const uint8_t* block, int, Group& out) {

@@ -260,6 +260,10 @@ NB_MODULE(_native, m) {
         nb::gil_scoped_release unlocked;
         return repack(matrix, type, pointer<const uint8_t>(raw), row_bytes, pointer<uint8_t>(packed));
     });
+    m.def("decode_blocks", [](const std::string& type, uintptr_t raw, size_t count, uintptr_t out) {
+        nb::gil_scoped_release unlocked;
+        decode_blocks(type, pointer<const uint8_t>(raw), count, pointer<float>(out));
+    });
     m.def("read_seconds", [](uintptr_t from, size_t bytes) {
         nb::gil_scoped_release unlocked;
         return read_seconds(pointer<const void>(from), bytes);

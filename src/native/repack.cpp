@@ -112,6 +112,24 @@ DALI_INLINE bool convert_tile(const Matrix& matrix, const uint8_t* raw, size_t r
     return true;
 }
 
+template <class Type>
+DALI_INLINE void decode_all(const uint8_t* raw, size_t count, float* out) {
+    for (size_t block = 0; block < count; block++)
+        for (int group = 0; group < Type::columns / GROUP; group++) {
+            Group values;
+            Type::decode(raw + block * Type::bytes, group, values);
+            std::memcpy(out + block * Type::columns + group * GROUP, &values, sizeof values);
+        }
+}
+
+DALI_CLONES void decode_q4_0(const uint8_t* raw, size_t count, float* out) { decode_all<Q4_0>(raw, count, out); }
+DALI_CLONES void decode_q8_0(const uint8_t* raw, size_t count, float* out) { decode_all<Q8_0>(raw, count, out); }
+DALI_CLONES void decode_q4_1(const uint8_t* raw, size_t count, float* out) { decode_all<Q4_1>(raw, count, out); }
+DALI_CLONES void decode_q5_0(const uint8_t* raw, size_t count, float* out) { decode_all<Q5_0>(raw, count, out); }
+DALI_CLONES void decode_q5_1(const uint8_t* raw, size_t count, float* out) { decode_all<Q5_1>(raw, count, out); }
+DALI_CLONES void decode_q5_k(const uint8_t* raw, size_t count, float* out) { decode_all<Q5_K>(raw, count, out); }
+DALI_CLONES void decode_q6_k(const uint8_t* raw, size_t count, float* out) { decode_all<Q6_K>(raw, count, out); }
+
 enum class Lossy { q4_1, q5_0, q5_1, q5_k, q6_k };
 
 DALI_CLONES bool convert_tile(Lossy type, const Matrix& matrix, const uint8_t* raw, size_t row_bytes, int rows, uint8_t* tile) {
@@ -146,6 +164,17 @@ bool repack(const Matrix& matrix, const std::string& type, const uint8_t* raw, s
     if (type == "Q5_K") return convert(Lossy::q5_k);
     if (type == "Q6_K") return convert(Lossy::q6_k);
     throw std::invalid_argument("no repacking of " + type);
+}
+
+void decode_blocks(const std::string& type, const uint8_t* raw, size_t count, float* out) {
+    if (type == "Q4_0") return decode_q4_0(raw, count, out);
+    if (type == "Q8_0") return decode_q8_0(raw, count, out);
+    if (type == "Q4_1") return decode_q4_1(raw, count, out);
+    if (type == "Q5_0") return decode_q5_0(raw, count, out);
+    if (type == "Q5_1") return decode_q5_1(raw, count, out);
+    if (type == "Q5_K") return decode_q5_k(raw, count, out);
+    if (type == "Q6_K") return decode_q6_k(raw, count, out);
+    throw std::invalid_argument("no decoding of " + type);
 }
 
 }  // namespace dali

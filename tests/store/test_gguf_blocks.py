@@ -153,3 +153,13 @@ def test_the_compiled_kernels_refuse_what_w8_cannot_hold():
     type.blocks(raw)["d"] = 60000
     with pytest.raises(DaliError, match="w8 cannot hold a weight of magnitude"):
         packed_blocks(raw, type, FORMATS["w8"])
+
+
+@pytest.mark.skipif(not native.AVAILABLE, reason="the kernels were not compiled")
+@pytest.mark.parametrize("name", native.DECODED)
+def test_the_compiled_decoding_gives_the_same_values(name):
+    type = TYPES[name]
+    raw = random_blocks(name, 5, 512)
+    found = torch.empty(5, 512)
+    native.decode_blocks(torch.from_numpy(raw), name, found.numel() // type.columns, found)
+    assert torch.equal(found, torch.from_numpy(type.values(raw)))

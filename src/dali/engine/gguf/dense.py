@@ -13,6 +13,7 @@ from torch import Tensor
 from dali.engine.dense import PACKED_ROWS, linears_of
 from dali.engine.gguf.config import FAMILIES
 from dali.errors import DaliError
+from dali.kernels import native
 from dali.kernels.formats import TILE_ROWS, Format, round_up
 from dali.store.arena import Arena
 from dali.store.gguf import Gguf, GgufTensor, damaged
@@ -221,13 +222,20 @@ def _pack_rows(tensor: GgufTensor, begin: int, head: int, out: Tensor, format: F
 
 def _decode(tensor: GgufTensor, out: Tensor, raw: Bytes) -> None:
     """Rows of a tensor into `out` [rows, columns]. DaliError for values that are not finite."""
-    values = tensor.type.values(raw)
-    if not max(values.max(), -values.min()) <= torch.finfo(out.dtype).max:  # nor for NaN
+    type = tensor.type
+    if native.enabled() and type.name in native.DECODED:
+        values = out if out.dtype == torch.float32 and out.is_contiguous() else torch.empty(out.shape)
+        native.decode_blocks(torch.from_numpy(raw), type.name, values.numel() // type.columns, values)
+    else:
+        values = torch.from_numpy(type.values(raw))
+    least, most = torch.aminmax(values)
+    if not max(most.item(), -least.item()) <= torch.finfo(out.dtype).max:  # nor for NaN
         raise DaliError(
             f"The tensor {tensor.name} in {tensor.path} has values that are NaN, infinite or too large for {out.dtype}.",
             "Download the file again, or try --dtype float32.",
         )
-    out.copy_(torch.from_numpy(values))
+    if values is not out:
+        out.copy_(values)
 
 
 def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -27,12 +27,13 @@ from dali.kernels.native.library import (
     variant,
     variants,
 )
-from dali.kernels.native.linear import Linear, repack
+from dali.kernels.native.linear import DECODED, Linear, decode_blocks, repack
 from dali.kernels.native.measure import read_seconds, seconds
 
 __all__ = [
     "ATTENTION_DTYPES",
     "AVAILABLE",
+    "DECODED",
     "ROUTED_DTYPES",
     "VARIABLE",
     "Attention",
@@ -43,6 +44,7 @@ __all__ = [
     "attend",
     "compute_experts",
     "count_pairs",
+    "decode_blocks",
     "decode_layers",
     "enabled",
     "order_pairs",
