@@ -27,18 +27,24 @@ class DecodingLayer:
     """Takes the place of a decoder layer's forward. The first of a run computes them all; the others hand on its output."""
 
     def __init__(
-        self, layer: Any, attention: DecodingAttention, router: FusedRouter, experts: MoELayer
+        self, layer: Any, attention: DecodingAttention, router: FusedRouter, module: nn.Module
     ) -> None:
+        experts: Any = module.dali_layer
         self.plain: Any = layer.forward
         self.attention, self.experts, self.top_k = attention, experts, router.how[0]
+        self._module = module
         self.hooks = [h for m in layer.modules() for h in (m._forward_hooks, m._forward_pre_hooks)]
         norms: list[Any] = [layer.input_layernorm, layer.post_attention_layernorm]
         before_attention, before_experts = ((norm.weight, norm.variance_epsilon) for norm in norms)
-        assert experts.native is not None
         self.native = native.DecoderLayer(
             before_attention, attention.native, before_experts, (router.weight, *router.how), experts.native
         )
         self.run = Run([self])
+
+    @property
+    def whole(self) -> bool:
+        """Whether its experts still are those it was made of: an accelerator may have taken them over since."""
+        return self._module.__dict__.get("dali_layer") is self.experts
 
     def __call__(self, hidden_states: Tensor, *arguments: Any, **keywords: Any) -> Any:
         step, rotation = current_step(), keywords.get("position_embeddings")
@@ -61,7 +67,8 @@ class Run:
 
     def serves(self, step: StepContext) -> bool:
         """Whether the step is a few sequences decoding, and nobody watches the parts."""
-        return step.decoding and len(step.segments) <= ROUTED_TOKENS and not any(self._hooks)
+        few = step.decoding and len(step.segments) <= ROUTED_TOKENS
+        return few and not any(self._hooks) and all(layer.whole for layer in self.layers)
 
     def decode(self, step: StepContext, hidden: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """hidden [1, tokens, hidden], cos and sin [1, tokens, width] -> the last layer's output."""
@@ -93,10 +100,12 @@ def _fused(layer: Any, rotary: Any) -> DecodingLayer | None:
     attention = parts["self_attn"].forward
     inside = list(parts["mlp"].children())
     router = next((child for child in inside if isinstance(child, FusedRouter)), None)
-    experts = next((child.dali_layer for child in inside if "dali_layer" in child.__dict__), None)
+    module = next((child for child in inside if "dali_layer" in child.__dict__), None)
+    experts: Any = None if module is None else module.dali_layer
     if (
         len(inside) != 2
         or router is None
+        or module is None
         or type(experts) is not MoELayer
         or experts.native is None
         or experts.arithmetic is not None
@@ -105,7 +114,7 @@ def _fused(layer: Any, rotary: Any) -> DecodingLayer | None:
         or parts["input_layernorm"].weight.dtype != router.weight.dtype
     ):
         return None
-    fused = DecodingLayer(layer, attention, router, experts)
+    fused = DecodingLayer(layer, attention, router, module)
     weight: Tensor = layer.input_layernorm.weight
     generator = torch.Generator().manual_seed(0)
     steps = []
