@@ -51,7 +51,7 @@ from dali.runtime import executor as runtime
 from dali.runtime.executor import Executor
 from dali.runtime.predict import LinearMap
 from dali.runtime.residency import Residency
-from dali.runtime.telemetry import Telemetry
+from dali.telemetry import Telemetry
 
 LAYERS, EXPERTS, TOP_K, HIDDEN, INTERMEDIATE = 48, 128, 8, 2048, 768
 BATCHES, RESIDENT = (1, 32), (0.25, 0.5)

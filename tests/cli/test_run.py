@@ -168,7 +168,10 @@ def test_stdin_that_is_no_prompt_is_refused(refused, stdin, content, problem):
         (["hi there", "--lossy"], "--lossy is about an accelerator, and the device is cpu."),
         (["hi there", "--lossy", "--device", "sim:paper"], "--lossy turns on the lossy parts of a system"),
         (["hi there", "--lossy", "--policy", "lru", "--device", "sim:paper"], "Two lanes + LRU has no lossy"),
-        (["hi there", "--policy", "lru", "--cache", "lru", "--device", "sim:paper"], "--policy lru is a whole"),
+        (
+            ["hi there", "--policy", "lru", "--cache", "lru", "--device", "sim:paper"],
+            "--policy lru is a whole",
+        ),
         (["hi there", "--policy", "lru", "--cpu-moe", "--device", "sim:paper"], "--policy lru is a whole"),
         (["./nowhere", "hi"], "No model called './nowhere'"),
         (["model.gguf", "hi"], "There is no file model.gguf."),

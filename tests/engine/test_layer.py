@@ -10,7 +10,7 @@ from dali.kernels import native
 from dali.kernels.activation import Activation
 from dali.kernels.expert import ExpertLayout, ExpertShape, ExpertWeights
 from dali.kernels.formats import get_format
-from dali.runtime.telemetry import Telemetry
+from dali.telemetry import Telemetry
 
 pytestmark = pytest.mark.skipif(not native.AVAILABLE, reason="the kernels were not compiled")
 EXPERTS, HIDDEN, TOP_K = 6, 64, 3

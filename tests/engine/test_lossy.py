@@ -20,8 +20,8 @@ from dali.engine.step import Segment, StepContext, running
 from dali.hardware.cost import CostModel
 from dali.hardware.profile import load as load_profile
 from dali.kernels.reference import expert_ffn
-from dali.runtime.telemetry import Telemetry
 from dali.systems import DROPPED, KEPT, LATER, LOW, LossyParts, Rerouted, Routed
+from dali.telemetry import Telemetry
 from engine.accelerated import answers, calibration_text, load, same, slow_machine
 from families import random_model, save_model
 from runtime.tiny_runtime import (

@@ -26,7 +26,7 @@ from dali.policies import Policies, create, names
 from dali.runtime.executor import Executor, Kernel
 from dali.runtime.predict import GateShift, LinearMap
 from dali.runtime.residency import Residency
-from dali.runtime.telemetry import Telemetry
+from dali.telemetry import Telemetry
 
 HIDDEN, INTERMEDIATE, LAYERS, EXPERTS, TOP_K = 32, 32, 4, 8, 2
 # Times as of Qwen3-30B-A3B's experts: at these workloads plans mix the CPU, residents and copies.

@@ -11,7 +11,7 @@ from torch import Tensor
 from dali.kernels import native
 from dali.kernels.expert import ExpertLayout
 from dali.kernels.reference import compute_experts, reduce_slots
-from dali.runtime.telemetry import Telemetry
+from dali.telemetry import Telemetry
 
 
 class MoELayer:

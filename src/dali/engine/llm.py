@@ -26,9 +26,9 @@ from dali.hardware.memory import parse_size
 from dali.kernels import native
 from dali.kernels.formats import FORMATS, get_format
 from dali.runtime.executor import Executor
-from dali.runtime.telemetry import Telemetry
 from dali.store.arena import Arena
 from dali.store.checkpoint import canonical
+from dali.telemetry import Telemetry
 
 STEP_TOKENS = 512  # prefill chunk: enough rows for the kernels, short enough to keep others decoding
 
@@ -125,7 +125,9 @@ def load(
             "Install a C++ compiler and reinstall dali."
         )
     path = locate(model, offline)
-    kernels = compiled and not device.startswith("cuda")  # a simulated accelerator's dense work is the CPU's, too
+    kernels = compiled and not device.startswith(
+        "cuda"
+    )  # a simulated accelerator's dense work is the CPU's, too
     load_any = load_model if path.is_dir() else load_gguf
     loaded = load_any(path, quant, dtype, ctx_size, ram, meter, notify, kernels)
     llm = LLM(loaded)

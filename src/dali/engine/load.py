@@ -23,12 +23,12 @@ from dali.errors import DaliError, UsageError
 from dali.hardware.memory import available_ram, size
 from dali.kernels.expert import ExpertLayout
 from dali.kernels.formats import FORMATS, get_format
-from dali.runtime.telemetry import Telemetry
 from dali.store.builder import ensure_store
 from dali.store.cache import store_path
 from dali.store.checkpoint import Checkpoint, CheckpointExperts, ExpertsModule
 from dali.store.header import StoreHeader
 from dali.store.reader import StoreReader
+from dali.telemetry import Telemetry
 
 QUANTS = ("auto", *FORMATS)
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -50,7 +50,9 @@ class LoadedModel:
     ctx_size: int  # tokens a sequence may have
     converted: dict[str, float] = field(default_factory=dict)  # "Q6_K to w8" -> relative L2 error, measured
     system: str | None = None  # whose policies run, where one was named
-    lossy: dict[str, Any] = field(default_factory=dict)  # its lossy "parts", and what they have done; none: all are off
+    lossy: dict[str, Any] = field(
+        default_factory=dict
+    )  # its lossy "parts", and what they have done; none: all are off
 
     @property
     def layout(self) -> ExpertLayout:
@@ -108,7 +110,9 @@ def load_model(
     source = CheckpointExperts(checkpoint, modules, get_model_conversion_mapping(skeleton), skeleton)
     if getattr(config, "dtype", None) is None and dtype == "auto":
         dtype = "float32"
-    if dtype == "auto" and config.dtype == torch.float16 and compiled:  # which they lack; float32 holds the same values
+    if (
+        dtype == "auto" and config.dtype == torch.float16 and compiled
+    ):  # which they lack; float32 holds the same values
         dtype = "float32"
     target = config.dtype if dtype == "auto" else getattr(torch, dtype)
     dense_bytes = count_dense_bytes(skeleton, target)

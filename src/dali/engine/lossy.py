@@ -27,9 +27,9 @@ from dali.kernels.expert import ExpertLayout
 from dali.kernels.experts import compute_experts
 from dali.kernels.reference import reduce_slots
 from dali.runtime.executor import CPU, DOWN, UP, Executor
-from dali.runtime.telemetry import Telemetry
 from dali.runtime.workspace import Workspace
 from dali.systems import DROPPED, KEPT, LATER, LOW, LossyParts, Rerouted, Routed
+from dali.telemetry import Telemetry
 
 Scores = Callable[[int, Tensor], Tensor]
 """(MoE layer, gate inputs [tokens, hidden]) -> what its router scores them, float32 [tokens, experts]."""

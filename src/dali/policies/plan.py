@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 
-@dataclass(slots=True)  # not frozen, which would make making one several times as slow: two are made a layer's step
+@dataclass(
+    slots=True
+)  # not frozen, which would make making one several times as slow: two are made a layer's step
 class ResidencyView:
     """One layer's experts as the planner finds them.
 

@@ -33,8 +33,8 @@ from dali.policies.signals import Signals
 from dali.runtime.prefetch import Predictor, Prefetcher
 from dali.runtime.replacement import Replacement
 from dali.runtime.residency import COPY, Residency
-from dali.runtime.telemetry import LayerCounters, Telemetry
 from dali.runtime.workspace import Workspace
+from dali.telemetry import LayerCounters, Telemetry
 
 CPU = torch.device("cpu")
 DOWN, UP = "down", "up"  # streams of activations, so that they never queue behind experts

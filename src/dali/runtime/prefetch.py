@@ -16,7 +16,7 @@ from dali.policies.guard import Guard
 from dali.policies.plan import LayerPlan, ResidencyView
 from dali.policies.prefetch import Forecast, PrefetchPolicy
 from dali.runtime.residency import Residency
-from dali.runtime.telemetry import LayerCounters, Telemetry
+from dali.telemetry import LayerCounters, Telemetry
 
 
 class Predictor(Protocol):

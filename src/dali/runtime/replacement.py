@@ -10,7 +10,7 @@ from dali.policies.guard import CopiedSwaps, Guard
 from dali.policies.plan import ResidencyView
 from dali.policies.signals import Signals
 from dali.runtime.residency import Residency
-from dali.runtime.telemetry import LayerCounters
+from dali.telemetry import LayerCounters
 
 
 class Replacement:

@@ -26,10 +26,10 @@ from dali.engine.progress import Meter
 from dali.hardware.memory import available_ram
 from dali.kernels.expert import ExpertLayout
 from dali.kernels.formats import Format, get_format
-from dali.runtime.telemetry import Telemetry
 from dali.store.gguf import read_gguf
 from dali.store.gguf_experts import GgufExperts, Loaded
 from dali.store.gguf_reader import Reading, read
+from dali.telemetry import Telemetry
 
 
 class Weights(NamedTuple):

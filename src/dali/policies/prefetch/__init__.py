@@ -68,6 +68,8 @@ class PrefetchPolicy:
         if count <= 0:
             return ()
         resident, in_flight = view.resident, view.in_flight
-        busiest = sorted(range(len(predicted)), key=predicted.__getitem__, reverse=True)  # ties stay in id order
+        busiest = sorted(
+            range(len(predicted)), key=predicted.__getitem__, reverse=True
+        )  # ties stay in id order
         wanted = (e for e in busiest if predicted[e] and e not in resident and e not in in_flight)
         return tuple(islice(wanted, count))

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from dali.devices import SimDevice
-from dali.runtime.telemetry import LayerCounters, Telemetry
+from dali.telemetry import LayerCounters, Telemetry
 from runtime.tiny_runtime import LAYERS, Setting, run, tiny_executor, tiny_model
 
 
