@@ -7,7 +7,7 @@
 
 A pair is one process of each in turn, on the same file with the same threads, each warmed up; who goes first alternates. Shown
 are medians, and the median of the pairs' ratios. Roofline = speed * weight bytes a token / read bandwidth, which dali's
-process of the same pair measures. Load = from starting the process, file in the page cache, to its first token. Peak memory is
+process of the same pair measures; most_possible = the ratio that reading at it without a pause would give. Load = from starting the process, file in the page cache, to its first token. Peak memory is
 the process's largest resident set, in llama.cpp's case with the file it maps. Takes 12 GB of disk; --directory keeps the files;
 --add adds to the pairs of the last result of the same files.
 """
@@ -94,6 +94,11 @@ def pair(number: int, ours: Callable[[], Sample], theirs: Callable[[], Sample]) 
     return samples
 
 
+def most_possible(samples: list[dict[str, Sample]]) -> float:
+    """The decoding ratio of reading every weight once a token at the read bandwidth without a pause."""
+    return round(statistics.median(100 / one["llama_cpp"]["roofline_percent"] for one in samples), 2)
+
+
 def rows_of(pairs: dict[str, list[dict[str, Sample]]]) -> list[dict[str, Any]]:
     rows = []
     for kind, samples in pairs.items():
@@ -108,6 +113,7 @@ def rows_of(pairs: dict[str, list[dict[str, Sample]]]) -> list[dict[str, Any]]:
                     "llama_cpp": round(statistics.median(theirs), 2),
                     "ratio": round(ratio, 2),
                     "target": TARGETS[kind].get(measured),
+                    "most_possible": most_possible(samples) if measured == f"tg{GENERATE}" else None,
                     "pairs": len(samples),
                 }
             )
