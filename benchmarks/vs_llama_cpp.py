@@ -7,9 +7,10 @@
 
 A pair is one process of each in turn, on the same file with the same threads, each warmed up; who goes first alternates. Shown
 are medians, and the median of the pairs' ratios. Roofline = speed * weight bytes a token / read bandwidth, which dali's
-process of the same pair measures; most_possible = the ratio that reading at it without a pause would give. Load = from starting the process, file in the page cache, to its first token. Peak memory is
-the process's largest resident set, in llama.cpp's case with the file it maps. Takes 12 GB of disk; --directory keeps the files;
---add adds to the pairs of the last result of the same files.
+process of the same pair measures; most_possible = the ratio that reading at it without a pause would give. Load = from
+starting the process, file in the page cache, to its first token. Peak memory is the process's largest resident set, in
+llama.cpp's case with the file it maps. Takes 12 GB of disk; --directory keeps the files; --add adds to the pairs of the last
+result of the same files.
 """
 
 from __future__ import annotations
