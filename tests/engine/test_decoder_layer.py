@@ -8,6 +8,7 @@ from test_decode import decoded, load
 
 from dali.engine.decoder_layer import DecodingLayer
 from dali.engine.layer import MoELayer
+from dali.engine.step import StepContext
 from dali.kernels import native
 from families import FAMILIES, random_model
 
@@ -82,3 +83,21 @@ def test_many_sequences_run_part_by_part(tmp_path, monkeypatch):
     found = decoded(llm)
     run_as_written(llm)
     assert all(map(torch.equal, found, decoded(llm)))
+
+
+def test_weights_that_moved_are_followed(tmp_path, monkeypatch):
+    llm = load(tmp_path, monkeypatch, random_model("olmoe", dtype=torch.float32))
+    expected = decoded(llm)
+    for parameter in llm.model.parameters():
+        parameter.data = parameter.data.clone()
+    assert not layers(llm)[0].run.serves(StepContext([], 0, native=True))
+    assert all(map(torch.equal, decoded(llm), expected))
+
+
+@pytest.mark.parametrize("family", ["olmoe", "mixtral"])
+def test_other_outputs_that_a_configuration_asks_for_are_not_collected(tmp_path, monkeypatch, family):
+    plain = decoded(load(tmp_path / "plain", monkeypatch, random_model(family)))
+    asked = {"output_router_logits": True, "output_hidden_states": True}
+    llm = load(tmp_path / "asked", monkeypatch, random_model(family, **asked))
+    assert all(map(torch.equal, decoded(llm), plain))
+    assert layers(llm)[0].run.serves(StepContext([], 0, native=True))

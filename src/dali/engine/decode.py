@@ -19,6 +19,20 @@ from dali.kernels import native
 PROBED = ((3, 7), (4, 8))  # positions of two sequences in two steps
 
 
+class Kept:
+    """Parameters whose memory native code reads. It stays while this does, even where a module is given other weights."""
+
+    def __init__(self, *parameters: Tensor | None) -> None:
+        self._parameters = [parameter for parameter in parameters if parameter is not None]
+        self._memory = [parameter.detach() for parameter in self._parameters]
+
+    @property
+    def current(self) -> bool:
+        """Whether the parameters still are where they were: `model.to(...)` and `parameter.data = ...` put them elsewhere."""
+        pairs = zip(self._parameters, self._memory, strict=True)
+        return all(parameter.data_ptr() == memory.data_ptr() for parameter, memory in pairs)
+
+
 class DecodingAttention:
     """Takes the place of an attention module's forward."""
 
@@ -26,11 +40,15 @@ class DecodingAttention:
         self.plain: Any = module.forward
         self._layer: int = module.layer_idx
         self.native, self._window = fused, window
+        norms = (getattr(module, f"{name}_norm", None) for name in "qk")
+        self.kept = Kept(
+            *(None if norm is None else norm.weight for norm in norms), getattr(module, "sinks", None)
+        )
         self._sample = torch.empty(0)  # what a token's keys look like
 
     def __call__(self, hidden_states: Tensor, *arguments: Any, **keywords: Any) -> Any:
         step, rotation = current_step(), keywords.get("position_embeddings")
-        if step is None or not step.decoding or rotation is None:
+        if step is None or not step.decoding or rotation is None or not self.kept.current:
             return self.plain(hidden_states, *arguments, **keywords)
         cos, sin = rotation
         return self.native.decode(hidden_states, cos, sin, self.places(step, hidden_states)), None

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dali.engine.decode import PROBED, DecodingAttention
+from dali.engine.decode import PROBED, DecodingAttention, Kept
 from dali.engine.dense import ROUTED_TOKENS, FusedRMSNorm, FusedRouter
 from dali.engine.kv import KVCache
 from dali.engine.layer import MoELayer
@@ -33,6 +33,7 @@ class DecodingLayer:
         self.plain: Any = layer.forward
         self.attention, self.experts, self.top_k = attention, experts, router.how[0]
         self._module = module
+        self._kept = Kept(layer.input_layernorm.weight, layer.post_attention_layernorm.weight, router.weight)
         self.hooks = [h for m in layer.modules() for h in (m._forward_hooks, m._forward_pre_hooks)]
         norms: list[Any] = [layer.input_layernorm, layer.post_attention_layernorm]
         before_attention, before_experts = ((norm.weight, norm.variance_epsilon) for norm in norms)
@@ -43,8 +44,9 @@ class DecodingLayer:
 
     @property
     def whole(self) -> bool:
-        """Whether its experts still are those it was made of: an accelerator may have taken them over since."""
-        return self._module.__dict__.get("dali_layer") is self.experts
+        """Whether its parts still are those it was made of: an accelerator may have taken over the experts since."""
+        same = self._module.__dict__.get("dali_layer") is self.experts
+        return same and self._kept.current and self.attention.kept.current
 
     def __call__(self, hidden_states: Tensor, *arguments: Any, **keywords: Any) -> Any:
         step, rotation = current_step(), keywords.get("position_embeddings")
@@ -115,6 +117,8 @@ def _fused(layer: Any, rotary: Any) -> DecodingLayer | None:
     ):
         return None
     fused = DecodingLayer(layer, attention, router, module)
+    if any(fused.hooks):  # watched: a probe would run the parts
+        return None
     weight: Tensor = layer.input_layernorm.weight
     generator = torch.Generator().manual_seed(0)
     steps = []

@@ -30,6 +30,8 @@ from dali.store.arena import Arena
 from dali.store.checkpoint import canonical
 from dali.telemetry import Telemetry
 
+# What a configuration may ask a forward pass for beside logits: nobody reads it, and collecting it watches every layer.
+EXTRA_OUTPUTS = ("output_router_logits", "output_hidden_states", "output_attentions")
 STEP_TOKENS = 512  # prefill chunk: enough rows for the kernels, short enough to keep others decoding
 
 Message = dict[str, Any]
@@ -184,6 +186,8 @@ class LLM:
         self.executor: Executor | None = None  # where an accelerator takes part
         self.name = loaded.name
         self.model = loaded.model
+        for extra in EXTRA_OUTPUTS:
+            setattr(self.model.config, extra, False)
         self.tokenizer = loaded.tokenizer
         self.layout = loaded.layout
         self.format_name = loaded.format_name

@@ -84,6 +84,8 @@ def few_levels(matrix: Tensor, bits: int, format: Format) -> Tensor:
     scale = ((high - low) / (2**bits - 1)).to(torch.float16)
     require_finite(scale, matrix, format)
     step = scale.to(torch.float32).masked_fill(scale == 0, float("inf"))  # a group of zeros stays one
-    zero = (-low / step).round_().unsqueeze(-1)
+    zero = (
+        (-low / step).round_().clamp_(max=2**bits - 1).unsqueeze(-1)
+    )  # a tiny scale may have been rounded down
     levels = (groups / step.unsqueeze(-1) + zero).round_().clamp_(0, 2**bits - 1)
     return assemble((levels - zero + format.zero).to(torch.uint8), (scale,), format)
