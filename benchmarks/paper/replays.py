@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dali import systems
+from dali.engine.whole_layers import WholeLayers
 from dali.errors import UsageError
 from dali.hardware import profile as profiles
 from dali.policies import Policies, create
@@ -205,19 +206,8 @@ def busiest(workload: Array, count: int) -> Array:
 def whole_layers(layers: int, experts: int, slots: int) -> Policies:
     """llama.cpp's --n-cpu-moe: the first layers on the CPU, on the accelerator as many whole ones as all slots together hold."""
     on_cpu = layers - layers * slots // experts
-    cache = WholeLayers(layers, experts, slots, on_cpu)
+    cache = WholeLayers(layers, experts, on_cpu)
     return Policies(create("assign", "layerwise", cpu_layers=on_cpu), create("prefetch", "none"), cache)
-
-
-class WholeLayers(CachePolicy):
-    """All experts of the layers from `first` on, for good."""
-
-    def __init__(self, layers: int, experts: int, capacity: int, first: int) -> None:
-        super().__init__(layers, experts, capacity)
-        self._first = first
-
-    def initial(self, layer: int) -> tuple[int, ...]:
-        return tuple(range(self.experts)) if layer >= self._first else ()
 
 
 class RandomPrefetch(PrefetchPolicy):

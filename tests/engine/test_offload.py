@@ -370,3 +370,9 @@ def test_modelled_dense_time_covers_all_dense_weights_once(directory: Path) -> N
     assert 3 * seconds(1) > streamed
     assert seconds(1) <= seconds(4096)
     assert offload.predict_seconds(seam.routers(llm.model, 64), costs)(1) < seconds(1)
+
+
+@pytest.mark.parametrize("part", ["prefetch", "cache"])
+def test_whole_layers_and_policies_that_move_experts_exclude_each_other(part):
+    with pytest.raises(dali.UsageError, match=f"--n-cpu-moe 1 .* --{part} lru"):
+        dali.load(device="sim:paper", n_cpu_moe=1, **{part: "lru"})

@@ -111,6 +111,12 @@ def load(
                 f"--policy {policy} is a whole system and says itself what --{part.replace('_', '-')} would.",
                 "Leave one of them out.",
             )
+    for part in ("prefetch", "cache") if n_cpu_moe is not None else ():
+        if part in given:
+            raise UsageError(
+                f"--n-cpu-moe {n_cpu_moe} leaves whole layers where they are, so nothing would follow --{part} {given[part]}.",
+                "Leave one of them out.",
+            )
     options = None
     if device != "cpu":
         options = Offload(device, **given, seed=seed)  # type: ignore[arg-type]  # names as there

@@ -10,6 +10,7 @@ copied back.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence, Set
 from random import Random
 from typing import ClassVar, NamedTuple
@@ -65,7 +66,7 @@ class CachePolicy:
         return []
 
 
-class DemandFilled(CachePolicy):
+class DemandFilled(CachePolicy, ABC):
     """A fetched expert that was used stays, in place of the resident of lowest rank (see `fill`). Ranks outlive an expert's stay;
     all uses of one forward step count once."""
 
@@ -74,9 +75,9 @@ class DemandFilled(CachePolicy):
         self._steps = [0] * layers
         self._ranks = [[0] * experts for _ in range(layers)]
 
+    @abstractmethod
     def rank(self, before: int, step: int) -> int:
         """The rank of an expert used in the layer's `step` (1 is the first)."""
-        raise NotImplementedError
 
     def observe(
         self,
