@@ -4,6 +4,7 @@ from hypothesis import strategies as st
 
 from dali.policies import create, names
 from dali.policies.cache import Swap
+from dali.policies.cache.fading import FADING, SLOW_SHARE
 
 
 def policy(name, experts=6, capacity=2, layers=1, **options):
@@ -125,6 +126,33 @@ def test_fading_is_exact_however_long_it_runs(tokens, swaps):
         assert cache.observe(0, [2, 1, 0], {0}) == []
     # By then 2 tokens a step are 2 (0.85 / 0.15 + 0.4 x 0.97 / 0.03) = 37.2, and 1 token a step, with 14 new ones, 18.6 + 19.6.
     assert cache.observe(0, [0, tokens, 0], {0}) == swaps
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.data())
+def test_fading_picks_by_score_and_then_by_id(data):
+    cache, sums = policy("fading", experts=6, capacity=3), [[0.0] * 6 for _ in FADING]
+    resident, few = {0, 2, 4}, st.sets(st.integers(0, 5), max_size=2)
+    for _ in range(8):
+        workload = data.draw(st.lists(st.integers(0, 2), min_size=6, max_size=6))
+        protected, fetched = data.draw(few), data.draw(few) - resident
+        sums = [
+            [fading * total + tokens for total, tokens in zip(one, workload, strict=True)]
+            for fading, one in zip(FADING, sums, strict=True)
+        ]
+        scores = [round(fast + SLOW_SHARE * slow, 9) for fast, slow in zip(*sums, strict=True)]
+        rising = sorted(range(6), key=lambda e: (scores[e], e))
+        falling = sorted(range(6), key=lambda e: (-scores[e], e))
+        absent = [e for e in falling if e not in resident and e not in protected]
+        loads = [e for e in absent if e in fetched] or absent[:1]
+        pairs = zip([e for e in rising if e in resident - protected], loads, strict=False)
+        expected = [Swap(out, into) for out, into in pairs if scores[into] > scores[out]]
+        swaps = cache.observe(0, workload, resident, fetched, protected)
+        # Scores that differ by rounding alone may go either way.
+        assert [(scores[s.evict], scores[s.load]) for s in swaps] == [
+            (scores[s.evict], scores[s.load]) for s in expected
+        ]
+        resident = resident - {s.evict for s in swaps} | {s.load for s in swaps}
 
 
 @pytest.mark.parametrize("name", ["lru", "lfu", "workload", "fading"])

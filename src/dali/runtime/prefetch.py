@@ -88,9 +88,10 @@ class Prefetcher:
 
     def count(self, layer: int, workload: Sequence[int], plan: LayerPlan, counters: LayerCounters) -> None:
         """The layer's turn has come: count where its accelerator finds its experts, and what became of those fetched ahead."""
-        waiting = self._residency.scratch(layer)
-        used = sum([expert in plan.gpu for expert in waiting])
-        late = sum([workload[expert] > 0 and expert not in plan.gpu for expert in waiting])
+        waiting, used, late = self._residency.scratch(layer), 0, 0
+        if waiting:
+            used = sum([expert in plan.gpu for expert in waiting])
+            late = sum([workload[expert] > 0 and expert not in plan.gpu for expert in waiting])
         counters.resident += len(plan.gpu) - len(plan.fetch) - used
         counters.prefetched += used
         counters.prefetch_used += used

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Collection, Sequence, Set
+from math import inf
 
 from dali.policies.cache import CachePolicy, Swap
 from dali.policies.signals import Signals
@@ -23,7 +24,6 @@ class Policy(CachePolicy):
 
     def __init__(self, layers: int, experts: int, capacity: int, seed: int = 0) -> None:
         super().__init__(layers, experts, capacity, seed)
-        self._every = set(range(experts))
         self._sums = [[array("d", [0.0]) * experts for _ in FADING] for _ in range(layers)]
         self._worth = [[1.0, 1.0] for _ in range(layers)]  # a token's: it grows where sums would have to fade
 
@@ -48,12 +48,29 @@ class Policy(CachePolicy):
                 fast[expert] += tokens * fast_worth
                 slow[expert] += tokens * slow_worth
         share = SLOW_SHARE * fast_worth / slow_worth
-        scores = [one + share * other for one, other in zip(fast, slow, strict=True)]
-        score = scores.__getitem__  # sorting is stable, and max takes the first: ties go to the lower id
-        loads = sorted(sorted(set(fetched) - protected), key=score, reverse=True)
+        loads = [(-fast[e] - share * slow[e], e) for e in set(fetched) - protected] if fetched else ()
         if not loads:
-            absent = sorted(self._every - resident - protected)
-            loads = [max(absent, key=score)] if absent else []
-        victims = sorted(sorted(resident - protected), key=score)
-        pairs = zip(victims, loads, strict=False)
-        return [Swap(evict, load) for evict, load in pairs if scores[load] > scores[evict]]
+            return _best(fast, slow, share, resident, protected)
+        residents = [(fast[e] + share * slow[e], e) for e in resident if e not in protected]
+        victims = sorted(residents) if len(loads) > 1 or not residents else [min(residents)]
+        pairs = zip(victims, sorted(loads), strict=False)
+        return [Swap(evict, load) for (low, evict), (high, load) in pairs if -high > low]
+
+
+def _best(
+    fast: Sequence[float], slow: Sequence[float], share: float, resident: Set[int], protected: Set[int]
+) -> list[Swap]:
+    """The highest absent score for the lowest resident one, in one pass: most layers' of most steps."""
+    load = evict = -1
+    highest, lowest = 0.0, inf
+    for expert, (one, other) in enumerate(zip(fast, slow, strict=True)):
+        score = one + share * other
+        if score > highest:
+            if expert in resident:
+                if score < lowest and expert not in protected:
+                    lowest, evict = score, expert
+            elif expert not in protected:
+                highest, load = score, expert
+        elif score < lowest and expert in resident and expert not in protected:
+            lowest, evict = score, expert
+    return [Swap(evict, load)] if evict >= 0 and highest > lowest else []

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import islice
 from typing import ClassVar, NamedTuple
 
 from dali.hardware.cost import ExpertCosts
@@ -68,8 +67,6 @@ class PrefetchPolicy:
         if count <= 0:
             return ()
         resident, in_flight = view.resident, view.in_flight
-        busiest = sorted(
-            range(len(predicted)), key=predicted.__getitem__, reverse=True
-        )  # ties stay in id order
-        wanted = (e for e in busiest if predicted[e] and e not in resident and e not in in_flight)
-        return tuple(islice(wanted, count))
+        wanted = [e for e, busy in enumerate(predicted) if busy and e not in resident and e not in in_flight]
+        wanted.sort(key=predicted.__getitem__, reverse=True)  # stable: ties stay in id order
+        return tuple(wanted[:count])
