@@ -3,12 +3,15 @@
 #include "clock.h"
 #include "linear.h"
 #include "norm.h"
+#include "pool.h"
 
 namespace dali {
 
 namespace {
 
 Product product(const PackedLinear& linear, void* out) { return {linear.matrix, linear.packed, linear.bias, out}; }
+
+Span span(const PackedLinear& linear) { return {linear.packed, linear.matrix.bytes()}; }
 
 void project(const std::vector<Product>& products, int columns, const void* x, Dtype dtype, int rows) {
     const Timed timed(Part::dense);
@@ -52,6 +55,11 @@ void rotate(void* x, Dtype dtype, int rows, int heads, int width, const void* co
 
 }  // namespace
 
+void announce(const AttentionModule& module) {
+    const Span spans[] = {span(module.query), span(module.key), span(module.value), span(module.out)};
+    Pool::instance().announce(spans, 4);
+}
+
 void decode(const AttentionModule& module, const void* x, Dtype dtype, int rows, const void* cos, const void* sin,
             const std::vector<DecodingToken>& tokens, void* out) {
     const size_t item = item_bytes(dtype), all = size_t(module.heads) * module.width, kept = size_t(module.kv_heads) * module.width;
@@ -62,6 +70,8 @@ void decode(const AttentionModule& module, const void* x, Dtype dtype, int rows,
     mixed.resize(rows * all * item);
     project({product(module.query, query.data()), product(module.key, key.data()), product(module.value, value.data())},
             module.query.columns, x, dtype, rows);
+    const Span read_next = span(module.out);
+    Pool::instance().announce(&read_next, 1);
     normalise(module.query_norm, query.data(), dtype, rows * all);
     normalise(module.key_norm, key.data(), dtype, rows * kept);
     {

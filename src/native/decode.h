@@ -30,6 +30,9 @@ struct AttentionModule {
     const float* sinks;
 };
 
+// Tells the pool that the module's first projections are what is read next.
+void announce(const AttentionModule& module);
+
 // x [rows, hidden] -> out [rows, hidden]; cos and sin [rows, width]; `tokens` as in attend(). Rounds to `dtype` where torch would.
 void decode(const AttentionModule& module, const void* x, Dtype dtype, int rows, const void* cos, const void* sin,
             const std::vector<DecodingToken>& tokens, void* out);

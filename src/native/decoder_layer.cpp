@@ -22,8 +22,8 @@ void add(const void* a, const void* b, Dtype dtype, int count, void* sum) {
 
 }  // namespace
 
-LayerOutcome decode_layer(const DecoderLayer& layer, const void* x, Dtype dtype, int rows, const void* cos, const void* sin,
-                          const std::vector<DecodingToken>& tokens, void* out) {
+LayerOutcome decode_layer(const DecoderLayer& layer, const DecoderLayer* next, const void* x, Dtype dtype, int rows, const void* cos,
+                          const void* sin, const std::vector<DecodingToken>& tokens, void* out) {
     const int hidden = layer.before_attention.width, experts = int(layer.records.size()), top_k = layer.router.top_k;
     const size_t item = item_bytes(dtype), bytes = size_t(rows) * hidden * item;
     static thread_local std::vector<char> normed, attended, between, logits, weights;
@@ -55,6 +55,7 @@ LayerOutcome decode_layer(const DecoderLayer& layer, const void* x, Dtype dtype,
                                                       top_k, normed.data(), dtype, attended.data()});
         outcome.expert_seconds = double(timed.so_far()) * 1e-9;
     }
+    if (next) announce(next->attention);
     add(between.data(), attended.data(), dtype, rows * hidden, out);
     return outcome;
 }

@@ -29,8 +29,9 @@ struct LayerOutcome {
     double expert_seconds;
 };
 
-// x [rows, hidden] -> out [rows, hidden], which may be x; the rest as in decode(). Rounds to `dtype` where torch would.
-LayerOutcome decode_layer(const DecoderLayer& layer, const void* x, Dtype dtype, int rows, const void* cos, const void* sin,
-                          const std::vector<DecodingToken>& tokens, void* out);
+// x [rows, hidden] -> out [rows, hidden], which may be x; the rest as in decode(). Rounds to `dtype` where torch would. `next`: the
+// layer that follows at once, or null.
+LayerOutcome decode_layer(const DecoderLayer& layer, const DecoderLayer* next, const void* x, Dtype dtype, int rows, const void* cos,
+                          const void* sin, const std::vector<DecodingToken>& tokens, void* out);
 
 }  // namespace dali

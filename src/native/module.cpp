@@ -250,7 +250,7 @@ NB_MODULE(_native, m) {
         nb::gil_scoped_release unlocked;
         std::vector<std::tuple<int, double>> outcomes;
         for (size_t i = 0; i < layers.size(); i++) {
-            const LayerOutcome outcome = decode_layer(*layers[i], pointer<const void>(i ? out : x), dtype, rows, pointer<const void>(cos),
+            const LayerOutcome outcome = decode_layer(*layers[i], i + 1 < layers.size() ? layers[i + 1] : nullptr, pointer<const void>(i ? out : x), dtype, rows, pointer<const void>(cos),
                                                       pointer<const void>(sin), decoding(tokens.at(i)), pointer<void>(out));
             outcomes.emplace_back(outcome.active, outcome.expert_seconds);
         }
@@ -267,6 +267,13 @@ NB_MODULE(_native, m) {
     m.def("read_seconds", [](uintptr_t from, size_t bytes) {
         nb::gil_scoped_release unlocked;
         return read_seconds(pointer<const void>(from), bytes);
+    });
+    // (address, bytes) of what the next call to come reads first
+    m.def("announce", [](const std::vector<std::tuple<uintptr_t, size_t>>& memory) {
+        Span spans[MOST_SPANS];
+        const size_t count = std::min<size_t>(memory.size(), MOST_SPANS);
+        for (size_t i = 0; i < count; i++) spans[i] = {pointer<const uint8_t>(std::get<0>(memory[i])), std::get<1>(memory[i])};
+        Pool::instance().announce(spans, int(count));
     });
     // Seconds spent in each kind of kernel since the process began, as seen by its callers.
     m.def("seconds", [] {

@@ -5,6 +5,7 @@
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
+#include <exception>
 #include <functional>
 #include <memory>
 #include <mutex>
@@ -31,17 +32,19 @@ class Phase {
     template <class Work>
     void run(Work&& work) {
         const int mine = arrived_.fetch_add(1, std::memory_order_relaxed) % parts_;
-        int finished = 0, item, following;
-        while (take(mine, item, following)) {
-            work(item, following);
-            finished++;
-        }
-        for (int other = 1; other < parts_; other++)
-            while (take_last((mine + other) % parts_, item)) {
-                work(item, count_);
-                finished++;
+        {
+            Finished finished{done_};
+            int item, following;
+            while (take(mine, item, following)) {
+                finished.count++;
+                work(item, following);
             }
-        done_.fetch_add(finished, std::memory_order_acq_rel);
+            for (int other = 1; other < parts_; other++)
+                while (take_last((mine + other) % parts_, item)) {
+                    finished.count++;
+                    work(item, count_);
+                }
+        }
         for (int spins = 0; done_.load(std::memory_order_acquire) < count_; spins++) {
             if (spins < 2000) pause();
             else std::this_thread::yield();  // more threads than cores: let the one that has the item run
@@ -53,6 +56,11 @@ class Phase {
   private:
     struct alignas(64) Run {
         std::atomic<uint64_t> left;  // first item << 32 | behind the last
+    };
+    struct Finished {  // items of one thread, told to the others also when the last one threw: they must not wait for it
+        std::atomic<int>& done;
+        int count = 0;
+        ~Finished() { done.fetch_add(count, std::memory_order_acq_rel); }
     };
     bool take(int part, int& item, int& following) {
         uint64_t left = runs_[part].left.load(std::memory_order_relaxed);
@@ -78,6 +86,14 @@ class Phase {
     alignas(64) std::atomic<int> done_{0};
 };
 
+constexpr int MOST_SPANS = 4;  // of an announcement: an attention module's projections
+
+// Memory that is read front to back.
+struct Span {
+    const uint8_t* at;
+    size_t bytes;
+};
+
 class Pool {
   public:
     static Pool& instance();
@@ -87,11 +103,18 @@ class Pool {
     void set_threads(int threads, bool pinned);
     int threads() const { return threads_; }
 
-    // Every thread that comes in time runs work(); returns when all that came have left. Where another call has the pool, the caller works alone.
+    // Every thread that comes in time runs work(); returns when all that came have left, or throws the first that any of them threw.
+    // Where another call has the pool, the caller works alone.
     void run(const std::function<void()>& work);
 
+    // Tells what the next call reads first, at most MOST_SPANS, each thread the next part of them all. Threads that wait for the call
+    // bring it into their caches, while the caller does what only one can do. Nothing else changes, even if the memory is gone by then.
+    void announce(const Span* spans, int count);
+
   private:
-    void serve(int core, uint64_t seen);
+    class Fetch;
+    void serve(int thread, int core, uint64_t seen);
+    void attempt(const std::function<void()>& work);
     void stop();
 
     std::mutex busy_;  // held through a call
@@ -102,7 +125,11 @@ class Pool {
     std::atomic<bool> stopping_{false};
     std::atomic<int> sleeping_{0};
     const std::function<void()>* work_ = nullptr;
+    std::exception_ptr failure_;  // of the call
     alignas(64) std::atomic<uint64_t> call_{0};
+    alignas(64) std::atomic<uint64_t> announced_{0};  // announcements, half of them under way while it is odd
+    std::atomic<const uint8_t*> ahead_[MOST_SPANS]{};
+    std::atomic<size_t> ahead_bytes_[MOST_SPANS]{};
     alignas(64) std::atomic<uint32_t> inside_{1u << 31};  // threads at work, and whether more may enter
 };
 

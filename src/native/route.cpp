@@ -6,10 +6,14 @@
 #include <vector>
 
 #include "floats.h"
+#include "pool.h"
 
 namespace dali {
 
 namespace {
+
+constexpr int ROWS = 8;               // of an item
+constexpr int64_t ALONE = 1 << 15;  // multiplications that take less than handing them out
 
 template <class T>
 DALI_INLINE void products(const T* weight, const float* x, int experts, int hidden, float* out) {
@@ -22,6 +26,19 @@ DALI_CLONES void products_bf16(const uint16_t* weight, const float* x, int exper
     products(weight, x, experts, hidden, out);
 }
 
+void all_products(const RouteCall& call, const float* x, float* out) {
+    const auto some = [&](int first, int count) {
+        const size_t at = size_t(first) * call.hidden;
+        if (call.dtype == Dtype::f32) products_f32(static_cast<const float*>(call.weight) + at, x, count, call.hidden, out + first);
+        else products_bf16(static_cast<const uint16_t*>(call.weight) + at, x, count, call.hidden, out + first);
+    };
+    if (int64_t(call.experts) * call.hidden < ALONE) return some(0, call.experts);
+    Phase phase((call.experts + ROWS - 1) / ROWS);
+    Pool::instance().run([&] {
+        phase.run([&](int item, int) { some(item * ROWS, std::min(ROWS, call.experts - item * ROWS)); });
+    });
+}
+
 }  // namespace
 
 void route(const RouteCall& call) {
@@ -29,10 +46,7 @@ void route(const RouteCall& call) {
     std::vector<int> order(call.experts);
     for (int token = 0; token < call.tokens; token++) {
         read_row(call.x, call.dtype, token, call.hidden, x.data());
-        if (call.dtype == Dtype::f32)
-            products_f32(static_cast<const float*>(call.weight), x.data(), call.experts, call.hidden, logits.data());
-        else
-            products_bf16(static_cast<const uint16_t*>(call.weight), x.data(), call.experts, call.hidden, logits.data());
+        all_products(call, x.data(), logits.data());
         write(logits.data(), call.experts, call.dtype, call.logits, size_t(token) * call.experts);
         read_row(call.logits, call.dtype, token, call.experts, logits.data());
 

@@ -17,9 +17,11 @@ class Workspace {
     void reserve(size_t bytes) {
         if (bytes > size_) {
             std::free(memory_);
-            size_ = round_up(bytes + bytes / 4, 4096);
-            memory_ = std::aligned_alloc(LINE, size_);
+            size_ = 0;  // until there is room
+            const size_t size = round_up(bytes + bytes / 4, 4096);
+            memory_ = std::aligned_alloc(LINE, size);
             if (!memory_) throw std::bad_alloc();
+            size_ = size;
         }
         used_ = 0;
     }

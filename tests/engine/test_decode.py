@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import dali
-from dali.engine.decode import DecodingAttention
+from dali.engine.decode import DecodingAttention, fuse_attention
 from dali.kernels import native
 from families import FAMILIES, random_model, save_model
 
@@ -63,6 +63,18 @@ def test_one_call_gives_the_bits_of_the_model_s_own_code(tmp_path, monkeypatch, 
             module.forward = module.forward.plain
     for logits, wanted in zip(found, decoded(llm), strict=True):
         assert torch.equal(logits, wanted)
+
+
+def test_a_module_that_is_called_otherwise_runs_as_written(tmp_path, monkeypatch):
+    llm = load(tmp_path, monkeypatch, random_model("olmoe"))
+    module = llm.model.model.layers[1].self_attn
+
+    def wants_a_mask(hidden_states, position_embeddings, attention_mask):
+        return hidden_states + attention_mask
+
+    module.forward = wants_a_mask
+    fuse_attention(llm.model)
+    assert module.forward is wants_a_mask
 
 
 def test_clipped_projections_and_full_precision_run_as_written(tmp_path, monkeypatch):

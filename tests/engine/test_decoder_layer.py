@@ -6,7 +6,7 @@ import pytest
 import torch
 from test_decode import decoded, load
 
-from dali.engine.decoder_layer import DecodingLayer
+from dali.engine.decoder_layer import DecodingLayer, fuse_layers
 from dali.engine.layer import MoELayer
 from dali.engine.step import StepContext
 from dali.kernels import native
@@ -58,6 +58,32 @@ def test_a_layer_with_other_parts_splits_the_run(tmp_path, monkeypatch):
     runs = {id(layer.run) for layer in layers(llm)}
     assert len(layers(llm)) == 2
     assert len(runs) == 2
+    found = decoded(llm)
+    run_as_written(llm)
+    assert all(map(torch.equal, found, decoded(llm)))
+
+
+def _asks_for_more(forward):
+    """As a layer that cannot do without a mask."""
+    return lambda hidden_states, attention_mask, **more: forward(
+        hidden_states, attention_mask=attention_mask + 0, **more
+    )
+
+
+def _returns_a_tuple(forward):
+    return lambda *given, **named: (forward(*given, **named),)
+
+
+@pytest.mark.parametrize("kind", [_asks_for_more, _returns_a_tuple])
+def test_a_layer_called_or_answering_otherwise_runs_part_by_part(tmp_path, monkeypatch, kind):
+    llm = load(tmp_path, monkeypatch, random_model("olmoe"))
+    run_as_written(llm)
+    layer = llm.model.model.layers[1]
+    plain, layer.forward = layer.forward, kind(layer.forward)
+    fuse_layers(llm.model)
+    assert len(layers(llm)) == len(llm.model.model.layers) - 1
+    assert not llm.telemetry.layers
+    layer.forward = plain
     found = decoded(llm)
     run_as_written(llm)
     assert all(map(torch.equal, found, decoded(llm)))

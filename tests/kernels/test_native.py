@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -294,12 +297,66 @@ def test_calls_at_the_same_time(threads):
     assert equal == [True] * 4
 
 
+def test_what_is_announced_may_be_gone_and_changes_nothing(threads):
+    threads(3)
+    torch.manual_seed(0)
+    weight, x = torch.randn(256, 512), torch.randn(1, 512)
+    linear = native.Linear(pack(weight, FORMATS["w8"]), 256, 512, FORMATS["w8"])
+    expected = linear(x)
+    for _ in range(200):
+        gone = native.Linear(pack(weight[:16], FORMATS["w8"]), 16, 512, FORMATS["w8"])
+        native.announce(linear, gone)
+        del gone
+        assert torch.equal(linear(x), expected)
+    native.announce()
+    assert torch.equal(linear(x), expected)
+
+
 def test_pinned_threads_compute_the_same(threads):
     layout = ExpertLayout(ExpertShape(64, 96, SILU), FORMATS["w8"])
     records, x = packed(layout), torch.randn(3, 64)
     expected = compute(layout, records, [0, 3], torch.arange(3), x)
     native.set_threads(2, pinned=True)
     assert torch.equal(compute(layout, records, [0, 3], torch.arange(3), x), expected)
+
+
+OUT_OF_MEMORY = """
+import resource
+import torch
+from dali.kernels import native
+
+native.set_threads(2)
+count, heads = 1 << 20, 128  # whose scores take 256 MiB a thread
+query, new = torch.zeros(heads, 1, 8), torch.zeros(2, 1, 8)
+keys, values = torch.zeros(2, count, 8), torch.zeros(2, count, 8)
+out = torch.empty(1, heads, 8)
+
+def attend(place):
+    token = (0, keys.data_ptr(), values.data_ptr(), count, place, 0)
+    native.attend(query, new, new, [token], 1.0, None, out)
+
+attend(600)
+before, (_, most) = out.clone(), resource.getrlimit(resource.RLIMIT_AS)
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (100 << 20), most))
+for _ in range(20):
+    attend(20_000)  # so that the other thread is awake
+    try:
+        attend(count - 1)
+    except MemoryError:
+        continue
+    raise SystemExit("there was memory")
+resource.setrlimit(resource.RLIMIT_AS, (most, most))
+attend(600)
+assert torch.equal(out, before)
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="no limit to set on this system")
+@pytest.mark.skipif("asan" in os.environ.get("LD_PRELOAD", ""), reason="the sanitizer itself needs memory")
+def test_where_memory_ends_the_caller_hears_of_it_and_the_threads_go_on():
+    run = subprocess.run([sys.executable, "-c", OUT_OF_MEMORY], capture_output=True, text=True)
+    assert (run.returncode, run.stderr) == (0, "")
 
 
 def test_the_environment_chooses(monkeypatch):

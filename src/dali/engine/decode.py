@@ -6,6 +6,7 @@ the same bits. Whatever does not, and every step that is not all decoding, runs 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -23,14 +24,22 @@ class Kept:
     """Parameters whose memory native code reads. It stays while this does, even where a module is given other weights."""
 
     def __init__(self, *parameters: Tensor | None) -> None:
-        self._parameters = [parameter for parameter in parameters if parameter is not None]
-        self._memory = [parameter.detach() for parameter in self._parameters]
+        kept = [parameter for parameter in parameters if parameter is not None]
+        self._memory = [parameter.detach() for parameter in kept]
+        self.addresses = [(parameter, parameter.data_ptr()) for parameter in kept]
 
     @property
     def current(self) -> bool:
         """Whether the parameters still are where they were: `model.to(...)` and `parameter.data = ...` put them elsewhere."""
-        pairs = zip(self._parameters, self._memory, strict=True)
-        return all(parameter.data_ptr() == memory.data_ptr() for parameter, memory in pairs)
+        return stayed(self.addresses)
+
+
+def stayed(addresses: Iterable[tuple[Tensor, int]]) -> bool:
+    """Whether each tensor's memory still is at its address."""
+    for tensor, address in addresses:  # noqa: SIM110 (asked every step; a generator takes twice as long)
+        if tensor.data_ptr() != address:
+            return False
+    return True
 
 
 class DecodingAttention:
@@ -108,7 +117,15 @@ def _fused(module: Any, rotary: Any) -> DecodingAttention | None:
         return outs
 
     seen: list[AttentionArguments] = []
-    expected = run(module.forward, seen)
+    try:
+        expected = run(module.forward, seen)
+    except (
+        RuntimeError,
+        TypeError,
+        ValueError,
+        AttributeError,
+    ):  # it wants more than that, or something else
+        return None
     if len(seen) != len(steps) or any(arguments.window != seen[0].window for arguments in seen):
         return None
     parts = [None if norm is None else (norm.weight, norm.variance_epsilon) for norm in norms]

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dali.engine.decode import PROBED, DecodingAttention, Kept
+from dali.engine.decode import PROBED, DecodingAttention, Kept, stayed
 from dali.engine.dense import ROUTED_TOKENS, FusedRMSNorm, FusedRouter
 from dali.engine.kv import KVCache
 from dali.engine.layer import MoELayer
@@ -32,8 +32,8 @@ class DecodingLayer:
         experts: Any = module.dali_layer
         self.plain: Any = layer.forward
         self.attention, self.experts, self.top_k = attention, experts, router.how[0]
-        self._module = module
-        self._kept = Kept(layer.input_layernorm.weight, layer.post_attention_layernorm.weight, router.weight)
+        self.module = module  # an accelerator may take over its experts
+        self.kept = Kept(layer.input_layernorm.weight, layer.post_attention_layernorm.weight, router.weight)
         self.hooks = [h for m in layer.modules() for h in (m._forward_hooks, m._forward_pre_hooks)]
         norms: list[Any] = [layer.input_layernorm, layer.post_attention_layernorm]
         before_attention, before_experts = ((norm.weight, norm.variance_epsilon) for norm in norms)
@@ -41,12 +41,6 @@ class DecodingLayer:
             before_attention, attention.native, before_experts, (router.weight, *router.how), experts.native
         )
         self.run = Run([self])
-
-    @property
-    def whole(self) -> bool:
-        """Whether its parts still are those it was made of: an accelerator may have taken over the experts since."""
-        same = self._module.__dict__.get("dali_layer") is self.experts
-        return same and self._kept.current and self.attention.kept.current
 
     def __call__(self, hidden_states: Tensor, *arguments: Any, **keywords: Any) -> Any:
         step, rotation = current_step(), keywords.get("position_embeddings")
@@ -66,11 +60,19 @@ class Run:
         self.layers = layers
         self._natives = [layer.native for layer in layers]
         self._hooks = [hooks for layer in layers for hooks in layer.hooks]
+        self._kept = [layer.kept for layer in layers] + [layer.attention.kept for layer in layers]
+        self._addresses = [pair for kept in self._kept for pair in kept.addresses]
 
     def serves(self, step: StepContext) -> bool:
-        """Whether the step is a few sequences decoding, and nobody watches the parts."""
-        few = step.decoding and len(step.segments) <= ROUTED_TOKENS
-        return few and not any(self._hooks) and all(layer.whole for layer in self.layers)
+        """Whether the step is a few sequences decoding, nobody watches the parts, and these still are those it was made of."""
+        if (
+            not step.decoding
+            or len(step.segments) > ROUTED_TOKENS
+            or any(self._hooks)
+            or not stayed(self._addresses)
+        ):
+            return False
+        return all(layer.module.__dict__.get("dali_layer") is layer.experts for layer in self.layers)
 
     def decode(self, step: StepContext, hidden: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """hidden [1, tokens, hidden], cos and sin [1, tokens, width] -> the last layer's output."""
@@ -126,7 +128,7 @@ def _fused(layer: Any, rotary: Any) -> DecodingLayer | None:
         x = torch.randn(1, len(positions), len(weight), generator=generator).to(weight.dtype)
         steps.append((x, rotary(x, torch.tensor([positions]))))
 
-    def run(forward: Any) -> list[Tensor]:
+    def run(forward: Any) -> list[Any]:
         caches = [KVCache() for _ in PROBED[0]]
         outs = []
         for at, (x, rotation) in enumerate(steps):
@@ -135,6 +137,18 @@ def _fused(layer: Any, rotary: Any) -> DecodingLayer | None:
                 outs.append(forward(hidden_states=x, position_embeddings=rotation, attention_mask=None))
         return outs
 
-    same = all(map(torch.equal, run(fused), run(layer.forward)))
-    experts.telemetry.layers.clear()  # a probe is no step
+    try:
+        expected = run(layer.forward)
+        same = all(isinstance(out, Tensor) for out in expected) and all(
+            map(torch.equal, run(fused), expected)
+        )
+    except (
+        RuntimeError,
+        TypeError,
+        ValueError,
+        AttributeError,
+    ):  # it wants more than that, or something else
+        return None
+    finally:
+        experts.telemetry.layers.clear()  # a probe is no step
     return fused if same else None

@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
-from dali.engine import decode, decoder_layer, dense, seam
+from dali.engine import decode, decoder_layer, decoding_model, dense, seam
 from dali.engine.engine import Engine
 from dali.engine.gguf.load import load_gguf
 from dali.engine.layer import MoELayer
-from dali.engine.load import LoadedModel, choose_layout, load_model
+from dali.engine.load import HEADROOM, LoadedModel, choose_layout, load_model
 from dali.engine.locate import locate, reason
 from dali.engine.offload import Offload, check, offload
 from dali.engine.progress import Meter, silent
@@ -85,15 +85,17 @@ def load(
     simulator's schedule. meter, notify: are told of progress and of what is worth knowing.
     """
     if threads is not None:
-        most = 4 * (os.cpu_count() or 1)
-        if not 1 <= threads <= most:
+        cores = os.cpu_count() or 1
+        if not 1 <= threads <= 4 * cores:
             raise UsageError(
-                f"{threads} CPU threads are out of range.", f"Give 1 to {most}, or leave it out."
+                f"--threads {threads} is out of range: with more than 4 a core they only wait for each other, and there are "
+                f"{cores} cores here.",
+                f"Give 1 to {4 * cores}, or leave it out.",
             )
         torch.set_num_threads(threads)
     if native.enabled():
         native.set_threads(threads or torch.get_num_threads())
-    ram, vram = (parse_size(size) if isinstance(size, str) else size for size in (ram, vram))
+    ram, vram = _bytes("ram", ram), _bytes("vram", vram)
     choices = {
         "vram": vram,
         "profile": profile,
@@ -140,7 +142,8 @@ def load(
     loaded = load_any(path, quant, dtype, ctx_size, ram, meter, notify, kernels)
     llm = LLM(loaded)
     if options is not None:
-        llm.executor = offload(llm.loaded, llm.engine, options, meter, notify)
+        room = None if ram is None else ram - llm.expert_bytes - llm.dense_bytes - HEADROOM
+        llm.executor = offload(llm.loaded, llm.engine, options, meter, notify, room=room)
     if compiled and llm.model.device.type == "cpu":
         if llm.layout.format.quantized:
             dense.pack_linears(llm.model, get_format("w8"))
@@ -148,7 +151,15 @@ def load(
         dense.fuse_routers(llm.model)
         decode.fuse_attention(llm.model)
         decoder_layer.fuse_layers(llm.model)
+        decoding_model.fuse_model(llm.model)
     return llm
+
+
+def _bytes(name: str, given: int | str | None) -> int | None:
+    nbytes = parse_size(given) if isinstance(given, str) else given
+    if nbytes is not None and (not isinstance(nbytes, int) or nbytes < 0):
+        raise UsageError(f"--{name} cannot be {given!r}.", "Give bytes, 0 or more, or a size like 8GiB.")
+    return nbytes
 
 
 def attach(model: Any, *, quant: str = "w8") -> Any:
@@ -251,11 +262,16 @@ class LLM:
             )
         if not self.tokenizer.chat_template:
             raise UsageError(
-                f"{self.name} has no chat template.", "Use generate with a plain prompt (dali run --raw)."
+                f"{self.name} has no chat template.",
+                "Give a plain prompt: `dali run --raw`, or generate in Python.",
             )
         try:
             ids: list[int] = self.tokenizer.apply_chat_template(
-                list(messages), add_generation_prompt=True, tokenize=True, return_dict=False
+                list(messages),
+                add_generation_prompt=True,
+                tokenize=True,
+                return_dict=False,
+                tokenizer_kwargs={"verbose": False},  # of too long ones our own limit says more
             )
         except Exception as error:  # what a template calls and divides is its own affair
             frames = traceback.extract_tb(error.__traceback__)
@@ -263,7 +279,7 @@ class LLM:
             where = f" at line {lines[-1]}" if lines else ""
             raise UsageError(
                 f"The chat template of {self.name} fails on this conversation{where} ({reason(error)}).",
-                "Give messages it is made for (some take no system prompt), or another --chat-template.",
+                "Give messages it is made for (some take no system prompt), or another template (`dali run --chat-template`).",
             ) from error
         return ids
 
@@ -278,11 +294,14 @@ class LLM:
                 f"The prompt has a token id outside 0 to {vocabulary - 1}.",
                 "Encode it with this model's tokenizer.",
             )
+        most = self.model.config.max_position_embeddings
         if len(ids) >= self.ctx_size:
             raise UsageError(
                 f"The prompt has {len(ids)} tokens; with a context of {self.ctx_size} "
                 f"at most {self.ctx_size - 1} leave room for an answer.",
-                "Shorten it, or raise --ctx-size if the model allows.",
+                "Shorten it."
+                if self.ctx_size == most
+                else f"Shorten it, or raise --ctx-size (at most {most}).",
             )
         unknown = set(sampling) - set(self.defaults)
         if unknown:
@@ -302,7 +321,7 @@ class LLM:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of plain text, special tokens as the tokenizer adds them."""
-        ids: list[int] = self.tokenizer(text, verbose=False)["input_ids"]  # our own limit says more
+        ids: list[int] = self.tokenizer(text, verbose=False)["input_ids"]  # as in chat_prompt
         return ids
 
     def pieces(self, sequence: Sequence) -> Generator[str, None, None]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dali.engine.single_thread import single_thread
 from dali.errors import DaliError, UsageError
 
 
@@ -95,17 +96,20 @@ class Sampler:
         Greedy takes the lowest id on ties. A logit of -inf bans its token. Raises DaliError where one is NaN
         or +inf, or all are -inf.
         """
-        logits = logits.detach().to("cpu", torch.float32)
-        best = float(logits.max())  # NaN if any logit is
-        if not math.isfinite(best):
-            raise DaliError(
-                f"The model's logits are not finite (their maximum is {best}), so no token can be chosen.",
-                "Check the model's files for damage, or load it in a wider format (bf16 or f32).",
-            )
-        if self.params.temperature == 0:
-            return int(logits.argmax())
-        ids, weights = distribution(logits, self.params)
-        return int(ids[torch.multinomial(weights, 1, generator=self._generator)])
+        with single_thread():
+            logits = logits.detach().to("cpu", torch.float32)
+            row = logits.numpy()
+            token = int(row.argmax())  # NaN if any logit is
+            best = float(row[token])
+            if not math.isfinite(best):
+                raise DaliError(
+                    f"The model's logits are not finite (their maximum is {best}), so no token can be chosen.",
+                    "Check the model's files for damage, or load it in a wider format (bf16 or f32).",
+                )
+            if self.params.temperature == 0:
+                return token
+            ids, weights = distribution(logits, self.params)
+            return int(ids[torch.multinomial(weights, 1, generator=self._generator)])
 
 
 def _is_int(value: object, least: int) -> bool:

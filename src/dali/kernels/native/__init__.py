@@ -27,7 +27,7 @@ from dali.kernels.native.library import (
     variant,
     variants,
 )
-from dali.kernels.native.linear import DECODED, Linear, decode_blocks, repack
+from dali.kernels.native.linear import DECODED, Linear, announce, decode_blocks, repack
 from dali.kernels.native.measure import read_seconds, seconds
 
 __all__ = [
@@ -41,6 +41,7 @@ __all__ = [
     "DecodingToken",
     "ExpertRecords",
     "Linear",
+    "announce",
     "attend",
     "compute_experts",
     "count_pairs",

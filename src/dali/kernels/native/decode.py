@@ -106,6 +106,7 @@ class Attention:
         sinks: Tensor | None,
     ) -> None:
         query, key, _, self._out = linears
+        self.linears = linears
         self.width, self.kv_heads = width, key.rows // width
         self._tensors = linears, norms, sinks = (
             linears,

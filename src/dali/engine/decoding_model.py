@@ -1,0 +1,110 @@
+"""Models that decode without transformers' own forward: embeddings, one run of layers in one native call, norm and head.
+
+What transformers does around its layers (masks, caches, hooks, output records) takes more time than a small layer. A model is
+told by its parts and by a probe: both ways must give the same bits. Every step that is not a few sequences decoding, and every
+call outside of one, runs as transformers wrote it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_outputs import CausalLMOutput
+
+from dali.engine.decode import PROBED
+from dali.engine.decoder_layer import DecodingLayer, Run
+from dali.engine.dense import PackedLinear
+from dali.engine.kv import KVCache
+from dali.engine.single_thread import single_thread
+from dali.engine.step import Segment, StepContext, current_step, running
+from dali.kernels import native
+
+OUTSIDE = {"model", "lm_head"}
+INSIDE = {"embed_tokens", "layers", "norm", "rotary_emb"}
+
+
+class DecodingModel:
+    """Takes the place of a causal model's forward."""
+
+    def __init__(self, model: Any, run: Run) -> None:
+        self.plain: Any = model.forward
+        self.run = run
+        self._inner, self._head = model.model, model.lm_head
+        self._step_reads = run.layers[0].attention.native.linears
+        self._head_reads = [self._head.native] if isinstance(self._head, PackedLinear) else []
+        self._hooks = (self._inner._forward_hooks, self._inner._forward_pre_hooks)
+
+    def __call__(self, *arguments: Any, **keywords: Any) -> Any:
+        step = current_step()
+        if step is None or arguments or any(self._hooks) or not self.run.serves(step):
+            return self.plain(*arguments, **keywords)
+        with single_thread():
+            return CausalLMOutput(logits=self.decode(step, **keywords))  # type: ignore[arg-type]
+
+    def decode(
+        self,
+        step: StepContext,
+        *,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        logits_to_keep: int | Tensor,
+        **others: Any,
+    ) -> Tensor:
+        """input_ids and position_ids [1, tokens] -> logits [1, tokens kept, vocabulary]."""
+        inner = self._inner
+        hidden = inner.embed_tokens(input_ids)
+        # Between the native calls only one thread has work: the others fetch what comes next.
+        hidden = self.run.decode(step, hidden, *inner.rotary_emb(hidden, position_ids))
+        native.announce(*self._head_reads)
+        hidden = inner.norm(hidden)
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits: Tensor = self._head(hidden[:, kept])
+        native.announce(*self._step_reads)
+        return logits
+
+
+def fuse_model(model: Any) -> None:
+    """Let the model decode so, if it can."""
+    if {name for name, _ in model.named_children()} != OUTSIDE:
+        return
+    inner = model.model
+    if {name for name, _ in inner.named_children()} != INSIDE or not isinstance(inner.layers, nn.ModuleList):
+        return
+    forwards: list[Any] = [layer.forward for layer in inner.layers]
+    if not all(isinstance(forward, DecodingLayer) and forward.run is forwards[0].run for forward in forwards):
+        return
+    fused = DecodingModel(model, forwards[0].run)
+    if any(fused._hooks) or not _agree(fused, forwards[0]):
+        return
+    model.forward = fused
+
+
+@torch.inference_mode()
+def _agree(fused: DecodingModel, layer: DecodingLayer) -> bool:
+    """Whether both ways give the same bits on a probe."""
+
+    def run(forward: Any) -> list[Tensor]:
+        caches, found = [KVCache() for _ in PROBED[0]], []
+        for at, positions in enumerate(PROBED):
+            segments = [Segment(cache, row, 1, at, False) for row, cache in enumerate(caches)]
+            ids = torch.arange(len(positions))[None] + at
+            with running(StepContext(segments, len(PROBED), native=True)):
+                out = forward(
+                    input_ids=ids, position_ids=torch.tensor([positions]), use_cache=False, logits_to_keep=0
+                )
+            found.append(out.logits)
+        return found
+
+    try:
+        return all(map(torch.equal, run(fused.plain), run(fused)))
+    except (
+        RuntimeError,
+        TypeError,
+        ValueError,
+        AttributeError,
+    ):  # it wants more than that, or something else
+        return False
+    finally:
+        layer.experts.telemetry.layers.clear()  # a probe is no step
