@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import mmap
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 from dali.errors import DaliError
-from dali.store.arena import Arena
+from dali.store.arena import Arena, populate
 
 
 def test_records_are_page_aligned_views_that_do_not_overlap():
@@ -60,3 +62,19 @@ def test_a_kernel_without_huge_pages_is_no_obstacle(monkeypatch):
     arena = Arena(1, 4096)
     arena[0].fill_(1)
     assert torch.equal(arena[0], torch.ones(4096, dtype=torch.uint8))
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a hint that only Linux takes")
+def test_populated_memory_is_there_and_keeps_its_contents():
+    arena = Arena(2, 64 << 20)
+    arena[0][:4096] = 7
+    before = _resident()
+    populate(arena[0])
+    gained = _resident() - before
+    assert gained == 0 or gained > 48 << 20  # nothing where the kernel is older than 5.14
+    assert (arena[0][:4096] == 7).all()
+    assert (arena[0][4096:] == 0).all()
+
+
+def _resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE

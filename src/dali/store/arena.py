@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import mmap
+import sys
 from contextlib import suppress
+from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,3 +47,18 @@ class Arena:
         """All records as [layer][expert] views; record `index` is layer * experts + expert."""
         experts = len(self) // layers
         return [[self[layer * experts + expert] for expert in range(experts)] for layer in range(layers)]
+
+
+POPULATE_WRITE = 23  # madvise's, Linux 5.14 and later
+
+
+def populate(memory: Tensor) -> None:
+    """Have the system provide the pages of `memory`, which begins on one and keeps its contents; a hint, without effect on other
+    systems. Other threads run meanwhile."""
+    if (libc := _libc()) is not None:
+        libc.madvise(ctypes.c_void_p(memory.data_ptr()), ctypes.c_size_t(memory.nbytes), POPULATE_WRITE)
+
+
+@cache
+def _libc() -> Any:
+    return ctypes.CDLL(None) if sys.platform == "linux" else None

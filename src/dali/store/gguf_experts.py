@@ -133,7 +133,7 @@ class GgufExperts:
             sums = {name: np.sum(pairs, axis=0) for name, pairs in sorted(errors.items())}
             return Loaded(records, {name: float(np.sqrt(e / w)) for name, (e, w) in sums.items() if e > 0})
 
-        return Reading(jobs, finish)
+        return Reading(jobs, finish, [record for layer in records for record in layer])
 
 
 def _pack(

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from threading import local
+from threading import Event, Thread, local
 from types import TracebackType
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from dali.kernels.formats import round_up
-from dali.store.arena import Arena
+from dali.store.arena import Arena, populate
 from dali.store.gguf import GgufTensor, damaged
 from dali.store.gguf_blocks import Bytes
 
@@ -45,10 +46,11 @@ class Job:
 
 @dataclass(frozen=True)
 class Reading(Generic[T]):
-    """What to read, and what has come of it once all jobs are done."""
+    """What to read, and what has come of it once all jobs are done. `memory`: what the jobs fill, roughly in that order."""
 
     jobs: list[Job]
     finish: Callable[[], T]
+    memory: Sequence[Tensor] = ()
 
 
 class GgufReader:
@@ -130,16 +132,17 @@ def _is_cached(descriptor: int) -> bool:
     return found > PROBES * 0.9
 
 
-def read(streams: Sequence[Sequence[Job]], progress: Callable[[int], None]) -> None:
+def read(readings: Sequence[Reading[Any]], progress: Callable[[int], None]) -> None:
     """Do all jobs on a few threads, each with one thread of torch's; `progress` is told the bytes of each.
 
-    Each stream as it lies in its files, evenly between the others: one may keep the processor busy, another the disk.
-    The first failure is raised, and no further job starts.
+    The jobs of each reading as they lie in its files, evenly between the others': one may keep the processor busy, another the
+    disk. The first failure is raised, and no further job starts.
     """
-    in_order = [sorted(jobs, key=lambda job: job.place) for jobs in streams]
+    in_order = [sorted(reading.jobs, key=lambda job: job.place) for reading in readings]
     turns = [(turn / len(jobs), job) for jobs in in_order for turn, job in enumerate(jobs)]
     ordered = [job for _, job in sorted(turns, key=lambda turn: turn[0])]
-    with GgufReader(sorted({job.tensor.path for job in ordered})) as reader:
+    memory = [tensor for reading in readings for tensor in reading.memory]
+    with GgufReader(sorted({job.tensor.path for job in ordered})) as reader, _provided(memory):
 
         def do(job: Job) -> int:
             raw = reader.rows(job.tensor, job.begin, job.count)
@@ -155,3 +158,23 @@ def read(streams: Sequence[Sequence[Job]], progress: Callable[[int], None]) -> N
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
             torch.set_num_threads(threads)
+
+
+@contextmanager
+def _provided(memory: Sequence[Tensor]) -> Iterator[None]:
+    """The system provides `memory` on a thread of its own, ahead of those that fill it: on theirs, pages would hold up reads."""
+    done = Event()
+
+    def provide() -> None:
+        for tensor in memory:
+            if done.is_set():
+                return
+            populate(tensor)
+
+    thread = Thread(target=provide, name="dali-memory")
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()

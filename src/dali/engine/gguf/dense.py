@@ -50,7 +50,9 @@ BLOCK = {  # where families differ, the names are tried in turn
 }
 SINKS = re.compile(r"blk\.(\d+)\.attn_sinks\.weight")
 SPLIT_KV = re.compile(r"blk\.(\d+)\.attn_([kv])_b\.weight")
-NOT_WEIGHTS = {"rope_factors_long.weight", "rope_factors_short.weight"}  # the configuration has them
+NOT_WEIGHTS = {
+    f"rope_{name}.weight" for name in ("factors_long", "factors_short", "freqs")
+}  # the configuration has them
 
 
 class GgufDense:
@@ -199,7 +201,7 @@ class GgufDense:
             for row in range(0, rows, step):
                 take = partial(_pack_rows, tensor, row, head, out, format)
                 jobs.append(Job(tensor, row, min(step, rows - row), take))
-        return Reading(jobs, lambda: matrices)
+        return Reading(jobs, lambda: matrices, [memory])
 
 
 def _pieces(matrix: Tensor) -> list[tuple[int, Tensor]]:

@@ -108,7 +108,7 @@ class GgufModel:
         experts = self.experts.read(layouts)
         linears = self.dense.read_linears() if pack_linears else Reading([], dict)
         dense = self.dense.read(dtype, packed=self.dense.linears if pack_linears else ())
-        read([experts.jobs, linears.jobs, dense.jobs], progress)
+        read([experts, linears, dense], progress)
         return Weights(experts.finish(), linears.finish(), dense.finish())
 
 
