@@ -13,11 +13,14 @@ worth an accelerator. Those of the project's own models were recorded from texts
 
     python benchmarks/default_policy.py TRACE[:SHAPE] ... [--half first|second] [--tokens 4000] [--batch 1 4 8 32]
         [--slots 10% 25% 50%] [--profiles NAME ...] [--systems NAME ...] [--seed 0] [--workers 1]
+
+Its first table is docs/EVALUATION.md's; without a trace it is printed again from the result file.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import statistics
 import sys
@@ -134,6 +137,22 @@ def prompts() -> str:
     return "\n".join(short[:96]) + "\n"
 
 
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """A line a trace, and one of all, as docs/EVALUATION.md has them."""
+    groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for row in rows:
+        sizes = "" if row["shape"] == "own" else f" as {row['shape']}"
+        groups[row["trace"].removesuffix("_dev") + sizes].append(row)
+    lines = [f"| trace | cells | mean | worst | where | below {GOAL} |", "|---|---|---|---|---|---|"]
+    for name, found in [*groups.items(), ("all", rows)]:
+        worst = min(found, key=lambda row: row["ratio"])
+        where = f"batch {worst['batch']}, {worst['slots'].replace('%', ' %')}, {worst['profile']}, by {worst['best_other']}"
+        mean = statistics.fmean(row["ratio"] for row in found)
+        below = sum(row["ratio"] < GOAL for row in found)
+        lines.append(f"| {name} | {len(found)} | {mean:.3f} | {worst['ratio']:.3f} | {where} | {below} |")
+    return "\n".join(lines)
+
+
 def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     worst = min(rows, key=lambda row: row["ratio"])
     where = " ".join(str(worst[key]) for key in ("trace", "shape", "batch", "slots", "profile"))
@@ -168,7 +187,11 @@ def main() -> None:
         arguments.prompts.write_text(prompts(), "utf-8")
         return
     if not arguments.traces:
-        sys.exit("There is no trace: name some.")
+        kept = report.HERE / "results" / f"{arguments.name}.json"
+        if not kept.is_file():
+            sys.exit("There is no trace, nor a result: name some traces.")
+        print(markdown(json.loads(kept.read_text("utf-8"))["rows"]))
+        return
 
     cells, began = [], time.monotonic()
     for named in arguments.traces:
@@ -191,16 +214,15 @@ def main() -> None:
             ]
             print(f"{len(rows)}/{len(cells)}", *brief, file=sys.stderr, flush=True)
 
-    for column in ("trace", "shape", "batch", "slots", "profile"):
+    print(markdown(rows), end="\n\n")
+    for column in ("batch", "slots", "profile"):
         groups: dict[Any, list[dict[str, Any]]] = defaultdict(list)
         for row in rows:
             groups[row[column]].append(row)
         report.table([{column: str(group), **summary(found)} for group, found in groups.items()])
         print()
-    everything = summary(rows)
-    report.table([{"all": "all", **everything}])
     off = {name: list(systems.get(name).lossy) for name in arguments.systems if systems.get(name).lossy}
-    print("\nLossy parts that are off:")
+    print("Lossy parts that are off:")
     report.table([{"system": name, "parts": ", ".join(parts)} for name, parts in off.items()])
     report.write(
         arguments.name,
@@ -212,7 +234,7 @@ def main() -> None:
             "workers": arguments.workers,
         },
         lossy_parts_off=off,
-        summary=everything,
+        summary=summary(rows),
     )
 
 

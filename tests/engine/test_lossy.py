@@ -13,16 +13,19 @@ from torch import Tensor
 
 import dali
 from dali import systems
+from dali.devices import HOST
 from dali.engine import calibrate
 from dali.engine.kv import KVCache
+from dali.engine.load import HEADROOM
 from dali.engine.lossy import CpuExperts, LossyLayers
+from dali.engine.offload import Offload
 from dali.engine.step import Segment, StepContext, running
 from dali.hardware.cost import CostModel
 from dali.hardware.profile import load as load_profile
 from dali.kernels.reference import expert_ffn
 from dali.systems import DROPPED, KEPT, LATER, LOW, LossyParts, Rerouted, Routed
 from dali.telemetry import Telemetry
-from engine.accelerated import answers, calibration_text, load, same, slow_machine
+from engine.accelerated import accelerate, answers, calibration_text, load, same, slow_machine
 from families import random_model, save_model
 from runtime.tiny_runtime import (
     EXPERTS,
@@ -108,6 +111,29 @@ def test_each_fate_is_what_it_says(fate: str, monkeypatch: pytest.MonkeyPatch) -
         assert counts["pairs"] == 3 * LAYERS * TOKENS * TOP_K
         assert list(changed) == [{"low": "low_precision", "later": "put_off", "dropped": "left_out"}[fate]]
         assert 0 < min(changed.values()) < counts["pairs"] / 2
+
+
+@pytest.mark.parametrize("fate", [LOW, LATER])
+@torch.inference_mode()
+def test_the_hosts_seconds_are_counted(fate: int) -> None:
+    for seed in SEEDS:
+        parts = LossyParts(reroute=lambda routed: fate_of(routed, fate))
+        layers, _ = lossy_layers(tiny_model(), seed, parts)
+        telemetry = layers._executor._telemetry = layers._telemetry
+        calls = [layers.layer(index) for index in range(LAYERS)]
+        for _ in range(3):
+            with running(step(TOKENS)):
+                tiny_model().forward(calls, inputs(TOKENS, 3))
+        spans = [span for span in layers._executor.device.clock.timeline if span.stream == HOST]
+        assert {f"lossy {layer}" for layer in range(LAYERS - 1)} <= {span.label for span in spans}
+        total = telemetry.total()
+        assert total.cpu_seconds == pytest.approx(sum(span.end - span.start for span in spans))
+        if fate == LOW:  # in the layer they belong to
+            assert all(
+                counters.seconds
+                >= sum(span.end - span.start for span in spans if span.label == f"lossy {layer}")
+                for layer, counters in enumerate(telemetry.layers)
+            )
 
 
 @torch.inference_mode()
@@ -266,12 +292,12 @@ def test_daop_reroutes_a_deeper_model(live: Any, monkeypatch: pytest.MonkeyPatch
     [
         ({"policy": "best"}, r"no system 'best'.*\n.*hobbit"),
         ({"policy": "lru:fifo"}, r"no system 'lru:fifo'"),
-        ({"policy": "lru", "cache": "lru"}, r"--policy lru .* --cache"),
-        ({"policy": "lru", "n_cpu_moe": 1}, r"--policy lru .* --n-cpu-moe"),
+        ({"policy": "lru", "cache": "lru"}, r"^policy lru .* what cache would"),
+        ({"policy": "lru", "n_cpu_moe": 1}, r"^policy lru .* what n_cpu_moe would"),
         ({"policy": "lru", "lossy": True}, r"has no lossy parts.*\n.*daop, hobbit"),
-        ({"lossy": True}, r"none is named.*\n.*--policy one of daop"),
-        ({"policy": "lru", "device": "cpu"}, r"--policy is about an accelerator.*\n.*--device"),
-        ({"lossy": True, "device": "cpu"}, r"--lossy is about an accelerator"),
+        ({"lossy": True}, r"none is named.*\n.* policy one of daop"),
+        ({"policy": "lru", "device": "cpu"}, r"^policy is about an accelerator.*\nGive device"),
+        ({"lossy": True, "device": "cpu"}, r"^lossy is about an accelerator"),
     ],
 )
 def test_what_cannot_be_meant_is_refused_before_anything_is_loaded(
@@ -287,11 +313,38 @@ def test_few_bits_need_a_format_that_holds_them(live: Any) -> None:
         live.accelerated("mixtral-offloading", lossy=True, quant="bf16")
 
 
+def test_a_second_set_of_experts_is_within_the_memory_that_is_allowed(
+    live: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dali.engine.dense.pack_linears", lambda *arguments: None)  # done when all is loaded
+    llm = live.accelerated("hobbit", lossy=True)
+    beside = llm.model.model.layers[0].mlp.experts.dali_layer.func.__self__._beside
+    alone = llm.expert_bytes + llm.dense_bytes + HEADROOM
+    both = alone + sum(record.nbytes for layer in beside.records for record in layer)
+    live.accelerated("hobbit", lossy=True, ram=both)
+    live.accelerated("hobbit", ram=alone)
+    with pytest.raises(dali.DaliError, match=r"ram leaves .* for them.\nRaise .*ram by 1 B"):
+        live.accelerated("hobbit", lossy=True, ram=both - 1)
+
+
+def test_what_refuses_leaves_the_experts_as_they_are(live: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    llm = load(live.directory)
+    before = [record.clone() for layer in llm.loaded.records for record in layer]
+
+    def refuses(*arguments: Any) -> None:
+        raise dali.DaliError("The device has no memory.", "Give it some.")
+
+    monkeypatch.setattr("dali.engine.offload._residency", refuses)
+    with pytest.raises(dali.DaliError, match="no memory"):
+        accelerate(llm, Offload("sim:paper", policy="mixtral-offloading", lossy=True), lambda: None)
+    assert all(map(torch.equal, before, [record for layer in llm.loaded.records for record in layer]))
+
+
 def test_routers_that_cannot_be_called_alone_are_no_basis_for_predicted_routing(
     live: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("dali.engine.seam._routes", lambda *arguments: False)
-    with pytest.raises(dali.DaliError, match=r"Qwen3MoeForCausalLM has none.*\n.*--lossy"):
+    with pytest.raises(dali.DaliError, match=r"Qwen3MoeForCausalLM has none.*\n.*out lossy"):
         live.accelerated("daop", lossy=True)
     notes: list[str] = []
     llm = live.accelerated("hybrimoe", notify=notes.append)

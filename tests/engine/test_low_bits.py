@@ -75,7 +75,7 @@ def test_experts_are_rounded_in_place(format):
 @pytest.mark.parametrize("format", ["bf16", "q4k", "mxfp4"])
 def test_other_formats_cannot_hold_them(format):
     layout = ExpertLayout(SHAPE, get_format(format))
-    with pytest.raises(dali.UsageError, match=rf"2 bits are stored in w4 or w8, .* {format}.\n.*--quant w4"):
+    with pytest.raises(dali.UsageError, match=rf"2 bits are stored in w4 or w8, .* {format}.\n.* quant w4"):
         reduce_bits([layout], [[]], 2, silent)
 
 
@@ -83,7 +83,7 @@ def test_other_formats_cannot_hold_them(format):
 def test_a_low_precision_stands_beside_each_expert(format, levels):
     layout, records = packed(format)
     kept = [record.clone() for record in records]
-    (low,), (copies,) = low_precision([layout], [records], silent)
+    (low,), (copies,) = low_precision([layout], [records], None, silent)
     assert all(torch.equal(record, was) for record, was in zip(records, kept, strict=True))
     for record, copy in zip(records, copies, strict=True):
         full, less = layout.unpack(record), low.unpack(copy)
@@ -93,7 +93,18 @@ def test_a_low_precision_stands_beside_each_expert(format, levels):
 
 
 def test_without_memory_for_them_it_says_so(monkeypatch):
-    monkeypatch.setattr(low_bits, "available_ram", lambda: 1000)
     layout, records = packed("w8")
-    with pytest.raises(dali.DaliError, match=r"0.0 GiB more memory.*\n.*leave out --lossy"):
-        low_precision([layout], [records], silent)
+    need = len(records) * ExpertLayout(SHAPE, get_format("w4")).record_bytes
+    low_precision([layout], [records], need, silent)
+    with pytest.raises(dali.DaliError) as error:
+        low_precision([layout], [records], need - 1, silent)
+    assert (
+        error.value.problem
+        == "Low-precision experts take 16.0 KiB more memory, and --ram leaves 16.0 KiB for them."
+    )
+    assert error.value.fix == "Raise --ram by 1 B, or leave out --lossy."
+    monkeypatch.setattr(low_bits, "available_ram", lambda: 1000)
+    with pytest.raises(dali.DaliError) as error:
+        low_precision([layout], [records], None, silent)
+    assert error.value.problem == "Low-precision experts take 16.0 KiB more memory, and 1000 B are free."
+    assert error.value.fix == "Close other programs, or leave out --lossy."

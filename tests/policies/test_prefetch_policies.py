@@ -27,9 +27,9 @@ def test_the_busiest_that_are_not_there_come_first_and_ties_by_id():
     assert choose(count=100) == (3, 5, 0, 6)  # nobody expected, nobody fetched
 
 
-@pytest.mark.parametrize(("idle", "count"), [(0.0, 0), (4.9, 0), (5.0, 1), (14.9, 2), (100.0, 4), (-3.0, 0)])
+@pytest.mark.parametrize(("idle", "count"), [(0.0, 0), (2.4, 0), (2.5, 1), (12.4, 2), (100.0, 4), (-3.0, 0)])
 def test_by_default_it_fetches_what_the_idle_link_holds(idle, count):
-    assert len(choose(idle=idle)) == count  # a copy takes 5
+    assert len(choose(idle=idle)) == count  # a copy takes 5; half of one may be late
 
 
 def test_a_fixed_count_does_not_ask_the_link():

@@ -99,7 +99,7 @@ def test_a_layer_queues_what_fits_before_the_next(maps):
     # Three layers to go in 34 seconds beside the 2 of queued copies: 36 / 3 - 2 = 10 until the next, two copies of 5.
     ahead = Forecast(later, workload, ResidencyView(set(), slots=3, link_free=2.0), 34.0)
     assert prefetch.plan([ahead], BY_HAND) == [(3, 0), (3, 1)]
-    assert prefetch.plan([ahead._replace(idle=33.0)], BY_HAND) == [(3, 0)]
+    assert prefetch.plan([ahead._replace(idle=26.0)], BY_HAND) == [(3, 0)]  # 7 1/3: one, to the nearest
 
 
 @pytest.mark.parametrize(

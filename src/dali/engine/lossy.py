@@ -102,12 +102,14 @@ class LossyLayers:
         out = self._executor.run(
             layer, hidden, torch.from_numpy(asked).to(ids), torch.from_numpy(given).to(weights)
         )
+        began = self._executor.device.now()
         if late is not None:
             out = self._join(out, late)
         if (rerouted.fates == LOW).any():
             out = self._join(out, self._compute(layer, hidden, rerouted, rerouted.fates == LOW))
         elif (rerouted.fates == LATER).any():
             self._late = self._compute(layer, hidden, rerouted, rerouted.fates == LATER)
+        self._executor.clock(self._telemetry.layer(layer), began)
         return out
 
     def _count(self, routed: Routed, rerouted: Rerouted) -> None:
@@ -164,24 +166,19 @@ class LossyLayers:
         return device.release(total)
 
 
-def lossy_layers(
-    executor: Executor,
-    parts: LossyParts,
-    loaded: LoadedModel,
-    costs: CostModel,
-    scores: Scores | None,
-    meter: Meter,
-) -> LossyLayers:
-    """The MoE layers of `loaded` under `executor`, with `parts` on. DaliError: what they need cannot be had."""
-    if parts.predicts and scores is None:
+def cpu_experts(
+    parts: LossyParts, loaded: LoadedModel, costs: CostModel, predicting: bool, room: int | None, meter: Meter
+) -> CpuExperts:
+    """What the CPU computes beside the runtime with `parts` on. `predicting`: whether routers can be called on their own; `room`:
+    bytes for experts in low precision, None for what is free. DaliError: what the parts need cannot be had."""
+    if parts.predicts and not predicting:
         raise DaliError(
             "Predicted routing needs routers that can be called on their own, and "
             f"{type(loaded.model).__name__} has none.",
             "Leave out --lossy.",
         )
-    beside = CpuExperts(loaded.layouts, loaded.records, costs)
-    if parts.low:
-        layouts, records = low_precision(loaded.layouts, loaded.records, meter)
-        size = replace(costs.shape, bytes={"w4": layouts[0].weight_bytes})
-        beside = CpuExperts(layouts, records, CostModel(costs.profile, size, "w4", len(costs.costs.cpu) - 1))
-    return LossyLayers(executor, parts, beside, scores, loaded.telemetry, loaded.lossy)
+    if not parts.low:
+        return CpuExperts(loaded.layouts, loaded.records, costs)
+    layouts, records = low_precision(loaded.layouts, loaded.records, room, meter)
+    size = replace(costs.shape, bytes={"w4": layouts[0].weight_bytes})
+    return CpuExperts(layouts, records, CostModel(costs.profile, size, "w4", len(costs.costs.cpu) - 1))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dali.engine.progress import Meter
 from dali.errors import DaliError, UsageError
-from dali.hardware.memory import available_ram
+from dali.hardware.memory import available_ram, size
 from dali.kernels.expert import ExpertLayout
 from dali.kernels.formats import GROUP, TILE_ROWS, Format, assemble, get_format, pad, round_up
 from dali.kernels.packing import require_finite
@@ -42,18 +42,23 @@ def reduce_bits(
 
 
 def low_precision(
-    layouts: Sequence[ExpertLayout], records: Sequence[Sequence[Tensor]], meter: Meter
+    layouts: Sequence[ExpertLayout], records: Sequence[Sequence[Tensor]], room: int | None, meter: Meter
 ) -> tuple[list[ExpertLayout], list[list[Tensor]]]:
     """A second, lower precision of every expert: `w4` beside float experts, 2 bits in `w4`'s bytes beside quantized ones.
-    DaliError: no memory for it."""
+    `room`: bytes that --ram leaves for it, None for what is free. DaliError: no memory for it."""
     low = [ExpertLayout(layout.shape, get_format("w4")) for layout in layouts]
-    count, size = sum(map(len, records)), low[0].record_bytes
-    if count * size > available_ram():
+    count, nbytes = sum(map(len, records)), low[0].record_bytes
+    need, free = count * nbytes, available_ram()
+    if need > (free if room is None else room):
+        if room is None:
+            limit, more = f"{size(free)} are free", "Close other programs"
+        else:
+            limit, more = f"--ram leaves {size(max(room, 0))} for them", f"Raise --ram by {size(need - room)}"
         raise DaliError(
-            f"Low-precision experts take {count * size / 2**30:.1f} GiB more memory, and {available_ram() / 2**30:.1f} are free.",
-            "Close other programs, or leave out --lossy.",
+            f"Low-precision experts take {size(need)} more memory, and {limit}.",
+            f"{more}, or leave out --lossy.",
         )
-    found = Arena(count, size).by_layer(len(layouts))
+    found = Arena(count, nbytes).by_layer(len(layouts))
     advance = meter("Making low-precision experts", count)
     for source, target, layer, lower in zip(layouts, low, records, found, strict=True):
         for record, copy in zip(layer, lower, strict=True):

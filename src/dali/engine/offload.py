@@ -17,13 +17,14 @@ from dali.engine.dense import PackedLinear
 from dali.engine.engine import Engine
 from dali.engine.load import LoadedModel
 from dali.engine.look_ahead import LookAhead
-from dali.engine.lossy import LossyLayers, lossy_layers
+from dali.engine.lossy import CpuExperts, LossyLayers, cpu_experts
 from dali.engine.low_bits import reduce_bits
 from dali.engine.prefill import prefill_chunk
 from dali.engine.progress import Meter
 from dali.engine.shared import early_shared
 from dali.engine.whole_layers import WholeLayers
 from dali.errors import UsageError
+from dali.hardware import memory
 from dali.hardware import profile as profiles
 from dali.hardware.cost import CostModel, ExpertSize
 from dali.hardware.profile import Profile
@@ -103,8 +104,6 @@ def check(options: Offload) -> None:
             f"Unknown device {options.device!r}.",
             "Use cpu, cuda, cuda:N, or sim:PROFILE for a simulated accelerator.",
         )
-    if options.vram is not None and options.vram < 0:
-        raise UsageError(f"--vram cannot be {options.vram} bytes.", "Give 0 or more.")
     if kind == "cuda":
         CudaDevice(options.device, 0)  # says what is wrong with it
     planning_profile(options)
@@ -132,8 +131,8 @@ def open_device(options: Offload, profile: Profile, model: nn.Module) -> Device:
     room = max(int(profile["gpu_memory"]) - dense_bytes, 0)
     if options.vram is not None and options.vram > room:
         raise UsageError(
-            f"--vram asks for {options.vram / 2**30:.1f} GiB; {profile.name} has {room / 2**30:.1f} GiB beside dense weights.",
-            "Ask for less, or choose another profile.",
+            f"--vram asks for {memory.size(options.vram)}; {profile.name} has {memory.size(room)} beside dense weights.",
+            f"Give --vram {room} or less, in bytes, or choose another profile.",
         )
     budget = max(room - HEADROOM, 0) if options.vram is None else options.vram
     return SimDevice(budget, name=options.device, seed=options.seed, dependencies=dependencies())
@@ -146,14 +145,18 @@ def offload(
     meter: Meter,
     notify: Callable[[str], None],
     device: Device | None = None,
+    room: int | None = None,
 ) -> Executor:
-    """Replace the model's CPU layers by the runtime's. `device` stands in for the one `options` names."""
+    """Replace the model's CPU layers by the runtime's. `device` stands in for the one `options` names; `room`: bytes of
+    host memory that a second set of experts may take, None for what is free."""
     profile = planning_profile(options)
     model, layout, telemetry = loaded.model, loaded.layout, loaded.telemetry
     layers, experts = len(loaded.records), len(loaded.records[0])
     device = device or open_device(options, profile, model)
     if options.vram is not None and options.vram > device.budget:
-        notify(f"{device.name} has {device.budget} bytes left for experts, not the {options.vram} asked for.")
+        notify(
+            f"{device.name} has {memory.size(device.budget)} left for experts, not the {memory.size(options.vram)} asked for."
+        )
     shape = layout.shape
     size = ExpertSize(
         shape.hidden, shape.intermediate, len(shape.matrices), {layout.format_name: layout.weight_bytes}
@@ -161,16 +164,21 @@ def offload(
     costs = CostModel(profile, size, layout.format_name, MOST_TOKENS)
     system = None if options.policy is None else systems.get(options.policy)
     parts = options.lossy_parts()
-    if parts is not None and parts.bits is not None:
+    routers = seam.routers(model, shape.hidden)
+    scores = None if routers is None else seam.scores(routers, model.config)
+    residency, policies = _residency(loaded, device, options, costs, notify)
+    beside: CpuExperts | None = None
+    if parts is not None and parts.reroute is not None:
+        beside = cpu_experts(parts, loaded, costs, scores is not None, room, meter)
+    if parts is not None and parts.bits is not None:  # after all that refuses, as it cannot be undone
         reduce_bits(loaded.layouts, loaded.records, parts.bits, meter)
         loaded.fingerprint += f" {parts.bits} bits"  # predictors are calibrated on the experts as they are
-    residency, policies = _residency(loaded, device, options, costs, notify)
     if device.budget < layout.record_bytes and options.vram != 0:
         notify(
-            f"The {device.budget} bytes of {device.name} hold no expert of {layout.record_bytes}: all run on the CPU."
+            f"The {memory.size(device.budget)} of {device.name} hold no expert of {memory.size(layout.record_bytes)}: all run "
+            "on the CPU."
         )
     prefetch = policies.prefetch
-    routers = seam.routers(model, shape.hidden)
     predictor: Predictor | None = None
     if prefetch.predictor is not None and residency.scratch_slots:
         if routers is None:
@@ -185,7 +193,6 @@ def offload(
                 for far in ahead
             ]
             predictor = found[0] if len(found) == 1 else LookAhead(found)
-    scores = None if routers is None else seam.scores(routers, model.config)
     if system is not None and "scores" in system.signals and scores is None:
         notify(
             f"{system.title} decides without router scores: the routers of {type(model).__name__} give none."
@@ -217,8 +224,8 @@ def offload(
         loaded.system = system.name
         if parts is not None:
             loaded.lossy["parts"] = list(system.lossy)
-            if parts.reroute is not None:
-                runner = lossy_layers(executor, parts, loaded, costs, scores, meter)
+            if beside is not None:
+                runner = LossyLayers(executor, parts, beside, scores, telemetry, loaded.lossy)
     for index, module in enumerate(modules.values()):
         module.__dict__["dali_layer"] = runner.layer(index)
     engine.scheduler.step_tokens = prefill_chunk(

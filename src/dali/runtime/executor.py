@@ -128,7 +128,7 @@ class Executor:
         routed, ahead = self._routing(ids, None if predicted is None else predicted[1])
         workload = count_pairs(routed, self._experts)
 
-        started = self._tick(layer)
+        started = self._tick(layer, counters)
         view = residency.view(layer)
         planning = time.perf_counter()
         plan = self.policies.assign.assign(layer, workload, view, self._costs)
@@ -152,7 +152,7 @@ class Executor:
         swaps = self.replacement.swap_roles(layer, workload, idle, counters, signals)
         expected: Sequence[tuple[int, Sequence[float]]] = ()
         if predicted is not None and ahead is not None:
-            parts = ahead.view(-1, *ids.shape)  # a layer each
+            parts = [ahead] if len(ahead) == len(ids) else list(ahead.view(-1, *ids.shape))  # a layer each
             expected = [(predicted[0] + i, count_pairs(part, self._experts)) for i, part in enumerate(parts)]
         elif residency.scratch_slots:
             expected = self.policies.prefetch.foresee(layer, workload, signals)
@@ -174,7 +174,7 @@ class Executor:
         )
         result = device.release(out)
         device.release(step.x)
-        self._clock(counters, started)
+        self.clock(counters, started)
         return result
 
     def _routing(self, ids: Tensor, predicted: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -272,14 +272,15 @@ class Executor:
         self.prefetcher.settle(layer, idle, delay * prefetches, saved)
         self.replacement.settle(layer, idle, delay * swaps, saved)
 
-    def _tick(self, layer: int) -> float:
+    def _tick(self, layer: int, counters: LayerCounters) -> float:
         """Note a layer's start; the mean period tells how long the link has until the next one."""
         now = self.device.now()
         if layer:  # from the last layer to the first there is more than a layer
             since = now - self._started
             self._period = since if self._period == 0.0 else 0.9 * self._period + 0.1 * since
         self._started = now
-        self.device.busy_seconds()  # what the streams did until now was not this layer's experts
+        # What the streams did until now was not this layer's experts, but for those that a lossy system put off to it.
+        counters.cpu_seconds += self.device.busy_seconds().get(HOST, 0.0)
         return now
 
     @staticmethod
@@ -291,7 +292,8 @@ class Executor:
         counters.expert_bytes += (len(plan.cpu) + len(plan.gpu)) * layout.weight_bytes
         counters.link_bytes += len(plan.fetch) * layout.record_bytes
 
-    def _clock(self, counters: LayerCounters, started: float) -> None:
+    def clock(self, counters: LayerCounters, started: float) -> None:
+        """Count the time since `started`, and what the streams did in it."""
         counters.seconds += self.device.now() - started
         for stream, seconds in self.device.busy_seconds().items():
             if stream == COPY:

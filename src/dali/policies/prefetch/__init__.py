@@ -30,7 +30,7 @@ class PrefetchPolicy:
     """The busiest experts that are not there yet: DALI, arXiv 2602.03495.
 
     `distance`: how many MoE layers ahead; `depth`: for how many in a row from there on it wants a prediction.
-    `count`: the paper's p, its number of experts; None fetches what the link's idle time holds (ours).
+    `count`: the paper's p, its number of experts; None fetches what the link's idle time holds, to the nearest (ours).
     Prefetched experts go to scratch slots and evict nothing.
     """
 
@@ -61,8 +61,8 @@ class PrefetchPolicy:
         self, predicted: Sequence[float], view: ResidencyView, costs: ExpertCosts, idle: float
     ) -> tuple[int, ...]:
         """Experts of one layer to fetch, in copy order: residents and those in flight skipped, ties to the lower id."""
-        # The contended pace: a prefetch that is late for its layer is dropped.
-        count = int(idle / costs.link_contended) if self.count is None else self.count
+        # Half a copy late is soon enough: the layer's other absent experts keep the CPU busy meanwhile.
+        count = int(idle / costs.link_contended + 0.5) if self.count is None else self.count
         count = min(count, view.slots - len(view.in_flight))
         if count <= 0:
             return ()
