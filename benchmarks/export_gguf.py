@@ -13,10 +13,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import gguf
 import numpy as np
 import torch
-from gguf import GGMLQuantizationType as Type
+
+try:
+    import gguf
+    from gguf import GGMLQuantizationType as Type
+except ModuleNotFoundError:
+    raise SystemExit("This needs the gguf package.\nInstall it: pip install gguf.") from None
 
 ARCHITECTURES = {
     "qwen3_moe": gguf.MODEL_ARCH.QWEN3MOE,
@@ -203,6 +207,8 @@ def main() -> None:
     parser.add_argument("type", choices=[kind.name for kind in Type])
     parser.add_argument("out", type=Path)
     options = parser.parse_args()
+    if not options.model.is_dir():
+        parser.error(f"there is no model directory {options.model}")
     model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(options.model)
     write_gguf(model, tokenizer, options.out, encode_as(Type[options.type]))

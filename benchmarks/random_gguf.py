@@ -12,9 +12,13 @@ import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
-import gguf
 import numpy as np
-from gguf import GGMLQuantizationType as Type
+
+try:
+    import gguf
+    from gguf import GGMLQuantizationType as Type
+except ModuleNotFoundError:
+    raise SystemExit("This needs the gguf package.\nInstall it: pip install gguf.") from None
 
 LAYERS, EXPERTS, TOP_K, HIDDEN, INTERMEDIATE, VOCABULARY, HEADS = 16, 64, 8, 2048, 1024, 50304, 16
 HEAD = HIDDEN // HEADS

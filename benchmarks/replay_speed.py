@@ -51,7 +51,7 @@ def main() -> None:
             "tokens",
             "hit_rate",
             "cold_hit_rate",
-            "belady_hit_rate",
+            "belady_bypass_hit_rate",
             "random_hit_rate",
         )
         rows.append({"replay": name, **{key: row[key] for key in keys}, "seconds": round(seconds, 1)})

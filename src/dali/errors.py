@@ -2,19 +2,50 @@
 
 from __future__ import annotations
 
+import re
+
+# Of `dali.load`, and each a flag of the command line: --n-cpu-moe there.
+PARAMETERS = (
+    "quant",
+    "dtype",
+    "ctx_size",
+    "ram",
+    "threads",
+    "offline",
+    "device",
+    "vram",
+    "profile",
+    "assign",
+    "prefetch",
+    "cache",
+    "n_cpu_moe",
+    "policy",
+    "lossy",
+    "seed",
+)
+
 
 class DaliError(Exception):
     """A failure at run time: the command exits with code 1.
 
-    `problem` is one sentence that shows the offending value, `fix` one sentence with the way out.
+    `problem` is one sentence that shows the offending value, `fix` one sentence with the way out. Both name flags as the command
+    line has them, --n-cpu-moe; as text, which Python's users see, an error names their parameters, n_cpu_moe.
     """
 
     exit_code = 1
 
     def __init__(self, problem: str, fix: str) -> None:
-        super().__init__(f"{problem}\n{fix}")
+        super().__init__(_with_parameters(f"{problem}\n{fix}"))
         self.problem = problem
         self.fix = fix
+
+
+def _with_parameters(text: str) -> str:
+    """--n-cpu-moe -> n_cpu_moe; commands, which stand in backquotes, keep their flags."""
+    names = "|".join(parameter.replace("_", "-") for parameter in PARAMETERS)
+    return re.sub(
+        rf"`[^`]*`|--({names})(?![\w-])", lambda found: (found[1] or "").replace("-", "_") or found[0], text
+    )
 
 
 class UsageError(DaliError):

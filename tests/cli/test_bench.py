@@ -75,7 +75,7 @@ def test_a_prompt_may_fill_the_context(run):
         (("-p", "-1"), "--n-prompt cannot be '-1'"),
         (("-r", "0"), "--repetitions cannot be '0'"),
         (("-o", "xml"), "--output cannot be 'xml'"),
-        (("-t", "100000"), "100000 CPU threads"),
+        (("-t", "100000"), "--threads 100000 is out of range: with more than 4 a core"),
         (("one", "two"), "takes one MODEL, not 2 words"),
         (("no-such-model",), "No model called 'no-such-model'"),
     ],

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
+import sys
 from contextlib import suppress
 
 import pytest
@@ -52,3 +55,22 @@ def test_where_it_is_ignored_it_stays_ignored(handler):
             signal.raise_signal(signal.SIGINT)
     finally:
         assert signal.signal(signal.SIGINT, handler) is signal.SIG_IGN
+
+
+FRAGILE = """
+import os, signal
+try:
+    signal.raise_signal(signal.SIGINT)
+except BaseException:
+    os.abort()
+"""
+
+
+@pytest.mark.parametrize("words", [("run", "dali-tiny", "hello"), ("bench",), ("list",)])
+def test_while_native_modules_are_imported_it_ends_the_process_at_once(tmp_path, words):
+    """A stand-in for torch that, as modules bound by nanobind do, aborts if an exception comes through it."""
+    (tmp_path / "torch.py").write_text(FRAGILE)
+    env = os.environ | {"PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, "-c", "import sys; from dali.cli.main import main; sys.exit(main())", *words]
+    run = subprocess.run(command, env=env, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    assert (run.returncode, run.stdout, run.stderr) == (130, "", "")

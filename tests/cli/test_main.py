@@ -33,7 +33,13 @@ def test_version_and_help_as_a_user_calls_them():
     assert command().stdout == command("--help").stdout
     verb = command("run", "--help")
     assert verb.returncode == 0
-    assert "--temp T" in verb.stdout
+    told = " ".join(verb.stdout.split())
+    assert (
+        "--temp T temperature; 0 always takes the likeliest token (default: the model's, or else 0.8)" in told
+    )
+    assert "GGUF file" in told
+    assert "org/name:Q4_K_M" in told
+    assert "--ctx-size N tokens a conversation may have (default, and 0: all the model can)" in told
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import os
 import re
 import signal
@@ -55,6 +56,15 @@ def test_the_prompt_may_come_on_stdin(story):
     assert out.endswith(b"\n")
     assert 9 < len(out) < len(story)
     assert story.startswith(out.decode().strip())
+
+
+def test_too_long_a_prompt_is_refused_in_our_own_words_alone(refused, caplog):
+    logging.getLogger("transformers").addHandler(caplog.handler)
+    code, problem, _ = refused("run", "word " * 600)
+    logging.getLogger("transformers").removeHandler(caplog.handler)
+    assert code == 2
+    assert "with a context of 512 at most 511" in problem
+    assert caplog.messages == []
 
 
 def test_flags_reach_the_engine(run, story):
@@ -234,6 +244,14 @@ def test_ctrl_c_while_packing_leaves_nothing_half_written(tmp_path):
     assert (process.returncode, out, err) == (130, b"", b"")
     assert not list(tmp_path.rglob("*.tmp"))
     assert not list(tmp_path.rglob("*.safetensors"))
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full on this system")
+def test_a_full_disk_is_named(run):
+    with open("/dev/full", "wb") as full, start("hi there", "-n", "2", stdout=full) as process:
+        _, err = process.communicate()
+    assert process.returncode == 1
+    assert err.decode().splitlines()[-2] == "error: There is no space left where dali writes."
 
 
 def test_a_reader_that_leaves_ends_it_quietly():

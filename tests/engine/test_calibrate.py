@@ -252,7 +252,7 @@ def test_ctrl_c_while_the_file_is_written_leaves_none(
 def test_an_unwritable_cache_is_an_error(llm: LLM, cache: Path) -> None:
     cache.parent.mkdir(parents=True, exist_ok=True)
     cache.write_text("a file where the folder should be")
-    with pytest.raises(dali.DaliError, match=r"Cannot keep the calibration in .*\n.*--prefetch none"):
+    with pytest.raises(dali.DaliError, match=r"Cannot keep the calibration in .*\n.* prefetch none"):
         ask(llm)
 
 

@@ -125,6 +125,12 @@ REPOSITORY = [
 ]
 
 
+def listing(monkeypatch, files):
+    """Stands in for what the hub tells of a repository."""
+    siblings = [SimpleNamespace(rfilename=file) for file in files]
+    monkeypatch.setattr(huggingface_hub, "model_info", lambda name: SimpleNamespace(siblings=siblings))
+
+
 @pytest.mark.parametrize(
     ("quant", "files"),
     [
@@ -141,19 +147,33 @@ def test_a_quantization_after_the_colon(hub, monkeypatch, quant, files, offline)
             (hub.answer / file).parent.mkdir(exist_ok=True)
             (hub.answer / file).touch()
     else:
-        monkeypatch.setattr(huggingface_hub, "list_repo_files", lambda name: REPOSITORY)
+        listing(monkeypatch, REPOSITORY)
     assert locate(f"org/name:{quant}", offline) == hub.answer / files[0]
     assert (hub.asked["name"], hub.asked["allow_patterns"]) == ("org/name", files)
     assert hub.asked["local_files_only"] is offline
 
 
+def test_a_quantization_that_is_cached_needs_no_connection(hub, monkeypatch):
+    def unreachable(name):
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr(huggingface_hub, "model_info", unreachable)
+    (hub.answer / "m-Q4_K_M.gguf").touch()
+    assert locate("org/name:Q4_K_M") == hub.answer / "m-Q4_K_M.gguf"
+    with pytest.raises(UsageError, match=r"for 'Q8_0' in the local .* cache\.\nIt has Q4_K_M"):
+        locate("org/name:Q8_0")
+    hub.answer = LocalEntryNotFoundError("not cached")
+    with pytest.raises(DaliError, match=r"could not be downloaded \(Name or service not known\)\.\n"):
+        locate("org/name:Q4_K_M")
+
+
 def test_a_quantization_that_is_not_there(hub, monkeypatch):
-    monkeypatch.setattr(huggingface_hub, "list_repo_files", lambda name: REPOSITORY)
+    listing(monkeypatch, REPOSITORY)
     with pytest.raises(UsageError, match=r"no GGUF file for 'Q2_K' on the.*\nIt has BF16, Q4_K_M, Q8_0"):
         locate("org/name:Q2_K")
     with pytest.raises(UsageError, match="no GGUF file for 'K_M'"):
         locate("org/name:K_M")
-    monkeypatch.setattr(huggingface_hub, "list_repo_files", lambda name: ["model.safetensors"])
+    listing(monkeypatch, ["model.safetensors"])
     with pytest.raises(UsageError, match="leave out the colon"):
         locate("org/name:Q8_0")
 
@@ -204,7 +224,7 @@ def test_offline(hub, monkeypatch, by_environment):
     assert locate("org/name", offline=not by_environment) == hub.answer
     assert hub.asked["local_files_only"] is True
     hub.answer = LocalEntryNotFoundError("not cached")
-    with pytest.raises(DaliError, match=r"org/name is not in the local .*offline\.\nDrop --offline"):
+    with pytest.raises(DaliError, match=r"org/name is not in the local .*offline\.\nDrop offline"):
         locate("org/name", offline=not by_environment)
 
 
@@ -241,6 +261,18 @@ def test_a_hub_that_does_not_give_it(hub, error, message):
     hub.answer = error
     with pytest.raises(DaliError, match=message):
         locate("org/name")
+
+
+def test_of_an_unreachable_hub_its_cause_is_told(hub):
+    hub.answer = LocalEntryNotFoundError(
+        "Got: ConnectError: no name. An error happened while trying to [...]"
+    )
+    hub.answer.__cause__ = OSError("Name or service not known")
+    with pytest.raises(DaliError) as error:
+        locate("org/name")
+    assert (
+        error.value.problem == "org/name is not here and could not be downloaded (Name or service not known)."
+    )
 
 
 def test_an_interrupted_download_found_offline(hub, tmp_path):

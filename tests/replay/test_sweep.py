@@ -55,13 +55,41 @@ def test_regret_is_against_the_best_of_the_cell(path):
 
 
 def test_missing_signals_are_named(path, tmp_path):
-    row = sweep.sweep(planned(path, policies=["default"]))[0].row
-    assert row["signals"] == "signal missing: gate_inputs"
+    outcomes = sweep.sweep(found := planned(path, policies=["default"]))
+    assert outcomes[0].row["signals"] == "signal missing: gate_inputs"
+    assert all(
+        "`dali trace --hidden` records gate_inputs" in text
+        for text in (table(outcomes), page(outcomes, found))
+    )
     full = random_trace(answer=20)
     known = random_trace(answer=20, predicted={("ridge", 1): full.ids})
     write(tmp_path / "known.npz", known)
-    row = sweep.sweep(planned(str(tmp_path / "known.npz"), policies=["default"]))[0].row
-    assert row["signals"] == "complete"
+    outcomes = sweep.sweep(found := planned(str(tmp_path / "known.npz"), policies=["default"]))
+    assert outcomes[0].row["signals"] == "complete"
+    assert not any("--hidden" in text for text in (table(outcomes), page(outcomes, found)))
+
+
+def test_bypass_is_told_from_belady_without(path):
+    outcomes = sweep.sweep(
+        found := planned(path, policies=["lru", "belady-bypass"], batches=[2], cache_only=True)
+    )
+    for outcome in outcomes:
+        if outcome.row["policy"] == "belady-bypass":
+            assert outcome.row["hit_rate"] == outcome.row["belady_bypass_hit_rate"]
+    assert "belady-bypass" in table(outcomes).splitlines()[0].split()
+    drawn = page(outcomes, found)
+    assert ">belady</text>" in drawn  # the curve of the policy that has that name
+    assert re.findall("<th>belady.*?</th>", drawn) == ["<th>belady-bypass</th>"]
+
+
+def test_the_bound_lets_each_step_choose_its_residents(path):
+    """So with as many slots as a step's experts need, more do not raise it; fewer lower it."""
+    rows = [
+        one.row
+        for one in sweep.sweep(planned(path, policies=["lru"], batches=[1], cache_slots=["1", "4", "8"]))
+    ]
+    few, enough, all_of_them = (row["bound_tokens_per_second"] for row in rows)
+    assert few < enough == all_of_them
 
 
 def test_a_cold_start_forgets_what_other_sequences_taught(path):

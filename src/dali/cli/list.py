@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import huggingface_hub.constants
 from huggingface_hub.errors import CacheNotFound
 
+from dali.cli.interrupt import ending_at_once
 from dali.cli.settings import Verb
 from dali.cli.terminal import log, passing_note
 from dali.engine.locate import BUNDLED, gguf_models, quant_of
@@ -115,10 +116,11 @@ def _examine(name: str, path: Path) -> Listing:
 
 def _directory_steps(listing: Listing, directory: Path) -> Iterator[str]:
     """Fills `listing`; yields before each step what it means if that fails."""
-    import torch
+    with ending_at_once():
+        import torch
 
-    from dali.engine import load, seam
-    from dali.store.checkpoint import Checkpoint
+        from dali.engine import load, seam
+        from dali.store.checkpoint import Checkpoint
 
     config_file = directory / "config.json"
     yield "unreadable config.json" if config_file.is_file() else "no config.json"
@@ -144,11 +146,12 @@ def _directory_steps(listing: Listing, directory: Path) -> Iterator[str]:
 
 def _gguf_steps(listing: Listing, path: Path) -> Iterator[str]:
     """As `_directory_steps`."""
-    from dali.engine.gguf.config import family_of
-    from dali.engine.gguf.load import GgufModel
-    from dali.engine.gguf.tokenizer import read_tokenizer
-    from dali.engine.load import describe_layouts
-    from dali.store.gguf import read_gguf
+    with ending_at_once():
+        from dali.engine.gguf.config import family_of
+        from dali.engine.gguf.load import GgufModel
+        from dali.engine.gguf.tokenizer import read_tokenizer
+        from dali.engine.load import describe_layouts
+        from dali.store.gguf import read_gguf
 
     yield "unreadable GGUF file"
     gguf = read_gguf(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import errno
 import gc
 import importlib
 import io
@@ -13,7 +14,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import dali
-from dali.cli.interrupt import interruptible
+from dali.cli.interrupt import INTERRUPTED, ending_at_once, interruptible
 from dali.cli.terminal import log, passing_note, report, set_log_level
 from dali.errors import DaliError, UsageError
 
@@ -27,7 +28,7 @@ VERBS = {
     "simulate": "replay recorded routing under policies and hardware profiles",
     "list": "the models found here, and whether they run",
 }
-INTERRUPTED, BROKEN_PIPE = 130, 141  # as if SIGINT or SIGPIPE had ended the process
+BROKEN_PIPE = 141  # as if SIGPIPE had ended the process
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -44,21 +45,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         passing_note()
         return INTERRUPTED
-    except BrokenPipeError:  # whoever read our output has seen enough; nor could the rest be flushed at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # whoever read our output has seen enough
+        _drop_output()
         return BROKEN_PIPE
     except DaliError as error:
         return _fail(error, error)
     except Exception as error:
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            _drop_output()
+            full = DaliError(
+                "There is no space left where dali writes.", "Free some, or write to another disk."
+            )
+            return _fail(full, error)
         problem = f"dali failed with an unexpected {type(error).__name__} ({error})."
         fix = "That should not happen: run it again with -v, and report what it says."
         return _fail(DaliError(problem, fix), error)
 
 
+def _drop_output() -> None:
+    """Send what is still to be flushed nowhere, as it would fail once more at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _dispatch(arguments: list[str]) -> int:
     name, *rest = arguments = arguments or ["--help"]
     if name in VERBS:
-        verb = importlib.import_module(f"dali.cli.{name}")
+        with ending_at_once():
+            verb = importlib.import_module(f"dali.cli.{name}")
         settings = verb.VERB.settings(rest)
         set_log_level("debug" if settings.verbose else settings.log_level or "info")
         log.debug("%s: %s", name, vars(settings))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
+from dali.cli.interrupt import ending_at_once
 from dali.cli.terminal import is_terminal, log, meter, passing_note
 from dali.engine.locate import locate
 
@@ -27,7 +28,8 @@ def find_model(model: str, settings: SimpleNamespace) -> Path:
 def load_model(model: str, directory: Path, settings: SimpleNamespace, **accelerator: Any) -> LLM:
     """The model that lies in `directory`, as MODEL_FLAGS say; `accelerator`: more of what `dali.load` takes."""
     passing_note(f"Loading {model} ...")
-    from dali.engine.llm import load
+    with ending_at_once():
+        from dali.engine.llm import load
 
     return load(
         directory,

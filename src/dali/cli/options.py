@@ -130,6 +130,11 @@ def _counts(text: str) -> tuple[int, ...]:
     return counts
 
 
+def _or_else(value: float) -> str:
+    """The default of a sampling flag; the engine's own values, written out as QUANTS are."""
+    return f"(default: the model's, or else {value})"
+
+
 SWITCH = Kind("", "true or false", _true_or_false)
 TEXT = Kind("TEXT", "some text", _some_text)
 NAMES = Kind(
@@ -149,19 +154,43 @@ PROBABILITY = _number("P", 1, "a number from 0 to 1")
 OPTIONS = {
     option.name: option
     for option in (
-        Option("predict", whole(1, -1, "no limit"), "most tokens to answer with (default: no limit)", "-n"),
-        Option("temp", TEMPERATURE, "temperature; 0 always takes the likeliest token"),
-        Option("top-k", whole(0), "sample from the N likeliest tokens; 0 turns it off"),
-        Option("top-p", PROBABILITY, "sample from the likeliest tokens that make up P; 1 turns it off"),
-        Option("min-p", PROBABILITY, "drop tokens less than P times as likely as the first; 0 turns it off"),
-        Option("seed", whole(0, -1, "a random one"), "makes sampling repeatable"),
+        Option(
+            "predict",
+            whole(1, -1, "no limit"),
+            "most tokens to answer with (default, and -1: no limit)",
+            "-n",
+        ),
+        Option("temp", TEMPERATURE, f"temperature; 0 always takes the likeliest token {_or_else(0.8)}"),
+        Option("top-k", whole(0), f"sample from the N likeliest tokens; 0 turns it off {_or_else(40)}"),
+        Option(
+            "top-p",
+            PROBABILITY,
+            f"sample from the likeliest tokens that make up P; 1 turns it off {_or_else(0.95)}",
+        ),
+        Option(
+            "min-p",
+            PROBABILITY,
+            f"drop tokens less than P times as likely as the first; 0 turns it off {_or_else(0.05)}",
+        ),
+        Option(
+            "seed", whole(0, -1, "a random one"), "makes sampling repeatable (default, and -1: a random one)"
+        ),
         Option("stop", TEXT, "end the answer before TEXT; may be repeated", repeatable=True),
         Option("system-prompt", TEXT, "what the model is told before the first message", "-sys"),
         Option("chat-template", JINJA, "a template, or its file, instead of the model's own"),
         Option("raw", SWITCH, "give the prompt to the model as it is, without a chat template"),
-        Option("ctx-size", whole(2, 0, "all the model can"), "tokens a conversation may have", "-c"),
-        Option("quant", _one_of(QUANTS), f"format of the experts in memory: {', '.join(QUANTS)}"),
-        Option("dtype", _one_of(DTYPES), f"of everything but the experts: {', '.join(DTYPES)}"),
+        Option(
+            "ctx-size",
+            whole(2, 0, "all the model can"),
+            "tokens a conversation may have (default, and 0: all the model can)",
+            "-c",
+        ),
+        Option(
+            "quant", _one_of(QUANTS), f"format of the experts in memory: {', '.join(QUANTS)} (default: auto)"
+        ),
+        Option(
+            "dtype", _one_of(DTYPES), f"of everything but the experts: {', '.join(DTYPES)} (default: auto)"
+        ),
         Option("ram", SIZE, "host memory to plan with (default: what is free)"),
         Option("threads", whole(1), "CPU threads (default: all cores)", "-t"),
         Option(
@@ -214,7 +243,11 @@ OPTIONS = {
         Option("cache-only", SWITCH, "hit rates of a cache alone, without a timeline"),
         Option("html", FILE, "write a self-contained report with plots here"),
         Option("config", FILE, "YAML file that may hold any of these flags, as `temp: 0.7`"),
-        Option("log-level", _one_of(LOG_LEVELS), f"what to say on stderr: {', '.join(LOG_LEVELS)}"),
+        Option(
+            "log-level",
+            _one_of(LOG_LEVELS),
+            f"what to say on stderr: {', '.join(LOG_LEVELS)} (default: info)",
+        ),
         Option("verbose", SWITCH, "the same as --log-level debug, which shows tracebacks too", "-v"),
     )
 }

@@ -23,9 +23,10 @@ from dali.store.cache import cache_root
 
 VERB = Verb(
     "run",
-    "Ask a model, or chat with it when no PROMPT is given. MODEL is a directory, an org/name on the Hugging "
-    "Face hub, or a name that `dali list` shows; left out, the small model that ships inside answers. The "
-    "PROMPT may also come on stdin, which is not read where a PROMPT is given.",
+    "Ask a model, or chat with it when no PROMPT is given. MODEL is a directory, a GGUF file, an org/name "
+    "on the Hugging Face hub (org/name:QUANT for a GGUF file there, as in org/name:Q4_K_M), or a name that `dali list` shows; "
+    "left out, the small model that ships inside answers. The PROMPT may also come on stdin, all of whose lines are one prompt; "
+    "it is not read where a PROMPT is given.",
     {
         "answer": ("predict", "temp", "top-k", "top-p", "min-p", "seed", "stop"),
         "prompt": ("system-prompt", "chat-template", "raw"),

@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
+from dali.cli.interrupt import ending_at_once
 from dali.cli.options import FILE, NAMES, Option, whole
 from dali.cli.settings import Verb
 from dali.cli.terminal import passing_note
@@ -42,7 +43,8 @@ def main(settings: SimpleNamespace) -> int:
     if settings.cache_only and (settings.profile or settings.shape):
         raise UsageError("--cache-only has no times, so no --profile and no --shape.", "Leave them out.")
     passing_note("Reading the traces ...")
-    from dali.replay import cells, page, report, sweep
+    with ending_at_once():
+        from dali.replay import cells, page, report, sweep
 
     planned = cells.plan(
         settings.words,

@@ -72,8 +72,9 @@ def main(settings: SimpleNamespace) -> int:
     )
     trace.write(output, recorded)
     answers = int((recorded.phase == trace.DECODE).sum())
+    sequences = "1 sequence" if recorded.sequences == 1 else f"{recorded.sequences} sequences"
     log.info(
-        f"{output}: {recorded.sequences} sequences, {recorded.tokens - answers} prompt + {answers} answer tokens, "
+        f"{output}: {sequences}, {recorded.tokens - answers} prompt + {answers} answer tokens, "
         f"{recorded.layers} layers, {size(output.stat().st_size)}"
     )
     return 0

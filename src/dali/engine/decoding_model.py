@@ -41,7 +41,7 @@ class DecodingModel:
         if step is None or arguments or any(self._hooks) or not self.run.serves(step):
             return self.plain(*arguments, **keywords)
         with single_thread():
-            return CausalLMOutput(logits=self.decode(step, **keywords))  # type: ignore[arg-type]
+            return CausalLMOutput(logits=self.decode(step, **keywords))
 
     def decode(
         self,

@@ -233,11 +233,11 @@ def out_of_memory(
 ) -> DaliError:
     """`what` needs too many bytes in `format`: what it may take (`ram` as asked, or all that is free) and what would fit."""
     limit = f"{size(free)} are free" if ram is None else f"--ram allows {size(ram)}"
-    problem = f"{what} needs {size(need)} of memory with {format} experts, and {limit}."
+    problem = f"{what} needs {size(need - HEADROOM)} of memory with {format} experts, and {size(HEADROOM)} to work in; {limit}."
     if smallest < need and smallest <= (free if ram is None else ram):
-        return DaliError(problem, f"With --quant w4 it needs {size(smallest)}.")
+        return DaliError(problem, f"With --quant w4 it needs {size(smallest - HEADROOM)}.")
     more = "Close other programs" if ram is None else f"Raise --ram ({size(free)} are free)"
-    least = f" ({size(smallest)} at least, with --quant w4)" if smallest < need else ""
+    least = f" ({size(smallest - HEADROOM)} at least, with --quant w4)" if smallest < need else ""
     return DaliError(problem, f"{more}, or choose a smaller model{least}.")
 
 

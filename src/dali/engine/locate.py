@@ -6,7 +6,7 @@ import os
 import re
 import textwrap
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import huggingface_hub
@@ -94,18 +94,13 @@ def _starts_as_gguf(path: Path) -> bool:
 def _gguf_from_hub(name: str, quant: str, offline: bool) -> Path:
     """The first file of the GGUF model whose name ends in `quant`; the shortest name of several."""
     with _hub_errors(name, offline):
-        if offline:
-            there = Path(huggingface_hub.snapshot_download(name, local_files_only=True))
-            listed = [str(file.relative_to(there)) for file in there.rglob("*.gguf")]
-        else:
-            listed = huggingface_hub.list_repo_files(name)
+        listed, where = _files(name, offline)
     models: dict[str, list[str]] = {}
     for file in sorted(listed):
         if match := re.fullmatch(r"(?P<stem>.+?)(-\d{5}-of-\d{5})?\.gguf", file, re.IGNORECASE):
             models.setdefault(match["stem"], []).append(file)
     wanted = [stem for stem in models if re.search(rf"(^|[-./]){re.escape(quant)}$", stem, re.IGNORECASE)]
     if not wanted:
-        where = "in the local Hugging Face cache" if offline else "on the Hugging Face hub"
         known = ", ".join(sorted({quant_of(stem) for stem in models}))
         raise UsageError(
             f"{name} has no GGUF file for {quant!r} {where}.",
@@ -117,6 +112,27 @@ def _gguf_from_hub(name: str, quant: str, offline: bool) -> Path:
     with _hub_errors(name, offline):
         path = huggingface_hub.snapshot_download(name, allow_patterns=files, local_files_only=offline)
     return Path(path) / files[0]
+
+
+def _files(name: str, offline: bool) -> tuple[list[str], str]:
+    """What there is of a repository, and where: on the hub, or if that cannot be reached in the cache."""
+
+    def cached() -> tuple[list[str], str]:
+        there = Path(huggingface_hub.snapshot_download(name, local_files_only=True))
+        files = [str(file.relative_to(there)) for file in there.rglob("*.gguf")]
+        return files, "in the local Hugging Face cache"
+
+    if offline:
+        return cached()
+    try:  # in one request; list_repo_files retries for half a minute
+        files = [file.rfilename for file in huggingface_hub.model_info(name).siblings or ()]
+    except (HFValidationError, RepositoryNotFoundError):  # gated ones included
+        raise
+    except Exception:
+        with suppress(LocalEntryNotFoundError):
+            return cached()
+        raise
+    return files, "on the Hugging Face hub"
 
 
 def _from_hub(name: str, offline: bool) -> Path:
@@ -145,7 +161,8 @@ def _hub_errors(name: str, offline: bool) -> Iterator[None]:
                 f"{name} is not in the local Hugging Face cache, and dali is offline.",
                 "Drop --offline (and HF_HUB_OFFLINE) to download it, or give a directory.",
             ) from error
-        raise _unreachable(name, error) from error
+        cause = error.__cause__ or error  # its own words are a paragraph of advice
+        raise _unreachable(name, cause) from error
     except GatedRepoError as error:
         raise DaliError(
             f"{name} is gated on the Hugging Face hub.",
@@ -160,13 +177,13 @@ def _hub_errors(name: str, offline: bool) -> Iterator[None]:
         raise _unreachable(name, error) from error
 
 
-def _unreachable(name: str, error: Exception) -> DaliError:
+def _unreachable(name: str, error: BaseException) -> DaliError:
     return DaliError(
         f"{name} is not here and could not be downloaded ({reason(error)}).",
-        "Check the connection, or give a directory.",
+        "Check the connection, or give a directory or a .gguf file.",
     )
 
 
-def reason(error: Exception) -> str:
+def reason(error: BaseException) -> str:
     """What another library's exception says, on one line."""
     return textwrap.shorten(str(error), 250) or type(error).__name__

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dali.errors import UsageError
+from dali.hardware.memory import size
 from dali.policies.cache import CachePolicy
 
 
@@ -20,14 +21,16 @@ class WholeLayers(CachePolicy):
         """UsageError where there are not so many layers, or the slots of `record_bytes` on the device do not hold the others."""
         if self.cpu_layers > self.layers:
             raise UsageError(
-                f"--n-cpu-moe asks for {self.cpu_layers} layers on the CPU; the model has {self.layers} MoE layers.",
+                f"--n-cpu-moe {self.cpu_layers} is more than the {self.layers} MoE layers of the model.",
                 f"Give at most {self.layers}.",
             )
         there, fit = self.layers - self.cpu_layers, slots // self.experts
         if fit < there:
-            gibibytes = there * self.experts * record_bytes / 2**30
+            layers, room = f"{there} MoE layers", f"room for {fit} of them"
+            if there == 1:
+                layers, room = "1 MoE layer", "no room for it"
             raise UsageError(
-                f"--n-cpu-moe {self.cpu_layers} leaves {there} MoE layers to {device}, {gibibytes:.2f} GiB of experts; it has "
-                f"room for {fit} of them.",
+                f"--n-cpu-moe {self.cpu_layers} leaves {layers} to {device}, {size(there * self.experts * record_bytes)} of "
+                f"experts; it has {room}.",
                 f"Give --n-cpu-moe {self.layers - fit} or more, or more --vram.",
             )

@@ -115,7 +115,9 @@ class LeastSeconds:
 
 
 class Optimum(NamedTuple):
-    """`plan` takes `seconds`; no plan takes less than `bound`, which equals it unless the search was cut short."""
+    """`plan` takes `seconds`. `bound`, which equals that unless the search was cut short, is what no plan of those that
+    best_assignment chooses from takes less than (but for 1e-9 of it): a plan with another order of copies may, where copies wait
+    for slots or go in groups."""
 
     plan: LayerPlan
     seconds: float

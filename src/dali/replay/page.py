@@ -13,7 +13,7 @@ from dali.errors import UsageError
 from dali.replay import eviction, plots
 from dali.replay.cells import Cell, read_trace
 from dali.replay.metrics import segment_cache_hit_rate, segment_routing_performance
-from dali.replay.report import HEADINGS, NOTES, cell, columns
+from dali.replay.report import HEADINGS, cell, columns, notes
 from dali.replay.steps import forwards
 from dali.replay.sweep import Outcome, Row
 from dali.replay.trace import Trace
@@ -38,7 +38,7 @@ def page(outcomes: Sequence[Outcome], cells: Sequence[Cell]) -> str:
         ),
         head=_line("th", [HEADINGS[name] for name in names]),
         body=body,
-        notes="".join(f"<li>{escape(note)}</li>" for note in NOTES),
+        notes="".join(f"<li>{escape(note)}</li>" for note in notes(rows)),
         systems=_sources(rows),
     )
 

@@ -18,7 +18,7 @@ HEADINGS = {
     "hit_rate": "hits",
     "cold_hit_rate": "cold",
     "random_hit_rate": "random",
-    "belady_hit_rate": "belady",
+    "belady_bypass_hit_rate": "belady-bypass",
     "tokens_per_second": "tok/s",
     "bound_tokens_per_second": "bound",
     "regret": "regret",
@@ -26,10 +26,19 @@ HEADINGS = {
 }
 NOTES = (
     "hits, cold: share of active experts found resident, all sequences through one cache, and each sequence from a fresh start.",
-    "random, belady: evicting at random, and the offline optimum of a cache a layer that fills on demand.",
-    "tok/s, bound: generated tokens of all sequences together, modelled; no policy with so many slots a layer exceeds the bound.",
+    "random, belady-bypass: evicting at random, and the offline optimum of a cache a layer that fills on demand and may leave an "
+    "expert out.",
+    "tok/s, bound: generated tokens of all sequences together, modelled; no policy with so many slots a layer exceeds the bound. "
+    "It lets each step find the residents that suit it best, so more slots than a step's experts need do not raise it.",
     "regret: time lost against the best policy of the cell in hindsight.",
 )
+SIGNALS = "signals: what a policy decides by and the trace lacks; `dali trace --hidden` records gate_inputs and embeddings, too."
+
+
+def notes(rows: Sequence[Row]) -> list[str]:
+    """What the columns mean, and what to do about those that say it."""
+    missing = any(row.get("signals") not in (None, "complete") for row in rows)
+    return [*NOTES, SIGNALS] if missing else [*NOTES]
 
 
 def as_json(outcomes: Sequence[Outcome]) -> str:
@@ -52,7 +61,9 @@ def table(outcomes: Sequence[Outcome]) -> str:
         )
     off = {row["policy"]: row["lossy_parts_left_out"] for row in rows if row.get("lossy_parts_left_out")}
     lossy = ", ".join(f"{policy} ({', '.join(parts)})" for policy, parts in off.items())
-    return "\n".join([*text, "", *NOTES, *([f"off, as they change the output: {lossy}."] if off else [])])
+    return "\n".join(
+        [*text, "", *notes(rows), *([f"off, as they change the output: {lossy}."] if off else [])]
+    )
 
 
 def columns(rows: Sequence[Row]) -> list[str]:

@@ -192,7 +192,7 @@ def _cache_bounds(path: str, batch: int, tokens: int | None, slots: int, seed: i
     """Belady's hit rates, above, and that of random eviction, below."""
     trace, steps = read_trace(path), steps_of(path, batch, tokens)
     return {
-        "belady_hit_rate": _rounded(eviction.replay(trace, steps, slots, "belady-bypass").rate),
+        "belady_bypass_hit_rate": _rounded(eviction.replay(trace, steps, slots, "belady-bypass").rate),
         "belady_pooled_hit_rate": _rounded(pooled_belady(trace, steps, slots * trace.layers)),
         "random_hit_rate": _rounded(eviction.replay(trace, steps, slots, "random", seed).rate),
     }

@@ -98,7 +98,11 @@ def read(path: str | Path) -> Trace:
         MemoryError,
         TypeError,
     ) as error:
-        raise _broken(path, f"it is no readable .npz file ({' '.join(str(error).split())})") from error
+        reason = " ".join(str(error).split())
+        # Of what it does not know, numpy says how to trust it; of a .npy file, that it is no context manager.
+        if "pickle" in reason or isinstance(error, TypeError):
+            reason = "no archive of arrays of numbers"
+        raise _broken(path, f"it is no readable .npz file ({reason})") from error
     try:
         return _checked(path.stem, arrays)
     except _Contradiction as error:
