@@ -57,9 +57,9 @@ def save_gguf(model: Any, path: Path, encode: Any = None, **options: Any) -> Pat
     return write_gguf(model, gguf_tokenizer(), path, encode, **options)
 
 
-def rewrite(path: Path, keys: dict[str, Any] | None = None, tensors: Any = None) -> Path:
-    """Write a file anew with other values of `keys` (None: without that key) and with `tensors(name, values)`: a list of
-    (name, values) for each tensor."""
+def rewrite(path: Path, keys: dict[str, Any] | None = None, tensors: Any = None, added: Any = ()) -> Path:
+    """Write a file anew with other values of `keys` (None: without that key), with `tensors(name, values)`: a list of
+    (name, values) for each tensor, and with the keys `added`: name -> (value, type)."""
     reader = gguf.GGUFReader(path)
     fields = {field.name: (field.contents(), field.types) for field in reader.fields.values()}
     stored = {tensor.name: (np.array(tensor.data), tensor.tensor_type) for tensor in reader.tensors}
@@ -69,6 +69,8 @@ def rewrite(path: Path, keys: dict[str, Any] | None = None, tensors: Any = None)
     for name, (value, types) in fields.items():
         if not name.startswith("GGUF.") and (value := (keys or {}).get(name, value)) is not None:
             writer.add_key_value(name, value, types[0], types[1] if len(types) > 1 else None)
+    for name, (value, kind) in dict(added).items():
+        writer.add_key_value(name, value, kind)
     for name, (values, kind) in stored.items():
         for other, changed in [(name, values)] if tensors is None else tensors(name, values):
             writer.add_tensor(other, np.ascontiguousarray(changed), raw_dtype=kind)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 
+import gguf
 import numpy as np
 import pytest
 
@@ -118,3 +119,28 @@ def test_a_file_that_shrinks_while_it_is_loaded(path, monkeypatch):
 
     monkeypatch.setattr(GgufModel, "read", cut_first)
     assert "it has changed since it was opened" in refusal(path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("expert_weights_norm", True), ("attention.temperature_scale", 0.1)]
+)
+def test_what_deepseek_v2_does_not_do(key, value, tmp_path):
+    path = save_gguf(gguf_model("deepseek_v2"), tmp_path / "m.gguf")
+    kind = gguf.GGUFValueType.BOOL if value is True else gguf.GGUFValueType.FLOAT32
+    problem = refusal(rewrite(path, added={f"deepseek2.{key}": (value, kind)}))
+    assert f"its key deepseek2.{key} is" in problem
+
+
+@pytest.mark.parametrize(
+    ("factors", "problem"),
+    [
+        (np.ones(7), "has 7 values, for 8 frequencies"),
+        (np.zeros(8), "has values that are not positive"),
+        (np.full(8, np.nan), "has values that are not positive"),
+    ],
+)
+def test_rotary_factors(factors, problem, tmp_path):
+    path = save_gguf(gguf_model("mixtral"), tmp_path / "m.gguf")
+    wrong = [("rope_freqs.weight", factors.astype(np.float32))]
+    rewrite(path, tensors=lambda name, v: [(name, v)] + (wrong if name == "output_norm.weight" else []))
+    assert f"the tensor rope_freqs.weight {problem}" in refusal(path)

@@ -111,6 +111,26 @@ def test_tokens_around_a_text():
     assert read_tokenizer(byte_level(tokens, **llama))("ab")["input_ids"] == [0, 4]
 
 
+def test_no_token_lies_beyond_the_vocabulary():
+    tokens = ["<｜end▁of▁sentence｜>", "<", "|", "e", "n", "d", "o", "f", "t", "x", ">", "a"]
+    types = {"tokenizer.ggml.token_type": [3] + [1] * 11, "tokenizer.ggml.eos_token_id": 0}
+    found = read_tokenizer(byte_level(tokens, **types))
+    assert found("a<｜end▁of▁sentence｜>a")["input_ids"] == [11, 0, 11]
+    assert found.convert_ids_to_tokens(found("<|endoftext|>")["input_ids"]) == list("<|endoftext|>")
+    assert (len(found), found.eos_token_id) == (len(tokens), 0)
+
+
+def test_words_beside_the_merges():
+    """Runs of spaces (OLMoE) and letters that spell bytes (DeepSeek), which text is searched for first."""
+    tokens = ["a", "Ġ", "ĠĠ", "   ", "ü", "Ã", "¼"]
+    words = {"tokenizer.ggml.token_type": [1, 1, 1, 4, 4, 1, 1], "tokenizer.ggml.merges": ["Ġ Ġ"]}
+    found = read_tokenizer(byte_level(tokens, **words))
+    text = "aü   a  a"
+    assert found(text)["input_ids"] == [0, 4, 3, 0, 1, 1, 0]
+    assert found.decode(found(text)["input_ids"]) == text
+    assert found.decode([5, 6]) == "ü"
+
+
 def sentencepiece(**changes) -> Gguf:
     tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
     pieces = {
@@ -148,6 +168,42 @@ def test_sentencepiece_merges_by_score():
     assert tokenizer.decode(tokenizer("abc é")["input_ids"], skip_special_tokens=True) == "abc é"
     bare = read_tokenizer(sentencepiece(**{"tokenizer.ggml.add_space_prefix": False}))
     assert bare.convert_ids_to_tokens(bare("abc")["input_ids"]) == ["<s>", "abc"]
+
+
+def test_a_space_before_every_text():
+    tokenizer = read_tokenizer(sentencepiece())
+
+    def spelled(text: str) -> list[str]:
+        return tokenizer.convert_ids_to_tokens(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    assert spelled("ab") == ["▁", "ab"]
+    assert spelled(" ab") == ["▁", "▁", "ab"]
+    assert spelled("c</s>ab") == ["▁", "c", "</s>", "▁", "ab"]
+    assert tokenizer.decode(tokenizer(" ab")["input_ids"], skip_special_tokens=True) == " ab"
+
+
+def test_phis_tokens_take_the_space_after_them():
+    pieces = ["<unk>", "<s>", "</s>", "<|user|>", "▁", "a"]
+    tokens = {
+        "general.architecture": "phimoe",
+        "phimoe.expert_count": 8,
+        "tokenizer.ggml.tokens": pieces,
+        "tokenizer.ggml.scores": [0.0] * 4 + [-1.0, -2.0],
+        "tokenizer.ggml.token_type": [2, 3, 4, 3, 1, 1],
+    }
+    tokenizer = read_tokenizer(sentencepiece(**tokens))
+    found = tokenizer("<|user|>  a</s> a<s> a", add_special_tokens=False)["input_ids"]
+    spelled = ["<|user|>", "▁", "a", "</s>", "▁", "a", "<s>", "▁", "▁", "a"]
+    assert tokenizer.convert_ids_to_tokens(found) == spelled
+
+
+def test_words_that_are_tokens_are_not_merged():
+    tokens = ["a", "b", "c", "ab", "bc", "abc"]
+    merges = {"tokenizer.ggml.merges": ["b c"], "tokenizer.ggml.add_bos_token": False}
+    assert read_tokenizer(byte_level(tokens, **merges))("abc")["input_ids"] == [0, 4]
+    for split in ("tekken", "llama-bpe"):
+        whole = read_tokenizer(byte_level(tokens, **merges, **{"tokenizer.ggml.pre": split}))
+        assert whole("abc")["input_ids"] == [5]
 
 
 def test_tokens_that_end_an_answer():

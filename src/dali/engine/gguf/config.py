@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -91,10 +91,26 @@ def _qwen3(header: Header) -> Fields:
 
 
 def _mixtral(header: Header) -> Fields:
+    rope = _rope(header)
+    if header.has("rope_freqs.weight"):  # Llama 3.1's scaling, worked out for each frequency
+        if rope["rope_type"] != "default":
+            raise damaged(
+                header.gguf.path, f"it has both rope_freqs.weight and a {rope['rope_type']} scaling"
+            )
+        factors = _rope_factors(header, "rope_freqs.weight")
+        rope |= {
+            "rope_type": "longrope",
+            "long_factor": factors,
+            "short_factor": factors,
+            "factor": 1.0,
+            "attention_factor": 1.0,
+            "original_max_position_embeddings": header.required("context_length"),
+        }
     return {
         "intermediate_size": header.expert_width(),
-        "head_dim": header.key("attention.key_length"),
+        "head_dim": header.key("attention.key_length") or header.required("rope.dimension_count"),
         "sliding_window": header.key("attention.sliding_window") or None,
+        "rope_parameters": rope,
     }
 
 
@@ -105,6 +121,12 @@ def _deepseek2(header: Header) -> Fields:
             f"{header.gguf.path} routes as DeepSeek-V3 does (expert_gating_func {gating}), which dali cannot read as GGUF.",
             "Use its safetensors weights.",
         )
+    for key, kind in (("expert_weights_norm", bool), ("attention.temperature_scale", NUMBER)):
+        if value := header.key(key, None, kind):
+            raise DaliError(
+                f"{header.gguf.path} is no DeepSeek-V2: its key deepseek2.{key} is {value!r}.",
+                "Use its safetensors weights.",
+            )
     rank, rotary = header.required("attention.kv_lora_rank"), header.required("rope.dimension_count")
     # With MLA's split matrices key_length is that of the compressed keys.
     key_length = header.key("attention.key_length_mla") or header.required("attention.key_length")
@@ -142,8 +164,8 @@ def _phimoe(header: Header) -> Fields:
         factor = float(header.key("rope.scaling.attn_factor", 1.0, NUMBER))
         rope |= {
             "rope_type": "longrope",
-            "long_factor": _floats(header, "rope_factors_long.weight"),
-            "short_factor": _floats(header, "rope_factors_short.weight"),
+            "long_factor": _rope_factors(header, "rope_factors_long.weight"),
+            "short_factor": _rope_factors(header, "rope_factors_short.weight"),
             "long_mscale": factor,
             "short_mscale": factor,
             "original_max_position_embeddings": header.required("rope.scaling.original_context_length"),
@@ -175,7 +197,7 @@ class Family:
     experts: str
     own: Callable[[Header], Fields]
     permuted: bool = False  # query and key rows lie in llama's pairwise rotary order
-    tokenizer: str = field(default="llama")  # what transformers calls its sentencepiece tokenizer
+    strips_after_tokens: bool = False  # white space after a control token is dropped
 
 
 FAMILIES = {  # by general.architecture
@@ -184,7 +206,7 @@ FAMILIES = {  # by general.architecture
     "llama": Family("mixtral", "num_local_experts", _mixtral, permuted=True),
     "deepseek2": Family("deepseek_v2", "n_routed_experts", _deepseek2),
     "olmoe": Family("olmoe", "num_experts", _olmoe),
-    "phimoe": Family("phimoe", "num_local_experts", _phimoe, tokenizer="phi3"),
+    "phimoe": Family("phimoe", "num_local_experts", _phimoe, strips_after_tokens=True),
     "gpt-oss": Family("gpt_oss", "num_local_experts", _gpt_oss),
 }
 
@@ -245,9 +267,15 @@ def read_config(gguf: Gguf, eos_ids: list[int]) -> Any:
         ) from error
 
 
-def _floats(header: Header, name: str) -> list[float]:
-    """A small F32 tensor."""
+def _rope_factors(header: Header, name: str) -> list[float]:
+    """What each frequency is divided by: a small F32 tensor."""
     tensor = header.gguf.tensors.get(name)
     if tensor is None or len(tensor.shape) != 1 or tensor.type.name != "F32":
         raise damaged(header.gguf.path, f"it lacks the tensor {name}, a row of F32")
-    return [float(value) for value in np.fromfile(tensor.path, "<f4", tensor.shape[0], offset=tensor.offset)]
+    count = header.required("rope.dimension_count") // 2
+    if tensor.shape[0] != count:
+        raise damaged(tensor.path, f"the tensor {name} has {tensor.shape[0]} values, for {count} frequencies")
+    factors = np.fromfile(tensor.path, "<f4", count, offset=tensor.offset)
+    if not (np.isfinite(factors) & (factors > 0)).all():
+        raise damaged(tensor.path, f"the tensor {name} has values that are not positive")
+    return [float(factor) for factor in factors]

@@ -1,7 +1,7 @@
 """The tokenizer and chat template of a GGUF file.
 
-transformers rebuilds the vocabulary, merges and added tokens. How a byte-level tokenizer splits text before merging
-is only named in the file (`tokenizer.ggml.pre`); a name nobody knows is an error here, as another model's splitting
+Vocabulary, merges and scores stand in the file. How a byte-level tokenizer splits text before merging
+is only named there (`tokenizer.ggml.pre`); a name nobody knows is an error here, as another model's splitting
 gives other tokens without a sign.
 """
 
@@ -9,12 +9,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from tokenizers import Regex, Tokenizer, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
-from transformers.integrations.gguf.gguf_tokenizer_mapping import (
-    GGUF_PRE_TOKENIZER_SPLITS,
-    convert_gguf_tokenizer,
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
 )
+from transformers import PreTrainedTokenizerFast
+from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
+from transformers.tokenization_utils_base import generate_merges
 
 from dali.engine.gguf.config import family_of
 from dali.engine.locate import reason
@@ -52,13 +59,19 @@ SPLITS = {name: (split,) for name, split in GGUF_PRE_TOKENIZER_SPLITS.items()} |
         r"""| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+""",
     ),
 }
-WHOLE_WORDS = {"llama3", "llama-v3", "llama-bpe"}  # a word that is a token is not put together by merges
+WHOLE_WORDS = {  # a word that is a token is not put together by merges
+    "llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "jina-v5-nano", "tekken",
+}  # fmt: skip
 # Tokens that end a turn in some chat format, in case the file names only one of them (as llama.cpp does).
 ENDS = {
-    "<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|eom_id|>", "< EOT >", "_<EOT>",
-    "<｜end▁of▁sentence｜>", "<|return|>", "<|call|>",
+    "<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>", "<|eom_id|>", "</s>",
+    "<EOT>", "_<EOT>", "<｜end▁of▁sentence｜>", "<|return|>", "<|call|>",
 }  # fmt: skip
-CONTROL = 3  # ggml's token type
+UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4  # ggml's token types: those that text is searched for first
+# Phi's tokens take the white space after them, but these.
+NOT_STRIPPED = {"<unk>", "<s>", "<|endoftext|>"}
+NO_BYTES = {chr(byte) for byte in (0xC0, 0xC1, *range(0xF5, 0x100))}  # would spell bytes that UTF-8 never has
+SPACE = "\u2581"  # how sentencepiece writes one
 
 
 def end_ids(gguf: Gguf) -> list[int]:
@@ -113,19 +126,51 @@ def read_tokenizer(gguf: Gguf) -> Any:
 
 
 def _backend(gguf: Gguf, kind: str, split: str, tokens: list[str]) -> Tokenizer:
-    fields = {"tokenizer_type": kind, "tokens": tokens}
-    for name in ("merges", "scores", "token_type"):
-        value = gguf.get(f"tokenizer.ggml.{name}", list)
-        if value is not None:
-            fields[name] = value
-    backend: Tokenizer = convert_gguf_tokenizer(family_of(gguf).tokenizer, fields)[0]
-    if kind == "gpt2":
-        backend.model.ignore_merges = split in WHOLE_WORDS
-        splits = [pre_tokenizers.Split(Regex(one), "isolated") for one in SPLITS[split]]
-        bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-        backend.pre_tokenizer = pre_tokenizers.Sequence([*splits, bytes])
-    elif not gguf.get("tokenizer.ggml.add_space_prefix", bool, True):
-        backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never", split=False)
+    typed = list(zip(tokens, gguf.get("tokenizer.ggml.token_type", list) or [], strict=False))
+    special = [token for token, type in typed if type in (UNKNOWN, CONTROL)]
+    words = [token for token, type in typed if type == USER_DEFINED]
+    backend = _byte_level(gguf, split, tokens, words) if kind == "gpt2" else _sentencepiece(gguf, tokens)
+    strips = family_of(gguf).strips_after_tokens
+    for add, found in ((backend.add_special_tokens, special), (backend.add_tokens, words)):
+        add([AddedToken(t, normalized=False, rstrip=strips and t not in NOT_STRIPPED) for t in found])
+    return backend
+
+
+def _byte_level(gguf: Gguf, split: str, tokens: list[str], words: list[str]) -> Tokenizer:
+    merges = [tuple(merge.split(" ", 1)) for merge in gguf.require("tokenizer.ggml.merges", list)]
+    vocabulary = {token: i for i, token in enumerate(tokens)}
+    backend = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=split in WHOLE_WORDS))
+    splits = [pre_tokenizers.Split(Regex(one), "isolated") for one in SPLITS[split]]
+    bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.pre_tokenizer = pre_tokenizers.Sequence([*splits, bytes])
+    # DeepSeek has some letters (ö, ü) as words of their own, which else would be read as bytes.
+    letters = [(word, bytes.pre_tokenize_str(word)[0][0]) for word in words if word in NO_BYTES]
+    spell = [decoders.Replace(letter, spelled) for letter, spelled in letters]
+    backend.decoder = decoders.Sequence([*spell, decoders.ByteLevel()])
+    return backend
+
+
+def _sentencepiece(gguf: Gguf, tokens: list[str]) -> Tokenizer:
+    """Two pieces are merged where the result is a token, best score first. A text, and what follows a control token, begins with
+    one space more."""
+    vocabulary = {token: i for i, token in enumerate(tokens)}
+    scores = dict(zip(tokens, gguf.require("tokenizer.ggml.scores", list), strict=False))
+    unknown = _special(gguf, "unknown_token_id", len(tokens))
+    backend = Tokenizer(
+        models.BPE(
+            vocabulary,
+            generate_merges(vocabulary, scores),
+            unk_token=None if unknown is None else tokens[unknown],
+            fuse_unk=True,
+            byte_fallback=True,
+        )
+    )
+    prefixed = gguf.get("tokenizer.ggml.add_space_prefix", bool, True)
+    prefix = [normalizers.Prepend(SPACE)] if prefixed else []
+    backend.normalizer = normalizers.Sequence([*prefix, normalizers.Replace(" ", SPACE)])
+    strip = [decoders.Strip(" ", 1, 0)] if prefixed else []
+    pieces = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    backend.decoder = decoders.Sequence([*pieces, *strip])
     return backend
 
 
