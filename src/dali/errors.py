@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 # Of `dali.load`, and each a flag of the command line: --n-cpu-moe there.
 PARAMETERS = (
@@ -39,12 +40,24 @@ class DaliError(Exception):
         self.problem = problem
         self.fix = fix
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """So that another process can hand it back, whatever a subclass takes."""
+        return _restored, (type(self), self.problem, self.fix)
+
+
+def _restored(kind: type[DaliError], problem: str, fix: str) -> DaliError:
+    error = kind.__new__(kind)
+    DaliError.__init__(error, problem, fix)
+    return error
+
 
 def _with_parameters(text: str) -> str:
     """--n-cpu-moe -> n_cpu_moe; commands, which stand in backquotes, keep their flags."""
     names = "|".join(parameter.replace("_", "-") for parameter in PARAMETERS)
     return re.sub(
-        rf"`[^`]*`|--({names})(?![\w-])", lambda found: (found[1] or "").replace("-", "_") or found[0], text
+        rf"`[^`]*`|(?<![\w-])--({names})(?![\w-])",
+        lambda found: (found[1] or "").replace("-", "_") or found[0],
+        text,
     )
 
 

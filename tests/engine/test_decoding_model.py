@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import torch
 from test_decode import decoded, load
 
 from dali.engine.decoding_model import DecodingModel, fuse_model
+from dali.engine.single_thread import single_thread
 from dali.kernels import native
 from families import FAMILIES, random_model
 
@@ -73,6 +76,48 @@ def test_who_watches_the_model_inside_sees_it(tmp_path, monkeypatch):
     steps = watch(llm, monkeypatch)
     assert all(map(torch.equal, decoded(llm), expected))
     assert steps
+
+
+def test_a_head_put_there_later_is_used(tmp_path, monkeypatch):
+    llm = load(tmp_path, monkeypatch, random_model("olmoe"))
+    expected = decoded(llm)
+
+    class Half(torch.nn.Module):
+        def __init__(self, head):
+            super().__init__()
+            self.head = head
+
+        def forward(self, x):
+            return self.head(x) * 0.5
+
+    llm.model.lm_head = Half(llm.model.lm_head)
+    steps = watch(llm, monkeypatch)
+    assert all(torch.equal(found, logits * 0.5) for found, logits in zip(decoded(llm), expected, strict=True))
+    assert steps
+
+
+def test_a_thread_that_began_meanwhile_does_not_keep_torch_to_itself():
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        seen = []
+
+        def other():
+            with single_thread():
+                seen.append(torch.get_num_threads())
+
+        with single_thread():
+            thread = threading.Thread(target=other)
+            thread.start()
+            thread.join()
+        assert seen == [1]
+        assert torch.get_num_threads() == 3
+        fresh = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
+        fresh.start()
+        fresh.join()
+        assert seen == [1, 3]
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_torchs_threads_are_given_back(tmp_path, monkeypatch):

@@ -84,6 +84,15 @@ class OffsetRMSNorm(nn.Module):
         return (1 + self.weight) * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_every_layer_of_a_trained_model_is_fused(dtype):
+    """Weights far from 1 and sums of hundreds differ by more than one rounding from torch's."""
+    model = dali.load("dali-tiny", quant="w8", dtype=dtype).model
+    norms = [m for m in model.modules() if type(m).__name__.endswith("RMSNorm")]
+    assert len(norms) == 33
+    assert all(isinstance(norm, dense.FusedRMSNorm) for norm in norms)
+
+
 def test_a_norm_of_another_formula_is_left_alone():
     model = nn.Sequential(OffsetRMSNorm())
     dense.fuse_norms(model)

@@ -116,6 +116,34 @@ def test_an_interrupted_step_can_be_tried_again(llm, monkeypatch):
     assert sequence.generated == expected
 
 
+@pytest.mark.parametrize("where", ["sample", "push"])
+def test_an_interrupt_after_the_forward_costs_no_sequence_anything(llm, monkeypatch, where):
+    expected = [greedy(llm, prompt).tokens for prompt in (PROMPT, PROMPT[:5])]
+    sequences = [
+        llm.sequence(prompt, temperature=0, max_tokens=12, ignore_eos=True) for prompt in (PROMPT, PROMPT[:5])
+    ]
+    llm.engine.forget()
+    for sequence in sequences:
+        llm.engine.add(sequence)
+    for _ in range(3):
+        llm.engine.step()
+    owner = type(sequences[1].sampler) if where == "sample" else type(sequences[1])
+    plain = getattr(owner, where)
+
+    def interrupt(self, *given):
+        if self in (sequences[1], sequences[1].sampler):
+            raise KeyboardInterrupt
+        return plain(self, *given)
+
+    monkeypatch.setattr(owner, where, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        llm.engine.step()
+    monkeypatch.undo()
+    while llm.engine.step():
+        pass
+    assert [sequence.generated for sequence in sequences] == expected
+
+
 def test_seeds_reproduce_and_differ(llm):
     texts = [llm.generate(PROMPT, temperature=1.0, seed=seed, max_tokens=20).text for seed in (1, 1, 2)]
     assert texts[0] == texts[1] != texts[2]

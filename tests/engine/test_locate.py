@@ -106,6 +106,17 @@ def test_a_gguf_file_that_is_not_there(name):
     assert problem_of(name) == f"There is no file {name}."
 
 
+def test_a_directory_of_many_gguf_files_names_some_and_looks_no_deeper(tmp_path):
+    for number in range(10):
+        (tmp_path / f"m{number}").mkdir()
+        (tmp_path / f"m{number}" / "model.gguf").write_bytes(b"GGUF")
+    deep = tmp_path / "m0" / "deeper"
+    deep.mkdir()
+    (deep / "model.gguf").write_bytes(b"GGUF")
+    with pytest.raises(UsageError, match=r"10 GGUF models.*\n.*m0/model.gguf, m1/model.gguf.* and 2 more\.$"):
+        locate(tmp_path)
+
+
 def test_a_directory_of_gguf_files(tmp_path):
     for name in ("m-Q8_0-00001-of-00002.gguf", "m-Q8_0-00002-of-00002.gguf", "mmproj-m.gguf"):
         (tmp_path / name).touch()

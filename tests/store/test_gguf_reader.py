@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from functools import partial
 
 import numpy as np
@@ -86,3 +87,23 @@ def test_memory_that_jobs_fill_is_provided_and_a_failure_ends_that_too(tensor):
             lambda nbytes: None,
         )
     assert "dali-memory" not in [thread.name for thread in threading.enumerate()]
+
+
+def test_a_failure_does_not_wait_for_all_memory_to_be_provided(tensor, monkeypatch):
+    asked, failed = [], threading.Event()
+
+    def populate(piece):
+        asked.append(piece.nbytes)
+        failed.wait(5)
+        time.sleep(0.01)
+
+    def fail(raw):
+        failed.set()
+        raise DaliError("A weight is NaN.", "Download it again.")
+
+    monkeypatch.setattr(gguf_reader, "populate", populate)
+    monkeypatch.setattr(gguf_reader, "PROVIDED", 4096)
+    with pytest.raises(DaliError, match="NaN"):
+        read([Reading([Job(tensor, 0, 1, fail)], lambda: None, [Arena(1, 2**20)[0]])], lambda nbytes: None)
+    assert len(asked) < 256
+    assert set(asked) == {4096}

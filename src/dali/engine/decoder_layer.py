@@ -60,8 +60,8 @@ class Run:
         self.layers = layers
         self._natives = [layer.native for layer in layers]
         self._hooks = [hooks for layer in layers for hooks in layer.hooks]
-        self._kept = [layer.kept for layer in layers] + [layer.attention.kept for layer in layers]
-        self._addresses = [pair for kept in self._kept for pair in kept.addresses]
+        kept = [part for layer in layers for part in (layer.kept, layer.attention.kept)]
+        self._addresses = [pair for part in kept for pair in part.addresses]
 
     def serves(self, step: StepContext) -> bool:
         """Whether the step is a few sequences decoding, nobody watches the parts, and these still are those it was made of."""

@@ -31,17 +31,16 @@ class DecodingModel:
     def __init__(self, model: Any, run: Run) -> None:
         self.plain: Any = model.forward
         self.run = run
-        self._inner, self._head = model.model, model.lm_head
+        self._model = model
         self._step_reads = run.layers[0].attention.native.linears
-        self._head_reads = [self._head.native] if isinstance(self._head, PackedLinear) else []
-        self._hooks = (self._inner._forward_hooks, self._inner._forward_pre_hooks)
+        self._head_reads = [model.lm_head.native] if isinstance(model.lm_head, PackedLinear) else []
+        self._hooks = (model.model._forward_hooks, model.model._forward_pre_hooks)
 
     def __call__(self, *arguments: Any, **keywords: Any) -> Any:
         step = current_step()
         if step is None or arguments or any(self._hooks) or not self.run.serves(step):
             return self.plain(*arguments, **keywords)
-        with single_thread():
-            return CausalLMOutput(logits=self.decode(step, **keywords))
+        return CausalLMOutput(logits=self.decode(step, **keywords))
 
     def decode(
         self,
@@ -53,14 +52,16 @@ class DecodingModel:
         **others: Any,
     ) -> Tensor:
         """input_ids and position_ids [1, tokens] -> logits [1, tokens kept, vocabulary]."""
-        inner = self._inner
+        inner = self._model.model
         hidden = inner.embed_tokens(input_ids)
+        with single_thread():
+            rotation = inner.rotary_emb(hidden, position_ids)
         # Between the native calls only one thread has work: the others fetch what comes next.
-        hidden = self.run.decode(step, hidden, *inner.rotary_emb(hidden, position_ids))
+        hidden = self.run.decode(step, hidden, *rotation)
         native.announce(*self._head_reads)
         hidden = inner.norm(hidden)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits: Tensor = self._head(hidden[:, kept])
+        logits: Tensor = self._model.lm_head(hidden[:, kept])
         native.announce(*self._step_reads)
         return logits
 

@@ -55,16 +55,14 @@ class Engine:
         started = self.clock()
         prefill = [sequence.in_prefill for sequence, _ in plan]
         try:
-            logits = self._forward(plan)
+            sampled = iter(self._forward(plan))
+            for sequence, tokens in plan:
+                if sequence.pending == tokens:
+                    sequence.advance(next(sampled))
+                sequence.computed += tokens
         except BaseException:
             self._roll_back(plan)
             raise
-        sampled = iter(logits)
-        for sequence, tokens in plan:
-            sequence.computed += tokens
-        for sequence, _ in plan:
-            if sequence.pending == 0:
-                sequence.advance(next(sampled))
         seconds = self.clock() - started
         for (sequence, _), in_prefill in zip(plan, prefill, strict=True):
             if in_prefill:
@@ -120,9 +118,12 @@ class Engine:
         return logits
 
     def _roll_back(self, plan: list[tuple[Sequence, int]]) -> None:
-        """An interrupted step has left keys in some layers only; take them back, so that the step can be tried again."""
+        """An interrupted step has left keys in some layers only, or sequences without their token: take those keys back, so that
+        the step can be tried again."""
         for sequence, _ in plan:
-            if not sequence.kv.truncate(sequence.computed):
+            if sequence.finish_reason is not None:
+                self._retire(sequence)
+            elif not sequence.kv.truncate(sequence.computed):
                 self.abort(sequence)
 
     def _retire(self, sequence: Sequence) -> None:

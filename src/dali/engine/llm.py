@@ -157,7 +157,7 @@ def load(
 
 def _bytes(name: str, given: int | str | None) -> int | None:
     nbytes = parse_size(given) if isinstance(given, str) else given
-    if nbytes is not None and (not isinstance(nbytes, int) or nbytes < 0):
+    if nbytes is not None and (not isinstance(nbytes, int) or isinstance(nbytes, bool) or nbytes < 0):
         raise UsageError(f"--{name} cannot be {given!r}.", "Give bytes, 0 or more, or a size like 8GiB.")
     return nbytes
 

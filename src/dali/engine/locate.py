@@ -25,6 +25,8 @@ DEFAULT_MODEL = "dali-tiny"
 FILES = ["*.json", "*.jinja", "*.safetensors", "*.model", "*.txt"]
 DUPLICATES = ["*/*", "consolidated*"]  # the same weights once more, in other layouts
 
+MOST_NAMED = 8  # files, in an error
+
 
 def locate(model: str | os.PathLike[str] | None, offline: bool = False) -> Path:
     """The directory or the GGUF file of `model`: a path, `org/name` on the Hugging Face hub, `org/name:QUANT` for a GGUF file
@@ -41,7 +43,8 @@ def locate(model: str | os.PathLike[str] | None, offline: bool = False) -> Path:
         files = gguf_models(path)
         if len(files) == 1:
             return files[0]
-        found = ", ".join(file.name for file in files)
+        found = ", ".join(str(file.relative_to(path)) for file in files[:MOST_NAMED])
+        found += f" and {len(files) - MOST_NAMED} more" if len(files) > MOST_NAMED else ""
         raise UsageError(
             f"{path} is not a model directory: it has no config.json"
             + (f", and {len(files)} GGUF models." if files else "."),
@@ -71,10 +74,15 @@ def locate(model: str | os.PathLike[str] | None, offline: bool = False) -> Path:
 
 
 def gguf_models(directory: Path) -> list[Path]:
-    """The GGUF models in a directory: the first file of each."""
+    """The GGUF models in a directory and those right below it, as the hub's quantizations are: the first file of each."""
     from dali.store.gguf import split_files  # and numpy, too slow to import for --help
 
-    files = sorted(file for file in directory.rglob("*.gguf") if not file.name.startswith("mmproj"))
+    files = sorted(
+        file
+        for pattern in ("*.gguf", "*/*.gguf")
+        for file in directory.glob(pattern)
+        if not file.name.startswith("mmproj")
+    )
     return [file for file in files if split_files(file)[0] == file]
 
 

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dali.engine.single_thread import single_thread
 from dali.errors import DaliError, UsageError
+
+PIECE = 2**14  # logits; torch shares out operations on twice as many
 
 
 @dataclass(frozen=True)
@@ -96,20 +97,29 @@ class Sampler:
         Greedy takes the lowest id on ties. A logit of -inf bans its token. Raises DaliError where one is NaN
         or +inf, or all are -inf.
         """
-        with single_thread():
-            logits = logits.detach().to("cpu", torch.float32)
-            row = logits.numpy()
-            token = int(row.argmax())  # NaN if any logit is
-            best = float(row[token])
-            if not math.isfinite(best):
-                raise DaliError(
-                    f"The model's logits are not finite (their maximum is {best}), so no token can be chosen.",
-                    "Check the model's files for damage, or load it in a wider format (bf16 or f32).",
-                )
-            if self.params.temperature == 0:
-                return token
-            ids, weights = distribution(logits, self.params)
-            return int(ids[torch.multinomial(weights, 1, generator=self._generator)])
+        logits = _in_float32(logits.detach().cpu())
+        row = logits.numpy()
+        token = int(row.argmax())  # NaN if any logit is
+        best = float(row[token])
+        if not math.isfinite(best):
+            raise DaliError(
+                f"The model's logits are not finite (their maximum is {best}), so no token can be chosen.",
+                "Check the model's files for damage, or load it in a wider format (bf16 or f32).",
+            )
+        if self.params.temperature == 0:
+            return token
+        ids, weights = distribution(logits, self.params)
+        return int(ids[torch.multinomial(weights, 1, generator=self._generator)])
+
+
+def _in_float32(logits: Tensor) -> Tensor:
+    """Converted piece by piece, each too small for torch to wake a thread, which takes longer than the conversion."""
+    if logits.dtype == torch.float32:
+        return logits
+    wide = torch.empty(len(logits))
+    for to, piece in zip(torch.split(wide, PIECE), torch.split(logits, PIECE), strict=True):
+        to.copy_(piece)
+    return wide
 
 
 def _is_int(value: object, least: int) -> bool:

@@ -26,6 +26,7 @@ THREADS = 6  # some wait for the disk while others repack
 PAGE, HUGE_PAGE = 4096, 2**21
 RING = 8 * HUGE_PAGE  # bytes a thread
 PROBES = 64
+PROVIDED = 2**25  # bytes of memory asked for at a time: nobody waits long for that
 
 T = TypeVar("T")
 
@@ -151,8 +152,8 @@ def read(readings: Sequence[Reading[Any]], progress: Callable[[int], None]) -> N
 
         pool = ThreadPoolExecutor(THREADS, "dali-gguf", initializer=torch.set_num_threads, initargs=(1,))
         threads = torch.get_num_threads()
-        running: list[Future[int]] = [pool.submit(do, job) for job in ordered]
         try:
+            running: list[Future[int]] = [pool.submit(do, job) for job in ordered]
             for future in running:
                 progress(future.result())
         finally:
@@ -166,10 +167,10 @@ def _provided(memory: Sequence[Tensor]) -> Iterator[None]:
     done = Event()
 
     def provide() -> None:
-        for tensor in memory:
+        for piece in (piece for tensor in memory for piece in torch.split(tensor, PROVIDED)):
             if done.is_set():
                 return
-            populate(tensor)
+            populate(piece)
 
     thread = Thread(target=provide, name="dali-memory")
     thread.start()

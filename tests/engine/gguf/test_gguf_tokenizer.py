@@ -9,6 +9,7 @@ from transformers import AutoTokenizer
 
 from dali.engine.gguf.tokenizer import SPLITS, end_ids, read_tokenizer
 from dali.engine.locate import BUNDLED
+from dali.errors import DaliError
 from dali.store.gguf import Gguf
 
 TEXT = 'Once upon a time,  there were 12345 dogs!\n\nThey said: "Don\'t!" \t naïve café 東京 🙂 <|user|>x'
@@ -204,6 +205,12 @@ def test_words_that_are_tokens_are_not_merged():
     for split in ("tekken", "llama-bpe"):
         whole = read_tokenizer(byte_level(tokens, **merges, **{"tokenizer.ggml.pre": split}))
         assert whole("abc")["input_ids"] == [5]
+
+
+def test_a_merge_that_makes_no_token():
+    damaged = byte_level(["a", "b", "ab"], **{"tokenizer.ggml.merges": ["a b", "ab ab"]})
+    with pytest.raises(DaliError, match=r"tokenizer is damaged .*'ab ab' makes no token"):
+        read_tokenizer(damaged)
 
 
 def test_tokens_that_end_an_answer():

@@ -139,6 +139,9 @@ def _backend(gguf: Gguf, kind: str, split: str, tokens: list[str]) -> Tokenizer:
 def _byte_level(gguf: Gguf, split: str, tokens: list[str], words: list[str]) -> Tokenizer:
     merges = [tuple(merge.split(" ", 1)) for merge in gguf.require("tokenizer.ggml.merges", list)]
     vocabulary = {token: i for i, token in enumerate(tokens)}
+    for merge in merges:  # one that is too long brings tokenizers down
+        if "".join(merge) not in vocabulary:
+            raise ValueError(f"the merge {' '.join(merge)!r:.60} makes no token")
     backend = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=split in WHOLE_WORDS))
     splits = [pre_tokenizers.Split(Regex(one), "isolated") for one in SPLITS[split]]
     bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
