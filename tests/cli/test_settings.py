@@ -182,3 +182,9 @@ def test_names_written_out_are_the_engines() -> None:
     assert (QUANTS, DTYPES) == (load.QUANTS, load.DTYPES)
     for name, flag in {"temperature": "temp", "top_k": "top-k", "top_p": "top-p", "min_p": "min-p"}.items():
         assert f"or else {llm._FALLBACK_SAMPLING[name]})" in OPTIONS[flag].help
+
+
+def test_llama_cpps_flags_for_model_and_prompt(run):
+    code, _, err = run("run", "-m", "model.gguf", "-p", "hi")
+    assert code == 2
+    assert "Model and prompt come without a flag: `dali run model.gguf hello`." in err

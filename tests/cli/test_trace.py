@@ -22,13 +22,15 @@ def test_prompts_from_a_file(run, tmp_path):
     (tmp_path / "prompts.txt").write_text("Hello!\n\nTell me a story.\n")
     file = tmp_path / "t.npz"
     code, out, err = run(
-        "trace", "-o", str(file), "--prompts", str(tmp_path / "prompts.txt"), "-n", "5", "--batch", "2"
+        *("trace", "-o", str(file), "--prompts", str(tmp_path / "prompts.txt")),
+        *("-n", "5", "--batch", "2", "--seed", "7"),
     )
     assert (code, out) == (0, "")
     assert "2 sequences" in err
     trace = read(file)
     assert (trace.sequences, trace.meta["model"]) == (2, "dali-tiny")
     assert trace.signals == {"weights", "scores"}
+    assert (trace.meta["batch"], trace.meta["sampling"]["seed"]) == (2, 7)  # how to record it again
 
 
 def test_prompts_on_stdin_as_they_are(run, stdin, tmp_path):

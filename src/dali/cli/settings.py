@@ -29,7 +29,10 @@ class Parser(argparse.ArgumentParser):
     """argparse, saying what is wrong as all of dali does."""
 
     def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message[:1].upper()}{message[1:]}.", f"See `{self.prog} --help`.")
+        fix = f"See `{self.prog} --help`."
+        if {"-m", "-p"} & set(message.split()):  # llama.cpp's
+            fix = f"Model and prompt come without a flag: `dali run model.gguf hello`. {fix}"
+        raise UsageError(f"{message[:1].upper()}{message[1:]}.", fix)
 
 
 @dataclass(frozen=True)

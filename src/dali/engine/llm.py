@@ -257,13 +257,13 @@ class LLM:
         """Token ids of a conversation, ready for the assistant's answer."""
         if not messages or not all(isinstance(message, dict) and "role" in message for message in messages):
             raise UsageError(
-                "A conversation is a list of messages, at least one.",
+                "A conversation is a list of messages, at least one, each with its role.",
                 'Write [{"role": "user", "content": "Hello"}].',
             )
         if not self.tokenizer.chat_template:
             raise UsageError(
                 f"{self.name} has no chat template.",
-                "Give a plain prompt: `dali run --raw`, or generate in Python.",
+                "Give a plain prompt: `dali run --raw`, or generate in Python; or a template: `--chat-template`.",
             )
         try:
             ids: list[int] = self.tokenizer.apply_chat_template(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Many
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -116,7 +116,8 @@ def record(
         watch.close()
         for sequence, _ in live:
             llm.engine.abort(sequence)
-    return _trace(llm, recordings, routers, hidden, meter)
+    trace = _trace(llm, recordings, routers, hidden, meter)
+    return replace(trace, meta={**trace.meta, "batch": batch, "sampling": sampling})
 
 
 def _keep(watch: _Watch, live: Many[tuple[Sequence, _Recording]], config: Any, hidden: bool) -> None:
