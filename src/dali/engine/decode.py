@@ -6,7 +6,7 @@ the same bits. Whatever does not, and every step that is not all decoding, runs 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -18,6 +18,22 @@ from dali.engine.step import AttentionArguments, Segment, StepContext, current_s
 from dali.kernels import native
 
 PROBED = ((3, 7), (4, 8))  # positions of two sequences in two steps
+REFUSALS = (
+    RuntimeError,
+    TypeError,
+    ValueError,
+    AttributeError,
+)  # it wants more than a probe gives, or something else
+
+
+def probed(call: Callable[[int], Any], seen: list[AttentionArguments] | None = None) -> list[Any]:
+    """What `call` gives in each of PROBED's steps, whose number it is given; `seen` as in StepContext."""
+    caches, found = [KVCache() for _ in PROBED[0]], []
+    for at in range(len(PROBED)):
+        segments = [Segment(cache, row, 1, at, False) for row, cache in enumerate(caches)]
+        with running(StepContext(segments, len(PROBED), native=True, seen=seen)):
+            found.append(call(at))
+    return found
 
 
 class Kept:
@@ -108,23 +124,16 @@ def _fused(module: Any, rotary: Any) -> DecodingAttention | None:
         steps.append((x, rotation))
 
     def run(attend: Any, seen: list[AttentionArguments] | None) -> list[Tensor]:
-        caches = [KVCache() for _ in PROBED[0]]
-        outs = []
-        for at, (x, rotation) in enumerate(steps):
-            segments = [Segment(cache, row, 1, at, False) for row, cache in enumerate(caches)]
-            with running(StepContext(segments, len(steps), native=True, seen=seen)):
-                outs.append(attend(hidden_states=x, position_embeddings=rotation, attention_mask=None)[0])
-        return outs
+        def call(at: int) -> Tensor:
+            x, rotation = steps[at]
+            return attend(hidden_states=x, position_embeddings=rotation, attention_mask=None)[0]  # type: ignore[no-any-return]
+
+        return probed(call, seen)
 
     seen: list[AttentionArguments] = []
     try:
         expected = run(module.forward, seen)
-    except (
-        RuntimeError,
-        TypeError,
-        ValueError,
-        AttributeError,
-    ):  # it wants more than that, or something else
+    except REFUSALS:
         return None
     if len(seen) != len(steps) or any(arguments.window != seen[0].window for arguments in seen):
         return None

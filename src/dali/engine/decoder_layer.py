@@ -13,11 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dali.engine.decode import PROBED, DecodingAttention, Kept, stayed
+from dali.engine.decode import PROBED, REFUSALS, DecodingAttention, Kept, probed, stayed
 from dali.engine.dense import ROUTED_TOKENS, FusedRMSNorm, FusedRouter
-from dali.engine.kv import KVCache
 from dali.engine.layer import MoELayer
-from dali.engine.step import Segment, StepContext, current_step, running
+from dali.engine.step import StepContext, current_step
 from dali.kernels import native
 
 PARTS = ("input_layernorm", "self_attn", "post_attention_layernorm", "mlp")
@@ -129,25 +128,18 @@ def _fused(layer: Any, rotary: Any) -> DecodingLayer | None:
         steps.append((x, rotary(x, torch.tensor([positions]))))
 
     def run(forward: Any) -> list[Any]:
-        caches = [KVCache() for _ in PROBED[0]]
-        outs = []
-        for at, (x, rotation) in enumerate(steps):
-            segments = [Segment(cache, row, 1, at, False) for row, cache in enumerate(caches)]
-            with running(StepContext(segments, len(steps), native=True)):
-                outs.append(forward(hidden_states=x, position_embeddings=rotation, attention_mask=None))
-        return outs
+        def call(at: int) -> Any:
+            x, rotation = steps[at]
+            return forward(hidden_states=x, position_embeddings=rotation, attention_mask=None)
+
+        return probed(call)
 
     try:
         expected = run(layer.forward)
         same = all(isinstance(out, Tensor) for out in expected) and all(
             map(torch.equal, run(fused), expected)
         )
-    except (
-        RuntimeError,
-        TypeError,
-        ValueError,
-        AttributeError,
-    ):  # it wants more than that, or something else
+    except REFUSALS:
         return None
     finally:
         experts.telemetry.layers.clear()  # a probe is no step

@@ -13,12 +13,11 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import CausalLMOutput
 
-from dali.engine.decode import PROBED
+from dali.engine.decode import PROBED, REFUSALS, probed
 from dali.engine.decoder_layer import DecodingLayer, Run
 from dali.engine.dense import PackedLinear
-from dali.engine.kv import KVCache
 from dali.engine.single_thread import single_thread
-from dali.engine.step import Segment, StepContext, current_step, running
+from dali.engine.step import StepContext, current_step
 from dali.kernels import native
 
 OUTSIDE = {"model", "lm_head"}
@@ -86,26 +85,17 @@ def fuse_model(model: Any) -> None:
 def _agree(fused: DecodingModel, layer: DecodingLayer) -> bool:
     """Whether both ways give the same bits on a probe."""
 
-    def run(forward: Any) -> list[Tensor]:
-        caches, found = [KVCache() for _ in PROBED[0]], []
-        for at, positions in enumerate(PROBED):
-            segments = [Segment(cache, row, 1, at, False) for row, cache in enumerate(caches)]
-            ids = torch.arange(len(positions))[None] + at
-            with running(StepContext(segments, len(PROBED), native=True)):
-                out = forward(
-                    input_ids=ids, position_ids=torch.tensor([positions]), use_cache=False, logits_to_keep=0
-                )
-            found.append(out.logits)
-        return found
+    def run(forward: Any) -> list[Any]:
+        def call(at: int) -> Any:
+            positions = torch.tensor([PROBED[at]])
+            ids = torch.arange(positions.numel())[None] + at
+            return forward(input_ids=ids, position_ids=positions, use_cache=False, logits_to_keep=0).logits
+
+        return probed(call)
 
     try:
         return all(map(torch.equal, run(fused.plain), run(fused)))
-    except (
-        RuntimeError,
-        TypeError,
-        ValueError,
-        AttributeError,
-    ):  # it wants more than that, or something else
+    except REFUSALS:
         return False
     finally:
         layer.experts.telemetry.layers.clear()  # a probe is no step
