@@ -11,6 +11,7 @@ import pytest
 
 from dali.cli.options import DTYPES, OPTIONS, QUANTS
 from dali.cli.run import VERB
+from dali.engine.llm import _FALLBACK_SAMPLING
 from dali.errors import UsageError
 
 
@@ -188,3 +189,9 @@ def test_llama_cpps_flags_for_model_and_prompt(run):
     code, _, err = run("run", "-m", "model.gguf", "-p", "hi")
     assert code == 2
     assert "Model and prompt come without a flag: `dali run model.gguf hello`." in err
+
+
+def test_the_sampling_defaults_that_help_names_are_the_engines():
+    for name, value in _FALLBACK_SAMPLING.items():
+        option = OPTIONS["temp" if name == "temperature" else name.replace("_", "-")]
+        assert option.help.endswith(f"(default: the model's, or else {value})")
