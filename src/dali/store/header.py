@@ -117,7 +117,7 @@ class StoreHeader:
                 raise ValueError("not what encode writes")
         except HeaderError:
             raise
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        except (ValueError, OverflowError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise HeaderError("its header is damaged") from error
         return header
 
