@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import MixtralConfig
+from transformers.models.mixtral.modeling_mixtral import MixtralTopKRouter
 
 
 @pytest.fixture
@@ -84,6 +86,27 @@ def test_agreement_and_divergence(agreement):
     p, q = (logits.double().log_softmax(1) for logits in (one, other))
     expected = torch.nn.functional.kl_div(q, p, log_target=True, reduction="batchmean")
     assert agreement.mean_divergence(one, other) == pytest.approx(expected.item(), abs=1e-6)
+
+
+def test_a_router_follows_another_models_order(agreement):
+    router = MixtralTopKRouter(MixtralConfig(hidden_size=8, num_local_experts=4, num_experts_per_tok=2))
+    torch.nn.init.normal_(router.weight)
+    hidden = torch.randn(5, 8)
+    logits, weights, ids = router(hidden)
+    agreement.follow(router, torch.cat([logits.argsort(descending=True), logits.argsort()]), 2)
+    for begin, end in (0, 3), (3, 5):  # its own order, in two calls: nothing changes
+        again = router(hidden[begin:end])
+        torch.testing.assert_close(again, (logits[begin:end], weights[begin:end], ids[begin:end]))
+    _, weights, ids = router(hidden)
+    assert ids.tolist() == logits.argsort()[:, :2].tolist()
+    assert weights.sum(1).tolist() == pytest.approx([1] * 5)
+    assert (weights[:, 0] < weights[:, 1]).all()
+
+
+def test_a_nudge_is_one_unit_in_the_last_place(agreement):
+    values = torch.tensor([1.0, -1.0, 1.5, 0.0])
+    found = agreement.nudge(None, None, values)
+    assert (found - values).tolist() == [2**-23, 2**-24, 2**-23, 2**-149]
 
 
 def test_agreement_needs_llama_cpp(agreement, monkeypatch, capsys):
