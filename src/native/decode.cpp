@@ -3,15 +3,12 @@
 #include "clock.h"
 #include "linear.h"
 #include "norm.h"
-#include "pool.h"
 
 namespace dali {
 
 namespace {
 
 Product product(const PackedLinear& linear, void* out) { return {linear.matrix, linear.packed, linear.bias, out}; }
-
-Span span(const PackedLinear& linear) { return {linear.packed, linear.matrix.bytes()}; }
 
 void project(const std::vector<Product>& products, int columns, const void* x, Dtype dtype, int rows) {
     const Timed timed(Part::dense);
@@ -54,6 +51,8 @@ void rotate(void* x, Dtype dtype, int rows, int heads, int width, const void* co
 }
 
 }  // namespace
+
+Span span(const PackedLinear& linear) { return {linear.packed, linear.matrix.bytes()}; }
 
 void announce(const AttentionModule& module) {
     const Span spans[] = {span(module.query), span(module.key), span(module.value), span(module.out)};

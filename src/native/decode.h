@@ -5,6 +5,7 @@
 
 #include "attention.h"
 #include "format.h"
+#include "pool.h"
 
 namespace dali {
 
@@ -29,6 +30,9 @@ struct AttentionModule {
     float scale;
     const float* sinks;
 };
+
+// What its weights take.
+Span span(const PackedLinear& linear);
 
 // Tells the pool that the module's first projections are what is read next.
 void announce(const AttentionModule& module);

@@ -15,6 +15,7 @@
 #include "clock.h"
 #include "decode.h"
 #include "decoder_layer.h"
+#include "decoding_model.h"
 #include "dependencies.h"
 #include "experts.h"
 #include "layer.h"
@@ -72,6 +73,12 @@ using NormParts = std::tuple<uintptr_t, int, float>;  // weight, width, epsilon
 Norm norm_of(const NormParts& parts) {
     const auto& [weight, width, epsilon] = parts;
     return {pointer<const void>(weight), width, epsilon};
+}
+
+std::vector<std::tuple<int, double>> reported(const std::vector<LayerOutcome>& outcomes) {
+    std::vector<std::tuple<int, double>> all;
+    for (const LayerOutcome& outcome : outcomes) all.emplace_back(outcome.active, outcome.expert_seconds);
+    return all;
 }
 
 }  // namespace
@@ -248,14 +255,30 @@ NB_MODULE(_native, m) {
     m.def("decode_layers", [](const std::vector<const DecoderLayer*>& layers, uintptr_t x, Dtype dtype, int rows, uintptr_t cos,
                               uintptr_t sin, const std::vector<std::vector<Token>>& tokens, uintptr_t out) {
         nb::gil_scoped_release unlocked;
-        std::vector<std::tuple<int, double>> outcomes;
-        for (size_t i = 0; i < layers.size(); i++) {
-            const LayerOutcome outcome = decode_layer(*layers[i], i + 1 < layers.size() ? layers[i + 1] : nullptr, pointer<const void>(i ? out : x), dtype, rows, pointer<const void>(cos),
-                                                      pointer<const void>(sin), decoding(tokens.at(i)), pointer<void>(out));
-            outcomes.emplace_back(outcome.active, outcome.expert_seconds);
-        }
-        return outcomes;
+        std::vector<LayerOutcome> outcomes;
+        for (size_t i = 0; i < layers.size(); i++)
+            outcomes.push_back(decode_layer(*layers[i], i + 1 < layers.size() ? layers[i + 1] : nullptr,
+                                            pointer<const void>(i ? out : x), dtype, rows, pointer<const void>(cos),
+                                            pointer<const void>(sin), decoding(tokens.at(i)), pointer<void>(out)));
+        return reported(outcomes);
     });
+    nb::class_<DecodingModel>(m, "DecodingModel")
+        .def("__init__",
+             [](DecodingModel* self, Dtype dtype, uintptr_t embeddings, int64_t vocabulary, const std::vector<const DecoderLayer*>& layers,
+                const NormParts& before_head, const PackedLinear& head) {
+                 new (self) DecodingModel{dtype, pointer<const void>(embeddings), vocabulary, layers, norm_of(before_head), head};
+             })
+        // rotations: (cos, sin) of each token; tokens and result as above
+        .def("decode", [](const DecodingModel& self, const std::vector<int64_t>& ids,
+                          const std::vector<std::tuple<uintptr_t, uintptr_t>>& rotations, const std::vector<std::vector<Token>>& tokens,
+                          uintptr_t logits) {
+            nb::gil_scoped_release unlocked;
+            std::vector<Rotation> turns;
+            for (const auto& [cos, sin] : rotations) turns.push_back({pointer<const void>(cos), pointer<const void>(sin)});
+            std::vector<std::vector<DecodingToken>> of_layers;
+            for (const std::vector<Token>& layer : tokens) of_layers.push_back(decoding(layer));
+            return reported(decode(self, ids, turns, of_layers, pointer<void>(logits)));
+        });
     m.def("repack", [](const Matrix& matrix, const std::string& type, uintptr_t raw, size_t row_bytes, uintptr_t packed) {
         nb::gil_scoped_release unlocked;
         return repack(matrix, type, pointer<const uint8_t>(raw), row_bytes, pointer<uint8_t>(packed));
@@ -267,13 +290,6 @@ NB_MODULE(_native, m) {
     m.def("read_seconds", [](uintptr_t from, size_t bytes) {
         nb::gil_scoped_release unlocked;
         return read_seconds(pointer<const void>(from), bytes);
-    });
-    // (address, bytes) of what the next call to come reads first
-    m.def("announce", [](const std::vector<std::tuple<uintptr_t, size_t>>& memory) {
-        Span spans[MOST_SPANS];
-        const size_t count = std::min<size_t>(memory.size(), MOST_SPANS);
-        for (size_t i = 0; i < count; i++) spans[i] = {pointer<const uint8_t>(std::get<0>(memory[i])), std::get<1>(memory[i])};
-        Pool::instance().announce(spans, int(count));
     });
     // Seconds spent in each kind of kernel since the process began, as seen by its callers.
     m.def("seconds", [] {

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import threading
-
 import pytest
 import torch
 from test_decode import decoded, load
 
-from dali.engine.decoding_model import DecodingModel, fuse_model
-from dali.engine.single_thread import single_thread
+from dali.engine.decoding_model import Rotations, fuse_model
 from dali.kernels import native
 from families import FAMILIES, random_model
 
@@ -18,15 +15,15 @@ WHOLE = {"mixtral", "qwen3_moe", "olmoe"}  # all of whose layers decode in one c
 
 
 def watch(llm, monkeypatch) -> list[int]:
-    """The steps that run without transformers' forward."""
+    """The steps that run without transformers' forward: how many sequences each has."""
     steps: list[int] = []
-    plain = llm.model.forward.decode
+    plain = llm.engine.decoder.decode
 
-    def decode(step, **keywords):
+    def decode(step, ids, positions):
         steps.append(len(step.segments))
-        return plain(step, **keywords)
+        return plain(step, ids, positions)
 
-    monkeypatch.setattr(llm.model.forward, "decode", decode)
+    monkeypatch.setattr(llm.engine.decoder, "decode", decode)
     return steps
 
 
@@ -34,25 +31,56 @@ def watch(llm, monkeypatch) -> list[int]:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_not_a_bit_changes(tmp_path, monkeypatch, family, dtype):
     llm = load(tmp_path, monkeypatch, random_model(family, dtype=dtype))
-    fused = llm.model.forward
-    assert isinstance(fused, DecodingModel) == (family in WHOLE)
+    assert (llm.engine.decoder is not None) == (family in WHOLE)
     assert not llm.telemetry.layers  # the probe left nothing
     if family in WHOLE:
         steps = watch(llm, monkeypatch)
         found = decoded(llm)
         assert 0 < len(steps) < len(found)  # prompts go the other way
-        llm.model.forward = fused.plain
+        llm.engine.decoder = None
         assert all(map(torch.equal, found, decoded(llm)))
+
+
+def test_not_a_bit_changes_with_blocks_of_rotations_made_anew(tmp_path, monkeypatch):
+    monkeypatch.setattr(Rotations, "BLOCK", 4)
+    monkeypatch.setattr(Rotations, "MOST_BLOCKS", 1)
+    llm = load(tmp_path, monkeypatch, random_model("olmoe"))
+    steps = watch(llm, monkeypatch)
+    found = decoded(llm)
+    assert len(steps) > 4
+    llm.engine.decoder = None
+    assert all(map(torch.equal, found, decoded(llm)))
+
+
+def test_a_chunk_of_one_token_gives_logits_of_every_row_asked_for(tmp_path, monkeypatch):
+    llm = load(tmp_path, monkeypatch, random_model("olmoe"))
+    steps = watch(llm, monkeypatch)
+    llm.engine.scheduler.step_tokens = 1
+    sequence = llm.sequence([5, 6, 7, 8], max_tokens=1)
+    rows = torch.cat(list(llm.engine.score(sequence)))
+    assert rows.shape == (4, llm.model.config.vocab_size)
+    assert len(steps) == 4
+    forward = llm.engine._forward
+    shapes = []
+    monkeypatch.setattr(llm.engine, "_forward", lambda plan: (shapes.append(forward(plan)), shapes[-1])[1])
+    llm.generate([5, 6, 7], max_tokens=2, ignore_eos=True)
+    assert [len(logits) for logits in shapes] == [0, 0, 1, 1]
 
 
 def test_a_layer_of_another_kind_keeps_the_models_forward(tmp_path, monkeypatch):
     llm = load(tmp_path, monkeypatch, random_model("qwen3_moe", mlp_only_layers=[1]))
-    assert not isinstance(llm.model.forward, DecodingModel)
+    assert llm.engine.decoder is None
 
 
-def test_a_forward_that_does_more_is_kept(tmp_path, monkeypatch):
+def test_rotations_that_depend_on_more_than_the_position_keep_it(tmp_path, monkeypatch):
     llm = load(tmp_path, monkeypatch, random_model("olmoe"))
-    plain = llm.model.forward.plain
+    llm.model.model.rotary_emb.rope_type = "dynamic"
+    assert fuse_model(llm.model) is None
+
+
+def test_a_forward_that_does_more_keeps_it(tmp_path, monkeypatch):
+    llm = load(tmp_path, monkeypatch, random_model("olmoe"))
+    plain = llm.model.forward
 
     def scaled(**keywords):
         out = plain(**keywords)
@@ -60,16 +88,19 @@ def test_a_forward_that_does_more_is_kept(tmp_path, monkeypatch):
         return out
 
     llm.model.forward = scaled
-    fuse_model(llm.model)
-    assert llm.model.forward is scaled
+    assert fuse_model(llm.model) is None
     assert not llm.telemetry.layers
+    steps = watch(llm, monkeypatch)
+    decoded(llm)
+    assert not steps  # put there later, it is seen as well
 
 
-def test_who_watches_the_model_inside_sees_it(tmp_path, monkeypatch):
+@pytest.mark.parametrize("watched", ["", "model", "model.layers.1.self_attn.q_proj", "lm_head"])
+def test_who_watches_a_part_sees_it(tmp_path, monkeypatch, watched):
     llm = load(tmp_path, monkeypatch, random_model("olmoe"))
     expected = decoded(llm)
     seen: list[int] = []
-    handle = llm.model.model.register_forward_hook(lambda *given: seen.append(1))
+    handle = llm.model.get_submodule(watched).register_forward_hook(lambda *given: seen.append(1))
     assert all(map(torch.equal, decoded(llm), expected))
     assert len(seen) == len(expected)
     handle.remove()
@@ -78,54 +109,37 @@ def test_who_watches_the_model_inside_sees_it(tmp_path, monkeypatch):
     assert steps
 
 
-def test_a_head_put_there_later_is_used(tmp_path, monkeypatch):
+class Half(torch.nn.Module):
+    def __init__(self, part):
+        super().__init__()
+        self.part = part
+
+    def forward(self, x):
+        return self.part(x) * 0.5
+
+
+@pytest.mark.parametrize("parent", ["", "model"])
+def test_a_part_put_there_later_is_used(tmp_path, monkeypatch, parent):
     llm = load(tmp_path, monkeypatch, random_model("olmoe"))
     expected = decoded(llm)
-
-    class Half(torch.nn.Module):
-        def __init__(self, head):
-            super().__init__()
-            self.head = head
-
-        def forward(self, x):
-            return self.head(x) * 0.5
-
-    llm.model.lm_head = Half(llm.model.lm_head)
+    at, name = llm.model.get_submodule(parent), "norm" if parent else "lm_head"
+    setattr(at, name, Half(getattr(at, name)))
     steps = watch(llm, monkeypatch)
-    assert all(torch.equal(found, logits * 0.5) for found, logits in zip(decoded(llm), expected, strict=True))
-    assert steps
+    halves = decoded(llm)
+    assert not steps
+    assert all(
+        torch.allclose(half, logits * 0.5, rtol=0.05, atol=0.05)
+        for half, logits in zip(halves, expected, strict=True)
+    )
 
 
-def test_a_thread_that_began_meanwhile_does_not_keep_torch_to_itself():
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(3)
-        seen = []
-
-        def other():
-            with single_thread():
-                seen.append(torch.get_num_threads())
-
-        with single_thread():
-            thread = threading.Thread(target=other)
-            thread.start()
-            thread.join()
-        assert seen == [1]
-        assert torch.get_num_threads() == 3
-        fresh = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
-        fresh.start()
-        fresh.join()
-        assert seen == [1, 3]
-    finally:
-        torch.set_num_threads(before)
-
-
-def test_torchs_threads_are_given_back(tmp_path, monkeypatch):
+@pytest.mark.parametrize("part", ["model.embed_tokens", "model.norm", "model.layers.1.input_layernorm"])
+def test_weights_put_elsewhere_are_used(tmp_path, monkeypatch, part):
     llm = load(tmp_path, monkeypatch, random_model("olmoe"))
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(3)
-        decoded(llm)
-        assert torch.get_num_threads() == 3
-    finally:
-        torch.set_num_threads(before)
+    before = decoded(llm)
+    module = llm.model.get_submodule(part)
+    module.weight.data = module.weight.data * 2 + 1
+    steps = watch(llm, monkeypatch)
+    after = decoded(llm)
+    assert not steps
+    assert not torch.equal(before[-1], after[-1])

@@ -297,21 +297,6 @@ def test_calls_at_the_same_time(threads):
     assert equal == [True] * 4
 
 
-def test_what_is_announced_may_be_gone_and_changes_nothing(threads):
-    threads(3)
-    torch.manual_seed(0)
-    weight, x = torch.randn(256, 512), torch.randn(1, 512)
-    linear = native.Linear(pack(weight, FORMATS["w8"]), 256, 512, FORMATS["w8"])
-    expected = linear(x)
-    for _ in range(200):
-        gone = native.Linear(pack(weight[:16], FORMATS["w8"]), 16, 512, FORMATS["w8"])
-        native.announce(linear, gone)
-        del gone
-        assert torch.equal(linear(x), expected)
-    native.announce()
-    assert torch.equal(linear(x), expected)
-
-
 def test_pinned_threads_compute_the_same(threads):
     layout = ExpertLayout(ExpertShape(64, 96, SILU), FORMATS["w8"])
     records, x = packed(layout), torch.randn(3, 64)

@@ -69,23 +69,26 @@ class DecodingAttention:
         self.kept = Kept(
             *(None if norm is None else norm.weight for norm in norms), getattr(module, "sinks", None)
         )
-        self._sample = torch.empty(0)  # what a token's keys look like
+        children: list[nn.Module] = list(module.children())
+        self._hooks = [
+            hooks for child in children for hooks in (child._forward_hooks, child._forward_pre_hooks)
+        ]
+        self._sample = torch.empty(0, dtype=torch.uint8)  # what a token's keys look like
 
     def __call__(self, hidden_states: Tensor, *arguments: Any, **keywords: Any) -> Any:
         step, rotation = current_step(), keywords.get("position_embeddings")
-        if step is None or not step.decoding or rotation is None or not self.kept.current:
+        if step is None or not step.decoding or rotation is None or any(self._hooks) or not self.kept.current:
             return self.plain(hidden_states, *arguments, **keywords)
         cos, sin = rotation
-        return self.native.decode(hidden_states, cos, sin, self.places(step, hidden_states)), None
+        return self.native.decode(hidden_states, cos, sin, self.places(step, hidden_states.dtype)), None
 
-    def places(self, step: StepContext, hidden: Tensor) -> list[native.DecodingToken]:
+    def places(self, step: StepContext, dtype: torch.dtype) -> list[native.DecodingToken]:
         """Where the step's tokens, one a sequence, keep their keys and values."""
-        if self._sample.dtype != hidden.dtype or not self._sample.numel():
-            self._sample = hidden.new_empty(self.native.kv_heads, 1, self.native.width)
-        return [
-            segment.kv.layer(self._layer).place(segment.start, self._sample, self._sample, self._window)
-            for segment in step.segments
-        ]
+        sample = self._sample
+        if sample.dtype != dtype:
+            sample = self._sample = torch.empty(self.native.kv_heads, 1, self.native.width, dtype=dtype)
+        index, window = self._layer, self._window
+        return [s.kv.layer(index).place(s.start, sample, sample, window) for s in step.segments]
 
 
 def fuse_attention(model: nn.Module) -> None:

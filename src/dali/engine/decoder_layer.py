@@ -51,6 +51,11 @@ class DecodingLayer:
                 return self.run.decode(step, hidden_states, *rotation)
         return self.plain(hidden_states, *arguments, **keywords)
 
+    @property
+    def stayed(self) -> bool:
+        """Whether the experts still are those it was made of."""
+        return self.module.__dict__.get("dali_layer") is self.experts
+
 
 class Run:
     """Layers that follow one another."""
@@ -60,7 +65,7 @@ class Run:
         self._natives = [layer.native for layer in layers]
         self._hooks = [hooks for layer in layers for hooks in layer.hooks]
         kept = [part for layer in layers for part in (layer.kept, layer.attention.kept)]
-        self._addresses = [pair for part in kept for pair in part.addresses]
+        self.addresses = [pair for part in kept for pair in part.addresses]
 
     def serves(self, step: StepContext) -> bool:
         """Whether the step is a few sequences decoding, nobody watches the parts, and these still are those it was made of."""
@@ -68,14 +73,14 @@ class Run:
             not step.decoding
             or len(step.segments) > ROUTED_TOKENS
             or any(self._hooks)
-            or not stayed(self._addresses)
+            or not stayed(self.addresses)
         ):
             return False
-        return all(layer.module.__dict__.get("dali_layer") is layer.experts for layer in self.layers)
+        return all(layer.stayed for layer in self.layers)
 
     def decode(self, step: StepContext, hidden: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """hidden [1, tokens, hidden], cos and sin [1, tokens, width] -> the last layer's output."""
-        places = [layer.attention.places(step, hidden) for layer in self.layers]
+        places = [layer.attention.places(step, hidden.dtype) for layer in self.layers]
         out, outcomes = native.decode_layers(self._natives, hidden, cos, sin, places)
         for layer, (active, seconds) in zip(self.layers, outcomes, strict=True):
             layer.experts.count(len(step.segments) * layer.top_k, active, seconds)

@@ -1,8 +1,8 @@
-"""Models that decode without transformers' own forward: embeddings, one run of layers in one native call, norm and head.
+"""Models that decode in one native call: embeddings, layers, norm and head.
 
-What transformers does around its layers (masks, caches, hooks, output records) takes more time than a small layer. A model is
-told by its parts and by a probe: both ways must give the same bits. Every step that is not a few sequences decoding, and every
-call outside of one, runs as transformers wrote it.
+What Python, torch and transformers do between the calls of a step takes more time than a small layer, as each step leaves the
+caches to the weights it reads. A model is told by its parts and by a probe: both ways must give the same bits. Every step that
+is not a few sequences decoding runs as transformers wrote it.
 """
 
 from __future__ import annotations
@@ -11,90 +11,138 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.modeling_outputs import CausalLMOutput
 
-from dali.engine.decode import PROBED, REFUSALS, probed
-from dali.engine.decoder_layer import DecodingLayer, Run
-from dali.engine.dense import PackedLinear
-from dali.engine.single_thread import single_thread
+from dali.engine.decode import PROBED, REFUSALS, Kept, probed, stayed
+from dali.engine.decoder_layer import DecodingLayer
+from dali.engine.dense import ROUTED_TOKENS, FusedRMSNorm, PackedLinear
 from dali.engine.step import StepContext, current_step
 from dali.kernels import native
 
 OUTSIDE = {"model", "lm_head"}
 INSIDE = {"embed_tokens", "layers", "norm", "rotary_emb"}
+FIXED = {"default", "linear", "llama3", "yarn"}  # rotations that depend on nothing but the position
+
+
+class Rotations:
+    """cos and sin of positions as a rotary module gives them, kept in blocks of positions."""
+
+    BLOCK = 64
+    MOST_BLOCKS = 64
+
+    def __init__(self, rotary: Any, like: Tensor) -> None:
+        """`like`: of the dtype they should have."""
+        self._rotary, self._like = rotary, like
+        self._blocks: dict[int, tuple[int, int, int, tuple[Tensor, Tensor]]] = {}
+
+    def of(self, positions: list[int]) -> list[tuple[int, int]]:
+        """Addresses of each position's cos and sin, [width]: good until the next call."""
+        if len(self._blocks) > self.MOST_BLOCKS:
+            self._blocks.clear()
+        found = []
+        for position in positions:
+            number, place = divmod(position, self.BLOCK)
+            cos, sin, row_bytes, _ = self._blocks.get(number) or self._make(number)
+            found.append((cos + place * row_bytes, sin + place * row_bytes))
+        return found
+
+    def _make(self, number: int) -> tuple[int, int, int, tuple[Tensor, Tensor]]:
+        positions = torch.arange(number * self.BLOCK, (number + 1) * self.BLOCK)
+        cos, sin = (part.contiguous() for part in self._rotary(self._like, positions[None]))
+        row_bytes = cos.shape[-1] * cos.element_size()
+        self._blocks[number] = cos.data_ptr(), sin.data_ptr(), row_bytes, (cos, sin)
+        return self._blocks[number]
 
 
 class DecodingModel:
-    """Takes the place of a causal model's forward."""
+    """Decodes in the place of a causal model."""
 
-    def __init__(self, model: Any, run: Run) -> None:
-        self.plain: Any = model.forward
-        self.run = run
-        self._model = model
-        self._step_reads = run.layers[0].attention.native.linears
-        self._head_reads = [model.lm_head.native] if isinstance(model.lm_head, PackedLinear) else []
-        self._hooks = (model.model._forward_hooks, model.model._forward_pre_hooks)
+    def __init__(self, model: Any) -> None:
+        inner = model.model
+        layers: list[DecodingLayer] = [layer.forward for layer in inner.layers]
+        table, norm, head = inner.embed_tokens.weight, inner.norm, model.lm_head
+        self._model, self._layers = model, layers
+        self._forward = model.forward
+        self._parts = self._found()
+        self._kept = Kept(table, norm.weight)
+        self._addresses = [*self._kept.addresses, *layers[0].run.addresses]
+        self._hooks = [hooks for m in model.modules() for hooks in (m._forward_hooks, m._forward_pre_hooks)]
+        self._dtype = table.dtype
+        self._rotations = Rotations(inner.rotary_emb, table.new_empty(0))
+        self._native = native.DecodingModel(
+            table, [layer.native for layer in layers], (norm.weight, norm.variance_epsilon), head.native
+        )
+        self._serves: bool | None = None  # None: to be found out
 
-    def __call__(self, *arguments: Any, **keywords: Any) -> Any:
-        step = current_step()
-        if step is None or arguments or any(self._hooks) or not self.run.serves(step):
-            return self.plain(*arguments, **keywords)
-        return CausalLMOutput(logits=self.decode(step, **keywords))
+    def serves(self, step: StepContext) -> bool:
+        """Whether the step is a few sequences decoding, nobody watches a part of the model, and the parts still are those it was
+        made of. That is found out after a step with a prompt, and holds until the next one: it takes as long as a layer."""
+        if not step.decoding or len(step.segments) > ROUTED_TOKENS:
+            self._serves = None
+            return False
+        if self._serves is None or any(segment.prefill for segment in step.segments):
+            self._serves = self._stayed()
+        return self._serves
 
-    def decode(
-        self,
-        step: StepContext,
-        *,
-        input_ids: Tensor,
-        position_ids: Tensor,
-        logits_to_keep: int | Tensor,
-        **others: Any,
-    ) -> Tensor:
-        """input_ids and position_ids [1, tokens] -> logits [1, tokens kept, vocabulary]."""
+    def _stayed(self) -> bool:
+        return (
+            not any(self._hooks)
+            and self._found() == self._parts
+            and self._model.forward == self._forward
+            and stayed(self._addresses)
+            and all(layer.stayed for layer in self._layers)
+        )
+
+    def _found(self) -> list[nn.Module]:
         inner = self._model.model
-        hidden = inner.embed_tokens(input_ids)
-        with single_thread():
-            rotation = inner.rotary_emb(hidden, position_ids)
-        # Between the native calls only one thread has work: the others fetch what comes next.
-        hidden = self.run.decode(step, hidden, *rotation)
-        native.announce(*self._head_reads)
-        hidden = inner.norm(hidden)
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits: Tensor = self._model.lm_head(hidden[:, kept])
-        native.announce(*self._step_reads)
+        return [inner, inner.embed_tokens, inner.rotary_emb, inner.norm, self._model.lm_head, *inner.layers]
+
+    def decode(self, step: StepContext, ids: list[int], positions: list[int]) -> Tensor:
+        """The token of each of the step's segments -> logits [tokens, vocabulary]."""
+        rotations = self._rotations.of(positions)
+        places = [layer.attention.places(step, self._dtype) for layer in self._layers]
+        logits, outcomes = self._native.decode(ids, rotations, places)
+        for layer, (active, seconds) in zip(self._layers, outcomes, strict=True):
+            layer.experts.count(len(ids) * layer.top_k, active, seconds)
         return logits
 
 
-def fuse_model(model: Any) -> None:
-    """Let the model decode so, if it can."""
+def fuse_model(model: Any) -> DecodingModel | None:
+    """The model's way to decode in one call, if it has one."""
     if {name for name, _ in model.named_children()} != OUTSIDE:
-        return
+        return None
     inner = model.model
     if {name for name, _ in inner.named_children()} != INSIDE or not isinstance(inner.layers, nn.ModuleList):
-        return
+        return None
     forwards: list[Any] = [layer.forward for layer in inner.layers]
-    if not all(isinstance(forward, DecodingLayer) and forward.run is forwards[0].run for forward in forwards):
-        return
-    fused = DecodingModel(model, forwards[0].run)
-    if any(fused._hooks) or not _agree(fused, forwards[0]):
-        return
-    model.forward = fused
+    if (
+        not all(isinstance(forward, DecodingLayer) and forward.run is forwards[0].run for forward in forwards)
+        or type(inner.embed_tokens) is not nn.Embedding
+        or not isinstance(inner.norm, FusedRMSNorm)
+        or not isinstance(model.lm_head, PackedLinear)
+        or getattr(inner.rotary_emb, "rope_type", None) not in FIXED
+        or not inner.embed_tokens.weight.dtype == inner.norm.weight.dtype == forwards[0].native.dtype
+    ):
+        return None
+    fused = DecodingModel(model)
+    return fused if not any(fused._hooks) and _agree(model, fused, forwards[0]) else None
 
 
 @torch.inference_mode()
-def _agree(fused: DecodingModel, layer: DecodingLayer) -> bool:
+def _agree(model: Any, fused: DecodingModel, layer: DecodingLayer) -> bool:
     """Whether both ways give the same bits on a probe."""
+    rows = len(PROBED[0])
 
-    def run(forward: Any) -> list[Any]:
-        def call(at: int) -> Any:
-            positions = torch.tensor([PROBED[at]])
-            ids = torch.arange(positions.numel())[None] + at
-            return forward(input_ids=ids, position_ids=positions, use_cache=False, logits_to_keep=0).logits
+    def plainly(at: int) -> Any:
+        ids, positions = torch.arange(at, at + rows)[None], torch.tensor([PROBED[at]])
+        return model(input_ids=ids, position_ids=positions, use_cache=False, logits_to_keep=0).logits[0]
 
-        return probed(call)
+    def natively(at: int) -> Tensor:
+        step = current_step()
+        assert step is not None
+        return fused.decode(step, list(range(at, at + rows)), list(PROBED[at]))
 
     try:
-        return all(map(torch.equal, run(fused.plain), run(fused)))
+        return all(map(torch.equal, probed(plainly), probed(natively)))
     except REFUSALS:
         return False
     finally:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from dali.engine import rope
+from dali.engine.decoding_model import DecodingModel
 from dali.engine.scheduler import Scheduler
 from dali.engine.sequence import Sequence
 from dali.engine.step import Segment, StepContext, running
@@ -26,6 +27,7 @@ class Engine:
         self.clock: Callable[[], float] = time.perf_counter  # a simulated device puts its own here
         self.begin: Callable[[Step], None] | None = None  # policies that tell requests apart put theirs here
         self.embeddings = False  # whether it is told the tokens' embeddings
+        self.decoder: DecodingModel | None = None  # decodes in one native call
         self.attention_seconds = (
             0.0  # spent in torch's attention, measured; the native kernels count their own
         )
@@ -105,6 +107,9 @@ class Engine:
                 embeddings = table(torch.tensor(ids, device=table.weight.device)).float().cpu().numpy()
             self.begin(Step(numbers, prefill, embeddings))
         step = StepContext(segments, longest, self._native)
+        if self.decoder is not None and self.decoder.serves(step):
+            rows = self.decoder.decode(step, ids, positions)
+            return rows if every_row or len(last_rows) == len(ids) else rows[last_rows]
         device = self.model.device
         with running(step):
             out = self.model(

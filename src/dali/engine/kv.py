@@ -17,8 +17,10 @@ class LayerKV:
         self.first = 0
         self.length = 0  # tokens kept
         self._window: int | None = None
+        self._capacity = 0  # tokens
         self._keys: Tensor | None = None
         self._values: Tensor | None = None
+        self._addresses = (0, 0)  # of keys and values
 
     @property
     def nbytes(self) -> int:
@@ -26,39 +28,36 @@ class LayerKV:
 
     def append(self, keys: Tensor, values: Tensor, window: int | None) -> tuple[Tensor, Tensor]:
         """Add new tokens, [heads, new, width]; returns views of all that are kept."""
-        all_keys, all_values = self.extend(keys, values, window)
-        begin = self.length - keys.shape[1]
-        all_keys[:, begin : self.length] = keys
-        all_values[:, begin : self.length] = values
-        return all_keys[:, : self.length], all_values[:, : self.length]
-
-    def extend(self, keys: Tensor, values: Tensor, window: int | None) -> tuple[Tensor, Tensor]:
-        """Make room for new tokens, [heads, new, width], and count them in; returns the buffers [heads, capacity, width], of
-        which [length - new, length) is for the caller to write."""
         new = keys.shape[1]
-        self._window = window
-        if self._keys is None or self._values is None or self.length + new > self._keys.shape[1]:
-            self._make_room(keys, values, window)
+        self._reserve(keys, values, window)
         assert self._keys is not None
         assert self._values is not None
-        self.length += new
-        return self._keys, self._values
+        begin, self.length = self.length, self.length + new
+        self._keys[:, begin : self.length] = keys
+        self._values[:, begin : self.length] = values
+        return self._keys[:, : self.length], self._values[:, : self.length]
 
     def place(
         self, row: int, keys: Tensor, values: Tensor, window: int | None
     ) -> tuple[int, int, int, int, int, int]:
-        """Make room for one token of shape [heads, 1, width], row `row` of its step, and say where: as native.attend wants it."""
-        kept_keys, kept_values = self.extend(keys, values, window)
-        first = max(0, self.length - window) if window else 0
-        addresses = kept_keys.data_ptr(), kept_values.data_ptr()
-        return row, *addresses, kept_keys.shape[1], self.length - 1, first
+        """Make room for one token of shape [heads, 1, width], row `row` of its step, and say where: as native.attend() wants it,
+        which writes it there."""
+        if self.length >= self._capacity or self._window != window:
+            self._reserve(keys, values, window)
+        place = self.length
+        self.length = place + 1
+        first = max(0, place + 1 - window) if window else 0
+        return row, *self._addresses, self._capacity, place, first
 
-    def _make_room(self, keys: Tensor, values: Tensor, window: int | None) -> None:
-        """Drop what the window has left behind; double the buffer if that is not enough."""
+    def _reserve(self, keys: Tensor, values: Tensor, window: int | None) -> None:
+        """Room for new tokens like these. Drops what the window has left behind; doubles the buffers if that is not enough."""
         new = keys.shape[1]
+        self._window = window
+        if self.length + new <= self._capacity:
+            return
         kept = min(self.length, window - 1) if window else self.length
         dropped = self.length - kept
-        capacity = self._keys.shape[1] if self._keys is not None else INITIAL_TOKENS
+        capacity = self._capacity or INITIAL_TOKENS
         while capacity < kept + new or (window and capacity < 2 * kept):  # half free: compaction stays rare
             capacity *= 2
         buffers = []
@@ -67,7 +66,9 @@ class LayerKV:
             if old is not None:
                 buffer[:, :kept] = old[:, dropped : self.length]
             buffers.append(buffer)
-        self._keys, self._values = buffers  # together: Ctrl-C must not leave one without the other
+        addresses = buffers[0].data_ptr(), buffers[1].data_ptr()
+        # Together: Ctrl-C must not leave one without the others.
+        self._keys, self._values, self._addresses, self._capacity = *buffers, addresses, capacity
         self.first += dropped
         self.length = kept
 

@@ -7,11 +7,15 @@ import traceback
 from collections.abc import Callable, Generator, Iterator
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
+from functools import partial
+from operator import index
+from textwrap import shorten
 from typing import Any
 
 import torch
 
 from dali.engine import decode, decoder_layer, decoding_model, dense, seam
+from dali.engine.chat_template import no_chat_template
 from dali.engine.engine import Engine
 from dali.engine.gguf.load import load_gguf
 from dali.engine.layer import MoELayer
@@ -27,7 +31,9 @@ from dali.kernels import native
 from dali.kernels.formats import FORMATS, get_format
 from dali.runtime.executor import Executor
 from dali.store.arena import Arena
+from dali.store.builder import discard
 from dali.store.checkpoint import canonical
+from dali.store.reader import DamagedStore
 from dali.telemetry import Telemetry
 
 # What a configuration may ask a forward pass for beside logits: nobody reads it, and collecting it watches every layer.
@@ -79,11 +85,17 @@ def load(
     (w8 if it fits, else w4), "f32", "f16", "bf16", "w8" or "w4". dtype: of everything else. ctx_size: tokens a sequence may
     have, at most what the model was made for. ram: host memory to plan with (bytes or "24GiB"). threads: CPU threads.
     device: "cpu", "cuda", "cuda:N" or "sim:PROFILE" (same results, modelled times). vram: accelerator memory for experts.
-    profile: the hardware profile to plan with. assign, prefetch, cache: policies by name, None for the best known. n_cpu_moe:
+    profile: the hardware profile cuda plans with. assign, prefetch, cache: policies by name, None for the best known. n_cpu_moe:
     keep the experts of that many first layers on the CPU instead. policy: a whole published system by name (dali.systems), in
     place of these four; lossy: with those of its parts that change the model's answers. seed: of the starting residents and the
     simulator's schedule. meter, notify: are told of progress and of what is worth knowing.
     """
+    _expect(str | os.PathLike | None, "a path or org/name; dali.attach takes models", model=model)
+    _expect(int | None, "a whole number", threads=threads, ctx_size=ctx_size, n_cpu_moe=n_cpu_moe)
+    _expect(int, "a whole number", seed=seed)
+    _expect(str, "a name, as text", device=device)
+    named = {"profile": profile, "assign": assign, "prefetch": prefetch, "cache": cache, "policy": policy}
+    _expect(str | None, "a name, as text", **named)
     if threads is not None:
         cores = os.cpu_count() or 1
         if not 1 <= threads <= 4 * cores:
@@ -139,7 +151,16 @@ def load(
         "cuda"
     )  # a simulated accelerator's dense work is the CPU's, too
     load_any = load_model if path.is_dir() else load_gguf
-    loaded = load_any(path, quant, dtype, ctx_size, ram, meter, notify, kernels)
+    attempt = partial(load_any, path, quant, dtype, ctx_size, ram, meter, notify, kernels)
+    damage = None
+    try:
+        loaded = attempt()
+    except DamagedStore as error:
+        discard(error.path)
+        damage = error.problem
+    if damage is not None:  # the error is gone by now, and with it the memory that its frames held
+        notify(f"{damage} It is built anew.")
+        loaded = attempt()
     llm = LLM(loaded)
     if options is not None:
         room = None if ram is None else ram - llm.expert_bytes - llm.dense_bytes - HEADROOM
@@ -151,8 +172,15 @@ def load(
         dense.fuse_routers(llm.model)
         decode.fuse_attention(llm.model)
         decoder_layer.fuse_layers(llm.model)
-        decoding_model.fuse_model(llm.model)
+        llm.engine.decoder = decoding_model.fuse_model(llm.model)
     return llm
+
+
+def _expect(kind: Any, meant: str, **given: object) -> None:
+    """UsageError for a value of another kind; True and False are no numbers."""
+    for name, value in given.items():
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise UsageError(f"{name} cannot be {shorten(repr(value), 60)}.", f"Give {meant}.")
 
 
 def _bytes(name: str, given: int | str | None) -> int | None:
@@ -170,6 +198,7 @@ def attach(model: Any, *, quant: str = "w8") -> Any:
     """
     if quant not in FORMATS:
         raise UsageError(f"Unknown quantization {quant!r}.", f"Choose one of {', '.join(FORMATS)}.")
+    _expect(torch.nn.Module, "a loaded transformers model; dali.load takes names", model=model)
     name = type(model).__name__
     modules = seam.describe_model(model, name)
     held = list(seam.experts_modules(model).values())
@@ -241,9 +270,10 @@ class LLM:
 
         sampling: fields of SamplingParams; what is left out comes from the model's generation_config.
         """
-        if isinstance(prompts, str) or (prompts and isinstance(prompts[0], int)):
-            return self._complete([self.sequence(prompts, **sampling)])[0]  # type: ignore[arg-type]
-        return self._complete([self.sequence(prompt, **sampling) for prompt in prompts])  # type: ignore[arg-type]
+        several = isinstance(prompts, Many) and not isinstance(prompts, str)
+        if several and not (prompts and isinstance(prompts[0], int)):
+            return self._complete([self.sequence(prompt, **sampling) for prompt in prompts])  # type: ignore[arg-type]
+        return self._complete([self.sequence(prompts, **sampling)])[0]  # type: ignore[arg-type]
 
     def stream(self, prompt: Prompt, **sampling: Any) -> Iterator[str]:
         """Complete one prompt; yields text as it becomes final, whole characters only."""
@@ -255,16 +285,14 @@ class LLM:
 
     def chat_prompt(self, messages: Many[Message]) -> list[int]:
         """Token ids of a conversation, ready for the assistant's answer."""
-        if not messages or not all(isinstance(message, dict) and "role" in message for message in messages):
+        listed = isinstance(messages, Many) and messages
+        if not listed or not all(isinstance(message, dict) and "role" in message for message in messages):
             raise UsageError(
                 "A conversation is a list of messages, at least one, each with its role.",
                 'Write [{"role": "user", "content": "Hello"}].',
             )
         if not self.tokenizer.chat_template:
-            raise UsageError(
-                f"{self.name} has no chat template.",
-                "Give a plain prompt: `dali run --raw`, or generate in Python; or a template: `--chat-template`.",
-            )
+            raise no_chat_template(self.name)
         try:
             ids: list[int] = self.tokenizer.apply_chat_template(
                 list(messages),
@@ -284,8 +312,14 @@ class LLM:
         return ids
 
     def sequence(self, prompt: Prompt, **sampling: Any) -> Sequence:
-        """A request that is ready to join the engine. UsageError: empty prompt, unknown token, no room in the context."""
-        ids = self.encode(prompt) if isinstance(prompt, str) else list(prompt)
+        """A request that is ready to join the engine. UsageError: no prompt, unknown token, no room in the context."""
+        try:
+            ids = self.encode(prompt) if isinstance(prompt, str) else [index(token) for token in prompt]
+        except TypeError as error:
+            raise UsageError(
+                f"A prompt is text or a list of token ids, not {shorten(repr(prompt), 60)}.",
+                "Give one of these; a conversation goes to `chat`.",
+            ) from error
         if not ids:
             raise UsageError("The prompt is empty.", "Give at least one token of text.")
         vocabulary = self.model.config.vocab_size

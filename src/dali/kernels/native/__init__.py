@@ -10,6 +10,7 @@ from dali.kernels.native.decode import (
     ROUTED_DTYPES,
     Attention,
     DecoderLayer,
+    DecodingModel,
     DecodingToken,
     attend,
     decode_layers,
@@ -27,7 +28,7 @@ from dali.kernels.native.library import (
     variant,
     variants,
 )
-from dali.kernels.native.linear import DECODED, Linear, announce, decode_blocks, repack
+from dali.kernels.native.linear import DECODED, Linear, decode_blocks, repack
 from dali.kernels.native.measure import read_seconds, seconds
 
 __all__ = [
@@ -38,10 +39,10 @@ __all__ = [
     "VARIABLE",
     "Attention",
     "DecoderLayer",
+    "DecodingModel",
     "DecodingToken",
     "ExpertRecords",
     "Linear",
-    "announce",
     "attend",
     "compute_experts",
     "count_pairs",

@@ -113,13 +113,15 @@ class Attention:
             norms,
             None if sinks is None else sinks.float().contiguous(),
         )
-        packed = [
-            library.PackedLinear(linear._matrix, linear._address, linear.columns, linear._bias_address)
-            for linear in linears
-        ]
         address = 0 if sinks is None else sinks.data_ptr()
         self._module = library.AttentionModule(
-            *packed, *map(_norm, norms), query.rows // width, self.kv_heads, width, scale, address
+            *(linear._packed for linear in linears),
+            *map(_norm, norms),
+            query.rows // width,
+            self.kv_heads,
+            width,
+            scale,
+            address,
         )
 
     def decode(self, x: Tensor, cos: Tensor, sin: Tensor, tokens: list[DecodingToken]) -> Tensor:
@@ -155,6 +157,7 @@ class DecoderLayer:
         experts: ExpertRecords,
     ) -> None:
         self._tensors = before_attention, before_experts, router
+        self.dtype = before_attention[0].dtype
         weight, top_k, normalise, weights_dtype = router
         self._layer = library.DecoderLayer(
             _norm(before_attention),
@@ -186,6 +189,36 @@ def decode_layers(
         out.data_ptr(),
     )
     return out, outcomes
+
+
+class DecodingModel:
+    """A whole model while decoding: embeddings [vocabulary, hidden], layers, norm (weight and epsilon), head."""
+
+    def __init__(
+        self, embeddings: Tensor, layers: Sequence[DecoderLayer], norm: tuple[Tensor, float], head: Linear
+    ) -> None:
+        vocabulary, hidden = embeddings.shape
+        assert embeddings.is_contiguous() and norm[0].shape == (hidden,) and head.columns == hidden
+        assert norm[0].dtype == embeddings.dtype
+        self._tensors, self._layers, self._head = (embeddings, norm), layers, head
+        self._dtype = embeddings.dtype
+        self._model = library.DecodingModel(
+            DTYPES[embeddings.dtype],
+            embeddings.data_ptr(),
+            vocabulary,
+            [layer._layer for layer in layers],
+            _norm(norm),
+            head._packed,
+        )
+
+    def decode(
+        self, ids: list[int], rotations: list[tuple[int, int]], tokens: list[list[DecodingToken]]
+    ) -> tuple[Tensor, list[tuple[int, float]]]:
+        """One token a sequence. rotations: addresses of each one's cos and sin, [width] of the embeddings' dtype; tokens: of each
+        layer, as in attend() -> (logits [tokens, vocabulary], of each layer what decode_layers() tells). IndexError for an id
+        beyond the vocabulary."""
+        logits = torch.empty(len(ids), self._head.rows, dtype=self._dtype)
+        return logits, self._model.decode(ids, rotations, tokens, logits.data_ptr())
 
 
 def _norm(parts: tuple[Tensor, float] | None) -> tuple[int, int, float]:

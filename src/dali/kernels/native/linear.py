@@ -23,7 +23,7 @@ class Linear:
         )
         self._tensors = packed, bias
         self._address, self._bias_address = packed.data_ptr(), 0 if bias is None else bias.data_ptr()
-        self.span = self._address, packed.nbytes  # what it reads
+        self._packed = library.PackedLinear(self._matrix, self._address, columns, self._bias_address)
 
     def __call__(self, x: Tensor) -> Tensor:
         """x [..., columns], float32, bfloat16 or float16 -> [..., rows] of the same dtype."""
@@ -44,12 +44,6 @@ class Linear:
             out.data_ptr(),
         )
         return out
-
-
-def announce(*linears: Linear) -> None:
-    """Tell the pool's threads that these, four at most, are what the next call reads first: they bring them into their caches
-    while they wait for it."""
-    library.announce([linear.span for linear in linears])
 
 
 def repack(raw: Tensor, type: str, columns: int, format: Format, packed: Tensor) -> bool:
