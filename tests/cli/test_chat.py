@@ -154,6 +154,21 @@ def test_ways_to_leave(typed, keys):
     assert typed(*keys) == []
 
 
+@pytest.mark.parametrize(
+    ("size", "advice"),
+    [(512, "/clear starts over."), (64, "/clear starts over, and --ctx-size up to 512 holds more.")],
+)
+def test_a_full_context_comes_with_advice(monkeypatch, capsys, size, advice):
+    llm = SimpleNamespace(
+        ctx_size=size, model=SimpleNamespace(config=SimpleNamespace(max_position_embeddings=512))
+    )
+    answer = SimpleNamespace(stream=lambda: None, summary=lambda: "summed up", filled_context=True)
+    conversation = SimpleNamespace(llm=llm, answer_to=lambda line: answer, remember=lambda line, answer: None)
+    set_log_level("info")
+    chat_module._answer("hi", conversation)
+    assert capsys.readouterr().err.splitlines()[-1] == f"The context of {size} tokens is full: {advice}"
+
+
 def test_help_and_mistakes_are_answered_on_stderr(typed, capsys):
     typed("/help", "/frob", NOT_TEXT, "/exit")
     out, err = capsys.readouterr()

@@ -39,7 +39,10 @@ def write_config(directory: Path, **config: object) -> None:
 
 def test_the_model_that_ships_inside_runs(run, models):
     code, out, err = run("list")
-    assert (code, err) == (0, "")
+    assert (code, err) == (
+        0,
+        "Models elsewhere run by their path, a GGUF file or a directory: `dali run PATH`.\n",
+    )
     heading, *rows = (line.split() for line in out.splitlines())
     assert heading == ["NAME", "FAMILY", "EXPERTS", "TOP-K", "MOE", "LAYERS", "SIZE", "RUNS"]
     assert rows == [["dali-tiny", "qwen3_moe", "20", "4", "8", "14.5", "MiB", "yes,", "as", "w8"]]
@@ -139,6 +142,18 @@ def test_gguf_files(listed, models):
     broken = found["org/tiny-gguf:Q4_0"]
     assert (broken["runs"], broken["obstacle"]) == (False, "unreadable GGUF file")
     assert "tiny-Q4_0.gguf" in broken["problem"]
+
+
+def test_gguf_files_of_the_current_folder(listed, models, run, tmp_path, monkeypatch):
+    (tmp_path / "here" / "below").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    save_gguf(gguf_model("olmoe"), tmp_path / "here" / "a.gguf")
+    save_gguf(gguf_model("gpt_oss"), tmp_path / "here" / "below" / "b.gguf", shards=20)
+    first = next(Path("below").glob("*-00001-of-*"))
+    found = listed()
+    assert list(found) == ["a.gguf", str(first), "dali-tiny"]
+    assert all(entry["runs"] for entry in found.values())
+    assert run("run", "a.gguf", "hi", "-n", "1", "--raw")[0] == 0  # so it is called
 
 
 def test_one_model_that_breaks_the_look_leaves_the_others(listed, models, monkeypatch):

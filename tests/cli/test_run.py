@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from dali import systems
 from dali.cli import model as cli_model
 from dali.cli import run as run_verb
 from dali.cli.template import read_template
-from dali.errors import UsageError
+from dali.errors import DaliError, UsageError
 
 STORY = "Tell me a story about a little dog."
 SUMMARY = re.compile(
@@ -94,6 +95,29 @@ def test_a_template_is_parsed_before_anything_is_loaded(refused, tmp_path, monke
     code, problem, _ = refused("run", "hi there", "--chat-template", str(file))
     assert code == 2
     assert problem.startswith(f"Line 3 of {file} is no Jinja (")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"), [((), True), (("--raw",), False), (("--chat-template", "{{ 1 }}"), False)]
+)
+def test_a_missing_template_is_said_before_anything_is_loaded(
+    refused, tmp_path, dali_tiny, monkeypatch, words, said
+):
+    model = Path(shutil.copytree(dali_tiny, tmp_path / "plain"))
+    config = json.loads((model / "tokenizer_config.json").read_text())
+    del config["chat_template"]
+    (model / "tokenizer_config.json").write_text(json.dumps(config))
+
+    def load(*arguments: object) -> None:
+        raise DaliError("Loaded.", "Well.")
+
+    monkeypatch.setattr("dali.engine.llm.load_model", load)
+    _, problem, _ = refused("run", str(model), "hi", *words)
+    assert problem == (f"{model} has no chat template." if said else "Loaded.")
+    (tmp_path / "prompts").write_text("hi")
+    trace = ("trace", str(model), "-o", str(tmp_path / "t.npz"), "--prompts", str(tmp_path / "prompts"))
+    if "--chat-template" not in words:
+        assert refused(*trace, *words)[1] == problem
 
 
 def test_transformers_own_template_tags_are_known():

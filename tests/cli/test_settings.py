@@ -9,10 +9,12 @@ from types import SimpleNamespace
 
 import pytest
 
+from dali.cli.main import main
 from dali.cli.options import DTYPES, OPTIONS, QUANTS
 from dali.cli.run import VERB
 from dali.engine.llm import _FALLBACK_SAMPLING
 from dali.errors import UsageError
+from dali.policies import registry
 
 
 def read(*arguments: str) -> SimpleNamespace:
@@ -189,6 +191,28 @@ def test_llama_cpps_flags_for_model_and_prompt(run):
     code, _, err = run("run", "-m", "model.gguf", "-p", "hi")
     assert code == 2
     assert "Model and prompt come without a flag: `dali run model.gguf hello`." in err
+
+
+@pytest.mark.parametrize("kind", ["assign", "prefetch", "cache"])
+def test_help_names_the_policies_that_an_error_names(kind):
+    option = OPTIONS[kind]
+    names = option.kind.expected.removeprefix("one of ")
+    assert names == ", ".join(registry.names(kind))
+    assert option.help.endswith(f": {names} (default: {registry.DEFAULT[kind]})")
+
+
+def test_llama_cpps_number_of_layers_is_no_number_of_tokens(refused):
+    assert refused("run", "hi there", "-ngl", "99")[1].startswith("There is no -ngl")
+
+
+@pytest.mark.parametrize("verb", ["bench", "trace"])
+def test_verbs_without_an_accelerator_say_so(refused, verb, capsys):
+    code, problem, fix = refused(verb, "--device", "sim:paper")
+    assert (code, problem) == (2, "Unrecognized arguments: --device.")
+    assert fix.startswith("Only `dali run` takes an accelerator")
+    with pytest.raises(SystemExit):
+        main([verb, "--help"])
+    assert "on the CPU" in " ".join(capsys.readouterr().out.split())
 
 
 def test_the_sampling_defaults_that_help_names_are_the_engines():

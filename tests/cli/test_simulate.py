@@ -74,6 +74,24 @@ def test_bad_requests(refused, trace, arguments, said):
     assert said in problem
 
 
+def test_policies_are_named_with_their_variants(refused, run, trace):
+    fix = refused("simulate", trace, "--policy", "best")[2]
+    names = fix.removeprefix("Use one of ").removesuffix(".").split(", ")
+    assert {"hobbit", "hobbit:cpu"} < set(names)
+    assert names == [line.split()[0] for line in run("run", "--list-policies")[1].splitlines()]
+
+
+def test_the_report_is_written_before_a_reader_of_the_table_may_leave(run, trace, tmp_path, monkeypatch):
+    def leave(outcomes: object) -> str:
+        raise BrokenPipeError
+
+    monkeypatch.setattr("dali.replay.report.table", leave)
+    monkeypatch.setattr("dali.cli.main._drop_output", lambda: None)
+    file = tmp_path / "r.html"
+    assert run("simulate", trace, "--policy", "lru", "--html", str(file))[0] == 141
+    assert file.read_text().endswith("</html>\n")
+
+
 def test_a_bad_trace(refused, tmp_path):
     arrays = fields(random_trace())
     np.savez(tmp_path / "bad.npz", **(arrays | {"seq_ptr": np.array([0])}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -184,6 +185,59 @@ def test_impossible_prompts_are_refused(llm, prompt, words):
     with pytest.raises(dali.UsageError, match=words):
         llm.generate([prompt])
     assert llm.engine.scheduler.live == []
+
+
+@pytest.mark.parametrize(
+    "prompts",
+    [
+        None,
+        5,
+        [None],
+        [1.5],
+        {"input_ids": [5]},
+        [{"role": "user", "content": "Hi"}],
+        [[[5]]],
+        (n for n in "ab"),
+    ],
+)
+def test_what_is_no_prompt_is_refused(llm, prompts):
+    with pytest.raises(dali.UsageError, match=r"^A prompt is text or a list of token ids, not .*\n.*`chat`"):
+        llm.generate(prompts)
+    with pytest.raises(dali.UsageError, match=r"conversation is a list of messages"):
+        llm.chat(5)
+
+
+def test_token_ids_may_be_an_array(llm):
+    ids = llm.encode(PROMPT)
+    for same in (torch.tensor(ids), np.array(ids), tuple(ids)):
+        assert greedy(llm, same).tokens == greedy(llm, ids).tokens
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("model", 5),
+        ("threads", "2"),
+        ("threads", True),
+        ("ctx_size", 128.0),
+        ("n_cpu_moe", "3"),
+        ("seed", None),
+        ("device", None),
+        ("policy", ["lru"]),
+        ("prefetch", False),
+        ("vram", 1.5),
+    ],
+)
+def test_a_parameter_of_the_wrong_type_is_named(name, value, monkeypatch):
+    monkeypatch.setattr("dali.engine.llm.load_model", lambda *arguments: pytest.fail("loaded"))
+    with pytest.raises(dali.UsageError) as error:
+        dali.load(**{"device": "sim:paper"} | {name: value})
+    assert str(error.value).startswith(f"{name} cannot be {value!r}.\nGive ")
+
+
+def test_attach_takes_a_model_not_its_name():
+    with pytest.raises(dali.UsageError, match=r"^model cannot be 'org/name'.\n.*dali.load takes names"):
+        dali.attach("org/name")
 
 
 def test_unknown_sampling_parameter_is_refused(llm):

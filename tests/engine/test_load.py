@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,10 +19,12 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 import dali
 from dali.engine.load import HEADROOM, LoadedModel, choose_layout, load_model
 from dali.errors import DaliError, UsageError
+from dali.hardware.memory import parse_size
 from dali.kernels.activation import Activation
 from dali.kernels.expert import ExpertLayout, ExpertShape
 from dali.kernels.formats import FORMATS
 from dali.store.checkpoint import ExpertsModule
+from dali.store.reader import DamagedStore
 from families import COMMON, random_model, save_model, save_mxfp4_model
 
 PLENTY = 2**40
@@ -168,6 +172,47 @@ def test_a_damaged_store_is_named_and_built_again_once_deleted(directory, cache)
         load(directory)
     store.unlink()
     assert torch.equal(logits(load(directory).model), expected)
+
+
+@pytest.fixture
+def damaged(directory, cache):
+    """A model whose store has one bit flipped, and its store."""
+    expected = dali.load(directory, quant="f32").generate([5, 6], temperature=0, max_tokens=4).tokens
+    (store,) = cache.rglob("*.safetensors")
+    content = bytearray(store.read_bytes())
+    content[-20_000] ^= 1
+    store.write_bytes(content)
+    return store, expected
+
+
+def test_a_damaged_store_is_built_anew_and_one_line_says_so(directory, damaged):
+    store, expected = damaged
+    notes: list[str] = []
+    for _ in range(2):
+        llm = dali.load(directory, quant="f32", notify=notes.append)
+        assert llm.generate([5, 6], temperature=0, max_tokens=4).tokens == expected
+    (note,) = notes
+    assert note.startswith(f"Cannot use the expert store {store}: expert ")
+    assert note.endswith(" fails its checksum. It is built anew.")
+
+
+def test_one_that_cannot_be_built_anew_is_named_with_a_way_out(directory, damaged, monkeypatch):
+    def unlink(path: Path, missing_ok: bool = False) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    store, _ = damaged
+    monkeypatch.setattr(Path, "unlink", unlink)
+    with pytest.raises(DaliError) as error:
+        dali.load(directory, quant="f32")
+    assert error.value.problem == f"Cannot write the expert store {store} (Read-only file system)."
+    assert "DALI_CACHE_DIR" in error.value.fix
+    assert store.is_file()
+
+
+def test_a_disk_that_damages_every_store_is_an_error(directory, damaged, monkeypatch):
+    monkeypatch.setattr("dali.store.reader.xxhash", SimpleNamespace(xxh3_64_intdigest=lambda view: 0))
+    with pytest.raises(DamagedStore, match="its disk may be failing"):
+        dali.load(directory, quant="f32")
 
 
 # What cannot be run
@@ -323,8 +368,14 @@ def test_not_enough_memory(directory):
     said = r"needs \d+\.\d KiB of memory with w4 experts, and 1\.0 GiB to work in; --ram allows 1\.0 MiB\."
     assert re.search(said, error.problem)
     assert "w4" not in error.fix  # which is what was tried
-    assert error.fix.startswith("Raise --ram (")
-    assert "KiB at least, with --quant w4" in refusal(directory, quant="f32", ram=2**20).fix
+    (enough,) = re.findall(r"--ram (\w+)", error.fix)
+    either = re.findall(r"--ram (\w+)", refusal(directory, quant="f32", ram=2**20).fix)
+    for quant, ram in zip(("auto", "f32", "w4"), (enough, *either), strict=True):
+        load(directory, quant=quant, ram=parse_size(ram))
+
+
+def test_the_model_that_ships_inside_goes_by_its_name(dali_tiny):
+    assert refusal(dali_tiny, ram=2**20).problem.startswith("dali-tiny needs ")
 
 
 def test_auto_takes_w8_if_it_fits_and_else_w4(directory, monkeypatch):

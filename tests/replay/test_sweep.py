@@ -126,6 +126,17 @@ def test_the_page_needs_nothing_else(path):
     )
 
 
+def test_the_page_shows_each_speed_and_explains_its_abbreviations(path):
+    found = planned(path)
+    text = page(outcomes := sweep.sweep(found), found)
+    for row in (outcome.row for outcome in outcomes):
+        assert f">{row['tokens_per_second']:,.0f}</text>" in text
+    assert all(
+        name in text
+        for name in ("SRP (segment routing best performance)", "SCH (segment cache best hit rate)")
+    )
+
+
 def test_every_system_replays(path):
     rows = [
         one.row

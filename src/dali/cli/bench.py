@@ -44,8 +44,8 @@ LENGTHS = Kind("N", "whole numbers from 0, with commas between them", _lengths)
 VERB = Verb(
     "bench",
     "Measure tokens a second on random tokens: pp512 computes a prompt of 512, tg128 generates 128. Beside them what "
-    "share of the memory's read bandwidth, measured in the same run, generation reaches, and where its time goes. MODEL is as "
-    "for `dali run`.",
+    "share of the memory's read bandwidth, measured in the same run, generation reaches, and where its time goes. All of it on "
+    "the CPU. MODEL is as for `dali run`.",
     {
         "bench": ("n-prompt", "n-gen", "repetitions", "output"),
         "model": MODEL_FLAGS,

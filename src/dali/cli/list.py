@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 VERB = Verb(
     "list",
-    "The models that ship inside, those in dali's cache and those in the Hugging Face cache, and "
-    "whether they run on this machine.",
+    "The models that ship inside, those in dali's cache and in the Hugging Face cache, and the GGUF files of the current folder: "
+    "what `dali run` calls them, and whether they run on this machine.",
     {"output": ("json",)},
 )
 
@@ -65,6 +65,7 @@ def main(settings: SimpleNamespace) -> int:
         left = [cell.ljust(width) for cell, width in zip(row[:2], widths, strict=False)]
         right = [cell.rjust(width) for cell, width in zip(row[2:-1], widths[2:], strict=False)]
         print("  ".join([*left, *right, row[-1]]))
+    log.info("Models elsewhere run by their path, a GGUF file or a directory: `dali run PATH`.")
     return 0
 
 
@@ -83,6 +84,7 @@ def _found() -> Iterator[tuple[str, Path]]:
         yield from ((str(file), file) for file in files)
         if not files:
             yield name, folder
+    yield from ((str(file), file) for file in gguf_models(Path()))
     try:
         cache = huggingface_hub.scan_cache_dir(huggingface_hub.constants.HF_HUB_CACHE)
     except (CacheNotFound, ValueError):

@@ -25,12 +25,18 @@ def find_model(model: str, settings: SimpleNamespace) -> Path:
     return locate(model, settings.offline)
 
 
-def load_model(model: str, directory: Path, settings: SimpleNamespace, **accelerator: Any) -> LLM:
-    """The model that lies in `directory`, as MODEL_FLAGS say; `accelerator`: more of what `dali.load` takes."""
+def load_model(
+    model: str, directory: Path, settings: SimpleNamespace, chat: bool = False, **accelerator: Any
+) -> LLM:
+    """The model that lies in `directory`, as MODEL_FLAGS say. chat: it needs a chat template of its own; `accelerator`: more of
+    what `dali.load` takes."""
     passing_note(f"Loading {model} ...")
     with ending_at_once():
+        from dali.engine.chat_template import check_chat_template
         from dali.engine.llm import load
 
+    if chat:
+        check_chat_template(directory, model)
     return load(
         directory,
         quant=settings.quant or "auto",

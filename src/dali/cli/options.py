@@ -94,8 +94,9 @@ def _one_of(names: tuple[str, ...]) -> Kind:
     return Kind("NAME", f"one of {', '.join(names)}", parse)
 
 
-def _policy(kind: registry.Kind) -> Kind:
-    return _one_of(tuple(registry.names(kind)))
+def _policy(kind: registry.Kind, decides: str) -> Option:
+    names, default = registry.names(kind), registry.DEFAULT[kind]
+    return Option(kind, _one_of(tuple(names)), f"{decides}: {', '.join(names)} (default: {default})")
 
 
 def _device(text: str) -> str:
@@ -200,23 +201,13 @@ OPTIONS = {
         ),
         Option("vram", SIZE, "accelerator memory for experts (default: what the dense weights leave)"),
         Option(
-            "profile", PROFILE, "hardware profile to plan with, by name or file (sim:PROFILE has its own)"
+            "profile",
+            PROFILE,
+            "hardware profile to plan with on cuda, by name or file; sim:PROFILE brings its own",
         ),
-        Option(
-            "assign",
-            _policy("assign"),
-            "where experts run: two_lane (default), greedy, cpu_on_miss, cpu, gpu",
-        ),
-        Option(
-            "prefetch",
-            _policy("prefetch"),
-            "what is fetched ahead: ridge (default), residual, next_gate, none",
-        ),
-        Option(
-            "cache",
-            _policy("cache"),
-            "what stays on the accelerator: fading (default), workload, lru, lfu, static, none",
-        ),
+        _policy("assign", "where experts run"),
+        _policy("prefetch", "what is fetched ahead"),
+        _policy("cache", "what stays on the accelerator"),
         Option("cpu-moe", SWITCH, "all experts on the CPU: --assign cpu"),
         Option(
             "n-cpu-moe",
@@ -232,7 +223,11 @@ OPTIONS = {
         Option("prompts", FILE, "prompts, one a line (default: stdin)"),
         Option("hidden", SWITCH, "record gate inputs, embeddings and predictions too"),
         Option("batch", COUNTS, "sequences side by side in a step (default: 1)"),
-        Option("policy", NAMES, "policies with commas between them, or all (default), their lossy parts off"),
+        Option(
+            "policy",
+            NAMES,
+            "policies of `dali run --list-policies` with commas between them, or all (default), their lossy parts off",
+        ),
         Option(
             "cache-slots",
             NAMES,

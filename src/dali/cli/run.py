@@ -83,6 +83,7 @@ def main(settings: SimpleNamespace) -> int:
         model,
         directory,
         settings,
+        chat=template is None and not settings.raw,
         device=settings.device or "cpu",
         vram=settings.vram,
         profile=settings.profile,
@@ -117,11 +118,10 @@ def _devices() -> list[str]:
 def _policies() -> list[str]:
     """What --policy can be: systems and their variants, and what --lossy turns on."""
     lines = []
-    for base in systems.names():
-        system = systems.get(base)
+    for name in systems.names(variants=True):
+        system = systems.get(name)
         lossy = f"  (--lossy: {', '.join(system.lossy)})" if system.lossy else ""
-        names = [base, *(f"{base}:{variant}" for variant in system.variants)]
-        lines += [f"{name:<28}  {systems.get(name).title}{lossy}" for name in names]
+        lines.append(f"{name:<28}  {system.title}{lossy}")
     return lines
 
 

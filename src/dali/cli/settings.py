@@ -30,8 +30,11 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         fix = f"See `{self.prog} --help`."
-        if {"-m", "-p"} & set(message.split()):  # llama.cpp's
+        words = set(message.rstrip(".").split())
+        if {"-m", "-p"} & words:  # llama.cpp's
             fix = f"Model and prompt come without a flag: `dali run model.gguf hello`. {fix}"
+        elif {"--device", "--vram"} & words:
+            fix = f"Only `dali run` takes an accelerator; `dali simulate` models one with --profile. {fix}"
         raise UsageError(f"{message[:1].upper()}{message[1:]}.", fix)
 
 
@@ -49,6 +52,11 @@ class Verb:
         """Each flag's value under its key, and `words`: list[str]. UsageError: what cannot be meant."""
         options = [self._option(name) for names in (*self.flags.values(), ALWAYS) for name in names]
         end = arguments.index("--") if "--" in arguments else len(arguments)
+        if "-ngl" in arguments[:end]:  # llama.cpp's; argparse reads -n gl
+            raise UsageError(
+                "There is no -ngl: dali shares out experts itself, not layers.",
+                "Leave it out; `dali run` takes --device for the accelerator and --vram for its memory.",
+            )
         given = self._parser().parse_intermixed_args(arguments[:end])
         texts = {option.key: _from_flags(option, given) or _from_environment(option) for option in options}
         for file, _ in texts["config"]:

@@ -58,14 +58,13 @@ def main(settings: SimpleNamespace) -> int:
         settings.cache_only,
     )
     outcomes = sweep.sweep(planned, lambda done: passing_note(f"Replayed {done} of {len(planned)} cells"))
-    passing_note()
-    print(report.table(outcomes))
     if settings.json is not None:
         _write(settings.json, report.as_json(outcomes))
     if settings.html is not None:
         passing_note("Drawing ...")
         _write(settings.html, page.page(outcomes, planned))
-        passing_note()
+    passing_note()
+    print(report.table(outcomes))
     return 0
 
 

@@ -20,8 +20,8 @@ TOKENS = 128  # of an answer, unless told otherwise
 
 VERB = Verb(
     "trace",
-    "Answer prompts and record which experts each token was routed to, with weights and scores, for `dali simulate`. MODEL is "
-    "as for `dali run`. Prompts come one a line, from a file or on stdin.",
+    "Answer prompts on the CPU and record which experts each token was routed to, with weights and scores, for `dali simulate`. "
+    "MODEL is as for `dali run`. Prompts come one a line, from a file or on stdin.",
     {
         "trace": ("output", "prompts", "hidden", "batch"),
         "answer": ("predict", "temp", "top-k", "top-p", "min-p", "seed", "raw"),
@@ -51,7 +51,7 @@ def main(settings: SimpleNamespace) -> int:
     directory = find_model(model, settings)
     prompts = _prompts(settings.prompts)
 
-    llm = load_model(model, directory, settings)
+    llm = load_model(model, directory, settings, chat=not settings.raw)
     from dali.engine.recorder import record
     from dali.replay import trace
 
@@ -83,6 +83,8 @@ def main(settings: SimpleNamespace) -> int:
 def _prompts(file: str | None) -> list[str]:
     """The lines of a file or of stdin that are not blank. UsageError: there are none, or they are no text."""
     origin = "stdin" if file is None else repr(file)
+    if file is None and sys.stdin and sys.stdin.isatty():
+        log.info("Prompts, one a line; Ctrl-D ends them.")
     try:
         given = Path(file).read_bytes() if file is not None else sys.stdin.buffer.read() if sys.stdin else b""
         lines = given.decode().splitlines()

@@ -17,10 +17,10 @@ from transformers.utils import logging as transformers_logging
 
 from dali.engine import attention, seam
 from dali.engine.layer import MoELayer
-from dali.engine.locate import reason
+from dali.engine.locate import BUNDLED, reason
 from dali.engine.progress import Meter
 from dali.errors import DaliError, UsageError
-from dali.hardware.memory import available_ram, size
+from dali.hardware.memory import available_ram, enough, size
 from dali.kernels.expert import ExpertLayout
 from dali.kernels.formats import FORMATS, get_format
 from dali.store.builder import ensure_store
@@ -116,7 +116,8 @@ def load_model(
         dtype = "float32"
     target = config.dtype if dtype == "auto" else getattr(torch, dtype)
     dense_bytes = count_dense_bytes(skeleton, target)
-    layout = choose_layout(modules, quant, dense_bytes, ram, directory)
+    what = directory.name if directory.parent == BUNDLED else directory
+    layout = choose_layout(modules, quant, dense_bytes, ram, what)
 
     # Experts first: while they are packed, no dense weights are in memory yet.
     header = StoreHeader(directory.name, checkpoint.fingerprint, len(modules), modules[0].experts, layout)
@@ -236,9 +237,13 @@ def out_of_memory(
     problem = f"{what} needs {size(need - HEADROOM)} of memory with {format} experts, and {size(HEADROOM)} to work in; {limit}."
     if smallest < need and smallest <= (free if ram is None else ram):
         return DaliError(problem, f"With --quant w4 it needs {size(smallest - HEADROOM)}.")
-    more = "Close other programs" if ram is None else f"Raise --ram ({size(free)} are free)"
-    least = f" ({size(smallest - HEADROOM)} at least, with --quant w4)" if smallest < need else ""
-    return DaliError(problem, f"{more}, or choose a smaller model{least}.")
+    if ram is None:
+        least = f" ({size(smallest - HEADROOM)} at least, with --quant w4)" if smallest < need else ""
+        return DaliError(problem, f"Close other programs, or choose a smaller model{least}.")
+    least = f", or --quant w4 --ram {enough(smallest)}" if smallest < need else ""
+    return DaliError(
+        problem, f"Give --ram {enough(need)}{least}, or choose a smaller model; {size(free)} are free."
+    )
 
 
 def load_dense(

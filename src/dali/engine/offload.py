@@ -44,7 +44,7 @@ HEADROOM = 2**30  # accelerator bytes for keys, values and activations, where no
 @dataclass(frozen=True)
 class Offload:
     """How to use an accelerator. `device`: "cuda", "cuda:N", "sim:PROFILE"; `vram`: bytes for experts, None for what
-    is left beside the dense weights; `profile`: name or file of the times to plan with, None for the simulated device's own;
+    is left beside the dense weights; `profile`: name or file of the times to plan with, which a simulated device has of its own;
     `policy`: a whole system by name, in place of `assign`, `prefetch` and `cache`; `lossy`: with its lossy parts. `seed`: of the
     starting residents and of the simulator's schedule."""
 
@@ -119,7 +119,13 @@ def planning_profile(options: Offload) -> Profile:
             f"{options.device} has no measured profile to plan with.",
             f"Give --profile with the nearest of {', '.join(profiles.known())}, or a file of your own.",
         )
-    return profiles.load(chosen)
+    profile = profiles.load(chosen)
+    if kind == "sim" and chosen != name:
+        raise UsageError(
+            f"--profile {chosen} is not the one of {options.device}, which it plans with.",
+            f"Leave it out, or give --device sim:{chosen}.",
+        )
+    return profile
 
 
 def open_device(options: Offload, profile: Profile, model: nn.Module) -> Device:
@@ -132,7 +138,7 @@ def open_device(options: Offload, profile: Profile, model: nn.Module) -> Device:
     if options.vram is not None and options.vram > room:
         raise UsageError(
             f"--vram asks for {memory.size(options.vram)}; {profile.name} has {memory.size(room)} beside dense weights.",
-            f"Give --vram {room} or less, in bytes, or choose another profile.",
+            f"Give --vram {room // 2**20}MiB or less, or choose another profile.",
         )
     budget = max(room - HEADROOM, 0) if options.vram is None else options.vram
     return SimDevice(budget, name=options.device, seed=options.seed, dependencies=dependencies())
@@ -175,7 +181,7 @@ def offload(
         loaded.fingerprint += f" {parts.bits} bits"  # predictors are calibrated on the experts as they are
     if device.budget < layout.record_bytes and options.vram != 0:
         notify(
-            f"The {memory.size(device.budget)} of {device.name} hold no expert of {memory.size(layout.record_bytes)}: all run "
+            f"The {memory.size(device.budget)} of {device.name} hold no expert of {memory.enough(layout.record_bytes)}: all run "
             "on the CPU."
         )
     prefetch = policies.prefetch

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dali.errors import UsageError
-from dali.hardware.memory import size
+from dali.hardware.memory import enough, size
 from dali.policies.cache import CachePolicy
 
 
@@ -29,8 +29,8 @@ class WholeLayers(CachePolicy):
             layers, room = f"{there} MoE layers", f"room for {fit} of them"
             if there == 1:
                 layers, room = "1 MoE layer", "no room for it"
+            nbytes = there * self.experts * record_bytes
             raise UsageError(
-                f"--n-cpu-moe {self.cpu_layers} leaves {layers} to {device}, {size(there * self.experts * record_bytes)} of "
-                f"experts; it has {room}.",
-                f"Give --n-cpu-moe {self.layers - fit} or more, or more --vram.",
+                f"--n-cpu-moe {self.cpu_layers} leaves {layers} to {device}, {size(nbytes)} of experts; it has {room}.",
+                f"Give --n-cpu-moe {self.layers - fit} or more, or --vram {enough(nbytes)} where there is as much.",
             )

@@ -43,6 +43,14 @@ def parse_size(text: str) -> int:
     return int(size)
 
 
+def enough(nbytes: int) -> str:
+    """The least size that is no smaller, as `parse_size` reads it: in whole GiB or MiB from 100 of them on, else in KiB."""
+    for unit, name in ((2**30, "GiB"), (2**20, "MiB")):
+        if nbytes >= 100 * unit:
+            return f"{-(-nbytes // unit)}{name}"
+    return f"{-(-nbytes // 2**10)}KiB"
+
+
 def size(nbytes: int) -> str:
     """Bytes as people read them: 12 B, 820.5 KiB, 14.4 MiB, 1.2 GiB."""
     for unit, name in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):

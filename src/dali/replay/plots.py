@@ -68,6 +68,20 @@ def bars(groups: Mapping[str, Mapping[str, float]], y_label: str) -> str:
     return _svg(parts, names)
 
 
+def rows(values: Mapping[str, float]) -> str:
+    """A bar a row, its name before it and its value behind: for more series than there are colours to tell apart."""
+    most = max(values.values(), default=0.0) or 1.0
+    left, tall = 150, 18
+    parts = []
+    for index, (name, value) in enumerate(values.items()):
+        y, wide = index * tall, value / most * (WIDTH - left - 70)
+        told = f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
+        parts.append(_text(left - 6, y + 12, name, "end"))
+        parts.append(f'<rect x="{left}" y="{y}" width="{wide:.1f}" height="{tall - 3}" fill="{COLOURS[0]}"/>')
+        parts.append(_text(left + wide + 6, y + 12, told))
+    return f'<svg viewBox="0 0 {WIDTH} {len(values) * tall}" role="img">{"".join(parts)}</svg>'
+
+
 def lanes(spans: Sequence[tuple[str, str, float, float]], seconds_label: str) -> str:
     """(lane, what, start, end) in seconds: one row a lane; experts in the lane's colour, all else grey."""
     used = [lane for lane in LANES if any(span[0] == lane for span in spans)]

@@ -104,10 +104,7 @@ def build(path: Path, header: StoreHeader, source: ExpertSource, progress: Progr
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise _no_space(path, header, shutil.disk_usage(path.parent).free) from error
-        raise DaliError(
-            f"Cannot write the expert store {path} ({error.strerror or error}).",
-            "Make its folder writable, or set DALI_CACHE_DIR to another one.",
-        ) from error
+        raise _unwritable(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
     directory = os.open(path.parent, os.O_RDONLY)
@@ -144,6 +141,21 @@ def _pack(header: StoreHeader, layer: int, expert: int, weights: ExpertWeights) 
     except DaliError as error:
         raise DaliError(f"Expert {expert} of MoE layer {layer}: {error.problem}", error.fix) from error
     return record
+
+
+def discard(path: Path) -> None:
+    """Delete a damaged store, which the next load then builds anew. DaliError: its folder cannot be written."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: Path, error: OSError) -> DaliError:
+    return DaliError(
+        f"Cannot write the expert store {path} ({error.strerror or error}).",
+        "Make its folder writable, or set DALI_CACHE_DIR to another one.",
+    )
 
 
 def _no_space(path: Path, header: StoreHeader, free: int) -> DaliError:

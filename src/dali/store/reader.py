@@ -21,8 +21,19 @@ MAX_HEADER_BYTES = 2**24  # some 150,000 experts
 READERS = 4  # enough to keep an SSD's queue busy
 
 
+class DamagedStore(DaliError):
+    """The file at `path` is no store of this version, is truncated, fails a checksum or cannot be read."""
+
+    def __init__(self, path: Path, why: str) -> None:
+        super().__init__(
+            f"Cannot use the expert store {path}: {why}.",
+            "If it was built just now, its disk may be failing: set DALI_CACHE_DIR to a folder on another.",
+        )
+        self.path = path
+
+
 class StoreReader:
-    """An open store. DaliError when the file is no store of this version, is truncated or fails a checksum.
+    """An open store. DamagedStore when there is none that can be used.
 
     The header is checked when it is opened, a record when it is read.
     """
@@ -54,11 +65,8 @@ class StoreReader:
         file.seek(header.checksums_offset)
         return header, np.frombuffer(file.read(), dtype="<u8")
 
-    def _damaged(self, why: str) -> DaliError:
-        return DaliError(
-            f"Cannot use the expert store {self.path}: {why}.",
-            "Delete the file; it is rebuilt on the next load.",
-        )
+    def _damaged(self, why: str) -> DamagedStore:
+        return DamagedStore(self.path, why)
 
     def close(self) -> None:
         os.close(self._fd)
@@ -72,7 +80,7 @@ class StoreReader:
     def read(self, index: int, record: Tensor) -> None:
         """Read record `index` = layer * experts + expert into `record`, page-aligned uint8 [record_bytes].
 
-        DaliError when it fails its checksum.
+        DamagedStore when it fails its checksum.
         """
         view = record.numpy().data
         offset, done = self.header.record_offset(index), 0

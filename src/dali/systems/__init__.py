@@ -52,10 +52,13 @@ class System:
     guarded: bool = False
 
 
-def names(lossy: bool = False) -> list[str]:
+def names(lossy: bool = False, variants: bool = False) -> list[str]:
     """The known systems, which all leave the model's output as it is while their lossy parts are off; with `lossy` only those
-    that have any."""
-    return [name for name in sorted(_modules()) if not lossy or get(name).lossy]
+    that have any, with `variants` each one's behind it."""
+    found = [name for name in sorted(_modules()) if not lossy or get(name).lossy]
+    if not variants:
+        return found
+    return [name for base in found for name in (base, *(f"{base}:{other}" for other in get(base).variants))]
 
 
 def get(name: str) -> System:
@@ -63,7 +66,7 @@ def get(name: str) -> System:
     base, _, variant = name.partition(":")
     modules = _modules()
     if base not in modules:
-        raise UsageError(f"There is no system {name!r}.", f"Use one of {', '.join(sorted(modules))}.")
+        raise UsageError(f"There is no system {name!r}.", f"Use one of {', '.join(names(variants=True))}.")
     system: System = import_module(f"{__name__}.{modules[base]}").SYSTEM
     if not variant:
         return system
