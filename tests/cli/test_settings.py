@@ -206,9 +206,10 @@ def test_llama_cpps_number_of_layers_is_no_number_of_tokens(refused):
 
 
 @pytest.mark.parametrize("verb", ["bench", "trace"])
-def test_verbs_without_an_accelerator_say_so(refused, verb, capsys):
-    code, problem, fix = refused(verb, "--device", "sim:paper")
-    assert (code, problem) == (2, "Unrecognized arguments: --device.")
+@pytest.mark.parametrize("given", [["--device", "sim:paper"], ["--device=sim:paper"]])
+def test_verbs_without_an_accelerator_say_so(refused, verb, given, capsys):
+    code, problem, fix = refused(verb, *given)
+    assert (code, problem) == (2, f"Unrecognized arguments: {given[0]}.")
     assert fix.startswith("Only `dali run` takes an accelerator")
     with pytest.raises(SystemExit):
         main([verb, "--help"])

@@ -6,6 +6,8 @@ import pytest
 import torch
 from test_decode import decoded, load
 
+from dali.engine.decode import DecodingAttention
+from dali.engine.decoder_layer import DecodingLayer
 from dali.engine.decoding_model import Rotations, fuse_model
 from dali.kernels import native
 from families import FAMILIES, random_model
@@ -118,19 +120,92 @@ class Half(torch.nn.Module):
         return self.part(x) * 0.5
 
 
-@pytest.mark.parametrize("parent", ["", "model"])
-def test_a_part_put_there_later_is_used(tmp_path, monkeypatch, parent):
+def replace(name):
+    def change(model):
+        parent, _, child = name.rpartition(".")
+        at = model.get_submodule(parent)
+        setattr(at, child, Half(getattr(at, child)))
+
+    return change
+
+
+def wrap_forward(name):
+    def change(model):
+        module = model.get_submodule(name)
+        plain = module.forward
+
+        def forward(x=None, **keywords):
+            out = plain(**keywords) if x is None else plain(x, **keywords)
+            if isinstance(out, tuple):
+                return out[0] * 0.5, *out[1:]
+            if hasattr(out, "last_hidden_state"):
+                out.last_hidden_state = out.last_hidden_state * 0.5
+                return out
+            return out * 0.5
+
+        module.forward = forward
+
+    return change
+
+
+def renew_weight(name):
+    def change(model):
+        module = model.get_submodule(name)
+        module.weight = torch.nn.Parameter(module.weight.detach() * 2 + 1)
+
+    return change
+
+
+def slow_down(model):
+    model.model.rotary_emb.inv_freq *= 0.25
+
+
+CHANGES = {
+    "lm_head": replace("lm_head"),
+    "norm": replace("model.norm"),
+    "projection": replace("model.layers.1.self_attn.v_proj"),
+    "norm of a layer": replace("model.layers.1.input_layernorm"),
+    "forward of the stack": wrap_forward("model"),
+    "forward of a layer": wrap_forward("model.layers.1"),
+    "forward of attention": wrap_forward("model.layers.1.self_attn"),
+    "forward of a projection": wrap_forward("model.layers.1.self_attn.o_proj"),
+    "embeddings": renew_weight("model.embed_tokens"),
+    "weight of a norm": renew_weight("model.layers.1.post_attention_layernorm"),
+    "weight of the last norm": renew_weight("model.norm"),
+    "frequencies": slow_down,
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_what_is_changed_later_is_followed(tmp_path, monkeypatch, change):
+    llm, plain = (load(tmp_path / name, monkeypatch, random_model("olmoe")) for name in "ab")
+    for module in plain.model.modules():
+        while isinstance(module.forward, DecodingLayer | DecodingAttention):
+            module.forward = module.forward.plain
+    plain.engine.decoder = None
+    before = decoded(llm)
+    assert all(map(torch.equal, before, decoded(plain)))
+    with torch.inference_mode():
+        change(llm.model)
+        change(plain.model)
+    after = decoded(llm)
+    assert all(map(torch.equal, after, decoded(plain)))
+    assert not torch.equal(before[-1], after[-1])
+
+
+def test_who_watches_all_modules_sees_them(tmp_path, monkeypatch):
     llm = load(tmp_path, monkeypatch, random_model("olmoe"))
-    expected = decoded(llm)
-    at, name = llm.model.get_submodule(parent), "norm" if parent else "lm_head"
-    setattr(at, name, Half(getattr(at, name)))
-    steps = watch(llm, monkeypatch)
-    halves = decoded(llm)
-    assert not steps
-    assert all(
-        torch.allclose(half, logits * 0.5, rtol=0.05, atol=0.05)
-        for half, logits in zip(halves, expected, strict=True)
+    decoded(llm)
+    seen: list[torch.nn.Module] = []
+    handle = torch.nn.modules.module.register_module_forward_pre_hook(
+        lambda module, given: seen.append(module)
     )
+    try:
+        steps = decoded(llm)
+    finally:
+        handle.remove()
+    for module in (llm.model.model.layers[1].self_attn.q_proj, llm.model.lm_head):
+        assert seen.count(module) == len(steps)
 
 
 @pytest.mark.parametrize("part", ["model.embed_tokens", "model.norm", "model.layers.1.input_layernorm"])

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import gc
 import json
 import os
 import re
 import shutil
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,6 +25,7 @@ from dali.hardware.memory import parse_size
 from dali.kernels.activation import Activation
 from dali.kernels.expert import ExpertLayout, ExpertShape
 from dali.kernels.formats import FORMATS
+from dali.store.arena import Arena
 from dali.store.checkpoint import ExpertsModule
 from dali.store.reader import DamagedStore
 from families import COMMON, random_model, save_model, save_mxfp4_model
@@ -194,6 +197,24 @@ def test_a_damaged_store_is_built_anew_and_one_line_says_so(directory, damaged):
     (note,) = notes
     assert note.startswith(f"Cannot use the expert store {store}: expert ")
     assert note.endswith(" fails its checksum. It is built anew.")
+
+
+def test_memory_of_the_damaged_one_is_free_before(directory, damaged, monkeypatch):
+    arenas: list[weakref.ref[Arena]] = []
+
+    def arena(*sizes: int) -> Arena:
+        gc.disable()  # it must not take the collector, which may come late
+        assert not any(earlier() for earlier in arenas)
+        made = Arena(*sizes)
+        arenas.append(weakref.ref(made))
+        return made
+
+    monkeypatch.setattr("dali.store.reader.Arena", arena)
+    try:
+        dali.load(directory, quant="f32")
+    finally:
+        gc.enable()
+    assert len(arenas) == 2
 
 
 def test_one_that_cannot_be_built_anew_is_named_with_a_way_out(directory, damaged, monkeypatch):

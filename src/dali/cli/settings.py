@@ -30,7 +30,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         fix = f"See `{self.prog} --help`."
-        words = set(message.rstrip(".").split())
+        words = {word.partition("=")[0] for word in message.rstrip(".").split()}
         if {"-m", "-p"} & words:  # llama.cpp's
             fix = f"Model and prompt come without a flag: `dali run model.gguf hello`. {fix}"
         elif {"--device", "--vram"} & words:

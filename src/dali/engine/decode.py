@@ -6,11 +6,12 @@ the same bits. Whatever does not, and every step that is not all decoding, runs 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as every_module
 
 from dali.engine.dense import FusedRMSNorm, PackedLinear
 from dali.engine.kv import KVCache
@@ -36,26 +37,36 @@ def probed(call: Callable[[int], Any], seen: list[AttentionArguments] | None = N
     return found
 
 
-class Kept:
-    """Parameters whose memory native code reads. It stays while this does, even where a module is given other weights."""
+class Parts:
+    """Modules that native code stands in for, with all inside them. The memory of their parameters, which it reads, stays while
+    this does."""
 
-    def __init__(self, *parameters: Tensor | None) -> None:
-        kept = [parameter for parameter in parameters if parameter is not None]
-        self._memory = [parameter.detach() for parameter in kept]
-        self.addresses = [(parameter, parameter.data_ptr()) for parameter in kept]
+    def __init__(self, *roots: nn.Module) -> None:
+        modules = [module for root in roots for module in root.modules()]
+        self._hooks: list[Any] = [every_module._global_forward_hooks, every_module._global_forward_pre_hooks]
+        self._hooks += [hooks for m in modules for hooks in (m._forward_hooks, m._forward_pre_hooks)]
+        self._made = [
+            (m.__dict__, m.__dict__.get("forward"), m._modules, list(m._modules.values())) for m in modules
+        ]
+        held = [
+            (m._parameters, name, p) for m in modules for name, p in m._parameters.items() if p is not None
+        ]
+        self._parameters = [(*place, place[2].data_ptr()) for place in held]
+        self._memory = [parameter.detach() for _, _, parameter in held]
 
     @property
-    def current(self) -> bool:
-        """Whether the parameters still are where they were: `model.to(...)` and `parameter.data = ...` put them elsewhere."""
-        return stayed(self.addresses)
-
-
-def stayed(addresses: Iterable[tuple[Tensor, int]]) -> bool:
-    """Whether each tensor's memory still is at its address."""
-    for tensor, address in addresses:  # noqa: SIM110 (asked every step; a generator takes twice as long)
-        if tensor.data_ptr() != address:
+    def stayed(self) -> bool:
+        """Whether nobody watches them, and they, what they run and their parameters' memory still are what they were:
+        `model.to(...)` and `parameter.data = ...` put that elsewhere."""
+        if any(self._hooks):
             return False
-    return True
+        for attributes, forward, modules, children in self._made:
+            if attributes.get("forward") is not forward or list(modules.values()) != children:
+                return False
+        for parameters, name, parameter, address in self._parameters:
+            if parameters.get(name) is not parameter or parameter.data_ptr() != address:
+                return False
+        return True
 
 
 class DecodingAttention:
@@ -65,19 +76,12 @@ class DecodingAttention:
         self.plain: Any = module.forward
         self._layer: int = module.layer_idx
         self.native, self._window = fused, window
-        norms = (getattr(module, f"{name}_norm", None) for name in "qk")
-        self.kept = Kept(
-            *(None if norm is None else norm.weight for norm in norms), getattr(module, "sinks", None)
-        )
-        children: list[nn.Module] = list(module.children())
-        self._hooks = [
-            hooks for child in children for hooks in (child._forward_hooks, child._forward_pre_hooks)
-        ]
+        self.parts = Parts(module)
         self._sample = torch.empty(0, dtype=torch.uint8)  # what a token's keys look like
 
     def __call__(self, hidden_states: Tensor, *arguments: Any, **keywords: Any) -> Any:
         step, rotation = current_step(), keywords.get("position_embeddings")
-        if step is None or not step.decoding or rotation is None or any(self._hooks) or not self.kept.current:
+        if step is None or not step.decoding or rotation is None or not self.parts.stayed:
             return self.plain(hidden_states, *arguments, **keywords)
         cos, sin = rotation
         return self.native.decode(hidden_states, cos, sin, self.places(step, hidden_states.dtype)), None
@@ -98,7 +102,7 @@ def fuse_attention(model: nn.Module) -> None:
         return
     for module in model.modules():
         if isinstance(getattr(module, "o_proj", None), PackedLinear) and (fused := _fused(module, rotary[0])):
-            module.forward = fused
+            module.forward, fused.parts = fused, Parts(module)
 
 
 @torch.inference_mode()

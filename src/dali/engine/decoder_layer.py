@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dali.engine.decode import PROBED, REFUSALS, DecodingAttention, Kept, probed, stayed
+from dali.engine.decode import PROBED, REFUSALS, DecodingAttention, Parts, probed
 from dali.engine.dense import ROUTED_TOKENS, FusedRMSNorm, FusedRouter
 from dali.engine.layer import MoELayer
 from dali.engine.step import StepContext, current_step
@@ -30,10 +30,8 @@ class DecodingLayer:
     ) -> None:
         experts: Any = module.dali_layer
         self.plain: Any = layer.forward
-        self.attention, self.experts, self.top_k = attention, experts, router.how[0]
+        self.layer, self.attention, self.experts, self.top_k = layer, attention, experts, router.how[0]
         self.module = module  # an accelerator may take over its experts
-        self.kept = Kept(layer.input_layernorm.weight, layer.post_attention_layernorm.weight, router.weight)
-        self.hooks = [h for m in layer.modules() for h in (m._forward_hooks, m._forward_pre_hooks)]
         norms: list[Any] = [layer.input_layernorm, layer.post_attention_layernorm]
         before_attention, before_experts = ((norm.weight, norm.variance_epsilon) for norm in norms)
         self.native = native.DecoderLayer(
@@ -52,7 +50,7 @@ class DecodingLayer:
         return self.plain(hidden_states, *arguments, **keywords)
 
     @property
-    def stayed(self) -> bool:
+    def keeps_experts(self) -> bool:
         """Whether the experts still are those it was made of."""
         return self.module.__dict__.get("dali_layer") is self.experts
 
@@ -63,20 +61,13 @@ class Run:
     def __init__(self, layers: list[DecodingLayer]) -> None:
         self.layers = layers
         self._natives = [layer.native for layer in layers]
-        self._hooks = [hooks for layer in layers for hooks in layer.hooks]
-        kept = [part for layer in layers for part in (layer.kept, layer.attention.kept)]
-        self.addresses = [pair for part in kept for pair in part.addresses]
+        self.parts = Parts(*(layer.layer for layer in layers))
 
     def serves(self, step: StepContext) -> bool:
         """Whether the step is a few sequences decoding, nobody watches the parts, and these still are those it was made of."""
-        if (
-            not step.decoding
-            or len(step.segments) > ROUTED_TOKENS
-            or any(self._hooks)
-            or not stayed(self.addresses)
-        ):
+        if not step.decoding or len(step.segments) > ROUTED_TOKENS or not self.parts.stayed:
             return False
-        return all(layer.stayed for layer in self.layers)
+        return all(layer.keeps_experts for layer in self.layers)
 
     def decode(self, step: StepContext, hidden: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """hidden [1, tokens, hidden], cos and sin [1, tokens, width] -> the last layer's output."""
@@ -95,9 +86,11 @@ def fuse_layers(model: nn.Module) -> None:
         found = [(layer, _fused(layer, rotary[0])) for layer in stack]
         for _, neighbours in groupby(found, lambda pair: pair[1] is not None):
             fused = [(layer, decoding) for layer, decoding in neighbours if decoding is not None]
-            run = Run([decoding for _, decoding in fused])
             for layer, decoding in fused:
-                layer.forward, decoding.run = decoding, run
+                layer.forward = decoding
+            run = Run([decoding for _, decoding in fused])
+            for _, decoding in fused:
+                decoding.run = run
 
 
 @torch.inference_mode()
@@ -123,7 +116,7 @@ def _fused(layer: Any, rotary: Any) -> DecodingLayer | None:
     ):
         return None
     fused = DecodingLayer(layer, attention, router, module)
-    if any(fused.hooks):  # watched: a probe would run the parts
+    if not fused.run.parts.stayed:  # watched: a probe would run the parts
         return None
     weight: Tensor = layer.input_layernorm.weight
     generator = torch.Generator().manual_seed(0)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dali.engine.decode import PROBED, REFUSALS, Kept, probed, stayed
+from dali.engine.decode import PROBED, REFUSALS, Parts, probed
 from dali.engine.decoder_layer import DecodingLayer
 from dali.engine.dense import ROUTED_TOKENS, FusedRMSNorm, PackedLinear
 from dali.engine.step import StepContext, current_step
@@ -35,15 +35,19 @@ class Rotations:
         self._blocks: dict[int, tuple[int, int, int, tuple[Tensor, Tensor]]] = {}
 
     def of(self, positions: list[int]) -> list[tuple[int, int]]:
-        """Addresses of each position's cos and sin, [width]: good until the next call."""
+        """Addresses of each position's cos and sin, [width]: good until the next call of `of` or `forget`."""
         if len(self._blocks) > self.MOST_BLOCKS:
-            self._blocks.clear()
+            self.forget()
         found = []
         for position in positions:
             number, place = divmod(position, self.BLOCK)
             cos, sin, row_bytes, _ = self._blocks.get(number) or self._make(number)
             found.append((cos + place * row_bytes, sin + place * row_bytes))
         return found
+
+    def forget(self) -> None:
+        """Ask the rotary module anew: somebody may have changed its frequencies."""
+        self._blocks.clear()
 
     def _make(self, number: int) -> tuple[int, int, int, tuple[Tensor, Tensor]]:
         positions = torch.arange(number * self.BLOCK, (number + 1) * self.BLOCK)
@@ -60,12 +64,8 @@ class DecodingModel:
         inner = model.model
         layers: list[DecodingLayer] = [layer.forward for layer in inner.layers]
         table, norm, head = inner.embed_tokens.weight, inner.norm, model.lm_head
-        self._model, self._layers = model, layers
-        self._forward = model.forward
-        self._parts = self._found()
-        self._kept = Kept(table, norm.weight)
-        self._addresses = [*self._kept.addresses, *layers[0].run.addresses]
-        self._hooks = [hooks for m in model.modules() for hooks in (m._forward_hooks, m._forward_pre_hooks)]
+        self._layers = layers
+        self.parts = Parts(model)
         self._dtype = table.dtype
         self._rotations = Rotations(inner.rotary_emb, table.new_empty(0))
         self._native = native.DecodingModel(
@@ -80,21 +80,9 @@ class DecodingModel:
             self._serves = None
             return False
         if self._serves is None or any(segment.prefill for segment in step.segments):
-            self._serves = self._stayed()
+            self._rotations.forget()
+            self._serves = self.parts.stayed and all(layer.keeps_experts for layer in self._layers)
         return self._serves
-
-    def _stayed(self) -> bool:
-        return (
-            not any(self._hooks)
-            and self._found() == self._parts
-            and self._model.forward == self._forward
-            and stayed(self._addresses)
-            and all(layer.stayed for layer in self._layers)
-        )
-
-    def _found(self) -> list[nn.Module]:
-        inner = self._model.model
-        return [inner, inner.embed_tokens, inner.rotary_emb, inner.norm, self._model.lm_head, *inner.layers]
 
     def decode(self, step: StepContext, ids: list[int], positions: list[int]) -> Tensor:
         """The token of each of the step's segments -> logits [tokens, vocabulary]."""
@@ -120,11 +108,12 @@ def fuse_model(model: Any) -> DecodingModel | None:
         or not isinstance(inner.norm, FusedRMSNorm)
         or not isinstance(model.lm_head, PackedLinear)
         or getattr(inner.rotary_emb, "rope_type", None) not in FIXED
-        or not inner.embed_tokens.weight.dtype == inner.norm.weight.dtype == forwards[0].native.dtype
+        or inner.embed_tokens.weight.dtype != inner.norm.weight.dtype
+        or any(forward.native.dtype != inner.norm.weight.dtype for forward in forwards)
     ):
         return None
     fused = DecodingModel(model)
-    return fused if not any(fused._hooks) and _agree(model, fused, forwards[0]) else None
+    return fused if fused.parts.stayed and _agree(model, fused, forwards[0]) else None
 
 
 @torch.inference_mode()

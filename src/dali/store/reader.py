@@ -100,12 +100,7 @@ class StoreReader:
         """All records in RAM. `progress` is told the bytes of each record read."""
         arena = Arena(self.header.records, self.header.record_bytes)
         with ThreadPoolExecutor(READERS, thread_name_prefix="dali-read") as pool:
-            reads = [pool.submit(self.read, index, arena[index]) for index in range(self.header.records)]
-            try:
-                for read in reads:
-                    read.result()
-                    progress(self.header.record_bytes)
-            except BaseException:
-                pool.shutdown(wait=True, cancel_futures=True)
-                raise
+            # Not futures of our own: one that fails would hold its error, the error this frame, and that the arena.
+            for _ in pool.map(lambda index: self.read(index, arena[index]), range(self.header.records)):
+                progress(self.header.record_bytes)
         return arena
