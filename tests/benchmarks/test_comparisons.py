@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import operator
 import sys
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
@@ -32,43 +35,93 @@ def gguf_load(benchmarks):
     return import_module("gguf_load")
 
 
-def sample(speed: float, **more: float) -> dict[str, float]:
-    return {"pp512": 10 * speed, "tg64": speed, "load_seconds": 1.0, "peak_gb": 2.0, **more}
+def a_round(ours: float, theirs: float, before: float, after: float) -> dict[str, dict[str, float]]:
+    read = {"gb_per_token": 1.0, "gb_per_second_before": before, "gb_per_second_after": after}
+    return {"dali": {"tg64": ours, **read}, "llama_cpp": {"tg64": theirs}}
 
 
-def test_pairs_alternate_who_goes_first_and_share_the_roofline(vs_llama_cpp):
+def test_both_sides_alternate_who_goes_first(vs_llama_cpp):
     order = []
 
-    def ours():
-        order.append("dali")
-        return sample(20, token_bytes=1e9, read_bandwidth=40e9)
+    def side(name):
+        return lambda: order.append(name) or {"speed": len(order)}
 
-    def theirs():
-        order.append("llama_cpp")
-        return sample(10)
-
-    pairs = [vs_llama_cpp.pair(number, ours, theirs) for number in range(2)]
-    assert order == ["dali", "llama_cpp", "llama_cpp", "dali"]
-    for both in pairs:  # 1 GB a token at 40 GB/s: at most 40 tokens a second
-        assert both["dali"]["roofline_percent"] == pytest.approx(50)
-        assert both["llama_cpp"]["roofline_percent"] == pytest.approx(25)
-        assert "token_bytes" not in both["dali"]
+    both = vs_llama_cpp.in_turn(3, 2, side("dali"), side("llama_cpp"))  # three are there already
+    assert order == ["llama_cpp", "dali", "dali", "llama_cpp"]
+    assert both == [
+        {"llama_cpp": {"speed": 1}, "dali": {"speed": 2}},
+        {"dali": {"speed": 3}, "llama_cpp": {"speed": 4}},
+    ]
 
 
-def test_the_ratio_is_the_median_of_the_pairs_ratios(vs_llama_cpp):
-    speeds = [(10, 10), (30, 10), (8, 4)]
-    pairs = {
-        "Q4_0": [
-            {"dali": sample(ours, roofline_percent=80), "llama_cpp": sample(theirs, roofline_percent=80)}
-            for ours, theirs in speeds
-        ]
-    }
-    rows = {row["measured"]: row for row in vs_llama_cpp.rows_of(pairs)}
-    assert rows["tg64"] == {
-        "file": "Q4_0", "measured": "tg64", "dali": 10, "llama_cpp": 10, "ratio": 2, "target": 1.5, "most_possible": 1.25,
-        "pairs": 3,
+@pytest.mark.parametrize(("before", "after"), [(40, 35), (35, 40)])
+def test_both_sides_share_the_roofline_of_the_larger_reading(vs_llama_cpp, before, after):
+    both = vs_llama_cpp.add_roofline(a_round(20, 10, before, after))
+    assert both["dali"]["roofline_percent"] == pytest.approx(
+        50
+    )  # 1 GB a token at 40 GB/s: 40 tokens a second
+    assert both["llama_cpp"]["roofline_percent"] == pytest.approx(25)
+
+
+def test_a_band_needs_both_readings_and_five_rounds(vs_llama_cpp):
+    fast, slow = ([a_round(20, 10, *read) for _ in range(5)] for read in ((60, 69.9), (30, 39)))
+    mixed, few = [a_round(20, 10, 39, 40)] * 5, [a_round(20, 10, 55, 55)] * 4
+    assert vs_llama_cpp.bands([*fast, *mixed, *slow, *few]) == {"30-40 GB/s": slow, "60-70 GB/s": fast}
+
+
+def test_rows_are_medians_of_all_and_of_each_band(vs_llama_cpp):
+    pairs = [
+        {side: {"pp512": speed, "load_seconds": 1.0, "peak_gb": 2.0} for side, speed in speeds.items()}
+        for speeds in (
+            {"dali": 10, "llama_cpp": 10},
+            {"dali": 30, "llama_cpp": 10},
+            {"dali": 8, "llama_cpp": 4},
+        )
+    ]
+    slow = [a_round(ours, 20, 40, 45) for ours in (20, 22, 24, 26, 28)]
+    fast = [a_round(ours, 30, 60, 65) for ours in (45, 45, 60, 60)]  # too few to be shown
+    rounds = [vs_llama_cpp.add_roofline(both) for both in slow + fast]
+    rows = {row["measured"]: row for row in vs_llama_cpp.rows_of({"Q4_0": pairs}, {"Q4_0": rounds})}
+    assert rows["pp512"] == {
+        "file": "Q4_0", "measured": "pp512", "dali": 10, "llama_cpp": 10, "ratio": 2, "target": 3, "most_possible": None,
+        "samples": 3,
     }  # fmt: skip
-    assert rows["peak_gb"]["target"] is None
+    assert rows["tg64"] == {
+        "file": "Q4_0", "measured": "tg64", "dali": 28, "llama_cpp": 20, "ratio": 1.4, "target": 1.5,
+        "most_possible": 2.25, "samples": 9,
+    }  # fmt: skip
+    assert rows["tg64 at 40-50 GB/s"] == {
+        "file": "Q4_0", "measured": "tg64 at 40-50 GB/s", "dali": 24, "llama_cpp": 20, "ratio": 1.2, "target": 1.5,
+        "most_possible": 2.25, "samples": 5,
+    }  # fmt: skip
+    assert rows["roofline_percent at 40-50 GB/s"]["dali"] == 53.33
+    assert list(rows) == [
+        "pp512", "load_seconds", "peak_gb", "tg64", "roofline_percent", "tg64 at 40-50 GB/s", "roofline_percent at 40-50 GB/s",
+    ]  # fmt: skip
+
+
+def test_rows_of_rounds_alone(vs_llama_cpp):
+    rounds = [vs_llama_cpp.add_roofline(a_round(30, 20, 40, 45))]
+    rows = vs_llama_cpp.rows_of({"Q8_0": []}, {"Q8_0": rounds})
+    assert [(row["measured"], row["ratio"]) for row in rows] == [("tg64", 1.5), ("roofline_percent", 1.5)]
+
+
+def test_a_loaded_side_takes_turns_and_leaves_no_process(vs_llama_cpp):
+    with vs_llama_cpp.loaded(partial(partial, pow), 2, 5) as turn:
+        assert [turn(), turn()] == [32, 32]
+        assert len(multiprocessing.active_children()) == 1
+    assert multiprocessing.active_children() == []
+
+
+@pytest.mark.parametrize("decoding", [operator.floordiv, operator.pow])  # fails to load; fails in its turn
+def test_a_side_that_fails_says_so_and_leaves_no_process(vs_llama_cpp, decoding):
+    def take_turn():
+        with vs_llama_cpp.loaded(decoding, 1, 0) as turn:
+            turn()
+
+    with pytest.raises(SystemExit, match=f"{decoding.__name__} stopped with exit code 1"):
+        take_turn()
+    assert multiprocessing.active_children() == []
 
 
 def test_a_process_that_fails_is_no_measurement(vs_llama_cpp):
