@@ -2,9 +2,12 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
+#include <type_traits>
 
 #include "floats.h"
+#include "format.h"
 #include "pool.h"
 
 namespace dali {
@@ -12,98 +15,269 @@ namespace dali {
 namespace {
 
 constexpr int64_t ALONE = 1 << 15;  // multiplications that take less than handing them out
+constexpr int64_t PART = 1024;      // keys of an item; the same on any number of threads, so that the sums are
+constexpr int64_t TILE = 32;        // keys that stay in the caches while all queries of a group meet them
 
+int padded(int width) { return int(round_up(width, LANES)); }
+
+// A head of keys and values and the queries that share it, as far as one part of its keys goes.
 template <class T>
-DALI_INLINE void add_scaled(const T* row, float weight, float* to, int width) {
-    int i = 0;
-    for (; i + LANES <= width; i += LANES) {
-        Floats16 a, b;
-        load_row(row + i, a);
-        load(to + i, b);
-        b += a * weight;
-        store(b, to + i);
-    }
-    for (; i < width; i++) to[i] += one(row + i) * weight;
+struct Part {
+    const T *keys, *values;
+    int64_t count;
+    int group, key_width, value_width;
+    float scale;
+    const float* query;  // [group][padded key width]
+    float* scores;       // [group][count rounded up to LANES]
+    float* out;          // [group][padded value width]
+
+    int64_t row() const { return (count + LANES - 1) / LANES * LANES; }
+};
+
+// A row that is read a tile later; the processor's own prefetchers do not follow rows read side by side.
+template <class T>
+DALI_INLINE void prefetch(const T* row, int width) {
+    for (int c = 0; c < width; c += LINE / int(sizeof(T))) __builtin_prefetch(row + c, 0, 2);
 }
 
-// The heads that share one head of keys. query [group][key width] as float, scores [group][keys], out [group][value width].
-template <class T>
-DALI_INLINE void attend_group(const AttentionCall& call, const T* keys, const T* values, int64_t count, int group,
-                              const float* query, const float* sinks, float* scores, float* out) {
-    for (int64_t j = 0; j < count; j++)
-        for (int g = 0; g < group; g++)
-            scores[g * count + j] = dot(keys + j * call.key_width, query + g * call.key_width, call.key_width) * call.scale;
-    for (int g = 0; g < group; g++) {
-        float* mine = scores + g * count;
-        float most = sinks ? sinks[g] : -std::numeric_limits<float>::infinity();
-        for (int64_t j = 0; j < count; j++) most = std::max(most, mine[j]);
-        float total = sinks ? std::exp(sinks[g] - most) : 0.0f;
-        for (int64_t j = 0; j < count; j++) {
-            mine[j] = std::exp(mine[j] - most);
-            total += mine[j];
+// The first `count` columns, fewer than LANES; `whole`: LANES of them.
+template <bool whole, class T>
+DALI_INLINE void load_columns(const T* row, int count, Floats16& to) {
+    if constexpr (whole) load_row(row, to);
+    else load_row(row, count, to);
+}
+
+template <int queries, bool whole, class T>
+DALI_INLINE void multiply(const T* const* row, const float* query, int query_row, int c, int width, Floats16* products) {
+    constexpr int keys = LANES / queries;
+    Floats16 key[keys];
+#pragma GCC unroll 16
+    for (int k = 0; k < keys; k++) load_columns<whole>(row[k] + c, width - c, key[k]);
+#pragma GCC unroll 16
+    for (int q = 0; q < queries; q++) {
+        Floats16 asked;
+        load(query + q * query_row + c, asked);
+#pragma GCC unroll 16
+        for (int k = 0; k < keys; k++) products[q * keys + k] += key[k] * asked;
+    }
+}
+
+// Scores of `queries` queries from `first` on with keys [begin, end): 16 products at a time.
+template <int queries, class T>
+DALI_INLINE void score(const Part<T>& part, int first, int64_t begin, int64_t end) {
+    constexpr int keys = LANES / queries;
+    const int width = part.key_width, query_row = (width + LANES - 1) / LANES * LANES;
+    const float* query = part.query + first * query_row;
+    for (int64_t j = begin; j < end; j += keys) {
+        const T* row[keys];
+        for (int k = 0; k < keys; k++) row[k] = part.keys + std::min(j + k, end - 1) * width;
+        if (first == 0)
+            for (int k = 0; k < keys; k++) prefetch(row[k] + TILE * width, width);
+        Floats16 products[LANES] = {};
+        int c = 0;
+        for (; c + LANES <= width; c += LANES) multiply<queries, true>(row, query, query_row, c, width, products);
+        if (c < width) multiply<queries, false>(row, query, query_row, c, width, products);
+        Floats16 scores;
+        sums(products, scores);
+        float each[LANES];
+        store(scores * part.scale, each);
+        for (int q = 0; q < queries; q++)
+            std::copy_n(each + q * keys, std::min<int64_t>(keys, end - j), part.scores + (first + q) * part.row() + j);
+    }
+}
+
+// Adds values [begin, end), weighted by the scores, to `vectors` vectors of the queries' outputs from column c on.
+template <int queries, int vectors, bool whole, class T>
+DALI_INLINE void add(const Part<T>& part, int first, int64_t begin, int64_t end, int c) {
+    const int width = part.value_width, out_row = (width + LANES - 1) / LANES * LANES;
+    const int64_t row = part.row();
+    const float* scores = part.scores + first * row;
+    float* out = part.out + first * out_row + c;
+    Floats16 sum[queries][vectors];
+#pragma GCC unroll 8
+    for (int q = 0; q < queries; q++)
+#pragma GCC unroll 8
+        for (int v = 0; v < vectors; v++) load(out + q * out_row + v * LANES, sum[q][v]);
+    for (int64_t j = begin; j < end; j++) {
+        if (first == 0 && c == 0) prefetch(part.values + (j + TILE) * width, width);
+        Floats16 value[vectors];
+#pragma GCC unroll 8
+        for (int v = 0; v < vectors; v++) load_columns<whole>(part.values + j * width + c + v * LANES, width - c, value[v]);
+#pragma GCC unroll 8
+        for (int q = 0; q < queries; q++) {
+            const float weight = scores[q * row + j];
+#pragma GCC unroll 8
+            for (int v = 0; v < vectors; v++) sum[q][v] += value[v] * weight;
         }
-        const float share = 1.0f / total;
-        for (int64_t j = 0; j < count; j++) mine[j] *= share;
     }
-    std::fill(out, out + group * call.value_width, 0.0f);
-    for (int64_t j = 0; j < count; j++)
-        for (int g = 0; g < group; g++)
-            add_scaled(values + j * call.value_width, scores[g * count + j], out + g * call.value_width, call.value_width);
+#pragma GCC unroll 8
+    for (int q = 0; q < queries; q++)
+#pragma GCC unroll 8
+        for (int v = 0; v < vectors; v++) store(sum[q][v], out + q * out_row + v * LANES);
 }
 
-DALI_CLONES void attend_f32(const AttentionCall& call, const void* keys, const void* values, int64_t count, int group,
-                            const float* query, const float* sinks, float* scores, float* out) {
-    attend_group(call, static_cast<const float*>(keys), static_cast<const float*>(values), count, group, query, sinks, scores, out);
+template <int queries, class T>
+DALI_INLINE void add(const Part<T>& part, int first, int64_t begin, int64_t end) {
+    int c = 0;
+    constexpr int most = queries == 4 ? 4 : 8;  // vectors: as many sums as there are registers for
+    for (; c + most * LANES <= part.value_width; c += most * LANES) add<queries, most, true>(part, first, begin, end, c);
+    for (; c + 4 * LANES <= part.value_width; c += 4 * LANES) add<queries, 4, true>(part, first, begin, end, c);
+    for (; c + LANES <= part.value_width; c += LANES) add<queries, 1, true>(part, first, begin, end, c);
+    if (c < part.value_width) add<queries, 1, false>(part, first, begin, end, c);
 }
-DALI_CLONES void attend_bf16(const AttentionCall& call, const void* keys, const void* values, int64_t count, int group,
-                             const float* query, const float* sinks, float* scores, float* out) {
-    attend_group(call, static_cast<const uint16_t*>(keys), static_cast<const uint16_t*>(values), count, group, query, sinks, scores, out);
+
+// Scores to weights e^(score - most); returns their sum.
+DALI_INLINE float weigh(float* scores, int64_t count, float& most) {
+    const int64_t row = (count + LANES - 1) / LANES * LANES;
+    std::fill(scores + count, scores + row, -std::numeric_limits<float>::infinity());
+    Floats16 largest = Floats16{} - std::numeric_limits<float>::infinity(), total{}, s;
+    for (int64_t j = 0; j < row; j += LANES) {
+        load(scores + j, s);
+        largest = s > largest ? s : largest;
+    }
+    float each[LANES];
+    store(largest, each);
+    most = *std::max_element(each, each + LANES);
+    for (int64_t j = 0; j < row; j += LANES) {
+        load(scores + j, s);
+        s -= most;
+        exp(s);
+        store(s, scores + j);
+        total += s;
+    }
+    return sum(total);
 }
+
+// Fills part.out with the sums of values weighted by e^(score - most), most and total [group].
+template <class T>
+DALI_INLINE void attend_part(const Part<T>& part, float* most, float* total) {
+    for (int64_t begin = 0; begin < part.count; begin += TILE) {
+        const int64_t end = std::min(begin + TILE, part.count);
+        int first = 0;
+        for (; first + 4 <= part.group; first += 4) score<4>(part, first, begin, end);
+        for (; first + 2 <= part.group; first += 2) score<2>(part, first, begin, end);
+        for (; first < part.group; first++) score<1>(part, first, begin, end);
+    }
+    for (int g = 0; g < part.group; g++) total[g] = weigh(part.scores + g * part.row(), part.count, most[g]);
+    for (int64_t begin = 0; begin < part.count; begin += TILE) {
+        const int64_t end = std::min(begin + TILE, part.count);
+        int first = 0;
+        for (; first + 4 <= part.group; first += 4) add<4>(part, first, begin, end);
+        for (; first + 2 <= part.group; first += 2) add<2>(part, first, begin, end);
+        for (; first < part.group; first++) add<1>(part, first, begin, end);
+    }
+}
+
+DALI_CLONES void attend_f32(const Part<float>& part, float* most, float* total) { attend_part(part, most, total); }
+DALI_CLONES void attend_bf16(const Part<uint16_t>& part, float* most, float* total) { attend_part(part, most, total); }
 
 const char* at(const Rows& rows, int64_t row, int64_t head, Dtype dtype) {
     return static_cast<const char*>(rows.from) + (row * rows.row_stride + head * rows.head_stride) * int64_t(item_bytes(dtype));
 }
 
-void attend_head(const AttentionCall& call, const DecodingToken& token, int head) {
-    const size_t item = item_bytes(call.dtype);
-    const int group = call.heads / call.kv_heads;
-    char* keys = token.keys + head * token.capacity * call.key_width * item;
-    char* values = token.values + head * token.capacity * call.value_width * item;
-    std::memcpy(keys + token.place * call.key_width * item, at(call.keys, token.row, head, call.dtype), call.key_width * item);
-    std::memcpy(values + token.place * call.value_width * item, at(call.values, token.row, head, call.dtype),
-                call.value_width * item);
+// What a token's queries of one head found in one part of its keys.
+struct Item {
+    int token, head;
+    int64_t part;
+    float *most, *total, *out;  // [group], [group], [group][padded value width]
+};
 
-    const int64_t count = token.place + 1 - token.first;
-    static thread_local std::vector<float> query, scores, out;
-    query.resize(size_t(group) * call.key_width);
-    scores.resize(size_t(group) * count);
-    out.resize(size_t(group) * call.value_width);
-    for (int g = 0; g < group; g++)
-        read_row(at(call.query, token.row, head * group + g, call.dtype), call.dtype, 0, call.key_width,
-                 query.data() + size_t(g) * call.key_width);
-    const float* sinks = call.sinks ? call.sinks + head * group : nullptr;
-    const char* first_key = keys + token.first * call.key_width * item;
-    const char* first_value = values + token.first * call.value_width * item;
-    (call.dtype == Dtype::f32 ? attend_f32 : attend_bf16)(call, first_key, first_value, count, group, query.data(), sinks,
-                                                          scores.data(), out.data());
-    const size_t to = (size_t(token.row) * call.heads + size_t(head) * group) * call.value_width;
-    write(out.data(), group * call.value_width, call.dtype, call.out, to);
-}
+class Step {
+  public:
+    Step(const AttentionCall& call, const std::vector<DecodingToken>& tokens)
+        : call_(call), tokens_(tokens), group_(call.heads / call.kv_heads), value_row_(padded(call.value_width)) {
+        static thread_local std::vector<float> found;  // of all items
+        for (size_t token = 0; token < tokens.size(); token++)
+            for (int head = 0; head < call.kv_heads; head++)
+                for (int64_t part = 0; part * PART <= tokens[token].place - tokens[token].first; part++)
+                    items_.push_back({int(token), head, part, nullptr, nullptr, nullptr});
+        const size_t each = size_t(group_) * (value_row_ + 2);
+        found.assign(items_.size() * each, 0.0f);
+        for (size_t i = 0; i < items_.size(); i++) {
+            items_[i].out = found.data() + i * each;
+            items_[i].most = items_[i].out + group_ * value_row_;
+            items_[i].total = items_[i].most + group_;
+            if (items_[i].part == 0) firsts_.push_back(int(i));
+        }
+        firsts_.push_back(int(items_.size()));
+    }
+
+    void run() {
+        int64_t work = 0;
+        for (const DecodingToken& token : tokens_)
+            work += (token.place + 1 - token.first) * call_.heads * (call_.key_width + call_.value_width);
+        if (work < ALONE) {
+            for (const Item& item : items_) compute(item);
+            for (size_t i = 0; i + 1 < firsts_.size(); i++) merge(firsts_[i], firsts_[i + 1]);
+            return;
+        }
+        Phase parts(int(items_.size())), heads(int(firsts_.size()) - 1);
+        Pool::instance().run([&] {
+            parts.run([&](int i, int) { compute(items_[i]); });
+            heads.run([&](int i, int) { merge(firsts_[i], firsts_[i + 1]); });
+        });
+    }
+
+  private:
+    void compute(const Item& item) const {
+        const DecodingToken& token = tokens_[item.token];
+        const size_t bytes = item_bytes(call_.dtype);
+        char* keys = token.keys + item.head * token.capacity * call_.key_width * bytes;
+        char* values = token.values + item.head * token.capacity * call_.value_width * bytes;
+        const int64_t begin = token.first + item.part * PART, end = std::min(begin + PART, token.place + 1);
+        if (end == token.place + 1) {  // the new token's own
+            std::memcpy(keys + token.place * call_.key_width * bytes, at(call_.keys, token.row, item.head, call_.dtype),
+                        call_.key_width * bytes);
+            std::memcpy(values + token.place * call_.value_width * bytes, at(call_.values, token.row, item.head, call_.dtype),
+                        call_.value_width * bytes);
+        }
+        static thread_local std::vector<float> query, scores;
+        const int query_row = padded(call_.key_width);
+        query.assign(size_t(group_) * query_row, 0.0f);
+        scores.resize(size_t(group_) * padded(int(end - begin)));
+        for (int g = 0; g < group_; g++)
+            read_row(at(call_.query, token.row, item.head * group_ + g, call_.dtype), call_.dtype, 0, call_.key_width,
+                     query.data() + size_t(g) * query_row);
+        keys += begin * call_.key_width * bytes;
+        values += begin * call_.value_width * bytes;
+        const auto part = [&](auto* of) {
+            using T = std::remove_pointer_t<decltype(of)>;
+            return Part<T>{reinterpret_cast<const T*>(keys), reinterpret_cast<const T*>(values), end - begin, group_, call_.key_width,
+                           call_.value_width, call_.scale, query.data(), scores.data(), item.out};
+        };
+        if (call_.dtype == Dtype::f32) attend_f32(part(static_cast<float*>(nullptr)), item.most, item.total);
+        else attend_bf16(part(static_cast<uint16_t*>(nullptr)), item.most, item.total);
+    }
+
+    // The items [begin, end) are all of one token and head.
+    void merge(int begin, int end) const {
+        const Item& first = items_[begin];
+        for (int g = 0; g < group_; g++) {
+            const float* sink = call_.sinks ? call_.sinks + first.head * group_ + g : nullptr;
+            float most = sink ? *sink : first.most[g];
+            for (int i = begin; i < end; i++) most = std::max(most, items_[i].most[g]);
+            float total = sink ? std::exp(*sink - most) : 0.0f;
+            for (int i = begin; i < end; i++) total += items_[i].total[g] * std::exp(items_[i].most[g] - most);
+            float* out = first.out + g * value_row_;
+            for (int i = begin; i < end; i++) {
+                const float share = std::exp(items_[i].most[g] - most) / total;
+                const float* part = items_[i].out + g * value_row_;
+                for (int c = 0; c < call_.value_width; c++) out[c] = i == begin ? part[c] * share : out[c] + part[c] * share;
+            }
+            const size_t to = (size_t(tokens_[first.token].row) * call_.heads + size_t(first.head) * group_ + g) * call_.value_width;
+            write(out, call_.value_width, call_.dtype, call_.out, to);
+        }
+    }
+
+    const AttentionCall& call_;
+    const std::vector<DecodingToken>& tokens_;
+    const int group_, value_row_;
+    std::vector<Item> items_;  // parts of a head follow one another
+    std::vector<int> firsts_;  // items of part 0, and where all end
+};
 
 }  // namespace
 
-void attend(const AttentionCall& call, const std::vector<DecodingToken>& tokens) {
-    const int count = int(tokens.size()) * call.kv_heads;
-    int64_t work = 0;
-    for (const DecodingToken& token : tokens)
-        work += (token.place + 1 - token.first) * call.heads * (call.key_width + call.value_width);
-    const auto item = [&](int i) { attend_head(call, tokens[i / call.kv_heads], i % call.kv_heads); };
-    if (work < ALONE) {
-        for (int i = 0; i < count; i++) item(i);
-        return;
-    }
-    Phase heads(count);
-    Pool::instance().run([&] { heads.run([&](int i, int) { item(i); }); });
-}
+void attend(const AttentionCall& call, const std::vector<DecodingToken>& tokens) { Step(call, tokens).run(); }
 
 }  // namespace dali

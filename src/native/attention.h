@@ -33,8 +33,8 @@ struct AttentionCall {
     void* out;                 // [tokens, heads, value width], contiguous
 };
 
-// Keeps the keys and values of `tokens` and writes their rows of `out`. Sums run over the positions in order, so a result
-// depends on nothing but its sequence.
+// Keeps the keys and values of `tokens` and writes their rows of `out`. Long sequences are attended to in parts of one fixed length,
+// merged in order (as FlashDecoding does), so a result depends on nothing but its sequence.
 void attend(const AttentionCall& call, const std::vector<DecodingToken>& tokens);
 
 }  // namespace dali

@@ -49,6 +49,59 @@ DALI_INLINE float one(const uint16_t* from) {
     std::memcpy(&value, &bits, 4);
     return value;
 }
+// The first `count` lanes, fewer than LANES; zeros in the others.
+template <class T>
+DALI_INLINE void load_row(const T* from, int count, Floats16& to) {
+    float values[LANES] = {};
+    for (int i = 0; i < count; i++) values[i] = one(from + i);
+    load(values, to);
+}
+
+// Lanes of a then b, by number.
+#ifdef __clang__
+#define DALI_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define DALI_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, Ints16{__VA_ARGS__})
+#endif
+
+// The sum of each of 16 vectors.
+DALI_INLINE void sums(Floats16* v, Floats16& out) {
+    for (int i = 0; i < 8; i++)
+        v[i] = DALI_SHUFFLE(v[2 * i], v[2 * i + 1], 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
+               DALI_SHUFFLE(v[2 * i], v[2 * i + 1], 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+    for (int i = 0; i < 4; i++)
+        v[i] = DALI_SHUFFLE(v[2 * i], v[2 * i + 1], 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27) +
+               DALI_SHUFFLE(v[2 * i], v[2 * i + 1], 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31);
+    for (int i = 0; i < 2; i++)
+        v[i] = DALI_SHUFFLE(v[2 * i], v[2 * i + 1], 0, 1, 4, 5, 8, 9, 12, 13, 16, 17, 20, 21, 24, 25, 28, 29) +
+               DALI_SHUFFLE(v[2 * i], v[2 * i + 1], 2, 3, 6, 7, 10, 11, 14, 15, 18, 19, 22, 23, 26, 27, 30, 31);
+    out = DALI_SHUFFLE(v[0], v[1], 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30) +
+          DALI_SHUFFLE(v[0], v[1], 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+}
+
+// Within 3 units in the last place of e^x for x up to 88; 0 below -87; NaN stays.
+DALI_INLINE void exp(Floats16& x) {
+    constexpr float least = -87.0f, whole = 12582912.0f;  // to add and take away rounds to a whole number
+    const Ints16 kept = ~(x < least);
+    const Floats16 from = x < least ? Floats16{} + least : x;
+    const Floats16 n = (from * 1.44269504f + whole) - whole;
+    const Floats16 r = (from - n * 0.693359375f) + n * 2.12194440e-4f;
+    Floats16 p = r * (1.0f / 5040) + 1.0f / 720;
+    p = p * r + 1.0f / 120;
+    p = p * r + 1.0f / 24;
+    p = p * r + 1.0f / 6;
+    p = p * r + 0.5f;
+    p = p * r + 1.0f;
+    p = p * r + 1.0f;
+    const Ints16 power = (__builtin_convertvector(n, Ints16) + 127) << 23;
+    Floats16 scale;
+    std::memcpy(&scale, &power, sizeof scale);
+    p *= scale;
+    Ints16 bits;
+    std::memcpy(&bits, &p, sizeof bits);
+    bits &= kept;
+    std::memcpy(&x, &bits, sizeof x);
+}
 
 template <class T>
 DALI_INLINE float dot(const T* row, const float* query, int width) {

@@ -21,6 +21,11 @@ struct Kernels {
 
     static constexpr int AHEAD = 24;  // groups (32 columns) the prefetch runs ahead: 6 to 12 KB
 
+    // Into L2: prefetches into L1 wait for the few buffers its misses have, and half the bandwidth is lost.
+    static void prefetch(const uint8_t* from, int bytes) {
+        for (int at = 0; at < bytes; at += LINE) __builtin_prefetch(from + at, 0, 2);
+    }
+
     // With one token a kernel does little but read, and the processor's own prefetchers keep up with it, a fifth faster than
     // with prefetches of every line, if it reads strictly front to back: a tile's scales before its quants.
     static void touch(const uint8_t* from, size_t bytes) {
@@ -32,10 +37,10 @@ struct Kernels {
     static void open_page(const uint8_t* within) {
         prefetch(reinterpret_cast<const uint8_t*>(reinterpret_cast<uintptr_t>(within) & ~uintptr_t(PAGE - 1)), FIRST_LINES * LINE);
     }
-
-    // Into L2: prefetches into L1 wait for the few buffers its misses have, and half the bandwidth is lost.
-    static void prefetch(const uint8_t* from, int bytes) {
-        for (int at = 0; at < bytes; at += LINE) __builtin_prefetch(from + at, 0, 2);
+    // Of `bytes` from `from` on, read as far as `at`; `next` is read after them.
+    static void open_ahead(const uint8_t* from, int at, int bytes, const uint8_t* next) {
+        const int beyond = at + PAGES_AHEAD * PAGE - bytes;
+        open_page(beyond < 0 ? from + bytes + beyond : next + beyond);
     }
 
     template <Format format>
@@ -80,14 +85,14 @@ struct Kernels {
         constexpr int scale_bytes = block_scale_bytes(format) * GROUP / block_columns(format);
         Floats sums[tokens];
         for (int m = 0; m < tokens; m++) sums[m] = V::zero();
-        if constexpr (tokens == 1) {
+        constexpr bool in_order = tokens <= 2;
+        if constexpr (in_order) {
             open_page(run.tile + PAGES_AHEAD * PAGE);
             touch(run.tile, run.plane_bytes);
         }
         for (int g = 0; g < groups; g++) {
-            if constexpr (tokens == 1) {
-                const int bytes = g * group_bytes, ahead = bytes + PAGES_AHEAD * PAGE - groups * group_bytes;
-                if (bytes % PAGE == 0) open_page(ahead < 0 ? quants + groups * group_bytes + ahead : run.next + ahead);
+            if constexpr (in_order) {
+                if (g * group_bytes % PAGE == 0) open_ahead(quants, g * group_bytes, groups * group_bytes, run.next);
             } else {
                 const int ahead = g + AHEAD;
                 const bool within = ahead < groups;
@@ -136,8 +141,12 @@ struct Kernels {
         for (int m = 0; m < tokens; m++)
             for (int i = 0; i < step; i++) sums[m][i] = V::zero();
         for (int line = 0; line < lines; line++) {
-            const int ahead = line + far;
-            prefetch(ahead < lines ? run.tile + ahead * LINE : run.next + (ahead - lines) * LINE, LINE);
+            if constexpr (tokens == 1) {
+                if (line * LINE % PAGE == 0) open_ahead(run.tile, line * LINE, lines * LINE, run.next);
+            } else {
+                const int ahead = line + far;
+                prefetch(ahead < lines ? run.tile + ahead * LINE : run.next + (ahead - lines) * LINE, LINE);
+            }
             Floats weights[step];
             if constexpr (format == Format::f32) {
                 weights[0] = V::load(reinterpret_cast<const float*>(run.tile + line * LINE));

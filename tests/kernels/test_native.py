@@ -311,7 +311,7 @@ import torch
 from dali.kernels import native
 
 native.set_threads(2)
-count, heads = 1 << 20, 128  # whose scores take 256 MiB a thread
+count, heads = 2048, 1 << 16  # whose scores take 128 MiB a thread
 query, new = torch.zeros(heads, 1, 8), torch.zeros(2, 1, 8)
 keys, values = torch.zeros(2, count, 8), torch.zeros(2, count, 8)
 out = torch.empty(1, heads, 8)
@@ -320,19 +320,19 @@ def attend(place):
     token = (0, keys.data_ptr(), values.data_ptr(), count, place, 0)
     native.attend(query, new, new, [token], 1.0, None, out)
 
-attend(600)
+attend(20)
 before, (_, most) = out.clone(), resource.getrlimit(resource.RLIMIT_AS)
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + (100 << 20), most))
 for _ in range(20):
-    attend(20_000)  # so that the other thread is awake
+    attend(20)  # so that the other thread is awake
     try:
         attend(count - 1)
     except MemoryError:
         continue
     raise SystemExit("there was memory")
 resource.setrlimit(resource.RLIMIT_AS, (most, most))
-attend(600)
+attend(20)
 assert torch.equal(out, before)
 """
 
