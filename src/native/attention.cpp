@@ -68,6 +68,7 @@ DALI_INLINE void score(const Part<T>& part, int first, int64_t begin, int64_t en
     constexpr int keys = LANES / queries;
     const int width = part.key_width, query_row = (width + LANES - 1) / LANES * LANES;
     const float* query = part.query + first * query_row;
+    const int64_t score_row = part.row();
     for (int64_t j = begin; j < end; j += keys) {
         const T* row[keys];
         for (int k = 0; k < keys; k++) row[k] = part.keys + std::min(j + k, end - 1) * width;
@@ -81,8 +82,12 @@ DALI_INLINE void score(const Part<T>& part, int first, int64_t begin, int64_t en
         sums(products, scores);
         float each[LANES];
         store(scores * part.scale, each);
-        for (int q = 0; q < queries; q++)
-            std::copy_n(each + q * keys, std::min<int64_t>(keys, end - j), part.scores + (first + q) * part.row() + j);
+        float* to = part.scores + first * score_row + j;
+        if (j + keys <= end) {
+            for (int q = 0; q < queries; q++) std::copy_n(each + q * keys, keys, to + q * score_row);
+        } else {
+            for (int q = 0; q < queries; q++) std::copy_n(each + q * keys, end - j, to + q * score_row);
+        }
     }
 }
 

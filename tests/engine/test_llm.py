@@ -194,6 +194,7 @@ def test_impossible_prompts_are_refused(llm, prompt, words):
         5,
         [None],
         [1.5],
+        b"Hi",
         {"input_ids": [5]},
         [{"role": "user", "content": "Hi"}],
         [[[5]]],

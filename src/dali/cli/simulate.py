@@ -58,13 +58,15 @@ def main(settings: SimpleNamespace) -> int:
         settings.cache_only,
     )
     outcomes = sweep.sweep(planned, lambda done: passing_note(f"Replayed {done} of {len(planned)} cells"))
-    if settings.json is not None:
-        _write(settings.json, report.as_json(outcomes))
-    if settings.html is not None:
-        passing_note("Drawing ...")
-        _write(settings.html, page.page(outcomes, planned))
-    passing_note()
-    print(report.table(outcomes))
+    try:  # files first: whoever reads the table may stop in the middle of it
+        if settings.json is not None:
+            _write(settings.json, report.as_json(outcomes))
+        if settings.html is not None:
+            passing_note("Drawing ...")
+            _write(settings.html, page.page(outcomes, planned))
+    finally:  # a full disk must not take the table, too
+        passing_note()
+        print(report.table(outcomes))
     return 0
 
 
