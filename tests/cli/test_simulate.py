@@ -94,7 +94,9 @@ def test_the_report_is_written_before_a_reader_of_the_table_may_leave(run, trace
 
 def test_a_report_that_cannot_be_written_does_not_take_the_table_too(run, trace, tmp_path, monkeypatch):
     monkeypatch.setattr("dali.replay.report.table", lambda outcomes: "the table")
-    monkeypatch.setattr("pathlib.Path.replace", lambda *given: (_ for _ in ()).throw(OSError(28, "No space left")))
+    monkeypatch.setattr(
+        "pathlib.Path.replace", lambda *given: (_ for _ in ()).throw(OSError(28, "No space left"))
+    )
     code, out, err = run("simulate", trace, "--policy", "lru", "--json", str(tmp_path / "r.json"))
     assert (code, out) == (1, "the table\n")
     assert "No space left" in err
