@@ -194,7 +194,6 @@ def test_impossible_prompts_are_refused(llm, prompt, words):
         5,
         [None],
         [1.5],
-        b"Hi",
         {"input_ids": [5]},
         [{"role": "user", "content": "Hi"}],
         [[[5]]],

@@ -314,8 +314,6 @@ class LLM:
     def sequence(self, prompt: Prompt, **sampling: Any) -> Sequence:
         """A request that is ready to join the engine. UsageError: no prompt, unknown token, no room in the context."""
         try:
-            if isinstance(prompt, bytes):  # a sequence of whole numbers, but nobody's token ids
-                raise TypeError
             ids = self.encode(prompt) if isinstance(prompt, str) else [index(token) for token in prompt]
         except TypeError as error:
             raise UsageError(
