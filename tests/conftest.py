@@ -1,7 +1,8 @@
-"""The two real models that tests may ask for."""
+"""The two real models that tests may ask for; Ctrl-C, which some send."""
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,10 @@ from pathlib import Path
 import pytest
 
 import dali
+
+# What a shell starts in the background ignores Ctrl-C, and so would everything it starts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 PACKAGE_UNAVAILABLE = 3  # the recipe's exit code

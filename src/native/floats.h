@@ -7,9 +7,9 @@
 #include "activations.h"
 
 // A function compiled once an instruction set; the loader picks one. Without fused multiply-adds (see CMakeLists.txt) all give
-// the same bits. Sanitizers cannot run a resolver that early.
+// the same bits. Sanitizers cannot run a resolver that early. GCC 11 knows no "arch=x86-64-v4".
 #if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__) && !defined(__SANITIZE_ADDRESS__)
-#define DALI_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#define DALI_CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
 #else
 #define DALI_CLONES
 #endif

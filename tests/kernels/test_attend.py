@@ -80,6 +80,15 @@ def test_one_score_far_above_all_others_takes_all_weight():
     assert torch.equal(found[0], values[0, 7])
 
 
+@pytest.mark.parametrize("place", [7, 1024])  # in a part with others, alone in its own
+def test_a_score_of_minus_infinity_weighs_nothing(place):
+    keys, values = torch.zeros(1, place + 1, 16), torch.randn(1, place + 1, 16)
+    new = torch.zeros(1, 1, 16)
+    new[0, 0, 0] = -torch.inf
+    found = attend(torch.ones(2, 1, 16), new, torch.randn(1, 1, 16), keys, values, place, 0, 1.0)
+    assert torch.allclose(found, values[:, :place].mean(dim=1).expand(2, 16), atol=1e-6)
+
+
 def test_equal_scores_give_the_mean():
     place = 1500
     keys, values = torch.zeros(1, place + 1, 16), torch.randn(1, place + 1, 16)
