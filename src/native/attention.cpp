@@ -143,7 +143,7 @@ DALI_INLINE float weigh(float* scores, int64_t count, float& most) {
     float each[LANES];
     store(largest, each);
     most = *std::max_element(each, each + LANES);
-    const float from = most == -std::numeric_limits<float>::infinity() ? 0.0f : most;  // then all weigh nothing beside other parts
+    const float from = most == -std::numeric_limits<float>::infinity() ? 0.0f : most;  // then none weighs anything
     for (int64_t j = 0; j < row; j += LANES) {
         load(scores + j, s);
         s -= from;
