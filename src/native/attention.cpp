@@ -34,10 +34,10 @@ struct Part {
     int64_t row() const { return (count + LANES - 1) / LANES * LANES; }
 };
 
-// A row that is read a tile later; the processor's own prefetchers do not follow rows read side by side.
+// Rows that are read a tile later; the processor's own prefetchers do not follow rows read side by side.
 template <class T>
-DALI_INLINE void prefetch(const T* row, int width) {
-    for (int c = 0; c < width; c += LINE / int(sizeof(T))) __builtin_prefetch(row + c, 0, 2);
+DALI_INLINE void prefetch(const T* rows, int count) {
+    for (int i = 0; i < count; i += LINE / int(sizeof(T))) __builtin_prefetch(rows + i, 0, 2);
 }
 
 // The first `count` columns, fewer than LANES; `whole`: LANES of them.
@@ -72,7 +72,7 @@ DALI_INLINE void score(const Part<T>& part, int first, int64_t begin, int64_t en
     for (int64_t j = begin; j < end; j += keys) {
         const T* row[keys];
         for (int k = 0; k < keys; k++) row[k] = part.keys + std::min(j + k, end - 1) * width;
-        if (first == 0)
+        if (first == 0 && j + TILE < part.count)
             for (int k = 0; k < keys; k++) prefetch(row[k] + TILE * width, width);
         Floats16 products[LANES] = {};
         int c = 0;
@@ -104,7 +104,7 @@ DALI_INLINE void add(const Part<T>& part, int first, int64_t begin, int64_t end,
 #pragma GCC unroll 8
         for (int v = 0; v < vectors; v++) load(out + q * out_row + v * LANES, sum[q][v]);
     for (int64_t j = begin; j < end; j++) {
-        if (first == 0 && c == 0) prefetch(part.values + (j + TILE) * width, width);
+        if (first == 0 && c == 0 && j + TILE < part.count) prefetch(part.values + (j + TILE) * width, width);
         Floats16 value[vectors];
 #pragma GCC unroll 8
         for (int v = 0; v < vectors; v++) load_columns<whole>(part.values + j * width + c + v * LANES, width - c, value[v]);
@@ -157,6 +157,9 @@ DALI_INLINE float weigh(float* scores, int64_t count, float& most) {
 // Fills part.out with the sums of values weighted by e^(score - most), most and total [group].
 template <class T>
 DALI_INLINE void attend_part(const Part<T>& part, float* most, float* total) {
+    const int first_rows = int(std::min(TILE, part.count));
+    prefetch(part.keys, first_rows * part.key_width);
+    prefetch(part.values, first_rows * part.value_width);
     for (int64_t begin = 0; begin < part.count; begin += TILE) {
         const int64_t end = std::min(begin + TILE, part.count);
         int first = 0;
@@ -214,17 +217,23 @@ class Step {
             work += (token.place + 1 - token.first) * call_.heads * (call_.key_width + call_.value_width);
         if (work < ALONE) {
             for (const Item& item : items_) compute(item);
-            for (size_t i = 0; i + 1 < firsts_.size(); i++) merge(firsts_[i], firsts_[i + 1]);
+            for (int i = 0; i < heads(); i++) merge(firsts_[i], firsts_[i + 1]);
             return;
         }
-        Phase parts(int(items_.size())), heads(int(firsts_.size()) - 1);
+        const bool parted = int(items_.size()) > heads();
+        Phase parts(int(items_.size())), merges(parted ? heads() : 0);
         Pool::instance().run([&] {
-            parts.run([&](int i, int) { compute(items_[i]); });
-            heads.run([&](int i, int) { merge(firsts_[i], firsts_[i + 1]); });
+            parts.run([&](int i, int) {
+                compute(items_[i]);
+                if (!parted) merge(i, i + 1);
+            });
+            merges.run([&](int i, int) { merge(firsts_[i], firsts_[i + 1]); });
         });
     }
 
   private:
+    int heads() const { return int(firsts_.size()) - 1; }
+
     void compute(const Item& item) const {
         const DecodingToken& token = tokens_[item.token];
         const size_t bytes = item_bytes(call_.dtype);
