@@ -18,7 +18,7 @@ constexpr int64_t ALONE = 1 << 15;  // multiplications that take less than handi
 constexpr int64_t PART = 1024;      // keys of an item; the same on any number of threads, so that the sums are
 constexpr int64_t TILE = 32;        // keys that stay in the caches while all queries of a group meet them
 
-int padded(int width) { return int(round_up(width, LANES)); }
+constexpr int padded(int64_t count) { return int(round_up(size_t(count), LANES)); }
 
 // A head of keys and values and the queries that share it, as far as one part of its keys goes.
 template <class T>
@@ -31,7 +31,7 @@ struct Part {
     float* scores;       // [group][count rounded up to LANES]
     float* out;          // [group][padded value width]
 
-    int64_t row() const { return (count + LANES - 1) / LANES * LANES; }
+    int row() const { return padded(count); }
 };
 
 // Rows that are read a tile later; the processor's own prefetchers do not follow rows read side by side.
@@ -66,9 +66,9 @@ DALI_INLINE void multiply(const T* const* row, const float* query, int query_row
 template <int queries, class T>
 DALI_INLINE void score(const Part<T>& part, int first, int64_t begin, int64_t end) {
     constexpr int keys = LANES / queries;
-    const int width = part.key_width, query_row = (width + LANES - 1) / LANES * LANES;
+    const int width = part.key_width, query_row = padded(width);
     const float* query = part.query + first * query_row;
-    const int64_t score_row = part.row();
+    const int score_row = part.row();
     for (int64_t j = begin; j < end; j += keys) {
         const T* row[keys];
         for (int k = 0; k < keys; k++) row[k] = part.keys + std::min(j + k, end - 1) * width;
@@ -94,8 +94,8 @@ DALI_INLINE void score(const Part<T>& part, int first, int64_t begin, int64_t en
 // Adds values [begin, end), weighted by the scores, to `vectors` vectors of the queries' outputs from column c on.
 template <int queries, int vectors, bool whole, class T>
 DALI_INLINE void add(const Part<T>& part, int first, int64_t begin, int64_t end, int c) {
-    const int width = part.value_width, out_row = (width + LANES - 1) / LANES * LANES;
-    const int64_t row = part.row();
+    const int width = part.value_width, out_row = padded(width);
+    const int row = part.row();
     const float* scores = part.scores + first * row;
     float* out = part.out + first * out_row + c;
     Floats16 sum[queries][vectors];
@@ -133,7 +133,7 @@ DALI_INLINE void add(const Part<T>& part, int first, int64_t begin, int64_t end)
 
 // Scores to weights e^(score - most); returns their sum.
 DALI_INLINE float weigh(float* scores, int64_t count, float& most) {
-    const int64_t row = (count + LANES - 1) / LANES * LANES;
+    const int row = padded(count);
     std::fill(scores + count, scores + row, -std::numeric_limits<float>::infinity());
     Floats16 largest = Floats16{} - std::numeric_limits<float>::infinity(), total{}, s;
     for (int64_t j = 0; j < row; j += LANES) {
@@ -249,7 +249,7 @@ class Step {
         static thread_local std::vector<float> query, scores;
         const int query_row = padded(call_.key_width);
         query.assign(size_t(group_) * query_row, 0.0f);
-        scores.resize(size_t(group_) * padded(int(end - begin)));
+        scores.resize(size_t(group_) * padded(end - begin));
         for (int g = 0; g < group_; g++)
             read_row(at(call_.query, token.row, item.head * group_ + g, call_.dtype), call_.dtype, 0, call_.key_width,
                      query.data() + size_t(g) * query_row);
