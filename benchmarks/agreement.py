@@ -34,8 +34,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import dali
 import report
-from dali.engine.locate import locate
 from dali.kernels import native
+from dali.loading.locate import locate
 from export_gguf import encode_as, write_gguf
 
 try:

@@ -28,7 +28,7 @@ SPARE = 600 * 10**6
 MEASURE = """
 import json, sys
 import dali
-from dali.engine.bench import Test, measure
+from dali.measure.bench import Test, measure
 directory, quant, repetitions, threads = sys.argv[1:]
 llm = dali.load(directory, quant=quant, threads=int(threads) or None)
 (found,) = measure(llm, [Test(0, 64)], int(repetitions))

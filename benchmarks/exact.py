@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import dali
-from dali.engine.dense import linears_of
-from dali.engine.seam import experts_modules
+from dali.fused.dense import linears_of
+from dali.hooks.seam import experts_modules
 from dali.kernels.expert import ExpertLayout
 from dali.kernels.formats import Format
 from dali.kernels.packing import pack, unpack

@@ -22,7 +22,7 @@ from torch import Tensor
 
 import dali
 import report
-from dali.engine.seam import experts_modules
+from dali.hooks.seam import experts_modules
 from dali.kernels import native
 from dali.kernels.expert import ExpertLayout
 from dali.kernels.formats import FORMATS

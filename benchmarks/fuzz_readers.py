@@ -27,16 +27,16 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 import report
-from dali.engine.gguf.load import GgufModel
-from dali.engine.gguf.tokenizer import read_tokenizer
 from dali.errors import DaliError
 from dali.kernels.activation import Activation
 from dali.kernels.expert import ExpertLayout, ExpertShape, ExpertWeights
 from dali.kernels.formats import get_format
-from dali.store.builder import build
-from dali.store.gguf import read_gguf
-from dali.store.header import StoreHeader
-from dali.store.reader import StoreReader
+from dali.loading.gguf.model import GgufModel
+from dali.loading.gguf.tokenizer import read_tokenizer
+from dali.store.gguf.header import read_gguf
+from dali.store.packed.builder import build
+from dali.store.packed.header import StoreHeader
+from dali.store.packed.reader import StoreReader
 from export_gguf import encode_as, write_gguf
 
 SECONDS = 20

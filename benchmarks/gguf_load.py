@@ -27,11 +27,11 @@ import torch
 from torch import Tensor
 
 import report
-from dali.engine.gguf.load import GgufModel
 from dali.kernels.formats import round_up
+from dali.loading.gguf.model import GgufModel
 from dali.store.arena import Arena
-from dali.store.gguf_blocks import Bytes
-from dali.store.gguf_reader import Reading, read
+from dali.store.gguf.blocks import Bytes
+from dali.store.gguf.reader import Reading, read
 
 CHUNK = 2**20
 READERS = 6

@@ -37,14 +37,14 @@ from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 import report
 from dali.devices import Buffer, CpuDevice, Device, Operation, SimDevice, Stream, host_memory
-from dali.engine.offload import MOST_SCRATCH, dense_seconds
-from dali.engine.seam import strip_experts
 from dali.hardware.cost import CostModel, ExpertSize
 from dali.hardware.profile import load
+from dali.hooks.seam import strip_experts
 from dali.kernels.activation import Activation
 from dali.kernels.dependencies import dependencies
 from dali.kernels.expert import ExpertLayout, ExpertShape
 from dali.kernels.formats import get_format
+from dali.offload.build import MOST_SCRATCH, dense_seconds
 from dali.policies import Policies, create
 from dali.policies.registry import DEFAULT
 from dali.runtime import executor as runtime
@@ -160,7 +160,7 @@ def qwen3_30b_a3b() -> Qwen3MoeConfig:
 def build(
     device: Device, resident: float, model: CostModel, config: Qwen3MoeConfig, foresight: Foresight
 ) -> Executor:
-    """An executor as engine/offload.py builds it, over records of one 16th of an expert's width."""
+    """An executor as offload/build.py builds it, over records of one 16th of an expert's width."""
     layout = ExpertLayout(ExpertShape(HIDDEN, INTERMEDIATE // 16, Activation("silu")), get_format(FORMAT))
     shared = torch.zeros(layout.record_bytes, dtype=torch.uint8)
     capacity = int(EXPERTS * resident)

@@ -36,7 +36,7 @@ print(experts * 2, sum(p.numel() for p in model.parameters()) * 2 - experts * 2)
 """
 MEASURE = """
 import json, resource, sys
-import dali, dali.engine.llm, torch
+import dali, dali.llm, torch
 from transformers import AutoModelForCausalLM
 def status(key):
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(key))

@@ -22,8 +22,8 @@ from torch import Tensor
 import dali
 import report
 from dali import systems
-from dali.engine.llm import LLM
-from dali.engine.offload import split
+from dali.llm import LLM
+from dali.offload.build import split
 
 TEXT = Path(__file__).parent / "texts" / "perplexity.txt"
 DEVICE = "sim:paper"

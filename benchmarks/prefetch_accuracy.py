@@ -43,9 +43,9 @@ from torch import Tensor
 
 import dali
 import report
-from dali.engine import seam
-from dali.engine.calibrate import load_predictor
-from dali.engine.progress import silent
+from dali.hooks import seam
+from dali.offload.calibrate import load_predictor
+from dali.progress import silent
 from dali.runtime.predict import GateShift
 
 HERE = Path(__file__).parent

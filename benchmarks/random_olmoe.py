@@ -24,10 +24,10 @@ from transformers import OlmoeConfig, PreTrainedTokenizerFast
 from dali.kernels.activation import Activation
 from dali.kernels.expert import ExpertLayout, ExpertShape, ExpertWeights
 from dali.kernels.formats import get_format
-from dali.store.builder import ensure_store
 from dali.store.cache import store_path
 from dali.store.checkpoint import INDEX, Checkpoint
-from dali.store.header import StoreHeader
+from dali.store.packed.builder import ensure_store
+from dali.store.packed.header import StoreHeader
 
 LAYERS, EXPERTS, TOP_K, HIDDEN, INTERMEDIATE, VOCABULARY, HEADS = 16, 64, 8, 2048, 1024, 50304, 16
 DEVIATION = 0.02  # of every matrix; its config's initializer_range

@@ -103,7 +103,7 @@ def llama_cpp(bench: Path, file: Path, threads: int) -> Sample:
 def dali_decoding(file: Path, threads: int) -> Turn:
     """dali's side of the rounds, loaded. Imported here, as neither side's process is to hold the other's library."""
     from dali import load
-    from dali.engine import bench
+    from dali.measure import bench
 
     llm = load(file, threads=threads)
     bandwidth = bench.Bandwidth(llm)

@@ -17,13 +17,13 @@ BUILD = ROOT / "build" / "sanitize"
 MODULE = "dali.kernels._native"
 TESTS = [
     "kernels",
-    "engine/test_layer.py",
-    "engine/test_dense.py",  # norms, routers
-    "engine/test_attention.py",
-    "engine/test_decode.py",
-    "engine/test_decoder_layer.py",
+    "hooks/test_moe_layer.py",
+    "fused/test_dense.py",  # norms, routers
+    "hooks/test_attention.py",
+    "fused/test_fused_attention.py",
+    "fused/test_fused_layer.py",
     "engine/gguf/test_gguf_linears.py",
-    "store/test_gguf_blocks.py",  # repacking
+    "store/gguf/test_gguf_blocks.py",  # repacking
     "policies/test_two_lane.py",  # its search
 ]
 

@@ -15,12 +15,12 @@ from typing import NamedTuple
 import numpy as np
 
 from dali import systems
-from dali.engine.whole_layers import WholeLayers
 from dali.errors import UsageError
 from dali.hardware import profile as profiles
 from dali.policies import Policies, create
 from dali.policies.assign import AssignPolicy
 from dali.policies.cache import CachePolicy
+from dali.policies.cache.whole_layers import WholeLayers
 from dali.policies.lanes import makespan
 from dali.policies.plan import ResidencyView
 from dali.policies.prefetch import PrefetchPolicy

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from dali.errors import DaliError, UsageError
 
 if TYPE_CHECKING:
-    from dali.engine.llm import LLM, Completion, attach, load
+    from dali.llm import LLM, Completion, attach, load
 
 # torch's OpenMP threads otherwise spin for milliseconds after each of its operations, on cores that dali's kernels need: a
 # fifth of the decoding speed. OpenMP reads this when torch is imported.
@@ -24,7 +24,7 @@ def __getattr__(name: str) -> Any:
     """The engine is imported when something of it is first asked for: torch and transformers take seconds."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from dali.engine import llm
+    from dali import llm
 
     return getattr(llm, name)
 

@@ -1,4 +1,4 @@
-// GGUF's blocks, 32 columns at a time, as floats: the same operations as store/gguf_blocks.py.
+// GGUF's blocks, 32 columns at a time, as floats: the same operations as store/gguf/blocks.py.
 #pragma once
 
 #include <cstddef>

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import dali
-from dali.engine.seam import experts_modules
+from dali.hooks.seam import experts_modules
 from dali.kernels import native
 from dali.kernels.activation import Activation
 from dali.kernels.expert import ExpertLayout, ExpertShape, ExpertWeights

@@ -12,8 +12,8 @@ import pytest
 from dali.cli.main import main
 from dali.cli.options import DTYPES, OPTIONS, QUANTS
 from dali.cli.run import VERB
-from dali.engine.llm import _FALLBACK_SAMPLING
 from dali.errors import UsageError
+from dali.llm import _FALLBACK_SAMPLING
 from dali.policies import registry
 
 
@@ -180,7 +180,8 @@ def test_flags_are_refused_and_help_is_shown_without_torch() -> None:
 
 
 def test_names_written_out_are_the_engines() -> None:
-    from dali.engine import llm, load
+    from dali import llm
+    from dali.loading import safetensors as load
 
     assert (QUANTS, DTYPES) == (load.QUANTS, load.DTYPES)
     for name, flag in {"temperature": "temp", "top_k": "top-k", "top_p": "top-p", "min_p": "min-p"}.items():

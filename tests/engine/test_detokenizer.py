@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 import dali
-from dali.engine.detokenizer import Detokenizer
+from dali.engine.text.detokenizer import Detokenizer
 
 TEXTS = [
     "the cat sat on the mat",

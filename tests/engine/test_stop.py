@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dali.engine.stop import StopStrings
+from dali.engine.text.stop import StopStrings
 
 stop_sets = st.lists(st.text("ab\n", min_size=1, max_size=5), max_size=4).map(tuple)
 piece_lists = st.lists(st.text("ab\n", max_size=4), max_size=12)

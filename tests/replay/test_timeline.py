@@ -5,8 +5,9 @@ import pytest
 from tiny_traces import SHAPE, random_trace
 
 import dali
-from dali.engine.recorder import record
+from accelerated import slow_machine
 from dali.hardware import profile
+from dali.measure.recorder import record
 from dali.policies import Policies, create
 from dali.policies.cache import Swap
 from dali.policies.plan import ResidencyView
@@ -14,7 +15,6 @@ from dali.replay import timeline as module
 from dali.replay.shapes import shape_of
 from dali.replay.steps import forwards
 from dali.replay.timeline import Timeline, dense_seconds
-from engine.accelerated import slow_machine
 
 MODEL = SHAPE.costs(profile.load("paper"), 512)
 COSTS = MODEL.costs

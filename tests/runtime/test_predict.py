@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dali.engine import seam
+from dali.hooks import seam
 from dali.runtime.predict import GateShift, LinearMap
 from families import random_model
 

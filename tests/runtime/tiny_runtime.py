@@ -13,15 +13,16 @@ import torch
 from torch import Tensor
 
 from dali.devices import Dependencies, Device, SimDevice
-from dali.engine.fit import FITS
-from dali.engine.layer import MoELayer
 from dali.hardware.cost import CostModel, ExpertSize
 from dali.hardware.profile import known, load
-from dali.kernels import experts, reference
+from dali.hooks.moe_layer import MoELayer
+from dali.kernels import dispatch as experts
+from dali.kernels import reference
 from dali.kernels.activation import Activation
 from dali.kernels.dependencies import dependencies
 from dali.kernels.expert import ExpertLayout, ExpertShape, ExpertWeights
 from dali.kernels.formats import get_format
+from dali.offload.fit import FITS
 from dali.policies import Policies, create, names
 from dali.runtime.executor import Executor, Kernel
 from dali.runtime.predict import GateShift, LinearMap

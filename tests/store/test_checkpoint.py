@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, Mxfp4Config
 from transformers.conversion_mapping import get_model_conversion_mapping
 
-from dali.engine.seam import describe_model, experts_modules
 from dali.errors import DaliError
+from dali.hooks.seam import describe_model, experts_modules
 from dali.kernels.expert import ExpertWeights
 from dali.store.checkpoint import INDEX, OPEN_SHARDS, SINGLE, Checkpoint, CheckpointExperts, canonical
 from families import FAMILIES, random_model, save_model, save_mxfp4_model

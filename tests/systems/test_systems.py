@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 import dali.systems
 from dali import systems
-from dali.engine.offload import Offload
 from dali.errors import UsageError
+from dali.offload.build import Offload
 from dali.policies import create
 from policies.assignment_cases import roofline
 from systems.player import Player

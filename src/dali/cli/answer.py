@@ -9,7 +9,7 @@ from dali.cli.terminal import passing_note
 from dali.hardware.memory import size
 
 if TYPE_CHECKING:
-    from dali.engine.llm import LLM, Prompt
+    from dali.llm import LLM, Prompt
 
 
 class Answer:

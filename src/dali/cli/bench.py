@@ -15,13 +15,13 @@ from dali.cli.model import MODEL_FLAGS, find_model, load_model
 from dali.cli.options import Kind, Option, whole
 from dali.cli.settings import Verb
 from dali.cli.terminal import passing_note
-from dali.engine.locate import DEFAULT_MODEL
 from dali.errors import UsageError
 from dali.hardware.memory import size
+from dali.loading.locate import DEFAULT_MODEL
 
 if TYPE_CHECKING:
-    from dali.engine.bench import Measurement
-    from dali.engine.llm import LLM
+    from dali.llm import LLM
+    from dali.measure.bench import Measurement
 
 PROMPT, GENERATE, REPETITIONS = (512,), (128,), 5  # llama-bench's
 LAYOUTS = ("md", "csv", "json", "jsonl")
@@ -79,7 +79,7 @@ def main(settings: SimpleNamespace) -> int:
     model = settings.words[0] if settings.words else DEFAULT_MODEL
     directory = find_model(model, settings)
     llm = load_model(model, directory, settings)
-    from dali.engine.bench import Test, measure
+    from dali.measure.bench import Test, measure
 
     tests = [Test(length, 0) for length in prompts if length] + [
         Test(0, length) for length in generations if length

@@ -9,7 +9,7 @@ from dali.cli.answer import Answer
 from dali.errors import UsageError
 
 if TYPE_CHECKING:
-    from dali.engine.llm import LLM
+    from dali.llm import LLM
 
 
 class Conversation:

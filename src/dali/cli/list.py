@@ -15,11 +15,11 @@ from huggingface_hub.errors import CacheNotFound
 from dali.cli.interrupt import ending_at_once
 from dali.cli.settings import Verb
 from dali.cli.terminal import log, passing_note
-from dali.engine.locate import BUNDLED, gguf_models, quant_of
 from dali.errors import DaliError
 from dali.hardware.memory import size
+from dali.loading.locate import BUNDLED, gguf_models, quant_of
 from dali.store.cache import cache_root
-from dali.store.gguf import split_files
+from dali.store.gguf.header import split_files
 
 if TYPE_CHECKING:
     from dali.store.checkpoint import ExpertsModule
@@ -121,7 +121,8 @@ def _directory_steps(listing: Listing, directory: Path) -> Iterator[str]:
     with ending_at_once():
         import torch
 
-        from dali.engine import load, seam
+        from dali.hooks import seam
+        from dali.loading import safetensors as load
         from dali.store.checkpoint import Checkpoint
 
     config_file = directory / "config.json"
@@ -149,11 +150,11 @@ def _directory_steps(listing: Listing, directory: Path) -> Iterator[str]:
 def _gguf_steps(listing: Listing, path: Path) -> Iterator[str]:
     """As `_directory_steps`."""
     with ending_at_once():
-        from dali.engine.gguf.config import family_of
-        from dali.engine.gguf.load import GgufModel
-        from dali.engine.gguf.tokenizer import read_tokenizer
-        from dali.engine.load import describe_layouts
-        from dali.store.gguf import read_gguf
+        from dali.loading.gguf.config import family_of
+        from dali.loading.gguf.model import GgufModel
+        from dali.loading.gguf.tokenizer import read_tokenizer
+        from dali.loading.safetensors import describe_layouts
+        from dali.store.gguf.header import read_gguf
 
     yield "unreadable GGUF file"
     gguf = read_gguf(path)

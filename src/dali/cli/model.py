@@ -10,10 +10,10 @@ from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from dali.cli.interrupt import ending_at_once
 from dali.cli.terminal import is_terminal, log, meter, passing_note
-from dali.engine.locate import locate
+from dali.loading.locate import locate
 
 if TYPE_CHECKING:
-    from dali.engine.llm import LLM
+    from dali.llm import LLM
 
 MODEL_FLAGS = ("ctx-size", "quant", "dtype", "ram", "threads", "offline")
 
@@ -32,8 +32,8 @@ def load_model(
     what `dali.load` takes."""
     passing_note(f"Loading {model} ...")
     with ending_at_once():
-        from dali.engine.chat_template import check_chat_template
-        from dali.engine.llm import load
+        from dali.llm import load
+        from dali.loading.chat_template import check_chat_template
 
     if chat:
         check_chat_template(directory, model)

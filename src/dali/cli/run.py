@@ -17,8 +17,8 @@ from dali.cli.options import Kind, Option
 from dali.cli.settings import Verb
 from dali.cli.template import read_template
 from dali.cli.terminal import DIM, log, styled
-from dali.engine.locate import DEFAULT_MODEL
 from dali.errors import UsageError
+from dali.loading.locate import DEFAULT_MODEL
 from dali.store.cache import cache_root
 
 VERB = Verb(

@@ -47,7 +47,7 @@ def passing_note(text: str = "") -> None:
 
 
 def meter(what: str, total: int) -> Callable[[int], None]:
-    """A bar over `total` bytes that goes away when they are done: a dali.engine.progress.Meter."""
+    """A bar over `total` bytes that goes away when they are done: a dali.progress.Meter."""
     from tqdm import tqdm
 
     passing_note()

@@ -12,9 +12,9 @@ from dali.cli.model import MODEL_FLAGS, find_model, load_model
 from dali.cli.options import Option, whole
 from dali.cli.settings import Verb
 from dali.cli.terminal import log, meter
-from dali.engine.locate import DEFAULT_MODEL
 from dali.errors import UsageError
 from dali.hardware.memory import size
+from dali.loading.locate import DEFAULT_MODEL
 
 TOKENS = 128  # of an answer, unless told otherwise
 
@@ -52,7 +52,7 @@ def main(settings: SimpleNamespace) -> int:
     prompts = _prompts(settings.prompts)
 
     llm = load_model(model, directory, settings, chat=not settings.raw)
-    from dali.engine.recorder import record
+    from dali.measure.recorder import record
     from dali.replay import trace
 
     recorded = record(

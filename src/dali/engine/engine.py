@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from dali.engine import rope
-from dali.engine.decoding_model import DecodingModel
 from dali.engine.scheduler import Scheduler
 from dali.engine.sequence import Sequence
-from dali.engine.step import Segment, StepContext, running
+from dali.fused.model import DecodingModel
+from dali.hooks import rope
 from dali.kernels import native
 from dali.policies.signals import Step
+from dali.step.context import Segment, StepContext, running
 
 
 class Engine:

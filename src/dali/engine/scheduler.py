@@ -8,7 +8,7 @@ from dali.engine.sequence import Sequence
 class Scheduler:
     """Every decoding sequence takes one token a step; what is left of `step_tokens` goes to prefill, oldest first.
 
-    With a `short_limit` (see engine/rope.py) a step holds sequences of one regime; the regimes take turns.
+    With a `short_limit` (see hooks/rope.py) a step holds sequences of one regime; the regimes take turns.
     """
 
     def __init__(self, step_tokens: int, short_limit: int | None = None) -> None:

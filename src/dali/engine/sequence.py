@@ -8,11 +8,11 @@ from typing import Any
 
 from torch import Tensor
 
-from dali.engine.detokenizer import Detokenizer
-from dali.engine.kv import KVCache
 from dali.engine.sampling import Sampler, SamplingParams
-from dali.engine.stop import StopStrings
+from dali.engine.text.detokenizer import Detokenizer
+from dali.engine.text.stop import StopStrings
 from dali.errors import DaliError
+from dali.step.kv import KVCache
 
 _NUMBERS = count()
 

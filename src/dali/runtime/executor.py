@@ -22,8 +22,8 @@ from torch import Tensor
 from dali.devices import COMPUTE, HOST, Buffer, Device
 from dali.errors import DaliError
 from dali.hardware.cost import CostModel
+from dali.kernels.dispatch import compute_experts
 from dali.kernels.expert import ExpertLayout
-from dali.kernels.experts import compute_experts
 from dali.kernels.pairs import count_pairs, order_pairs
 from dali.kernels.reference import reduce_slots
 from dali.policies import Policies

@@ -1,0 +1,1 @@
+"""A sequence's text: tokens in, final text out."""

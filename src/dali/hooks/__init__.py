@@ -1,0 +1,1 @@
+"""Where dali takes part in a transformers model: experts, attention, rotary embeddings, shared experts."""

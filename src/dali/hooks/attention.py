@@ -1,0 +1,114 @@
+"""dali's entry in transformers' AttentionInterface: every sequence of the step attends to its own keys and values."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AttentionInterface
+
+from dali.errors import DaliError
+from dali.kernels import native
+from dali.step.context import AttentionArguments, Segment, StepContext, current_step
+
+IMPLEMENTATION = "dali"
+
+
+def _attention_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    s_aux: Tensor | None = None,
+    softcap: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """query [1, heads, tokens, width], key and value [1, kv heads, tokens, their width] -> [1, tokens, heads, value width].
+
+    Tokens are the flattened row of the step; `s_aux` are gpt-oss's attention sinks, one logit a head.
+    """
+    step = current_step()
+    if step is None:
+        raise DaliError(
+            "This model's attention belongs to dali's engine and was called outside of it.",
+            "Use llm.generate / stream / chat, or dali.attach(model) to keep using model.generate.",
+        )
+    if softcap is not None:
+        raise DaliError(
+            f"{type(module).__name__} soft-caps its attention logits, which dali's engine lacks.",
+            "Load the model with transformers and use dali.attach(model).",
+        )
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    out = query.new_empty(1, query.shape[2], query.shape[1], value.shape[-1])
+    if step.seen is not None:
+        step.seen.append(AttentionArguments(scale, sliding_window, s_aux))
+    decoding = []
+    native_decode = step.native and query.device.type == "cpu" and query.dtype in native.ATTENTION_DTYPES
+    for segment in step.segments:
+        rows = slice(segment.start, segment.start + segment.tokens)
+        layer = segment.kv.layer(module.layer_idx)  # type: ignore[arg-type]
+        if native_decode and segment.tokens == 1:
+            decoding.append(layer.place(segment.start, key[0, :, rows], value[0, :, rows], sliding_window))
+            continue
+        keys, values = layer.append(key[0, :, rows], value[0, :, rows], sliding_window)
+        started = time.perf_counter()
+        out[0, rows] = _attend(
+            query[0, :, rows], keys, values, scale, s_aux, step, segment, layer.first, sliding_window
+        ).transpose(0, 1)
+        step.attention_seconds += time.perf_counter() - started
+    if decoding:
+        native.attend(query[0], key[0], value[0], decoding, scale, s_aux, out[0])
+    return out, None
+
+
+def _attend(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    scale: float,
+    sinks: Tensor | None,
+    step: StepContext,
+    segment: Segment,
+    first_key: int,
+    window: int | None,
+) -> Tensor:
+    """One sequence: query [heads, tokens, width], keys and values [kv heads, keys, width] -> [heads, tokens, width]."""
+    if window and segment.tokens == 1 and keys.shape[1] > window:  # a slice is cheaper than a mask
+        keys, values = keys[:, -window:], values[:, -window:]
+    mask = None
+    if segment.tokens > 1:
+        mask = step.mask(segment, first_key, window, query.device)
+    if sinks is not None:
+        return _attend_with_sinks(query, keys, values, scale, sinks, mask)
+    return F.scaled_dot_product_attention(
+        query[None],
+        keys[None],
+        values[None],
+        attn_mask=mask,
+        scale=scale,
+        enable_gqa=query.shape[0] != keys.shape[0],
+    )[0]
+
+
+def _attend_with_sinks(
+    query: Tensor, keys: Tensor, values: Tensor, scale: float, sinks: Tensor, mask: Tensor | None
+) -> Tensor:
+    """Each head has one more logit, its sink, that takes probability but has no value (gpt-oss)."""
+    groups = query.shape[0] // keys.shape[0]
+    keys, values = keys.repeat_interleave(groups, 0), values.repeat_interleave(groups, 0)
+    logits = query @ keys.transpose(1, 2) * scale
+    if mask is not None:
+        logits = logits.masked_fill(~mask, torch.finfo(logits.dtype).min)
+    logits = torch.cat([logits, sinks.view(-1, 1, 1).expand(-1, logits.shape[1], 1).to(logits.dtype)], dim=-1)
+    probabilities = logits.softmax(dim=-1, dtype=torch.float32)[..., :-1]
+    return probabilities.to(values.dtype) @ values
+
+
+AttentionInterface.register(IMPLEMENTATION, _attention_forward)

@@ -1,0 +1,192 @@
+"""The tokenizer and chat template of a GGUF file.
+
+Vocabulary, merges and scores stand in the file. How a byte-level tokenizer splits text before merging
+is only named there (`tokenizer.ggml.pre`); a name nobody knows is an error here, as another model's splitting
+gives other tokens without a sign.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+)
+from transformers import PreTrainedTokenizerFast
+from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
+from transformers.tokenization_utils_base import generate_merges
+
+from dali.errors import DaliError
+from dali.loading.gguf.config import family_of
+from dali.loading.locate import reason
+from dali.store.gguf.header import Gguf, damaged
+
+GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"
+CJK = "[一-龥ࠀ-一가-퟿]+"
+# The letters with case, which DeepSeek's tokenizer lists range by range; \x where an editor might normalise the letter.
+CASED = (
+    r"\s?["
+    r"A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳͶͷͻ-ͽͿΆΈ-ΊΌΎ-ΡΣ-ϵϷ-ҁҊ-ԯԱ-ՖႠ-ჅᎠ-Ᏽᏸ-ᏽᲐ-ᲺᲽ-Ჿᴀ-ᴫᵫ-ᵷᵹ-ᶚḀ-ἕἘ-Ἕἠ-ὅὈ-Ὅ"
+    r"ὐ-ὗὙὛὝὟ-\x{1F7D}ᾀ-ᾴᾶ-ᾼ\x{1FBE}ῂ-ῄῆ-ῌῐ-\x{1FD3}ῖ-\x{1FDB}ῠ-Ῥῲ-ῴῶ-ῼℂℇℊ-ℓℕℙ-ℝℤ\x{2126}ℨ"
+    r"\x{212A}-ℭℯ-ℴℹℼ-ℿⅅ-ⅉⅎↃↄⰀ-ⱻⱾ-ⳤⳫ-ⳮⳲⳳꙀ-ꙭꚀ-ꚛꜢ-ꝯꝱ-ꞇꞋ-ꞎꭰ-ꮿﬀ-ﬆﬓ-ﬗＡ-Ｚａ-ｚ𐐀-𐑏𐒰-𐓓𐓘-𐓻𐲀-𐲲𐳀-𐳲𑢠-𑣟𞤀-𞥃"
+    r"]+"
+)
+# Each splits what those before it left whole (llama.cpp's llama-vocab.cpp and the models' own tokenizer.json).
+SPLITS = {name: (split,) for name, split in GGUF_PRE_TOKENIZER_SPLITS.items()} | {
+    "gpt-2": (GPT2,),
+    "olmo": (GPT2,),
+    "phi-2": (GPT2,),
+    "mpt": (GPT2,),
+    "jais": (GPT2,),
+    "smollm": (r"\p{N}", GPT2),
+    "starcoder": (r"\p{N}", GPT2),
+    "refact": (r"\p{N}", GPT2),
+    "command-r": (r"\p{N}", GPT2),
+    "codeshell": (r"\p{N}", GPT2),
+    "deepseek-llm": (r"[\r\n]", CASED, r"\s?[!-/:-~！-／：-～‘-‟　-。]+", r"\s+$", CJK, r"\p{N}+"),
+    "deepseek-coder": (r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", CJK, r"\p{N}"),
+    "deepseek-v3": (
+        r"\p{N}{1,3}",
+        "[一-龥぀-ゟ゠-ヿ]+",
+        r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"""
+        r"""| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+""",
+    ),
+}
+WHOLE_WORDS = {  # a word that is a token is not put together by merges
+    "llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "jina-v5-nano", "tekken",
+}  # fmt: skip
+# Tokens that end a turn in some chat format, in case the file names only one of them (as llama.cpp does).
+ENDS = {
+    "<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>", "<|eom_id|>", "</s>",
+    "<EOT>", "_<EOT>", "<｜end▁of▁sentence｜>", "<|return|>", "<|call|>",
+}  # fmt: skip
+UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4  # ggml's token types: those that text is searched for first
+# Phi's tokens take the white space after them, but these.
+NOT_STRIPPED = {"<unk>", "<s>", "<|endoftext|>"}
+NO_BYTES = {chr(byte) for byte in (0xC0, 0xC1, *range(0xF5, 0x100))}  # would spell bytes that UTF-8 never has
+SPACE = "\u2581"  # how sentencepiece writes one
+
+
+def end_ids(gguf: Gguf) -> list[int]:
+    """The tokens that end an answer: the file's own, and what chat formats are known to end turns with."""
+    tokens = _tokens(gguf)
+    types = gguf.get("tokenizer.ggml.token_type", list) or []
+    ends = ENDS - {"<|end|>"} if "<|return|>" in tokens else ENDS  # gpt-oss goes on after <|end|>
+    named = [_special(gguf, f"{name}_token_id", len(tokens)) for name in ("eos", "eot", "eom")]
+    known = [
+        i
+        for i, (token, type) in enumerate(zip(tokens, types, strict=False))
+        if type == CONTROL and token in ends
+    ]
+    return list(dict.fromkeys(i for i in named + known if i is not None))
+
+
+def read_tokenizer(gguf: Gguf) -> Any:
+    """The tokenizer of a file, its chat template in it. DaliError for a kind nobody knows, or a damaged one."""
+    kind = gguf.require("tokenizer.ggml.model", str)
+    split = gguf.get("tokenizer.ggml.pre", str, "default")
+    if kind not in ("gpt2", "llama"):
+        raise DaliError(
+            f"{gguf.path} has a {kind!r:.60} tokenizer, which dali cannot read.", "Known ones: gpt2, llama."
+        )
+    if kind == "gpt2" and split not in SPLITS:
+        raise DaliError(
+            f"{gguf.path} splits text as {split!r:.60}, which dali does not know.",
+            f"Known splits: {', '.join(sorted(SPLITS))}. Use a newer file, or safetensors weights.",
+        )
+    tokens = _tokens(gguf)
+    gguf.require("tokenizer.ggml.merges" if kind == "gpt2" else "tokenizer.ggml.scores", list)
+    try:
+        backend = _backend(gguf, kind, split, tokens)
+    except Exception as error:  # whatever transformers and tokenizers stumble over
+        raise damaged(gguf.path, f"its tokenizer is damaged ({reason(error)})") from error
+    names = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
+    ids = {name: _special(gguf, f"{key}_token_id", len(tokens)) for name, key in names.items()}
+    special = {f"{name}_token": tokens[i] for name, i in ids.items() if i is not None}
+    # llama.cpp's defaults for files that do not say.
+    begin = gguf.get("tokenizer.ggml.add_bos_token", bool, kind == "llama" or split in WHOLE_WORDS)
+    end = gguf.get("tokenizer.ggml.add_eos_token", bool, False)
+    around = [special.get("bos_token") if begin else None, "$A", special.get("eos_token") if end else None]
+    backend.post_processor = processors.TemplateProcessing(
+        single=[piece for piece in around if piece],
+        special_tokens=[(special[f"{name}_token"], i) for name, i in ids.items() if i is not None],
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, clean_up_tokenization_spaces=False, **special
+    )
+    tokenizer.chat_template = gguf.get("tokenizer.chat_template", str)
+    return tokenizer
+
+
+def _backend(gguf: Gguf, kind: str, split: str, tokens: list[str]) -> Tokenizer:
+    typed = list(zip(tokens, gguf.get("tokenizer.ggml.token_type", list) or [], strict=False))
+    special = [token for token, type in typed if type in (UNKNOWN, CONTROL)]
+    words = [token for token, type in typed if type == USER_DEFINED]
+    backend = _byte_level(gguf, split, tokens, words) if kind == "gpt2" else _sentencepiece(gguf, tokens)
+    strips = family_of(gguf).strips_after_tokens
+    for add, found in ((backend.add_special_tokens, special), (backend.add_tokens, words)):
+        add([AddedToken(t, normalized=False, rstrip=strips and t not in NOT_STRIPPED) for t in found])
+    return backend
+
+
+def _byte_level(gguf: Gguf, split: str, tokens: list[str], words: list[str]) -> Tokenizer:
+    merges = [tuple(merge.split(" ", 1)) for merge in gguf.require("tokenizer.ggml.merges", list)]
+    vocabulary = {token: i for i, token in enumerate(tokens)}
+    for merge in merges:  # one that is too long brings tokenizers down
+        if "".join(merge) not in vocabulary:
+            raise ValueError(f"the merge {' '.join(merge)!r:.60} makes no token")
+    backend = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=split in WHOLE_WORDS))
+    splits = [pre_tokenizers.Split(Regex(one), "isolated") for one in SPLITS[split]]
+    bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.pre_tokenizer = pre_tokenizers.Sequence([*splits, bytes])
+    # DeepSeek has some letters (ö, ü) as words of their own, which else would be read as bytes.
+    letters = [(word, bytes.pre_tokenize_str(word)[0][0]) for word in words if word in NO_BYTES]
+    spell = [decoders.Replace(letter, spelled) for letter, spelled in letters]
+    backend.decoder = decoders.Sequence([*spell, decoders.ByteLevel()])
+    return backend
+
+
+def _sentencepiece(gguf: Gguf, tokens: list[str]) -> Tokenizer:
+    """Two pieces are merged where the result is a token, best score first. A text, and what follows a control token, begins with
+    one space more."""
+    vocabulary = {token: i for i, token in enumerate(tokens)}
+    scores = dict(zip(tokens, gguf.require("tokenizer.ggml.scores", list), strict=False))
+    unknown = _special(gguf, "unknown_token_id", len(tokens))
+    backend = Tokenizer(
+        models.BPE(
+            vocabulary,
+            generate_merges(vocabulary, scores),
+            unk_token=None if unknown is None else tokens[unknown],
+            fuse_unk=True,
+            byte_fallback=True,
+        )
+    )
+    prefixed = gguf.get("tokenizer.ggml.add_space_prefix", bool, True)
+    prefix = [normalizers.Prepend(SPACE)] if prefixed else []
+    backend.normalizer = normalizers.Sequence([*prefix, normalizers.Replace(" ", SPACE)])
+    strip = [decoders.Strip(" ", 1, 0)] if prefixed else []
+    pieces = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    backend.decoder = decoders.Sequence([*pieces, *strip])
+    return backend
+
+
+def _tokens(gguf: Gguf) -> list[str]:
+    tokens: list[str] = gguf.require("tokenizer.ggml.tokens", list)
+    if not tokens or not isinstance(tokens[0], str):
+        raise damaged(gguf.path, "its key tokenizer.ggml.tokens holds no strings")
+    return tokens
+
+
+def _special(gguf: Gguf, name: str, count: int) -> int | None:
+    key = f"tokenizer.ggml.{name}"
+    found: int | None = gguf.get(key, int)
+    if found is not None and not 0 <= found < count:
+        raise damaged(gguf.path, f"its key {key} is {found}, of {count} tokens")
+    return found

@@ -1,0 +1,197 @@
+"""From what the user calls a model to a directory with its files, or to a GGUF file."""
+
+from __future__ import annotations
+
+import os
+import re
+import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import huggingface_hub
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
+
+from dali.errors import DaliError, UsageError
+from dali.store.cache import cache_root
+
+BUNDLED = Path(__file__).parent.parent / "models"
+DEFAULT_MODEL = "dali-tiny"
+FILES = ["*.json", "*.jinja", "*.safetensors", "*.model", "*.txt"]
+DUPLICATES = ["*/*", "consolidated*"]  # the same weights once more, in other layouts
+
+MOST_NAMED = 8  # files, in an error
+
+
+def locate(model: str | os.PathLike[str] | None, offline: bool = False) -> Path:
+    """The directory or the GGUF file of `model`: a path, `org/name` on the Hugging Face hub, `org/name:QUANT` for a GGUF file
+    there (the first, if it is split), the name of a bundled or cached model, None for the bundled one. Downloads what is
+    missing unless `offline`. UsageError or DaliError says what was wrong.
+    """
+    if model is None:
+        return BUNDLED / DEFAULT_MODEL
+    name = os.fspath(model)
+    path = Path(os.path.expanduser(name))
+    if name and os.path.isdir(path):  # os.path: False, not an error, for what no path can be
+        if (path / "config.json").is_file():
+            return path
+        files = gguf_models(path)
+        if len(files) == 1:
+            return files[0]
+        found = ", ".join(str(file.relative_to(path)) for file in files[:MOST_NAMED])
+        found += f" and {len(files) - MOST_NAMED} more" if len(files) > MOST_NAMED else ""
+        raise UsageError(
+            f"{path} is not a model directory: it has no config.json"
+            + (f", and {len(files)} GGUF models." if files else "."),
+            f"Give one of its files: {found}." if files else "Give a directory with config.json and weights.",
+        )
+    if os.path.isfile(path):
+        if path.suffix.lower() == ".gguf" or _starts_as_gguf(path):
+            return path
+        raise UsageError(
+            f"{path} is a file, and not a GGUF one.",
+            "Give a .gguf file, or the directory that holds config.json and the weights.",
+        )
+    if path.suffix.lower() == ".gguf":
+        raise UsageError(f"There is no file {path}.", "Check its name, or give org/name:QUANT.")
+    for folder in (BUNDLED, cache_root() / "models"):
+        if "/" not in name and os.path.isfile(folder / name / "config.json"):
+            return folder / name
+    offline = offline or huggingface_hub.constants.HF_HUB_OFFLINE
+    if match := re.fullmatch(r"([\w-][\w.-]*/[\w.-]+):([\w.-]+)", name):
+        return _gguf_from_hub(match[1], match[2], offline)
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.startswith((".", "/")):
+        raise UsageError(
+            f"No model called {name!r}: no such directory, and not an org/name.",
+            "See `dali list` for the models found here.",
+        )
+    return _from_hub(name, offline)
+
+
+def gguf_models(directory: Path) -> list[Path]:
+    """The GGUF models in a directory and those right below it, as the hub's quantizations are: the first file of each."""
+    from dali.store.gguf.header import split_files  # and numpy, too slow to import for --help
+
+    files = sorted(
+        file
+        for pattern in ("*.gguf", "*/*.gguf")
+        for file in directory.glob(pattern)
+        if not file.name.startswith("mmproj")
+    )
+    return [file for file in files if split_files(file)[0] == file]
+
+
+def quant_of(name: str) -> str:
+    """The quantization that a GGUF file's name ends in, its number and suffix apart."""
+    return re.split(r"[-./]", re.sub(r"(-\d{5}-of-\d{5})?\.gguf$", "", name, flags=re.IGNORECASE))[-1]
+
+
+def _starts_as_gguf(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(4) == b"GGUF"
+    except OSError:
+        return False
+
+
+def _gguf_from_hub(name: str, quant: str, offline: bool) -> Path:
+    """The first file of the GGUF model whose name ends in `quant`; the shortest name of several."""
+    with _hub_errors(name, offline):
+        listed, where = _files(name, offline)
+    models: dict[str, list[str]] = {}
+    for file in sorted(listed):
+        if match := re.fullmatch(r"(?P<stem>.+?)(-\d{5}-of-\d{5})?\.gguf", file, re.IGNORECASE):
+            models.setdefault(match["stem"], []).append(file)
+    wanted = [stem for stem in models if re.search(rf"(^|[-./]){re.escape(quant)}$", stem, re.IGNORECASE)]
+    if not wanted:
+        known = ", ".join(sorted({quant_of(stem) for stem in models}))
+        raise UsageError(
+            f"{name} has no GGUF file for {quant!r} {where}.",
+            f"It has {known}."
+            if known
+            else "It has no GGUF files; leave out the colon for safetensors weights.",
+        )
+    files = models[min(wanted, key=len)]
+    with _hub_errors(name, offline):
+        path = huggingface_hub.snapshot_download(name, allow_patterns=files, local_files_only=offline)
+    return Path(path) / files[0]
+
+
+def _files(name: str, offline: bool) -> tuple[list[str], str]:
+    """What there is of a repository, and where: on the hub, or if that cannot be reached in the cache."""
+
+    def cached() -> tuple[list[str], str]:
+        there = Path(huggingface_hub.snapshot_download(name, local_files_only=True))
+        files = [str(file.relative_to(there)) for file in there.rglob("*.gguf")]
+        return files, "in the local Hugging Face cache"
+
+    if offline:
+        return cached()
+    try:  # in one request; list_repo_files retries for half a minute
+        files = [file.rfilename for file in huggingface_hub.model_info(name).siblings or ()]
+    except (HFValidationError, RepositoryNotFoundError):  # gated ones included
+        raise
+    except Exception:
+        with suppress(LocalEntryNotFoundError):
+            return cached()
+        raise
+    return files, "on the Hugging Face hub"
+
+
+def _from_hub(name: str, offline: bool) -> Path:
+    with _hub_errors(name, offline):
+        path = huggingface_hub.snapshot_download(
+            name, allow_patterns=FILES, ignore_patterns=DUPLICATES, local_files_only=offline
+        )
+    if not os.path.isfile(os.path.join(path, "config.json")):
+        raise DaliError(
+            f"{name} has no config.json here: its download was interrupted, or it holds no such model.",
+            "Load it once with a connection; a repository of GGUF files needs a quantization, as in org/name:Q4_K_M.",
+        )
+    return Path(path)
+
+
+@contextmanager
+def _hub_errors(name: str, offline: bool) -> Iterator[None]:
+    """What the hub's library raises, as a DaliError that says what to do."""
+    try:
+        yield
+    except HFValidationError as error:
+        raise UsageError(f"{name!r} names no model on the Hugging Face hub.", reason(error)) from error
+    except LocalEntryNotFoundError as error:
+        if offline:
+            raise DaliError(
+                f"{name} is not in the local Hugging Face cache, and dali is offline.",
+                "Drop --offline (and HF_HUB_OFFLINE) to download it, or give a directory.",
+            ) from error
+        cause = error.__cause__ or error  # its own words are a paragraph of advice
+        raise _unreachable(name, cause) from error
+    except GatedRepoError as error:
+        raise DaliError(
+            f"{name} is gated on the Hugging Face hub.",
+            "Accept its licence on its page and log in with `hf auth login`.",
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise DaliError(
+            f"The Hugging Face hub has no model {name!r} (or you may not see it).",
+            "Check the name; `hf auth login` for private ones.",
+        ) from error
+    except Exception as error:  # of the disk, or of whichever library made the connection
+        raise _unreachable(name, error) from error
+
+
+def _unreachable(name: str, error: BaseException) -> DaliError:
+    return DaliError(
+        f"{name} is not here and could not be downloaded ({reason(error)}).",
+        "Check the connection, or give a directory or a .gguf file.",
+    )
+
+
+def reason(error: BaseException) -> str:
+    """What another library's exception says, on one line."""
+    return textwrap.shorten(str(error), 250) or type(error).__name__

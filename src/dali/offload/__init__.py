@@ -1,0 +1,1 @@
+"""Putting a loaded model's experts under the runtime: device, slots, policies, predictors."""

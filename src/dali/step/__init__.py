@@ -1,0 +1,1 @@
+"""What one engine step is, and what a sequence keeps between steps."""

@@ -1,0 +1,1 @@
+"""GGUF files: their header, their tensors, their experts repacked."""

@@ -1,0 +1,165 @@
+"""The routed experts of a GGUF model: where each matrix lies, the layout that keeps it, and all of them into RAM."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dali.errors import DaliError
+from dali.kernels.expert import ExpertLayout, ExpertShape
+from dali.kernels.formats import Format
+from dali.store.arena import Arena
+from dali.store.checkpoint import ExpertsModule
+from dali.store.gguf.blocks import Bytes
+from dali.store.gguf.header import Gguf, GgufTensor, damaged
+from dali.store.gguf.pack import SAME_VALUES, own_format, pack_blocks, squared_error
+from dali.store.gguf.reader import Job, Reading
+
+
+class Place(NamedTuple):
+    """One expert's matrix: `rows` rows of a tensor from row `begin`."""
+
+    tensor: GgufTensor
+    begin: int
+    rows: int
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """Experts in RAM: records [layer][expert]; and for each conversion that lost something ("Q6_K to w8") the relative L2
+    error, measured on the first expert of each matrix."""
+
+    records: list[list[Tensor]]
+    converted: dict[str, float]
+
+
+class GgufExperts:
+    """The experts of `gguf` for a model with `modules`; `blocks[layer]` is the number of MoE layer `layer`'s block.
+
+    DaliError, naming the tensor, where one is missing or has another shape than the configuration says.
+    """
+
+    def __init__(self, gguf: Gguf, modules: Sequence[ExpertsModule], blocks: Sequence[int]) -> None:
+        self.gguf = gguf
+        self.modules = modules
+        self.names: set[str] = set()  # of all tensors that hold experts
+        self._places = [self._layer(*pair) for pair in zip(modules, blocks, strict=True)]
+
+    def _layer(self, module: ExpertsModule, block: int) -> dict[str, list[Place]]:
+        """Part of an expert -> its place for each expert."""
+        places = {
+            name: self._matrix(module, block, name, shape) for name, shape in module.shape.matrices.items()
+        }
+        if module.shape.biased:
+            for name, (rows, _) in module.shape.matrices.items():
+                bias = self._tensor(f"blk.{block}.ffn_{name}_exps.bias", (module.experts, rows))
+                if bias.type.name != "F32":
+                    raise damaged(bias.path, f"the tensor {bias.name} is in {bias.type.name}, not F32")
+                places[f"{name}_bias"] = [Place(bias, expert, 1) for expert in range(module.experts)]
+        return places
+
+    def _matrix(self, module: ExpertsModule, block: int, name: str, shape: tuple[int, int]) -> list[Place]:
+        """Three ways: all experts in one tensor; gate and up in one tensor, gate first; a tensor an expert (before 2024)."""
+        rows, columns = shape
+        prefix, experts = f"blk.{block}.ffn_", module.experts
+        if name in ("gate", "up") and f"{prefix}gate_up_exps.weight" in self.gguf.tensors:
+            both = self._tensor(f"{prefix}gate_up_exps.weight", (experts, 2 * rows, columns))
+            first = rows if name == "up" else 0
+            return [Place(both, expert * 2 * rows + first, rows) for expert in range(experts)]
+        if f"{prefix}{name}.0.weight" in self.gguf.tensors:
+            return [
+                Place(self._tensor(f"{prefix}{name}.{expert}.weight", (rows, columns)), 0, rows)
+                for expert in range(experts)
+            ]
+        tensor = self._tensor(f"{prefix}{name}_exps.weight", (experts, rows, columns))
+        return [Place(tensor, expert * rows, rows) for expert in range(experts)]
+
+    def _tensor(self, name: str, shape: tuple[int, ...]) -> GgufTensor:
+        tensor = self.gguf.tensors.get(name)
+        if tensor is None:
+            raise damaged(self.gguf.path, f"it lacks the tensor {name}")
+        if tensor.shape != shape:
+            raise damaged(
+                tensor.path, f"the tensor {name} is {list(tensor.shape)}, its metadata says {list(shape)}"
+            )
+        self.names.add(name)
+        return tensor
+
+    def layouts(self, format: Format | None) -> list[ExpertLayout]:
+        """Each layer's layout: all in `format`, or for None what keeps each matrix as it is in the file."""
+        return [self._layout(*pair, format) for pair in zip(self.modules, self._places, strict=True)]
+
+    @staticmethod
+    def _layout(module: ExpertsModule, places: dict[str, list[Place]], format: Format | None) -> ExpertLayout:
+        shape: ExpertShape = module.shape
+        if format is not None:
+            return ExpertLayout(shape, format)
+        return ExpertLayout.mixed(
+            shape, {name: own_format(places[name][0].tensor.type) for name in shape.matrices}
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the experts in the file."""
+        return sum(self.gguf.tensors[name].nbytes for name in self.names)
+
+    def _allocate(self, layouts: Sequence[ExpertLayout]) -> list[list[Tensor]]:
+        """Empty records [layer][expert]: one arena where all are of one size."""
+        sizes = [layout.record_bytes for layout in layouts]
+        experts = self.modules[0].experts
+        if len(set(sizes)) == 1:
+            return Arena(len(sizes) * experts, sizes[0]).by_layer(len(sizes))
+        return [Arena(experts, size).by_layer(1)[0] for size in sizes]
+
+    def read(self, layouts: Sequence[ExpertLayout]) -> Reading[Loaded]:
+        """All experts into RAM, in `layouts`. Its jobs raise DaliError for what cannot be held in its format."""
+        records = self._allocate(layouts)
+        errors: dict[str, list[tuple[float, float]]] = defaultdict(list)
+        jobs = [
+            Job(*place, partial(_pack, place, part, expert, layouts[layer], records[layer][expert], errors))
+            for layer, places in enumerate(self._places)
+            for part, by_expert in places.items()
+            for expert, place in enumerate(by_expert)
+        ]
+
+        def finish() -> Loaded:
+            sums = {name: np.sum(pairs, axis=0) for name, pairs in sorted(errors.items())}
+            return Loaded(records, {name: float(np.sqrt(e / w)) for name, (e, w) in sums.items() if e > 0})
+
+        return Reading(jobs, finish, [record for layer in records for record in layer])
+
+
+def _pack(
+    place: Place,
+    part: str,
+    expert: int,
+    layout: ExpertLayout,
+    record: Tensor,
+    errors: dict[str, list[tuple[float, float]]],
+    raw: Bytes,
+) -> None:
+    """One part of one expert into its record."""
+    tensor, target = place.tensor, layout.part(record, part)
+    try:
+        if part.endswith("_bias"):
+            bias = torch.from_numpy(raw.reshape(-1))
+            if not bias.view(torch.float32).isfinite().all():
+                raise DaliError("A bias is NaN or infinite.", "The model is damaged; download it again.")
+            target.copy_(bias)
+            return
+        format = layout.formats[part]
+        pack_blocks(raw, tensor.type, format, target)
+        if expert == 0 and SAME_VALUES.get(tensor.type.name) != format.name:
+            name = f"{tensor.type.name} to {format.name}"
+            errors[name].append(squared_error(raw, tensor.type, target, format))
+    except DaliError as error:
+        raise DaliError(
+            f"Expert {expert} of {tensor.name} in {tensor.path}: {error.problem}", error.fix
+        ) from error

@@ -1,0 +1,1 @@
+"""dali's own store: experts packed once, one aligned record each."""

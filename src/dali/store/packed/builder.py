@@ -1,0 +1,166 @@
+"""Building an expert store: once a (model, format), atomically, by one process at a time."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections import deque
+from collections.abc import Callable, Generator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+import xxhash
+from filelock import FileLock, Timeout
+from torch import Tensor
+
+from dali.errors import DaliError
+from dali.kernels.expert import ExpertWeights
+from dali.store.packed.header import StoreHeader
+from dali.store.packed.reader import StoreReader
+
+Progress = Callable[[int], None]
+
+
+class ExpertSource(Protocol):
+    """Where expert weights come from."""
+
+    def read(self, layer: int, expert: int) -> ExpertWeights: ...
+
+
+def ensure_store(
+    path: Path,
+    header: StoreHeader,
+    source: ExpertSource,
+    progress: Callable[[], Progress],
+    notify: Callable[[str], None] = lambda message: None,
+) -> bool:
+    """Make sure `path` is the store that `header` describes; True if it was built now.
+
+    A store of another source, layout or version is replaced. `progress` is called when a build starts and
+    returns the function that is told of each record's bytes. DaliError: no space, unwritable cache, an
+    unreadable source, weights that the format cannot hold.
+    """
+    if _is_current(path, header):  # no lock: a store appears whole, and its folder may be read-only
+        return False
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(f"{path}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            notify("Another process is building the expert store; waiting for it.")
+            lock.acquire()
+    except OSError as error:
+        raise DaliError(
+            f"Cannot write to the cache folder {path.parent} ({error.strerror or error}).",
+            "Make it writable, or set DALI_CACHE_DIR to a folder that is.",
+        ) from error
+    try:
+        if _is_current(path, header):
+            return False
+        build(path, header, source, progress())
+        return True
+    finally:
+        lock.release()
+
+
+def _is_current(path: Path, header: StoreHeader) -> bool:
+    try:
+        with StoreReader(path) as reader:
+            return reader.header == header
+    except DaliError:  # missing, half-written, truncated or of another version
+        return False
+
+
+def build(path: Path, header: StoreHeader, source: ExpertSource, progress: Progress) -> None:
+    """Write the store under a temporary name, sync it and rename it; leaves nothing behind when it fails."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        for killed in path.parent.glob(f"{path.name}.*.tmp"):  # the lock says that none is running
+            killed.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)  # outdated: free its space before its successor needs it
+        free = shutil.disk_usage(path.parent).free
+        if free < header.file_bytes:
+            raise _no_space(path, header, free)
+        with temporary.open("wb") as file, closing(_packed(header, source)) as packed:
+            file.write(header.encode())
+            checksums = np.empty(header.records, dtype="<u8")
+            for index, record in enumerate(packed):
+                view = record.numpy().data
+                checksums[index] = xxhash.xxh3_64_intdigest(view)
+                file.write(view)
+                progress(header.record_bytes)
+            file.write(checksums.tobytes())
+            file.flush()
+            os.fsync(file.fileno())
+            if hasattr(os, "posix_fadvise"):  # the reader goes past the page cache: leave no copy there
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        temporary.replace(path)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise _no_space(path, header, shutil.disk_usage(path.parent).free) from error
+        raise _unwritable(path, error) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)  # the rename itself
+    finally:
+        os.close(directory)
+
+
+def _packed(header: StoreHeader, source: ExpertSource) -> Generator[Tensor, None, None]:
+    """Every record in order. Experts are read one after another and packed side by side, each by one thread of torch's: its
+    own threads gain nothing on matrices this small and stall where the cores are busy."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    pool = ThreadPoolExecutor(threads, "dali-pack", initializer=torch.set_num_threads, initargs=(1,))
+    pending: deque[Future[Tensor]] = deque()
+    try:
+        for index in range(header.records):
+            layer, expert = divmod(index, header.experts)
+            pending.append(pool.submit(_pack, header, layer, expert, source.read(layer, expert)))
+            if len(pending) > threads:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+        torch.set_num_threads(threads)
+
+
+def _pack(header: StoreHeader, layer: int, expert: int, weights: ExpertWeights) -> Tensor:
+    record = torch.empty(header.record_bytes, dtype=torch.uint8)
+    try:
+        header.layout.pack(weights, record)
+    except DaliError as error:
+        raise DaliError(f"Expert {expert} of MoE layer {layer}: {error.problem}", error.fix) from error
+    return record
+
+
+def discard(path: Path) -> None:
+    """Delete a damaged store, which the next load then builds anew. DaliError: its folder cannot be written."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: Path, error: OSError) -> DaliError:
+    return DaliError(
+        f"Cannot write the expert store {path} ({error.strerror or error}).",
+        "Make its folder writable, or set DALI_CACHE_DIR to another one.",
+    )
+
+
+def _no_space(path: Path, header: StoreHeader, free: int) -> DaliError:
+    return DaliError(
+        f"The expert store needs {header.file_bytes / 2**20:.0f} MiB in {path.parent}, "
+        f"where {free / 2**20:.0f} MiB are free.",
+        "Free some space, set DALI_CACHE_DIR to another disk, or choose a smaller format (--quant w4).",
+    )

@@ -1,0 +1,82 @@
+"""Attention modules that decode in one native call: which ones do, and that not a bit changes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import dali
+from dali.fused.attention import DecodingAttention, fuse_attention
+from dali.kernels import native
+from families import FAMILIES, random_model, save_model
+
+pytestmark = pytest.mark.skipif(not native.AVAILABLE, reason="the kernels were not compiled")
+WHOLE = {
+    "mixtral",
+    "qwen2_moe",
+    "qwen3_moe",
+    "olmoe",
+    "phimoe",
+}  # not: latent attention, half-width rotations
+TOKENS = [[5, 6, 7, 8, 9, 10, 11, 12, 13], [14, 15, 16, 17], [18]]
+
+
+def attentions(llm) -> list[DecodingAttention]:
+    return [m.forward for m in llm.model.modules() if isinstance(m.forward, DecodingAttention)]
+
+
+def load(tmp_path, monkeypatch, model, quant="w8"):
+    monkeypatch.setenv("DALI_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.delenv(native.VARIABLE, raising=False)
+    return dali.load(save_model(model, tmp_path / "model"), quant=quant)
+
+
+def decoded(llm) -> list[torch.Tensor]:
+    """Logits of eight decoding steps of three sequences at once."""
+    sequences = [llm.sequence(tokens, max_tokens=9, temperature=0, ignore_eos=True) for tokens in TOKENS]
+    seen: list[torch.Tensor] = []
+    forward = llm.engine._forward
+
+    def watched(plan, every_row=False):
+        seen.append(forward(plan, every_row))
+        return seen[-1]
+
+    llm.engine.forget()
+    llm.engine._forward = watched
+    for sequence in sequences:
+        llm.engine.add(sequence)
+    while llm.engine.step():
+        pass
+    llm.engine._forward = forward
+    return seen
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_one_call_gives_the_bits_of_the_model_s_own_code(tmp_path, monkeypatch, family, dtype):
+    llm = load(tmp_path, monkeypatch, random_model(family, dtype=dtype))
+    fused = attentions(llm)
+    assert len(fused) == (3 if family in WHOLE else 0)
+    found = decoded(llm)
+    for module in llm.model.modules():
+        if isinstance(module.forward, DecodingAttention):
+            module.forward = module.forward.plain
+    for logits, wanted in zip(found, decoded(llm), strict=True):
+        assert torch.equal(logits, wanted)
+
+
+def test_a_module_that_is_called_otherwise_runs_as_written(tmp_path, monkeypatch):
+    llm = load(tmp_path, monkeypatch, random_model("olmoe"))
+    module = llm.model.model.layers[1].self_attn
+
+    def wants_a_mask(hidden_states, position_embeddings, attention_mask):
+        return hidden_states + attention_mask
+
+    module.forward = wants_a_mask
+    fuse_attention(llm.model)
+    assert module.forward is wants_a_mask
+
+
+def test_clipped_projections_and_full_precision_run_as_written(tmp_path, monkeypatch):
+    assert not attentions(load(tmp_path / "a", monkeypatch, random_model("olmoe", clip_qkv=0.5)))
+    assert not attentions(load(tmp_path / "b", monkeypatch, random_model("olmoe"), quant="f32"))

@@ -1,0 +1,129 @@
+"""Decoder layers that decode natively: which ones do, that not a bit changes, and that whoever watches a part sees it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from test_fused_attention import decoded, load
+
+from dali.fused.layer import DecodingLayer, fuse_layers
+from dali.hooks.moe_layer import MoELayer
+from dali.kernels import native
+from dali.step.context import StepContext
+from families import FAMILIES, random_model
+
+pytestmark = pytest.mark.skipif(not native.AVAILABLE, reason="the kernels were not compiled")
+WHOLE = {
+    "mixtral",
+    "qwen3_moe",
+    "olmoe",
+}  # not: shared experts, other routers and norms, attention of another kind
+
+
+def layers(llm) -> list[DecodingLayer]:
+    return [m.forward for m in llm.model.modules() if isinstance(m.forward, DecodingLayer)]
+
+
+def run_as_written(llm) -> None:
+    for module in llm.model.modules():
+        if isinstance(module.forward, DecodingLayer):
+            module.forward = module.forward.plain
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_one_call_gives_the_bits_of_the_parts(tmp_path, monkeypatch, family, dtype):
+    llm = load(tmp_path, monkeypatch, random_model(family, dtype=dtype))
+    assert len(layers(llm)) == (3 if family in WHOLE else 0)
+    found = decoded(llm)
+    counted = [(c.steps, c.routed_tokens, c.cpu, c.expert_bytes) for c in llm.telemetry.layers]
+    llm.telemetry.layers.clear()
+    run_as_written(llm)
+    for logits, wanted in zip(found, decoded(llm), strict=True):
+        assert torch.equal(logits, wanted)
+    assert counted == [(c.steps, c.routed_tokens, c.cpu, c.expert_bytes) for c in llm.telemetry.layers]
+
+
+def test_layers_that_follow_one_another_are_one_run(tmp_path, monkeypatch):
+    llm = load(tmp_path, monkeypatch, random_model("olmoe"))
+    first, *others = layers(llm)
+    assert others
+    assert first.run.layers == [first, *others]
+    assert all(layer.run is first.run for layer in others)
+
+
+def test_a_layer_with_other_parts_splits_the_run(tmp_path, monkeypatch):
+    model = random_model("qwen3_moe", mlp_only_layers=[1])
+    llm = load(tmp_path, monkeypatch, model)
+    runs = {id(layer.run) for layer in layers(llm)}
+    assert len(layers(llm)) == 2
+    assert len(runs) == 2
+    found = decoded(llm)
+    run_as_written(llm)
+    assert all(map(torch.equal, found, decoded(llm)))
+
+
+def _asks_for_more(forward):
+    """As a layer that cannot do without a mask."""
+    return lambda hidden_states, attention_mask, **more: forward(
+        hidden_states, attention_mask=attention_mask + 0, **more
+    )
+
+
+def _returns_a_tuple(forward):
+    return lambda *given, **named: (forward(*given, **named),)
+
+
+@pytest.mark.parametrize("kind", [_asks_for_more, _returns_a_tuple])
+def test_a_layer_called_or_answering_otherwise_runs_part_by_part(tmp_path, monkeypatch, kind):
+    llm = load(tmp_path, monkeypatch, random_model("olmoe"))
+    run_as_written(llm)
+    layer = llm.model.model.layers[1]
+    plain, layer.forward = layer.forward, kind(layer.forward)
+    fuse_layers(llm.model)
+    assert len(layers(llm)) == len(llm.model.model.layers) - 1
+    assert not llm.telemetry.layers
+    layer.forward = plain
+    found = decoded(llm)
+    run_as_written(llm)
+    assert all(map(torch.equal, found, decoded(llm)))
+
+
+def test_watched_parts_are_seen(tmp_path, monkeypatch):
+    llm = load(tmp_path, monkeypatch, random_model("olmoe"))
+    expected = decoded(llm)
+    seen: list[int] = []
+    experts = [m for m in llm.model.modules() if isinstance(m.__dict__.get("dali_layer"), MoELayer)]
+    handle = experts[1].register_forward_pre_hook(lambda module, arguments: seen.append(len(arguments[0])))
+    assert all(map(torch.equal, decoded(llm), expected))
+    assert len(seen) == len(expected)
+    handle.remove()
+    assert all(map(torch.equal, decoded(llm), expected))
+    assert len(seen) == len(expected)
+
+
+def test_many_sequences_run_part_by_part(tmp_path, monkeypatch):
+    """Beyond a few tokens routers go through torch's product, whose sums differ: so must the layer's."""
+    llm = load(tmp_path, monkeypatch, random_model("olmoe"))
+    monkeypatch.setattr("test_decode.TOKENS", [[5 + i, 6, 7] for i in range(9)])
+    found = decoded(llm)
+    run_as_written(llm)
+    assert all(map(torch.equal, found, decoded(llm)))
+
+
+def test_weights_that_moved_are_followed(tmp_path, monkeypatch):
+    llm = load(tmp_path, monkeypatch, random_model("olmoe", dtype=torch.float32))
+    expected = decoded(llm)
+    for parameter in llm.model.parameters():
+        parameter.data = parameter.data.clone()
+    assert not layers(llm)[0].run.serves(StepContext([], 0, native=True))
+    assert all(map(torch.equal, decoded(llm), expected))
+
+
+@pytest.mark.parametrize("family", ["olmoe", "mixtral"])
+def test_other_outputs_that_a_configuration_asks_for_are_not_collected(tmp_path, monkeypatch, family):
+    plain = decoded(load(tmp_path / "plain", monkeypatch, random_model(family)))
+    asked = {"output_router_logits": True, "output_hidden_states": True}
+    llm = load(tmp_path / "asked", monkeypatch, random_model(family, **asked))
+    assert all(map(torch.equal, decoded(llm), plain))
+    assert layers(llm)[0].run.serves(StepContext([], 0, native=True))

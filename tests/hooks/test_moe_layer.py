@@ -1,0 +1,67 @@
+"""A MoE layer's step in one native call against the reference kernels' int8 arithmetic."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from dali.hooks.moe_layer import MoELayer
+from dali.kernels import native
+from dali.kernels.activation import Activation
+from dali.kernels.expert import ExpertLayout, ExpertShape, ExpertWeights
+from dali.kernels.formats import get_format
+from dali.telemetry import Telemetry
+
+pytestmark = pytest.mark.skipif(not native.AVAILABLE, reason="the kernels were not compiled")
+EXPERTS, HIDDEN, TOP_K = 6, 64, 3
+
+
+@pytest.fixture(autouse=True)
+def _compiled(monkeypatch):
+    monkeypatch.delenv(native.VARIABLE, raising=False)
+
+
+def layers() -> tuple[MoELayer, MoELayer]:
+    """The same experts twice: compiled, and by the reference."""
+    torch.manual_seed(0)
+    layout = ExpertLayout(ExpertShape(HIDDEN, 96, Activation("silu")), get_format("w8"))
+    records = []
+    for _ in range(EXPERTS):
+        record = torch.empty(layout.record_bytes, dtype=torch.uint8)
+        layout.pack(
+            ExpertWeights(torch.randn(96, HIDDEN), torch.randn(96, HIDDEN), torch.randn(HIDDEN, 96)), record
+        )
+        records.append(record)
+    return (
+        MoELayer(0, layout, records, Telemetry()),
+        MoELayer(0, layout, records, Telemetry(), arithmetic="int8"),
+    )
+
+
+@pytest.mark.parametrize("tokens", [0, 1, 5, 40])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_one_call_agrees_with_the_reference_and_counts_alike(tokens, dtype):
+    compiled, reference = layers()
+    hidden = torch.randn(tokens, HIDDEN).to(dtype)
+    ids = (
+        torch.stack([torch.randperm(EXPERTS - 1)[:TOP_K] for _ in range(tokens)])
+        if tokens
+        else torch.empty(0, TOP_K).long()
+    )
+    weights = torch.rand(tokens, TOP_K).to(dtype)
+    found, expected = compiled(hidden, ids, weights), reference(hidden, ids, weights)
+    assert found.dtype == dtype
+    torch.testing.assert_close(found, expected, rtol=2e-2 if dtype == torch.bfloat16 else 1e-4, atol=0.02)
+    ours, theirs = compiled.telemetry.layer(0), reference.telemetry.layer(0)
+    assert (ours.cpu, ours.expert_bytes, ours.routed_tokens) == (
+        theirs.cpu,
+        theirs.expert_bytes,
+        theirs.routed_tokens,
+    )
+
+
+@pytest.mark.parametrize("wrong", [-1, EXPERTS])
+def test_an_expert_that_is_not_there_is_refused(wrong):
+    compiled, _ = layers()
+    with pytest.raises(IndexError, match="an expert that is not there"):
+        compiled(torch.randn(1, HIDDEN), torch.tensor([[0, wrong, 1]]), torch.rand(1, TOP_K))

@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dali.step.kv import KVCache, LayerKV
+
+
+def tokens(begin: int, count: int) -> torch.Tensor:
+    """One head of width 1 whose value is the position."""
+    return torch.arange(begin, begin + count, dtype=torch.float32).view(1, count, 1)
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(1, 90), min_size=1, max_size=20), st.sampled_from([None, 2, 7, 64]))
+def test_every_position_a_query_can_see_is_kept_in_order(chunks, window):
+    layer, position = LayerKV(), 0
+    for chunk in chunks:
+        keys, values = layer.append(tokens(position, chunk), -tokens(position, chunk), window)
+        end = position + chunk
+        first_seen = max(0, position - window + 1) if window else 0  # by the chunk's first query
+        assert layer.first <= first_seen
+        assert keys.flatten().tolist() == list(range(layer.first, end))
+        assert torch.equal(values, -keys)
+        position = end
+
+
+def test_a_window_bounds_the_memory():
+    layer = LayerKV()
+    for position in range(5000):
+        layer.append(tokens(position, 1), tokens(position, 1), 16)
+    assert layer.nbytes <= 2 * 4 * 128
+
+
+def test_truncate_forgets_the_end():
+    cache = KVCache()
+    cache.layer(0).append(tokens(0, 10), tokens(0, 10), None)
+    assert cache.truncate(4)
+    keys, _ = cache.layer(0).append(tokens(4, 1), tokens(4, 1), None)
+    assert keys.flatten().tolist() == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(("target", "possible"), [(299, True), (260, True), (100, False)])
+def test_truncate_behind_a_window_is_refused(target, possible):
+    cache = KVCache()
+    for position in range(300):
+        cache.layer(0).append(tokens(position, 1), tokens(position, 1), 8)
+    length = cache.layer(0).length
+    assert cache.truncate(target) is possible
+    if not possible:
+        assert cache.layer(0).length == length

@@ -1,0 +1,280 @@
+"""What a user of the Python interface meets: completions, streams, chat, limits and refusals."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import dali
+from dali.llm import LLM
+
+
+@pytest.fixture(scope="module")
+def llm(tmp_path_factory) -> LLM:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DALI_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        return dali.load(dtype="float32", quant="f32")
+
+
+PROMPT = "Once upon a time"
+
+
+def greedy(llm: LLM, prompt, n: int = 12):
+    return llm.generate(prompt, temperature=0, max_tokens=n, ignore_eos=True)
+
+
+def test_stream_and_generate_agree(llm):
+    pieces = list(llm.stream(PROMPT, temperature=0, max_tokens=12, ignore_eos=True))
+    assert len(pieces) > 3
+    assert "".join(pieces) == greedy(llm, PROMPT).text
+
+
+def test_sequences_that_join_and_leave_get_the_tokens_they_get_alone(llm):
+    prompts = [llm.encode(text) for text in (PROMPT, "The old king", "1 + 1 =", "He said")]
+    alone = [greedy(llm, prompt, n).tokens for prompt, n in zip(prompts, (4, 9, 14, 6), strict=True)]
+    streams = [
+        llm.sequence(p, temperature=0, max_tokens=n, ignore_eos=True)
+        for p, n in zip(prompts, (4, 9, 14, 6), strict=True)
+    ]
+    for late, sequence in enumerate(streams):
+        llm.engine.add(sequence)
+        for _ in range(late + 1):
+            llm.engine.step()
+    while llm.engine.step():
+        pass
+    assert [sequence.generated for sequence in streams] == alone
+
+
+def test_policies_are_told_whose_tokens_a_step_holds(llm, monkeypatch):
+    steps = []
+    monkeypatch.setattr(llm.engine, "begin", steps.append)
+    first, second = (llm.sequence([5, 6, 7], temperature=0, max_tokens=3, ignore_eos=True) for _ in range(2))
+    llm.engine.forget()
+    llm.engine.add(first)
+    llm.engine.step()
+    llm.engine.add(second)
+    llm.engine.step()
+    llm.engine.step()
+    assert [sorted(step.sequences.tolist()) for step in steps] == [
+        [first.number] * 3,
+        [first.number] + [second.number] * 3,
+        [first.number, second.number],
+    ]
+    told = [dict(zip(step.sequences.tolist(), step.prefill.tolist(), strict=True)) for step in steps]
+    assert told[0] == {first.number: True}
+    assert told[1] == {first.number: False, second.number: True}
+    assert told[2] == {first.number: False, second.number: False}
+    while llm.engine.step():
+        pass
+
+
+def test_interleaved_streams_keep_their_pieces(llm):
+    expected = [greedy(llm, text).text for text in (PROMPT, "The old king")]
+    streams = [
+        llm.stream(text, temperature=0, max_tokens=12, ignore_eos=True) for text in (PROMPT, "The old king")
+    ]
+    texts = ["", ""]
+    for turn in range(60):
+        texts[turn % 2] += next(streams[turn % 2], "")
+    assert texts == expected
+
+
+def test_a_closed_stream_leaves_the_engine(llm):
+    stream = llm.stream(PROMPT, temperature=0, max_tokens=50)
+    next(stream)
+    stream.close()
+    assert llm.engine.scheduler.live == []
+
+
+def test_the_next_turn_computes_only_what_is_new(llm):
+    first = greedy(llm, llm.encode(PROMPT))
+    turn = llm.encode(PROMPT) + first.tokens + llm.encode(" and then")
+    second = greedy(llm, turn)
+    assert second.cached_tokens == len(llm.encode(PROMPT)) + len(first.tokens) - 1
+    llm.engine._last = None
+    assert greedy(llm, turn).tokens == second.tokens
+
+
+def test_an_interrupted_step_can_be_tried_again(llm, monkeypatch):
+    expected = greedy(llm, PROMPT).tokens
+    sequence = llm.sequence(PROMPT, temperature=0, max_tokens=12, ignore_eos=True)
+    llm.engine._last = None
+    llm.engine.add(sequence)
+    for _ in range(3):
+        llm.engine.step()
+    layer = llm.model.model.layers[5].mlp.experts.__dict__["dali_layer"]
+
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(type(layer), "__call__", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        llm.engine.step()
+    monkeypatch.undo()
+    while llm.engine.step():
+        pass
+    assert sequence.generated == expected
+
+
+@pytest.mark.parametrize("where", ["sample", "push"])
+def test_an_interrupt_after_the_forward_costs_no_sequence_anything(llm, monkeypatch, where):
+    expected = [greedy(llm, prompt).tokens for prompt in (PROMPT, PROMPT[:5])]
+    sequences = [
+        llm.sequence(prompt, temperature=0, max_tokens=12, ignore_eos=True) for prompt in (PROMPT, PROMPT[:5])
+    ]
+    llm.engine.forget()
+    for sequence in sequences:
+        llm.engine.add(sequence)
+    for _ in range(3):
+        llm.engine.step()
+    owner = type(sequences[1].sampler) if where == "sample" else type(sequences[1])
+    plain = getattr(owner, where)
+
+    def interrupt(self, *given):
+        if self in (sequences[1], sequences[1].sampler):
+            raise KeyboardInterrupt
+        return plain(self, *given)
+
+    monkeypatch.setattr(owner, where, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        llm.engine.step()
+    monkeypatch.undo()
+    while llm.engine.step():
+        pass
+    assert [sequence.generated for sequence in sequences] == expected
+
+
+def test_seeds_reproduce_and_differ(llm):
+    texts = [llm.generate(PROMPT, temperature=1.0, seed=seed, max_tokens=20).text for seed in (1, 1, 2)]
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_stop_strings_end_the_text_before_them(llm):
+    full = greedy(llm, PROMPT).text
+    stop = full.split()[3]
+    stopped = llm.generate(PROMPT, temperature=0, max_tokens=12, stop=(stop,), ignore_eos=True)
+    assert stopped.text == full[: full.index(stop)]
+    assert stopped.finish_reason == "stop"
+
+
+def test_chat_uses_the_models_template(llm):
+    prompt = llm.chat_prompt([{"role": "user", "content": "Hello"}])
+    assert llm.tokenizer.decode(prompt) == "<|user|>\nHello<|end|>\n<|assistant|>\n"
+    assert llm.chat([{"role": "user", "content": "Hello"}], temperature=0, max_tokens=8).prompt_tokens == len(
+        prompt
+    )
+
+
+def test_the_context_ends_an_answer(llm):
+    prompt = llm.encode("word " * 600)[: llm.ctx_size - 3]
+    completion = llm.generate(prompt, temperature=0, ignore_eos=True)
+    assert (len(completion.tokens), completion.finish_reason) == (3, "length")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "words"),
+    [
+        ("", "empty"),
+        ([5000], "4095"),
+        ([-1], "4095"),
+        ("word " * 600, "context of 512"),
+    ],
+)
+def test_impossible_prompts_are_refused(llm, prompt, words):
+    with pytest.raises(dali.UsageError, match=words):
+        llm.generate([prompt])
+    assert llm.engine.scheduler.live == []
+
+
+@pytest.mark.parametrize(
+    "prompts",
+    [
+        None,
+        5,
+        [None],
+        [1.5],
+        {"input_ids": [5]},
+        [{"role": "user", "content": "Hi"}],
+        [[[5]]],
+        (n for n in "ab"),
+    ],
+)
+def test_what_is_no_prompt_is_refused(llm, prompts):
+    with pytest.raises(dali.UsageError, match=r"^A prompt is text or a list of token ids, not .*\n.*`chat`"):
+        llm.generate(prompts)
+    with pytest.raises(dali.UsageError, match=r"conversation is a list of messages"):
+        llm.chat(5)
+
+
+def test_token_ids_may_be_an_array(llm):
+    ids = llm.encode(PROMPT)
+    for same in (torch.tensor(ids), np.array(ids), tuple(ids)):
+        assert greedy(llm, same).tokens == greedy(llm, ids).tokens
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("model", 5),
+        ("threads", "2"),
+        ("threads", True),
+        ("ctx_size", 128.0),
+        ("n_cpu_moe", "3"),
+        ("seed", None),
+        ("device", None),
+        ("policy", ["lru"]),
+        ("prefetch", False),
+        ("vram", 1.5),
+    ],
+)
+def test_a_parameter_of_the_wrong_type_is_named(name, value, monkeypatch):
+    monkeypatch.setattr("dali.llm.load_model", lambda *arguments: pytest.fail("loaded"))
+    with pytest.raises(dali.UsageError) as error:
+        dali.load(**{"device": "sim:paper"} | {name: value})
+    assert str(error.value).startswith(f"{name} cannot be {value!r}.\nGive ")
+
+
+def test_attach_takes_a_model_not_its_name():
+    with pytest.raises(dali.UsageError, match=r"^model cannot be 'org/name'.\n.*dali.load takes names"):
+        dali.attach("org/name")
+
+
+def test_unknown_sampling_parameter_is_refused(llm):
+    with pytest.raises(dali.UsageError, match=r"'temprature'.*\n.*temperature"):
+        llm.generate(PROMPT, temprature=1)
+
+
+@pytest.mark.parametrize("size", [0, 1, 513])
+def test_context_sizes_out_of_range_are_refused(size, tmp_path, monkeypatch):
+    monkeypatch.setenv("DALI_CACHE_DIR", str(tmp_path))
+    with pytest.raises(dali.UsageError, match="2 to 512"):
+        dali.load(ctx_size=size)
+
+
+def test_teacher_forced_scores_equal_the_models(llm):
+    tokens = llm.encode("In the beginning God created the heaven and the earth. " * 20)[:200]
+    llm.engine.scheduler.step_tokens = 64
+    found = torch.cat(list(llm.engine.score(llm.sequence(tokens))))
+    llm.engine.scheduler.step_tokens = 512
+    whole = torch.cat(list(llm.engine.score(llm.sequence(tokens))))
+    torch.testing.assert_close(found, whole, rtol=1e-4, atol=1e-4)
+
+
+def test_saving_without_experts_is_refused(llm, tmp_path):
+    with pytest.raises(dali.DaliError, match="without its experts"):
+        llm.model.save_pretrained(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_sequence_that_fails_leaves_its_neighbours_alone(llm):
+    expected = greedy(llm, "The old king").text
+    bad = llm.sequence(PROMPT, temperature=0, max_tokens=12)
+    good = llm.sequence("The old king", temperature=0, max_tokens=12, ignore_eos=True)
+    sample = bad.sampler.sample
+    bad.sampler.sample = lambda logits: sample(logits * float("nan"))
+    streams = llm.pieces(bad), llm.pieces(good)
+    with pytest.raises(dali.DaliError, match="logits"):
+        next(streams[0])
+    assert "".join(streams[1]) == expected
+    assert bad.finish_reason == "error"
