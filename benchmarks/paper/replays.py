@@ -20,17 +20,17 @@ from dali.hardware import profile as profiles
 from dali.policies import Policies, create
 from dali.policies.assign import AssignPolicy
 from dali.policies.cache import CachePolicy
-from dali.policies.cache.whole_layers import WholeLayers
 from dali.policies.lanes import makespan
 from dali.policies.plan import ResidencyView
 from dali.policies.prefetch import PrefetchPolicy
 from dali.policies.signals import Signals
+from dali.policies.whole_layers import WholeLayers
 from dali.replay.bounds import LeastSeconds, best_assignment
 from dali.replay.cells import slots_of
 from dali.replay.shapes import shape_of
 from dali.replay.steps import Forward, forwards
 from dali.replay.timeline import SCRATCH, Timeline, dense_seconds
-from dali.replay.trace import DECODE, PREFILL, Array, Trace, read
+from dali.replay.traces.trace import DECODE, PREFILL, Array, Trace, read
 
 LENGTH = 64  # tokens of a prompt and of an answer, as in the paper
 MOST_TOKENS = 128 * LENGTH  # of a step

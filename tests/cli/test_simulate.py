@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from dali.replay.trace import write
+from dali.replay.traces.trace import write
 from replay.tiny_traces import fields, random_trace
 
 
@@ -85,7 +85,7 @@ def test_the_report_is_written_before_a_reader_of_the_table_may_leave(run, trace
     def leave(outcomes: object) -> str:
         raise BrokenPipeError
 
-    monkeypatch.setattr("dali.replay.report.table", leave)
+    monkeypatch.setattr("dali.replay.report.table.table", leave)
     monkeypatch.setattr("dali.cli.main._drop_output", lambda: None)
     file = tmp_path / "r.html"
     assert run("simulate", trace, "--policy", "lru", "--html", str(file))[0] == 141
@@ -93,7 +93,7 @@ def test_the_report_is_written_before_a_reader_of_the_table_may_leave(run, trace
 
 
 def test_a_report_that_cannot_be_written_does_not_take_the_table_too(run, trace, tmp_path, monkeypatch):
-    monkeypatch.setattr("dali.replay.report.table", lambda outcomes: "the table")
+    monkeypatch.setattr("dali.replay.report.table.table", lambda outcomes: "the table")
     monkeypatch.setattr(
         "pathlib.Path.replace", lambda *given: (_ for _ in ()).throw(OSError(28, "No space left"))
     )

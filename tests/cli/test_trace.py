@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from dali.replay.trace import read
+from dali.replay.traces.trace import read
 
 
 @pytest.fixture

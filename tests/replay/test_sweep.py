@@ -9,10 +9,10 @@ from tiny_traces import random_trace, trace_of
 from dali import systems
 from dali.errors import DaliError, UsageError
 from dali.replay import cells, sweep
-from dali.replay.page import page
-from dali.replay.report import as_json, table
+from dali.replay.report.page import page
+from dali.replay.report.table import as_json, table
 from dali.replay.shapes import SHAPES, shape_of
-from dali.replay.trace import write
+from dali.replay.traces.trace import write
 
 
 @pytest.fixture(autouse=True)

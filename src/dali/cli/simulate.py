@@ -44,7 +44,8 @@ def main(settings: SimpleNamespace) -> int:
         raise UsageError("--cache-only has no times, so no --profile and no --shape.", "Leave them out.")
     passing_note("Reading the traces ...")
     with ending_at_once():
-        from dali.replay import cells, page, report, sweep
+        from dali.replay import cells, sweep
+        from dali.replay.report import page, table
 
     planned = cells.plan(
         settings.words,
@@ -60,13 +61,13 @@ def main(settings: SimpleNamespace) -> int:
     outcomes = sweep.sweep(planned, lambda done: passing_note(f"Replayed {done} of {len(planned)} cells"))
     try:  # files first: whoever reads the table may stop in the middle of it
         if settings.json is not None:
-            _write(settings.json, report.as_json(outcomes))
+            _write(settings.json, table.as_json(outcomes))
         if settings.html is not None:
             passing_note("Drawing ...")
             _write(settings.html, page.page(outcomes, planned))
     finally:  # a full disk must not take the table, too
         passing_note()
-        print(report.table(outcomes))
+        print(table.table(outcomes))
     return 0
 
 

@@ -53,7 +53,7 @@ def main(settings: SimpleNamespace) -> int:
 
     llm = load_model(model, directory, settings, chat=not settings.raw)
     from dali.measure.recorder import record
-    from dali.replay import trace
+    from dali.replay.traces import trace
 
     recorded = record(
         llm,

@@ -27,9 +27,9 @@ from dali.offload.lossy import CpuExperts, LossyLayers, cpu_experts
 from dali.offload.low_bits import reduce_bits
 from dali.policies import Policies, create
 from dali.policies.assign import AssignPolicy, layerwise
-from dali.policies.cache.whole_layers import WholeLayers
 from dali.policies.prefill import prefill_chunk
 from dali.policies.registry import DEFAULT
+from dali.policies.whole_layers import WholeLayers
 from dali.progress import Meter
 from dali.runtime.executor import Executor
 from dali.runtime.look_ahead import LookAhead

@@ -14,7 +14,7 @@ from dali.hardware import profile as profiles
 from dali.replay import eviction
 from dali.replay.shapes import shape_of
 from dali.replay.steps import Forward, forwards
-from dali.replay.trace import Trace, read
+from dali.replay.traces.trace import Trace, read
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from dali.replay.shapes import shape_of
 from dali.replay.spans import timeline
 from dali.replay.steps import CHUNK, Forward
 from dali.replay.timeline import Result, Timeline, dense_seconds
-from dali.replay.trace import Trace
+from dali.replay.traces.trace import Trace
 from dali.systems import System
 
 PARALLEL_EVENTS = 200_000  # from so many (step, layer) events on, other processes pay for their start

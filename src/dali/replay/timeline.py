@@ -28,7 +28,7 @@ from dali.replay.guards import Guards
 from dali.replay.residency import Link, Residency
 from dali.replay.shapes import Shape
 from dali.replay.steps import Forward
-from dali.replay.trace import Array, Trace
+from dali.replay.traces.trace import Array, Trace
 
 DRAWN = 6  # layers of a step are kept to be drawn
 SCRATCH = 16  # slots, as in a live run, beside the residents'

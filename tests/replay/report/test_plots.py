@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from dali.replay import plots
+from dali.replay.report import plots
 
 
 def test_a_row_has_its_name_its_value_and_a_bar_as_long():

@@ -10,13 +10,14 @@ import numpy as np
 
 from dali import systems
 from dali.errors import UsageError
-from dali.replay import eviction, plots
+from dali.replay import eviction
 from dali.replay.cells import Cell, read_trace
-from dali.replay.metrics import segment_cache_hit_rate, segment_routing_performance
-from dali.replay.report import HEADINGS, cell, columns, notes
+from dali.replay.report import plots
+from dali.replay.report.table import HEADINGS, cell, columns, notes
 from dali.replay.steps import forwards
 from dali.replay.sweep import Outcome, Row
-from dali.replay.trace import Trace
+from dali.replay.traces.locality import segment_cache_hit_rate, segment_routing_performance
+from dali.replay.traces.trace import Trace
 
 SHARES = (10, 25, 50, 75, 90)  # of a layer's experts, in the curves
 CURVE_TOKENS = 4000  # of a trace, for curves and metrics

@@ -7,7 +7,7 @@ import pytest
 from tiny_traces import fields, random_trace
 
 from dali.errors import DaliError, UsageError
-from dali.replay import trace as traces
+from dali.replay.traces import trace as traces
 
 
 @pytest.fixture
