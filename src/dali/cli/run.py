@@ -17,7 +17,7 @@ from dali.cli.options import Kind, Option
 from dali.cli.settings import Verb
 from dali.cli.template import read_template
 from dali.cli.terminal import DIM, log, styled
-from dali.errors import UsageError
+from dali.errors import DaliError, UsageError
 from dali.loading.locate import DEFAULT_MODEL
 from dali.store.cache import cache_root
 
@@ -52,7 +52,7 @@ VERB = Verb(
             "policy",
             Kind(
                 "NAME",
-                f"one of {', '.join(systems.names())}, or another that --list-policies shows",
+                f"one of {', '.join(systems.names())}, another that --list-policies shows, or a file that ends in .py",
                 lambda text: systems.get(text).name,
             ),
             "a published system, in place of --assign, --prefetch and --cache (see --list-policies)",
@@ -118,8 +118,12 @@ def _devices() -> list[str]:
 def _policies() -> list[str]:
     """What --policy can be: systems and their variants, and what --lossy turns on."""
     lines = []
-    for name in systems.names(variants=True):
-        system = systems.get(name)
+    for name in [*systems.names(variants=True), *systems.installed()]:
+        try:
+            system = systems.get(name)
+        except DaliError as error:  # another package's, which must not hide the others
+            lines.append(f"{name:<28}  cannot be used: {error.problem}")
+            continue
         lossy = f"  (--lossy: {', '.join(system.lossy)})" if system.lossy else ""
         lines.append(f"{name:<28}  {system.title}{lossy}")
     return lines

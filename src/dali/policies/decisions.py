@@ -8,6 +8,7 @@ and step, and nearly all of it only where something was decided.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Collection, Iterable, Sequence, Set
 from traceback import walk_tb
 from typing import Any, NoReturn
@@ -234,23 +235,47 @@ def wrong(kind: str, function: Any, fault: str, when: str) -> DaliError:
 
 
 def blame(kind: str, function: Any, error: Exception, when: str) -> NoReturn:
-    """Say that a policy raised, and where. Dali's own errors, and those of its own policies, are raised as they are."""
-    code = getattr(function, "__code__", None)
-    if isinstance(error, DaliError) or code is None or code.co_filename.startswith(PACKAGE):
+    """Say that a policy raised, and where. Dali's own errors, and whatever its own policies raise, are raised as they are."""
+    file = _file(function)
+    if isinstance(error, DaliError) or ours(function):
         raise error
-    lines = [
-        line for frame, line in walk_tb(error.__traceback__) if frame.f_code.co_filename == code.co_filename
-    ]
-    where = f"{shown(code.co_filename)}, line {lines[-1]}," if lines else place(function)
+    line = line_of(error, file)
+    where = f"{shown(file)}, line {line}," if line else place(function)
     raise DaliError(f"The {kind} policy at {where} raises {reason(error)} ({when}).", MEND) from error
 
 
+def ours(function: Any) -> bool:
+    """Whether it is dali's own."""
+    return _file(function).startswith(PACKAGE)
+
+
+def line_of(error: BaseException, file: str) -> int | None:
+    """The line of a file in which an exception came up, or what it called there; None where it was not in that file."""
+    lines = [line for frame, line in walk_tb(error.__traceback__) if frame.f_code.co_filename == file]
+    return lines[-1] if lines else None
+
+
 def place(function: Any) -> str:
-    """Where a function is written: its file and the line it begins in."""
-    code = getattr(function, "__code__", None)
-    if code is None:
-        return f"{type(function).__module__}.{type(function).__qualname__}"
-    return f"{shown(code.co_filename)}, line {code.co_firstlineno},"
+    """Where a function is written: its file and the line it begins in; for one that a policy inherits from dali, where the policy
+    begins."""
+    file, code = _file(function), getattr(function, "__code__", None)
+    if code is not None and code.co_filename == file:
+        return f"{shown(file)}, line {code.co_firstlineno},"
+    parts = [
+        getattr(part, "__code__", None)
+        for part in vars(type(getattr(function, "__self__", function))).values()
+    ]
+    lines = [part.co_firstlineno for part in parts if part is not None and part.co_filename == file]
+    return f"{shown(file)}, line {min(lines, default=1)},"
+
+
+def _file(function: Any) -> str:
+    """The file of a function or, for a method, of its object's class; a policy's methods may be inherited from dali's."""
+    owner = getattr(function, "__self__", None)
+    if owner is None and hasattr(function, "__code__"):
+        return str(function.__code__.co_filename)
+    module = type(function if owner is None else owner).__module__
+    return str(getattr(sys.modules.get(module), "__file__", None) or module)
 
 
 def shown(file: str) -> str:
