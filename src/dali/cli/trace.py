@@ -6,29 +6,39 @@ import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
 from dali.cli.conversation import check_prompt
 from dali.cli.model import MODEL_FLAGS, find_model, load_model
-from dali.cli.options import Option, whole
+from dali.cli.options import FILE, Option, whole
 from dali.cli.settings import Verb
 from dali.cli.terminal import log, meter
 from dali.errors import UsageError
 from dali.hardware.memory import size
 from dali.loading.locate import DEFAULT_MODEL
 
+if TYPE_CHECKING:
+    from dali.replay.traces.trace import Trace
+
 TOKENS = 128  # of an answer, unless told otherwise
 
 VERB = Verb(
     "trace",
     "Answer prompts on the CPU and record which experts each token was routed to, with weights and scores, for `dali simulate`. "
-    "MODEL is as for `dali run`. Prompts come one a line, from a file or on stdin.",
+    "MODEL is as for `dali run`. Prompts come one a line, from a file or on stdin. With --import, what another tool recorded "
+    "is made such a trace instead; MODEL is then only its name.",
     {
         "trace": ("output", "prompts", "hidden", "batch"),
+        "import": ("import", "experts"),
         "answer": ("predict", "temp", "top-k", "top-p", "min-p", "seed", "raw"),
         "model": MODEL_FLAGS,
     },
     words="[MODEL] -o FILE.npz",
-    own=(Option("predict", whole(1), f"most tokens to answer with (default: {TOKENS})", "-n"),),
+    own=(
+        Option("predict", whole(1), f"most tokens to answer with (default: {TOKENS})", "-n"),
+        Option("import", FILE, "routing to convert: CSV, JSON lines, or a tracer's (docs/TRACES.md)"),
+        Option("experts", whole(1), "experts a layer, where the imported file does not say"),
+    ),
 )
 
 
@@ -46,6 +56,12 @@ def main(settings: SimpleNamespace) -> int:
     if output.is_dir() or not os.access(output.parent, os.W_OK):
         raise UsageError(
             f"{settings.output!r} is no file that can be written.", "Name one in a writable folder."
+        )
+    if getattr(settings, "import") is not None:
+        return _convert(settings, output)
+    if settings.experts is not None:
+        raise UsageError(
+            "--experts is of an imported file; there is none.", "Give --import FILE, or leave it out."
         )
     model = settings.words[0] if settings.words else DEFAULT_MODEL
     directory = find_model(model, settings)
@@ -71,13 +87,36 @@ def main(settings: SimpleNamespace) -> int:
         seed=settings.seed,
     )
     trace.write(output, recorded)
-    answers = int((recorded.phase == trace.DECODE).sum())
+    _report(recorded, output)
+    return 0
+
+
+def _convert(settings: SimpleNamespace, output: Path) -> int:
+    """Make a trace of what another tool recorded."""
+    for name in ("prompts", "hidden", "batch", "predict"):
+        if getattr(settings, name):
+            raise UsageError(f"--import records nothing, so no --{name}.", "Leave it out.")
+    from dali.replay.traces import trace
+    from dali.replay.traces.foreign import convert
+
+    found, notes = convert(
+        getattr(settings, "import"), settings.words[0] if settings.words else None, settings.experts
+    )
+    trace.write(output, found)
+    for note in notes:
+        log.info(note)
+    _report(found, output)
+    return 0
+
+
+def _report(recorded: Trace, output: Path) -> None:
+    """Say what was written."""
+    answers = int(recorded.phase.sum())  # 1 is a generated token
     sequences = "1 sequence" if recorded.sequences == 1 else f"{recorded.sequences} sequences"
     log.info(
         f"{output}: {sequences}, {recorded.tokens - answers} prompt + {answers} answer tokens, "
         f"{recorded.layers} layers, {size(output.stat().st_size)}"
     )
-    return 0
 
 
 def _prompts(file: str | None) -> list[str]:
