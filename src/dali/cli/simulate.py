@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import os
+import shlex
 import tempfile
 from contextlib import suppress
+from datetime import date
 from pathlib import Path
 from types import SimpleNamespace
 
+import dali
 from dali.cli.interrupt import ending_at_once
-from dali.cli.options import FILE, NAMES, Option, whole
+from dali.cli.options import FILE, NAMES, SWITCH, Option, whole
 from dali.cli.settings import Verb
 from dali.cli.terminal import passing_note
 from dali.errors import DaliError, UsageError
 
-SLOTS = ("25%", "50%")
-PROFILE = "paper"
+PROFILE = "paper"  # dali.replay.comparison's, which takes long to import; a test compares them
 
 VERB = Verb(
     "simulate",
@@ -23,13 +25,20 @@ VERB = Verb(
     "rates beside the offline optimum, modelled tokens a second beside a bound. Traces come from `dali trace`.",
     {
         "comparison": ("policy", "cache-slots", "batch", "profile", "shape", "tokens", "cache-only", "seed"),
-        "output": ("json", "html"),
+        "output": ("json", "html", "explain"),
     },
     words="TRACE.npz [TRACE.npz ...]",
     own=(
         Option("json", FILE, 'write the rows here, as {"rows": [...]}'),
         Option("seed", whole(0), "of the first residents and of random eviction (default: 0)"),
         Option("profile", NAMES, f"hardware profiles, by name or file (default: {PROFILE})"),
+        Option("explain", SWITCH, "say what the table's columns mean"),
+        Option(
+            "policy",
+            NAMES,
+            "policies of `dali run --list-policies` and files that end in .py, with commas between them, or all (default) of "
+            "dali's own; their lossy parts off",
+        ),
     ),
 )
 
@@ -44,16 +53,16 @@ def main(settings: SimpleNamespace) -> int:
         raise UsageError("--cache-only has no times, so no --profile and no --shape.", "Leave them out.")
     passing_note("Reading the traces ...")
     with ending_at_once():
-        from dali.replay import cells, sweep
+        from dali.replay import cells, comparison, sweep
         from dali.replay.report import page, table
 
     planned = cells.plan(
         settings.words,
-        _policies(settings.policy or ("all",), settings.cache_only),
-        settings.profile or (PROFILE,),
-        settings.shape or ("own",),
+        cells.spelt_out(settings.policy or ("all",), settings.cache_only),
+        settings.profile or (comparison.PROFILE,),
+        settings.shape or (comparison.SHAPE,),
         settings.batch or (1,),
-        settings.cache_slots or SLOTS,
+        settings.cache_slots or comparison.SLOTS,
         settings.tokens,
         settings.seed or 0,
         settings.cache_only,
@@ -64,27 +73,25 @@ def main(settings: SimpleNamespace) -> int:
             _write(settings.json, table.as_json(outcomes))
         if settings.html is not None:
             passing_note("Drawing ...")
-            _write(settings.html, page.page(outcomes, planned))
+            _write(settings.html, page.page(outcomes, planned, _made(settings)))
     finally:  # a full disk must not take the table, too
         passing_note()
-        print(table.table(outcomes))
+        print(table.table(outcomes, settings.explain))
     return 0
 
 
-def _policies(named: tuple[str, ...], cache_only: bool) -> list[str]:
-    """Names, each once, "all" spelt out; "lossless" is the same, as nothing lossy is ever replayed."""
-    from dali import systems
-    from dali.replay import eviction
-
-    found: list[str] = []
-    for name in named:
-        if name not in ("all", "lossless"):
-            found.append(name)
-        elif cache_only:
-            found += eviction.POLICIES
-        else:
-            found += sorted(systems.names(), key=lambda name: name != "default")
-    return list(dict.fromkeys(found))
+def _made(settings: SimpleNamespace) -> str:
+    """The command that makes the report again, and the day."""
+    words = ["dali", "simulate", *settings.words]
+    for name in (
+        name for names in VERB.flags.values() for name in names if name not in ("json", "html", "explain")
+    ):
+        value = getattr(settings, name.replace("-", "_"))
+        if value is True:
+            words.append(f"--{name}")
+        elif value:
+            words += [f"--{name}", ",".join(map(str, value)) if isinstance(value, tuple) else str(value)]
+    return f"Made on {date.today()} by dali {dali.__version__}: {shlex.join(words)}"
 
 
 def _write(name: str, text: str) -> None:

@@ -69,6 +69,19 @@ def plan(
     return cells
 
 
+def spelt_out(policies: Sequence[str], cache_only: bool = False) -> list[str]:
+    """Policies, each once, "all" spelt out: dali's own; "lossless" is the same, as nothing lossy is ever replayed."""
+    found: list[str] = []
+    for name in policies:
+        if name not in ("all", "lossless"):
+            found.append(name)
+        elif cache_only:
+            found += eviction.POLICIES
+        else:
+            found += sorted(systems.names(), key=lambda name: name != "default")
+    return list(dict.fromkeys(found))
+
+
 def slots_of(text: str, trace: Trace) -> int:
     """Resident experts a layer for "25%" or "8". UsageError: it is neither, or more than there are."""
     try:

@@ -18,7 +18,7 @@ def convert(
 ) -> tuple[Trace, list[str]]:
     """The trace that a file of rows holds, and what was left out of it, a sentence each.
 
-    `model`: its name, else what the file says; `experts`: a layer's, else what the file says, else as many as the largest id needs.
+    `model`: its name, else what the file says; `experts`: a layer's, else what the file says, else what the largest id needs.
     UsageError: there is no such file. DaliError: by row and column, what is missing, unsorted or contradicts the others.
     """
     rows = read_rows(path)
