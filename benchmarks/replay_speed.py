@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 
 import report
+from dali.replay.traces import public
 
 FOLDER = Path(os.environ.get("DALI_TRACES", "traces"))
 REPLAYS = {
@@ -35,6 +36,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if not arguments.trace.is_file():
         sys.exit(f"There is no trace {arguments.trace}: name one by --trace, or its folder by DALI_TRACES.")
+    public.read(arguments.trace)
     rows = []
     for name, flags in REPLAYS.items():
         with tempfile.TemporaryDirectory() as folder:
