@@ -190,8 +190,8 @@ class Executor:
         workload: Sequence[int],
         signals: Signals | None,
     ) -> Sequence[tuple[int, Sequence[float]]]:
-        """What later layers are expected to need: from the ids predicted of them, which came down as `ahead`, or from the policy's
-        own forecast."""
+        """What later layers are expected to need: by the ids predicted of them, which came down as `ahead`, or as the policy says
+        itself."""
         if predicted is not None and ahead is not None:
             parts = (
                 [ahead] if len(ahead) == tokens else list(ahead.view(-1, tokens, ahead.shape[1]))
