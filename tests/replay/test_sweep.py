@@ -119,6 +119,20 @@ def test_processes_change_nothing(path, monkeypatch):
     assert as_json(sweep.sweep(planned(path))) == mine
 
 
+def test_a_policy_from_a_file_goes_along_to_processes_and_its_errors_come_back(path, tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep, "PARALLEL_EVENTS", 0)
+    policy = tmp_path / "mine.py"
+    policy.write_text("from dali.policies.cache.lru import Policy\n")
+    rows = [
+        one.row
+        for one in sweep.sweep(planned(path, [str(policy)], batches=[2], cache_slots=["4"]), processes=2)
+    ]
+    assert [row["policy"] for row in rows] == [str(policy)]
+    policy.write_text("class Policy:\n    def assign(self, *told):\n        return 1 / 0\n")
+    with pytest.raises(DaliError, match=r"mine.py, line 3, raises ZeroDivisionError .* \(layer 0, step 1\)"):
+        sweep.sweep(planned(path, [str(policy)], batches=[2], cache_slots=["4"]), processes=2)
+
+
 def test_the_report_is_the_same_byte_for_byte(path):
     def reports():
         found = planned(path, policies=["default", "lru"], batches=[2])
