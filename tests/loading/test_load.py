@@ -24,7 +24,10 @@ from dali.hardware.memory import parse_size
 from dali.kernels.activation import Activation
 from dali.kernels.expert import ExpertLayout, ExpertShape
 from dali.kernels.formats import FORMATS
-from dali.loading.safetensors import HEADROOM, LoadedModel, choose_layout, load_model
+from dali.loading.budget import HEADROOM, choose_layout
+from dali.loading.loaded import LoadedModel
+from dali.loading.safetensors import SafetensorsModel
+from dali.options import LoadOptions
 from dali.store.arena import Arena
 from dali.store.checkpoint import ExpertsModule
 from dali.store.packed.reader import DamagedStore
@@ -62,7 +65,8 @@ def load(
             told.append((what, total))
         return lambda done: None
 
-    return load_model(directory, quant, dtype, None, ram, meter, lambda message: None)
+    options = LoadOptions(quant=quant, dtype=dtype, ram=ram)
+    return SafetensorsModel(directory).load(options, False, meter, lambda message: None)
 
 
 def refusal(directory: Path, **options: object) -> DaliError:
@@ -419,7 +423,7 @@ def test_auto_takes_w8_if_it_fits_and_else_w4(directory, monkeypatch):
         with pytest.raises(DaliError, match="; ram allows") as error:
             chosen(ram, quant)
         assert error.value.fix.startswith("With --quant w4 it needs ") == (quant != "auto")
-    monkeypatch.setattr("dali.loading.safetensors.available_ram", lambda: enough["w4"] - 1)
+    monkeypatch.setattr("dali.loading.budget.available_ram", lambda: enough["w4"] - 1)
     with pytest.raises(DaliError, match="are free") as error:
         chosen(None)
     assert error.value.fix == "Close other programs, or choose a smaller model."

@@ -24,7 +24,7 @@ from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKEN
 from transformers.tokenization_utils_base import generate_merges
 
 from dali.errors import DaliError
-from dali.loading.gguf.config import family_of
+from dali.loading.gguf.families import family_of
 from dali.loading.locate import reason
 from dali.store.gguf.header import Gguf, damaged
 
