@@ -5,6 +5,7 @@ This file is not called load.py, as `dali.load` is the function: a module of tha
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable
 from typing import Any
@@ -46,9 +47,23 @@ def load(
         raise UsageError(
             f"model cannot be {model!r:.60}.", "Give a path or org/name; dali.attach takes models."
         )
+    unknown = sorted(options.keys() - LoadOptions.__dataclass_fields__.keys())
+    if unknown:
+        known = ", ".join(LoadOptions.__dataclass_fields__)
+        raise UsageError(f"dali.load has no option {unknown[0]!r}.", f"Its options: {known}.")
     chosen = LoadOptions(**options)
     prepare(chosen, notify)
     return load_source(open_source(locate(model, chosen.offline)), chosen, meter, notify)
+
+
+def _signature() -> inspect.Signature:
+    """What `help` and editors show of `load`: the options by name, which stand in LoadOptions alone."""
+    own = inspect.signature(load).parameters
+    fields = inspect.signature(LoadOptions).parameters.values()
+    return inspect.Signature([own["model"], *fields, own["meter"], own["notify"]], return_annotation="LLM")
+
+
+load.__signature__ = _signature()  # type: ignore[attr-defined]
 
 
 def prepare(options: LoadOptions, notify: Callable[[str], None]) -> None:

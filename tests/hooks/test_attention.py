@@ -27,10 +27,10 @@ def decode(lengths, heads, kv_heads, widths, dtype, window=None, sinks=None, nat
 
     segments = []
     for row, length in enumerate(lengths):
-        kv = SequenceState()
+        state = SequenceState()
         if length:
-            kv.layer(0).append(noise(kv_heads, length, widths[0]), noise(kv_heads, length, widths[1]), window)
-        segments.append(Segment(kv, row, 1, length, False))
+            state.kv(0).append(noise(kv_heads, length, widths[0]), noise(kv_heads, length, widths[1]), window)
+        segments.append(Segment(state, row, 1, length, False))
     tokens = len(lengths)
     query = noise(1, tokens, heads, widths[0]).transpose(1, 2)  # as models hand them over: a view
     key = noise(1, tokens, kv_heads, widths[0]).transpose(1, 2)

@@ -110,8 +110,9 @@ class SafetensorsModel:
     def _load(
         self, options: LoadOptions, compiled: bool, meter: Meter, notify: Callable[[str], None]
     ) -> LoadedModel:
+        modules = self.modules
         ctx_size = choose_context(self.config, options.ctx_size, self.name)
-        modules, tokenizer, checkpoint = self.modules, self.tokenizer, self.checkpoint
+        tokenizer, checkpoint = self.tokenizer, self.checkpoint
         mapping = get_model_conversion_mapping(self.skeleton)
         experts = CheckpointExperts(checkpoint, modules, mapping, self.skeleton)
         dtype = self.dtype(options.dtype, compiled)
