@@ -22,7 +22,7 @@ from torch import Tensor
 
 import dali
 import report
-from dali.hooks.seam import experts_modules
+from dali.hooks.seam import dali_layer, experts_modules, set_dali_layer
 from dali.kernels import native
 from dali.kernels.expert import ExpertLayout
 from dali.kernels.formats import FORMATS
@@ -45,7 +45,9 @@ def recorded(llm: dali.LLM, tokens: int) -> list[Call]:
 
     modules = experts_modules(llm.model).values()
     for module in modules:
-        module.__dict__["dali_layer"] = recording(module.__dict__["dali_layer"])
+        layer = dali_layer(module)
+        assert layer is not None
+        set_dali_layer(module, recording(layer))
     sequence = llm.sequence(llm.encode(TEXT.read_text())[:tokens])
     llm.engine.scheduler.step_tokens = tokens
     list(llm.engine.score(sequence))

@@ -14,14 +14,11 @@ from typing import Any
 
 import torch
 
+from dali import fused
 from dali.engine.engine import Engine
 from dali.engine.sampling import SamplingParams
 from dali.engine.sequence import Sequence
 from dali.errors import DaliError, UsageError
-from dali.fused import attention as decode
-from dali.fused import dense
-from dali.fused import layer as decoder_layer
-from dali.fused import model as decoding_model
 from dali.hardware.memory import parse_size
 from dali.hooks import seam
 from dali.hooks.moe_layer import MoELayer
@@ -35,9 +32,9 @@ from dali.offload.build import Offload, check, offload
 from dali.progress import Meter, silent
 from dali.runtime.executor import Executor
 from dali.store.arena import Arena
-from dali.store.checkpoint import canonical
 from dali.store.packed.builder import discard
 from dali.store.packed.reader import DamagedStore
+from dali.store.pool import ExpertPool
 from dali.telemetry import Telemetry
 
 # What a configuration may ask a forward pass for beside logits: nobody reads it, and collecting it watches every layer.
@@ -170,13 +167,8 @@ def load(
         room = None if ram is None else ram - llm.expert_bytes - llm.dense_bytes - HEADROOM
         llm.executor = offload(llm.loaded, llm.engine, options, meter, notify, room=room)
     if compiled and llm.model.device.type == "cpu":
-        if llm.layout.format.quantized:
-            dense.pack_linears(llm.model, get_format("w8"))
-        dense.fuse_norms(llm.model)
-        dense.fuse_routers(llm.model)
-        decode.fuse_attention(llm.model)
-        decoder_layer.fuse_layers(llm.model)
-        llm.engine.decoder = decoding_model.fuse_model(llm.model)
+        linears = get_format("w8") if llm.layout.format.quantized else None
+        llm.engine.decoder = fused.fuse(llm.model, linears)
     return llm
 
 
@@ -215,7 +207,7 @@ def attach(model: Any, *, quant: str = "w8") -> Any:
         for expert, record in enumerate(records[layer]):
             parts = [getattr(module, name).detach()[expert] for name in names]
             try:
-                layout.pack(canonical(info, *parts), record)
+                layout.pack(info.canonical(*parts), record)
             except DaliError as error:
                 raise DaliError(
                     f"Expert {expert} of MoE layer {layer}: {error.problem} The model has lost the layers before.",
@@ -224,7 +216,8 @@ def attach(model: Any, *, quant: str = "w8") -> Any:
         for name in names:
             module._parameters[name] = None
     telemetry = Telemetry()
-    seam.install(model, [MoELayer(i, layout, layer, telemetry) for i, layer in enumerate(records)])
+    pool = ExpertPool([layout] * len(modules), records)
+    seam.install(model, [MoELayer(index, pool, telemetry) for index in range(pool.layers)])
     return model
 
 

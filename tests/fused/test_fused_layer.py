@@ -8,8 +8,10 @@ from test_fused_attention import decoded, load
 
 from dali.fused.layer import DecodingLayer, fuse_layers
 from dali.hooks.moe_layer import MoELayer
+from dali.hooks.seam import dali_layer
 from dali.kernels import native
 from dali.step.context import StepContext
+from dali.store.pool import ExpertPool
 from families import FAMILIES, random_model
 
 pytestmark = pytest.mark.skipif(not native.AVAILABLE, reason="the kernels were not compiled")
@@ -93,7 +95,7 @@ def test_watched_parts_are_seen(tmp_path, monkeypatch):
     llm = load(tmp_path, monkeypatch, random_model("olmoe"))
     expected = decoded(llm)
     seen: list[int] = []
-    experts = [m for m in llm.model.modules() if isinstance(m.__dict__.get("dali_layer"), MoELayer)]
+    experts = [m for m in llm.model.modules() if isinstance(dali_layer(m), MoELayer)]
     handle = experts[1].register_forward_pre_hook(lambda module, arguments: seen.append(len(arguments[0])))
     assert all(map(torch.equal, decoded(llm), expected))
     assert len(seen) == len(expected)
@@ -102,10 +104,19 @@ def test_watched_parts_are_seen(tmp_path, monkeypatch):
     assert len(seen) == len(expected)
 
 
+def test_experts_of_a_pool_that_leases_no_whole_layer_run_part_by_part(tmp_path, monkeypatch):
+    expected = decoded(load(tmp_path / "whole", monkeypatch, random_model("olmoe")))
+    monkeypatch.setattr(ExpertPool, "whole_layers", False)
+    llm = load(tmp_path / "spare", monkeypatch, random_model("olmoe"))
+    assert not layers(llm)
+    assert llm.engine.decoder is None
+    assert all(map(torch.equal, decoded(llm), expected))
+
+
 def test_many_sequences_run_part_by_part(tmp_path, monkeypatch):
     """Beyond a few tokens routers go through torch's product, whose sums differ: so must the layer's."""
     llm = load(tmp_path, monkeypatch, random_model("olmoe"))
-    monkeypatch.setattr("test_decode.TOKENS", [[5 + i, 6, 7] for i in range(9)])
+    monkeypatch.setattr("test_fused_attention.TOKENS", [[5 + i, 6, 7] for i in range(9)])
     found = decoded(llm)
     run_as_written(llm)
     assert all(map(torch.equal, found, decoded(llm)))

@@ -1,15 +1,19 @@
-"""A MoE layer's step in one native call against the reference kernels' int8 arithmetic."""
+"""A MoE layer's step: in one native call, by the reference kernels, and of a pool that leases no layer as a whole."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
+from torch import Tensor
 
 from dali.hooks.moe_layer import MoELayer
 from dali.kernels import native
 from dali.kernels.activation import Activation
 from dali.kernels.expert import ExpertLayout, ExpertShape, ExpertWeights
 from dali.kernels.formats import get_format
+from dali.store.pool import ExpertPool, Lease
 from dali.telemetry import Telemetry
 
 pytestmark = pytest.mark.skipif(not native.AVAILABLE, reason="the kernels were not compiled")
@@ -21,8 +25,23 @@ def _compiled(monkeypatch):
     monkeypatch.delenv(native.VARIABLE, raising=False)
 
 
-def layers() -> tuple[MoELayer, MoELayer]:
-    """The same experts twice: compiled, and by the reference."""
+class SparePool(ExpertPool):
+    """Leases only the experts that are asked for, as one would that keeps the others on disk."""
+
+    whole_layers = False
+
+    def __init__(self, layouts: Sequence[ExpertLayout], records: Sequence[Sequence[Tensor]]) -> None:
+        super().__init__(layouts, records)
+        self.asked: list[list[int]] = []
+
+    def lease(self, layer: int, ids: Sequence[int] | None = None) -> Lease:
+        assert ids is not None
+        self.asked.append(list(ids))
+        return super().lease(layer, ids)
+
+
+def packed() -> tuple[list[ExpertLayout], list[list[Tensor]]]:
+    """One layer of experts."""
     torch.manual_seed(0)
     layout = ExpertLayout(ExpertShape(HIDDEN, 96, Activation("silu")), get_format("w8"))
     records = []
@@ -32,10 +51,13 @@ def layers() -> tuple[MoELayer, MoELayer]:
             ExpertWeights(torch.randn(96, HIDDEN), torch.randn(96, HIDDEN), torch.randn(HIDDEN, 96)), record
         )
         records.append(record)
-    return (
-        MoELayer(0, layout, records, Telemetry()),
-        MoELayer(0, layout, records, Telemetry(), arithmetic="int8"),
-    )
+    return [layout], [records]
+
+
+def layers() -> tuple[MoELayer, MoELayer]:
+    """The same experts twice: compiled, and by the reference."""
+    pool = ExpertPool(*packed())
+    return MoELayer(0, pool, Telemetry()), MoELayer(0, pool, Telemetry(), arithmetic="int8")
 
 
 @pytest.mark.parametrize("tokens", [0, 1, 5, 40])
@@ -65,3 +87,19 @@ def test_an_expert_that_is_not_there_is_refused(wrong):
     compiled, _ = layers()
     with pytest.raises(IndexError, match="an expert that is not there"):
         compiled(torch.randn(1, HIDDEN), torch.tensor([[0, wrong, 1]]), torch.rand(1, TOP_K))
+
+
+@pytest.mark.parametrize("tokens", [1, 5, 40])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_pool_that_leases_no_whole_layer_is_asked_for_those_that_take_part_and_gives_the_same_bits(
+    tokens, dtype
+):
+    whole, spare = ExpertPool(*packed()), SparePool(*packed())
+    hidden = torch.randn(tokens, HIDDEN).to(dtype)
+    ids = torch.stack([torch.randperm(EXPERTS - 1)[:TOP_K] for _ in range(tokens)])
+    weights = torch.rand(tokens, TOP_K).to(dtype)
+    one, other = MoELayer(0, whole, Telemetry()), MoELayer(0, spare, Telemetry())
+    assert torch.equal(one(hidden, ids, weights), other(hidden, ids, weights))
+    assert spare.asked == [sorted(set(ids.flatten().tolist()))]
+    assert one.compiled
+    assert not other.compiled

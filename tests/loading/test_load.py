@@ -26,7 +26,7 @@ from dali.kernels.expert import ExpertLayout, ExpertShape
 from dali.kernels.formats import FORMATS
 from dali.loading.safetensors import HEADROOM, LoadedModel, choose_layout, load_model
 from dali.store.arena import Arena
-from dali.store.checkpoint import ExpertsModule
+from dali.store.experts_module import ExpertsModule
 from dali.store.packed.reader import DamagedStore
 from families import COMMON, random_model, save_model, save_mxfp4_model
 

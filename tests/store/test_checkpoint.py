@@ -17,7 +17,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from dali.errors import DaliError
 from dali.hooks.seam import describe_model, experts_modules
 from dali.kernels.expert import ExpertWeights
-from dali.store.checkpoint import INDEX, OPEN_SHARDS, SINGLE, Checkpoint, CheckpointExperts, canonical
+from dali.store.checkpoint import INDEX, OPEN_SHARDS, SINGLE, Checkpoint, CheckpointExperts
 from families import FAMILIES, random_model, save_model, save_mxfp4_model
 
 EXPERTS = "model.layers.0.mlp.experts."
@@ -51,7 +51,7 @@ def stock_expert(model, layer: int, expert: int) -> ExpertWeights:
     names = ["gate_up_proj", "down_proj"]
     names += [f"{name}_bias" for name in names if module.has_bias]
     info = describe_model(model, "")[layer]
-    return canonical(info, *(getattr(module, name).detach()[expert] for name in names))
+    return info.canonical(*(getattr(module, name).detach()[expert] for name in names))
 
 
 def assert_equals_stock(source: CheckpointExperts, model) -> None:

@@ -22,7 +22,7 @@ from dali.store.cache import cache_root
 from dali.store.gguf.header import split_files
 
 if TYPE_CHECKING:
-    from dali.store.checkpoint import ExpertsModule
+    from dali.store.experts_module import ExpertsModule
 
 VERB = Verb(
     "list",

@@ -24,10 +24,12 @@ from dali.kernels.formats import FORMATS, get_format
 from dali.loading.locate import BUNDLED, reason
 from dali.progress import Meter
 from dali.store.cache import store_path
-from dali.store.checkpoint import Checkpoint, CheckpointExperts, ExpertsModule
+from dali.store.checkpoint import Checkpoint, CheckpointExperts
+from dali.store.experts_module import ExpertsModule
 from dali.store.packed.builder import ensure_store
 from dali.store.packed.header import StoreHeader
 from dali.store.packed.reader import StoreReader
+from dali.store.pool import ExpertPool
 from dali.telemetry import Telemetry
 
 QUANTS = ("auto", *FORMATS)
@@ -44,8 +46,7 @@ class LoadedModel:
     fingerprint: str  # of the checkpoint
     model: Any
     tokenizer: Any
-    layouts: list[ExpertLayout]  # of each MoE layer's records
-    records: list[list[Tensor]]  # [layer][expert], packed, in RAM
+    pool: ExpertPool
     telemetry: Telemetry
     ctx_size: int  # tokens a sequence may have
     converted: dict[str, float] = field(default_factory=dict)  # "Q6_K to w8" -> relative L2 error, measured
@@ -53,6 +54,16 @@ class LoadedModel:
     lossy: dict[str, Any] = field(
         default_factory=dict
     )  # its lossy "parts", and what they have done; none: all are off
+
+    @property
+    def layouts(self) -> Sequence[ExpertLayout]:
+        """Of each MoE layer's records."""
+        return self.pool.layouts
+
+    @property
+    def records(self) -> Sequence[Sequence[Tensor]]:
+        """[layer][expert], packed, in RAM."""
+        return self.pool.records
 
     @property
     def layout(self) -> ExpertLayout:
@@ -67,7 +78,7 @@ class LoadedModel:
     @property
     def expert_bytes(self) -> int:
         """Bytes of RAM the experts take."""
-        return sum(record.nbytes for layer in self.records for record in layer)
+        return self.pool.nbytes
 
 
 def describe_layouts(layouts: Sequence[ExpertLayout]) -> str:
@@ -131,12 +142,9 @@ def load_model(
     with StoreReader(path) as reader:
         arena = reader.read_all(meter("Loading experts", nbytes))
     telemetry = Telemetry()
-    records = arena.by_layer(len(modules))
-    seam.install(model, [MoELayer(i, layout, layer, telemetry) for i, layer in enumerate(records)])
-    layouts = [layout] * len(modules)
-    return LoadedModel(
-        directory.name, checkpoint.fingerprint, model, tokenizer, layouts, records, telemetry, ctx_size
-    )
+    pool = ExpertPool([layout] * len(modules), arena.by_layer(len(modules)))
+    seam.install(model, [MoELayer(index, pool, telemetry) for index in range(pool.layers)])
+    return LoadedModel(directory.name, checkpoint.fingerprint, model, tokenizer, pool, telemetry, ctx_size)
 
 
 def read_config(directory: Path) -> Any:

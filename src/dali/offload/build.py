@@ -157,7 +157,7 @@ def offload(
     host memory that a second set of experts may take, None for what is free."""
     profile = planning_profile(options)
     model, layout, telemetry = loaded.model, loaded.layout, loaded.telemetry
-    layers, experts = len(loaded.records), len(loaded.records[0])
+    layers, experts = loaded.pool.layers, loaded.pool.experts
     device = device or open_device(options, profile, model)
     if options.vram is not None and options.vram > device.budget:
         notify(
@@ -212,8 +212,7 @@ def offload(
         device.pin(layer[0])  # its whole arena, once
     executor = Executor(
         device,
-        loaded.layouts,
-        loaded.records,
+        loaded.pool,
         residency,
         policies,
         predictor,
@@ -233,7 +232,7 @@ def offload(
             if beside is not None:
                 runner = LossyLayers(executor, parts, beside, scores, telemetry, loaded.lossy)
     for index, module in enumerate(modules.values()):
-        module.__dict__["dali_layer"] = runner.layer(index)
+        seam.set_dali_layer(module, runner.layer(index))
     engine.scheduler.step_tokens = prefill_chunk(
         costs.costs,
         experts,
@@ -248,8 +247,8 @@ def _residency(
     loaded: LoadedModel, device: Device, options: Offload, costs: CostModel, notify: Callable[[str], None]
 ) -> tuple[Residency, Policies]:
     """As many slots as the budget holds, fewer where the device cannot give them, and the policies for so many."""
-    records, size = loaded.records, loaded.layout.record_bytes
-    layers, experts = len(records), len(records[0])
+    pool, size = loaded.pool, loaded.layout.record_bytes
+    layers, experts = pool.layers, pool.experts
     slots = min(device.budget // size, layers * experts)
     link = costs.costs.link, costs.costs.link_contended
     while True:
@@ -262,7 +261,7 @@ def _residency(
         try:
             residency = Residency(
                 device,
-                lambda layer, expert: records[layer][expert],
+                lambda layer, expert: pool.lease(layer, [expert]).records[0],
                 layers,
                 size,
                 slots,

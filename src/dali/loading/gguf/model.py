@@ -30,6 +30,7 @@ from dali.progress import Meter
 from dali.store.gguf.experts import GgufExperts, Loaded
 from dali.store.gguf.header import read_gguf
 from dali.store.gguf.reader import Reading, read
+from dali.store.pool import ExpertPool
 from dali.telemetry import Telemetry
 
 
@@ -143,15 +144,14 @@ def load_gguf(
     dense = load.load_dense(path, model.config, target, weights.dense, without=linears)
     put_linears(dense, linears)
     telemetry = Telemetry()
-    packed = enumerate(zip(layouts, loaded.records, strict=True))
-    seam.install(dense, [MoELayer(index, layout, layer, telemetry) for index, (layout, layer) in packed])
+    pool = ExpertPool(layouts, loaded.records)
+    seam.install(dense, [MoELayer(index, pool, telemetry) for index in range(pool.layers)])
     return LoadedModel(
         model.name,
         model.fingerprint,
         dense,
         tokenizer,
-        layouts,
-        loaded.records,
+        pool,
         telemetry,
         ctx_size,
         loaded.converted,
