@@ -51,7 +51,10 @@ def fuse_attention(model: nn.Module) -> None:
         return
     for module in model.modules():
         if isinstance(getattr(module, "o_proj", None), PackedLinear) and (fused := _fused(module, rotary[0])):
-            module.forward, fused.watch = fused, Watch(module)
+            module.forward = fused
+            fused.watch = Watch(
+                module
+            )  # only now: what takes the forward's place is no change by anybody else
 
 
 @torch.inference_mode()
