@@ -57,11 +57,11 @@ def test_one_call_gives_the_bits_of_the_model_s_own_code(tmp_path, monkeypatch, 
     llm = load(tmp_path, monkeypatch, random_model(family, dtype=dtype))
     fused = attentions(llm)
     assert len(fused) == (3 if family in WHOLE else 0)
-    found = decoded(llm)
+    natively = decoded(llm)
     for module in llm.model.modules():
         if isinstance(module.forward, DecodingAttention):
             module.forward = module.forward.plain
-    for logits, wanted in zip(found, decoded(llm), strict=True):
+    for logits, wanted in zip(natively, decoded(llm), strict=True):
         assert torch.equal(logits, wanted)
 
 

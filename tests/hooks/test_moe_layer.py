@@ -71,9 +71,9 @@ def test_one_call_agrees_with_the_reference_and_counts_alike(tokens, dtype):
         else torch.empty(0, TOP_K).long()
     )
     weights = torch.rand(tokens, TOP_K).to(dtype)
-    found, expected = compiled(hidden, ids, weights), reference(hidden, ids, weights)
-    assert found.dtype == dtype
-    torch.testing.assert_close(found, expected, rtol=2e-2 if dtype == torch.bfloat16 else 1e-4, atol=0.02)
+    out, expected = compiled(hidden, ids, weights), reference(hidden, ids, weights)
+    assert out.dtype == dtype
+    torch.testing.assert_close(out, expected, rtol=2e-2 if dtype == torch.bfloat16 else 1e-4, atol=0.02)
     ours, theirs = compiled.telemetry.layer(0), reference.telemetry.layer(0)
     assert (ours.cpu, ours.expert_bytes, ours.routed_tokens) == (
         theirs.cpu,

@@ -57,12 +57,12 @@ def stock_expert(model, layer: int, expert: int) -> ExpertWeights:
 def assert_equals_stock(source: CheckpointExperts, model) -> None:
     for layer, module in enumerate(source.modules):
         for expert in range(module.experts):
-            found, expected = source.read(layer, expert), stock_expert(model, layer, expert)
+            ours, expected = source.read(layer, expert), stock_expert(model, layer, expert)
             for name, part in vars(expected).items():
-                assert (getattr(found, name) is None) == (part is None), name
+                assert (getattr(ours, name) is None) == (part is None), name
                 if part is not None:
-                    assert getattr(found, name).dtype == part.dtype, name
-                    assert torch.equal(getattr(found, name), part), (layer, expert, name)
+                    assert getattr(ours, name).dtype == part.dtype, name
+                    assert torch.equal(getattr(ours, name), part), (layer, expert, name)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

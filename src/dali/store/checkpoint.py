@@ -85,14 +85,14 @@ class Checkpoint:
     @cached_property
     def location(self) -> dict[str, str]:
         """Tensor name -> shard; every name of the index must be there."""
-        found = {name: shard for shard, shapes in self._shapes.items() for name in shapes}
+        location = {name: shard for shard, shapes in self._shapes.items() for name in shapes}
         for name, shard in self._index.items():
             if name not in self._shapes[shard]:
                 raise DaliError(
                     f"{self.directory / shard} lacks the tensor {name} that {INDEX} lists.",
                     "Download the model again.",
                 )
-        return found
+        return location
 
     def shape(self, name: str) -> list[int]:
         return self._shapes[self.location[name]][name]
@@ -167,10 +167,10 @@ class CheckpointExperts:
                 )
             for pattern, keys in sources.items():
                 shape = self.checkpoint.shape(keys[0])
-                found = len(keys) if pattern and "*" in pattern else shape[0] if shape else 0
-                if found != module.experts:
+                experts = len(keys) if pattern and "*" in pattern else shape[0] if shape else 0
+                if experts != module.experts:
                     raise DaliError(
-                        f"{self.checkpoint.directory} has {found} experts in {name}, "
+                        f"{self.checkpoint.directory} has {experts} experts in {name}, "
                         f"its config says {module.experts}.",
                         "Download the model again.",
                     )
