@@ -103,3 +103,24 @@ def test_a_pool_that_leases_no_whole_layer_is_asked_for_those_that_take_part_and
     assert spare.asked == [sorted(set(ids.flatten().tolist()))]
     assert one.compiled
     assert not other.compiled
+
+
+def as_doubles(hidden, ids, weights):
+    return hidden.double(), ids, weights.double()
+
+
+def with_weights_as_doubles(hidden, ids, weights):
+    return hidden, ids, weights.double()
+
+
+def with_short_ids(hidden, ids, weights):
+    return hidden, ids.int(), weights
+
+
+@pytest.mark.parametrize("change", [as_doubles, with_weights_as_doubles, with_short_ids])
+def test_what_the_compiled_kernels_do_not_take_is_computed_all_the_same(change):
+    compiled, _ = layers()
+    call = torch.randn(5, HIDDEN), torch.randint(EXPERTS, (5, TOP_K)), torch.rand(5, TOP_K)
+    expected, out = compiled(*call), compiled(*change(*call))
+    assert out.dtype == change(*call)[0].dtype
+    torch.testing.assert_close(out.float(), expected, rtol=0, atol=0)

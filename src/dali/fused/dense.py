@@ -141,7 +141,7 @@ def _fused_router(router: Any) -> FusedRouter | None:
     if [name for name, _ in router.named_parameters()] != ["weight"] or list(router.buffers()):
         return None
     weight: Tensor = router.weight
-    if weight.dim() != 2 or weight.dtype not in native.ROUTED_DTYPES or weight.device.type != "cpu":
+    if weight.dim() != 2 or weight.dtype not in native.ROUTED_DTYPES or not _is_plain_memory(weight):
         return None
     probe = torch.randn(PROBED_TOKENS, weight.shape[1], generator=torch.Generator().manual_seed(0)).to(
         weight.dtype
@@ -160,6 +160,11 @@ def _fused_router(router: Any) -> FusedRouter | None:
         if same and _agree((logits, weights, ids), ours, close):
             return fused
     return None
+
+
+def _is_plain_memory(weight: Tensor) -> bool:
+    """Whether compiled kernels can read a weight where it lies."""
+    return weight.device.type == "cpu" and weight.is_contiguous()
 
 
 def _agree(expected: Routed, ours: Routed, close: float) -> bool:
@@ -182,7 +187,7 @@ def _is_plain(norm: nn.Module) -> bool:
     if names != {"weight"} or not hasattr(norm, "variance_epsilon"):
         return False
     weight: Any = norm.weight
-    if weight.device.type != "cpu" or weight.dim() != 1:
+    if weight.dim() != 1 or not _is_plain_memory(weight):
         return False
     probe = torch.linspace(-3, 5, weight.numel()).to(weight.dtype)[None]
     expected: Tensor = norm(probe)

@@ -14,6 +14,14 @@ from dali.kernels.reference import reduce_slots
 from dali.store.pool import ExpertPool
 from dali.telemetry import Telemetry
 
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)  # which the compiled kernels take
+
+
+def _taken(hidden: Tensor, ids: Tensor, weights: Tensor) -> bool:
+    """Whether the compiled kernels take these as they are. A model that dali was attached to may be elsewhere than on the CPU, be
+    in float64, or have a router that answers in other integers."""
+    return hidden.is_cpu and hidden.dtype in FLOATS and weights.dtype in FLOATS and ids.dtype is torch.int64
+
 
 class MoELayer:
     """The routed experts of MoE layer `index` of `pool`. Called as transformers calls an experts module.
@@ -46,7 +54,7 @@ class MoELayer:
     def __call__(self, hidden: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
         """hidden [tokens, hidden], ids and weights [tokens, top_k] -> [tokens, hidden] in hidden's dtype."""
         started = time.perf_counter()
-        lease = self.pool.lease(self.index) if self._whole else None
+        lease = self.pool.lease(self.index) if self._whole and _taken(hidden, ids, weights) else None
         if lease is not None and lease.native is not None:
             out, active = lease.native.compute(hidden, ids, weights)
         else:
@@ -66,13 +74,14 @@ class MoELayer:
 
     def _compute(self, hidden: Tensor, ids: Tensor, weights: Tensor) -> tuple[Tensor, int]:
         """From a lease of the experts that take part alone: the output, and how many they are."""
-        flat = ids.flatten().cpu()
+        flat = ids.flatten().cpu().long()
         workload = torch.bincount(flat, minlength=self.pool.experts).tolist()
         active = [expert for expert, tokens in enumerate(workload) if tokens]
         offsets = [0]
         for expert in active:
             offsets.append(offsets[-1] + workload[expert])
         rows = torch.empty(len(flat), hidden.shape[1])  # [tokens * top_k, hidden]
-        lease = self.pool.lease(self.index, active)
-        self._kernel(lease.layout, lease.records, offsets, flat.argsort(stable=True), hidden.cpu(), rows)
+        lease, x = self.pool.lease(self.index, active), hidden.cpu()
+        x = x if x.dtype in FLOATS else x.float()
+        self._kernel(lease.layout, lease.records, offsets, flat.argsort(stable=True), x, rows)
         return reduce_slots(rows, weights.cpu()).to(hidden), len(active)

@@ -11,7 +11,7 @@ from dali.kernels import native
 from dali.kernels.expert import ExpertLayout
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Lease:
     """Experts whose bytes stay where they are as long as this object lives: whoever reads them keeps it until that is done.
 
