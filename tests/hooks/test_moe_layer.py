@@ -124,3 +124,10 @@ def test_what_the_compiled_kernels_do_not_take_is_computed_all_the_same(change):
     expected, out = compiled(*call), compiled(*change(*call))
     assert out.dtype == change(*call)[0].dtype
     torch.testing.assert_close(out.float(), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("wrong", [-1, EXPERTS])
+def test_an_expert_that_is_not_there_is_refused_from_a_spare_pool_too(wrong):
+    layer = MoELayer(0, SparePool(*packed()), Telemetry())
+    with pytest.raises(IndexError, match="an expert that is not there"):
+        layer(torch.randn(1, HIDDEN), torch.tensor([[0, wrong, 1]]), torch.rand(1, TOP_K))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dali.kernels import dispatch, reference
+from dali.kernels.pairs import count_pairs, order_pairs
 from dali.kernels.reference import reduce_slots
 from dali.store.pool import ExpertPool
 from dali.telemetry import Telemetry
@@ -74,14 +75,11 @@ class MoELayer:
 
     def _compute(self, hidden: Tensor, ids: Tensor, weights: Tensor) -> tuple[Tensor, int]:
         """From a lease of the experts that take part alone: the output, and how many they are."""
-        flat = ids.flatten().cpu().long()
-        workload = torch.bincount(flat, minlength=self.pool.experts).tolist()
+        ids = ids.cpu().long().contiguous()
+        workload = count_pairs(ids, self.pool.experts)
         active = [expert for expert, tokens in enumerate(workload) if tokens]
-        offsets = [0]
-        for expert in active:
-            offsets.append(offsets[-1] + workload[expert])
-        rows = torch.empty(len(flat), hidden.shape[1])  # [tokens * top_k, hidden]
+        slots, offsets = order_pairs(ids, workload, active)
         lease, x = self.pool.lease(self.index, active), hidden.cpu()
-        x = x if x.dtype in FLOATS else x.float()
-        self._kernel(lease.layout, lease.records, offsets, flat.argsort(stable=True), x, rows)
+        rows = torch.empty(ids.numel(), hidden.shape[1])  # [tokens * top_k, hidden]
+        self._kernel(lease.layout, lease.records, offsets, slots, x if x.dtype in FLOATS else x.float(), rows)
         return reduce_slots(rows, weights.cpu()).to(hidden), len(active)

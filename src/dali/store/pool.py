@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dali.kernels import native
 from dali.kernels.expert import ExpertLayout
+from dali.kernels.native import ExpertRecords
 
 
 @dataclass(slots=True)
@@ -21,7 +22,7 @@ class Lease:
 
     layout: ExpertLayout
     records: Sequence[Tensor]
-    native: native.ExpertRecords | None = None
+    native: ExpertRecords | None = None
 
 
 class ExpertPool:
@@ -39,7 +40,7 @@ class ExpertPool:
         self.records = records
         compiled = native.enabled()
         self._layers = [
-            Lease(layout, layer, native.ExpertRecords(layout, layer) if compiled else None)
+            Lease(layout, layer, ExpertRecords(layout, layer) if compiled else None)
             for layout, layer in zip(layouts, records, strict=True)
         ]
 
