@@ -51,6 +51,7 @@ from dali.runtime import executor as runtime
 from dali.runtime.executor import Executor
 from dali.runtime.predict import LinearMap
 from dali.runtime.residency import Residency
+from dali.store.pool import ExpertPool
 from dali.telemetry import Telemetry
 
 LAYERS, EXPERTS, TOP_K, HIDDEN, INTERMEDIATE = 48, 128, 8, 2048, 768
@@ -175,8 +176,7 @@ def build(
     )
     executor = Executor(
         device,
-        [layout] * LAYERS,
-        [[shared] * EXPERTS] * LAYERS,
+        ExpertPool([layout] * LAYERS, [[shared] * EXPERTS] * LAYERS),
         residency,
         Policies(
             create("assign", DEFAULT["assign"]),

@@ -29,7 +29,7 @@ from dali.loading.loaded import LoadedModel
 from dali.loading.safetensors import SafetensorsModel
 from dali.options import LoadOptions
 from dali.store.arena import Arena
-from dali.store.checkpoint import ExpertsModule
+from dali.store.experts_module import ExpertsModule
 from dali.store.packed.reader import DamagedStore
 from families import COMMON, random_model, save_model, save_mxfp4_model
 

@@ -23,7 +23,7 @@ from dali.store.gguf.header import split_files
 
 if TYPE_CHECKING:
     from dali.loading.source import ModelSource
-    from dali.store.checkpoint import ExpertsModule
+    from dali.store.experts_module import ExpertsModule
 
 VERB = Verb(
     "list",
