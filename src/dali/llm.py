@@ -17,19 +17,18 @@ import torch
 from dali.engine.engine import Engine
 from dali.engine.sampling import SamplingParams
 from dali.engine.sequence import Sequence
-from dali.errors import DaliError, UsageError
+from dali.errors import DaliError, UsageError, reason
 from dali.fused import attention as decode
 from dali.fused import dense
 from dali.fused import layer as decoder_layer
 from dali.fused import model as decoding_model
-from dali.hardware.memory import parse_size
 from dali.hooks import seam
 from dali.hooks.moe_layer import MoELayer
 from dali.kernels import native
 from dali.kernels.formats import FORMATS, get_format
 from dali.loading.chat_template import no_chat_template
 from dali.loading.gguf.model import load_gguf
-from dali.loading.locate import locate, reason
+from dali.loading.locate import locate
 from dali.loading.safetensors import HEADROOM, LoadedModel, choose_layout, load_model
 from dali.offload.build import Offload, check, offload
 from dali.progress import Meter, silent
@@ -39,6 +38,7 @@ from dali.store.checkpoint import canonical
 from dali.store.packed.builder import discard
 from dali.store.packed.reader import DamagedStore
 from dali.telemetry import Telemetry
+from dali.units import parse_size
 
 # What a configuration may ask a forward pass for beside logits: nobody reads it, and collecting it watches every layer.
 EXTRA_OUTPUTS = ("output_router_logits", "output_hidden_states", "output_attentions")

@@ -16,8 +16,8 @@ from dali.cli.options import Kind, Option, whole
 from dali.cli.settings import Verb
 from dali.cli.terminal import passing_note
 from dali.errors import UsageError
-from dali.hardware.memory import size
 from dali.loading.locate import DEFAULT_MODEL
+from dali.units import size
 
 if TYPE_CHECKING:
     from dali.llm import LLM

@@ -16,10 +16,10 @@ from dali.cli.interrupt import ending_at_once
 from dali.cli.settings import Verb
 from dali.cli.terminal import log, passing_note
 from dali.errors import DaliError
-from dali.hardware.memory import size
 from dali.loading.locate import BUNDLED, gguf_models, quant_of
 from dali.store.cache import cache_root
 from dali.store.gguf.header import split_files
+from dali.units import size
 
 if TYPE_CHECKING:
     from dali.store.checkpoint import ExpertsModule

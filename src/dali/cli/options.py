@@ -10,8 +10,8 @@ from typing import Any
 
 from dali.errors import UsageError
 from dali.hardware import profile
-from dali.hardware.memory import parse_size
 from dali.policies import registry
+from dali.units import parse_size
 
 # The engine's own lists, written out because importing it takes seconds; a test compares them.
 QUANTS = ("auto", "f32", "f16", "bf16", "w8", "w4", "mxfp4", "q4k")

@@ -13,8 +13,8 @@ from dali.cli.options import Option, whole
 from dali.cli.settings import Verb
 from dali.cli.terminal import log, meter
 from dali.errors import UsageError
-from dali.hardware.memory import size
 from dali.loading.locate import DEFAULT_MODEL
+from dali.units import size
 
 TOKENS = 128  # of an answer, unless told otherwise
 

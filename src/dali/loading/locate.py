@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,7 +16,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
-from dali.errors import DaliError, UsageError
+from dali.errors import DaliError, UsageError, reason
 from dali.store.cache import cache_root
 
 BUNDLED = Path(__file__).parent.parent / "models"
@@ -190,8 +189,3 @@ def _unreachable(name: str, error: BaseException) -> DaliError:
         f"{name} is not here and could not be downloaded ({reason(error)}).",
         "Check the connection, or give a directory or a .gguf file.",
     )
-
-
-def reason(error: BaseException) -> str:
-    """What another library's exception says, on one line."""
-    return textwrap.shorten(str(error), 250) or type(error).__name__

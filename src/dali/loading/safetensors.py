@@ -15,13 +15,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.utils import logging as transformers_logging
 
-from dali.errors import DaliError, UsageError
-from dali.hardware.memory import available_ram, enough, size
+from dali.errors import DaliError, UsageError, reason
+from dali.hardware.memory import available_ram
 from dali.hooks import attention, seam
 from dali.hooks.moe_layer import MoELayer
 from dali.kernels.expert import ExpertLayout
 from dali.kernels.formats import FORMATS, get_format
-from dali.loading.locate import BUNDLED, reason
+from dali.loading.locate import BUNDLED
 from dali.progress import Meter
 from dali.store.cache import store_path
 from dali.store.checkpoint import Checkpoint, CheckpointExperts, ExpertsModule
@@ -29,6 +29,7 @@ from dali.store.packed.builder import ensure_store
 from dali.store.packed.header import StoreHeader
 from dali.store.packed.reader import StoreReader
 from dali.telemetry import Telemetry
+from dali.units import enough, size
 
 QUANTS = ("auto", *FORMATS)
 DTYPES = ("auto", "float32", "bfloat16", "float16")

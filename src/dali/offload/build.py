@@ -9,12 +9,11 @@ from typing import Any
 
 from torch import nn
 
-from dali import systems
+from dali import systems, units
 from dali.devices import CudaDevice, Device, OutOfDeviceMemoryError, SimDevice
 from dali.engine.engine import Engine
 from dali.errors import UsageError
 from dali.fused.dense import PackedLinear
-from dali.hardware import memory
 from dali.hardware import profile as profiles
 from dali.hardware.cost import CostModel, ExpertSize
 from dali.hardware.profile import Profile
@@ -137,7 +136,7 @@ def open_device(options: Offload, profile: Profile, model: nn.Module) -> Device:
     room = max(int(profile["gpu_memory"]) - dense_bytes, 0)
     if options.vram is not None and options.vram > room:
         raise UsageError(
-            f"--vram asks for {memory.size(options.vram)}; {profile.name} has {memory.size(room)} beside dense weights.",
+            f"--vram asks for {units.size(options.vram)}; {profile.name} has {units.size(room)} beside dense weights.",
             f"Give --vram {room // 2**20}MiB or less, or choose another profile.",
         )
     budget = max(room - HEADROOM, 0) if options.vram is None else options.vram
@@ -161,7 +160,7 @@ def offload(
     device = device or open_device(options, profile, model)
     if options.vram is not None and options.vram > device.budget:
         notify(
-            f"{device.name} has {memory.size(device.budget)} left for experts, not the {memory.size(options.vram)} asked for."
+            f"{device.name} has {units.size(device.budget)} left for experts, not the {units.size(options.vram)} asked for."
         )
     shape = layout.shape
     size = ExpertSize(
@@ -181,7 +180,7 @@ def offload(
         loaded.fingerprint += f" {parts.bits} bits"  # predictors are calibrated on the experts as they are
     if device.budget < layout.record_bytes and options.vram != 0:
         notify(
-            f"The {memory.size(device.budget)} of {device.name} hold no expert of {memory.enough(layout.record_bytes)}: all run "
+            f"The {units.size(device.budget)} of {device.name} hold no expert of {units.enough(layout.record_bytes)}: all run "
             "on the CPU."
         )
     prefetch = policies.prefetch

@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from dali.errors import DaliError
-from dali.loading.locate import reason
+from dali.errors import DaliError, reason
 from dali.loading.safetensors import quiet_transformers
 from dali.store.gguf.header import Gguf, damaged
 
