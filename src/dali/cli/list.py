@@ -6,14 +6,15 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import huggingface_hub.constants
 from huggingface_hub.errors import CacheNotFound
 
-from dali.cli.interrupt import ending_at_once
-from dali.cli.settings import Verb
+from dali.cli.flags.always import Always
+from dali.cli.flags.option import SWITCH, flag
+from dali.cli.flags.verb import Verb
+from dali.cli.importing import importing
 from dali.cli.terminal import log, passing_note
 from dali.errors import DaliError
 from dali.loading.locate import BUNDLED, gguf_models, quant_of
@@ -24,11 +25,18 @@ from dali.units import size
 if TYPE_CHECKING:
     from dali.store.checkpoint import ExpertsModule
 
+
+@dataclass(frozen=True)
+class Settings(Always):
+    json: bool = flag("output", SWITCH, "for machines")
+
+
 VERB = Verb(
     "list",
     "The models that ship inside, those in dali's cache and in the Hugging Face cache, and the GGUF files of the current folder: "
     "what `dali run` calls them, and whether they run on this machine.",
-    {"output": ("json",)},
+    Settings,
+    headings=("output",),
 )
 
 
@@ -48,7 +56,7 @@ class Listing:
     problem: str | None = None  # as `dali run` says it
 
 
-def main(settings: SimpleNamespace) -> int:
+def main(settings: Settings) -> int:
     passing_note("Looking at the models ...")
     listings = [_examine(name, path) for name, path in sorted(_found())]
     passing_note()
@@ -118,7 +126,7 @@ def _examine(name: str, path: Path) -> Listing:
 
 def _directory_steps(listing: Listing, directory: Path) -> Iterator[str]:
     """Fills `listing`; yields before each step what it means if that fails."""
-    with ending_at_once():
+    with importing():
         import torch
 
         from dali.hooks import seam
@@ -149,7 +157,7 @@ def _directory_steps(listing: Listing, directory: Path) -> Iterator[str]:
 
 def _gguf_steps(listing: Listing, path: Path) -> Iterator[str]:
     """As `_directory_steps`."""
-    with ending_at_once():
+    with importing():
         from dali.loading.gguf.config import family_of
         from dali.loading.gguf.model import GgufModel
         from dali.loading.gguf.tokenizer import read_tokenizer

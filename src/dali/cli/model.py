@@ -1,51 +1,35 @@
-"""The MODEL that `run`, `bench` and `trace` take: its flags, finding it, loading it as they say."""
+"""The MODEL that `run`, `bench` and `trace` take: finding it, and loading it as their flags say."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
-from dali.cli.interrupt import ending_at_once
+from dali.cli.flags.model import Model
+from dali.cli.importing import importing
 from dali.cli.terminal import is_terminal, log, meter, passing_note
 from dali.loading.locate import locate
 
 if TYPE_CHECKING:
     from dali.llm import LLM
 
-MODEL_FLAGS = ("ctx-size", "quant", "dtype", "ram", "threads", "offline")
 
-
-def find_model(model: str, settings: SimpleNamespace) -> Path:
+def find_model(model: str, settings: Model) -> Path:
     """Where `model` lies; downloads it where --offline does not forbid. Errors are `locate`'s."""
     if not is_terminal():
         disable_progress_bars()  # the Hugging Face hub's
     return locate(model, settings.offline)
 
 
-def load_model(
-    model: str, directory: Path, settings: SimpleNamespace, chat: bool = False, **accelerator: Any
-) -> LLM:
-    """The model that lies in `directory`, as MODEL_FLAGS say. chat: it needs a chat template of its own; `accelerator`: more of
-    what `dali.load` takes."""
+def load_model(model: str, directory: Path, options: dict[str, Any], chat: bool = False) -> LLM:
+    """The model that lies in `directory`. `options`: what `dali.load` takes; chat: the model needs a chat template of its own."""
     passing_note(f"Loading {model} ...")
-    with ending_at_once():
+    with importing():
         from dali.llm import load
         from dali.loading.chat_template import check_chat_template
 
     if chat:
         check_chat_template(directory, model)
-    return load(
-        directory,
-        quant=settings.quant or "auto",
-        dtype=settings.dtype or "auto",
-        ctx_size=settings.ctx_size,
-        ram=settings.ram,
-        threads=settings.threads,
-        offline=settings.offline,
-        meter=meter,
-        notify=log.info,
-        **accelerator,
-    )
+    return load(directory, **options, meter=meter, notify=log.info)

@@ -5,19 +5,20 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
+from dali.cli.flags.model import DTYPES, QUANTS
 from dali.cli.main import main
-from dali.cli.options import DTYPES, OPTIONS, QUANTS
-from dali.cli.run import VERB
+from dali.cli.run import VERB, Settings
 from dali.errors import UsageError
 from dali.llm import _FALLBACK_SAMPLING
 from dali.policies import registry
 
+OPTIONS = {option.name: option for option in VERB.options}
 
-def read(*arguments: str) -> SimpleNamespace:
+
+def read(*arguments: str) -> Settings:
     return VERB.settings(arguments)
 
 
