@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from dali.cli.flags.model import Model
 from dali.cli.importing import importing
 from dali.cli.terminal import is_terminal, log, meter, passing_note
+from dali.loading.context import check_context
 from dali.loading.locate import locate
 
 if TYPE_CHECKING:
@@ -19,13 +19,16 @@ if TYPE_CHECKING:
 def find_model(model: str, settings: Model) -> Path:
     """Where `model` lies; downloads it where --offline does not forbid. Errors are `locate`'s."""
     if not is_terminal():
-        disable_progress_bars()  # the Hugging Face hub's
+        os.environ.setdefault(
+            "HF_HUB_DISABLE_PROGRESS_BARS", "1"
+        )  # the Hugging Face hub's, when it is imported
     return locate(model, settings.offline)
 
 
 def load_model(model: str, directory: Path, options: dict[str, Any], chat: bool = False) -> LLM:
     """The model that lies in `directory`. `options`: what `dali.load` takes; chat: the model needs a chat template of its own."""
     passing_note(f"Loading {model} ...")
+    check_context(directory, options.get("ctx_size"))
     with importing():
         from dali.llm import load
         from dali.loading.chat_template import check_chat_template

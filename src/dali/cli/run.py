@@ -22,6 +22,7 @@ from dali.cli.flags.verb import Verb
 from dali.cli.model import find_model, load_model
 from dali.cli.terminal import DIM, log, styled
 from dali.errors import UsageError
+from dali.hardware.gpu import check_gpu
 from dali.loading.locate import DEFAULT_MODEL
 from dali.store.cache import cache_root
 
@@ -63,6 +64,8 @@ def main(settings: Settings) -> int:
         return 0
     model, prompt = _model_and_prompt(settings.words)
     options = settings.load_options()
+    if settings.device is not None and settings.device.startswith("cuda"):
+        check_gpu(settings.device)
     directory = _find(model, settings)  # first: a lone word that is no model gets its hint, whatever stdin is
     if prompt is None and not (sys.stdin and sys.stdin.isatty()):
         prompt = _read_stdin()
