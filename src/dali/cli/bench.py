@@ -68,8 +68,9 @@ def main(settings: Settings) -> int:
             "There is nothing to measure: -p and -n are 0.", "Leave one of them out, or give it a number."
         )
     model = settings.words[0] if settings.words else DEFAULT_MODEL
+    options = settings.load_options()
     directory = find_model(model, settings)
-    llm = load_model(model, directory, settings.load_options())
+    llm = load_model(model, directory, options)
     from dali.measure.bench import Test, measure
 
     tests = [Test(length, 0) for length in prompts if length] + [

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dali.cli.flags.model import Model
 from dali.cli.importing import importing
 from dali.cli.terminal import is_terminal, log, meter, passing_note
 from dali.loading.context import check_context
 from dali.loading.locate import locate
+from dali.options import LoadOptions
 
 if TYPE_CHECKING:
     from dali.llm import LLM
@@ -25,14 +26,17 @@ def find_model(model: str, settings: Model) -> Path:
     return locate(model, settings.offline)
 
 
-def load_model(model: str, directory: Path, options: dict[str, Any], chat: bool = False) -> LLM:
-    """The model that lies in `directory`. `options`: what `dali.load` takes; chat: the model needs a chat template of its own."""
+def load_model(model: str, directory: Path, options: LoadOptions, chat: bool = False) -> LLM:
+    """The model that lies in `directory`. chat: it needs a chat template of its own."""
     passing_note(f"Loading {model} ...")
-    check_context(directory, options.get("ctx_size"))
+    check_context(directory, options.ctx_size)
     with importing():
-        from dali.llm import load
+        from dali.entry import load_source, prepare
         from dali.loading.chat_template import check_chat_template
+        from dali.loading.source import open_source
 
+    prepare(options, log.info)
+    source = open_source(directory)
     if chat:
-        check_chat_template(directory, model)
-    return load(directory, **options, meter=meter, notify=log.info)
+        check_chat_template(source, model)
+    return load_source(source, options, meter, log.info)

@@ -63,9 +63,9 @@ def main(settings: Settings) -> int:
         print("\n".join(_systems()))
         return 0
     model, prompt = _model_and_prompt(settings.words)
-    options = settings.load_options()
     if settings.device is not None and settings.device.startswith("cuda"):
         check_gpu(settings.device)
+    options = settings.load_options()
     directory = _find(model, settings)  # first: a lone word that is no model gets its hint, whatever stdin is
     if prompt is None and not (sys.stdin and sys.stdin.isatty()):
         prompt = _read_stdin()

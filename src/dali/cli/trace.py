@@ -59,10 +59,11 @@ def main(settings: Settings) -> int:
             f"{settings.output!r} is no file that can be written.", "Name one in a writable folder."
         )
     model = settings.words[0] if settings.words else DEFAULT_MODEL
+    options = settings.load_options()
     directory = find_model(model, settings)
     prompts = _prompts(settings.prompts)
 
-    llm = load_model(model, directory, settings.load_options(), chat=not settings.raw)
+    llm = load_model(model, directory, options, chat=not settings.raw)
     from dali.measure.recorder import record
     from dali.replay import trace
 

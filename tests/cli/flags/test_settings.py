@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from dali.cli.flags.model import DTYPES, QUANTS
 from dali.cli.main import main
 from dali.cli.run import VERB, Settings
 from dali.errors import UsageError
 from dali.llm import _FALLBACK_SAMPLING
+from dali.options import QUANTS
 from dali.policies import registry
 
 OPTIONS = {option.name: option for option in VERB.options}
@@ -181,10 +181,10 @@ def test_flags_are_refused_and_help_is_shown_without_torch() -> None:
 
 
 def test_names_written_out_are_the_engines() -> None:
-    from dali import llm
-    from dali.loading import safetensors as load
+    from dali import llm, options
+    from dali.kernels.formats import FORMATS
 
-    assert (QUANTS, DTYPES) == (load.QUANTS, load.DTYPES)
+    assert ("auto", *FORMATS) == options.QUANTS
     for name, flag in {"temperature": "temp", "top_k": "top-k", "top_p": "top-p", "min_p": "min-p"}.items():
         assert f"or else {llm._FALLBACK_SAMPLING[name]})" in OPTIONS[flag].help
 

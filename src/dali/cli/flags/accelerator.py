@@ -46,7 +46,7 @@ SYSTEM = Kind("NAME", f"one of {', '.join(systems.names())}, or another that --l
 
 @dataclass(frozen=True)
 class Accelerator(Model):
-    """None leaves a choice to `dali.load`."""
+    """None leaves a choice to LoadOptions."""
 
     device: str | None = flag(
         HEADING,
@@ -76,11 +76,10 @@ class Accelerator(Model):
     )
     lossy: bool = flag(HEADING, SWITCH, "with those parts of the system that change the model's answers")
 
-    def load_options(self) -> dict[str, Any]:
-        """What of `dali.load`'s parameters the flags give. UsageError: --cpu-moe beside what it says itself."""
+    def _parameters(self) -> dict[str, Any]:
         if self.cpu_moe and (self.assign not in (None, "cpu") or self.n_cpu_moe is not None):
             raise UsageError("--cpu-moe excludes --assign and --n-cpu-moe.", "Leave one of them out.")
-        named = {
+        return super()._parameters() | {
             "device": self.device,
             "vram": self.vram,
             "profile": self.profile,
@@ -91,4 +90,3 @@ class Accelerator(Model):
             "policy": self.system,
             "lossy": self.lossy,
         }
-        return super().load_options() | {name: value for name, value in named.items() if value is not None}

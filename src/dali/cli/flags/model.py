@@ -7,15 +7,12 @@ from typing import Any
 
 from dali.cli.flags.kinds import SIZE, one_of, whole
 from dali.cli.flags.option import SWITCH, flag
-
-# The engine's own lists, written out because importing it takes seconds; a test compares them.
-QUANTS = ("auto", "f32", "f16", "bf16", "w8", "w4", "mxfp4", "q4k")
-DTYPES = ("auto", "float32", "bfloat16", "float16")
+from dali.options import DTYPES, QUANTS, LoadOptions
 
 
 @dataclass(frozen=True)
 class Model:
-    """None leaves a choice to `dali.load`."""
+    """None leaves a choice to LoadOptions."""
 
     ctx_size: int | None = flag(
         "model",
@@ -33,9 +30,13 @@ class Model:
     threads: int | None = flag("model", whole(1), "CPU threads (default: all cores)", "-t")
     offline: bool = flag("model", SWITCH, "never touch the network")
 
-    def load_options(self) -> dict[str, Any]:
-        """What of `dali.load`'s parameters the flags give."""
-        named = {
+    def load_options(self) -> LoadOptions:
+        """What the flags ask for. UsageError: it cannot be meant."""
+        given = self._parameters()
+        return LoadOptions(**{name: value for name, value in given.items() if value is not None})
+
+    def _parameters(self) -> dict[str, Any]:
+        return {
             "ctx_size": self.ctx_size,
             "quant": self.quant,
             "dtype": self.dtype,
@@ -43,4 +44,3 @@ class Model:
             "threads": self.threads,
             "offline": self.offline,
         }
-        return {name: value for name, value in named.items() if value is not None}

@@ -24,7 +24,7 @@ from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKEN
 from transformers.tokenization_utils_base import generate_merges
 
 from dali.errors import DaliError, reason
-from dali.loading.gguf.config import family_of
+from dali.loading.gguf.families import family_of
 from dali.store.gguf.header import Gguf, damaged
 
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"
