@@ -20,7 +20,6 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 import dali
 from dali.errors import DaliError, UsageError
-from dali.hardware.memory import parse_size
 from dali.kernels.activation import Activation
 from dali.kernels.expert import ExpertLayout, ExpertShape
 from dali.kernels.formats import FORMATS
@@ -31,6 +30,7 @@ from dali.options import LoadOptions
 from dali.store.arena import Arena
 from dali.store.experts_module import ExpertsModule
 from dali.store.packed.reader import DamagedStore
+from dali.units import parse_size
 from families import COMMON, random_model, save_model, save_mxfp4_model
 
 PLENTY = 2**40

@@ -14,14 +14,14 @@ from torch import nn
 from transformers import AutoConfig, AutoTokenizer
 from transformers.conversion_mapping import get_model_conversion_mapping
 
-from dali.errors import DaliError
+from dali.errors import DaliError, reason
 from dali.hooks import seam
 from dali.hooks.moe_layer import MoELayer
 from dali.kernels.expert import ExpertLayout
 from dali.loading.budget import choose_context, choose_layout, count_dense_bytes
 from dali.loading.dense import load_dense
 from dali.loading.loaded import LoadedModel
-from dali.loading.locate import BUNDLED, reason
+from dali.loading.locate import BUNDLED
 from dali.loading.skeleton import build_skeleton, check_attention, quiet_transformers
 from dali.options import LoadOptions
 from dali.progress import Meter

@@ -8,12 +8,11 @@ from typing import Any
 
 from torch import nn
 
-from dali import systems
+from dali import systems, units
 from dali.devices import CudaDevice, Device, OutOfDeviceMemoryError, SimDevice
 from dali.engine.engine import Engine
 from dali.errors import UsageError
 from dali.fused.dense import PackedLinear
-from dali.hardware import memory
 from dali.hardware.cost import CostModel, ExpertSize
 from dali.hardware.profile import Profile
 from dali.hooks import seam
@@ -55,7 +54,7 @@ def _open_device(options: LoadOptions, profile: Profile, model: nn.Module) -> De
     room = max(int(profile["gpu_memory"]) - dense_bytes, 0)
     if options.vram_bytes is not None and options.vram_bytes > room:
         raise UsageError(
-            f"--vram asks for {memory.size(options.vram_bytes)}; {profile.name} has {memory.size(room)} beside dense weights.",
+            f"--vram asks for {units.size(options.vram_bytes)}; {profile.name} has {units.size(room)} beside dense weights.",
             f"Give --vram {room // 2**20}MiB or less, or choose another profile.",
         )
     budget = max(room - HEADROOM, 0) if options.vram_bytes is None else options.vram_bytes
@@ -158,11 +157,11 @@ def _tell_budget(
     asked, record_bytes = options.vram_bytes, loaded.layout.record_bytes
     if asked is not None and asked > device.budget:
         notify(
-            f"{device.name} has {memory.size(device.budget)} left for experts, not the {memory.size(asked)} asked for."
+            f"{device.name} has {units.size(device.budget)} left for experts, not the {units.size(asked)} asked for."
         )
     if device.budget < record_bytes and asked != 0:
         notify(
-            f"The {memory.size(device.budget)} of {device.name} hold no expert of {memory.enough(record_bytes)}: all run "
+            f"The {units.size(device.budget)} of {device.name} hold no expert of {units.enough(record_bytes)}: all run "
             "on the CPU."
         )
 

@@ -23,9 +23,8 @@ from transformers import PreTrainedTokenizerFast
 from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 from transformers.tokenization_utils_base import generate_merges
 
-from dali.errors import DaliError
+from dali.errors import DaliError, reason
 from dali.loading.gguf.families import family_of
-from dali.loading.locate import reason
 from dali.store.gguf.header import Gguf, damaged
 
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"
