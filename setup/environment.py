@@ -109,7 +109,7 @@ class Environment:
         build = f"build-dir=build/{self.folder.name.lstrip('.')}/{{wheel_tag}}"
         done = self.pip("--no-deps", "--no-build-isolation", "--config-settings", build, "--editable", ".")
         if done.returncode:
-            raise SetUpError(f"dali cannot be installed: {last_error(done.stderr)}", done.stderr.strip())
+            raise SetUpError("dali itself cannot be installed. pip says:", done.stderr.strip())
 
 
 def allowed(package: str) -> str:

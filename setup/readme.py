@@ -25,11 +25,7 @@ def index_page(text: str, repository: str | None) -> str:
     return RELATIVE.sub(replaced, text)
 
 
-def dynamic_metadata(
-    field: str, settings: Mapping[str, object], project: Mapping[str, Any]
-) -> dict[str, str]:
+def dynamic_metadata(settings: Mapping[str, Any], project: Mapping[str, Any]) -> dict[str, Any]:
     text = README.read_text(encoding="utf-8")
-    return {
-        "content-type": "text/markdown",
-        "text": index_page(text, project.get("urls", {}).get("Repository")),
-    }
+    page = index_page(text, project.get("urls", {}).get("Repository"))
+    return {"readme": {"content-type": "text/markdown", "text": page}}
