@@ -114,10 +114,9 @@ class Environment:
 
 def allowed(package: str) -> str:
     """The range of a requirement in pyproject.toml, such as >=2.11."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    return next(
-        line.removeprefix(package) for line in project["dependencies"] if re.match(rf"{package}\b", line)
-    )
+    requirements: list[str] = tomllib.loads(PROJECT.read_text(encoding="utf-8"))["project"]["dependencies"]
+    [line] = (line for line in requirements if re.match(rf"{package}\b", line))
+    return line.removeprefix(package)
 
 
 def locked_torch() -> str:

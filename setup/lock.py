@@ -18,7 +18,8 @@ HEADER = """\
 # {torch}
 """
 OPTIONS = (
-    "--extra dev --group build --universal --python-version 3.11 --generate-hashes --no-emit-package torch"
+    "--extra dev --group build --universal --python-version 3.11 --generate-hashes --only-binary :all:"
+    " --no-emit-package torch --no-header --no-annotate"
 )
 
 
@@ -32,14 +33,8 @@ def resolve(torch: str) -> str:
         )
     constraints = environment.folder / "constraints.txt"
     constraints.write_text(torch, encoding="utf-8")
-    command: list[str | Path] = [
-        environment.programs / "uv",
-        "pip",
-        "compile",
-        "pyproject.toml",
-        *OPTIONS.split(),
-    ]
-    command += ["--constraints", constraints, "--no-header", "--no-annotate", "--only-binary", ":all:"]
+    uv = str(environment.programs / "uv")
+    command = [uv, "pip", "compile", "pyproject.toml", *OPTIONS.split(), "--constraints", str(constraints)]
     solved = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if solved.returncode:
         raise SetUpError(f"No set of packages fits pyproject.toml and {torch}.", solved.stderr.strip())
