@@ -19,7 +19,7 @@ DIST = ROOT / "dist"
 PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
 LARGEST = 40 << 20  # bytes; the model that ships inside is 15 MB of them
 SDIST = "from scikit_build_core.build import build_sdist; build_sdist(__import__('sys').argv[1])"
-KERNELS = "from dali.kernels import native; import dali; assert native.available(), 'no kernels'; print(dali.__file__)"
+KERNELS = "from dali.kernels import native; import dali; assert native.enabled(), 'no kernels'; print(dali.__file__)"
 
 
 def run(command: list[str | Path], folder: Path, **variables: str) -> str:
