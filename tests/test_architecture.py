@@ -11,11 +11,13 @@ SOURCE = Path(__file__).parent.parent / "src" / "dali"
 FLOORS = [
     "cli",
     "measure",
+    "entry",
     "llm",
     "replay",
     "offload",
     "engine",
     "loading",
+    "options",
     "fused",
     "hooks",
     "step",

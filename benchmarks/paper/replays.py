@@ -20,11 +20,11 @@ from dali.hardware import profile as profiles
 from dali.policies import Policies, create
 from dali.policies.assign import AssignPolicy
 from dali.policies.cache import CachePolicy
-from dali.policies.cache.whole_layers import WholeLayers
 from dali.policies.lanes import makespan
 from dali.policies.plan import ResidencyView
 from dali.policies.prefetch import PrefetchPolicy
 from dali.policies.signals import Signals
+from dali.policies.whole_layers import WholeLayers
 from dali.replay.bounds import LeastSeconds, best_assignment
 from dali.replay.cells import slots_of
 from dali.replay.shapes import shape_of

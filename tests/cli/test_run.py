@@ -111,7 +111,7 @@ def test_a_missing_template_is_said_before_anything_is_loaded(
     def load(*arguments: object) -> None:
         raise DaliError("Loaded.", "Well.")
 
-    monkeypatch.setattr("dali.llm.load_model", load)
+    monkeypatch.setattr("dali.entry.load_source", load)
     _, problem, _ = refused("run", str(model), "hi", *words)
     assert problem == (f"{model} has no chat template." if said else "Loaded.")
     (tmp_path / "prompts").write_text("hi")

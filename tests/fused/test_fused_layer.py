@@ -105,7 +105,7 @@ def test_watched_parts_are_seen(tmp_path, monkeypatch):
 def test_many_sequences_run_part_by_part(tmp_path, monkeypatch):
     """Beyond a few tokens routers go through torch's product, whose sums differ: so must the layer's."""
     llm = load(tmp_path, monkeypatch, random_model("olmoe"))
-    monkeypatch.setattr("test_decode.TOKENS", [[5 + i, 6, 7] for i in range(9)])
+    monkeypatch.setattr("test_fused_attention.TOKENS", [[5 + i, 6, 7] for i in range(9)])
     found = decoded(llm)
     run_as_written(llm)
     assert all(map(torch.equal, found, decoded(llm)))

@@ -8,7 +8,7 @@ import torch
 from dali.hooks.attention import _attention_forward
 from dali.kernels import native
 from dali.step.context import Segment, StepContext, running
-from dali.step.kv import KVCache
+from dali.step.state import SequenceState
 
 pytestmark = pytest.mark.skipif(not native.AVAILABLE, reason="the kernels were not compiled")
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2e-2}
@@ -27,10 +27,10 @@ def decode(lengths, heads, kv_heads, widths, dtype, window=None, sinks=None, nat
 
     segments = []
     for row, length in enumerate(lengths):
-        kv = KVCache()
+        state = SequenceState()
         if length:
-            kv.layer(0).append(noise(kv_heads, length, widths[0]), noise(kv_heads, length, widths[1]), window)
-        segments.append(Segment(kv, row, 1, length, False))
+            state.kv(0).append(noise(kv_heads, length, widths[0]), noise(kv_heads, length, widths[1]), window)
+        segments.append(Segment(state, row, 1, length, False))
     tokens = len(lengths)
     query = noise(1, tokens, heads, widths[0]).transpose(1, 2)  # as models hand them over: a view
     key = noise(1, tokens, kv_heads, widths[0]).transpose(1, 2)
@@ -45,7 +45,7 @@ def decode(lengths, heads, kv_heads, widths, dtype, window=None, sinks=None, nat
             sliding_window=window,
             s_aux=sinks,  # type: ignore[arg-type]
         )
-    return out[0], [segment.kv.layer(0).length for segment in segments]
+    return out[0], [segment.state.kv(0).length for segment in segments]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

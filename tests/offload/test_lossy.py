@@ -18,12 +18,12 @@ from dali.devices import HOST
 from dali.hardware.cost import CostModel
 from dali.hardware.profile import load as load_profile
 from dali.kernels.reference import expert_ffn
-from dali.loading.safetensors import HEADROOM
+from dali.loading.budget import HEADROOM
 from dali.offload import calibrate
-from dali.offload.build import Offload
 from dali.offload.lossy import CpuExperts, LossyLayers
+from dali.options import LoadOptions
 from dali.step.context import Segment, StepContext, running
-from dali.step.kv import KVCache
+from dali.step.state import SequenceState
 from dali.systems import DROPPED, KEPT, LATER, LOW, LossyParts, Rerouted, Routed
 from dali.telemetry import Telemetry
 from families import random_model, save_model
@@ -47,7 +47,7 @@ SEEDS = range(6)
 
 
 def step(tokens: int, prefill: bool = False) -> StepContext:
-    return StepContext([Segment(KVCache(), 0, tokens, 0, prefill)], tokens)
+    return StepContext([Segment(SequenceState(), 0, tokens, 0, prefill)], tokens)
 
 
 def fate_of(routed: Routed, fate: int) -> Rerouted:
@@ -303,7 +303,7 @@ def test_daop_reroutes_a_deeper_model(live: Any, monkeypatch: pytest.MonkeyPatch
 def test_what_cannot_be_meant_is_refused_before_anything_is_loaded(
     monkeypatch: pytest.MonkeyPatch, live: Any, options: dict[str, Any], words: str
 ) -> None:
-    monkeypatch.setattr("dali.llm.load_model", lambda *arguments: pytest.fail("loaded"))
+    monkeypatch.setattr("dali.entry.load_source", lambda *arguments: pytest.fail("loaded"))
     with pytest.raises(dali.UsageError, match=words):
         load(live.directory, **{"device": "sim:paper"} | options)
 
@@ -336,7 +336,9 @@ def test_what_refuses_leaves_the_experts_as_they_are(live: Any, monkeypatch: pyt
 
     monkeypatch.setattr("dali.offload.build._residency", refuses)
     with pytest.raises(dali.DaliError, match="no memory"):
-        accelerate(llm, Offload("sim:paper", policy="mixtral-offloading", lossy=True), lambda: None)
+        accelerate(
+            llm, LoadOptions(device="sim:paper", policy="mixtral-offloading", lossy=True), lambda: None
+        )
     assert all(map(torch.equal, before, [record for layer in llm.loaded.records for record in layer]))
 
 

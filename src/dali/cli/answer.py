@@ -25,7 +25,7 @@ class Answer:
         """Show the answer. Ctrl-C, like any exception, ends it; `text` is what was shown."""
         passing_note()
         try:
-            with closing(self._llm.pieces(self._sequence)) as pieces:
+            with closing(self._llm.loop.stream(self._sequence)) as pieces:
                 for piece in pieces:
                     self.text += piece
                     print(piece, end="", flush=True)
@@ -52,7 +52,7 @@ class Answer:
         if rates:
             modelled = " (modelled)" if llm.telemetry.modelled else ""
             parts.append(f"{', '.join(rates)} tok/s{modelled}")
-        dense, experts, kv = (n / 2**20 for n in (llm.dense_bytes, llm.expert_bytes, sequence.kv.nbytes))
+        dense, experts, kv = (n / 2**20 for n in (llm.dense_bytes, llm.expert_bytes, sequence.state.nbytes))
         parts.append(f"dense {dense:.1f}, experts {experts:.1f} ({llm.format_name}), KV {kv:.1f} MiB")
         total = llm.telemetry.total()
         parts.append(f"{size(total.expert_bytes - self._bytes_before)} of experts read")
@@ -61,8 +61,8 @@ class Answer:
             parts.append(
                 f"hits {100 * total.hit_rate:.0f} %, CPU {on_cpu:.0f} %, {size(total.link_bytes)} copied"
             )
-            if (system := llm.loaded.system) is not None:
-                lossy = ", ".join(llm.loaded.lossy.get("parts", ()))
+            if llm.accelerated is not None and (system := llm.accelerated.system) is not None:
+                lossy = ", ".join(llm.accelerated.lossy.get("parts", ()))
                 parts.append(f"{system}, lossy: {lossy}" if lossy else system)
             prefetched = (total.prefetch_used, total.prefetch_late, total.prefetch_wasted)
             if any(prefetched):

@@ -11,6 +11,7 @@ from huggingface_hub.utils.tqdm import disable_progress_bars
 from dali.cli.interrupt import ending_at_once
 from dali.cli.terminal import is_terminal, log, meter, passing_note
 from dali.loading.locate import locate
+from dali.options import LoadOptions
 
 if TYPE_CHECKING:
     from dali.llm import LLM
@@ -30,22 +31,23 @@ def load_model(
 ) -> LLM:
     """The model that lies in `directory`, as MODEL_FLAGS say. chat: it needs a chat template of its own; `accelerator`: more of
     what `dali.load` takes."""
-    passing_note(f"Loading {model} ...")
-    with ending_at_once():
-        from dali.llm import load
-        from dali.loading.chat_template import check_chat_template
-
-    if chat:
-        check_chat_template(directory, model)
-    return load(
-        directory,
+    options = LoadOptions(
         quant=settings.quant or "auto",
         dtype=settings.dtype or "auto",
         ctx_size=settings.ctx_size,
         ram=settings.ram,
         threads=settings.threads,
         offline=settings.offline,
-        meter=meter,
-        notify=log.info,
         **accelerator,
     )
+    passing_note(f"Loading {model} ...")
+    with ending_at_once():
+        from dali.entry import load_source, prepare
+        from dali.loading.chat_template import check_chat_template
+        from dali.loading.source import open_source
+
+    prepare(options, log.info)
+    source = open_source(directory)
+    if chat:
+        check_chat_template(source, model)
+    return load_source(source, options, meter, log.info)

@@ -16,7 +16,7 @@ from torch.nn.modules import module as every_module
 from dali.fused.dense import FusedRMSNorm, PackedLinear
 from dali.kernels import native
 from dali.step.context import AttentionArguments, Segment, StepContext, current_step, running
-from dali.step.kv import KVCache
+from dali.step.state import SequenceState
 
 PROBED = ((3, 7), (4, 8))  # positions of two sequences in two steps
 REFUSALS = (
@@ -29,7 +29,7 @@ REFUSALS = (
 
 def probed(call: Callable[[int], Any], seen: list[AttentionArguments] | None = None) -> list[Any]:
     """What `call` gives in each of PROBED's steps, whose number it is given; `seen` as in StepContext."""
-    caches, found = [KVCache() for _ in PROBED[0]], []
+    caches, found = [SequenceState() for _ in PROBED[0]], []
     for at in range(len(PROBED)):
         segments = [Segment(cache, row, 1, at, False) for row, cache in enumerate(caches)]
         with running(StepContext(segments, len(PROBED), native=True, seen=seen)):
@@ -92,7 +92,7 @@ class DecodingAttention:
         if sample.dtype != dtype:
             sample = self._sample = torch.empty(self.native.kv_heads, 1, self.native.width, dtype=dtype)
         index, window = self._layer, self._window
-        return [s.kv.layer(index).place(s.start, sample, sample, window) for s in step.segments]
+        return [s.state.kv(index).place(s.start, sample, sample, window) for s in step.segments]
 
 
 def fuse_attention(model: nn.Module) -> None:

@@ -13,8 +13,10 @@ from dataclasses import dataclass, field
 
 import torch
 
+from dali.engine.request import Request
 from dali.engine.sampling import SamplingParams
 from dali.engine.sequence import Sequence
+from dali.engine.text.text import Text
 from dali.errors import UsageError
 from dali.fused.dense import PackedLinear
 from dali.kernels import native
@@ -103,18 +105,11 @@ def _run(llm: LLM, test: Test, draw: random.Random) -> float:
     prompt = draw.choices(range(llm.model.config.vocab_size), k=test.prompt or 1)
     params = SamplingParams(temperature=0, ignore_eos=True)
     # Made here, as the last token needs no room: nothing is computed from it.
-    sequence = Sequence(prompt, params, llm.tokenizer, llm.eos, len(prompt) + (test.generate or 1))
-    llm.engine.add(sequence)
-    try:
-        started = time.perf_counter()
-        while sequence.finish_reason is None:
-            llm.engine.step()
-        seconds = time.perf_counter() - started
-    finally:
-        llm.engine.abort(sequence)
-    if sequence.error is not None:
-        raise sequence.error
-    return seconds
+    request = Request(tuple(prompt), len(prompt) + (test.generate or 1), params)
+    sequence = Sequence(request, Text(llm.tokenizer))
+    started = time.perf_counter()
+    llm.loop.complete([sequence])
+    return time.perf_counter() - started
 
 
 def _kernel_seconds(llm: LLM) -> dict[str, float]:

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dali.engine.engine import Engine
-from dali.engine.sampling import SamplingParams
+from dali.engine.request import Request
 from dali.engine.sequence import Sequence
 from dali.errors import DaliError
 from dali.offload.fit import CALIBRATED, FITS
@@ -75,9 +75,7 @@ def calibrate(
     try:
         for begin in range(0, len(tokens), window):
             piece = tokens[begin : begin + window]
-            sequence = Sequence(
-                piece, SamplingParams(), tokenizer=None, eos=frozenset(), limit=len(piece) + 1
-            )
+            sequence = Sequence(Request(tuple(piece), limit=len(piece) + 1))
             for _ in engine.score(sequence):
                 for layer, fit in enumerate(fits):
                     fit.add(seen[layer][0], *seen[layer + distance])

@@ -22,7 +22,7 @@ from dali.hardware.cost import CostModel
 from dali.kernels.dispatch import compute_experts
 from dali.kernels.expert import ExpertLayout
 from dali.kernels.reference import reduce_slots
-from dali.loading.safetensors import LoadedModel
+from dali.loading.loaded import LoadedModel
 from dali.offload.low_bits import low_precision
 from dali.progress import Meter
 from dali.runtime.executor import CPU, DOWN, UP, Executor

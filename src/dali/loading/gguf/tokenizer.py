@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerFast
 from transformers.tokenization_utils_base import generate_merges
 
 from dali.errors import DaliError
-from dali.loading.gguf.config import family_of
+from dali.loading.gguf.families import family_of
 from dali.loading.gguf.splits import SPLITS
 from dali.loading.locate import reason
 from dali.store.gguf.header import Gguf, damaged
