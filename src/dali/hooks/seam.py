@@ -55,7 +55,7 @@ def experts_modules(model: nn.Module) -> dict[str, nn.Module]:
     return {
         name: module
         for name, module in model.named_modules()
-        if hasattr(module, "_is_expert_parallel") and hasattr(module, "is_transposed")
+        if hasattr(module, "is_transposed") and hasattr(module, "is_concatenated")
     }
 
 
@@ -64,7 +64,7 @@ def describe(name: str, module: nn.Module) -> ExpertsModule:
     if dali_layer(module) is not None:
         raise DaliError(f"{type(module).__name__} already has dali's experts.", "Attach a model once.")
     flags: Any = module
-    if flags.has_post_expert_norm:
+    if getattr(flags, "has_post_expert_norm", False):  # transformers 5.17 has no such experts
         raise DaliError(
             f"{type(module).__name__} normalises each expert's output, which dali does not support.",
             "Run this model with transformers.",
