@@ -108,7 +108,7 @@ def quantize_experts(model, format: str) -> None:
                 down[expert] = weights.down.T if info.transposed else weights.down
 
 
-# Quantized formats by torch's kernels: exact arithmetic. The compiled ones round activations (benchmarks/perplexity.py).
+# Quantized formats by torch's kernels: exact arithmetic. The compiled ones round activations (benchmarks/models/perplexity.py).
 @pytest.mark.parametrize(
     ("format", "kernels"), [("f32", ""), ("f32", "torch"), ("w8", "torch"), ("w4", "torch")]
 )

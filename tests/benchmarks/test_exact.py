@@ -19,9 +19,11 @@ from dali.kernels.reference import compute_experts, reduce_slots
 
 @pytest.fixture(autouse=True, scope="module")
 def _benchmarks():
-    sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+    added = [str(Path(__file__).parents[2] / "benchmarks" / folder) for folder in ("models", "tools")]
+    sys.path += added
     yield
-    sys.path.pop()
+    for path in added:
+        sys.path.remove(path)
 
 
 @pytest.mark.parametrize("format", FORMATS)

@@ -3,7 +3,7 @@
 Seconds of the whole command, its start and the bounds beside the replay included: on the wall, and of the processors. One warm
 and one cold replay a row, in two processes where that pays. On a machine that others use the processors' time says more.
 
-    python benchmarks/replay_speed.py [--trace FILE]
+    python benchmarks/policies/replay_speed.py [--trace FILE]
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 
 import report
 

@@ -3,7 +3,7 @@
 The calls walk through several layers' keys and values, so no cache helps. `GB/s`: bytes of keys and values over the call's
 median time; `%`: of the read bandwidth of the same threads, measured between the calls.
 
-    python benchmarks/attention_kernel.py [--seconds S] [--threads N]
+    python benchmarks/kernels/attention_kernel.py [--seconds S] [--threads N]
 """
 
 from __future__ import annotations
@@ -11,10 +11,14 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
+import sys
 import time
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 
 import report
 from dali.kernels import native

@@ -4,7 +4,7 @@ Experts lie in a pool of 1 GiB that the calls walk through, so no cache helps. `
 time; `%`: of the read bandwidth of the same threads, measured between the calls on the same memory. `1..8`: experts with 1,
 2, ... 8 tokens in turn.
 
-    python benchmarks/expert_kernel.py [--seconds S] [--threads N]
+    python benchmarks/kernels/expert_kernel.py [--seconds S] [--threads N]
 """
 
 from __future__ import annotations
@@ -12,10 +12,14 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
+import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 
 import report
 from dali.kernels import native

@@ -2,17 +2,21 @@
 
 All is plain Python but the search of two_lane, which is compiled; "two_lane, plain" is the same without a compiler.
 
-python benchmarks/planning_time.py [--rounds N]
+python benchmarks/policies/planning_time.py [--rounds N]
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import time
 from contextlib import nullcontext
+from pathlib import Path
 from random import Random
 from unittest.mock import patch
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 
 import report
 from dali.hardware.cost import CostModel, ExpertCosts, ExpertSize

@@ -1,10 +1,10 @@
-"""dali beside llama.cpp on the same GGUF files: random models in OLMoE-1B-7B's shape (benchmarks/random_gguf.py).
+"""dali beside llama.cpp on the same GGUF files: random models in OLMoE-1B-7B's shape (benchmarks/tools/random_gguf.py).
 
     pip download --no-deps --no-binary :all: llama-cpp-python && tar xf llama_cpp_python-*.tar.gz
     cmake -S llama_cpp_python-*/vendor/llama.cpp -B llama -DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=ON -DLLAMA_CURL=OFF
     cmake --build llama --target llama-bench
     pip install llama-cpp-python
-    LLAMA_CPP_LIB_PATH=llama/bin python benchmarks/vs_llama_cpp.py --llama-bench llama/bin/llama-bench \\
+    LLAMA_CPP_LIB_PATH=llama/bin python benchmarks/models/vs_llama_cpp.py --llama-bench llama/bin/llama-bench \\
         [--directory D] [--pairs 5] [--rounds 20] [--add]
 
 pp512, load and peak memory, in pairs: one process of each in turn, on the same file with the same threads, prompts after one to
@@ -43,6 +43,8 @@ from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 
 import random_gguf
 import report
@@ -273,7 +275,7 @@ def main() -> None:
     options = parser.parse_args()
     if importlib.util.find_spec("llama_cpp") is None:
         parser.error("llama.cpp's Python package is not here: pip install llama-cpp-python")
-    last = report.HERE / "results" / f"{NAME}.json"
+    last = report.BENCHMARKS / "results" / f"{NAME}.json"
     result = json.loads(last.read_text()) if options.add else {"pairs": {}, "rounds": {}}
     pairs: dict[str, list[Pair]] = result["pairs"]
     rounds: dict[str, list[Pair]] = result["rounds"]

@@ -1,6 +1,6 @@
 """Feeds damaged files to the readers of GGUF files and of expert stores; each must be refused with a clear error or read.
 
-    python benchmarks/fuzz_readers.py [--inputs N] [--seed S]
+    python benchmarks/tools/fuzz_readers.py [--inputs N] [--seed S]
 
 Valid files are damaged at random: bits flipped, numbers overwritten by extremes, slices cut, doubled, swapped, the end lost;
 mostly in the header. Anything but a DaliError or a whole result counts as a failure, as does taking longer than a few seconds

@@ -1,6 +1,6 @@
 """Writes a transformers MoE model as GGUF, as llama.cpp's converter lays it out: for comparisons on the same file, and tests.
 
-    python benchmarks/export_gguf.py MODEL_DIRECTORY TYPE OUT.gguf        (TYPE: F32, F16, BF16, Q8_0, Q4_0, ...)
+    python benchmarks/tools/export_gguf.py MODEL_DIRECTORY TYPE OUT.gguf        (TYPE: F32, F16, BF16, Q8_0, Q4_0, ...)
 
 Matrices are written in TYPE, where 32 divides their rows; rows of norms, biases and routers in F32, as there. The gguf
 package names the tensors and quantizes; nothing of dali's reader is used.

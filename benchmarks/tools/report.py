@@ -15,12 +15,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).parent
+BENCHMARKS = Path(__file__).parents[1]
 
 
 def write(name: str, rows: Sequence[Mapping[str, Any]], **extra: Any) -> Path:
     """Write benchmarks/results/<name>.json: machine, commit, command, what `extra` adds, then the rows."""
-    path = HERE / "results" / f"{name}.json"
+    path = BENCHMARKS / "results" / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
     head = {"machine": machine(), "commit": commit(), "command": command(), **extra}
     lines = ",\n".join(f"    {json.dumps(dict(row))}" for row in rows)
@@ -76,7 +76,9 @@ def command() -> str:
 
 
 def _git(*arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], cwd=HERE.parent, check=True, capture_output=True, text=True)
+    done = subprocess.run(
+        ["git", *arguments], cwd=BENCHMARKS.parent, check=True, capture_output=True, text=True
+    )
     return done.stdout.strip()
 
 

@@ -1,6 +1,6 @@
 """How fast a GGUF model comes into memory, cold, beside what the disk gives.
 
-    python benchmarks/gguf_load.py FILE... [--rounds N]
+    python benchmarks/models/gguf_load.py FILE... [--rounds N]
 
 In turn, each with the file out of the page cache: reading it past the cache into one buffer a thread (the disk alone, at its
 best) and into as much memory as the file has; the same reads by dali's reader, each byte copied once into other memory by numpy
@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
+import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +26,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 
 import report
 from dali.kernels.formats import round_up

@@ -6,18 +6,21 @@ one after another (batch 1) or side by side, on a simulated accelerator that hol
 lossy parts off a system computes what any other does, bit for bit (tests/systems/test_live.py), so one run stands for all of
 them. Cost: exp of the mean difference of a token's loss, on against off; standard error: of that mean, in per cent.
 
-    python benchmarks/lossy_cost.py [--models dali-tiny smollm2-moe] [--batches 1 8] [--sequences 8 32] [--tokens 128]
+    python benchmarks/policies/lossy_cost.py [--models dali-tiny smollm2-moe] [--batches 1 8] [--sequences 8 32] [--tokens 128]
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 
 import dali
 import report
@@ -25,7 +28,7 @@ from dali import systems
 from dali.llm import LLM
 from dali.offload.build import split
 
-TEXT = Path(__file__).parent / "texts" / "perplexity.txt"
+TEXT = Path(__file__).parents[1] / "texts" / "perplexity.txt"
 DEVICE = "sim:paper"
 SHARE = 4  # one expert in so many is resident
 NAMES = [

@@ -5,7 +5,7 @@ Each layer's gate inputs, routed experts and their weights are those of the mode
 the format itself does to that output: exact arithmetic on the dequantized weights against float64 on the model's own, median.
 Quantized formats round activations to int8 in groups of 32.
 
-    python benchmarks/expert_accuracy.py [--models dali-tiny smollm2-moe] [--tokens 256]
+    python benchmarks/kernels/expert_accuracy.py [--models dali-tiny smollm2-moe] [--tokens 256]
 """
 
 from __future__ import annotations
@@ -13,12 +13,15 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 
 import dali
 import report
@@ -28,7 +31,7 @@ from dali.kernels.expert import ExpertLayout
 from dali.kernels.formats import FORMATS
 from exact import ExactExperts
 
-TEXT = Path(__file__).parent / "texts" / "perplexity.txt"
+TEXT = Path(__file__).parents[1] / "texts" / "perplexity.txt"
 Call = tuple[Tensor, Tensor, Tensor]
 
 

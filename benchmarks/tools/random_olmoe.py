@@ -4,7 +4,7 @@ The checkpoint's dense weights are drawn; its experts are holes in a sparse file
 experts that run are packed from noise straight into the expert stores the loader looks for, by the loader's own builder, so
 loading and decoding take the product's path.
 
-    python benchmarks/random_olmoe.py DIRECTORY [--quants w4 w8]
+    python benchmarks/tools/random_olmoe.py DIRECTORY [--quants w4 w8]
 
 DIRECTORY is a model directory then; the stores go to dali's cache (DALI_CACHE_DIR), 3.6 GB for w4 and 6.8 GB for w8.
 """

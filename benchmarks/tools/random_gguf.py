@@ -1,6 +1,6 @@
-"""A random model in OLMoE-1B-7B's shape as GGUF, for measuring speed (benchmarks/vs_llama_cpp.py, gguf_load.py).
+"""A random model in OLMoE-1B-7B's shape as GGUF, for measuring speed (benchmarks/models/vs_llama_cpp.py, gguf_load.py).
 
-    python benchmarks/random_gguf.py {Q4_0|Q8_0} OUT.gguf
+    python benchmarks/tools/random_gguf.py {Q4_0|Q8_0} OUT.gguf
 
 The architecture is qwen3moe, as that has no weights beyond what speed depends on. All layers share one drawn block of experts,
 rolled: routing differs, and so do the bytes at any address.

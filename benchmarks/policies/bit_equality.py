@@ -4,7 +4,7 @@ Each setting runs on the simulated device with schedule seeds of its own, a prom
 compared with the CPU layer's, bit for bit. Budgets are expert slots: none, one, a tenth, half and all of the experts. Profile and
 arithmetic (w8 or w4, exact or of the compiled kernels) are drawn. A race is an error of the device, counted apart.
 
-    python benchmarks/bit_equality.py [--seeds N]
+    python benchmarks/policies/bit_equality.py [--seeds N]
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
+
 import report
 from dali.devices import RaceError
 from dali.errors import DaliError
 
-sys.path.append(str(Path(__file__).parents[1] / "tests"))
+sys.path.append(str(Path(__file__).parents[2] / "tests"))
 from runtime.tiny_runtime import (
     BUDGETS,
     EXPERTS,

@@ -4,7 +4,7 @@ A random bfloat16 Qwen3-MoE checkpoint in several shards is loaded in a fresh pr
 store), by dali again, and by plain transformers. Peak = the process's high-water mark of resident memory above what it had
 after the imports. The promise: at most dense weights + packed experts + one source shard.
 
-    python benchmarks/load_memory.py
+    python benchmarks/models/load_memory.py
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 
 import report
 

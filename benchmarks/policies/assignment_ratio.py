@@ -6,7 +6,7 @@ optimum is a mixed-integer program (lane_optimum.py); where its time limit strik
 the result. A policy's ratio is optimum / its makespan, all times modelled on the shipped profiles with w4
 experts of the recorded model's own size.
 
-    python benchmarks/assignment_ratio.py [--traces DIR] [--samples N] [--seconds S]
+    python benchmarks/policies/assignment_ratio.py [--traces DIR] [--samples N] [--seconds S]
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from random import Random
 from typing import Any
 
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 
 import report
 from dali.hardware.cost import CostModel, ExpertSize

@@ -1,9 +1,9 @@
 """Do dali and llama.cpp say the same? Teacher-forced over the same GGUF files of the two real models.
 
     pip install llama-cpp-python
-    python benchmarks/agreement.py [--models dali-tiny smollm2-moe] [--types F32 F16 Q8_0 Q4_0] [--tokens 2000]
+    python benchmarks/models/agreement.py [--models dali-tiny smollm2-moe] [--types F32 F16 Q8_0 Q4_0] [--tokens 2000]
 
-The files are written by benchmarks/export_gguf.py; the tokens are texts/perplexity.txt's, in windows of 500. Both keep keys
+The files are written by benchmarks/tools/export_gguf.py; the tokens are texts/perplexity.txt's, in windows of 500. Both keep keys
 and values in float32 (llama.cpp's default is float16), and llama.cpp runs without flash attention. Agreement = tokens after
 which both find the same next token most likely; KL is that of dali's distribution from llama.cpp's, in nats.
 
@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import os
+import sys
 import tempfile
 from collections.abc import Mapping
 from itertools import islice
@@ -31,6 +32,8 @@ import torch
 from gguf import GGMLQuantizationType as Type
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 
 import dali
 import report
@@ -44,7 +47,7 @@ try:
 except ModuleNotFoundError:
     llama_cpp = None
 
-TEXT = Path(__file__).parent / "texts" / "perplexity.txt"
+TEXT = Path(__file__).parents[1] / "texts" / "perplexity.txt"
 WINDOW = 500
 TARGET_PERCENT = 98
 ORDER = "ffn_moe_argsort-"  # llama.cpp's tensor of a layer's experts, best first: int32 [tokens, experts]

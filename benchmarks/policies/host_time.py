@@ -18,22 +18,26 @@ profile's times, host time and prediction not included. The share of planning an
 2602.03495: 4.2-4.8 % of end-to-end time, 4.5 taken) is measured / (modelled step + all measured host time), as if nothing of the
 host's work hid behind the device's.
 
-    python benchmarks/host_time.py [--steps N] [--profile NAME]
+    python benchmarks/policies/host_time.py [--steps N] [--profile NAME]
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import torch
 from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 
 import report
 from dali.devices import Buffer, CpuDevice, Device, Operation, SimDevice, Stream, host_memory

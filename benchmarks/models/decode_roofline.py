@@ -1,10 +1,10 @@
-"""Decoding on the CPU beside what memory allows, with a random model in OLMoE-1B-7B's shape (benchmarks/random_olmoe.py).
+"""Decoding on the CPU beside what memory allows, with a random model in OLMoE-1B-7B's shape (benchmarks/tools/random_olmoe.py).
 
 As `dali bench` measures it: tg64, one sequence, greedy, each repetition between two measurements of the read bandwidth. Roofline
 = expert and dense weight bytes read a token / that bandwidth, over the time a token takes. Outside kernels = Python, torch
 and sampling. Resident memory is the process's, beside packed weights + keys and values + 600 MB.
 
-    python benchmarks/decode_roofline.py [--directory D] [--quants w4 w8] [--repetitions 5] [--threads N]
+    python benchmarks/models/decode_roofline.py [--directory D] [--quants w4 w8] [--repetitions 5] [--threads N]
 
 Takes 12 GB of disk; without --directory model and stores go to a temporary folder and are deleted.
 """
@@ -18,6 +18,8 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 
 import random_olmoe
 import report

@@ -7,7 +7,7 @@ the first --tokens of the calibration text, in windows of the model's context (a
 `native_vs_exact_percent` is how much larger the native perplexity is; beside it is its standard error, from the tokens'
 differences in log-likelihood (tokens taken as independent). `exact_vs_f32_percent` is what the format costs.
 
-    python benchmarks/perplexity.py [--models dali-tiny smollm2-moe] [--formats f32 w8 w4 mxfp4 q4k bf16] [--tokens 10000]
+    python benchmarks/models/perplexity.py [--models dali-tiny smollm2-moe] [--formats f32 w8 w4 mxfp4 q4k bf16] [--tokens 10000]
 """
 
 from __future__ import annotations
@@ -15,10 +15,13 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import sys
 from pathlib import Path
 
 import torch
 from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 
 import dali
 import report
@@ -26,10 +29,10 @@ from dali.kernels import native
 from dali.kernels.formats import get_format
 from exact import make_exact
 
-HERE = Path(__file__).parent
+BENCHMARKS = Path(__file__).parents[1]
 TEXTS = {
-    "perplexity": HERE / "texts" / "perplexity.txt",
-    "calibration": HERE.parent / "src" / "dali" / "texts" / "calibration.txt",
+    "perplexity": BENCHMARKS / "texts" / "perplexity.txt",
+    "calibration": BENCHMARKS.parent / "src" / "dali" / "texts" / "calibration.txt",
 }
 
 

@@ -23,7 +23,7 @@ batches for the busiest experts; the texts are given, so other texts may differ 
 
 Blind guessing would reach k/experts in recall and 4/experts of the busiest (in the result's `chance`).
 
-    python benchmarks/prefetch_accuracy.py [--models dali-tiny smollm2-moe] [--sequences 80]
+    python benchmarks/policies/prefetch_accuracy.py [--models dali-tiny smollm2-moe] [--sequences 80]
 """
 
 from __future__ import annotations
@@ -41,6 +41,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
+
 import dali
 import report
 from dali.hooks import seam
@@ -48,10 +50,14 @@ from dali.offload.calibrate import load_predictor
 from dali.progress import silent
 from dali.runtime.predict import GateShift
 
-HERE = Path(__file__).parent
+BENCHMARKS = Path(__file__).parents[1]
 TEXTS = {
-    "other": [HERE.parent / "LICENSE", HERE / "texts" / "dialogue.txt", HERE / "texts" / "household.txt"],
-    "kindred": [HERE / "texts" / "perplexity.txt"],
+    "other": [
+        BENCHMARKS.parent / "LICENSE",
+        BENCHMARKS / "texts" / "dialogue.txt",
+        BENCHMARKS / "texts" / "household.txt",
+    ],
+    "kindred": [BENCHMARKS / "texts" / "perplexity.txt"],
 }
 PREDICTORS, DISTANCES = ("next_gate", "residual", "ridge"), (1, 2, 4)
 PROMPT, MEASURED = 64, 64  # tokens of a sequence
@@ -224,7 +230,7 @@ def folder(model: str) -> Path | None:
     """Where a model is: smollm2-moe out of the user's cache, built there first where it is missing."""
     if model == "dali-tiny":
         return None
-    build = HERE.parent / "recipes" / "smollm2_moe" / "build.py"
+    build = BENCHMARKS.parent / "recipes" / "smollm2_moe" / "build.py"
     return Path(
         subprocess.run([sys.executable, build], check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
     )

@@ -11,7 +11,7 @@ worth an accelerator. Those of the project's own models were recorded from texts
 
     dali trace MODEL -o FILE.npz --prompts PROMPTS --hidden --batch 32 -n 64 --temp 0.8 --seed 0 --quant w8   (dali-tiny: --raw)
 
-    python benchmarks/default_policy.py TRACE[:SHAPE] ... [--half first|second] [--tokens 4000] [--batch 1 4 8 32]
+    python benchmarks/policies/default_policy.py TRACE[:SHAPE] ... [--half first|second] [--tokens 4000] [--batch 1 4 8 32]
         [--slots 10% 25% 50%] [--profiles NAME ...] [--systems NAME ...] [--seed 0] [--workers 1]
 
 Its first table is docs/EVALUATION.md's; without a trace it is printed again from the result file.
@@ -35,6 +35,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
+
 import report
 from dali import systems
 from dali.hardware import profile as profiles
@@ -44,7 +46,7 @@ from dali.replay.steps import CHUNK, Forward, forwards
 from dali.replay.timeline import Timeline
 from dali.replay.trace import Trace, read
 
-TEXTS = Path(__file__).parent / "texts"
+TEXTS = Path(__file__).parents[1] / "texts"
 LEAST_STEPS = 64
 GOAL = 0.98
 
@@ -187,7 +189,7 @@ def main() -> None:
         arguments.prompts.write_text(prompts(), "utf-8")
         return
     if not arguments.traces:
-        kept = report.HERE / "results" / f"{arguments.name}.json"
+        kept = report.BENCHMARKS / "results" / f"{arguments.name}.json"
         if not kept.is_file():
             sys.exit("There is no trace, nor a result: name some traces.")
         print(markdown(json.loads(kept.read_text("utf-8"))["rows"]))
