@@ -21,7 +21,7 @@ types: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
 # torch first and by itself: what follows is then satisfied by it and drags in no other build. The kernels are compiled on the way.
-$(VENV)/.installed: pyproject.toml $(wildcard src/native/*)
+$(VENV)/.installed: pyproject.toml $(wildcard src/native/*.txt src/native/*/*)
 	$(PYTHON) -c 'import sys; sys.exit("dali needs Python 3.11 or newer, this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"

@@ -28,6 +28,7 @@ FLOORS = [
     "devices",
     "telemetry",
     "progress",
+    "compiled",
     "errors",
 ]
 ENTRANCES = {"__init__", "__main__"}

@@ -35,7 +35,7 @@ class DecodingLayer:
         norms: list[Any] = [layer.input_layernorm, layer.post_attention_layernorm]
         before_attention, before_experts = ((norm.weight, norm.variance_epsilon) for norm in norms)
         self.native = native.DecoderLayer(
-            before_attention, attention.native, before_experts, (router.weight, *router.how), experts.native
+            before_attention, attention.native, before_experts, (router.weight, *router.how), experts.layout
         )
         self.run = Run([self])
 
@@ -72,7 +72,8 @@ class Run:
     def decode(self, step: StepContext, hidden: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """hidden [1, tokens, hidden], cos and sin [1, tokens, width] -> the last layer's output."""
         places = [layer.attention.places(step, hidden.dtype) for layer in self.layers]
-        out, outcomes = native.decode_layers(self._natives, hidden, cos, sin, places)
+        records = [layer.experts.native for layer in self.layers]
+        out, outcomes = native.decode_layers(self._natives, records, hidden, cos, sin, places)
         for layer, (active, seconds) in zip(self.layers, outcomes, strict=True):
             layer.experts.count(len(step.segments) * layer.top_k, active, seconds)
         return out

@@ -88,7 +88,8 @@ class DecodingModel:
         """The token of each of the step's segments -> logits [tokens, vocabulary]."""
         rotations = self._rotations.of(positions)
         places = [layer.attention.places(step, self._dtype) for layer in self._layers]
-        logits, outcomes = self._native.decode(ids, rotations, places)
+        records = [layer.experts.native for layer in self._layers]
+        logits, outcomes = self._native.decode(records, ids, rotations, places)
         for layer, (active, seconds) in zip(self._layers, outcomes, strict=True):
             layer.experts.count(len(ids) * layer.top_k, active, seconds)
         return logits

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dali.kernels import native
 from dali.kernels.expert import ExpertLayout
+from dali.kernels.pairs import pairs_by_expert
 from dali.kernels.reference import compute_experts, reduce_slots
 from dali.telemetry import Telemetry
 
@@ -59,14 +60,8 @@ class MoELayer:
 
     def _compute(self, hidden: Tensor, ids: Tensor, weights: Tensor) -> tuple[Tensor, int]:
         """By the reference kernels: the output, and how many experts took part."""
-        flat = ids.flatten().cpu()
-        workload = torch.bincount(flat, minlength=len(self.records)).tolist()
-        active = [expert for expert, tokens in enumerate(workload) if tokens]
-        offsets = [0]
-        for expert in active:
-            offsets.append(offsets[-1] + workload[expert])
-        rows = torch.empty(len(flat), hidden.shape[1])  # [tokens * top_k, hidden]
+        active, slots, offsets = pairs_by_expert(ids.cpu().contiguous(), len(self.records))
+        rows = torch.empty(len(slots), hidden.shape[1])  # [tokens * top_k, hidden]
         records = [self.records[expert] for expert in active]
-        slots = flat.argsort(stable=True)
         compute_experts(self.layout, records, offsets, slots, hidden.cpu(), rows, self.arithmetic or "exact")
         return reduce_slots(rows, weights.cpu()).to(hidden), len(active)

@@ -6,12 +6,12 @@ import struct
 
 import numpy as np
 import pytest
-from gguf_bytes import ARRAY, BOOL, F32, STRING, U8, U32, U64, gguf, key, tensor, text, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dali.errors import DaliError
 from dali.store.gguf.header import read_gguf, split_files
+from gguf_bytes import ARRAY, BOOL, F32, STRING, U8, U32, U64, gguf, key, tensor, text, write
 
 BIG = 2**63
 TWO = (tensor("a", (2, 4)), tensor("b", (8,), 0, 32))

@@ -9,7 +9,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
-from tiny_stores import RandomExperts, expected_record, header, silent
 
 from dali.errors import DaliError
 from dali.kernels.expert import ExpertLayout, ExpertShape, ExpertWeights
@@ -17,6 +16,7 @@ from dali.kernels.formats import FORMATS
 from dali.store.arena import Arena
 from dali.store.packed.builder import build
 from dali.store.packed.reader import MAX_HEADER_BYTES, StoreReader
+from tiny_stores import RandomExperts, expected_record, header, silent
 
 
 @pytest.fixture(scope="module")
