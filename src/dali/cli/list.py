@@ -12,7 +12,7 @@ import huggingface_hub.constants
 from huggingface_hub.errors import CacheNotFound
 
 from dali.cli.flags.always import Always
-from dali.cli.flags.option import SWITCH, flag
+from dali.cli.flags.option import SWITCH, as_flag, flag
 from dali.cli.flags.verb import Verb
 from dali.cli.importing import importing
 from dali.cli.terminal import log, passing_note
@@ -119,7 +119,7 @@ def _examine(name: str, path: Path) -> Listing:
     except Exception as error:  # whatever it is, the other models are still to be listed
         listing.obstacle = obstacle
         listing.problem = (
-            error.problem if isinstance(error, DaliError) else f"{type(error).__name__}: {error}"
+            error.told(as_flag)[0] if isinstance(error, DaliError) else f"{type(error).__name__}: {error}"
         )
         log.debug("%s: %s", name, listing.problem)
     return listing
