@@ -21,7 +21,7 @@ from dali.units import size
 
 if TYPE_CHECKING:
     from dali.loading.source import ModelSource
-    from dali.store.checkpoint import ExpertsModule
+    from dali.store.experts_module import ExpertsModule
 
 
 @dataclass(frozen=True)

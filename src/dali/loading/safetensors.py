@@ -27,10 +27,12 @@ from dali.options import LoadOptions
 from dali.progress import Meter
 from dali.store.arena import Arena
 from dali.store.cache import store_path
-from dali.store.checkpoint import Checkpoint, CheckpointExperts, ExpertsModule
+from dali.store.checkpoint import Checkpoint, CheckpointExperts
+from dali.store.experts_module import ExpertsModule
 from dali.store.packed.builder import discard, ensure_store
 from dali.store.packed.header import StoreHeader
 from dali.store.packed.reader import DamagedStore, StoreReader
+from dali.store.pool import ExpertPool
 from dali.telemetry import Telemetry
 
 
@@ -121,13 +123,10 @@ class SafetensorsModel:
         # Experts first: while they are packed, no dense weights are in memory yet.
         store = self._ensure_store(experts, layouts[0], meter, notify)
         model = load_dense(self.path, self.config, dtype)
-        records = _read_store(store, meter).by_layer(len(modules))
+        pool = ExpertPool(layouts, _read_store(store, meter).by_layer(len(modules)))
         telemetry = Telemetry()
-        packed = zip(layouts, records, strict=True)
-        seam.install(model, [MoELayer(index, *pair, telemetry) for index, pair in enumerate(packed)])
-        return LoadedModel(
-            self.name, checkpoint.fingerprint, model, tokenizer, layouts, records, telemetry, ctx_size
-        )
+        seam.install(model, [MoELayer(index, pool, telemetry) for index in range(pool.layers)])
+        return LoadedModel(self.name, checkpoint.fingerprint, model, tokenizer, pool, telemetry, ctx_size)
 
     def _ensure_store(
         self, experts: CheckpointExperts, layout: ExpertLayout, meter: Meter, notify: Callable[[str], None]

@@ -10,6 +10,7 @@ from torch import nn
 
 from dali import systems, units
 from dali.devices import CudaDevice, Device, OutOfDeviceMemoryError, SimDevice
+from dali.devices.dependencies import dependencies
 from dali.engine.engine import Engine
 from dali.errors import UsageError, parameter
 from dali.fused.dense import PackedLinear
@@ -17,7 +18,6 @@ from dali.hardware.cost import CostModel, ExpertSize
 from dali.hardware.profile import Profile
 from dali.hooks import seam
 from dali.hooks.shared import early_shared
-from dali.kernels.dependencies import dependencies
 from dali.loading.loaded import LoadedModel
 from dali.offload.accelerated import AcceleratedExperts
 from dali.offload.calibrate import load_predictor
@@ -88,7 +88,7 @@ def accelerate(
     if parts is not None and parts.reroute is not None:
         beside = cpu_experts(parts, loaded, costs, scores is not None, room, meter)
     if parts is not None and parts.bits is not None:  # after all that refuses, as it cannot be undone
-        reduce_bits(loaded.layouts, loaded.records, parts.bits, meter)
+        reduce_bits(loaded.layouts, loaded.pool.records, parts.bits, meter)
         fingerprint += f" {parts.bits} bits"  # predictors are calibrated on the experts as they are
     _tell_budget(loaded, device, options, notify)
     predictor = _predictor(loaded, fingerprint, engine, policies.prefetch, residency, routers, meter, notify)
@@ -97,13 +97,12 @@ def accelerate(
         notify(
             f"{system.title} decides without router scores: the routers of {type(model).__name__} give none."
         )
-    for layer in loaded.records:
+    for layer in loaded.pool.records:
         device.pin(layer[0])  # its whole arena, once
-    layers = len(loaded.records)
+    layers = loaded.pool.layers
     executor = Executor(
         device,
-        loaded.layouts,
-        loaded.records,
+        loaded.pool,
         residency,
         policies,
         predictor,
@@ -143,12 +142,11 @@ def _costs(loaded: LoadedModel, profile: Profile) -> CostModel:
 
 
 def _step_tokens(loaded: LoadedModel, costs: CostModel, residency: Residency) -> int:
-    experts = len(loaded.records[0])
     return prefill_chunk(
         costs.costs,
-        experts,
+        loaded.pool.experts,
         loaded.model.config.num_experts_per_tok,
-        residency.resident_slots // len(loaded.records),
+        residency.resident_slots // loaded.pool.layers,
         residency.scratch_slots,
     )
 
@@ -191,7 +189,7 @@ def _predictor(
         load_predictor(
             prefetch.predictor, far, engine, loaded.tokenizer, routers, loaded.name, fingerprint, meter
         )
-        for far in range(prefetch.distance, min(prefetch.distance + prefetch.depth, len(loaded.records)))
+        for far in range(prefetch.distance, min(prefetch.distance + prefetch.depth, loaded.pool.layers))
     ]
     return predictors[0] if len(predictors) == 1 else LookAhead(predictors)
 
@@ -200,8 +198,8 @@ def _residency(
     loaded: LoadedModel, device: Device, options: LoadOptions, costs: CostModel, notify: Callable[[str], None]
 ) -> tuple[Residency, Policies]:
     """As many slots as the budget holds, fewer where the device cannot give them, and the policies for so many."""
-    records, size = loaded.records, loaded.layout.record_bytes
-    layers, experts = len(records), len(records[0])
+    pool, size = loaded.pool, loaded.layout.record_bytes
+    layers, experts = pool.layers, pool.experts
     slots = min(device.budget // size, layers * experts)
     link = costs.costs.link, costs.costs.link_contended
     while True:
@@ -214,7 +212,7 @@ def _residency(
         try:
             residency = Residency(
                 device,
-                lambda layer, expert: records[layer][expert],
+                lambda layer, expert: pool.lease(layer, [expert]).records[0],
                 layers,
                 size,
                 slots,
