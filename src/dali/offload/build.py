@@ -12,7 +12,7 @@ from dali import systems, units
 from dali.devices import CudaDevice, Device, OutOfDeviceMemoryError, SimDevice
 from dali.devices.dependencies import dependencies
 from dali.engine.engine import Engine
-from dali.errors import UsageError
+from dali.errors import UsageError, parameter
 from dali.fused.dense import PackedLinear
 from dali.hardware.cost import CostModel, ExpertSize
 from dali.hardware.profile import Profile
@@ -54,8 +54,9 @@ def _open_device(options: LoadOptions, profile: Profile, model: nn.Module) -> De
     room = max(int(profile["gpu_memory"]) - dense_bytes, 0)
     if options.vram_bytes is not None and options.vram_bytes > room:
         raise UsageError(
-            f"--vram asks for {units.size(options.vram_bytes)}; {profile.name} has {units.size(room)} beside dense weights.",
-            f"Give --vram {room // 2**20}MiB or less, or choose another profile.",
+            f"{parameter('vram')} asks for {units.size(options.vram_bytes)}; {profile.name} has "
+            f"{units.size(room)} beside dense weights.",
+            f"Give {parameter('vram')} {room // 2**20}MiB or less, or choose another profile.",
         )
     budget = max(room - HEADROOM, 0) if options.vram_bytes is None else options.vram_bytes
     return SimDevice(budget, name=options.device, seed=options.seed, dependencies=dependencies())
