@@ -30,6 +30,7 @@ FLOORS = [
     "devices",
     "telemetry",
     "progress",
+    "units",
     "errors",
 ]
 ENTRANCES = {"__init__", "__main__"}

@@ -8,7 +8,7 @@ import pickle
 import pytest
 
 import dali
-from dali.cli.options import OPTIONS
+from dali.cli import verbs
 from dali.devices.base import MisuseError, OutOfDeviceMemoryError
 from dali.errors import PARAMETERS, DaliError, UsageError
 
@@ -42,4 +42,4 @@ def test_another_process_can_hand_errors_back(error):
 def test_parameters_are_those_of_load_and_flags_too():
     there = inspect.signature(dali.load).parameters
     assert set(PARAMETERS) == set(there) - {"model", "meter", "notify"}
-    assert set(PARAMETERS) <= {option.key for option in OPTIONS.values()}
+    assert set(PARAMETERS) <= {name.replace("-", "_") for name in verbs.options()}

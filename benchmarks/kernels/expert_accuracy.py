@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 
 import dali
 import report
-from dali.hooks.seam import experts_modules
+from dali.hooks.seam import dali_layer, experts_modules, set_dali_layer
 from dali.kernels import native
 from dali.kernels.expert import ExpertLayout
 from dali.kernels.formats import FORMATS
@@ -48,7 +48,9 @@ def recorded(llm: dali.LLM, tokens: int) -> list[Call]:
 
     modules = experts_modules(llm.model).values()
     for module in modules:
-        module.__dict__["dali_layer"] = recording(module.__dict__["dali_layer"])
+        layer = dali_layer(module)
+        assert layer is not None
+        set_dali_layer(module, recording(layer))
     sequence = llm.sequence(llm.encode(TEXT.read_text())[:tokens])
     llm.engine.scheduler.step_tokens = tokens
     list(llm.engine.score(sequence))
@@ -65,14 +67,14 @@ def rows(llm: dali.LLM, tokens: int) -> list[dict[str, Any]]:
     calls = [(hidden.double(), ids, weights) for hidden, ids, weights in recorded(llm, tokens)]
     own = [
         ExactExperts(llm.layout, originals, torch.float64)(*call)
-        for call, originals in zip(calls, llm.loaded.records, strict=True)
+        for call, originals in zip(calls, llm.loaded.pool.records, strict=True)
     ]
     found = []
     for name, format in FORMATS.items():
         layout = ExpertLayout(llm.layout.shape, format)
         rounding: list[float] = []
         errors: dict[str, list[float]] = {variant: [] for variant in native.variants()}
-        for call, originals, unrounded in zip(calls, llm.loaded.records, own, strict=True):
+        for call, originals, unrounded in zip(calls, llm.loaded.pool.records, own, strict=True):
             records = [torch.empty(layout.record_bytes, dtype=torch.uint8) for _ in originals]
             for record, original in zip(records, originals, strict=True):
                 layout.pack(llm.layout.unpack(original), record)

@@ -72,7 +72,7 @@ def losses(llm: LLM, pieces: list[list[int]], prompt: int, batch: int) -> Tensor
 
 def a_quarter(llm: LLM) -> int:
     """The least accelerator memory with a quarter of each layer's experts resident."""
-    layers, experts = len(llm.loaded.records), len(llm.loaded.records[0])
+    layers, experts = len(llm.loaded.pool.records), len(llm.loaded.pool.records[0])
     slots = next(
         slots for slots in range(layers * experts) if split(slots, layers, experts) == experts // SHARE
     )

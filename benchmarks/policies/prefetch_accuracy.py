@@ -202,7 +202,7 @@ def measure(
     llm: dali.LLM, routers: Sequence[Any], paths: Sequence[Path], most: int
 ) -> Iterator[dict[str, Any]]:
     """A row for each distance and predictor on one set of texts."""
-    sequences, experts = cut(llm, paths, most), len(llm.loaded.records[0])
+    sequences, experts = cut(llm, paths, most), len(llm.loaded.pool.records[0])
     scores = [Score(predictor(llm, routers, kind, distance)) for distance in DISTANCES for kind in PREDICTORS]
     true = []
     for tokens in sequences:
@@ -250,7 +250,7 @@ def main() -> None:
     for model in options.models:
         llm = dali.load(folder(model), quant="w8", dtype="float32")
         routers = seam.routers(llm.model, llm.layout.shape.hidden)
-        experts, top_k = len(llm.loaded.records[0]), llm.model.config.num_experts_per_tok
+        experts, top_k = len(llm.loaded.pool.records[0]), llm.model.config.num_experts_per_tok
         chance[model] = {"recall": top_k / experts, "busiest": GUESSED / experts}
         for texts, paths in TEXTS.items():
             found = measure(llm, routers, paths, options.sequences)

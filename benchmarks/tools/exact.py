@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 import dali
 from dali.fused.dense import linears_of
-from dali.hooks.seam import experts_modules
+from dali.hooks.seam import experts_modules, set_dali_layer
 from dali.kernels.expert import ExpertLayout
 from dali.kernels.formats import Format
 from dali.kernels.packing import pack, unpack
@@ -43,8 +43,8 @@ class ExactExperts:
 
 def make_exact(llm: dali.LLM, dense: Format | None) -> None:
     """Compute a model that torch's kernels run with exact experts in float32, its linears' weights rounded to `dense`."""
-    for records, module in zip(llm.loaded.records, experts_modules(llm.model).values(), strict=True):
-        module.__dict__["dali_layer"] = ExactExperts(llm.layout, records, torch.float32)
+    for records, module in zip(llm.loaded.pool.records, experts_modules(llm.model).values(), strict=True):
+        set_dali_layer(module, ExactExperts(llm.layout, records, torch.float32))
     if dense is not None:
         for linear in linears_of(llm.model).values():
             rounded = unpack(pack(linear.weight, dense), *linear.weight.shape, dense)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from typing import Any
 
 # Of `dali.load`, and each a flag of the command line: --n-cpu-moe there.
@@ -65,3 +66,8 @@ class UsageError(DaliError):
     """A request that cannot be meant: an unknown flag value, an impossible budget. Exit code 2."""
 
     exit_code = 2
+
+
+def reason(error: BaseException) -> str:
+    """What another library's exception says, on one line."""
+    return textwrap.shorten(str(error), 250) or type(error).__name__

@@ -16,10 +16,9 @@ from dali.engine.request import Request
 from dali.engine.sampling import SamplingParams
 from dali.engine.sequence import Sequence
 from dali.engine.text.text import Text
-from dali.errors import UsageError
+from dali.errors import UsageError, reason
 from dali.loading.chat_template import no_chat_template
 from dali.loading.loaded import LoadedModel
-from dali.loading.locate import reason
 from dali.offload.accelerated import AcceleratedExperts
 from dali.runtime.executor import Executor
 

@@ -11,12 +11,12 @@ from typing import Any
 from dali import systems
 from dali.errors import UsageError
 from dali.hardware import profile as profiles
-from dali.hardware.memory import parse_size
 from dali.hardware.profile import Profile
 from dali.policies import Policies, create
 from dali.policies.assign import AssignPolicy, layerwise
 from dali.policies.registry import DEFAULT
 from dali.policies.whole_layers import WholeLayers
+from dali.units import parse_size
 
 # Written out, as the formats' own file imports torch, which takes seconds; a test compares the two.
 QUANTS = ("auto", "f32", "f16", "bf16", "w8", "w4", "mxfp4", "q4k")

@@ -61,7 +61,7 @@ print(sorted({{"torch", "transformers"}} & sys.modules.keys()))
 
 def test_the_package_offers_its_engine():
     assert {"load", "attach", "LLM"} <= set(dir(dali))
-    assert dali.load.__module__ == "dali.llm"
+    assert (dali.load.__module__, dali.LLM.__module__) == ("dali.entry", "dali.llm")
     with pytest.raises(AttributeError, match="nothing"):
         dali.nothing  # noqa: B018
 

@@ -20,7 +20,7 @@ from transformers import LlamaConfig
 from dali import systems
 from dali.cli import model as cli_model
 from dali.cli import run as run_verb
-from dali.cli.template import read_template
+from dali.cli.chat.template import read_template
 from dali.errors import DaliError, UsageError
 
 STORY = "Tell me a story about a little dog."

@@ -20,7 +20,6 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 import dali
 from dali.errors import DaliError, UsageError
-from dali.hardware.memory import parse_size
 from dali.kernels.activation import Activation
 from dali.kernels.expert import ExpertLayout, ExpertShape
 from dali.kernels.formats import FORMATS
@@ -29,8 +28,9 @@ from dali.loading.loaded import LoadedModel
 from dali.loading.safetensors import SafetensorsModel
 from dali.options import LoadOptions
 from dali.store.arena import Arena
-from dali.store.checkpoint import ExpertsModule
+from dali.store.experts_module import ExpertsModule
 from dali.store.packed.reader import DamagedStore
+from dali.units import parse_size
 from families import COMMON, random_model, save_model, save_mxfp4_model
 
 PLENTY = 2**40
@@ -59,6 +59,7 @@ def load(
     dtype: str = "auto",
     ram: int | None = PLENTY,
     told: list | None = None,
+    notes: list[str] | None = None,
 ) -> LoadedModel:
     def meter(what: str, total: int):
         if told is not None:
@@ -66,7 +67,8 @@ def load(
         return lambda done: None
 
     options = LoadOptions(quant=quant, dtype=dtype, ram=ram)
-    return SafetensorsModel(directory).load(options, False, meter, lambda message: None)
+    notify = (lambda message: None) if notes is None else notes.append
+    return SafetensorsModel(directory).load(options, False, meter, notify)
 
 
 def refusal(directory: Path, **options: object) -> DaliError:
@@ -132,7 +134,7 @@ def test_mxfp4_experts_lose_nothing_in_bf16(tmp_path):
         attn_implementation="eager",
         experts_implementation="eager",
         dtype=torch.float32,
-    )
+    ).float()  # transformers 5.17 leaves the experts in bfloat16
     expected = logits(stock)
     found = logits(load(directory, "bf16", "float32").model)
     torch.testing.assert_close(found, expected, rtol=0, atol=2e-5 * float(expected.abs().max()))
@@ -169,16 +171,15 @@ def test_each_format_has_its_own_store(directory, cache):
     assert sorted(path.name for path in cache.rglob("*.safetensors")) == ["w4.safetensors", "w8.safetensors"]
 
 
-def test_a_damaged_store_is_named_and_built_again_once_deleted(directory, cache):
+def test_a_damaged_store_is_named_and_built_again(directory, cache):
     expected = logits(load(directory).model)
     (store,) = cache.rglob("*.safetensors")
     content = bytearray(store.read_bytes())
     content[-20_000] ^= 1
     store.write_bytes(content)
-    with pytest.raises(DaliError, match=f"{store}: expert . of MoE layer 1 fails its checksum"):
-        load(directory)
-    store.unlink()
-    assert torch.equal(logits(load(directory).model), expected)
+    notes: list[str] = []
+    assert torch.equal(logits(load(directory, notes=notes).model), expected)
+    assert re.search(f"{store}: expert . of MoE layer 1 fails its checksum", notes[0])
 
 
 @pytest.fixture

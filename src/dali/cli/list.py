@@ -6,30 +6,38 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import huggingface_hub.constants
 from huggingface_hub.errors import CacheNotFound
 
-from dali.cli.interrupt import ending_at_once
-from dali.cli.settings import Verb
+from dali.cli.flags.always import Always
+from dali.cli.flags.option import SWITCH, flag
+from dali.cli.flags.verb import Verb
+from dali.cli.importing import importing
 from dali.cli.terminal import log, passing_note
 from dali.errors import DaliError
-from dali.hardware.memory import size
 from dali.loading.locate import BUNDLED, gguf_models, quant_of
 from dali.store.cache import cache_root
 from dali.store.gguf.header import split_files
+from dali.units import size
 
 if TYPE_CHECKING:
     from dali.loading.source import ModelSource
-    from dali.store.checkpoint import ExpertsModule
+    from dali.store.experts_module import ExpertsModule
+
+
+@dataclass(frozen=True)
+class Settings(Always):
+    json: bool = flag("output", SWITCH, "for machines")
+
 
 VERB = Verb(
     "list",
     "The models that ship inside, those in dali's cache and in the Hugging Face cache, and the GGUF files of the current folder: "
     "what `dali run` calls them, and whether they run on this machine.",
-    {"output": ("json",)},
+    Settings,
+    headings=("output",),
 )
 
 
@@ -49,7 +57,7 @@ class Listing:
     problem: str | None = None  # as `dali run` says it
 
 
-def main(settings: SimpleNamespace) -> int:
+def main(settings: Settings) -> int:
     passing_note("Looking at the models ...")
     listings = [_examine(name, path) for name, path in sorted(_found())]
     passing_note()
@@ -119,7 +127,7 @@ def _examine(name: str, path: Path) -> Listing:
 
 def _directory_steps(listing: Listing, directory: Path) -> Iterator[str]:
     """Fills `listing`; yields before each step what it means if that fails."""
-    with ending_at_once():
+    with importing():
         from dali.hooks import seam
         from dali.loading.safetensors import SafetensorsModel
         from dali.loading.skeleton import check_attention
@@ -145,7 +153,7 @@ def _directory_steps(listing: Listing, directory: Path) -> Iterator[str]:
 
 def _gguf_steps(listing: Listing, path: Path) -> Iterator[str]:
     """As `_directory_steps`."""
-    with ending_at_once():
+    with importing():
         from dali.loading.gguf.families import family_of
         from dali.loading.gguf.model import GgufModel
 

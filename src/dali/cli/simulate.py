@@ -5,36 +5,62 @@ from __future__ import annotations
 import os
 import tempfile
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 
-from dali.cli.interrupt import ending_at_once
-from dali.cli.options import FILE, NAMES, Option, whole
-from dali.cli.settings import Verb
+from dali.cli.flags.always import Always
+from dali.cli.flags.kinds import COUNTS, FILE, NAMES, whole
+from dali.cli.flags.option import SWITCH, flag
+from dali.cli.flags.verb import Verb
+from dali.cli.importing import importing
 from dali.cli.terminal import passing_note
 from dali.errors import DaliError, UsageError
 
 SLOTS = ("25%", "50%")
 PROFILE = "paper"
 
+
+@dataclass(frozen=True)
+class Settings(Always):
+    policy: tuple[str, ...] | None = flag(
+        "comparison",
+        NAMES,
+        "policies of `dali run --list-policies` with commas between them, or all (default), their lossy parts off",
+    )
+    cache_slots: tuple[str, ...] | None = flag(
+        "comparison", NAMES, "residents a layer, as shares of its experts or numbers (default: 25%%,50%%)"
+    )
+    batch: tuple[int, ...] | None = flag(
+        "comparison", COUNTS, "sequences side by side in a step (default: 1)"
+    )
+    profile: tuple[str, ...] | None = flag(
+        "comparison", NAMES, f"hardware profiles, by name or file (default: {PROFILE})"
+    )
+    shape: tuple[str, ...] | None = flag(
+        "comparison", NAMES, "whose sizes the experts have (default: own, the recorded model's)"
+    )
+    tokens: int | None = flag(
+        "comparison", whole(1), "generated tokens to replay of each trace, at most (default: all)"
+    )
+    cache_only: bool = flag("comparison", SWITCH, "hit rates of a cache alone, without a timeline")
+    seed: int | None = flag(
+        "comparison", whole(0), "of the first residents and of random eviction (default: 0)"
+    )
+    json: str | None = flag("output", FILE, 'write the rows here, as {"rows": [...]}')
+    html: str | None = flag("output", FILE, "write a self-contained report with plots here")
+
+
 VERB = Verb(
     "simulate",
     "Replay traces event by event through the policies, residency and timeline of live runs, computing nothing, and compare: hit "
     "rates beside the offline optimum, modelled tokens a second beside a bound. Traces come from `dali trace`.",
-    {
-        "comparison": ("policy", "cache-slots", "batch", "profile", "shape", "tokens", "cache-only", "seed"),
-        "output": ("json", "html"),
-    },
+    Settings,
+    headings=("comparison", "output"),
     words="TRACE.npz [TRACE.npz ...]",
-    own=(
-        Option("json", FILE, 'write the rows here, as {"rows": [...]}'),
-        Option("seed", whole(0), "of the first residents and of random eviction (default: 0)"),
-        Option("profile", NAMES, f"hardware profiles, by name or file (default: {PROFILE})"),
-    ),
 )
 
 
-def main(settings: SimpleNamespace) -> int:
+def main(settings: Settings) -> int:
     if not settings.words:
         raise UsageError("`dali simulate` needs a trace.", "Record one: `dali trace MODEL -o FILE.npz`.")
     for file in (settings.json, settings.html):
@@ -43,7 +69,7 @@ def main(settings: SimpleNamespace) -> int:
     if settings.cache_only and (settings.profile or settings.shape):
         raise UsageError("--cache-only has no times, so no --profile and no --shape.", "Leave them out.")
     passing_note("Reading the traces ...")
-    with ending_at_once():
+    with importing():
         from dali.replay import cells, page, report, sweep
 
     planned = cells.plan(

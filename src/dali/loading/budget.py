@@ -9,12 +9,13 @@ import torch
 from torch import nn
 
 from dali.errors import DaliError, UsageError
-from dali.hardware.memory import available_ram, enough, size
+from dali.hardware.memory import available_ram
 from dali.hooks import seam
 from dali.kernels.expert import ExpertLayout
 from dali.kernels.formats import get_format
 from dali.loading.loaded import describe_layouts
-from dali.store.checkpoint import ExpertsModule
+from dali.store.experts_module import ExpertsModule
+from dali.units import enough, size
 
 HEADROOM = 2**30  # bytes left to activations, keys and values, and Python, when quant "auto" decides
 

@@ -138,7 +138,7 @@ class Bandwidth:
     """What the kernels' threads read from memory, bytes a second: the model's own experts, or as much where it has too few."""
 
     def __init__(self, llm: LLM) -> None:
-        storages = (record.untyped_storage() for layer in llm.loaded.records for record in layer)
+        storages = (record.untyped_storage() for layer in llm.loaded.pool.records for record in layer)
         largest = max(storages, key=lambda storage: storage.nbytes())  # records are views of few arenas
         enough = largest.nbytes() >= 2 * READ_BYTES
         self._memory = (

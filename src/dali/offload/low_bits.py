@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from dali.errors import DaliError, UsageError
-from dali.hardware.memory import available_ram, size
+from dali.hardware.memory import available_ram
 from dali.kernels.expert import ExpertLayout
 from dali.kernels.formats import GROUP, TILE_ROWS, Format, assemble, get_format, pad, round_up
 from dali.kernels.packing import require_finite
 from dali.progress import Meter
 from dali.store.arena import Arena
+from dali.units import size
 
 HELD = ("w4", "w8")  # formats that hold whole multiples of a scale
 

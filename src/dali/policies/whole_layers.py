@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dali.errors import UsageError
-from dali.hardware.memory import enough, size
 from dali.policies.cache import CachePolicy
+from dali.units import enough, size
 
 
 class WholeLayers(CachePolicy):

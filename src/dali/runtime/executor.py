@@ -34,6 +34,7 @@ from dali.runtime.prefetch import Predictor, Prefetcher
 from dali.runtime.replacement import Replacement
 from dali.runtime.residency import COPY, Residency
 from dali.runtime.workspace import Workspace
+from dali.store.pool import ExpertPool
 from dali.telemetry import LayerCounters, Telemetry
 
 CPU = torch.device("cpu")
@@ -49,8 +50,7 @@ class Executor:
     def __init__(
         self,
         device: Device,
-        layouts: Sequence[ExpertLayout],
-        records: Sequence[Sequence[Tensor]],
+        pool: ExpertPool,
         residency: Residency,
         policies: Policies,
         predictor: Predictor | None,
@@ -63,36 +63,36 @@ class Executor:
         scores: Callable[[int, Tensor], Tensor] | None = None,
         guarded: bool = True,
     ) -> None:
-        """`records[layer][expert]`: the host's packed experts, in `layouts[layer]`. `dense_seconds(tokens)`: modelled time of
+        """`pool`: the host's experts. `dense_seconds(tokens)`: modelled time of
         everything between two layers' experts; `predict_seconds(tokens)`: of one prediction. `beside[layer](hidden)`: what else
         needs the layer's input and may run while its experts are on their way. `scores(layer, hidden)`: the router's, [tokens,
         experts]. `guarded`: prefetches and swaps may be rested."""
         self.device = device
         self.residency = residency
         self.policies = policies
-        self._layouts = layouts
-        self._records = records
+        self._pool = pool
+        self._layouts = pool.layouts
         self._activation_copy = cache(model.activation_copy)
         self._costs = model.costs
         self._telemetry = telemetry
         self._dense_seconds = dense_seconds
-        self._beside = beside or [None] * len(records)
+        self._beside = beside or [None] * pool.layers
         self._kernel = kernel
         self._scores = scores if "scores" in policies.cache.signals else None
         self._guarded = guarded
         self._compute, self._host = device.stream(COMPUTE), device.stream(HOST)
         self._down, self._up = device.stream(DOWN), device.stream(UP)
         self._workspace = Workspace(device)
-        self._experts = len(records[0])
+        self._experts = pool.experts
         self.prefetcher = Prefetcher(
             policies.prefetch, predictor, residency, model.costs, telemetry, predict_seconds
         )
-        self.replacement = Replacement(policies.cache, residency, len(records))
+        self.replacement = Replacement(policies.cache, residency, pool.layers)
         self._steps = 0
         self._started = 0.0  # the last layer's start, on the device's clock
         self._period = 0.0  # mean seconds from one layer's start to the next
         self._failed = False
-        for layer in range(len(records)):
+        for layer in range(pool.layers):
             residency.place(layer, policies.cache.initial(layer) if residency.resident_slots else ())
         device.synchronize()
 
@@ -195,13 +195,12 @@ class Executor:
         below = take("below", tokens, width, hidden.dtype, CPU)
         packed = take("packed", count, width, torch.float32, CPU)
         above = take("above", count, width, torch.float32, hidden.device)
-        layout, here = self._layouts[step.layer], self._records[step.layer]
-        records = [here[expert] for expert in experts]
+        lease = self._pool.lease(step.layer, experts)
         device.copy(self._down, below, step.x, self._activation_copy(tokens), label="activations down")
 
         def compute() -> None:
             full = torch.empty(len(pairs), width)
-            kernel(layout, records, offsets, slots, below.tensor, full)
+            kernel(lease.layout, lease.records, offsets, slots, below.tensor, full)
             torch.index_select(full, 0, slots, out=packed.tensor)
 
         costs = self._costs.cpu

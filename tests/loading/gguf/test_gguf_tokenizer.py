@@ -8,7 +8,8 @@ import pytest
 from transformers import AutoTokenizer
 
 from dali.errors import DaliError
-from dali.loading.gguf.tokenizer import SPLITS, end_ids, read_tokenizer
+from dali.loading.gguf.splits import SPLITS
+from dali.loading.gguf.tokenizer import end_ids, read_tokenizer
 from dali.loading.locate import BUNDLED
 from dali.store.gguf.header import Gguf
 

@@ -9,12 +9,12 @@ from dataclasses import replace
 import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
-from tiny_stores import SHAPE, header
 
 from dali.kernels.activation import KINDS, Activation
 from dali.kernels.expert import ExpertLayout, ExpertShape
 from dali.kernels.formats import FORMATS
 from dali.store.packed.header import HeaderError, StoreHeader
+from tiny_stores import SHAPE, header
 
 headers = st.builds(
     StoreHeader,

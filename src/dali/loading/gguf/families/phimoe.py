@@ -33,5 +33,6 @@ FAMILY = Family(
     "phimoe",
     "num_local_experts",
     _fields,
+    blocks={"ffn_gate_inp": "mlp.router"},
     strips_after_tokens=True,
 )

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from dali.cli import chat as chat_module
+from dali.cli.chat import loop as chat_module
 from dali.cli.terminal import set_log_level
 
 STORY = "Tell me a story about a little dog."

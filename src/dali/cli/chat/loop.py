@@ -6,7 +6,7 @@ import re
 import sys
 from contextlib import suppress
 
-from dali.cli.conversation import Conversation
+from dali.cli.chat.conversation import Conversation
 from dali.cli.interrupt import interruptible
 from dali.cli.terminal import DIM, log, passing_note, report, styled
 from dali.errors import UsageError

@@ -5,19 +5,20 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from dali.cli.main import main
-from dali.cli.options import DTYPES, OPTIONS, QUANTS
-from dali.cli.run import VERB
+from dali.cli.run import VERB, Settings
 from dali.errors import UsageError
 from dali.llm import _FALLBACK_SAMPLING
+from dali.options import QUANTS
 from dali.policies import registry
 
+OPTIONS = {option.name: option for option in VERB.options}
 
-def read(*arguments: str) -> SimpleNamespace:
+
+def read(*arguments: str) -> Settings:
     return VERB.settings(arguments)
 
 
@@ -183,7 +184,6 @@ def test_names_written_out_are_the_engines() -> None:
     from dali import llm, options
     from dali.kernels.formats import FORMATS
 
-    assert (QUANTS, DTYPES) == (options.QUANTS, options.DTYPES)
     assert ("auto", *FORMATS) == options.QUANTS
     for name, flag in {"temperature": "temp", "top_k": "top-k", "top_p": "top-p", "min_p": "min-p"}.items():
         assert f"or else {llm._FALLBACK_SAMPLING[name]})" in OPTIONS[flag].help

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from dali.cli.answer import Answer
+from dali.cli.chat.answer import Answer
 from dali.errors import UsageError
 
 if TYPE_CHECKING:
@@ -13,22 +12,16 @@ if TYPE_CHECKING:
 
 
 class Conversation:
-    """Messages through the model's chat template; with --raw each prompt stands alone, as it is."""
+    """Messages through the model's chat template; `raw`: each prompt stands alone, as it is."""
 
-    def __init__(self, llm: LLM, settings: SimpleNamespace) -> None:
+    def __init__(
+        self, llm: LLM, sampling: dict[str, Any], system_prompt: str | None = None, raw: bool = False
+    ) -> None:
         self.llm = llm
-        self._raw: bool = settings.raw
-        self._opening = [_message("system", settings.system_prompt)] if settings.system_prompt else []
+        self._raw = raw
+        self._opening = [_message("system", system_prompt)] if system_prompt else []
         self._messages = list(self._opening)
-        self._sampling = {
-            "max_tokens": settings.predict,
-            "temperature": settings.temp,
-            "top_k": settings.top_k,
-            "top_p": settings.top_p,
-            "min_p": settings.min_p,
-            "seed": settings.seed,
-            "stop": settings.stop,
-        }
+        self._sampling = sampling
 
     def answer_to(self, text: str) -> Answer:
         """The answer, yet to be streamed. UsageError: no text, no chat template, no room in the context."""

@@ -6,7 +6,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from dali.cli.terminal import passing_note
-from dali.hardware.memory import size
+from dali.units import size
 
 if TYPE_CHECKING:
     from dali.llm import LLM, Prompt
