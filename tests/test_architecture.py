@@ -31,6 +31,7 @@ FLOORS = [
     "telemetry",
     "progress",
     "units",
+    "compiled",
     "errors",
 ]
 ENTRANCES = {"__init__", "__main__"}

@@ -41,11 +41,11 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 
 import report
 from dali.devices import Buffer, CpuDevice, Device, Operation, SimDevice, Stream, host_memory
+from dali.devices.dependencies import dependencies
 from dali.hardware.cost import CostModel, ExpertSize
 from dali.hardware.profile import load
 from dali.hooks.seam import strip_experts
 from dali.kernels.activation import Activation
-from dali.kernels.dependencies import dependencies
 from dali.kernels.expert import ExpertLayout, ExpertShape
 from dali.kernels.formats import get_format
 from dali.offload.build import MOST_SCRATCH, dense_seconds

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from dali.devices import Dependencies, Device, SimDevice
+from dali.devices.dependencies import dependencies
 from dali.hardware.cost import CostModel, ExpertSize
 from dali.hardware.profile import known, load
 from dali.hooks.moe_layer import MoELayer
 from dali.kernels import dispatch as experts
 from dali.kernels import reference
 from dali.kernels.activation import Activation
-from dali.kernels.dependencies import dependencies
 from dali.kernels.expert import ExpertLayout, ExpertShape, ExpertWeights
 from dali.kernels.formats import get_format
 from dali.offload.fit import FITS

@@ -43,10 +43,12 @@ class DecodingLayer:
         self.module = module  # an accelerator may take over its experts
         norms: list[Any] = [layer.input_layernorm, layer.post_attention_layernorm]
         before_attention, before_experts = ((norm.weight, norm.variance_epsilon) for norm in norms)
-        records = self.lease().native
-        assert records is not None  # as whoever makes a DecodingLayer has seen
         self.native = native.DecoderLayer(
-            before_attention, attention.native, before_experts, (router.weight, *router.how), records
+            before_attention,
+            attention.native,
+            before_experts,
+            (router.weight, *router.how),
+            experts.pool.layouts[experts.index],
         )
         self.run = Run([self])
 
@@ -88,7 +90,10 @@ class Run:
         """hidden [1, tokens, hidden], cos and sin [1, tokens, width] -> the last layer's output."""
         places = [layer.attention.places(step, hidden.dtype) for layer in self.layers]
         leases = [layer.lease() for layer in self.layers]  # their bytes stay until the call has ended
-        out, outcomes = native.decode_layers(self._natives, hidden, cos, sin, places)
+        records: list[Any] = [
+            lease.native for lease in leases
+        ]  # whole layers have handles, as fusing has seen
+        out, outcomes = native.decode_layers(self._natives, records, hidden, cos, sin, places)
         del leases
         for layer, (active, seconds) in zip(self.layers, outcomes, strict=True):
             layer.experts.count(len(step.segments) * layer.top_k, active, seconds)

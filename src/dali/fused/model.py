@@ -90,7 +90,10 @@ class DecodingModel:
         rotations = self._rotations.of(positions)
         places = [layer.attention.places(step, self._dtype) for layer in self._layers]
         leases = [layer.lease() for layer in self._layers]  # their bytes stay until the call has ended
-        logits, outcomes = self._native.decode(ids, rotations, places)
+        records: list[Any] = [
+            lease.native for lease in leases
+        ]  # whole layers have handles, as fusing has seen
+        logits, outcomes = self._native.decode(records, ids, rotations, places)
         del leases
         for layer, (active, seconds) in zip(self._layers, outcomes, strict=True):
             layer.experts.count(len(ids) * layer.top_k, active, seconds)

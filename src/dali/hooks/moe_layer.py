@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dali.kernels import dispatch, reference
-from dali.kernels.pairs import count_pairs, order_pairs
+from dali.kernels.pairs import pairs_by_expert
 from dali.kernels.reference import reduce_slots
 from dali.store.pool import ExpertPool
 from dali.telemetry import Telemetry
@@ -76,9 +76,7 @@ class MoELayer:
     def _compute(self, hidden: Tensor, ids: Tensor, weights: Tensor) -> tuple[Tensor, int]:
         """From a lease of the experts that take part alone: the output, and how many they are."""
         ids = ids.cpu().long().contiguous()
-        workload = count_pairs(ids, self.pool.experts)
-        active = [expert for expert, tokens in enumerate(workload) if tokens]
-        slots, offsets = order_pairs(ids, workload, active)
+        active, slots, offsets = pairs_by_expert(ids, self.pool.experts)
         lease, x = self.pool.lease(self.index, active), hidden.cpu()
         rows = torch.empty(ids.numel(), hidden.shape[1])  # [tokens * top_k, hidden]
         self._kernel(lease.layout, lease.records, offsets, slots, x if x.dtype in FLOATS else x.float(), rows)

@@ -10,6 +10,7 @@ from torch import nn
 
 from dali import systems, units
 from dali.devices import CudaDevice, Device, OutOfDeviceMemoryError, SimDevice
+from dali.devices.dependencies import dependencies
 from dali.engine.engine import Engine
 from dali.errors import UsageError
 from dali.fused.dense import PackedLinear
@@ -17,7 +18,6 @@ from dali.hardware.cost import CostModel, ExpertSize
 from dali.hardware.profile import Profile
 from dali.hooks import seam
 from dali.hooks.shared import early_shared
-from dali.kernels.dependencies import dependencies
 from dali.loading.loaded import LoadedModel
 from dali.offload.accelerated import AcceleratedExperts
 from dali.offload.calibrate import load_predictor

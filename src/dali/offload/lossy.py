@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +21,7 @@ from dali.devices import COMPUTE, HOST, Buffer
 from dali.errors import DaliError
 from dali.hardware.cost import CostModel
 from dali.kernels.dispatch import compute_experts
+from dali.kernels.pairs import pairs_by_expert
 from dali.kernels.reference import reduce_slots
 from dali.loading.loaded import LoadedModel
 from dali.offload.low_bits import low_precision
@@ -122,13 +124,11 @@ class LossyLayers:
         """Queue the chosen pairs' experts on the host stream; returns where their weighted sums [tokens, hidden] will be."""
         device, take, (pool, model) = self._executor.device, self._workspace.take, self._beside
         tokens, width = hidden.shape
-        pairs = np.flatnonzero(chosen)
-        pairs = pairs[rerouted.ids.ravel()[pairs].argsort(kind="stable")]
-        experts, workload = np.unique(rerouted.ids[chosen], return_counts=True)
-        offsets = [0, *workload.cumsum().tolist()]
-        slots = torch.from_numpy(pairs)
+        asked = torch.from_numpy(rerouted.ids[chosen].astype(np.int64))
+        experts, order, offsets = pairs_by_expert(asked, pool.experts)
+        slots = torch.from_numpy(np.flatnonzero(chosen))[order]
         share = torch.from_numpy(np.where(chosen, rerouted.weights, 0))
-        lease = pool.lease(layer, experts.tolist())
+        lease = pool.lease(layer, experts)
 
         below = take("below", tokens, width, hidden.dtype, CPU)
         sums = take("sums", tokens, width, torch.float32, CPU)
@@ -141,7 +141,7 @@ class LossyLayers:
             compute_experts(lease.layout, lease.records, offsets, slots, below.tensor, rows)
             sums.tensor.copy_(reduce_slots(rows, share))
 
-        seconds = sum(model.costs.cpu[count] for count in workload.tolist())
+        seconds = sum(model.costs.cpu[end - begin] for begin, end in pairwise(offsets))
         device.launch(device.stream(HOST), compute, (below,), (sums,), seconds, label=f"lossy {layer}")
         counters = self._telemetry.layer(layer)
         counters.cpu += len(experts)
