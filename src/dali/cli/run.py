@@ -21,7 +21,7 @@ from dali.cli.flags.sampling import Sampling
 from dali.cli.flags.verb import Verb
 from dali.cli.model import find_model, load_model
 from dali.cli.terminal import DIM, log, styled
-from dali.errors import UsageError
+from dali.errors import DaliError, UsageError
 from dali.hardware.gpu import check_gpu
 from dali.loading.locate import DEFAULT_MODEL
 from dali.store.cache import cache_root
@@ -98,8 +98,12 @@ def _devices() -> list[str]:
 def _systems() -> list[str]:
     """What --system can be: systems and their variants, and what --lossy turns on."""
     lines = []
-    for name in systems.names(variants=True):
-        system = systems.get(name)
+    for name in [*systems.names(variants=True), *systems.installed()]:
+        try:
+            system = systems.get(name)
+        except DaliError as error:  # another package's, which must not hide the others
+            lines.append(f"{name:<28}  cannot be used: {error.problem}")
+            continue
         lossy = f"  (--lossy: {', '.join(system.lossy)})" if system.lossy else ""
         lines.append(f"{name:<28}  {system.title}{lossy}")
     return lines
