@@ -9,12 +9,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from dali.replay.trace import write
 
 import dali
 from dali.cli import list as list_verb
 from dali.cli.main import VERBS, main
 from dali.errors import DaliError
+from dali.replay.traces.trace import write
 from replay.tiny_traces import random_trace
 
 
