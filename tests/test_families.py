@@ -15,7 +15,6 @@ from dali.kernels import native
 from dali.kernels.expert import ExpertLayout
 from dali.kernels.formats import get_format
 from dali.llm import LLM
-from dali.store.checkpoint import canonical
 from families import FAMILIES, random_model, save_model
 
 LENGTHS = (21, 13, 4)  # across phimoe's longrope limit (16) and every sliding window
@@ -99,7 +98,7 @@ def quantize_experts(model, format: str) -> None:
                     if info.shape.biased
                     else []
                 )
-                layout.pack(canonical(info, first[expert], down[expert], *biases), record)
+                layout.pack(info.canonical(first[expert], down[expert], *biases), record)
                 weights = layout.unpack(record)
                 if info.concatenated:
                     joined = torch.cat([weights.gate, weights.up])
@@ -109,7 +108,7 @@ def quantize_experts(model, format: str) -> None:
                 down[expert] = weights.down.T if info.transposed else weights.down
 
 
-# Quantized formats by torch's kernels: exact arithmetic. The compiled ones round activations (benchmarks/perplexity.py).
+# Quantized formats by torch's kernels: exact arithmetic. The compiled ones round activations (benchmarks/models/perplexity.py).
 @pytest.mark.parametrize(
     ("format", "kernels"), [("f32", ""), ("f32", "torch"), ("w8", "torch"), ("w4", "torch")]
 )

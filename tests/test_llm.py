@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import dali
+from dali.hooks.seam import dali_layer
 from dali.llm import LLM
 
 
@@ -103,7 +104,7 @@ def test_an_interrupted_step_can_be_tried_again(llm, monkeypatch):
     llm.engine.add(sequence)
     for _ in range(3):
         llm.engine.step()
-    layer = llm.model.model.layers[5].mlp.experts.__dict__["dali_layer"]
+    layer = dali_layer(llm.model.model.layers[5].mlp.experts)
 
     def interrupt(*args):
         raise KeyboardInterrupt

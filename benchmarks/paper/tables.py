@@ -21,7 +21,8 @@ from typing import Any
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "policies"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 
 import report
 from dali import systems
@@ -29,7 +30,7 @@ from dali.errors import UsageError
 from dali.policies import Policies, create
 from dali.policies.cache import CachePolicy
 from dali.replay.steps import forwards
-from dali.replay.trace import Trace
+from dali.replay.traces.trace import Trace
 from default_policy import routing
 from replays import Replays, busiest, counts
 

@@ -17,7 +17,7 @@ from dali.errors import DaliError, UsageError
 from dali.hooks import seam
 from dali.hooks.moe_layer import MoELayer
 from dali.kernels import native
-from dali.kernels.formats import FORMATS
+from dali.kernels.formats import FORMATS, get_format
 from dali.llm import LLM
 from dali.loading.budget import HEADROOM, choose_layout
 from dali.loading.locate import locate
@@ -26,7 +26,7 @@ from dali.offload.build import accelerate, check_device
 from dali.options import LoadOptions
 from dali.progress import Meter, silent
 from dali.store.arena import Arena
-from dali.store.checkpoint import canonical
+from dali.store.pool import ExpertPool
 from dali.telemetry import Telemetry
 
 
@@ -92,7 +92,8 @@ def load_source(
         room = None if ram is None else ram - llm.expert_bytes - llm.dense_bytes - HEADROOM
         llm.accelerate(accelerate(llm.loaded, llm.engine, options, meter, notify, room=room))
     if compiled:
-        llm.engine.decoder = fused.fuse(llm.model, llm.layout.format.quantized)
+        linears = get_format("w8") if llm.layout.format.quantized else None
+        llm.engine.decoder = fused.fuse(llm.model, linears)
     return llm
 
 
@@ -120,7 +121,7 @@ def attach(model: Any, *, quant: str = "w8") -> Any:
         for expert, record in enumerate(records[layer]):
             parts = [getattr(module, name).detach()[expert] for name in names]
             try:
-                layout.pack(canonical(info, *parts), record)
+                layout.pack(info.canonical(*parts), record)
             except DaliError as error:
                 raise DaliError(
                     f"Expert {expert} of MoE layer {layer}: {error.problem} The model has lost the layers before.",
@@ -129,5 +130,6 @@ def attach(model: Any, *, quant: str = "w8") -> Any:
         for name in names:
             module._parameters[name] = None
     telemetry = Telemetry()
-    seam.install(model, [MoELayer(i, layout, layer, telemetry) for i, layer in enumerate(records)])
+    pool = ExpertPool([layout] * len(modules), records)
+    seam.install(model, [MoELayer(index, pool, telemetry) for index in range(pool.layers)])
     return model

@@ -56,10 +56,10 @@ def decode(lengths, heads, kv_heads, widths, dtype, window=None, sinks=None, nat
 def test_decoding_agrees_with_torch(dtype, heads, widths, window, with_sinks):
     lengths = [0, 3, 130, 200]
     sinks = torch.linspace(-1, 2, heads[0]).to(dtype) if with_sinks else None
-    found, kept = decode(lengths, *heads, widths, dtype, window, sinks)
+    attended, kept = decode(lengths, *heads, widths, dtype, window, sinks)
     expected, kept_by_torch = decode(lengths, *heads, widths, dtype, window, sinks, native_kernels=False)
     assert kept == kept_by_torch
-    torch.testing.assert_close(found, expected, rtol=0, atol=TOLERANCE[dtype])
+    torch.testing.assert_close(attended, expected, rtol=0, atol=TOLERANCE[dtype])
 
 
 def test_threads_change_no_bit():

@@ -17,6 +17,7 @@ from dali import systems
 from dali.devices import HOST
 from dali.hardware.cost import CostModel
 from dali.hardware.profile import load as load_profile
+from dali.hooks.seam import dali_layer
 from dali.kernels.reference import expert_ffn
 from dali.loading.budget import HEADROOM
 from dali.offload import calibrate
@@ -65,7 +66,7 @@ def lossy_layers(model: Model, seed: int, parts: LossyParts, scores: Any = None,
     executor = tiny_executor(Setting(assign="greedy", cache="lru", slots=12, seed=seed), model)
     other = low_model() if low else model
     costs = CostModel(load_profile("paper"), SIZE, other.layout.format.name, MOST_TOKENS)
-    beside = CpuExperts([other.layout] * LAYERS, other.records, costs)
+    beside = CpuExperts(other.pool, costs)
     counts: dict[str, int] = {}
     return LossyLayers(executor, parts, beside, scores, Telemetry(modelled=True), counts), counts
 
@@ -318,9 +319,9 @@ def test_a_second_set_of_experts_is_within_the_memory_that_is_allowed(
 ) -> None:
     monkeypatch.setattr("dali.fused.dense.pack_linears", lambda *arguments: None)  # done when all is loaded
     llm = live.accelerated("hobbit", lossy=True)
-    beside = llm.model.model.layers[0].mlp.experts.dali_layer.func.__self__._beside
+    beside = dali_layer(llm.model.model.layers[0].mlp.experts).func.__self__._beside
     alone = llm.expert_bytes + llm.dense_bytes + HEADROOM
-    both = alone + sum(record.nbytes for layer in beside.records for record in layer)
+    both = alone + sum(record.nbytes for layer in beside.pool.records for record in layer)
     live.accelerated("hobbit", lossy=True, ram=both)
     live.accelerated("hobbit", ram=alone)
     with pytest.raises(dali.DaliError, match=r"ram leaves .* for them.\nRaise .*ram by 1 B"):
@@ -329,7 +330,7 @@ def test_a_second_set_of_experts_is_within_the_memory_that_is_allowed(
 
 def test_what_refuses_leaves_the_experts_as_they_are(live: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     llm = load(live.directory)
-    before = [record.clone() for layer in llm.loaded.records for record in layer]
+    before = [record.clone() for layer in llm.loaded.pool.records for record in layer]
 
     def refuses(*arguments: Any) -> None:
         raise dali.DaliError("The device has no memory.", "Give it some.")
@@ -339,7 +340,7 @@ def test_what_refuses_leaves_the_experts_as_they_are(live: Any, monkeypatch: pyt
         accelerate(
             llm, LoadOptions(device="sim:paper", policy="mixtral-offloading", lossy=True), lambda: None
         )
-    assert all(map(torch.equal, before, [record for layer in llm.loaded.records for record in layer]))
+    assert all(map(torch.equal, before, [record for layer in llm.loaded.pool.records for record in layer]))
 
 
 def test_routers_that_cannot_be_called_alone_are_no_basis_for_predicted_routing(

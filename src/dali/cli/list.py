@@ -6,30 +6,35 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-import huggingface_hub.constants
-from huggingface_hub.errors import CacheNotFound
-
-from dali.cli.interrupt import ending_at_once
-from dali.cli.settings import Verb
+from dali.cli.flags.always import Always
+from dali.cli.flags.option import SWITCH, as_flag, flag
+from dali.cli.flags.verb import Verb
+from dali.cli.importing import importing
 from dali.cli.terminal import log, passing_note
 from dali.errors import DaliError
-from dali.hardware.memory import size
 from dali.loading.locate import BUNDLED, gguf_models, quant_of
 from dali.store.cache import cache_root
 from dali.store.gguf.header import split_files
+from dali.units import size
 
 if TYPE_CHECKING:
     from dali.loading.source import ModelSource
-    from dali.store.checkpoint import ExpertsModule
+    from dali.store.experts_module import ExpertsModule
+
+
+@dataclass(frozen=True)
+class Settings(Always):
+    json: bool = flag("output", SWITCH, "for machines")
+
 
 VERB = Verb(
     "list",
     "The models that ship inside, those in dali's cache and in the Hugging Face cache, and the GGUF files of the current folder: "
     "what `dali run` calls them, and whether they run on this machine.",
-    {"output": ("json",)},
+    Settings,
+    headings=("output",),
 )
 
 
@@ -49,7 +54,7 @@ class Listing:
     problem: str | None = None  # as `dali run` says it
 
 
-def main(settings: SimpleNamespace) -> int:
+def main(settings: Settings) -> int:
     passing_note("Looking at the models ...")
     listings = [_examine(name, path) for name, path in sorted(_found())]
     passing_note()
@@ -79,6 +84,9 @@ def _row(listing: Listing) -> tuple[str, ...]:
 
 def _found() -> Iterator[tuple[str, Path]]:
     """(what `dali run` calls it, directory or GGUF file) of each model."""
+    import huggingface_hub.constants
+    from huggingface_hub.errors import CacheNotFound
+
     local = {folder.name: folder for root in (cache_root() / "models", BUNDLED) for folder in root.glob("*/")}
     for name, folder in local.items():
         files = [] if (folder / "config.json").is_file() else gguf_models(folder)
@@ -111,7 +119,7 @@ def _examine(name: str, path: Path) -> Listing:
     except Exception as error:  # whatever it is, the other models are still to be listed
         listing.obstacle = obstacle
         listing.problem = (
-            error.problem if isinstance(error, DaliError) else f"{type(error).__name__}: {error}"
+            error.told(as_flag)[0] if isinstance(error, DaliError) else f"{type(error).__name__}: {error}"
         )
         log.debug("%s: %s", name, listing.problem)
     return listing
@@ -119,17 +127,17 @@ def _examine(name: str, path: Path) -> Listing:
 
 def _directory_steps(listing: Listing, directory: Path) -> Iterator[str]:
     """Fills `listing`; yields before each step what it means if that fails."""
-    with ending_at_once():
-        from dali.hooks import seam
-        from dali.loading.safetensors import SafetensorsModel
-        from dali.loading.skeleton import check_attention
-
-    source = SafetensorsModel(directory)
     config_file = directory / "config.json"
     yield "unreadable config.json" if config_file.is_file() else "no config.json"
     raw = json.loads(config_file.read_bytes())
     listing.family = raw.get("model_type")
     yield "quantized checkpoint" if "quantization_config" in raw else "unknown model type"
+    with importing():
+        from dali.hooks import seam
+        from dali.loading.safetensors import SafetensorsModel
+        from dali.loading.skeleton import check_attention
+
+    source = SafetensorsModel(directory)
     _ = source.config
     yield "not a language model"
     skeleton = source.skeleton
@@ -145,7 +153,7 @@ def _directory_steps(listing: Listing, directory: Path) -> Iterator[str]:
 
 def _gguf_steps(listing: Listing, path: Path) -> Iterator[str]:
     """As `_directory_steps`."""
-    with ending_at_once():
+    with importing():
         from dali.loading.gguf.families import family_of
         from dali.loading.gguf.model import GgufModel
 

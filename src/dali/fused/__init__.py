@@ -1,24 +1,26 @@
-"""A model's dense modules, and whole layers of it, on the native kernels."""
+"""A model's dense modules, and whole layers of it, on the native kernels. `fuse` is the one door."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from dali.fused import attention, dense, layer
-from dali.fused.model import DecodingModel, fuse_model
-from dali.kernels.formats import get_format
+from dali.fused import model as whole
+from dali.fused.model import DecodingModel
+from dali.kernels.formats import Format
 
 
-def fuse(model: Any, quantized: bool) -> DecodingModel | None:
-    """Put all of a CPU model that can be on the native kernels; returns its way to decode in one call, if it has one.
+def fuse(model: Any, linears: Format | None) -> DecodingModel | None:
+    """Let the compiled kernels stand in for every part of a CPU's model that they can, and pack its linears in `linears` (None:
+    leave them as they are). Returns the model's way to decode in one call, if it has one.
 
-    quantized: its experts are, and then its linears are packed to w8, too. Each step builds on those before: attention is told
-    by packed linears and fused norms, a layer by its attention and router, a model by its layers.
+    The order is the only one: each step tells the parts it joins by what the steps before have made of them. DaliError for
+    weights that `linears` cannot hold.
     """
-    if quantized:
-        dense.pack_linears(model, get_format("w8"))
+    if linears is not None:
+        dense.pack_linears(model, linears)
     dense.fuse_norms(model)
     dense.fuse_routers(model)
     attention.fuse_attention(model)
     layer.fuse_layers(model)
-    return fuse_model(model)
+    return whole.fuse_model(model)

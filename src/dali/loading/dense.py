@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from dali.errors import DaliError
+from dali.errors import DaliError, reason
 from dali.hooks import attention, seam
-from dali.loading.locate import reason
 from dali.loading.skeleton import quiet_transformers
 
 

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor
-
 from dali.kernels.expert import ExpertLayout
+from dali.store.pool import ExpertPool
 from dali.telemetry import Telemetry
 
 
@@ -20,11 +19,15 @@ class LoadedModel:
     fingerprint: str  # of the files it is from
     model: Any
     tokenizer: Any
-    layouts: list[ExpertLayout]  # of each MoE layer's records
-    records: list[list[Tensor]]  # [layer][expert], packed, in RAM
+    pool: ExpertPool
     telemetry: Telemetry
     ctx_size: int  # tokens a sequence may have
     converted: dict[str, float] = field(default_factory=dict)  # "Q6_K to w8" -> relative L2 error, measured
+
+    @property
+    def layouts(self) -> Sequence[ExpertLayout]:
+        """Of each MoE layer's records."""
+        return self.pool.layouts
 
     @property
     def layout(self) -> ExpertLayout:
@@ -39,7 +42,7 @@ class LoadedModel:
     @property
     def expert_bytes(self) -> int:
         """Bytes of RAM the experts take."""
-        return sum(record.nbytes for layer in self.records for record in layer)
+        return self.pool.nbytes
 
     @property
     def dense_bytes(self) -> int:

@@ -14,23 +14,25 @@ from torch import nn
 from transformers import AutoConfig, AutoTokenizer
 from transformers.conversion_mapping import get_model_conversion_mapping
 
-from dali.errors import DaliError
+from dali.errors import DaliError, parameter, reason
 from dali.hooks import seam
 from dali.hooks.moe_layer import MoELayer
 from dali.kernels.expert import ExpertLayout
 from dali.loading.budget import choose_context, choose_layout, count_dense_bytes
 from dali.loading.dense import load_dense
 from dali.loading.loaded import LoadedModel
-from dali.loading.locate import BUNDLED, reason
+from dali.loading.locate import BUNDLED
 from dali.loading.skeleton import build_skeleton, check_attention, quiet_transformers
 from dali.options import LoadOptions
 from dali.progress import Meter
 from dali.store.arena import Arena
 from dali.store.cache import store_path
-from dali.store.checkpoint import Checkpoint, CheckpointExperts, ExpertsModule
+from dali.store.checkpoint import Checkpoint, CheckpointExperts
+from dali.store.experts_module import ExpertsModule
 from dali.store.packed.builder import discard, ensure_store
 from dali.store.packed.header import StoreHeader
 from dali.store.packed.reader import DamagedStore, StoreReader
+from dali.store.pool import ExpertPool
 from dali.telemetry import Telemetry
 
 
@@ -121,13 +123,10 @@ class SafetensorsModel:
         # Experts first: while they are packed, no dense weights are in memory yet.
         store = self._ensure_store(experts, layouts[0], meter, notify)
         model = load_dense(self.path, self.config, dtype)
-        records = _read_store(store, meter).by_layer(len(modules))
+        pool = ExpertPool(layouts, _read_store(store, meter).by_layer(len(modules)))
         telemetry = Telemetry()
-        packed = zip(layouts, records, strict=True)
-        seam.install(model, [MoELayer(index, *pair, telemetry) for index, pair in enumerate(packed)])
-        return LoadedModel(
-            self.name, checkpoint.fingerprint, model, tokenizer, layouts, records, telemetry, ctx_size
-        )
+        seam.install(model, [MoELayer(index, pool, telemetry) for index in range(pool.layers)])
+        return LoadedModel(self.name, checkpoint.fingerprint, model, tokenizer, pool, telemetry, ctx_size)
 
     def _ensure_store(
         self, experts: CheckpointExperts, layout: ExpertLayout, meter: Meter, notify: Callable[[str], None]
@@ -166,7 +165,7 @@ def read_config(directory: Path) -> Any:
     elif method is not None:
         raise DaliError(
             f"{directory} is quantized with {method}, which dali cannot read.",
-            "Use the unquantized model; dali quantizes its experts itself (--quant w8 or w4).",
+            f"Use the unquantized model; dali quantizes its experts itself ({parameter('quant')} w8 or w4).",
         )
     return config
 

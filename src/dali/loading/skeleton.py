@@ -12,8 +12,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
-from dali.errors import DaliError
-from dali.loading.locate import reason
+from dali.errors import DaliError, reason
 
 ATTENTION_TYPES = {"full_attention", "sliding_attention"}
 

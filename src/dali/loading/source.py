@@ -17,7 +17,7 @@ from dali.kernels.expert import ExpertLayout
 from dali.loading.loaded import LoadedModel
 from dali.options import LoadOptions
 from dali.progress import Meter
-from dali.store.checkpoint import ExpertsModule
+from dali.store.experts_module import ExpertsModule
 
 
 class ModelSource(Protocol):

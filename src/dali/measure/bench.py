@@ -17,7 +17,7 @@ from dali.engine.request import Request
 from dali.engine.sampling import SamplingParams
 from dali.engine.sequence import Sequence
 from dali.engine.text.text import Text
-from dali.errors import UsageError
+from dali.errors import UsageError, parameter
 from dali.fused.dense import PackedLinear
 from dali.kernels import native
 from dali.llm import LLM
@@ -71,7 +71,7 @@ def measure(llm: LLM, tests: list[Test], repetitions: int) -> Iterator[Measureme
         if max(test.prompt, test.generate) > llm.ctx_size:
             raise UsageError(
                 f"{test.name} does not fit a context of {llm.ctx_size} tokens.",
-                f"Give at most {llm.ctx_size}, or a larger --ctx-size if the model allows.",
+                f"Give at most {llm.ctx_size}, or a larger {parameter('ctx_size')} if the model allows.",
             )
     bandwidth = Bandwidth(llm) if native.enabled() else None
     draw = random.Random(0)
@@ -138,7 +138,7 @@ class Bandwidth:
     """What the kernels' threads read from memory, bytes a second: the model's own experts, or as much where it has too few."""
 
     def __init__(self, llm: LLM) -> None:
-        storages = (record.untyped_storage() for layer in llm.loaded.records for record in layer)
+        storages = (record.untyped_storage() for layer in llm.loaded.pool.records for record in layer)
         largest = max(storages, key=lambda storage: storage.nbytes())  # records are views of few arenas
         enough = largest.nbytes() >= 2 * READ_BYTES
         self._memory = (

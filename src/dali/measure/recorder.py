@@ -19,7 +19,7 @@ from dali.offload.build import dense_size
 from dali.offload.calibrate import load_predictor
 from dali.progress import Meter, silent
 from dali.replay.shapes import Shape
-from dali.replay.trace import Array, Trace
+from dali.replay.traces.trace import Array, Trace
 from dali.step.context import StepContext, current_step
 
 # What policies ask for: (predictor, distances).
@@ -142,7 +142,7 @@ def _trace(llm: LLM, recordings: Many[_Recording], routers: Many[Any], hidden: b
         return np.concatenate([part for recording in recordings for part in getattr(recording, name)])
 
     lengths = [sum(len(part) for part in recording.ids) for recording in recordings]
-    experts = len(llm.loaded.records[0])
+    experts = llm.loaded.pool.experts
     ids = joined("ids").astype(np.uint8 if experts <= 256 else np.uint16)
     gate_inputs = joined("gate_inputs") if hidden else None
     predicted = {} if gate_inputs is None else _predictions(llm, routers, gate_inputs, ids.dtype, meter)
@@ -193,7 +193,7 @@ def _predictions(
 
 
 def _shape(llm: LLM) -> Shape:
-    shape, layers = llm.layout.shape, len(llm.loaded.records)
+    shape, layers = llm.layout.shape, llm.loaded.pool.layers
     nbytes, parameters, kernels = dense_size(llm.model)
     return Shape(
         shape.hidden,

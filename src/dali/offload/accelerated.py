@@ -37,4 +37,4 @@ class AcceleratedExperts:
         telemetry.layers.clear()
         telemetry.modelled = self.modelled
         for module, layer in zip(seam.experts_modules(model).values(), self.layers, strict=True):
-            module.__dict__["dali_layer"] = layer
+            seam.set_dali_layer(module, layer)

@@ -8,21 +8,20 @@ from typing import Any
 
 from torch import nn
 
-from dali import systems
+from dali import systems, units
 from dali.devices import CudaDevice, Device, OutOfDeviceMemoryError, SimDevice
+from dali.devices.dependencies import dependencies
 from dali.engine.engine import Engine
-from dali.errors import UsageError
+from dali.errors import UsageError, parameter
 from dali.fused.dense import PackedLinear
-from dali.hardware import memory
 from dali.hardware.cost import CostModel, ExpertSize
 from dali.hardware.profile import Profile
 from dali.hooks import seam
 from dali.hooks.shared import early_shared
-from dali.kernels.dependencies import dependencies
 from dali.loading.loaded import LoadedModel
 from dali.offload.accelerated import AcceleratedExperts
 from dali.offload.calibrate import load_predictor
-from dali.offload.lossy import CpuExperts, LossyLayers, cpu_experts
+from dali.offload.lossy import CpuExperts, LossyLayers, Scores, cpu_experts
 from dali.offload.low_bits import reduce_bits
 from dali.options import LoadOptions
 from dali.policies import Policies
@@ -55,8 +54,9 @@ def _open_device(options: LoadOptions, profile: Profile, model: nn.Module) -> De
     room = max(int(profile["gpu_memory"]) - dense_bytes, 0)
     if options.vram_bytes is not None and options.vram_bytes > room:
         raise UsageError(
-            f"--vram asks for {memory.size(options.vram_bytes)}; {profile.name} has {memory.size(room)} beside dense weights.",
-            f"Give --vram {room // 2**20}MiB or less, or choose another profile.",
+            f"{parameter('vram')} asks for {units.size(options.vram_bytes)}; {profile.name} has "
+            f"{units.size(room)} beside dense weights.",
+            f"Give {parameter('vram')} {room // 2**20}MiB or less, or choose another profile.",
         )
     budget = max(room - HEADROOM, 0) if options.vram_bytes is None else options.vram_bytes
     return SimDevice(budget, name=options.device, seed=options.seed, dependencies=dependencies())
@@ -88,7 +88,7 @@ def accelerate(
     if parts is not None and parts.reroute is not None:
         beside = cpu_experts(parts, loaded, costs, scores is not None, room, meter)
     if parts is not None and parts.bits is not None:  # after all that refuses, as it cannot be undone
-        reduce_bits(loaded.layouts, loaded.records, parts.bits, meter)
+        reduce_bits(loaded.layouts, loaded.pool.records, parts.bits, meter)
         fingerprint += f" {parts.bits} bits"  # predictors are calibrated on the experts as they are
     _tell_budget(loaded, device, options, notify)
     predictor = _predictor(loaded, fingerprint, engine, policies.prefetch, residency, routers, meter, notify)
@@ -97,13 +97,43 @@ def accelerate(
         notify(
             f"{system.title} decides without router scores: the routers of {type(model).__name__} give none."
         )
-    for layer in loaded.records:
+    executor = _executor(loaded, device, residency, policies, predictor, costs, routers, scores, system)
+    runner: Executor | LossyLayers = executor
+    lossy: dict[str, Any] = {}
+    if system is not None and parts is not None:
+        lossy["parts"] = list(system.lossy)
+        if beside is not None:
+            runner = LossyLayers(executor, parts, beside, scores, loaded.telemetry, lossy)
+    return AcceleratedExperts(
+        executor,
+        [runner.layer(index) for index in range(loaded.pool.layers)],
+        device.now,
+        policies.begin,
+        system is not None and "embeddings" in system.signals,
+        _step_tokens(loaded, costs, residency),
+        isinstance(device, SimDevice),
+        None if system is None else system.name,
+        lossy,
+    )
+
+
+def _executor(
+    loaded: LoadedModel,
+    device: Device,
+    residency: Residency,
+    policies: Policies,
+    predictor: Predictor | None,
+    costs: CostModel,
+    routers: Sequence[nn.Module] | None,
+    scores: Scores | None,
+    system: systems.System | None,
+) -> Executor:
+    model, layers = loaded.model, loaded.pool.layers
+    for layer in loaded.pool.records:
         device.pin(layer[0])  # its whole arena, once
-    layers = len(loaded.records)
-    executor = Executor(
+    return Executor(
         device,
-        loaded.layouts,
-        loaded.records,
+        loaded.pool,
         residency,
         policies,
         predictor,
@@ -114,23 +144,6 @@ def accelerate(
         [early_shared(model, name) for name in seam.experts_modules(model)],
         scores=scores,
         guarded=system is None or system.guarded,
-    )
-    runner: Executor | LossyLayers = executor
-    lossy: dict[str, Any] = {}
-    if system is not None and parts is not None:
-        lossy["parts"] = list(system.lossy)
-        if beside is not None:
-            runner = LossyLayers(executor, parts, beside, scores, loaded.telemetry, lossy)
-    return AcceleratedExperts(
-        executor,
-        [runner.layer(index) for index in range(layers)],
-        device.now,
-        policies.begin,
-        system is not None and "embeddings" in system.signals,
-        _step_tokens(loaded, costs, residency),
-        isinstance(device, SimDevice),
-        None if system is None else system.name,
-        lossy,
     )
 
 
@@ -143,12 +156,11 @@ def _costs(loaded: LoadedModel, profile: Profile) -> CostModel:
 
 
 def _step_tokens(loaded: LoadedModel, costs: CostModel, residency: Residency) -> int:
-    experts = len(loaded.records[0])
     return prefill_chunk(
         costs.costs,
-        experts,
+        loaded.pool.experts,
         loaded.model.config.num_experts_per_tok,
-        residency.resident_slots // len(loaded.records),
+        residency.resident_slots // loaded.pool.layers,
         residency.scratch_slots,
     )
 
@@ -160,11 +172,11 @@ def _tell_budget(
     asked, record_bytes = options.vram_bytes, loaded.layout.record_bytes
     if asked is not None and asked > device.budget:
         notify(
-            f"{device.name} has {memory.size(device.budget)} left for experts, not the {memory.size(asked)} asked for."
+            f"{device.name} has {units.size(device.budget)} left for experts, not the {units.size(asked)} asked for."
         )
     if device.budget < record_bytes and asked != 0:
         notify(
-            f"The {memory.size(device.budget)} of {device.name} hold no expert of {memory.enough(record_bytes)}: all run "
+            f"The {units.size(device.budget)} of {device.name} hold no expert of {units.enough(record_bytes)}: all run "
             "on the CPU."
         )
 
@@ -191,7 +203,7 @@ def _predictor(
         load_predictor(
             prefetch.predictor, far, engine, loaded.tokenizer, routers, loaded.name, fingerprint, meter
         )
-        for far in range(prefetch.distance, min(prefetch.distance + prefetch.depth, len(loaded.records)))
+        for far in range(prefetch.distance, min(prefetch.distance + prefetch.depth, loaded.pool.layers))
     ]
     return predictors[0] if len(predictors) == 1 else LookAhead(predictors)
 
@@ -200,8 +212,8 @@ def _residency(
     loaded: LoadedModel, device: Device, options: LoadOptions, costs: CostModel, notify: Callable[[str], None]
 ) -> tuple[Residency, Policies]:
     """As many slots as the budget holds, fewer where the device cannot give them, and the policies for so many."""
-    records, size = loaded.records, loaded.layout.record_bytes
-    layers, experts = len(records), len(records[0])
+    pool, size = loaded.pool, loaded.layout.record_bytes
+    layers, experts = pool.layers, pool.experts
     slots = min(device.budget // size, layers * experts)
     link = costs.costs.link, costs.costs.link_contended
     while True:
@@ -214,7 +226,7 @@ def _residency(
         try:
             residency = Residency(
                 device,
-                lambda layer, expert: records[layer][expert],
+                lambda layer, expert: pool.lease(layer, [expert]).records[0],
                 layers,
                 size,
                 slots,

@@ -9,12 +9,12 @@ from functools import lru_cache
 from itertools import product
 
 from dali import systems
-from dali.errors import UsageError
+from dali.errors import UsageError, parameter
 from dali.hardware import profile as profiles
 from dali.replay import eviction
 from dali.replay.shapes import shape_of
 from dali.replay.steps import Forward, forwards
-from dali.replay.trace import Trace, read
+from dali.replay.traces.trace import Trace, read
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,19 @@ def plan(
     return cells
 
 
+def spelt_out(policies: Sequence[str], cache_only: bool = False) -> list[str]:
+    """Policies, each once, "all" spelt out: dali's own; "lossless" is the same, as nothing lossy is ever replayed."""
+    found: list[str] = []
+    for name in policies:
+        if name not in ("all", "lossless"):
+            found.append(name)
+        elif cache_only:
+            found += eviction.POLICIES
+        else:
+            found += sorted(systems.names(), key=lambda name: name != "default")
+    return list(dict.fromkeys(found))
+
+
 def slots_of(text: str, trace: Trace) -> int:
     """Resident experts a layer for "25%" or "8". UsageError: it is neither, or more than there are."""
     try:
@@ -77,12 +90,12 @@ def slots_of(text: str, trace: Trace) -> int:
             raise ValueError
     except ValueError:
         raise UsageError(
-            f"--cache-slots cannot be {text!r}.",
+            f"{parameter('cache_slots')} cannot be {text!r}.",
             "Give shares or numbers of a layer's experts: 25%,50% or 8,16.",
         ) from None
     if exact > trace.experts:
         raise UsageError(
-            f"--cache-slots {text} is more than the {trace.experts} experts a layer of {trace.name}.",
+            f"{parameter('cache_slots')} {text} is more than the {trace.experts} experts a layer of {trace.name}.",
             f"Give at most {trace.experts}, or 100%.",
         )
     return math.floor(exact + 0.5)

@@ -36,7 +36,7 @@ def byte_level(tokens: list[str], **changes) -> Gguf:
 def test_dali_tinys_tokens_come_back():
     import sys
 
-    sys.path.append(str(Path(__file__).parents[3] / "benchmarks"))
+    sys.path.append(str(Path(__file__).parents[3] / "benchmarks" / "tools"))
     import gguf
 
     from export_gguf import write_tokenizer

@@ -5,6 +5,7 @@ its weights and its token alone, bit for bit: not on threads, on the other token
 share out a call.
 """
 
+from dali.compiled import AVAILABLE, VARIABLE, enabled, use, variant, variants
 from dali.kernels.native.decode import (
     ATTENTION_DTYPES,
     ROUTED_DTYPES,
@@ -18,16 +19,7 @@ from dali.kernels.native.decode import (
     route,
 )
 from dali.kernels.native.experts import ExpertRecords, compute_experts, count_pairs, order_pairs, reduce_slots
-from dali.kernels.native.library import (
-    AVAILABLE,
-    VARIABLE,
-    enabled,
-    set_threads,
-    threads,
-    use,
-    variant,
-    variants,
-)
+from dali.kernels.native.library import set_threads, threads
 from dali.kernels.native.linear import DECODED, Linear, decode_blocks, repack
 from dali.kernels.native.measure import read_seconds, seconds
 

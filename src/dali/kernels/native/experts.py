@@ -9,12 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dali.compiled import library
 from dali.kernels.expert import ExpertLayout
-from dali.kernels.native.library import DTYPES, library
+from dali.kernels.native.library import DTYPES
 
 
 @lru_cache(maxsize=64)
-def _layout(layout: ExpertLayout) -> Any:
+def native_layout(layout: ExpertLayout) -> Any:
+    """The layout as the library reads it."""
     shape, offsets = layout.shape, layout.offsets
     biases = [offsets[f"{name}_bias"][0] for name in shape.matrices] if shape.biased else []
     return library.ExpertLayout(
@@ -56,7 +58,7 @@ def compute_experts(
     )
     addresses = [record.data_ptr() for record in records]
     library.compute_experts(
-        _layout(layout),
+        native_layout(layout),
         addresses,
         offsets,
         slots.data_ptr(),
@@ -97,7 +99,7 @@ class ExpertRecords:
 
     def __init__(self, layout: ExpertLayout, records: Sequence[Tensor]) -> None:
         self.records = records
-        self._layout = _layout(layout)
+        self._layout = native_layout(layout)
         self._addresses = library.ExpertRecords([record.data_ptr() for record in records])
 
     def compute(self, hidden: Tensor, ids: Tensor, weights: Tensor) -> tuple[Tensor, int]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dali.compiled import library
 from dali.kernels.formats import Format
-from dali.kernels.native.library import DTYPES, library
+from dali.kernels.native.library import DTYPES
 
 
 class Linear:
@@ -47,8 +48,8 @@ class Linear:
 
 
 def repack(raw: Tensor, type: str, columns: int, format: Format, packed: Tensor) -> bool:
-    """GGUF's blocks into packed tiles: raw uint8 [rows, row bytes] of `type`, one that src/native/repack.h names, in the format
-    it names there; packed uint8 [format.matrix_bytes(rows, columns)]. False for values or scales that are NaN, infinite or
+    """GGUF's blocks into packed tiles: raw uint8 [rows, row bytes] of `type`, one that src/native/ops/repack.h names, in the
+    format it names there; packed uint8 [format.matrix_bytes(rows, columns)]. False for values or scales that are NaN, infinite or
     too large."""
     matrix = library.Matrix(format.name, raw.shape[0], columns)
     assert raw.is_contiguous() and packed.is_contiguous() and packed.nbytes == matrix.bytes

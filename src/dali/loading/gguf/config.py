@@ -7,9 +7,9 @@ from typing import Any
 
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from dali.errors import reason
 from dali.loading.gguf.families import family_of
 from dali.loading.gguf.keys import NUMBER, Fields, Keys
-from dali.loading.locate import reason
 from dali.loading.skeleton import quiet_transformers
 from dali.store.gguf.header import Gguf, damaged
 

@@ -31,10 +31,11 @@ from dali.loading.loaded import LoadedModel
 from dali.loading.skeleton import build_skeleton, check_attention
 from dali.options import LoadOptions
 from dali.progress import Meter
-from dali.store.checkpoint import ExpertsModule
+from dali.store.experts_module import ExpertsModule
 from dali.store.gguf.experts import GgufExperts, Loaded
 from dali.store.gguf.header import Gguf, read_gguf
 from dali.store.gguf.reader import Reading, read
+from dali.store.pool import ExpertPool
 from dali.telemetry import Telemetry
 
 
@@ -159,16 +160,8 @@ class GgufModel:
         model = load_dense(self.path, self.config, dtype, weights.dense, without=linears)
         put_linears(model, linears)
         telemetry = Telemetry()
-        packed = zip(layouts, loaded.records, strict=True)
-        seam.install(model, [MoELayer(index, *pair, telemetry) for index, pair in enumerate(packed)])
+        pool = ExpertPool(layouts, loaded.records)
+        seam.install(model, [MoELayer(index, pool, telemetry) for index in range(pool.layers)])
         return LoadedModel(
-            self.name,
-            self.fingerprint,
-            model,
-            tokenizer,
-            layouts,
-            loaded.records,
-            telemetry,
-            ctx_size,
-            loaded.converted,
+            self.name, self.fingerprint, model, tokenizer, pool, telemetry, ctx_size, loaded.converted
         )

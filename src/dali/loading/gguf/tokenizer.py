@@ -22,10 +22,9 @@ from tokenizers import (
 from transformers import PreTrainedTokenizerFast
 from transformers.tokenization_utils_base import generate_merges
 
-from dali.errors import DaliError
+from dali.errors import DaliError, reason
 from dali.loading.gguf.families import family_of
 from dali.loading.gguf.splits import SPLITS
-from dali.loading.locate import reason
 from dali.store.gguf.header import Gguf, damaged
 
 WHOLE_WORDS = {  # a word that is a token is not put together by merges
