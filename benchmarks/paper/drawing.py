@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from beside import Values, part, tables
-from dali.replay import plots
+from dali.replay.report import plots
 
 FOLDER = Path(__file__).parents[2] / "docs" / "figures"
 WIDE, TITLE, GAP = 640, 26, 20

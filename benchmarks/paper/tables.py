@@ -30,7 +30,7 @@ from dali.errors import UsageError
 from dali.policies import Policies, create
 from dali.policies.cache import CachePolicy
 from dali.replay.steps import forwards
-from dali.replay.trace import Trace
+from dali.replay.traces.trace import Trace
 from default_policy import routing
 from replays import Replays, busiest, counts
 

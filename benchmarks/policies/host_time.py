@@ -193,7 +193,7 @@ def build(
         dense_seconds(dense_model(config), model, LAYERS),
         kernel=no_kernel,
     )
-    executor.prefetcher.guard = AlwaysOn()  # type: ignore[assignment]
+    executor.guards.prefetch = AlwaysOn()  # type: ignore[assignment]
     return executor
 
 

@@ -14,7 +14,7 @@ import dali
 from dali.cli import list as list_verb
 from dali.cli.main import VERBS, main
 from dali.errors import DaliError
-from dali.replay.trace import write
+from dali.replay.traces.trace import write
 from replay.tiny_traces import random_trace
 
 

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from dali.replay.trace import write
+from dali.replay.traces.trace import write
 from replay.tiny_traces import fields, random_trace
 
 
@@ -36,7 +36,7 @@ def test_a_comparison(run, trace, tmp_path):
 def test_all_systems_are_compared_their_lossy_parts_off(run, trace):
     _, everything, _ = run("simulate", trace, "--cache-slots", "50%")
     assert "all-cpu" in everything
-    assert "\ndaop " in everything
+    assert "\n  daop " in everything
     assert "off, as they change the output: daop (predicted routing, " in everything
     for name in ("all", "lossless"):
         assert run("simulate", trace, "--cache-slots", "50%", "--policy", name)[1] == everything
@@ -46,10 +46,54 @@ def test_all_systems_are_compared_their_lossy_parts_off(run, trace):
 def test_caches_alone(run, trace):
     code, out, _ = run("simulate", trace, "--cache-only", "--cache-slots", "4")
     assert code == 0
-    assert "tok/s " not in out.splitlines()[0]
-    assert [line.split()[0] for line in out.splitlines()[1:8]] == [
-        "lru", "lfu", "lfu-age", "mrs", "random", "belady", "belady-bypass",
-    ]  # fmt: skip
+    assert "tok/s " not in out.splitlines()[1]
+    ranked = [line.split()[:2] for line in out.splitlines()[2:9]]
+    assert {name for name, _ in ranked} == {
+        "lru",
+        "lfu",
+        "lfu-age",
+        "mrs",
+        "random",
+        "belady",
+        "belady-bypass",
+    }
+    assert ranked[0][0] == "belady-bypass"
+    assert [float(hits) for _, hits in ranked] == sorted([float(hits) for _, hits in ranked], reverse=True)
+
+
+def test_the_columns_are_explained_on_request(run, trace):
+    flags = ("simulate", trace, "--cache-only", "--cache-slots", "4")
+    assert "--explain says" in run(*flags)[1]
+    assert "share of active experts found resident" in run(*flags, "--explain")[1]
+
+
+def test_a_policy_from_a_file(run, refused, trace, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    policy = tmp_path / "mine.py"
+    policy.write_text("from dali.policies.cache.lru import Policy\n")
+    code, out, _ = run(
+        "simulate", trace, "--policy", "./mine.py,default", "--cache-slots", "50%", "--html", "r.html"
+    )
+    assert code == 0
+    assert "\n  ./mine.py " in out
+    page = (tmp_path / "r.html").read_text()
+    assert f"dali simulate {trace} --policy ./mine.py,default --cache-slots 50%</p>" in page
+    policy.write_text(
+        "from dali.policies.cache import CachePolicy, Swap\nclass Policy(CachePolicy):\n"
+        "    def observe(self, layer, workload, resident, *rest):\n        return [Swap(min(resident), 99)]\n"
+    )
+    code, problem, fix = refused("simulate", trace, "--policy", "mine.py", "--cache-slots", "50%")
+    assert (code, problem) == (
+        1,
+        "The cache policy at mine.py, line 3, swaps 99, which is no expert: they are 0 to 7 (layer 0, step 1).",
+    )
+    assert "docs/POLICIES.md" in fix
+    policy.write_text("1/0")
+    code, problem, _ = refused("simulate", trace, "--policy", "mine.py")
+    assert (code, problem) == (
+        2,
+        "The policy file mine.py, line 1, raises ZeroDivisionError (division by zero).",
+    )
 
 
 @pytest.mark.parametrize(
@@ -76,16 +120,16 @@ def test_bad_requests(refused, trace, arguments, said):
 
 def test_policies_are_named_with_their_variants(refused, run, trace):
     fix = refused("simulate", trace, "--policy", "best")[2]
-    names = fix.removeprefix("Use one of ").removesuffix(".").split(", ")
+    names = fix.removeprefix("Use one of ").removesuffix(", or a file that ends in .py.").split(", ")
     assert {"hobbit", "hobbit:cpu"} < set(names)
     assert names == [line.split()[0] for line in run("run", "--list-policies")[1].splitlines()]
 
 
 def test_the_report_is_written_before_a_reader_of_the_table_may_leave(run, trace, tmp_path, monkeypatch):
-    def leave(outcomes: object) -> str:
+    def leave(*given: object) -> str:
         raise BrokenPipeError
 
-    monkeypatch.setattr("dali.replay.report.table", leave)
+    monkeypatch.setattr("dali.replay.report.table.table", leave)
     monkeypatch.setattr("dali.cli.main._drop_output", lambda: None)
     file = tmp_path / "r.html"
     assert run("simulate", trace, "--policy", "lru", "--html", str(file))[0] == 141
@@ -93,7 +137,7 @@ def test_the_report_is_written_before_a_reader_of_the_table_may_leave(run, trace
 
 
 def test_a_report_that_cannot_be_written_does_not_take_the_table_too(run, trace, tmp_path, monkeypatch):
-    monkeypatch.setattr("dali.replay.report.table", lambda outcomes: "the table")
+    monkeypatch.setattr("dali.replay.report.table.table", lambda *given: "the table")
     monkeypatch.setattr(
         "pathlib.Path.replace", lambda *given: (_ for _ in ()).throw(OSError(28, "No space left"))
     )

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from dali.replay.trace import read
+from dali.replay.traces.trace import read
 
 
 @pytest.fixture
@@ -40,10 +40,40 @@ def test_prompts_on_stdin_as_they_are(run, stdin, tmp_path):
     assert read(tmp_path / "t.npz").tokens < 20
 
 
+def test_another_tools_routing_is_made_a_trace_that_can_be_replayed(run, tmp_path):
+    rows = [
+        f"{step},{layer},{(step + layer + k) % 8}" for step in range(20) for layer in (1, 2) for k in range(2)
+    ]
+    (tmp_path / "routes.csv").write_text("\n".join(["token,layer,expert", *rows]))
+    file = str(tmp_path / "t.npz")
+    code, out, err = run("trace", "--import", str(tmp_path / "routes.csv"), "olmoe-1b-7b", "-o", file)
+    assert (code, out) == (0, "")
+    assert "a layer is taken to have 8" in err
+    assert "1 sequence, 0 prompt + 20 answer tokens, 2 layers" in err
+    assert read(file).meta["model"] == "olmoe-1b-7b"
+    code, out, _ = run("simulate", file, "--policy", "lru", "--cache-slots", "50%")
+    assert code == 0
+    assert "lru" in out
+
+
+def test_an_imported_files_bad_field_is_named(refused, tmp_path):
+    (tmp_path / "routes.csv").write_text("step,layer,expert\n0,0,-1\n")
+    code, problem, fix = refused(
+        "trace", "--import", str(tmp_path / "routes.csv"), "-o", str(tmp_path / "t.npz")
+    )
+    assert code == 1
+    assert problem.startswith("Row 2, column 'expert',")
+    assert "docs/TRACES.md" in fix
+    assert not (tmp_path / "t.npz").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (["trace"], "needs a file"),
+        (["trace", "-o", "t.npz", "--import", "none.csv"], "no file 'none.csv'"),
+        (["trace", "-o", "t.npz", "--import", "none.csv", "--hidden"], "records nothing, so no --hidden"),
+        (["trace", "-o", "t.npz", "--experts", "8"], "--experts is of an imported file"),
         (["trace", "a", "b", "-o", "t.npz"], "takes one MODEL"),
         (["trace", "-o", "t.npz", "--batch", "1,2"], "one batch size"),
         (["trace", "-o", "t.npz", "--batch", "0"], "--batch cannot be '0'"),

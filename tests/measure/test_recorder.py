@@ -9,7 +9,7 @@ from dali.errors import UsageError
 from dali.hooks import seam
 from dali.measure.recorder import record
 from dali.replay.steps import forwards
-from dali.replay.trace import read, write
+from dali.replay.traces.trace import read, write
 
 PROMPTS = ["Once upon a time", "Once upon a time there was a fox", "The king"]
 GREEDY = {"max_tokens": 6, "temperature": 0, "ignore_eos": True}

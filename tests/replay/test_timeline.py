@@ -6,11 +6,11 @@ from tiny_traces import SHAPE, random_trace
 
 import dali
 from accelerated import slow_machine
+from dali.errors import DaliError
 from dali.hardware import profile
 from dali.measure.recorder import record
 from dali.policies import Policies, create
-from dali.policies.cache import Swap
-from dali.policies.plan import ResidencyView
+from dali.policies.cache import CachePolicy, Swap
 from dali.replay import timeline as module
 from dali.replay.shapes import shape_of
 from dali.replay.steps import forwards
@@ -60,8 +60,7 @@ def test_every_absent_expert_is_copied_where_nothing_stays():
 def test_swaps_that_copy_wait_for_the_link(guarded, copies, allowed):
     """Expert 3 is in scratch, 2 is not."""
     replay = Timeline(random_trace(), policies(random_trace(), 2), SHAPE, MODEL, 2, guarded)
-    view = ResidencyView(frozenset({0, 1}), link_free=copies * COSTS.link)
-    swaps = replay._guards.allow(0, [Swap(0, 2), Swap(1, 3)], [3], view)
+    swaps = replay._guards.allow(0, [Swap(0, 2), Swap(1, 3)], [3], copies * COSTS.link)
     assert [swap.load for swap in swaps] == allowed
 
 
@@ -89,16 +88,17 @@ def test_perfect_predictions_are_fetched_ahead():
     assert result.seconds < without.seconds
 
 
-def test_a_plan_that_forgets_an_expert_is_refused():
-    class Forgetful:
-        def assign(self, layer, workload, view, costs):
-            plan = create("assign", "cpu").assign(layer, workload, view, costs)
-            return plan._replace(cpu=plan.cpu[1:])
+def test_a_cache_that_evicts_the_same_expert_for_all_is_refused():
+    """Its residents would grow without limit, and its hit rate above what the optimum reaches."""
+
+    class Growing(CachePolicy):
+        def observe(self, layer, workload, resident, fetched=(), protected=frozenset(), signals=None):
+            return [Swap(min(resident), load) for load in fetched]
 
     trace = random_trace()
-    some = policies(trace, 2)
-    some.assign = Forgetful()
-    with pytest.raises(ValueError, match="active experts once"):
+    some = policies(trace, 2, assign="gpu")
+    some.cache = Growing(trace.layers, trace.experts, 2)
+    with pytest.raises(DaliError, match=r"test_timeline.py, line \d+, evicts expert \d of layer \d twice"):
         Timeline(trace, some, SHAPE, MODEL, 2, True).run(forwards(trace, 1))
 
 

@@ -95,7 +95,7 @@ def test_the_order_of_issue(make: Callable[..., Executor], order: Order) -> None
     """The CPU starts first; nothing but the last sum is issued behind its rows, which a real device makes the host wait for."""
     executor = make(LayerPlan((5, 6, 7), (0, 1, 2, 3, 4), (2, 3, 4)), prefetch="next_gate", swap=True)
     executor._beside = [lambda hidden: order.labels.append("beside")] * 4
-    executor._period = 1.0
+    executor.period.seconds = 1.0
     step(executor, 0)
     assert order.labels == [
         "dense",
@@ -155,7 +155,7 @@ def test_an_expert_that_was_prefetched_is_not_copied_again(
     make: Callable[..., Executor], order: Order
 ) -> None:
     executor = make(LayerPlan((1, 2, 3, 5, 6), (0, 4, 7), ()), prefetch="next_gate")
-    executor._period = 1.0
+    executor.period.seconds = 1.0
     executor.residency.fetch(1, 4)
     executor.residency.fetch(1, 7)
     order.labels.clear()
@@ -192,12 +192,12 @@ def test_the_period_is_measured_between_layers_of_one_pass(make: Callable[..., E
     for layer in range(4):
         step(executor, layer)
     pause = executor.device.stream("compute")
-    period = executor._period
+    period = executor.period.seconds
     assert 0 < period < 1
     executor.device.charge(pause, 100.0, "the user thinks")
     step(executor, 0)
     step(executor, 1)
-    assert executor._period == pytest.approx(period)
+    assert executor.period.seconds == pytest.approx(period)
 
 
 def test_outputs_keep_the_models_type(make: Callable[..., Executor]) -> None:
@@ -227,15 +227,15 @@ def test_copies_are_blamed_for_delays_until_they_have_left_the_link(make: Callab
     """Not for one layer only: a swap may hold up the demanded copies of many."""
     executor = make(LayerPlan((), (0, 1), ()), swap=True, profile="egpu-x4")
     step(executor, 0, torch.tensor([[0, 1]]))
-    executor.replacement._policy = CachePolicy(4, EXPERTS, 2)
+    executor.policies.cache = CachePolicy(4, EXPERTS, 2)
     queued = []
     for layer in (1, 2):
         assert executor.residency.view(layer).link_free > 0
         step(executor, layer, torch.tensor([[0, 1]]))
-        queued.append(executor.replacement.queued)
+        queued.append(executor.guards.swaps)
     executor.policies.assign.plan = LayerPlan((), (0, 2), (2,))  # type: ignore[attr-defined]
     step(executor, 3, torch.tensor([[0, 2]]))  # behind whose copy none is left
-    assert [*queued, executor.replacement.queued] == [1, 1, 0]
+    assert [*queued, executor.guards.swaps] == [1, 1, 0]
 
 
 @pytest.mark.gpu

@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 
 from dali.hardware.cost import ExpertCosts
-from dali.policies.guard import Guard
+from dali.policies.guard import SAMPLE, Guard
 from dali.policies.prefetch import Forecast
-from dali.runtime.executor import SAMPLE
 from runtime.foreseen import Foresight, anywhere, executor_of, play
 from runtime.tiny_runtime import EXPERTS, LAYERS, TOP_K, Setting
 
@@ -29,7 +28,7 @@ def on_demand(slots: int = 8, **more: Any) -> Setting:
 )
 def test_it_stays_on_while_it_hides_copies(setting: Setting, dense: float, share: float) -> None:
     executor, states = executor_of(setting, Foresight(), dense), []
-    ahead = play(executor, 2 * TRIAL, anywhere, lambda: states.append(executor.prefetcher.guard.on))
+    ahead = play(executor, 2 * TRIAL, anywhere, lambda: states.append(executor.guards.prefetch.on))
     assert all(states)
     assert executor._telemetry.total().prefetch_wasted == 0
     without = play(executor_of(setting, None, dense), 2 * TRIAL, anywhere)
@@ -51,7 +50,7 @@ NEVER = {
 def test_it_is_switched_off_where_it_never_helps(case: str) -> None:
     foresight, states = Foresight([6, 7]), []
     executor = executor_of(NEVER[case], foresight, LONG)
-    play(executor, 3 * TRIAL + 2, low, lambda: states.append(executor.prefetcher.guard.on))
+    play(executor, 3 * TRIAL + 2, low, lambda: states.append(executor.guards.prefetch.on))
     assert states[: TRIAL + 1] == [True] * (TRIAL - 1) + [False] * 2
     assert sum(states) == pytest.approx(
         TRIAL, abs=4
@@ -65,7 +64,7 @@ def test_switching_it_off_is_worth_the_while() -> None:
     setting = NEVER["and keeps wanted copies waiting"]
     guarded = play(executor_of(setting, Foresight([6, 7]), LONG), 2 * TRIAL, low)
     always = executor_of(setting, Foresight([6, 7]), LONG)
-    always.prefetcher.guard.record = lambda cost, benefit: None  # type: ignore[method-assign]
+    always.guards.prefetch.record = lambda cost, benefit: None  # type: ignore[method-assign]
     without = play(executor_of(setting, None, LONG), 2 * TRIAL, low)
     assert without < guarded < play(always, 2 * TRIAL, low)
 
@@ -98,7 +97,7 @@ def test_the_time_for_a_layer_further_ahead_is_longer() -> None:
 
         executor.policies.prefetch.plan = plan  # type: ignore[method-assign]
         play(executor, 5, anywhere)
-        found.append(idles[-1] / executor._period)
+        found.append(idles[-1] / executor.period.seconds)
     assert found == pytest.approx([1, 2], rel=0.05)
 
 

@@ -6,9 +6,7 @@ from random import Random
 
 import pytest
 
-from dali.policies.guard import Guard
-from dali.runtime.executor import SAMPLE
-from dali.runtime.replacement import Replacement
+from dali.policies.guard import SAMPLE, Guard
 from runtime.foreseen import anywhere, executor_of, play
 from runtime.tiny_runtime import EXPERTS, LAYERS, TOP_K, Setting
 
@@ -16,9 +14,9 @@ TRIAL = -(-Guard().window * SAMPLE // LAYERS)  # steps until the guard could fir
 SLOW = Setting("two_lane", "none", "workload", 16, profile="egpu-x4", scratch=4)
 
 
-def never(replacement: Replacement) -> None:
-    replacement.guard.on = False
-    replacement.guard.record = lambda cost, benefit: None  # type: ignore[method-assign]
+def never(guard: Guard) -> None:
+    guard.on = False
+    guard.record = lambda cost, benefit: None  # type: ignore[method-assign]
 
 
 def drifting() -> object:
@@ -37,26 +35,26 @@ def drifting() -> object:
 def test_swaps_stay_on_while_they_follow_the_workload(assign: str) -> None:
     setting = Setting(assign, "none", "workload", 16, profile="egpu-x4", scratch=4)
     executor, states = executor_of(setting), []
-    following = play(executor, 3 * TRIAL, drifting(), lambda: states.append(executor.replacement.guard.on))
+    following = play(executor, 3 * TRIAL, drifting(), lambda: states.append(executor.guards.swap.on))
     assert all(states)
     fixed = executor_of(setting)
-    never(fixed.replacement)
+    never(fixed.guards.swap)
     assert following < play(fixed, 3 * TRIAL, drifting())
 
 
 def test_swaps_are_switched_off_where_routing_has_no_favourites() -> None:
     executor, states = executor_of(SLOW), []
-    swapping = play(executor, 4 * TRIAL, anywhere, lambda: states.append(executor.replacement.guard.on))
+    swapping = play(executor, 4 * TRIAL, anywhere, lambda: states.append(executor.guards.swap.on))
     assert sum(states) / len(states) < 0.7
     always = executor_of(SLOW)
-    always.replacement.guard.record = lambda cost, benefit: None  # type: ignore[method-assign]
+    always.guards.swap.record = lambda cost, benefit: None  # type: ignore[method-assign]
     assert swapping < play(always, 4 * TRIAL, anywhere)
 
 
 def test_switched_off_swaps_still_exchange_roles_with_scratch_slots() -> None:
     setting = Setting("gpu", "none", "workload", 16, profile="egpu-x4", scratch=4)
     executor = executor_of(setting)
-    never(executor.replacement)
+    never(executor.guards.swap)
     placed = executor.residency.copies
     play(executor, 40, drifting())
     total = executor._telemetry.total()
@@ -79,7 +77,7 @@ def test_only_window_policies_copy(cache: str) -> None:
 
 def test_swaps_that_copy_wait_for_the_link() -> None:
     executor = executor_of(Setting("two_lane", "none", "fading", 16, profile="egpu-x4", scratch=4))
-    executor.replacement.guard.record = lambda cost, benefit: None  # type: ignore[method-assign]
+    executor.guards.swap.record = lambda cost, benefit: None  # type: ignore[method-assign]
     placed, queues = executor.residency.copies, []
     play(
         executor,

@@ -105,8 +105,12 @@ def _devices() -> list[str]:
 def _systems() -> list[str]:
     """What --system can be: systems and their variants, and what --lossy turns on."""
     lines = []
-    for name in systems.names(variants=True):
-        system = systems.get(name)
+    for name in [*systems.names(variants=True), *systems.installed()]:
+        try:
+            system = systems.get(name)
+        except DaliError as error:  # another package's, which must not hide the others
+            lines.append(f"{name:<28}  cannot be used: {error.problem}")
+            continue
         lossy = f"  (--lossy: {', '.join(system.lossy)})" if system.lossy else ""
         lines.append(f"{name:<28}  {system.title}{lossy}")
     return lines

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import shlex
 import tempfile
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 
+import dali
 from dali.cli.flags.always import Always
 from dali.cli.flags.kinds import COUNTS, FILE, NAMES, whole
 from dali.cli.flags.option import SWITCH, flag
@@ -16,8 +19,7 @@ from dali.cli.importing import importing
 from dali.cli.terminal import passing_note
 from dali.errors import DaliError, UsageError
 
-SLOTS = ("25%", "50%")
-PROFILE = "paper"
+PROFILE = "paper"  # dali.replay.comparison's, which takes long to import; a test compares them
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,8 @@ class Settings(Always):
     policy: tuple[str, ...] | None = flag(
         "comparison",
         NAMES,
-        "policies of `dali run --list-policies` with commas between them, or all (default), their lossy parts off",
+        "policies of `dali run --list-policies` and files that end in .py, with commas between them, or all (default) of dali's "
+        "own; their lossy parts off",
     )
     cache_slots: tuple[str, ...] | None = flag(
         "comparison", NAMES, "residents a layer, as shares of its experts or numbers (default: 25%%,50%%)"
@@ -48,6 +51,7 @@ class Settings(Always):
     )
     json: str | None = flag("output", FILE, 'write the rows here, as {"rows": [...]}')
     html: str | None = flag("output", FILE, "write a self-contained report with plots here")
+    explain: bool = flag("output", SWITCH, "say what the table's columns mean")
 
 
 VERB = Verb(
@@ -70,15 +74,16 @@ def main(settings: Settings) -> int:
         raise UsageError("--cache-only has no times, so no --profile and no --shape.", "Leave them out.")
     passing_note("Reading the traces ...")
     with importing():
-        from dali.replay import cells, page, report, sweep
+        from dali.replay import cells, comparison, sweep
+        from dali.replay.report import page, table
 
     planned = cells.plan(
         settings.words,
-        _policies(settings.policy or ("all",), settings.cache_only),
-        settings.profile or (PROFILE,),
-        settings.shape or ("own",),
+        cells.spelt_out(settings.policy or ("all",), settings.cache_only),
+        settings.profile or (comparison.PROFILE,),
+        settings.shape or (comparison.SHAPE,),
         settings.batch or (1,),
-        settings.cache_slots or SLOTS,
+        settings.cache_slots or comparison.SLOTS,
         settings.tokens,
         settings.seed or 0,
         settings.cache_only,
@@ -86,30 +91,27 @@ def main(settings: Settings) -> int:
     outcomes = sweep.sweep(planned, lambda done: passing_note(f"Replayed {done} of {len(planned)} cells"))
     try:  # files first: whoever reads the table may stop in the middle of it
         if settings.json is not None:
-            _write(settings.json, report.as_json(outcomes))
+            _write(settings.json, table.as_json(outcomes))
         if settings.html is not None:
             passing_note("Drawing ...")
-            _write(settings.html, page.page(outcomes, planned))
+            _write(settings.html, page.page(outcomes, planned, _made(settings)))
     finally:  # a full disk must not take the table, too
         passing_note()
-        print(report.table(outcomes))
+        print(table.table(outcomes, settings.explain))
     return 0
 
 
-def _policies(named: tuple[str, ...], cache_only: bool) -> list[str]:
-    """Names, each once, "all" spelt out; "lossless" is the same, as nothing lossy is ever replayed."""
-    from dali import systems
-    from dali.replay import eviction
-
-    found: list[str] = []
-    for name in named:
-        if name not in ("all", "lossless"):
-            found.append(name)
-        elif cache_only:
-            found += eviction.POLICIES
-        else:
-            found += sorted(systems.names(), key=lambda name: name != "default")
-    return list(dict.fromkeys(found))
+def _made(settings: Settings) -> str:
+    """The command that makes the report again, and the day."""
+    words = ["dali", "simulate", *settings.words]
+    for option in VERB.options:
+        value = getattr(settings, option.key)
+        if option.heading != "comparison" or not value:
+            continue
+        words.append(f"--{option.name}")
+        if value is not True:
+            words.append(",".join(map(str, value)) if isinstance(value, tuple) else str(value))
+    return f"Made on {date.today()} by dali {dali.__version__}: {shlex.join(words)}"
 
 
 def _write(name: str, text: str) -> None:

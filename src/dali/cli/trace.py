@@ -6,6 +6,7 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dali.cli.chat.conversation import check_prompt
 from dali.cli.flags.always import Always
@@ -20,6 +21,9 @@ from dali.errors import UsageError
 from dali.loading.locate import DEFAULT_MODEL
 from dali.units import size
 
+if TYPE_CHECKING:
+    from dali.replay.traces.trace import Trace
+
 TOKENS = 128  # of an answer, unless told otherwise
 
 
@@ -29,6 +33,10 @@ class Settings(Always, Model, Sampling):
     prompts: str | None = flag("trace", FILE, "prompts, one a line (default: stdin)")
     hidden: bool = flag("trace", SWITCH, "record gate inputs, embeddings and predictions too")
     batch: tuple[int, ...] | None = flag("trace", COUNTS, "sequences side by side in a step (default: 1)")
+    import_: str | None = flag(
+        "import", FILE, "routing to convert: CSV, JSON lines, or a tracer's (docs/TRACES.md)"
+    )
+    experts: int | None = flag("import", whole(1), "experts a layer, where the imported file does not say")
     predict: int | None = flag("answer", whole(1), f"most tokens to answer with (default: {TOKENS})", "-n")
     raw: bool = flag("answer", SWITCH, "give the prompt to the model as it is, without a chat template")
 
@@ -36,9 +44,10 @@ class Settings(Always, Model, Sampling):
 VERB = Verb(
     "trace",
     "Answer prompts on the CPU and record which experts each token was routed to, with weights and scores, for `dali simulate`. "
-    "MODEL is as for `dali run`. Prompts come one a line, from a file or on stdin.",
+    "MODEL is as for `dali run`. Prompts come one a line, from a file or on stdin. With --import, what another tool recorded "
+    "is made such a trace instead; MODEL is then only its name.",
     Settings,
-    headings=("trace", "answer", "model"),
+    headings=("trace", "import", "answer", "model"),
     words="[MODEL] -o FILE.npz",
 )
 
@@ -58,6 +67,12 @@ def main(settings: Settings) -> int:
         raise UsageError(
             f"{settings.output!r} is no file that can be written.", "Name one in a writable folder."
         )
+    if settings.import_ is not None:
+        return _convert(settings, settings.import_, output)
+    if settings.experts is not None:
+        raise UsageError(
+            "--experts is of an imported file; there is none.", "Give --import FILE, or leave it out."
+        )
     model = settings.words[0] if settings.words else DEFAULT_MODEL
     options = settings.load_options()
     directory = find_model(model, settings)
@@ -65,7 +80,7 @@ def main(settings: Settings) -> int:
 
     llm = load_model(model, directory, options, chat=not settings.raw)
     from dali.measure.recorder import record
-    from dali.replay import trace
+    from dali.replay.traces import trace
 
     recorded = record(
         llm,
@@ -78,13 +93,34 @@ def main(settings: Settings) -> int:
         **settings.sampling() | {"max_tokens": settings.predict or TOKENS},
     )
     trace.write(output, recorded)
-    answers = int((recorded.phase == trace.DECODE).sum())
+    _report(recorded, output)
+    return 0
+
+
+def _convert(settings: Settings, foreign: str, output: Path) -> int:
+    """Make a trace of what another tool recorded."""
+    for name in ("prompts", "hidden", "batch", "predict"):
+        if getattr(settings, name):
+            raise UsageError(f"--import records nothing, so no --{name}.", "Leave it out.")
+    from dali.replay.traces import trace
+    from dali.replay.traces.foreign import convert
+
+    found, notes = convert(foreign, settings.words[0] if settings.words else None, settings.experts)
+    trace.write(output, found)
+    for note in notes:
+        log.info(note)
+    _report(found, output)
+    return 0
+
+
+def _report(recorded: Trace, output: Path) -> None:
+    """Say what was written."""
+    answers = int(recorded.phase.sum())  # 1 is a generated token
     sequences = "1 sequence" if recorded.sequences == 1 else f"{recorded.sequences} sequences"
     log.info(
         f"{output}: {sequences}, {recorded.tokens - answers} prompt + {answers} answer tokens, "
         f"{recorded.layers} layers, {size(output.stat().st_size)}"
     )
-    return 0
 
 
 def _prompts(file: str | None) -> list[str]:

@@ -19,7 +19,7 @@ from dali.offload.build import dense_size
 from dali.offload.calibrate import load_predictor
 from dali.progress import Meter, silent
 from dali.replay.shapes import Shape
-from dali.replay.trace import Array, Trace
+from dali.replay.traces.trace import Array, Trace
 from dali.step.context import StepContext, current_step
 
 # What policies ask for: (predictor, distances).

@@ -15,7 +15,7 @@ from dali.policies.lanes import MOST_TOGETHER, makespan
 from dali.policies.plan import LayerPlan, ResidencyView
 from dali.replay.eviction import active_experts
 from dali.replay.steps import Forward
-from dali.replay.trace import Array, Trace
+from dali.replay.traces.trace import Array, Trace
 
 FINENESS = 32  # of the grid of multipliers
 BLOCK = 2**20  # accesses turned to Python's numbers at a time

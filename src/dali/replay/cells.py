@@ -14,7 +14,7 @@ from dali.hardware import profile as profiles
 from dali.replay import eviction
 from dali.replay.shapes import shape_of
 from dali.replay.steps import Forward, forwards
-from dali.replay.trace import Trace, read
+from dali.replay.traces.trace import Trace, read
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,19 @@ def plan(
             for (profile, shape), batch, text, policy in product(timed, batches, cache_slots, policies)
         ]
     return cells
+
+
+def spelt_out(policies: Sequence[str], cache_only: bool = False) -> list[str]:
+    """Policies, each once, "all" spelt out: dali's own; "lossless" is the same, as nothing lossy is ever replayed."""
+    found: list[str] = []
+    for name in policies:
+        if name not in ("all", "lossless"):
+            found.append(name)
+        elif cache_only:
+            found += eviction.POLICIES
+        else:
+            found += sorted(systems.names(), key=lambda name: name != "default")
+    return list(dict.fromkeys(found))
 
 
 def slots_of(text: str, trace: Trace) -> int:

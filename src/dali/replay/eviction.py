@@ -24,7 +24,7 @@ import numpy as np
 
 from dali.errors import UsageError
 from dali.replay.steps import Forward
-from dali.replay.trace import Array, Trace
+from dali.replay.traces.trace import Array, Trace
 
 POLICIES = ("lru", "lfu", "lfu-age", "mrs", "random", "belady", "belady-bypass")
 AGEING = 0.98

@@ -116,6 +116,6 @@ class Residency:
         if copy > self.link.done:
             landing[swap.load] = copy
         donor = layer if swap.donor is None else swap.donor
-        self.residents[donor].discard(swap.evict)
+        self.residents[donor].remove(swap.evict)
         self._landing[donor].pop(swap.evict, None)
         self.residents[layer].add(swap.load)

@@ -14,7 +14,7 @@ from typing import Any
 from dali.errors import DaliError, UsageError, parameter
 from dali.hardware.cost import CostModel, ExpertSize
 from dali.hardware.profile import Profile
-from dali.replay.trace import Trace
+from dali.replay.traces.trace import Trace
 
 OWN = "own"
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dali.errors import UsageError, parameter
-from dali.replay.trace import DECODE, PREFILL, Array, Trace
+from dali.replay.traces.trace import DECODE, PREFILL, Array, Trace
 
 CHUNK = 512  # tokens of a prompt in one step, at most
 

@@ -22,7 +22,7 @@ from dali.replay.shapes import shape_of
 from dali.replay.spans import timeline
 from dali.replay.steps import CHUNK, Forward
 from dali.replay.timeline import Result, Timeline, dense_seconds
-from dali.replay.trace import Trace
+from dali.replay.traces.trace import Trace
 from dali.systems import System
 
 PARALLEL_EVENTS = 200_000  # from so many (step, layer) events on, other processes pay for their start
@@ -40,11 +40,13 @@ class Outcome:
     lanes: list[Box] = field(default_factory=list)
 
 
-def sweep(cells: Sequence[Cell], advance: Callable[[int], None] = lambda done: None) -> list[Outcome]:
-    """Replay the cells, in processes where that pays; the result depends on the cells alone. `advance` is told how many are
-    done."""
+def sweep(
+    cells: Sequence[Cell], advance: Callable[[int], None] = lambda done: None, processes: int | None = None
+) -> list[Outcome]:
+    """Replay the cells, in processes where that pays, `processes` of them at most (all cores unless given); the result depends on
+    the cells alone. `advance` is told how many are done."""
     events = sum(_events(cell) for cell in cells)
-    workers = min(cpu_count() or 1, 2 * len(cells))
+    workers = min(processes or cpu_count() or 1, 2 * len(cells))
     jobs = [(cell, cold) for cell in cells for cold in _passes(cell)]
     if events < PARALLEL_EVENTS or workers == 1:
         outcomes = _merged(map(_replay, jobs), jobs, advance)

@@ -20,15 +20,16 @@ import numpy as np
 
 from dali.hardware.cost import CostModel
 from dali.policies import Policies
+from dali.policies.decisions import Decisions
+from dali.policies.guard import Guards, Period
 from dali.policies.lanes import accelerator_end
 from dali.policies.plan import LayerPlan, ResidencyView
 from dali.policies.prefetch import Forecast
 from dali.policies.signals import Signals, Step
-from dali.replay.guards import Guards
 from dali.replay.residency import Link, Residency
 from dali.replay.shapes import Shape
 from dali.replay.steps import Forward
-from dali.replay.trace import Array, Trace
+from dali.replay.traces.trace import Array, Trace
 
 DRAWN = 6  # layers of a step are kept to be drawn
 SCRATCH = 16  # slots, as in a live run, beside the residents'
@@ -74,12 +75,14 @@ class Timeline:
         self._policies = policies
         self.costs = model.costs
         self.link = Link(model.costs.link, model.costs.link_contended)
-        initial = [policies.cache.initial(layer) if capacity else () for layer in range(trace.layers)]
+        self._decisions = decisions = Decisions(policies, trace.layers, trace.experts)
+        initial = [decisions.initial(layer) if capacity else () for layer in range(trace.layers)]
         self.residency = Residency(initial, SCRATCH if capacity else 0, self.link)
         self._predicted = recorded_predictions(trace, policies) if capacity else {}
         self._foresees = self.predictor is None
-        self._guards = Guards(policies, self.residency, model.costs, guarded, self.predicts, trace.layers)
-        self._now = self._step_began = self._started = self._period = 0.0
+        self._guards = Guards(decisions.assign, model.costs, trace.layers, guarded, self.predicts)
+        self._now = self._step_began = 0.0
+        self._period = Period()
         self._dense = dense_seconds(shape, model)
         self._predict = cache(
             lambda tokens: model.dense(
@@ -139,29 +142,32 @@ class Timeline:
         predict_seconds = predictions * self._predict(len(rows)) if predicts else 0.0
         link.advance(before + predict_seconds)
         self._now += before + predict_seconds
-        if layer:  # from the last layer to the first there is more than a layer
-            since = self._now - self._started
-            self._period = since if self._period == 0.0 else 0.9 * self._period + 0.1 * since
-        self._started = self._now
+        self._period.start(layer, self._now)
 
         view = residency.view(layer)
-        plan = self._policies.assign.assign(layer, workload, view, costs)
+        plan = self._decisions.assign(layer, workload, view, costs)
         self._count(layer, workload, view, plan)
         if draw:
             seen = replace(view, resident=set(view.resident), in_flight=dict(view.in_flight))
             self.result.drawn.append(
                 Drawn(began - self._step_began, self._now - self._step_began, plan, workload, seen)
             )
-        guards.settle(layer, workload, view, plan, predict_seconds)
+        waiting = residency.scratch(layer)
+        guards.settle(layer, workload, view, plan, waiting, residency.residents[layer], predict_seconds)
         seconds, cpu_end, link_end = self._span(plan, workload, view)
 
-        waiting = residency.scratch(layer)
         self._demand(layer, plan, waiting)
         fetched = residency.scratch(layer)
-        swaps = self._policies.cache.observe(
-            layer, workload, residency.residents[layer], fetched, residency.unsettled(layer), signals
+        swaps = self._decisions.observe(
+            layer,
+            workload,
+            residency.residents[layer],
+            fetched,
+            residency.unsettled(layer),
+            signals,
+            residency.residents.__getitem__,
         )
-        swaps = guards.allow(layer, swaps, fetched, view)
+        swaps = guards.allow(layer, swaps, fetched, view.link_free)
         later = []
         for swap in swaps:
             if swap.load in fetched:
@@ -226,10 +232,10 @@ class Timeline:
         self, layer: int, workload: Sequence[int], rows: Array, signals: Signals, demanded: float
     ) -> None:
         """Queue what the policy foresees; `demanded`: seconds the link is taken by the layer's own copies."""
-        policy, residency, experts = self._policies.prefetch, self.residency, self._trace.experts
+        residency, experts = self.residency, self._trace.experts
         forecasts: list[tuple[int, Sequence[float]]] = []
         if self._foresees:
-            forecasts = list(policy.foresee(layer, workload, signals))
+            forecasts = list(self._decisions.foresee(layer, workload, signals))
         for ahead, ids in self._predicted.items():
             if layer + ahead < self._trace.layers:
                 expected = np.bincount(ids[rows, layer].ravel(), minlength=experts).tolist()
@@ -238,22 +244,16 @@ class Timeline:
             return
         views = [(target, expected, residency.view(target)) for target, expected in forecasts]
         idle = [
-            max(self._period * (target - layer) - view.link_free - demanded, 0.0) for target, _, view in views
+            max(self._period.seconds * (target - layer) - view.link_free - demanded, 0.0)
+            for target, _, view in views
         ]
-        chosen = policy.plan(
-            [Forecast(*one, seconds) for one, seconds in zip(views, idle, strict=True)], self.costs
-        )
-        for target, expert in chosen:
-            if residency.free_slots:
-                residency.fetch(target, expert)
+        told = [Forecast(*one, seconds) for one, seconds in zip(views, idle, strict=True)]
+        for target, expert in self._decisions.prefetch(layer, told, self.costs, residency.free_slots):
+            residency.fetch(target, expert)
 
     def _count(self, layer: int, workload: Sequence[int], view: ResidencyView, plan: LayerPlan) -> None:
         result = self.result
         active = [expert for expert, tokens in enumerate(workload) if tokens]
-        if len(plan.cpu) + len(plan.gpu) != len(active):
-            raise ValueError(
-                f"{plan} does not hold each of layer {layer}'s {len(active)} active experts once"
-            )
         result.hits[layer] += len(view.resident & set(active))
         result.lookups[layer] += len(active)
         result.on_accelerator += len(plan.gpu)

@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache, partial
 
 import torch
@@ -27,7 +27,9 @@ from dali.kernels.expert import ExpertLayout
 from dali.kernels.pairs import count_pairs, order_pairs
 from dali.kernels.reference import reduce_slots
 from dali.policies import Policies
-from dali.policies.lanes import group_size, makespan
+from dali.policies.decisions import Decisions
+from dali.policies.guard import Guards, Period
+from dali.policies.lanes import group_size
 from dali.policies.plan import LayerPlan, ResidencyView
 from dali.policies.signals import Signals
 from dali.runtime.prefetch import Predictor, Prefetcher
@@ -39,7 +41,6 @@ from dali.telemetry import LayerCounters, Telemetry
 
 CPU = torch.device("cpu")
 DOWN, UP = "down", "up"  # streams of activations, so that they never queue behind experts
-SAMPLE = 17  # one layer step in so many tells the guards what prefetches and swaps bring; rarely divides a layer count
 
 Kernel = Callable[[ExpertLayout, Sequence[Tensor], Sequence[int], Tensor, Tensor, Tensor], None]
 
@@ -79,21 +80,22 @@ class Executor:
         self._beside = beside or [None] * pool.layers
         self._kernel = kernel
         self._scores = scores if "scores" in policies.cache.signals else None
-        self._guarded = guarded
         self._compute, self._host = device.stream(COMPUTE), device.stream(HOST)
         self._down, self._up = device.stream(DOWN), device.stream(UP)
         self._workspace = Workspace(device)
         self._experts = pool.experts
-        self.prefetcher = Prefetcher(
-            policies.prefetch, predictor, residency, model.costs, telemetry, predict_seconds
+        self.decisions = decisions = Decisions(policies, pool.layers, pool.experts)
+        self.guards = guards = Guards(
+            decisions.assign, model.costs, pool.layers, guarded, predicts=predictor is not None
         )
-        self.replacement = Replacement(policies.cache, residency, pool.layers)
-        self._steps = 0
-        self._started = 0.0  # the last layer's start, on the device's clock
-        self._period = 0.0  # mean seconds from one layer's start to the next
+        self.prefetcher = Prefetcher(
+            decisions, guards, predictor, residency, model.costs, telemetry, predict_seconds
+        )
+        self.replacement = Replacement(decisions, guards, residency)
+        self.period = Period()
         self._failed = False
         for layer in range(pool.layers):
-            residency.place(layer, policies.cache.initial(layer) if residency.resident_slots else ())
+            residency.place(layer, decisions.initial(layer) if residency.resident_slots else ())
         device.synchronize()
 
     def layer(self, index: int) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
@@ -131,10 +133,18 @@ class Executor:
         started = self._tick(layer, counters)
         view = residency.view(layer)
         planning = time.perf_counter()
-        plan = self.policies.assign.assign(layer, workload, view, self._costs)
+        plan = self.decisions.assign(layer, workload, view, self._costs)
         self._telemetry.plan_seconds += time.perf_counter() - planning
         self.prefetcher.count(layer, workload, plan, counters)
-        self._settle(layer, workload, view, plan)
+        self.guards.settle(
+            layer,
+            workload,
+            view,
+            plan,
+            residency.scratch(layer),
+            residency.residents(layer),
+            self.prefetcher.predict_seconds,
+        )
 
         rows = self._workspace.take("rows", ids.numel(), hidden.shape[1], torch.float32, hidden.device)
         pairs, offsets = order_pairs(routed, workload, [*plan.cpu, *plan.gpu])
@@ -148,18 +158,27 @@ class Executor:
         if self.policies.cache.signals:
             scores = None if self._scores is None else self._scores(layer, hidden).cpu().numpy()
             signals = Signals(routed.numpy(), weights.float().cpu().numpy(), scores)
-        idle = not self._guarded or view.link_free <= self._costs.link  # at most one copy under way
-        swaps = self.replacement.swap_roles(layer, workload, idle, counters, signals)
+        swaps = self.replacement.swap_roles(layer, workload, view.link_free, counters, signals)
         expected: Sequence[tuple[int, Sequence[float]]] = ()
         if predicted is not None and ahead is not None:
             parts = [ahead] if len(ahead) == len(ids) else list(ahead.view(-1, *ids.shape))  # a layer each
             expected = [(predicted[0] + i, count_pairs(part, self._experts)) for i, part in enumerate(parts)]
         elif residency.scratch_slots:
-            expected = self.policies.prefetch.foresee(layer, workload, signals)
+            expected = self.decisions.foresee(layer, workload, signals)
         if expected:
-            self.prefetcher.queue(layer, expected, self._period, self._layouts)
+            self.prefetcher.queue(layer, expected, self.period.seconds, self._layouts)
         self.replacement.queue(layer, swaps, counters, self._layouts[layer].record_bytes)
 
+        result = self._sum(layer, rows, staged, weights, hidden)
+        device.release(step.x)
+        self.clock(counters, started)
+        return result
+
+    def _sum(
+        self, layer: int, rows: Buffer, staged: _Staged | None, weights: Tensor, hidden: Tensor
+    ) -> Tensor:
+        """Queue the way up of what the CPU computes, and the weighted sum of all rows: the layer's output, like hidden."""
+        device = self.device
         if staged is not None:  # only now: a queue that waits for a thread may hold up whoever fills it
             seconds = self._activation_copy(len(staged.slots))
             device.copy(self._up, staged.rows, staged.packed, seconds, label="activations up")
@@ -172,10 +191,7 @@ class Executor:
             self._costs.launch,
             label=f"join {layer}",
         )
-        result = device.release(out)
-        device.release(step.x)
-        self.clock(counters, started)
-        return result
+        return device.release(out)
 
     def _routing(self, ids: Tensor, predicted: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The step's ids, and those predicted of a later layer, int64 on the host: one copy for both."""
@@ -250,34 +266,10 @@ class Executor:
         )
         return following
 
-    def _settle(self, layer: int, workload: Sequence[int], view: ResidencyView, plan: LayerPlan) -> None:
-        """Now and then, tell the guards what the step shows. Prefetches and swaps bring what experts being here gains on an idle
-        link; they cost what the step loses to their copies under way, as no demanded one can start before those."""
-        prefetches, swaps = self.prefetcher.queued, self.replacement.queued
-        if plan.fetch or not view.link_free:  # by the layer's end they have left the link
-            self.prefetcher.queued = self.replacement.queued = 0
-        self._steps += 1
-        if self._steps % SAMPLE or not self._guarded:
-            return
-        costs, idle = self._costs, replace(view, link_free=0.0)
-        undisturbed = self.policies.assign.assign(layer, workload, idle, costs) if view.link_free else plan
-        seconds = makespan(undisturbed, workload, idle, costs)
-        delay = (makespan(plan, workload, view, costs) - seconds) / max(prefetches + swaps, 1)
-
-        def saved(without: ResidencyView) -> float:
-            plan = self.policies.assign.assign(layer, workload, without, costs)
-            return makespan(plan, workload, without, costs) - seconds
-
-        self.prefetcher.settle(layer, idle, delay * prefetches, saved)
-        self.replacement.settle(layer, idle, delay * swaps, saved)
-
     def _tick(self, layer: int, counters: LayerCounters) -> float:
-        """Note a layer's start; the mean period tells how long the link has until the next one."""
+        """Note a layer's start."""
         now = self.device.now()
-        if layer:  # from the last layer to the first there is more than a layer
-            since = now - self._started
-            self._period = since if self._period == 0.0 else 0.9 * self._period + 0.1 * since
-        self._started = now
+        self.period.start(layer, now)
         # What the streams did until now was not this layer's experts, but for those that a lossy system put off to it.
         counters.cpu_seconds += self.device.busy_seconds().get(HOST, 0.0)
         return now

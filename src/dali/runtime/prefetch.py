@@ -1,10 +1,9 @@
-"""Prefetching for a later MoE layer: predict its routing, fetch its busiest experts, and see whether that paid."""
+"""Prefetching for a later MoE layer: predict its routing, and fetch its busiest experts."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Protocol
 
 from torch import Tensor
@@ -12,9 +11,10 @@ from torch import Tensor
 from dali.devices import COMPUTE
 from dali.hardware.cost import ExpertCosts
 from dali.kernels.expert import ExpertLayout
-from dali.policies.guard import Guard
-from dali.policies.plan import LayerPlan, ResidencyView
-from dali.policies.prefetch import Forecast, PrefetchPolicy
+from dali.policies.decisions import Decisions
+from dali.policies.guard import Guards
+from dali.policies.plan import LayerPlan
+from dali.policies.prefetch import Forecast
 from dali.runtime.residency import Residency
 from dali.telemetry import LayerCounters, Telemetry
 
@@ -33,7 +33,8 @@ class Prefetcher:
 
     def __init__(
         self,
-        policy: PrefetchPolicy,
+        decisions: Decisions,
+        guards: Guards,
         predictor: Predictor | None,
         residency: Residency,
         costs: ExpertCosts,
@@ -41,30 +42,29 @@ class Prefetcher:
         modelled_seconds: Callable[[int], float],
     ) -> None:
         """`modelled_seconds(tokens)`: of one prediction, where the device's clock is virtual."""
-        self._policy = policy
+        self._decisions = decisions
+        self._guards = guards
         self._predictor = predictor
         self._residency = residency
         self._costs = costs
         self._telemetry = telemetry
         self._modelled_seconds = modelled_seconds
-        self.guard = Guard()
-        self._predict_seconds = 0.0  # of the present layer
-        self.queued = 0  # copies that may still be on the link
+        self.predict_seconds = 0.0  # of the present layer
 
     def predict(self, layer: int, hidden: Tensor) -> tuple[int, Tensor] | None:
         """The later layer and its predicted ids, unless prefetching rests."""
-        self._predict_seconds = 0.0
-        if self._predictor is None or not self.guard.on or self._residency.scratch_slots == 0:
+        self.predict_seconds = 0.0
+        if self._predictor is None or not self._guards.prefetch.on or self._residency.scratch_slots == 0:
             return None
         started = time.perf_counter()
         predicted = self._predictor.predict(layer, hidden)
-        self._predict_seconds = time.perf_counter() - started
-        self._telemetry.predict_seconds += self._predict_seconds
+        self.predict_seconds = time.perf_counter() - started
+        self._telemetry.predict_seconds += self.predict_seconds
         if self._telemetry.modelled:
-            self._predict_seconds = 0.0 if predicted is None else self._modelled_seconds(len(hidden))
+            self.predict_seconds = 0.0 if predicted is None else self._modelled_seconds(len(hidden))
         if predicted is not None:
             device = self._residency.device
-            device.charge(device.stream(COMPUTE), self._predict_seconds, "predict")
+            device.charge(device.stream(COMPUTE), self.predict_seconds, "predict")
         return predicted
 
     def queue(
@@ -80,11 +80,11 @@ class Prefetcher:
             view = self._residency.view(target)
             idle = max(period * (target - layer) - view.link_free, 0.0)
             forecasts.append(Forecast(target, workload, view, idle))
-        for target, expert in self._policy.plan(forecasts, self._costs):
-            if self._residency.free_slots():
-                self._residency.fetch(target, expert)
-                self._telemetry.layer(target).link_bytes += layouts[target].record_bytes
-                self.queued += 1
+        free = self._residency.free_slots()
+        for target, expert in self._decisions.prefetch(layer, forecasts, self._costs, free):
+            self._residency.fetch(target, expert)
+            self._telemetry.layer(target).link_bytes += layouts[target].record_bytes
+            self._guards.prefetches += 1
 
     def count(self, layer: int, workload: Sequence[int], plan: LayerPlan, counters: LayerCounters) -> None:
         """The layer's turn has come: count where its accelerator finds its experts, and what became of those fetched ahead."""
@@ -97,16 +97,3 @@ class Prefetcher:
         counters.prefetch_used += used
         counters.prefetch_late += late
         counters.prefetch_wasted += len(waiting) - used - late
-
-    def settle(
-        self, layer: int, view: ResidencyView, delay: float, saved: Callable[[ResidencyView], float]
-    ) -> None:
-        """Tell the guard what a sampled step shows: the prediction's time and the `delay` in seconds that prefetch copies cause
-        demanded ones, against what the layer's prefetched experts save: `saved(view)` is the time a view without them costs."""
-        if self._predictor is None:
-            return
-        waiting, gain = self._residency.scratch(layer), 0.0
-        if waiting and self.guard.on:
-            others = {expert: left for expert, left in view.in_flight.items() if expert not in waiting}
-            gain = saved(replace(view, in_flight=others))
-        self.guard.record(self._predict_seconds + delay, gain)

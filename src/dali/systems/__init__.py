@@ -3,77 +3,67 @@
 A system is one file `systems/<name>.py` with a constant `SYSTEM`, its underscores read as hyphens; what several of them share is
 in files whose names begin with an underscore. Their policies are of the kinds of dali.policies and decide live and in replay.
 Where a signal it names is missing, a system decides on what is left, as its file says, and whoever shows its figures says "signal
-missing".
+missing". Files of a user's own and installed packages can bring more of them (systems/_plugins.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from importlib import import_module
 from pkgutil import iter_modules
-from typing import Protocol
 
-from dali.errors import UsageError
-from dali.policies import Policies
+from dali.errors import DaliError, UsageError
+from dali.systems import _plugins
 from dali.systems._lossy import DROPPED, KEPT, LATER, LOW, LossyParts, Rerouted, Routed
+from dali.systems._plugins import installed
+from dali.systems._system import Create, System
 
-__all__ = ["DROPPED", "KEPT", "LATER", "LOW", "LossyParts", "Rerouted", "Routed", "System", "get", "names"]
-
-
-class Create(Protocol):
-    """Fresh policies for a model of `layers` MoE layers with `experts` routed experts, `top_k` of them a token, on an
-    accelerator that holds `capacity` experts a layer."""
-
-    def __call__(self, layers: int, experts: int, top_k: int, capacity: int, seed: int = 0) -> Policies: ...
-
-
-@dataclass(frozen=True)
-class System:
-    """One system.
-
-    `source`: paper and code. `differs`: where its released code and its paper part, which of both this follows, and what had
-    to be changed to fit here. `lossy`: its parts that change the model's output, off unless asked for, none of a lossless system;
-    `parts`: what they do. `signals`: of "weights", "scores", "gate_inputs", "embeddings", those it decides by. `variants`: other
-    settings its paper or code names, as "system:variant"; `variant_parts`: their lossy parts, where they differ. `guarded`:
-    whether dali's guards may rest its prefetches and swaps.
-    """
-
-    name: str
-    title: str
-    create: Create
-    source: str
-    differs: str = ""
-    lossy: tuple[str, ...] = ()
-    parts: LossyParts | None = None
-    signals: frozenset[str] = frozenset()
-    variants: Mapping[str, Create] = field(default_factory=dict)
-    variant_parts: Mapping[str, LossyParts] = field(default_factory=dict)
-    guarded: bool = False
+__all__ = [
+    "DROPPED",
+    "KEPT",
+    "LATER",
+    "LOW",
+    "Create",
+    "LossyParts",
+    "Rerouted",
+    "Routed",
+    "System",
+    "get",
+    "installed",
+    "names",
+]
 
 
 def names(lossy: bool = False, variants: bool = False) -> list[str]:
-    """The known systems, which all leave the model's output as it is while their lossy parts are off; with `lossy` only those
-    that have any, with `variants` each one's behind it."""
+    """The systems that ship with dali, which all leave the model's output as it is while their lossy parts are off; with `lossy`
+    only those that have any, with `variants` each one's behind it. `installed` names those of other packages."""
     found = [name for name in sorted(_modules()) if not lossy or get(name).lossy]
-    if not variants:
-        return found
-    return [name for base in found for name in (base, *(f"{base}:{other}" for other in get(base).variants))]
+    return [name for base in found for name in _with_variants(base)] if variants else found
 
 
 def get(name: str) -> System:
-    """The system of that name, "system:variant" included. UsageError: there is none."""
-    base, _, variant = name.partition(":")
+    """The system of that name, "system:variant" included: one of dali's own, an installed package's, or that of a file, whose
+    name ends in .py. UsageError: there is none. DaliError: it is a plug-in that cannot be used."""
+    base, variant = _plugins.split(name)
     modules = _modules()
-    if base not in modules:
-        raise UsageError(f"There is no system {name!r}.", f"Use one of {', '.join(names(variants=True))}.")
-    system: System = import_module(f"{__name__}.{modules[base]}").SYSTEM
+    system: System
+    if base.endswith(".py"):
+        system = _plugins.from_file(base)
+    elif base in modules:
+        system = import_module(f"{__name__}.{modules[base]}").SYSTEM
+    elif base in installed():
+        system = _plugins.from_package(base)
+    else:
+        known = [*names(variants=True), *(name for base in installed() for name in _with_variants(base))]
+        raise UsageError(
+            f"There is no system {name!r}.", f"Use one of {', '.join(known)}, or a file that ends in .py."
+        )
     if not variant:
         return system
     if variant not in system.variants:
-        known = ", ".join(f"{base}:{other}" for other in system.variants)
+        others = ", ".join(f"{base}:{other}" for other in system.variants)
         raise UsageError(
-            f"There is no system {name!r}.", f"Use {base}{', or one of ' if known else ''}{known}."
+            f"There is no system {name!r}.", f"Use {base}{', or one of ' if others else ''}{others}."
         )
     return replace(
         system,
@@ -82,6 +72,14 @@ def get(name: str) -> System:
         create=system.variants[variant],
         parts=system.variant_parts.get(variant, system.parts),
     )
+
+
+def _with_variants(base: str) -> list[str]:
+    """A system and its variants; one that cannot be loaded is named all the same, and says what is wrong when it is asked for."""
+    try:
+        return [base, *(f"{base}:{other}" for other in get(base).variants)]
+    except DaliError:
+        return [base]
 
 
 def _modules() -> dict[str, str]:

@@ -41,7 +41,11 @@ def _policy(kind: registry.Kind, decides: str) -> Any:
 
 DEVICE = Kind("DEVICE", f"cpu, cuda, cuda:N, or sim: and one of {', '.join(profile.known())}", _device)
 PROFILE = Kind("NAME", f"one of {', '.join(profile.known())}, or the file of one", _profile)
-SYSTEM = Kind("NAME", f"one of {', '.join(systems.names())}, or another that --list-policies shows", _system)
+SYSTEM = Kind(
+    "NAME",
+    f"one of {', '.join(systems.names())}, another that --list-policies shows, or a file that ends in .py",
+    _system,
+)
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ class Option:
 
     @property
     def name(self) -> str:
-        return self.key.replace("_", "-")
+        return self.key.rstrip("_").replace("_", "-")  # import_, as `import` is Python's own word
 
     @property
     def names(self) -> tuple[str, ...]:

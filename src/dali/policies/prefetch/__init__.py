@@ -15,6 +15,8 @@ from dali.hardware.cost import ExpertCosts
 from dali.policies.plan import ResidencyView
 from dali.policies.signals import Signals
 
+PREDICTORS = ("next_gate", "residual", "ridge")  # those of runtime.predict
+
 
 class Forecast(NamedTuple):
     """A later MoE layer: the tokens it is expected to route to each expert (or any numbers that rank them, 0 for those not

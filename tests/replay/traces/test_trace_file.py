@@ -4,10 +4,10 @@ import json
 
 import numpy as np
 import pytest
-from tiny_traces import fields, random_trace
 
 from dali.errors import DaliError, UsageError
-from dali.replay import trace as traces
+from dali.replay.traces import trace as traces
+from replay.tiny_traces import fields, random_trace
 
 
 @pytest.fixture

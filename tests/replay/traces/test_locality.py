@@ -4,9 +4,9 @@ import json
 import math
 
 import pytest
-from tiny_traces import public_folder, public_trace, trace_of
 
-from dali.replay.metrics import segment_cache_hit_rate, segment_routing_performance
+from dali.replay.traces.locality import segment_cache_hit_rate, segment_routing_performance
+from replay.tiny_traces import public_folder, public_trace, trace_of
 
 GOLDEN = {
     "olmoe (1 seq)": ("olmoe-1b-7b_dev", 2),

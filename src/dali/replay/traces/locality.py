@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dali.replay.trace import Array, Trace
+from dali.replay.traces.trace import Array, Trace
 
 
 class RoutingPerformance(NamedTuple):

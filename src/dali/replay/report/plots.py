@@ -68,9 +68,10 @@ def bars(groups: Mapping[str, Mapping[str, float]], y_label: str) -> str:
     return _svg(parts, names)
 
 
-def rows(values: Mapping[str, float]) -> str:
-    """A bar a row, its name before it and its value behind: for more series than there are colours to tell apart."""
-    most = max(values.values(), default=0.0) or 1.0
+def rows(values: Mapping[str, float], bound: float | None = None) -> str:
+    """A bar a row, its name before it and its value behind: for more series than there are colours to tell apart. `bound`: what
+    no bar can exceed, a dashed line."""
+    most = max([*values.values(), bound or 0.0], default=0.0) or 1.0
     left, tall = 150, 18
     parts = []
     for index, (name, value) in enumerate(values.items()):
@@ -79,7 +80,17 @@ def rows(values: Mapping[str, float]) -> str:
         parts.append(_text(left - 6, y + 12, name, "end"))
         parts.append(f'<rect x="{left}" y="{y}" width="{wide:.1f}" height="{tall - 3}" fill="{COLOURS[0]}"/>')
         parts.append(_text(left + wide + 6, y + 12, told))
-    return f'<svg viewBox="0 0 {WIDTH} {len(values) * tall}" role="img">{"".join(parts)}</svg>'
+    height = len(values) * tall
+    if bound is not None:
+        x = left + bound / most * (WIDTH - left - 70)
+        told = f"{bound:,.0f}" if bound >= 1000 else f"{bound:.4g}"
+        parts.append(
+            f'<line x1="{x:.1f}" y1="0" x2="{x:.1f}" y2="{height}" stroke="{COLOURS[1]}" stroke-width="2" '
+            'stroke-dasharray="6 4"/>'
+        )
+        parts.append(_text(x, height + 14, f"bound {told}", "end"))
+        height += 20
+    return f'<svg viewBox="0 0 {WIDTH} {height}" role="img">{"".join(parts)}</svg>'
 
 
 def lanes(spans: Sequence[tuple[str, str, float, float]], seconds_label: str) -> str:
@@ -117,7 +128,7 @@ def lanes(spans: Sequence[tuple[str, str, float, float]], seconds_label: str) ->
 
 
 def heat_map(rows: Mapping[str, Sequence[float]], x_label: str, most: float) -> str:
-    """One row of cells a name, white at 0 and dark at `most`; each cell tells its value."""
+    """One row of cells a name, white at 0 and dark at `most`, as the scale beneath says; each cell tells its value."""
     columns = max(len(values) for values in rows.values())
     left, tall = 150, max(min(18, 400 // max(len(rows), 1)), 6)
     wide = (WIDTH - left - 10) / columns
@@ -129,11 +140,26 @@ def heat_map(rows: Mapping[str, Sequence[float]], x_label: str, most: float) -> 
             shade = min(value / most, 1.0) if most else 0.0
             parts.append(
                 f'<rect x="{left + column * wide:.1f}" y="{index * tall}" width="{wide + 0.3:.1f}" height="{tall - 1}" '
-                f'fill="{_shade(shade)}"><title>{escape(name)}, {escape(x_label)} {column}: {value:.4g}</title></rect>'
+                f'class="heat" fill="{_shade(shade)}">'
+                f"<title>{escape(name)}, {escape(x_label)} {column}: {value:.4g}</title></rect>"
             )
     bottom = len(rows) * tall
-    parts.append(_text(left + (WIDTH - left) / 2, bottom + 18, f"{x_label}, 0 to {columns - 1}", "middle"))
+    parts.append(_text(left, bottom + 18, f"{x_label}, 0 to {columns - 1}"))
+    parts += _scale(bottom + 8, most)
     return f'<svg viewBox="0 0 {WIDTH} {bottom + 26}" role="img">{"".join(parts)}</svg>'
+
+
+def _scale(y: float, most: float) -> list[str]:
+    """The shades from 0 to `most` at the right, numbered."""
+    steps, wide = 20, 6
+    left = WIDTH - 60 - steps * wide
+    parts = [_text(left - 6, y + 10, "0", "end"), _text(left + steps * wide + 6, y + 10, f"{most:.3g}")]
+    for step in range(steps):
+        shade = _shade(step / (steps - 1))
+        parts.append(
+            f'<rect x="{left + step * wide}" y="{y}" width="{wide}" height="12" class="heat" fill="{shade}"/>'
+        )
+    return parts
 
 
 def _svg(parts: Sequence[str], names: Sequence[str]) -> str:

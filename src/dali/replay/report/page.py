@@ -1,4 +1,5 @@
-"""A sweep as one self-contained HTML page: plots of each trace, then the table. It depends on the sweep alone."""
+"""A sweep as one self-contained HTML page: plots of each trace, then the table. It depends on the sweep, and what it is told of
+how it was made, alone."""
 
 from __future__ import annotations
 
@@ -10,13 +11,14 @@ import numpy as np
 
 from dali import systems
 from dali.errors import UsageError
-from dali.replay import eviction, plots
+from dali.replay import eviction
 from dali.replay.cells import Cell, read_trace
-from dali.replay.metrics import segment_cache_hit_rate, segment_routing_performance
-from dali.replay.report import HEADINGS, cell, columns, notes
+from dali.replay.report import plots
+from dali.replay.report.table import GROUP, HEADINGS, columns, notes, ranked, shown, sizes
 from dali.replay.steps import forwards
 from dali.replay.sweep import Outcome, Row
-from dali.replay.trace import Trace
+from dali.replay.traces.locality import segment_cache_hit_rate, segment_routing_performance
+from dali.replay.traces.trace import Trace
 
 SHARES = (10, 25, 50, 75, 90)  # of a layer's experts, in the curves
 CURVE_TOKENS = 4000  # of a trace, for curves and metrics
@@ -26,29 +28,50 @@ BOUNDS = ("belady", "belady-bypass", "random")
 Pair = tuple[Cell, Outcome]
 
 
-def page(outcomes: Sequence[Outcome], cells: Sequence[Cell]) -> str:
-    """The report on a sweep's cells."""
+def page(outcomes: Sequence[Outcome], cells: Sequence[Cell], made: str = "") -> str:
+    """The report on a sweep's cells; `made`: how and when, a sentence."""
     rows = [outcome.row for outcome in outcomes]
-    names = columns(rows)
-    body = "".join(_line("td", [cell(row.get(name)) for name in names]) for row in rows)
+    names = _columns(rows)
+    body = "".join(
+        _line("td", [shown(row, name) for name in names]) for group in ranked(rows) for row in group
+    )
+    models = dict.fromkeys(str(read_trace(one.trace).meta["model"]) for one in cells)
     return _PAGE.format(
+        models=escape(", ".join(models)),
+        made=f"<p>{escape(made)}</p>" if made else "",
         traces="".join(
             _trace_section(read_trace(path), list(pairs))
             for path, pairs in groupby(zip(cells, outcomes, strict=True), key=lambda pair: pair[0].trace)
         ),
-        head=_line("th", [HEADINGS[name] for name in names]),
+        head=_line("th", list(names.values())),
         body=body,
         notes="".join(f"<li>{escape(note)}</li>" for note in notes(rows)),
         systems=_sources(rows),
     )
 
 
+def _columns(rows: Sequence[Row]) -> dict[str, str]:
+    """Those of the table, with what its groups' headings and last lines say."""
+    own = {name: HEADINGS[name] for name in columns(rows)}
+    told = {
+        name: name.replace("cache_slots", "slots") for name in GROUP if rows and rows[0][name] is not None
+    }
+    last = {
+        "bound_tokens_per_second": "bound",
+        "belady_bypass_hit_rate": "belady-bypass",
+        "random_hit_rate": "random",
+    }
+    bounds = {name: title for name, title in last.items() if any(row.get(name) is not None for row in rows)}
+    return {**told, **own, **bounds}
+
+
 def _trace_section(trace: Trace, pairs: Sequence[Pair]) -> str:
     first = pairs[0][0]
     figures = [_curves(trace, first), *_speeds([outcome.row for _, outcome in pairs])]
     figures += [*_lanes(first, pairs), _layers(first, pairs), _usage(trace)]
+    sequences = "1 sequence" if trace.sequences == 1 else f"{trace.sequences} sequences"
     about = (
-        f"{trace.meta['model']}: {trace.sequences} sequences, {trace.tokens} tokens, {trace.layers} MoE layers, "
+        f"{trace.meta['model']}: {sequences}, {trace.tokens} tokens, {trace.layers} MoE layers, "
         f"top {trace.top_k} of {trace.experts}. {_locality(trace)}"
     )
     return f"<h2>{escape(trace.name)}</h2><p>{escape(about)}</p>{''.join(figures)}"
@@ -79,10 +102,10 @@ def _speeds(rows: Sequence[Row]) -> Iterator[str]:
 
     timed = [row for row in rows if row["tokens_per_second"] is not None]
     for (profile, shape, slots, batch), group in groupby(sorted(timed, key=kind), key=kind):
-        title = (
-            f"Modelled tokens/s by policy: profile {profile}, {_sizes(shape)}, {slots} slots, batch {batch}."
-        )
-        yield _figure(title, plots.rows({row["policy"]: row["tokens_per_second"] for row in group}))
+        title = f"Modelled tokens/s by policy, and the bound: profile {profile}, {sizes(shape)}, {slots} slots, batch {batch}."
+        best = sorted(group, key=lambda row: -row["tokens_per_second"])
+        speeds = {row["policy"]: row["tokens_per_second"] for row in best}
+        yield _figure(title, plots.rows(speeds, best[0]["bound_tokens_per_second"]))
 
 
 def _lanes(first: Cell, pairs: Sequence[Pair]) -> Iterator[str]:
@@ -92,7 +115,7 @@ def _lanes(first: Cell, pairs: Sequence[Pair]) -> Iterator[str]:
         row = drawn[-1].row
         title = (
             f"Lanes of a step's first layers, half-way through: {row['policy']}, profile {row['profile']}, "
-            f"{_sizes(row['shape'])}, batch {row['batch']}, {row['cache_slots']} slots. Numbers are experts; copies ahead of "
+            f"{sizes(row['shape'])}, batch {row['batch']}, {row['cache_slots']} slots. Numbers are experts; copies ahead of "
             "their layer are not drawn."
         )
         yield _figure(title, plots.lanes(drawn[-1].lanes, "microseconds, modelled"))
@@ -105,8 +128,9 @@ def _layers(first: Cell, pairs: Sequence[Pair]) -> str:
         if (one.batch, one.cache_slots, one.profile, one.shape)
         == (first.batch, first.cache_slots, first.profile, first.shape)
     }
+    best = dict(sorted(by_policy.items(), key=lambda item: -sum(item[1])))
     title = f"Hit rate by layer: batch {first.batch}, {first.cache_slots} slots."
-    return _figure(title, plots.heat_map(by_policy, "layer", 1.0))
+    return _figure(title, plots.heat_map(best, "layer", 1.0))
 
 
 def _usage(trace: Trace) -> str:
@@ -116,7 +140,7 @@ def _usage(trace: Trace) -> str:
     most = float(max(layer.max() for layer in uses)) / trace.tokens
     shares = {f"layer {index}": (layer / trace.tokens).tolist() for index, layer in enumerate(uses)}
     return _figure(
-        "How often a layer's experts are used, a token; dark: the busiest.",
+        "How often a layer's experts are used, a token.",
         plots.heat_map(shares, "expert", most),
     )
 
@@ -150,10 +174,6 @@ def _sources(rows: Sequence[Row]) -> str:
     return f"<h2>Policies</h2><ul>{''.join(items)}</ul>" if items else ""
 
 
-def _sizes(shape: str) -> str:
-    return "the model's own sizes" if shape == "own" else f"recorded routing with the sizes of {shape}"
-
-
 def _figure(title: str, svg: str) -> str:
     return f"<figure><figcaption>{escape(title)}</figcaption>{svg}</figure>"
 
@@ -163,16 +183,25 @@ def _line(tag: str, cells: Sequence[str]) -> str:
 
 
 _PAGE = """<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><title>dali simulate</title><style>
-body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 1400px; margin: 2em auto; padding: 0 1em; color: #222 }}
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>dali simulate: {models}</title><style>
+:root {{ color-scheme: light dark; --ink: #222; --paper: #fff; --line: #ddd }}
+@media (prefers-color-scheme: dark) {{
+  :root {{ --ink: #ddd; --paper: #16181c; --line: #3a3f47 }}
+  svg .heat {{ filter: invert(1) hue-rotate(180deg) }}
+}}
+body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 1400px; margin: 2em auto; padding: 0 1em; color: var(--ink);
+  background: var(--paper) }}
 figure {{ display: inline-block; width: min(660px, 100%); margin: 0 1em 1.5em 0; vertical-align: top }}
 figcaption {{ margin-bottom: .4em }}
 svg {{ width: 100% }} svg text {{ font: 11px system-ui, sans-serif }}
-table {{ border-collapse: collapse; font-size: 13px }}
-td, th {{ padding: 2px 10px; border-bottom: 1px solid #ddd; text-align: left }}
+svg text:not([fill="#fff"]) {{ fill: var(--ink) }} svg line[stroke="#ddd"] {{ stroke: var(--line) }}
+.wide {{ overflow-x: auto }} table {{ border-collapse: collapse; font-size: 13px }}
+td, th {{ padding: 2px 10px; border-bottom: 1px solid var(--line); text-align: left; white-space: nowrap }}
 </style></head><body>
-<h1>dali simulate</h1>
+<h1>dali simulate: {models}</h1>{made}
 <p>Recorded routing replayed event by event through the policies of live runs. Nothing was computed: all times are modelled.</p>
-{traces}<h2>All cells</h2><table><thead>{head}</thead><tbody>{body}</tbody></table><ul>{notes}</ul>{systems}
+{traces}<h2>All cells</h2><div class="wide"><table><thead>{head}</thead><tbody>{body}</tbody></table></div>
+<details><summary>What the columns mean</summary><ul>{notes}</ul></details>{systems}
 </body></html>
 """

@@ -1,0 +1,57 @@
+"""Comparing policies from Python: what `dali simulate` does, as plain rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from os import PathLike, fspath
+from typing import Any
+
+from dali.replay.cells import plan, spelt_out
+from dali.replay.report.table import ranked
+from dali.replay.sweep import Row, sweep
+
+PROFILE = "paper"
+SHAPE = "own"
+SLOTS = ("25%", "50%")
+
+
+def compare(
+    traces: str | PathLike[str] | Iterable[str | PathLike[str]],
+    policies: str | Iterable[str] = "all",
+    *,
+    profiles: str | Iterable[str] = PROFILE,
+    shapes: str | Iterable[str] = SHAPE,
+    batches: int | Iterable[int] = 1,
+    cache_slots: str | int | Iterable[str | int] = SLOTS,
+    tokens: int | None = None,
+    seed: int = 0,
+    cache_only: bool = False,
+    processes: int = 1,
+) -> list[Row]:
+    """Replay traces under policies: one plain row, a dict of text and numbers, for every combination; within those that differ in
+    the policy alone the best comes first. `pandas.DataFrame(rows)` takes them as they are.
+
+    `traces`: .npz files. `policies`: names of systems, "system:variant", files that end in .py, or "all" of dali's own;
+    with `cache_only`, of a cache alone (dali.replay.eviction). `profiles`, `shapes`: of the hardware, and whose sizes the experts
+    have ("own": the recorded model's). `cache_slots`: residents a layer, as shares or numbers. `tokens`: generated ones of each
+    trace, at most. `processes`: to share the work; more than 1 only from a script that guards its main part by `if __name__ ==
+    "__main__"`. UsageError, before anything is replayed: what cannot be meant. DaliError: a trace, or a policy, is broken.
+    """
+    cells = plan(
+        [fspath(trace) for trace in _many(traces, (str, PathLike))],
+        spelt_out(_many(policies, str), cache_only),
+        _many(profiles, str),
+        _many(shapes, str),
+        _many(batches, int),
+        [str(slots) for slots in _many(cache_slots, (str, int))],
+        tokens,
+        seed,
+        cache_only,
+    )
+    rows = [outcome.row for outcome in sweep(cells, processes=processes)]
+    return [row for group in ranked(rows) for row in group]
+
+
+def _many(given: Any, kind: type | tuple[type, ...]) -> list[Any]:
+    """One thing as a list of it."""
+    return [given] if isinstance(given, kind) else list(given)

@@ -1,0 +1,1 @@
+"""What a comparison shows: a table, a page with plots."""

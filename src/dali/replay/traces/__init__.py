@@ -1,0 +1,1 @@
+"""Recorded routing: the file format, what other tools write, how local a model's routing is."""
