@@ -25,6 +25,7 @@ TESTS = [
     "loading/gguf/test_gguf_linears.py",
     "store/gguf/test_gguf_blocks.py",  # repacking
     "policies/test_two_lane.py",  # its search
+    "devices/test_compiled_dependencies.py",
 ]
 
 

@@ -30,7 +30,8 @@ from dali.replay.cells import slots_of
 from dali.replay.shapes import shape_of
 from dali.replay.steps import Forward, forwards
 from dali.replay.timeline import SCRATCH, Timeline, dense_seconds
-from dali.replay.traces.trace import DECODE, PREFILL, Array, Trace, read
+from dali.replay.traces.public import read
+from dali.replay.traces.trace import DECODE, PREFILL, Array, Trace
 
 LENGTH = 64  # tokens of a prompt and of an answer, as in the paper
 MOST_TOKENS = 128 * LENGTH  # of a step

@@ -12,7 +12,6 @@ experts of the recorded model's own size.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 import statistics
@@ -33,6 +32,7 @@ from dali.hardware.profile import known, load
 from dali.policies import create
 from dali.policies.lanes import makespan
 from dali.policies.plan import ResidencyView
+from dali.replay.traces.public import read
 from lane_optimum import optimum
 
 POLICIES = ("two_lane", "greedy", "gpu", "cpu", "cpu_on_miss")
@@ -55,10 +55,10 @@ class Routing:
     def __init__(self, path: Path) -> None:
         data = np.load(path)
         if "ids" in data:
-            self.ids = data["ids"]
-            self.experts = int(json.loads(str(data["meta"]))["n_experts"])
-            sequence = np.repeat(np.arange(len(data["seq_ptr"]) - 1), np.diff(data["seq_ptr"]))
-            decode = data["phase"] == 1
+            trace = read(path)
+            self.ids, self.experts = trace.ids, trace.experts
+            sequence = np.repeat(np.arange(trace.sequences), np.diff(trace.seq_ptr))
+            decode = trace.phase == 1
         else:  # the project's own early recordings: expert_ids [layers, tokens, k]
             self.ids = data["expert_ids"].transpose(1, 0, 2)
             self.experts = int(data["n_experts"])

@@ -44,7 +44,8 @@ from dali.replay.cells import slots_of
 from dali.replay.shapes import shape_of
 from dali.replay.steps import CHUNK, Forward, forwards
 from dali.replay.timeline import Timeline
-from dali.replay.traces.trace import Trace, read
+from dali.replay.traces.public import read
+from dali.replay.traces.trace import Trace
 
 TEXTS = Path(__file__).parents[1] / "texts"
 LEAST_STEPS = 64

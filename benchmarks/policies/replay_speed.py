@@ -21,6 +21,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 
 import report
+from dali.replay.traces import public
 
 FOLDER = Path(os.environ.get("DALI_TRACES", "traces"))
 REPLAYS = {
@@ -37,6 +38,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if not arguments.trace.is_file():
         sys.exit(f"There is no trace {arguments.trace}: name one by --trace, or its folder by DALI_TRACES.")
+    public.read(arguments.trace)
     rows = []
     for name, flags in REPLAYS.items():
         with tempfile.TemporaryDirectory() as folder:

@@ -38,7 +38,7 @@ def enabled() -> bool:
 @lru_cache(maxsize=1)
 def _serves(wanted: str) -> bool:
     global in_use
-    known = [] if library is None else variants()
+    known = [] if library is None or wanted == "torch" else variants()
     if wanted not in ("", "torch", *known):
         raise UsageError(
             f"{VARIABLE} asks for {wanted!r}.", f"Here it may be {', '.join([*known, 'torch'])}, or unset."

@@ -16,7 +16,7 @@ from dali.engine.request import Request
 from dali.engine.sampling import SamplingParams
 from dali.engine.sequence import Sequence
 from dali.engine.text.text import Text
-from dali.errors import UsageError, reason
+from dali.errors import UsageError, parameter, reason
 from dali.loading.chat_template import no_chat_template
 from dali.loading.loaded import LoadedModel
 from dali.offload.accelerated import AcceleratedExperts
@@ -170,7 +170,7 @@ class LLM:
                 f"at most {self.ctx_size - 1} leave room for an answer.",
                 "Shorten it."
                 if self.ctx_size == most
-                else f"Shorten it, or raise --ctx-size (at most {most}).",
+                else f"Shorten it, or raise {parameter('ctx_size')} (at most {most}).",
             )
         params = self.sampling_params(**sampling)
         limit = (

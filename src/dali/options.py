@@ -9,7 +9,7 @@ from textwrap import shorten
 from typing import Any
 
 from dali import systems
-from dali.errors import UsageError
+from dali.errors import UsageError, parameter
 from dali.hardware import profile as profiles
 from dali.hardware.profile import Profile
 from dali.policies import Policies, create
@@ -100,7 +100,9 @@ class LoadOptions:
         _expect(str | None, "a name, as text", **{name: getattr(self, name) for name in names})
         for name in ("offline", "lossy"):
             if not isinstance(getattr(self, name), bool):
-                raise UsageError(f"{name} cannot be {getattr(self, name)!r:.60}.", "Give True or False.")
+                raise UsageError(
+                    f"{parameter(name)} cannot be {getattr(self, name)!r:.60}.", "Give True or False."
+                )
         _ = self.ram_bytes, self.vram_bytes
 
     def _check_names(self) -> None:
@@ -113,8 +115,8 @@ class LoadOptions:
         cores = os.cpu_count() or 1
         if self.threads is not None and not 1 <= self.threads <= 4 * cores:
             raise UsageError(
-                f"--threads {self.threads} is out of range: with more than 4 a core they only wait for each other, and there "
-                f"are {cores} cores here.",
+                f"{parameter('threads')} {self.threads} is out of range: with more than 4 a core they only wait "
+                f"for each other, and there are {cores} cores here.",
                 f"Give 1 to {4 * cores}, or leave it out.",
             )
 
@@ -125,21 +127,20 @@ class LoadOptions:
         for part in ("assign", "prefetch", "cache", "n_cpu_moe") if self.policy is not None else ():
             if part in given:
                 raise UsageError(
-                    f"--policy {self.policy} is a whole system and says itself what --{part.replace('_', '-')} would.",
+                    f"{parameter('policy')} {self.policy} is a whole system and says itself what {parameter(part)} would.",
                     "Leave one of them out.",
                 )
         for part in ("prefetch", "cache") if self.n_cpu_moe is not None else ():
             if part in given:
                 raise UsageError(
-                    f"--n-cpu-moe {self.n_cpu_moe} leaves whole layers where they are, so nothing would follow --{part} "
-                    f"{given[part]}.",
+                    f"{parameter('n_cpu_moe')} {self.n_cpu_moe} leaves whole layers where they are, so nothing "
+                    f"would follow {parameter(part)} {given[part]}.",
                     "Leave one of them out.",
                 )
         if self.device == "cpu" and given and given != {"assign": "cpu"}:
-            flag = next(iter(given)).replace("_", "-")
             raise UsageError(
-                f"--{flag} is about an accelerator, and the device is cpu.",
-                "Give --device too, or leave it out.",
+                f"{parameter(next(iter(given)))} is about an accelerator, and the device is cpu.",
+                f"Give {parameter('device')} too, or leave it out.",
             )
 
     def _check_device(self) -> None:
@@ -159,13 +160,13 @@ class LoadOptions:
         if chosen is None:
             raise UsageError(
                 f"{self.device} has no measured profile to plan with.",
-                f"Give --profile with the nearest of {', '.join(profiles.known())}, or a file of your own.",
+                f"Give {parameter('profile')} with the nearest of {', '.join(profiles.known())}, or a file of your own.",
             )
         profile = profiles.load(chosen)
         if own is not None and chosen != own:
             raise UsageError(
-                f"--profile {chosen} is not the one of {self.device}, which it plans with.",
-                f"Leave it out, or give --device sim:{chosen}.",
+                f"{parameter('profile')} {chosen} is not the one of {self.device}, which it plans with.",
+                f"Leave it out, or give {parameter('device')} sim:{chosen}.",
             )
         return profile
 
@@ -188,7 +189,10 @@ class LoadOptions:
         if self.n_cpu_moe is not None and name in (DEFAULT["assign"], "layerwise"):
             return create("assign", "layerwise", cpu_layers=self.n_cpu_moe)
         if self.n_cpu_moe is not None:
-            raise UsageError(f"--n-cpu-moe and --assign {name} exclude each other.", "Leave one of them out.")
+            raise UsageError(
+                f"{parameter('n_cpu_moe')} and {parameter('assign')} {name} exclude each other.",
+                "Leave one of them out.",
+            )
         return create("assign", name)
 
     def lossy_parts(self) -> systems.LossyParts | None:
@@ -198,11 +202,14 @@ class LoadOptions:
         having = f"one of {', '.join(systems.names(lossy=True))}"
         if self.policy is None:
             raise UsageError(
-                "--lossy turns on the lossy parts of a system, and none is named.", f"Give --policy {having}."
+                f"{parameter('lossy')} turns on the lossy parts of a system, and none is named.",
+                f"Give {parameter('policy')} {having}.",
             )
         system = systems.get(self.policy)
         if system.parts is None:
-            raise UsageError(f"{system.title} has no lossy parts.", f"Leave out --lossy, or choose {having}.")
+            raise UsageError(
+                f"{system.title} has no lossy parts.", f"Leave out {parameter('lossy')}, or choose {having}."
+            )
         return system.parts
 
 
@@ -210,7 +217,7 @@ def _expect(kind: Any, meant: str, **given: object) -> None:
     """UsageError for a value of another kind; True and False are no numbers."""
     for name, value in given.items():
         if not isinstance(value, kind) or isinstance(value, bool):
-            raise UsageError(f"{name} cannot be {shorten(repr(value), 60)}.", f"Give {meant}.")
+            raise UsageError(f"{parameter(name)} cannot be {shorten(repr(value), 60)}.", f"Give {meant}.")
 
 
 def _bytes(name: str, given: object) -> int | None:
@@ -218,5 +225,7 @@ def _bytes(name: str, given: object) -> int | None:
     if nbytes is None:
         return None
     if not isinstance(nbytes, int) or isinstance(nbytes, bool) or nbytes < 0:
-        raise UsageError(f"--{name} cannot be {given!r}.", "Give bytes, 0 or more, or a size like 8GiB.")
+        raise UsageError(
+            f"{parameter(name)} cannot be {given!r}.", "Give bytes, 0 or more, or a size like 8GiB."
+        )
     return nbytes

@@ -423,7 +423,7 @@ def test_without_cuda_the_error_says_what_to_do(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(DaliError) as caught:
         CudaDevice("cuda:1")
     assert caught.value.problem == "Device 'cuda:1' was asked for, but torch finds no CUDA device."
-    assert "--device cpu" in caught.value.fix
+    assert "device cpu" in caught.value.fix
 
 
 def test_a_device_that_is_not_there() -> None:

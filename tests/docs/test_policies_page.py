@@ -11,7 +11,10 @@ import pytest
 
 import dali.systems
 from dali import systems
+from dali.cli.main import main
+from dali.replay.traces.trace import write
 from policies.assignment_cases import roofline
+from replay.tiny_traces import random_trace
 from systems.player import Player
 
 PAGE = (Path(__file__).parents[2] / "docs" / "POLICIES.md").read_text()
@@ -28,7 +31,25 @@ def weighty(tmp_path, monkeypatch):
 
 
 def test_the_page_shows_a_policy_and_its_test():
-    assert list(FILES) == ["src/dali/systems/weighty.py", "tests/systems/test_weighty.py"]
+    assert list(FILES) == ["mine.py", "src/dali/systems/weighty.py", "tests/systems/test_weighty.py"]
+    assert len(FILES["mine.py"].splitlines()) <= 20
+
+
+def test_its_twenty_lines_work_when_pasted(tmp_path, monkeypatch, capsys):
+    """In both commands that take a policy."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(FILES["mine.py"])
+    write("routes.npz", random_trace(answer=20))
+    assert main(["simulate", "routes.npz", "--policy", "./mine.py,default", "--cache-slots", "50%"]) == 0
+    assert {"./mine.py", "default"} <= {
+        line.split()[0] for line in capsys.readouterr().out.splitlines() if line
+    }
+    flags = ["--device", "sim:paper", "--vram", "4MiB", "--policy", "./mine.py", "-n", "4"]
+    assert main(["run", *flags, "Tell me a story about a little dog."]) == 0
+    out, err = capsys.readouterr()
+    assert out.strip()
+    assert "./mine.py" in err
+    assert "error" not in err
 
 
 def test_its_test_passes(weighty):

@@ -391,11 +391,11 @@ def test_unknown_values(directory, option, value):
 
 def test_not_enough_memory(directory):
     error = refusal(directory, quant="auto", ram=2**20)
-    said = r"needs \d+\.\d KiB of memory with w4 experts, and 1\.0 GiB to work in; --ram allows 1\.0 MiB\."
+    said = r"needs \d+\.\d KiB of memory with w4 experts, and 1\.0 GiB to work in; ram allows 1\.0 MiB\."
     assert re.search(said, error.problem)
     assert "w4" not in error.fix  # which is what was tried
-    (enough,) = re.findall(r"--ram (\w+)", error.fix)
-    either = re.findall(r"--ram (\w+)", refusal(directory, quant="f32", ram=2**20).fix)
+    (enough,) = re.findall(r"Give ram (\w+)", error.fix)
+    either = re.findall(r"\bram (\w+)", refusal(directory, quant="f32", ram=2**20).fix)
     for quant, ram in zip(("auto", "f32", "w4"), (enough, *either), strict=True):
         load(directory, quant=quant, ram=parse_size(ram))
 
@@ -423,7 +423,7 @@ def test_auto_takes_w8_if_it_fits_and_else_w4(directory, monkeypatch):
     for ram, quant in ((enough["w4"] - 1, "auto"), (enough["w8"] - 1, "w8"), (enough["w8"], "f32")):
         with pytest.raises(DaliError, match="; ram allows") as error:
             chosen(ram, quant)
-        assert error.value.fix.startswith("With --quant w4 it needs ") == (quant != "auto")
+        assert error.value.fix.startswith("With quant w4 it needs ") == (quant != "auto")
     monkeypatch.setattr("dali.loading.budget.available_ram", lambda: enough["w4"] - 1)
     with pytest.raises(DaliError, match="are free") as error:
         chosen(None)

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from dali.replay.shapes import Shape
-from dali.replay.traces.trace import Trace, read
+from dali.replay.traces.public import read
+from dali.replay.traces.trace import Trace
 
 SHAPE = Shape(64, 32, 3, "w4", 3456, 20_000, 40_000, 5)
 

@@ -8,11 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import huggingface_hub.constants
-from huggingface_hub.errors import CacheNotFound
-
 from dali.cli.flags.always import Always
-from dali.cli.flags.option import SWITCH, flag
+from dali.cli.flags.option import SWITCH, as_flag, flag
 from dali.cli.flags.verb import Verb
 from dali.cli.importing import importing
 from dali.cli.terminal import log, passing_note
@@ -87,6 +84,9 @@ def _row(listing: Listing) -> tuple[str, ...]:
 
 def _found() -> Iterator[tuple[str, Path]]:
     """(what `dali run` calls it, directory or GGUF file) of each model."""
+    import huggingface_hub.constants
+    from huggingface_hub.errors import CacheNotFound
+
     local = {folder.name: folder for root in (cache_root() / "models", BUNDLED) for folder in root.glob("*/")}
     for name, folder in local.items():
         files = [] if (folder / "config.json").is_file() else gguf_models(folder)
@@ -119,7 +119,7 @@ def _examine(name: str, path: Path) -> Listing:
     except Exception as error:  # whatever it is, the other models are still to be listed
         listing.obstacle = obstacle
         listing.problem = (
-            error.problem if isinstance(error, DaliError) else f"{type(error).__name__}: {error}"
+            error.told(as_flag)[0] if isinstance(error, DaliError) else f"{type(error).__name__}: {error}"
         )
         log.debug("%s: %s", name, listing.problem)
     return listing
@@ -127,17 +127,17 @@ def _examine(name: str, path: Path) -> Listing:
 
 def _directory_steps(listing: Listing, directory: Path) -> Iterator[str]:
     """Fills `listing`; yields before each step what it means if that fails."""
+    config_file = directory / "config.json"
+    yield "unreadable config.json" if config_file.is_file() else "no config.json"
+    raw = json.loads(config_file.read_bytes())
+    listing.family = raw.get("model_type")
+    yield "quantized checkpoint" if "quantization_config" in raw else "unknown model type"
     with importing():
         from dali.hooks import seam
         from dali.loading.safetensors import SafetensorsModel
         from dali.loading.skeleton import check_attention
 
     source = SafetensorsModel(directory)
-    config_file = directory / "config.json"
-    yield "unreadable config.json" if config_file.is_file() else "no config.json"
-    raw = json.loads(config_file.read_bytes())
-    listing.family = raw.get("model_type")
-    yield "quantized checkpoint" if "quantization_config" in raw else "unknown model type"
     _ = source.config
     yield "not a language model"
     skeleton = source.skeleton

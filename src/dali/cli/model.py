@@ -19,10 +19,8 @@ if TYPE_CHECKING:
 
 def find_model(model: str, settings: Model) -> Path:
     """Where `model` lies; downloads it where --offline does not forbid. Errors are `locate`'s."""
-    if not is_terminal():
-        os.environ.setdefault(
-            "HF_HUB_DISABLE_PROGRESS_BARS", "1"
-        )  # the Hugging Face hub's, when it is imported
+    if not is_terminal():  # the Hugging Face hub's library reads this when it is imported
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     return locate(model, settings.offline)
 
 

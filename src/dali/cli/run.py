@@ -19,9 +19,11 @@ from dali.cli.flags.kinds import TEXT
 from dali.cli.flags.option import SWITCH, Kind, flag
 from dali.cli.flags.sampling import Sampling
 from dali.cli.flags.verb import Verb
+from dali.cli.importing import importing
 from dali.cli.model import find_model, load_model
 from dali.cli.terminal import DIM, log, styled
 from dali.errors import DaliError, UsageError
+from dali.hardware import profile
 from dali.hardware.gpu import check_gpu
 from dali.loading.locate import DEFAULT_MODEL
 from dali.store.cache import cache_root
@@ -88,11 +90,16 @@ def main(settings: Settings) -> int:
 
 def _devices() -> list[str]:
     """What --device can be: real devices here, and the profiles a simulated one can have."""
-    from dali.devices.cuda import device_names
-    from dali.hardware import profile
-
+    try:
+        check_gpu("cuda")
+    except DaliError:
+        found = []
+    else:
+        with importing():
+            from dali.devices.cuda import device_names
+        found = device_names()
     simulated = [f"{'sim:' + name:<20}  {profile.load(name).description}" for name in profile.known()]
-    return ["cpu", *device_names(), *simulated]
+    return ["cpu", *found, *simulated]
 
 
 def _systems() -> list[str]:

@@ -105,7 +105,7 @@ def _convert(settings: Settings, foreign: str, output: Path) -> int:
     from dali.replay.traces import trace
     from dali.replay.traces.foreign import convert
 
-    found, notes = convert(settings.import_, settings.words[0] if settings.words else None, settings.experts)
+    found, notes = convert(foreign, settings.words[0] if settings.words else None, settings.experts)
     trace.write(output, found)
     for note in notes:
         log.info(note)

@@ -8,7 +8,7 @@ import re
 import sys
 from pathlib import Path
 
-from dali.errors import DaliError
+from dali.errors import DaliError, parameter
 
 DRIVERS = {"win32": "nvcuda.dll", "linux": "libcuda.so.1"}
 
@@ -27,7 +27,7 @@ def check_gpu(device: str) -> None:
         return
     raise DaliError(
         f"Device {device!r} was asked for, but {what}.",
-        "Install a CUDA build of torch and a driver, or use `--device cpu`.",
+        f"Install a CUDA build of torch and a driver, or use {parameter('device')} cpu.",
     )
 
 

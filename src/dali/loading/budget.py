@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dali.errors import DaliError, UsageError
+from dali.errors import DaliError, UsageError, parameter
 from dali.hardware.memory import available_ram
 from dali.hooks import seam
 from dali.kernels.expert import ExpertLayout
@@ -76,14 +76,19 @@ def out_of_memory(
     what: object, format: str, need: int, smallest: int, ram: int | None, free: int
 ) -> DaliError:
     """`what` needs too many bytes in `format`: what it may take (`ram` as asked, or all that is free) and what would fit."""
-    limit = f"{size(free)} are free" if ram is None else f"--ram allows {size(ram)}"
+    limit = f"{size(free)} are free" if ram is None else f"{parameter('ram')} allows {size(ram)}"
     problem = f"{what} needs {size(need - HEADROOM)} of memory with {format} experts, and {size(HEADROOM)} to work in; {limit}."
     if smallest < need and smallest <= (free if ram is None else ram):
-        return DaliError(problem, f"With --quant w4 it needs {size(smallest - HEADROOM)}.")
+        return DaliError(problem, f"With {parameter('quant')} w4 it needs {size(smallest - HEADROOM)}.")
     if ram is None:
-        least = f" ({size(smallest - HEADROOM)} at least, with --quant w4)" if smallest < need else ""
+        least = (
+            f" ({size(smallest - HEADROOM)} at least, with {parameter('quant')} w4)"
+            if smallest < need
+            else ""
+        )
         return DaliError(problem, f"Close other programs, or choose a smaller model{least}.")
-    least = f", or --quant w4 --ram {enough(smallest)}" if smallest < need else ""
+    least = f", or {parameter('quant')} w4 {parameter('ram')} {enough(smallest)}" if smallest < need else ""
     return DaliError(
-        problem, f"Give --ram {enough(need)}{least}, or choose a smaller model; {size(free)} are free."
+        problem,
+        f"Give {parameter('ram')} {enough(need)}{least}, or choose a smaller model; {size(free)} are free.",
     )

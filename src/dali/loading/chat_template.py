@@ -17,5 +17,5 @@ def check_chat_template(source: ModelSource, name: str) -> None:
 def no_chat_template(name: str) -> UsageError:
     return UsageError(
         f"{name} has no chat template.",
-        "Give a plain prompt (--raw; in Python, `generate`), or a template: `dali run --chat-template`.",
+        "Give a plain prompt (`dali run --raw`; in Python, `generate`), or a template: `dali run --chat-template`.",
     )

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from dali.errors import DaliError, UsageError, reason
+from dali.errors import DaliError, UsageError, parameter, reason
 from dali.store.cache import cache_root
 
 BUNDLED = Path(__file__).parent.parent / "models"
@@ -172,7 +172,7 @@ def _hub_errors(name: str, offline: bool) -> Iterator[None]:
         if offline:
             raise DaliError(
                 f"{name} is not in the local Hugging Face cache, and dali is offline.",
-                "Drop --offline (and HF_HUB_OFFLINE) to download it, or give a directory.",
+                f"Drop {parameter('offline')} (and HF_HUB_OFFLINE) to download it, or give a directory.",
             ) from error
         cause = error.__cause__ or error  # its own words are a paragraph of advice
         raise _unreachable(name, cause) from error

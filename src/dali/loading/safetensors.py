@@ -14,7 +14,7 @@ from torch import nn
 from transformers import AutoConfig, AutoTokenizer
 from transformers.conversion_mapping import get_model_conversion_mapping
 
-from dali.errors import DaliError, reason
+from dali.errors import DaliError, parameter, reason
 from dali.hooks import seam
 from dali.hooks.moe_layer import MoELayer
 from dali.kernels.expert import ExpertLayout
@@ -165,7 +165,7 @@ def read_config(directory: Path) -> Any:
     elif method is not None:
         raise DaliError(
             f"{directory} is quantized with {method}, which dali cannot read.",
-            "Use the unquantized model; dali quantizes its experts itself (--quant w8 or w4).",
+            f"Use the unquantized model; dali quantizes its experts itself ({parameter('quant')} w8 or w4).",
         )
     return config
 

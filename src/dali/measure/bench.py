@@ -17,7 +17,7 @@ from dali.engine.request import Request
 from dali.engine.sampling import SamplingParams
 from dali.engine.sequence import Sequence
 from dali.engine.text.text import Text
-from dali.errors import UsageError
+from dali.errors import UsageError, parameter
 from dali.fused.dense import PackedLinear
 from dali.kernels import native
 from dali.llm import LLM
@@ -71,7 +71,7 @@ def measure(llm: LLM, tests: list[Test], repetitions: int) -> Iterator[Measureme
         if max(test.prompt, test.generate) > llm.ctx_size:
             raise UsageError(
                 f"{test.name} does not fit a context of {llm.ctx_size} tokens.",
-                f"Give at most {llm.ctx_size}, or a larger --ctx-size if the model allows.",
+                f"Give at most {llm.ctx_size}, or a larger {parameter('ctx_size')} if the model allows.",
             )
     bandwidth = Bandwidth(llm) if native.enabled() else None
     draw = random.Random(0)

@@ -12,7 +12,7 @@ from dali import systems, units
 from dali.devices import CudaDevice, Device, OutOfDeviceMemoryError, SimDevice
 from dali.devices.dependencies import dependencies
 from dali.engine.engine import Engine
-from dali.errors import UsageError
+from dali.errors import UsageError, parameter
 from dali.fused.dense import PackedLinear
 from dali.hardware.cost import CostModel, ExpertSize
 from dali.hardware.profile import Profile
@@ -21,7 +21,7 @@ from dali.hooks.shared import early_shared
 from dali.loading.loaded import LoadedModel
 from dali.offload.accelerated import AcceleratedExperts
 from dali.offload.calibrate import load_predictor
-from dali.offload.lossy import CpuExperts, LossyLayers, cpu_experts
+from dali.offload.lossy import CpuExperts, LossyLayers, Scores, cpu_experts
 from dali.offload.low_bits import reduce_bits
 from dali.options import LoadOptions
 from dali.policies import Policies
@@ -54,8 +54,9 @@ def _open_device(options: LoadOptions, profile: Profile, model: nn.Module) -> De
     room = max(int(profile["gpu_memory"]) - dense_bytes, 0)
     if options.vram_bytes is not None and options.vram_bytes > room:
         raise UsageError(
-            f"--vram asks for {units.size(options.vram_bytes)}; {profile.name} has {units.size(room)} beside dense weights.",
-            f"Give --vram {room // 2**20}MiB or less, or choose another profile.",
+            f"{parameter('vram')} asks for {units.size(options.vram_bytes)}; {profile.name} has "
+            f"{units.size(room)} beside dense weights.",
+            f"Give {parameter('vram')} {room // 2**20}MiB or less, or choose another profile.",
         )
     budget = max(room - HEADROOM, 0) if options.vram_bytes is None else options.vram_bytes
     return SimDevice(budget, name=options.device, seed=options.seed, dependencies=dependencies())
@@ -96,10 +97,41 @@ def accelerate(
         notify(
             f"{system.title} decides without router scores: the routers of {type(model).__name__} give none."
         )
+    executor = _executor(loaded, device, residency, policies, predictor, costs, routers, scores, system)
+    runner: Executor | LossyLayers = executor
+    lossy: dict[str, Any] = {}
+    if system is not None and parts is not None:
+        lossy["parts"] = list(system.lossy)
+        if beside is not None:
+            runner = LossyLayers(executor, parts, beside, scores, loaded.telemetry, lossy)
+    return AcceleratedExperts(
+        executor,
+        [runner.layer(index) for index in range(loaded.pool.layers)],
+        device.now,
+        policies.begin,
+        system is not None and "embeddings" in system.signals,
+        _step_tokens(loaded, costs, residency),
+        isinstance(device, SimDevice),
+        None if system is None else system.name,
+        lossy,
+    )
+
+
+def _executor(
+    loaded: LoadedModel,
+    device: Device,
+    residency: Residency,
+    policies: Policies,
+    predictor: Predictor | None,
+    costs: CostModel,
+    routers: Sequence[nn.Module] | None,
+    scores: Scores | None,
+    system: systems.System | None,
+) -> Executor:
+    model, layers = loaded.model, loaded.pool.layers
     for layer in loaded.pool.records:
         device.pin(layer[0])  # its whole arena, once
-    layers = loaded.pool.layers
-    executor = Executor(
+    return Executor(
         device,
         loaded.pool,
         residency,
@@ -112,23 +144,6 @@ def accelerate(
         [early_shared(model, name) for name in seam.experts_modules(model)],
         scores=scores,
         guarded=system is None or system.guarded,
-    )
-    runner: Executor | LossyLayers = executor
-    lossy: dict[str, Any] = {}
-    if system is not None and parts is not None:
-        lossy["parts"] = list(system.lossy)
-        if beside is not None:
-            runner = LossyLayers(executor, parts, beside, scores, loaded.telemetry, lossy)
-    return AcceleratedExperts(
-        executor,
-        [runner.layer(index) for index in range(layers)],
-        device.now,
-        policies.begin,
-        system is not None and "embeddings" in system.signals,
-        _step_tokens(loaded, costs, residency),
-        isinstance(device, SimDevice),
-        None if system is None else system.name,
-        lossy,
     )
 
 

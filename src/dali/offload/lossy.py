@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from dali.devices import COMPUTE, HOST, Buffer
-from dali.errors import DaliError
+from dali.errors import DaliError, parameter
 from dali.hardware.cost import CostModel
 from dali.kernels.dispatch import compute_experts
 from dali.kernels.pairs import pairs_by_expert
@@ -174,7 +174,7 @@ def cpu_experts(
         raise DaliError(
             "Predicted routing needs routers that can be called on their own, and "
             f"{type(loaded.model).__name__} has none.",
-            "Leave out --lossy.",
+            f"Leave out {parameter('lossy')}.",
         )
     if not parts.low:
         return CpuExperts(loaded.pool, costs)

@@ -169,6 +169,16 @@ class Executor:
             self.prefetcher.queue(layer, expected, self.period.seconds, self._layouts)
         self.replacement.queue(layer, swaps, counters, self._layouts[layer].record_bytes)
 
+        result = self._sum(layer, rows, staged, weights, hidden)
+        device.release(step.x)
+        self.clock(counters, started)
+        return result
+
+    def _sum(
+        self, layer: int, rows: Buffer, staged: _Staged | None, weights: Tensor, hidden: Tensor
+    ) -> Tensor:
+        """Queue the way up of what the CPU computes, and the weighted sum of all rows: the layer's output, like hidden."""
+        device = self.device
         if staged is not None:  # only now: a queue that waits for a thread may hold up whoever fills it
             seconds = self._activation_copy(len(staged.slots))
             device.copy(self._up, staged.rows, staged.packed, seconds, label="activations up")
@@ -181,10 +191,7 @@ class Executor:
             self._costs.launch,
             label=f"join {layer}",
         )
-        result = device.release(out)
-        device.release(step.x)
-        self.clock(counters, started)
-        return result
+        return device.release(out)
 
     def _routing(self, ids: Tensor, predicted: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The step's ids, and those predicted of a later layer, int64 on the host: one copy for both."""

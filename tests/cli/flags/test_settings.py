@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import FrozenInstanceError
 from pathlib import Path
 
 import pytest
 
+from dali.cli import simulate, verbs
 from dali.cli.main import main
 from dali.cli.run import VERB, Settings
 from dali.errors import UsageError
@@ -222,3 +224,49 @@ def test_the_sampling_defaults_that_help_names_are_the_engines():
     for name, value in _FALLBACK_SAMPLING.items():
         option = OPTIONS["temp" if name == "temperature" else name.replace("_", "-")]
         assert option.help.endswith(f"(default: the model's, or else {value})")
+
+
+@pytest.mark.parametrize("name", ["system", "policy"])
+def test_a_system_goes_by_either_name(name: str, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert read(f"--{name}", "hobbit").system == "hobbit"
+    with pytest.raises(UsageError, match=f"^--{name} cannot be 'best'."):
+        read(f"--{name}", "best")
+    config.write_text(f"{name}: lru\n")
+    assert read("--config", str(config)).system == "lru"
+    monkeypatch.setenv(f"DALI_{name.upper()}", "hobbit")
+    assert read("--config", str(config)).system == "hobbit"
+
+
+def test_the_better_name_wins_in_one_place_and_the_last_on_the_command_line(
+    config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config.write_text("system: lru\npolicy: hobbit\n")
+    assert read("--config", str(config)).system == "lru"
+    config.write_text("policy: hobbit\nsystem: lru\n")
+    assert read("--config", str(config)).system == "lru"
+    monkeypatch.setenv("DALI_POLICY", "lru")
+    monkeypatch.setenv("DALI_SYSTEM", "hobbit")
+    assert read().system == "hobbit"
+    assert read("--system", "daop", "--policy", "fiddler").system == "fiddler"
+
+
+def test_a_config_file_serves_verbs_that_mean_different_things_by_a_name(config: Path) -> None:
+    config.write_text("policy: lru\nseed: 3\njson: rows.json\n")
+    settings = simulate.VERB.settings(["t.npz", "--config", str(config)])
+    assert (settings.policy, settings.seed, settings.json) == (("lru",), 3, "rows.json")
+    assert (read("--config", str(config)).system, read("--config", str(config)).seed) == ("lru", 3)
+
+
+@pytest.mark.parametrize("verb", verbs.VERBS)
+def test_every_flag_of_a_verb_is_shown_under_one_of_its_headings(verb, capsys) -> None:
+    known = verbs.module(verb).VERB
+    assert {option.heading for option in known.options} == {*known.headings, "other"}
+    with pytest.raises(SystemExit):
+        main([verb, "--help"])
+    shown = capsys.readouterr().out
+    assert all(f"--{name}" in shown for option in known.options for name in option.names)
+
+
+def test_settings_do_not_change() -> None:
+    with pytest.raises(FrozenInstanceError):
+        read().temp = 1.0  # type: ignore[misc]

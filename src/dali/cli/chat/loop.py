@@ -7,6 +7,7 @@ import sys
 from contextlib import suppress
 
 from dali.cli.chat.conversation import Conversation
+from dali.cli.flags.option import as_flag
 from dali.cli.interrupt import interruptible
 from dali.cli.terminal import DIM, log, passing_note, report, styled
 from dali.errors import UsageError
@@ -79,7 +80,8 @@ def _answer(line: str, conversation: Conversation) -> None:
     try:
         answer = conversation.answer_to(line)
     except UsageError as error:
-        report(UsageError(error.problem, f"{error.fix} /clear starts over."))
+        problem, fix = error.told(as_flag)
+        report(UsageError(problem, f"{fix} /clear starts over."))
         return
     try:
         answer.stream()

@@ -61,6 +61,11 @@ class Option:
             raise UsageError(f"{origin} cannot be {text!r}.", f"Give {self.kind.expected}.") from None
 
 
+def as_flag(parameter: str) -> str:
+    """What the command line calls a parameter of the library."""
+    return f"--{'system' if parameter == 'policy' else parameter.replace('_', '-')}"
+
+
 def flag(
     heading: str,
     kind: Kind,

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dali.errors import DaliError
+from dali.errors import DaliError, parameter
 from dali.fused.dense import PACKED_ROWS, linears_of
 from dali.kernels import native
 from dali.kernels.formats import TILE_ROWS, Format, round_up
@@ -225,7 +225,7 @@ def _decode(tensor: GgufTensor, out: Tensor, raw: Bytes) -> None:
     if not max(most.item(), -least.item()) <= torch.finfo(out.dtype).max:  # nor for NaN
         raise DaliError(
             f"The tensor {tensor.name} in {tensor.path} has values that are NaN, infinite or too large for {out.dtype}.",
-            "Download the file again, or try --dtype float32.",
+            f"Download the file again, or try {parameter('dtype')} float32.",
         )
     if values is not out:
         out.copy_(values)

@@ -18,7 +18,7 @@ import xxhash
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from dali.errors import DaliError
+from dali.errors import DaliError, parameter
 from dali.kernels.expert import ExpertWeights
 from dali.store.packed.header import StoreHeader
 from dali.store.packed.reader import StoreReader
@@ -157,5 +157,5 @@ def _no_space(path: Path, header: StoreHeader, free: int) -> DaliError:
     return DaliError(
         f"The expert store needs {header.file_bytes / 2**20:.0f} MiB in {path.parent}, "
         f"where {free / 2**20:.0f} MiB are free.",
-        "Free some space, set DALI_CACHE_DIR to another disk, or choose a smaller format (--quant w4).",
+        f"Free some space, set DALI_CACHE_DIR to another disk, or choose a smaller format ({parameter('quant')} w4).",
     )
