@@ -76,7 +76,13 @@ def photograph_report(browser: str) -> None:
         subprocess.run([*DALI, *record], check=True, input="\n".join(PROMPTS), text=True, cwd=folder)
         replay = f"simulate {trace} --policy {COMPARED} --shape qwen3-30b-a3b --cache-slots 25%".split()
         subprocess.run([*DALI, *replay, "--html", page], check=True, stdout=subprocess.DEVNULL, cwd=folder)
-        options = "--headless --no-sandbox --disable-gpu --hide-scrollbars --window-size=760,1060".split()
+        options = [
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--hide-scrollbars",
+            "--window-size=760,1060",
+        ]
         picture = f"--screenshot={IMAGES / 'report.png'}"
         subprocess.run(
             [browser, *options, picture, Path(folder, page).as_uri()], check=True, capture_output=True
