@@ -3,7 +3,7 @@
 Beside each command stands what it cannot be faster than: a process that imports torch and transformers' one class of model and of
 tokenizer. They take turns, as processes of their own, timed from their start to the first byte that they write.
 
-python benchmarks/start_up.py [--rounds N]
+    python benchmarks/models/start_up.py [--rounds N]
 """
 
 from __future__ import annotations
@@ -16,6 +16,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 
 import report
 
