@@ -4,7 +4,7 @@ Beside each command stands what it cannot be faster than: a process that imports
 tokenizer. They take turns, as processes of their own, timed from their start to the first byte that they write. Their processor
 time, exit included, says the same on a machine that is busy with other things.
 
-python benchmarks/models/start_up.py [--rounds N]
+    python benchmarks/models/start_up.py [--rounds N]
 """
 
 from __future__ import annotations

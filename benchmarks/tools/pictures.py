@@ -71,29 +71,22 @@ def draw_runs() -> None:
 def photograph_report(browser: str) -> None:
     """A trace of a few answers, replayed under some systems; its page, from the top."""
     with tempfile.TemporaryDirectory() as folder:
-        trace, page = Path(folder, "dali-tiny.npz"), Path(folder, "report.html")
-        record = ["trace", "-o", str(trace), "--hidden", "-n", "96", "--seed", "1"]
-        subprocess.run([*DALI, *record], check=True, input="\n".join(PROMPTS), text=True)
-        replay = [
-            "simulate",
-            str(trace),
-            "--policy",
-            COMPARED,
-            "--shape",
-            "qwen3-30b-a3b",
-            "--cache-slots",
-            "25%",
-        ]
-        subprocess.run([*DALI, *replay, "--html", str(page)], check=True, stdout=subprocess.DEVNULL)
+        trace, page = "dali-tiny.npz", "report.html"  # the page shows the command
+        record = ["trace", "-o", trace, "--hidden", "-n", "96", "--seed", "1"]
+        subprocess.run([*DALI, *record], check=True, input="\n".join(PROMPTS), text=True, cwd=folder)
+        replay = f"simulate {trace} --policy {COMPARED} --shape qwen3-30b-a3b --cache-slots 25%".split()
+        subprocess.run([*DALI, *replay, "--html", page], check=True, stdout=subprocess.DEVNULL, cwd=folder)
         options = [
             "--headless",
             "--no-sandbox",
             "--disable-gpu",
             "--hide-scrollbars",
-            "--window-size=760,970",
+            "--window-size=760,1060",
         ]
         picture = f"--screenshot={IMAGES / 'report.png'}"
-        subprocess.run([browser, *options, picture, page.as_uri()], check=True, capture_output=True)
+        subprocess.run(
+            [browser, *options, picture, Path(folder, page).as_uri()], check=True, capture_output=True
+        )
 
 
 def main() -> None:

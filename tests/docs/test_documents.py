@@ -84,3 +84,10 @@ def test_the_readmes_table_of_pcs_is_what_was_computed():
         for kind, speed in zip(("ddr4_3200", "ddr5_5600"), speeds, strict=True):
             expected = row[f"expected_{kind}"]
             assert speed == (f"at most {row[f'bound_{kind}']:.0f}" if expected is None else f"{expected:.0f}")
+
+
+def test_the_named_commands_of_make_exist():
+    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
+    told = re.findall(r"`make ([\w-]+)", (ROOT / "CONTRIBUTING.md").read_text("utf-8"))
+    assert told
+    assert set(told) <= set(targets)
