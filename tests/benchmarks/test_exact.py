@@ -14,7 +14,7 @@ from dali.kernels import native
 from dali.kernels.activation import Activation
 from dali.kernels.expert import ExpertLayout, ExpertShape, ExpertWeights
 from dali.kernels.formats import FORMATS
-from dali.kernels.reference import compute_experts, reduce_slots
+from dali.kernels.reference import compute_experts, reduce_choices
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -39,7 +39,7 @@ def test_exact_experts_are_the_references(format):
     flat = ids.flatten()
     offsets = [0, *torch.bincount(flat, minlength=4).cumsum(0).tolist()]
     compute_experts(layout, records, offsets, flat.argsort(stable=True), hidden, rows)
-    expected = reduce_slots(rows, weights)
+    expected = reduce_choices(rows, weights)
     found = import_module("exact").ExactExperts(layout, records, torch.float64)(hidden.double(), ids, weights)
     torch.testing.assert_close(found.float(), expected, rtol=1e-4, atol=1e-4)
 

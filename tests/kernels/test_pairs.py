@@ -1,4 +1,4 @@
-"""Counting and ordering (token, slot) pairs, compiled and not."""
+"""Counting and ordering (token, choice) pairs, compiled and not."""
 
 from __future__ import annotations
 

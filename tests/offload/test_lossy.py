@@ -1,4 +1,4 @@
-"""Lossy parts on live layers: each fate of a (token, slot) pair gives what the plain formula says, whatever the schedule."""
+"""Lossy parts on live layers: each fate of a (token, choice) pair gives what the plain formula says, whatever the schedule."""
 
 from __future__ import annotations
 

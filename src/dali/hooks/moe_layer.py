@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dali.kernels import dispatch, reference
 from dali.kernels.pairs import pairs_by_expert
-from dali.kernels.reference import reduce_slots
+from dali.kernels.reference import reduce_choices
 from dali.store.pool import ExpertPool
 from dali.telemetry import Telemetry
 
@@ -27,8 +27,8 @@ def _taken(hidden: Tensor, ids: Tensor, weights: Tensor) -> bool:
 class MoELayer:
     """The routed experts of MoE layer `index` of `pool`. Called as transformers calls an experts module.
 
-    The result does not depend on which tokens share the step: every expert output lands in its (token, slot) row, and rows are
-    summed in slot order.
+    The result does not depend on which tokens share the step: every expert output lands in its (token, choice) row, and rows are
+    summed in the order of choices.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class MoELayer:
         return out
 
     def count(self, pairs: int, active: int, seconds: float) -> None:
-        """Note a step in the telemetry: its (token, slot) pairs, the experts that took part, the time they took."""
+        """Note a step in the telemetry: its (token, choice) pairs, the experts that took part, the time they took."""
         counters = self.telemetry.layer(self.index)
         counters.steps += 1
         counters.routed_tokens += pairs
@@ -76,8 +76,8 @@ class MoELayer:
     def _compute(self, hidden: Tensor, ids: Tensor, weights: Tensor) -> tuple[Tensor, int]:
         """From a lease of the experts that take part alone: the output, and how many they are."""
         ids = ids.cpu().long().contiguous()
-        active, slots, offsets = pairs_by_expert(ids, self.pool.experts)
+        active, pairs, offsets = pairs_by_expert(ids, self.pool.experts)
         lease, x = self.pool.lease(self.index, active), hidden.cpu()
         rows = torch.empty(ids.numel(), hidden.shape[1])  # [tokens * top_k, hidden]
-        self._kernel(lease.layout, lease.records, offsets, slots, x if x.dtype in FLOATS else x.float(), rows)
-        return reduce_slots(rows, weights.cpu()).to(hidden), len(active)
+        self._kernel(lease.layout, lease.records, offsets, pairs, x if x.dtype in FLOATS else x.float(), rows)
+        return reduce_choices(rows, weights.cpu()).to(hidden), len(active)

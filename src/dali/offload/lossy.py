@@ -1,8 +1,8 @@
 """A system's lossy parts before and beside the runtime's MoE layers; they act in steps that only decode.
 
 What is changed is a step's routing, before the runtime plans it. An expert that is not computed now, or not as it is, leaves its
-(token, slot) pair to the token's weightiest expert at weight 0: that adds nothing, reads no expert more, and keeps the routing's
-shape. Experts in low precision and those put off to the next layer are computed by the CPU, behind the layer's own.
+(token, choice) pair to the token's weightiest expert at weight 0: that adds nothing, reads no expert more, and keeps the
+routing's shape. Experts in low precision and those put off to the next layer are computed by the CPU, behind the layer's own.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from dali.errors import DaliError, parameter
 from dali.hardware.cost import CostModel
 from dali.kernels.dispatch import compute_experts
 from dali.kernels.pairs import pairs_by_expert
-from dali.kernels.reference import reduce_slots
+from dali.kernels.reference import reduce_choices
 from dali.loading.loaded import LoadedModel
 from dali.offload.low_bits import low_precision
 from dali.progress import Meter
@@ -57,7 +57,7 @@ class LossyLayers:
         telemetry: Telemetry,
         counts: dict[str, int],
     ) -> None:
-        """`scores`: for parts that predict. `counts` takes how many (token, slot) pairs there were, and what became of them."""
+        """`scores`: for parts that predict. `counts` takes how many (token, choice) pairs there were, and what became of them."""
         assert parts.reroute is not None
         self._executor = executor
         self._reroute = parts.reroute
@@ -126,7 +126,7 @@ class LossyLayers:
         tokens, width = hidden.shape
         asked = torch.from_numpy(rerouted.ids[chosen].astype(np.int64))
         experts, order, offsets = pairs_by_expert(asked, pool.experts)
-        slots = torch.from_numpy(np.flatnonzero(chosen))[order]
+        pairs = torch.from_numpy(np.flatnonzero(chosen))[order]
         share = torch.from_numpy(np.where(chosen, rerouted.weights, 0))
         lease = pool.lease(layer, experts)
 
@@ -138,8 +138,8 @@ class LossyLayers:
 
         def compute() -> None:
             rows = torch.zeros(share.numel(), width)
-            compute_experts(lease.layout, lease.records, offsets, slots, below.tensor, rows)
-            sums.tensor.copy_(reduce_slots(rows, share))
+            compute_experts(lease.layout, lease.records, offsets, pairs, below.tensor, rows)
+            sums.tensor.copy_(reduce_choices(rows, share))
 
         seconds = sum(model.costs.cpu[end - begin] for begin, end in pairwise(offsets))
         device.launch(device.stream(HOST), compute, (below,), (sums,), seconds, label=f"lossy {layer}")

@@ -3,8 +3,8 @@
 The order of a step: the host learns the routing; the assignment policy plans; CPU experts start on the host stream; residents
 are launched in one group, then experts in flight and fetched ones as their copies land; the cache policy's swaps that cost no
 copy follow, then prefetches for a later layer behind the demanded copies, then the swaps that do; at last the CPU's rows go up
-and all rows are summed in slot order. What waits for what is the device's business: every launch and copy declares what it
-touches.
+and all rows are summed in the order of choices. What waits for what is the device's business: every launch and copy declares what
+it touches.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from dali.hardware.cost import CostModel
 from dali.kernels.dispatch import compute_experts
 from dali.kernels.expert import ExpertLayout
 from dali.kernels.pairs import count_pairs, order_pairs
-from dali.kernels.reference import reduce_slots
+from dali.kernels.reference import reduce_choices
 from dali.policies import Policies
 from dali.policies.decisions import Decisions
 from dali.policies.guard import Guards, Period
@@ -175,7 +175,7 @@ class Executor:
         """Queue the way up of what the CPU computes, and the weighted sum of all rows: the layer's output, like hidden."""
         device = self.device
         if staged is not None:  # only now: a queue that waits for a thread may hold up whoever fills it
-            seconds = self._activation_copy(len(staged.slots))
+            seconds = self._activation_copy(len(staged.pairs))
             device.copy(self._up, staged.rows, staged.packed, seconds, label="activations up")
         out = device.adopt(torch.empty_like(hidden))
         device.launch(
@@ -197,8 +197,8 @@ class Executor:
         workload: Sequence[int],
         signals: Signals | None,
     ) -> Sequence[tuple[int, Sequence[float]]]:
-        """What later layers are expected to need: from the ids predicted of them, which came down as `ahead`, or from the policy's
-        own forecast."""
+        """What later layers are expected to need: from the ids predicted of them, which came down as `ahead`, or from the
+        policy's own forecast."""
         if predicted is not None and ahead is not None:
             parts = (
                 [ahead] if len(ahead) == tokens else list(ahead.view(-1, tokens, ahead.shape[1]))
@@ -220,7 +220,7 @@ class Executor:
         tokens, width = hidden.shape
         offsets = step.offsets[: len(experts) + 1]
         pairs, count = step.pairs, offsets[-1]
-        slots = pairs[:count]
+        mine = pairs[:count]
         below = take("below", tokens, width, hidden.dtype, CPU)
         packed = take("packed", count, width, torch.float32, CPU)
         above = take("above", count, width, torch.float32, hidden.device)
@@ -229,13 +229,13 @@ class Executor:
 
         def compute() -> None:
             full = torch.empty(len(pairs), width)
-            kernel(lease.layout, lease.records, offsets, slots, below.tensor, full)
-            torch.index_select(full, 0, slots, out=packed.tensor)
+            kernel(lease.layout, lease.records, offsets, mine, below.tensor, full)
+            torch.index_select(full, 0, mine, out=packed.tensor)
 
         costs = self._costs.cpu
         seconds = sum([costs[step.workload[expert]] for expert in experts])
         device.launch(self._host, compute, (below,), (packed,), seconds, label=f"cpu {step.layer}")
-        return _Staged(slots, packed, above)
+        return _Staged(mine, packed, above)
 
     def _start_accelerator(self, step: _Step, plan: LayerPlan, view: ResidencyView) -> None:
         """Queue launches and demanded copies in plan order; scratch slots recycle from the oldest launch on."""
@@ -310,7 +310,7 @@ class Executor:
 
 @dataclass(slots=True)
 class _Step:
-    """One layer's step: its workload, (token, slot) pairs in the order of the plan (the CPU's first) and where each expert's
+    """One layer's step: its workload, (token, choice) pairs in the order of the plan (the CPU's first) and where each expert's
     begin, input and the rows of its outputs."""
 
     layer: int
@@ -323,15 +323,15 @@ class _Step:
 
 @dataclass(slots=True)
 class _Staged:
-    """The CPU's outputs on their way up: `rows.tensor[i]` is the row of (token, slot) `slots[i]`."""
+    """The CPU's outputs on their way up: `rows.tensor[i]` is the row of (token, choice) pair `pairs[i]`."""
 
-    slots: Tensor
+    pairs: Tensor
     packed: Buffer  # on the host
     rows: Buffer  # on the accelerator
 
 
 def _join(rows: Tensor, staged: _Staged | None, weights: Tensor, out: Tensor) -> None:
-    """Put the CPU's rows among the accelerator's and sum over slots, in slot order."""
+    """Put the CPU's rows among the accelerator's and sum over choices, in their order."""
     if staged is not None:
-        rows[staged.slots] = staged.rows.tensor
-    out.copy_(reduce_slots(rows, weights))
+        rows[staged.pairs] = staged.rows.tensor
+    out.copy_(reduce_choices(rows, weights))

@@ -42,8 +42,8 @@ class Residency:
         resident_slots: int,
         link_seconds: tuple[float, float],
     ) -> None:
-        """`lease(layer, experts)`: of the host's bytes, held until they are copied. `slots`: of which `resident_slots` are for all layers' residents, the rest
-        scratch. `link_seconds`: one copy alone and while the CPU computes, as modelled."""
+        """`lease(layer, experts)`: of the host's bytes, held until they are copied. `slots`: of which `resident_slots` are for
+        all layers' residents, the rest scratch. `link_seconds`: one copy alone and while the CPU computes, as modelled."""
         self.device = device
         self.resident_slots = resident_slots
         self.scratch_slots = slots - resident_slots

@@ -17,13 +17,13 @@ int compute_layer(const ExpertLayout& layout, const LayerCall& call) {
         active.push_back(call.records[expert]);
     }
     Workspace workspace;
-    int64_t* slots = workspace.take<int64_t>(pairs);
-    const std::vector<int64_t> offsets = order_pairs(call.ids, pairs, workload, order, slots);
+    int64_t* by_expert = workspace.take<int64_t>(pairs);
+    const std::vector<int64_t> offsets = order_pairs(call.ids, pairs, workload, order, by_expert);
     float* rows = workspace.take<float>(size_t(pairs) * layout.hidden);
-    compute_experts(layout, {int(active.size()), active.data(), offsets.data(), slots, call.top_k, call.hidden, call.dtype, rows});
+    compute_experts(layout, {int(active.size()), active.data(), offsets.data(), by_expert, call.top_k, call.hidden, call.dtype, rows});
     float* weights = workspace.take<float>(pairs);
     read_row(call.weights, call.weights_dtype, 0, int(pairs), weights);
-    reduce_slots(rows, weights, call.tokens, call.top_k, layout.hidden, call.dtype, call.out);
+    reduce_choices(rows, weights, call.tokens, call.top_k, layout.hidden, call.dtype, call.out);
     return int(active.size());
 }
 

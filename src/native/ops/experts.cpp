@@ -23,7 +23,7 @@ bool shares_panels(const Matrix& a, const Matrix& b) {
 // One active expert and its place in the panels.
 struct Active {
     const uint8_t* record;
-    int64_t first;  // of its slots, and of its tokens in the panels
+    int64_t first;  // of its pairs, and of its tokens in the panels
     int tokens;
 };
 
@@ -81,13 +81,13 @@ class Step {
     void gather(int index, int block) const {
         const Active& expert = active_[index];
         const Panel up = panel(up_panels_, layout_.up, expert, block);
-        const int64_t* slots = call_.slots + expert.first + cut(expert).begin(block);
+        const int64_t* pairs = call_.pairs + expert.first + cut(expert).begin(block);
         const int columns = std::max(layout_.up.columns, layout_.gate.columns);
         Workspace workspace;
         float* row = workspace.take<float>(columns);
         std::fill(row + layout_.hidden, row + columns, 0.0f);
         for (int m = 0; m < up.tokens; m++) {
-            read_row(call_.hidden, call_.dtype, size_t(slots[m] / call_.top_k), layout_.hidden, row);
+            read_row(call_.hidden, call_.dtype, size_t(pairs[m] / call_.top_k), layout_.hidden, row);
             variant_.fill_token(row, layout_.up, up, m);
             if (apart_) variant_.fill_token(row, layout_.gate, panel(gate_panels_, layout_.gate, expert, block), m);
         }
@@ -138,12 +138,12 @@ class Step {
         float sums[MOST_TILES][MOST_TOKENS * TILE_ROWS];
         for (int block = 0; block < cut(expert).count; block++) {
             const Panel down = panel(down_panels_, matrix, expert, block);
-            const int64_t* slots = call_.slots + expert.first + cut(expert).begin(block);
+            const int64_t* pairs = call_.pairs + expert.first + cut(expert).begin(block);
             multiply(matrix, packed + begin * matrix.tile_bytes, begin, end - begin, after, down, biases, sums);
             for (int m = 0; m < down.tokens; m++)
                 for (int tile = begin; tile < end; tile++)
                     std::copy_n(sums[tile - begin] + m * TILE_ROWS, std::min(TILE_ROWS, matrix.rows - tile * TILE_ROWS),
-                                call_.rows + size_t(slots[m]) * layout_.hidden + tile * TILE_ROWS);
+                                call_.rows + size_t(pairs[m]) * layout_.hidden + tile * TILE_ROWS);
         }
     }
 
@@ -181,7 +181,7 @@ class Step {
 
 void compute_experts(const ExpertLayout& layout, const ExpertsCall& call) { Step(layout, call).run(); }
 
-void reduce_slots(const float* rows, const float* weights, int tokens, int top_k, int hidden, Dtype dtype, void* out) {
+void reduce_choices(const float* rows, const float* weights, int tokens, int top_k, int hidden, Dtype dtype, void* out) {
     const Variant& variant = current_variant();
     const auto reduce = [&](int token) {
         Workspace workspace;

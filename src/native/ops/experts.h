@@ -21,17 +21,17 @@ struct ExpertLayout {
 struct ExpertsCall {
     int experts;
     const uint8_t* const* records;  // [experts]
-    const int64_t* offsets;         // [experts + 1]: expert i computes slots[offsets[i] .. offsets[i + 1])
-    const int64_t* slots;           // each token * top_k + slot
+    const int64_t* offsets;         // [experts + 1]: expert i computes pairs[offsets[i] .. offsets[i + 1])
+    const int64_t* pairs;           // each token * top_k + choice
     int top_k;
     const void* hidden;  // [tokens, hidden]
     Dtype dtype;
-    float* rows;  // [tokens * top_k, hidden], written at the slots: outputs, not yet weighted
+    float* rows;  // [tokens * top_k, hidden], written at the pairs: outputs, not yet weighted
 };
 
 void compute_experts(const ExpertLayout& layout, const ExpertsCall& call);
 
-// out [tokens, hidden] = weighted sum of each token's top_k rows, in slot order.
-void reduce_slots(const float* rows, const float* weights, int tokens, int top_k, int hidden, Dtype dtype, void* out);
+// out [tokens, hidden] = weighted sum of each token's top_k rows, in the order of choices.
+void reduce_choices(const float* rows, const float* weights, int tokens, int top_k, int hidden, Dtype dtype, void* out);
 
 }  // namespace dali

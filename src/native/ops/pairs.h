@@ -1,4 +1,4 @@
-// The (token, slot) pairs of a layer's step by expert. A pair's number is token * top_k + slot.
+// The (token, choice) pairs of a layer's step by expert. A pair's number is token * top_k + choice.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-"""The compiled kernels (src/native): `compute_experts` and `reduce_slots` as in kernels/reference.py, and packed linears.
+"""The compiled kernels (src/native): `compute_experts` and `reduce_choices` as in kernels/reference.py, and packed linears.
 
 Quantized formats are computed in the reference's `int8` arithmetic, float formats in float32. A result depends on
 its weights and its token alone, bit for bit: not on threads, on the other tokens of the step, or on how experts
@@ -18,7 +18,13 @@ from dali.kernels.native.decode import (
     rms_norm,
     route,
 )
-from dali.kernels.native.experts import ExpertRecords, compute_experts, count_pairs, order_pairs, reduce_slots
+from dali.kernels.native.experts import (
+    ExpertRecords,
+    compute_experts,
+    count_pairs,
+    order_pairs,
+    reduce_choices,
+)
 from dali.kernels.native.library import set_threads, threads
 from dali.kernels.native.linear import DECODED, Linear, decode_blocks, repack
 from dali.kernels.native.measure import read_seconds, seconds
@@ -43,7 +49,7 @@ __all__ = [
     "enabled",
     "order_pairs",
     "read_seconds",
-    "reduce_slots",
+    "reduce_choices",
     "repack",
     "rms_norm",
     "route",

@@ -1,4 +1,4 @@
-"""Routed experts: all of a layer's step in one call, and the (token, slot) pairs it is made of."""
+"""Routed experts: all of a layer's step in one call, and the (token, choice) pairs it is made of."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def compute_experts(
     layout: ExpertLayout,
     records: Sequence[Tensor],
     offsets: Sequence[int],
-    slots: Tensor,
+    pairs: Tensor,
     hidden: Tensor,
     rows: Tensor,
 ) -> None:
@@ -51,9 +51,9 @@ def compute_experts(
         and rows.shape[1] == layout.shape.hidden == hidden.shape[1]
     )
     assert (
-        slots.is_contiguous()
-        and slots.dtype == torch.int64
-        and offsets[-1] <= len(slots)
+        pairs.is_contiguous()
+        and pairs.dtype == torch.int64
+        and offsets[-1] <= len(pairs)
         and len(offsets) == len(records) + 1
     )
     addresses = [record.data_ptr() for record in records]
@@ -61,7 +61,7 @@ def compute_experts(
         native_layout(layout),
         addresses,
         offsets,
-        slots.data_ptr(),
+        pairs.data_ptr(),
         rows.shape[0] // tokens,
         hidden.data_ptr(),
         DTYPES[hidden.dtype],
@@ -69,12 +69,12 @@ def compute_experts(
     )
 
 
-def reduce_slots(rows: Tensor, weights: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """As kernels.reference.reduce_slots, rounded to `dtype`."""
+def reduce_choices(rows: Tensor, weights: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """As kernels.reference.reduce_choices, rounded to `dtype`."""
     tokens, top_k = weights.shape
     out = torch.empty(tokens, rows.shape[1], dtype=dtype)
     weights = weights.to(torch.float32).contiguous()
-    library.reduce_slots(
+    library.reduce_choices(
         rows.data_ptr(), weights.data_ptr(), tokens, top_k, rows.shape[1], DTYPES[dtype], out.data_ptr()
     )
     return out
