@@ -17,7 +17,7 @@ test: $(VENV)/.installed  ## the test suite; TESTS="tests/cli ..." for some of i
 	$(BIN)/python -m pytest $(TESTS)
 
 test-newest:  ## the suite with the newest transformers that pyproject.toml allows, looked up each time
-	$(PYTHON) setup/environment.py $(VENV)-newest --transformers newest
+	$(PYTHON) setup/environment.py $(VENV)-newest --torch "$(TORCH)" --transformers newest
 	$(VENV)-newest/bin/python -m pytest $(TESTS)
 
 test-oldest: $(VENV)-oldest/.installed  ## the suite with the oldest

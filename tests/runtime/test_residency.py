@@ -1,6 +1,8 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +18,10 @@ def stored(layer: int, expert: int) -> torch.Tensor:
     return torch.full((NBYTES,), layer * EXPERTS + expert, dtype=torch.uint8)
 
 
+def lease(layer: int, experts: Sequence[int]) -> Any:
+    return SimpleNamespace(records=[stored(layer, expert) for expert in experts])
+
+
 @pytest.fixture
 def device() -> SimDevice:
     return SimDevice(2**20)
@@ -24,7 +30,7 @@ def device() -> SimDevice:
 @pytest.fixture
 def make(device: SimDevice) -> Callable[[int, int], Residency]:
     def build(slots: int, capacity: int) -> Residency:
-        residency = Residency(device, stored, LAYERS, NBYTES, slots, LAYERS * capacity, (LINK, LINK))
+        residency = Residency(device, lease, LAYERS, NBYTES, slots, LAYERS * capacity, (LINK, LINK))
         for layer in range(LAYERS):
             residency.place(layer, range(capacity))
         device.synchronize()

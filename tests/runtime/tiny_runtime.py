@@ -212,7 +212,7 @@ def tiny_executor(
     )
     residency = Residency(
         device,
-        lambda layer, expert: model.records[layer][expert],
+        model.pool.lease,
         layers,
         nbytes,
         setting.slots,

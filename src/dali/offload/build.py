@@ -226,7 +226,7 @@ def _residency(
         try:
             residency = Residency(
                 device,
-                lambda layer, expert: pool.lease(layer, [expert]).records[0],
+                pool.lease,
                 layers,
                 size,
                 slots,
