@@ -16,8 +16,9 @@ Every time from here is modelled; print it with that word.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 
 from dali.errors import DaliError, UsageError
@@ -98,6 +99,11 @@ class CostModel:
             weight_bytes / self.profile["gpu_bandwidth"], 2 * parameters * tokens / self.profile["gpu_rate"]
         )
         return work + kernels * self.profile["launch"]
+
+    def dense_seconds(self, weight_bytes: int, parameters: int, kernels: int) -> Callable[[int], float]:
+        """tokens -> seconds of a layer's dense part of that size, the host's wait for its routing included; live runs and replays
+        charge the same."""
+        return cache(lambda tokens: self.dense(weight_bytes, parameters, tokens, kernels) + self.sync)
 
     def _table(self, device: str, max_tokens: int) -> list[float]:
         wanted = (device, self.format, self.shape.hidden, self.shape.intermediate, self.shape.matrices)

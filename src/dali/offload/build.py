@@ -268,12 +268,7 @@ def dense_size(model: Any) -> tuple[int, int, int]:
 def dense_seconds(model: Any, costs: CostModel, layers: int) -> Callable[[int], float]:
     """tokens -> modelled seconds of a layer's dense part: all of it spread over the MoE layers."""
     nbytes, count, kernels = dense_size(model)
-
-    @functools.cache
-    def seconds(tokens: int) -> float:
-        return costs.dense(nbytes // layers, count // layers, tokens, kernels // layers) + costs.sync
-
-    return seconds
+    return costs.dense_seconds(nbytes // layers, count // layers, kernels // layers)
 
 
 def predict_seconds(

@@ -275,8 +275,4 @@ def recorded_predictions(trace: Trace, policies: Policies) -> Mapping[int, Array
 
 def dense_seconds(shape: Shape, model: CostModel) -> Callable[[int], float]:
     """tokens -> modelled seconds of a layer's dense part, the host's wait for its routing included."""
-    return cache(
-        lambda tokens: (
-            model.dense(shape.dense_bytes, shape.dense_parameters, tokens, shape.dense_kernels) + model.sync
-        )
-    )
+    return model.dense_seconds(shape.dense_bytes, shape.dense_parameters, shape.dense_kernels)

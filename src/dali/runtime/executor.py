@@ -159,12 +159,7 @@ class Executor:
             scores = None if self._scores is None else self._scores(layer, hidden).cpu().numpy()
             signals = Signals(routed.numpy(), weights.float().cpu().numpy(), scores)
         swaps = self.replacement.swap_roles(layer, workload, view.link_free, counters, signals)
-        expected: Sequence[tuple[int, Sequence[float]]] = ()
-        if predicted is not None and ahead is not None:
-            parts = [ahead] if len(ahead) == len(ids) else list(ahead.view(-1, *ids.shape))  # a layer each
-            expected = [(predicted[0] + i, count_pairs(part, self._experts)) for i, part in enumerate(parts)]
-        elif residency.scratch_slots:
-            expected = self.decisions.foresee(layer, workload, signals)
+        expected = self._expected(layer, len(ids), predicted, ahead, workload, signals)
         if expected:
             self.prefetcher.queue(layer, expected, self.period.seconds, self._layouts)
         self.replacement.queue(layer, swaps, counters, self._layouts[layer].record_bytes)
@@ -192,6 +187,24 @@ class Executor:
             label=f"join {layer}",
         )
         return device.release(out)
+
+    def _expected(
+        self,
+        layer: int,
+        tokens: int,
+        predicted: tuple[int, Tensor] | None,
+        ahead: Tensor | None,
+        workload: Sequence[int],
+        signals: Signals | None,
+    ) -> Sequence[tuple[int, Sequence[float]]]:
+        """What later layers are expected to need: from the ids predicted of them, which came down as `ahead`, or from the policy's
+        own forecast."""
+        if predicted is not None and ahead is not None:
+            parts = (
+                [ahead] if len(ahead) == tokens else list(ahead.view(-1, tokens, ahead.shape[1]))
+            )  # a layer each
+            return [(predicted[0] + i, count_pairs(part, self._experts)) for i, part in enumerate(parts)]
+        return self.decisions.foresee(layer, workload, signals) if self.residency.scratch_slots else ()
 
     def _routing(self, ids: Tensor, predicted: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The step's ids, and those predicted of a later layer, int64 on the host: one copy for both."""
