@@ -94,7 +94,7 @@ def test_blocks(type: str) -> None:
 
     def decode() -> list[Tensor]:
         values = torch.empty(rows * blocks * columns)
-        native.decode_blocks(raw, type, rows * blocks, values)
+        native.dequantize_blocks(raw, type, rows * blocks, values)
         packed = torch.zeros(format.matrix_bytes(rows, blocks * columns), dtype=torch.uint8)
         assert native.repack(raw, type, blocks * columns, format, packed)
         return [values, packed]

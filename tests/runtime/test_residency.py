@@ -42,7 +42,7 @@ def make(device: SimDevice) -> Callable[[int, int], Residency]:
 def compute(device: SimDevice, seconds: float, *reads: Buffer) -> None:
     """Let the accelerator, and the host that waits for it, be busy."""
     device.launch(device.stream(COMPUTE), lambda: None, reads, (), seconds)
-    device.synchronize(device.record(device.stream(COMPUTE)))
+    device.synchronize(device.mark(device.stream(COMPUTE)))
 
 
 def contents(residency: Residency, layer: int, expert: int) -> int:

@@ -36,7 +36,7 @@ from dali.runtime.residency import Residency
 
 MOST_SCRATCH = 16  # slots demanded and prefetched experts pass through; more of them hide nothing more
 MOST_TOKENS = 8192  # of one step, for which times are tabulated
-HEADROOM = 2**30  # accelerator bytes for keys, values and activations, where nothing says better
+DEVICE_HEADROOM = 2**30  # accelerator bytes for keys, values and activations, where nothing says better
 
 
 def check_device(options: LoadOptions) -> None:
@@ -58,7 +58,7 @@ def _open_device(options: LoadOptions, profile: Profile, model: nn.Module) -> De
             f"{units.size(room)} beside dense weights.",
             f"Give {parameter('vram')} {room // 2**20}MiB or less, or choose another profile.",
         )
-    budget = max(room - HEADROOM, 0) if options.vram_bytes is None else options.vram_bytes
+    budget = max(room - DEVICE_HEADROOM, 0) if options.vram_bytes is None else options.vram_bytes
     return SimDevice(budget, name=options.device, seed=options.seed, dependencies=dependencies())
 
 

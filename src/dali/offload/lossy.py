@@ -110,7 +110,7 @@ class LossyLayers:
             out = self._join(out, self._compute(layer, hidden, rerouted, rerouted.fates == LOW))
         elif (rerouted.fates == LATER).any():
             self._late = self._compute(layer, hidden, rerouted, rerouted.fates == LATER)
-        self._executor.clock(self._telemetry.layer(layer), began)
+        self._executor.account(self._telemetry.layer(layer), began)
         return out
 
     def _count(self, routed: Routed, rerouted: Rerouted) -> None:

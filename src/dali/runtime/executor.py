@@ -166,7 +166,7 @@ class Executor:
 
         result = self._sum(layer, rows, staged, weights, hidden)
         device.release(step.x)
-        self.clock(counters, started)
+        self.account(counters, started)
         return result
 
     def _sum(
@@ -211,7 +211,7 @@ class Executor:
         if predicted is not None and ids.device != CPU:
             both = torch.cat((ids, predicted)).cpu()
             ids, predicted = both[: len(ids)], both[len(ids) :]
-        self.device.synchronize(self.device.record(self._compute))
+        self.device.synchronize(self.device.mark(self._compute))
         return ids.cpu().contiguous(), None if predicted is None else predicted.contiguous()
 
     def _start_cpu(self, step: _Step, experts: Sequence[int]) -> _Staged:
@@ -296,7 +296,7 @@ class Executor:
         counters.expert_bytes += (len(plan.cpu) + len(plan.gpu)) * layout.weight_bytes
         counters.link_bytes += len(plan.fetch) * layout.record_bytes
 
-    def clock(self, counters: LayerCounters, started: float) -> None:
+    def account(self, counters: LayerCounters, started: float) -> None:
         """Count the time since `started`, and what the streams did in it."""
         counters.seconds += self.device.now() - started
         for stream, seconds in self.device.busy_seconds().items():

@@ -173,5 +173,5 @@ class Residency:
         self.copies += count
         self.link_free = due = max(self.link_free, device.now()) + count * alone
         held = [Holding(layer, *held, due) for held in zip(experts, slots, strict=True)]
-        self._flying.append((device.record(self._stream), held, lease))
+        self._flying.append((device.mark(self._stream), held, lease))
         return held

@@ -9,9 +9,9 @@ void bind_blocks(nb::module_& m) {
         nb::gil_scoped_release unlocked;
         return repack(matrix, type, pointer<const uint8_t>(raw), row_bytes, pointer<uint8_t>(packed));
     });
-    m.def("decode_blocks", [](const std::string& type, uintptr_t raw, size_t count, uintptr_t out) {
+    m.def("dequantize_blocks", [](const std::string& type, uintptr_t raw, size_t count, uintptr_t out) {
         nb::gil_scoped_release unlocked;
-        decode_blocks(type, pointer<const uint8_t>(raw), count, pointer<float>(out));
+        dequantize_blocks(type, pointer<const uint8_t>(raw), count, pointer<float>(out));
     });
 }
 

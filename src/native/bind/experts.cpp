@@ -1,7 +1,7 @@
 #include "ops/experts.h"
 
 #include "bind/bind.h"
-#include "threads/clock.h"
+#include "threads/spent.h"
 
 namespace dali {
 

@@ -4,7 +4,7 @@
 #include <map>
 
 #include "bind/bind.h"
-#include "threads/clock.h"
+#include "threads/spent.h"
 #include "threads/measure.h"
 #include "threads/pool.h"
 

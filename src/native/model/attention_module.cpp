@@ -1,6 +1,6 @@
 #include "model/attention_module.h"
 
-#include "threads/clock.h"
+#include "threads/spent.h"
 #include "ops/linear.h"
 #include "ops/norm.h"
 #include "threads/workspace.h"

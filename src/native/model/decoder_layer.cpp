@@ -1,6 +1,6 @@
 #include "model/decoder_layer.h"
 
-#include "threads/clock.h"
+#include "threads/spent.h"
 #include "model/layer.h"
 #include "ops/norm.h"
 #include "ops/route.h"

@@ -3,7 +3,7 @@
 #include <cstring>
 #include <stdexcept>
 
-#include "threads/clock.h"
+#include "threads/spent.h"
 #include "ops/linear.h"
 #include "ops/norm.h"
 #include "threads/pool.h"

@@ -95,7 +95,7 @@ bool repack(const Matrix& matrix, const std::string& type, const uint8_t* raw, s
     throw std::invalid_argument("no repacking of " + type);
 }
 
-void decode_blocks(const std::string& type, const uint8_t* raw, size_t count, float* out) {
+void dequantize_blocks(const std::string& type, const uint8_t* raw, size_t count, float* out) {
     if (const auto kernels = kernels_of(type)) return kernels->decode(raw, count, out);
     throw std::invalid_argument("no decoding of " + type);
 }

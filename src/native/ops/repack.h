@@ -16,6 +16,6 @@ namespace dali {
 bool repack(const Matrix& matrix, const std::string& type, const uint8_t* raw, size_t row_bytes, uint8_t* packed);
 
 // The values of `count` blocks of Q4_0, Q8_0, Q4_1, Q5_0, Q5_1, Q5_K or Q6_K. std::invalid_argument for another type.
-void decode_blocks(const std::string& type, const uint8_t* raw, size_t count, float* out);
+void dequantize_blocks(const std::string& type, const uint8_t* raw, size_t count, float* out);
 
 }  // namespace dali

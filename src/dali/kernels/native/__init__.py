@@ -26,13 +26,13 @@ from dali.kernels.native.experts import (
     reduce_choices,
 )
 from dali.kernels.native.library import set_threads, threads
-from dali.kernels.native.linear import DECODED, Linear, decode_blocks, repack
+from dali.kernels.native.linear import DEQUANTIZED, Linear, dequantize_blocks, repack
 from dali.kernels.native.measure import read_seconds, seconds
 
 __all__ = [
     "ATTENTION_DTYPES",
     "AVAILABLE",
-    "DECODED",
+    "DEQUANTIZED",
     "ROUTED_DTYPES",
     "VARIABLE",
     "Attention",
@@ -44,8 +44,8 @@ __all__ = [
     "attend",
     "compute_experts",
     "count_pairs",
-    "decode_blocks",
     "decode_layers",
+    "dequantize_blocks",
     "enabled",
     "order_pairs",
     "read_seconds",

@@ -56,11 +56,11 @@ def repack(raw: Tensor, type: str, columns: int, format: Format, packed: Tensor)
     return bool(library.repack(matrix, type, raw.data_ptr(), raw.shape[1], packed.data_ptr()))
 
 
-DECODED = ("Q4_0", "Q8_0", "Q4_1", "Q5_0", "Q5_1", "Q5_K", "Q6_K")
+DEQUANTIZED = ("Q4_0", "Q8_0", "Q4_1", "Q5_0", "Q5_1", "Q5_K", "Q6_K")
 
 
-def decode_blocks(raw: Tensor, type: str, blocks: int, out: Tensor) -> None:
-    """The values of `blocks` of GGUF's blocks of `type`, one of DECODED: raw uint8, contiguous, out float32, contiguous."""
+def dequantize_blocks(raw: Tensor, type: str, blocks: int, out: Tensor) -> None:
+    """The values of `blocks` of GGUF's blocks of `type`, one of DEQUANTIZED: raw uint8, contiguous, out float32, contiguous."""
     assert raw.is_contiguous() and out.is_contiguous() and out.dtype == torch.float32
     assert raw.nbytes % blocks == 0 and out.numel() % blocks == 0
-    library.decode_blocks(type, raw.data_ptr(), blocks, out.data_ptr())
+    library.dequantize_blocks(type, raw.data_ptr(), blocks, out.data_ptr())

@@ -156,7 +156,7 @@ class GgufDense:
             for tensor in self._sources[name]
         }
         jobs = [
-            Job(tensor, begin, len(rows), partial(_decode, tensor, rows))
+            Job(tensor, begin, len(rows), partial(_dequantize, tensor, rows))
             for name in names
             for tensor in self._sources[name]
             for begin, rows in _pieces(values[tensor.name])
@@ -213,12 +213,12 @@ def _pack_rows(tensor: GgufTensor, begin: int, head: int, out: Tensor, format: F
         raise DaliError(f"The tensor {tensor.name} in {tensor.path}: {error.problem}", error.fix) from error
 
 
-def _decode(tensor: GgufTensor, out: Tensor, raw: Bytes) -> None:
+def _dequantize(tensor: GgufTensor, out: Tensor, raw: Bytes) -> None:
     """Rows of a tensor into `out` [rows, columns]. DaliError for values that are not finite."""
     type = tensor.type
-    if native.enabled() and type.name in native.DECODED:
+    if native.enabled() and type.name in native.DEQUANTIZED:
         values = out if out.dtype == torch.float32 and out.is_contiguous() else torch.empty(out.shape)
-        native.decode_blocks(torch.from_numpy(raw), type.name, values.numel() // type.columns, values)
+        native.dequantize_blocks(torch.from_numpy(raw), type.name, values.numel() // type.columns, values)
     else:
         values = torch.from_numpy(type.values(raw))
     least, most = torch.aminmax(values)

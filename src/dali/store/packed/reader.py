@@ -54,7 +54,7 @@ class StoreReader:
         if length > min(size, MAX_HEADER_BYTES):
             raise self._damaged("it does not start with the header of a store")
         try:
-            header = StoreHeader.decode(file.read(length))
+            header = StoreHeader.parse(file.read(length))
         except HeaderError as error:
             raise self._damaged(str(error)) from error
         if size != header.file_bytes:
