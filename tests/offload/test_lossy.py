@@ -234,7 +234,7 @@ def test_a_system_by_name_answers_as_the_cpu_does(live: Any, name: str) -> None:
     llm = live.accelerated(name)
     assert same(answers(llm), live.answers)
     assert (llm.stats()["policy"], llm.stats()["lossy"]) == (name, {})
-    assert llm.executor._guarded == systems.get(name).guarded
+    assert llm.executor.guards.guarded == systems.get(name).guarded
 
 
 def test_it_gets_what_it_decides_by(live: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,7 +39,7 @@ def test_a_swap_from_scratch_exchanges_roles_and_copies_nothing(link):
     residency = Residency([[0, 1]], 2, link)
     residency.demand(0, 5)
     residency.swap(0, Swap(evict=0, load=5))
-    assert (residency.residents[0], residency.free_slots, residency.copies) == ({1, 5}, 2, 1)
+    assert (residency.residents(0), residency.free_slots, residency.copies) == ({1, 5}, 2, 1)
     assert residency.view(0).in_flight == {}
 
 
@@ -57,7 +57,7 @@ def test_a_swap_may_take_another_layers_slot(link):
     residency = Residency([[0], [0, 1]], 1, link)
     residency.demand(0, 3)
     residency.swap(0, Swap(evict=1, load=3, donor=1))
-    assert residency.residents == [{0, 3}, {0}]
+    assert [residency.residents(layer) for layer in range(2)] == [{0, 3}, {0}]
 
 
 def test_a_released_copy_still_has_its_turn(link):

@@ -93,7 +93,7 @@ class Guards:
         self.prefetch, self.swap = Guard(), Guard()
         self.prefetches = self.swaps = 0  # copies that may still be on the link
         self._assign, self._costs = assign, costs
-        self._guarded, self._predicts = guarded, predicts
+        self.guarded, self._predicts = guarded, predicts
         self._copied = [CopiedSwaps() for _ in range(layers)]
         self._steps = 0
 
@@ -101,7 +101,7 @@ class Guards:
         self, layer: int, swaps: Sequence[Swap], fetched: Collection[int], link_free: float
     ) -> Sequence[Swap]:
         """The swaps that may be made now: while the guard rests or more than one copy is on the link, those that copy nothing."""
-        if not self._guarded or not swaps:
+        if not self.guarded or not swaps:
             return swaps
         if not self.swap.on or link_free > self._costs.link:
             swaps = [swap for swap in swaps if swap.load in fetched]
@@ -125,7 +125,7 @@ class Guards:
         if plan.fetch or not view.link_free:  # by the layer's end they have left the link
             self.prefetches = self.swaps = 0
         self._steps += 1
-        if self._steps % SAMPLE or not self._guarded:
+        if self._steps % SAMPLE or not self.guarded:
             return
         idle = replace(view, link_free=0.0)
         seconds = (

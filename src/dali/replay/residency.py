@@ -7,12 +7,13 @@ A copy that nobody waits for any more still has its turn on the link.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Set
+from types import MappingProxyType
 
 from dali.policies.cache import Swap
 from dali.policies.plan import ResidencyView
 
-NOTHING: dict[int, float] = {}
+NOTHING: Mapping[int, float] = MappingProxyType({})
 
 
 class Link:
@@ -49,21 +50,21 @@ class Link:
 
 
 class Residency:
-    """Residents, scratch and the link; `residents[layer]` are the sets to start with, `scratch_slots` shared by all layers."""
+    """Residents, scratch and the link; `residents`: each layer's to start with; `scratch_slots`: shared by all layers."""
 
     def __init__(self, residents: Iterable[Iterable[int]], scratch_slots: int, link: Link) -> None:
         self.link = link
-        self.residents = [set(experts) for experts in residents]
+        self._residents = [dict.fromkeys(experts) for experts in residents]
         self.free_slots = scratch_slots
         self.copies = 0
         # Of each layer's experts that are copied: residents on their way, and those in scratch.
-        self._landing: list[dict[int, float]] = [{} for _ in self.residents]
-        self._scratch: list[dict[int, float]] = [{} for _ in self.residents]
+        self._landing: list[dict[int, float]] = [{} for _ in self._residents]
+        self._scratch: list[dict[int, float]] = [{} for _ in self._residents]
 
     def view(self, layer: int) -> ResidencyView:
         """The layer's experts as a policy sees them now."""
         scratch, landing = self._scratch[layer], self._landing[layer]
-        residents = self.residents[layer]
+        residents = self.residents(layer)
         if not scratch and not landing:
             return ResidencyView(residents, NOTHING, self.free_slots, self.link.left)
         on_the_way, done = self.unsettled(layer), self.link.done
@@ -73,6 +74,10 @@ class Residency:
         return ResidencyView(
             residents - on_the_way, in_flight, self.free_slots + len(scratch), self.link.left
         )
+
+    def residents(self, layer: int) -> Set[int]:
+        """Experts that hold the layer's own slots, landed or not; changes as they do, and no policy can change it."""
+        return self._residents[layer].keys()
 
     def unsettled(self, layer: int) -> set[int]:
         """Residents whose copy has not landed yet."""
@@ -116,6 +121,6 @@ class Residency:
         if copy > self.link.done:
             landing[swap.load] = copy
         donor = layer if swap.donor is None else swap.donor
-        self.residents[donor].remove(swap.evict)
+        del self._residents[donor][swap.evict]
         self._landing[donor].pop(swap.evict, None)
-        self.residents[layer].add(swap.load)
+        self._residents[layer][swap.load] = None

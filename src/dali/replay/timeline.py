@@ -153,7 +153,7 @@ class Timeline:
                 Drawn(began - self._step_began, self._now - self._step_began, plan, workload, seen)
             )
         waiting = residency.scratch(layer)
-        guards.settle(layer, workload, view, plan, waiting, residency.residents[layer], predict_seconds)
+        guards.settle(layer, workload, view, plan, waiting, residency.residents(layer), predict_seconds)
         seconds, cpu_end, link_end = self._span(plan, workload, view)
 
         self._demand(layer, plan, waiting)
@@ -161,11 +161,11 @@ class Timeline:
         swaps = self._decisions.observe(
             layer,
             workload,
-            residency.residents[layer],
+            residency.residents(layer),
             fetched,
             residency.unsettled(layer),
             signals,
-            residency.residents.__getitem__,
+            residency.residents,
         )
         swaps = guards.allow(layer, swaps, fetched, view.link_free)
         later = []
