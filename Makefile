@@ -5,7 +5,9 @@ TORCH ?=
 TESTS ?=
 VENV := .venv
 BIN := $(VENV)/bin
-INGREDIENTS := pyproject.toml requirements.lock setup/environment.py $(shell find src/native -type f)
+# An editable install keeps a list of the package's modules: one that is added, moved or deleted changes its folder's time.
+INGREDIENTS := pyproject.toml requirements.lock setup/environment.py $(shell find src/native -type f) \
+	$(shell find src/dali -type d ! -name __pycache__)
 
 .PHONY: run test test-newest test-oldest lint types packages sanitize lock clean
 .DEFAULT_GOAL := run

@@ -110,6 +110,8 @@ class Environment:
         done = self.pip("--no-deps", "--no-build-isolation", "--config-settings", build, "--editable", ".")
         if done.returncode:
             raise SetUpError("dali itself cannot be installed. pip says:", done.stderr.strip())
+        # Now, as the folders of compiled files change those they lie in, and make takes that for a module that came or went.
+        subprocess.run([self.python, "-m", "compileall", "-q", ROOT / "src" / "dali"])
 
 
 def allowed(package: str) -> str:
