@@ -1,40 +1,53 @@
-# `make run` and `make test` do all the set-up on a fresh machine.
+# `make run` and `make test` do all the set-up on a fresh machine, from requirements.lock. A torch that is in .venv stays;
+# TORCH names another, such as TORCH=torch==2.13.0.
 PYTHON ?= python3
-TORCH ?= torch==2.13.0
+TORCH ?=
+TESTS ?=
 VENV := .venv
 BIN := $(VENV)/bin
+# An editable install keeps a list of the package's modules: one that is added, moved or deleted changes its folder's time.
+INGREDIENTS := pyproject.toml requirements.lock setup/environment.py $(shell find src/native -type f) \
+	$(shell find src/dali -type d ! -name __pycache__)
 
-.PHONY: run test lint types sanitize clean
+.PHONY: run test test-newest test-oldest lint types packages sanitize lock clean
 .DEFAULT_GOAL := run
 
 run: $(VENV)/.installed  ## install what is needed and let the model that ships inside answer
 	$(BIN)/dali run "Tell me a story about a little dog." --seed 1
 
-test: $(VENV)/.installed-dev  ## the test suite
-	$(BIN)/python -m pytest
+test: $(VENV)/.installed  ## the test suite; TESTS="tests/cli ..." for some of it
+	$(BIN)/python -m pytest $(TESTS)
 
-lint: $(VENV)/.installed-dev
+test-newest:  ## the suite with the newest transformers that pyproject.toml allows, looked up each time
+	$(PYTHON) setup/environment.py $(VENV)-newest --torch "$(TORCH)" --transformers newest
+	$(VENV)-newest/bin/python -m pytest $(TESTS)
+
+test-oldest: $(VENV)-oldest/.installed  ## the suite with the oldest
+	$(VENV)-oldest/bin/python -m pytest $(TESTS)
+
+lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types: $(VENV)/.installed-dev
+types: $(VENV)/.installed
 	$(BIN)/mypy
 
-# torch first and by itself: what follows is then satisfied by it and drags in no other build. The kernels are compiled on the way.
-$(VENV)/.installed: pyproject.toml $(wildcard src/native/*)
-	$(PYTHON) -c 'import sys; sys.exit("dali needs Python 3.11 or newer, this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
-	touch $@
+packages: $(VENV)/.installed  ## sdist and wheel in dist/, installed elsewhere to answer there
+	$(BIN)/python tests/packaging/packages.py
 
-$(VENV)/.installed-dev: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
-	touch $@
-
-sanitize: $(VENV)/.installed-dev  ## the native tests under the address and undefined-behaviour sanitizers
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check nanobind cmake ninja
+sanitize: $(VENV)/.installed  ## the native tests under the address and undefined-behaviour sanitizers
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python tests/sanitize.py
 
+lock:  ## requirements.lock anew, of the newest packages
+	$(PYTHON) setup/lock.py $(TORCH)
+
+$(VENV)/.installed: $(INGREDIENTS)
+	$(PYTHON) setup/environment.py $(VENV) --torch "$(TORCH)"
+	touch $@
+
+$(VENV)-oldest/.installed: $(INGREDIENTS)
+	$(PYTHON) setup/environment.py $(VENV)-oldest --torch "$(TORCH)" --transformers oldest
+	touch $@
+
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-newest $(VENV)-oldest $(VENV)-lock build dist .mypy_cache .pytest_cache .ruff_cache

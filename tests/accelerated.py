@@ -15,7 +15,8 @@ import dali
 from dali.devices import SimDevice
 from dali.hardware import profile
 from dali.llm import LLM
-from dali.offload.build import Offload, offload
+from dali.offload import build
+from dali.options import LoadOptions
 from dali.progress import silent
 
 LAYERS = {"qwen3_moe": 3, "deepseek_v2": 2, "gpt_oss": 3}  # that have experts
@@ -49,13 +50,13 @@ def calibration_text(path: Path, words: int) -> Path:
 
 def accelerate(
     llm: LLM,
-    options: Offload,
+    options: LoadOptions,
     device: Callable[[], SimDevice] | None = None,
     notify: Callable[[str], None] = lambda message: None,
 ) -> LLM:
     """Put a model that was loaded for the CPU on an accelerator, `device` in place of the one that `options` names."""
     made = device() if device else None
-    llm.executor = offload(llm.loaded, llm.engine, options, silent, notify, made)
+    llm.accelerate(build.accelerate(llm.loaded, llm.engine, options, silent, notify, made))
     return llm
 
 

@@ -1,4 +1,4 @@
-"""The two real models that tests may ask for; Ctrl-C, which some send."""
+"""The two real models that tests may ask for; Ctrl-C, which some send; whose deprecations fail."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 
 import dali
+import deprecations
+
+deprecations.watch()
 
 # What a shell starts in the background ignores Ctrl-C, and so would everything it starts.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

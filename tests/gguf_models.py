@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from families import random_model
 
-sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
+sys.path.append(str(Path(__file__).parent.parent / "benchmarks" / "tools"))
 from export_gguf import encode_as, write_gguf
 
 CHANGES = {  # what llama.cpp's architectures cannot say

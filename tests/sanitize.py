@@ -22,9 +22,10 @@ TESTS = [
     "hooks/test_attention.py",
     "fused/test_fused_attention.py",
     "fused/test_fused_layer.py",
-    "engine/gguf/test_gguf_linears.py",
+    "loading/gguf/test_gguf_linears.py",
     "store/gguf/test_gguf_blocks.py",  # repacking
     "policies/test_two_lane.py",  # its search
+    "devices/test_compiled_dependencies.py",
 ]
 
 

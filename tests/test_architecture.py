@@ -11,11 +11,13 @@ SOURCE = Path(__file__).parent.parent / "src" / "dali"
 FLOORS = [
     "cli",
     "measure",
+    "entry",
     "llm",
     "replay",
     "offload",
     "engine",
     "loading",
+    "options",
     "fused",
     "hooks",
     "step",
@@ -28,6 +30,8 @@ FLOORS = [
     "devices",
     "telemetry",
     "progress",
+    "units",
+    "compiled",
     "errors",
 ]
 ENTRANCES = {"__init__", "__main__"}
@@ -93,3 +97,27 @@ def test_imports_point_downwards(path):
         assert not impure(names), "policies are pure"
     if path.name != "cuda.py":
         assert not any(name.startswith("torch.cuda") for name in names)
+
+
+# How large a room may grow before it asks for another noun. Collections hold one file an item, however many there are.
+COLLECTIONS = {"systems"}
+MOST_FILES, MOST_LINES, MOST_FUNCTION_LINES = 15, 400, 60
+CODE = {".py", ".cpp", ".h", ".cu"}
+FOLDERS = sorted({path.parent for path in (SOURCE.parent).rglob("*") if path.suffix in CODE})
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: str(folder.relative_to(SOURCE.parent)))
+def test_a_folder_can_be_taken_in_at_a_glance(folder):
+    files = [path for path in folder.iterdir() if path.suffix in CODE and path.name != "__init__.py"]
+    assert len(files) <= MOST_FILES or folder.name in COLLECTIONS
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_a_file_holds_one_noun_and_its_functions_fit_a_screen(path):
+    text = path.read_text()
+    assert len(text.splitlines()) <= MOST_LINES
+    functions = [
+        node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
+    long = [f.name for f in functions if (f.end_lineno or 0) - f.lineno + 1 > MOST_FUNCTION_LINES]
+    assert not long, f"{path.name}: {', '.join(long)} is longer than {MOST_FUNCTION_LINES} lines"

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
+
 import pytest
 import torch
+from transformers import DynamicCache
 
 import dali
 from dali.engine.sequence import Sequence
@@ -12,7 +15,6 @@ from dali.kernels import native
 from dali.kernels.expert import ExpertLayout
 from dali.kernels.formats import get_format
 from dali.llm import LLM
-from dali.store.checkpoint import canonical
 from families import FAMILIES, random_model, save_model
 
 LENGTHS = (21, 13, 4)  # across phimoe's longrope limit (16) and every sliding window
@@ -57,13 +59,12 @@ def cache(tmp_path_factory):
 
 def expected_logits(model, tokens: list[int], prompt_tokens: int) -> torch.Tensor:
     """Logits of the last prompt token and each decoded one, as transformers computes them with its cache: [DECODE, vocab]."""
+    # transformers 5.24 renamed the argument, and warns of the old name.
+    name = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+    cache = {name: DynamicCache(config=model.config)}
     with torch.inference_mode():
-        out = model(torch.tensor([tokens[:prompt_tokens]]), use_cache=True)
-        rows = [out.logits[0, -1]]
-        for token in tokens[prompt_tokens:-1]:
-            out = model(torch.tensor([[token]]), past_key_values=out.past_key_values, use_cache=True)
-            rows.append(out.logits[0, -1])
-    return torch.stack(rows)
+        pieces = [tokens[:prompt_tokens], *([token] for token in tokens[prompt_tokens:-1])]
+        return torch.stack([model(torch.tensor([piece]), **cache).logits[0, -1] for piece in pieces])
 
 
 def dali_logits(llm: LLM, prompts: list[list[int]], step_tokens: int) -> list[torch.Tensor]:
@@ -97,7 +98,7 @@ def quantize_experts(model, format: str) -> None:
                     if info.shape.biased
                     else []
                 )
-                layout.pack(canonical(info, first[expert], down[expert], *biases), record)
+                layout.pack(info.canonical(first[expert], down[expert], *biases), record)
                 weights = layout.unpack(record)
                 if info.concatenated:
                     joined = torch.cat([weights.gate, weights.up])
@@ -107,7 +108,7 @@ def quantize_experts(model, format: str) -> None:
                 down[expert] = weights.down.T if info.transposed else weights.down
 
 
-# Quantized formats by torch's kernels: exact arithmetic. The compiled ones round activations (benchmarks/perplexity.py).
+# Quantized formats by torch's kernels: exact arithmetic. The compiled ones round activations (benchmarks/models/perplexity.py).
 @pytest.mark.parametrize(
     ("format", "kernels"), [("f32", ""), ("f32", "torch"), ("w8", "torch"), ("w4", "torch")]
 )

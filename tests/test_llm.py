@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import dali
+from dali.hooks.seam import dali_layer
 from dali.llm import LLM
 
 
@@ -103,7 +104,7 @@ def test_an_interrupted_step_can_be_tried_again(llm, monkeypatch):
     llm.engine.add(sequence)
     for _ in range(3):
         llm.engine.step()
-    layer = llm.model.model.layers[5].mlp.experts.__dict__["dali_layer"]
+    layer = dali_layer(llm.model.model.layers[5].mlp.experts)
 
     def interrupt(*args):
         raise KeyboardInterrupt
@@ -229,7 +230,7 @@ def test_token_ids_may_be_an_array(llm):
     ],
 )
 def test_a_parameter_of_the_wrong_type_is_named(name, value, monkeypatch):
-    monkeypatch.setattr("dali.llm.load_model", lambda *arguments: pytest.fail("loaded"))
+    monkeypatch.setattr("dali.entry.load_source", lambda *arguments: pytest.fail("loaded"))
     with pytest.raises(dali.UsageError) as error:
         dali.load(**{"device": "sim:paper"} | {name: value})
     assert str(error.value).startswith(f"{name} cannot be {value!r}.\nGive ")
@@ -273,7 +274,7 @@ def test_a_sequence_that_fails_leaves_its_neighbours_alone(llm):
     good = llm.sequence("The old king", temperature=0, max_tokens=12, ignore_eos=True)
     sample = bad.sampler.sample
     bad.sampler.sample = lambda logits: sample(logits * float("nan"))
-    streams = llm.pieces(bad), llm.pieces(good)
+    streams = llm.loop.stream(bad), llm.loop.stream(good)
     with pytest.raises(dali.DaliError, match="logits"):
         next(streams[0])
     assert "".join(streams[1]) == expected

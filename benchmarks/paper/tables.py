@@ -21,7 +21,8 @@ from typing import Any
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "policies"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 
 import report
 from dali import systems

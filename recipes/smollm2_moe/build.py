@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import platformdirs
 import torch
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
@@ -49,6 +48,7 @@ from smollm2 import (
 )
 
 from dali.errors import DaliError, UsageError
+from dali.store.cache import cache_root
 
 EXPERTS, EXPERT_NEURONS = 16, 96
 HERE = Path(__file__).resolve().parent
@@ -63,7 +63,7 @@ def say(line: str) -> None:
 
 
 def cache_folder() -> Path:
-    return Path(os.environ.get("DALI_CACHE_DIR") or platformdirs.user_cache_dir("dali"))
+    return cache_root()
 
 
 def read_routers(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

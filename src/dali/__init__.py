@@ -5,28 +5,37 @@ experts.
 """
 
 import os
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from dali.errors import DaliError, UsageError
 
 if TYPE_CHECKING:
-    from dali.llm import LLM, Completion, attach, load
+    from dali.entry import attach, load
+    from dali.llm import LLM, Completion
+    from dali.options import LoadOptions
 
 # torch's OpenMP threads otherwise spin for milliseconds after each of its operations, on cores that dali's kernels need: a
 # fifth of the decoding speed. OpenMP reads this when torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __version__ = "0.1.0"
-__all__ = ["LLM", "Completion", "DaliError", "UsageError", "attach", "load"]
+__all__ = ["LLM", "Completion", "DaliError", "LoadOptions", "UsageError", "attach", "load"]
+
+_HOMES = {
+    "LLM": "dali.llm",
+    "Completion": "dali.llm",
+    "LoadOptions": "dali.options",
+    "attach": "dali.entry",
+    "load": "dali.entry",
+}
 
 
 def __getattr__(name: str) -> Any:
-    """The engine is imported when something of it is first asked for: torch and transformers take seconds."""
-    if name not in __all__:
+    """What takes seconds to import, as it brings torch and transformers, is imported when it is first asked for."""
+    if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from dali import llm
-
-    return getattr(llm, name)
+    return getattr(import_module(_HOMES[name]), name)
 
 
 def __dir__() -> list[str]:

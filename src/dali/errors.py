@@ -3,46 +3,44 @@
 from __future__ import annotations
 
 import re
+import textwrap
+from collections.abc import Callable
 from typing import Any
 
-# Of `dali.load`, and each a flag of the command line: --n-cpu-moe there.
-PARAMETERS = (
-    "quant",
-    "dtype",
-    "ctx_size",
-    "ram",
-    "threads",
-    "offline",
-    "device",
-    "vram",
-    "profile",
-    "assign",
-    "prefetch",
-    "cache",
-    "n_cpu_moe",
-    "policy",
-    "lossy",
-    "seed",
-)
+_BEGIN, _END = "\ufdd0", "\ufdd1"  # noncharacters, which no text has
+
+
+def parameter(name: str) -> str:
+    """How an error's sentences name a parameter of the library: Python's users then read `name`, and those of the command its
+    flag."""
+    return f"{_BEGIN}{name}{_END}"
 
 
 class DaliError(Exception):
     """A failure at run time: the command exits with code 1.
 
-    `problem` is one sentence that shows the offending value, `fix` one sentence with the way out. Both name flags as the command
-    line has them, --n-cpu-moe; as text, which Python's users see, an error names their parameters, n_cpu_moe.
+    `problem` is one sentence that shows the offending value, `fix` one sentence with the way out.
     """
 
     exit_code = 1
 
     def __init__(self, problem: str, fix: str) -> None:
-        super().__init__(_with_parameters(f"{problem}\n{fix}"))
-        self.problem = problem
-        self.fix = fix
+        self._sentences = problem, fix
+        self.problem, self.fix = self.told(str)
+        super().__init__(f"{self.problem}\n{self.fix}")
+
+    def told(self, shown: Callable[[str], str]) -> tuple[str, str]:
+        """`problem` and `fix`, with each parameter as `shown` writes its name."""
+
+        def tell(sentence: str) -> str:
+            return re.sub(f"{_BEGIN}(.*?){_END}", lambda found: shown(found[1]), sentence)
+
+        problem, fix = self._sentences
+        return tell(problem), tell(fix)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """So that another process can hand it back, whatever a subclass takes."""
-        return _restored, (type(self), self.problem, self.fix)
+        return _restored, (type(self), *self._sentences)
 
 
 def _restored(kind: type[DaliError], problem: str, fix: str) -> DaliError:
@@ -51,17 +49,12 @@ def _restored(kind: type[DaliError], problem: str, fix: str) -> DaliError:
     return error
 
 
-def _with_parameters(text: str) -> str:
-    """--n-cpu-moe -> n_cpu_moe; commands, which stand in backquotes, keep their flags."""
-    names = "|".join(parameter.replace("_", "-") for parameter in PARAMETERS)
-    return re.sub(
-        rf"`[^`]*`|(?<![\w-])--({names})(?![\w-])",
-        lambda found: (found[1] or "").replace("-", "_") or found[0],
-        text,
-    )
-
-
 class UsageError(DaliError):
     """A request that cannot be meant: an unknown flag value, an impossible budget. Exit code 2."""
 
     exit_code = 2
+
+
+def reason(error: BaseException) -> str:
+    """What another library's exception says, on one line."""
+    return textwrap.shorten(str(error), 250) or type(error).__name__

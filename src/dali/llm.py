@@ -1,44 +1,26 @@
-"""`dali.load`, `dali.attach` and the LLM they are about."""
+"""A loaded model that answers: prompts and conversations in, text out."""
 
 from __future__ import annotations
 
-import os
 import traceback
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Iterator
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
-from functools import partial
 from operator import index
 from textwrap import shorten
-from typing import Any
-
-import torch
+from typing import Any, overload
 
 from dali.engine.engine import Engine
+from dali.engine.loop import Loop
+from dali.engine.request import Request
 from dali.engine.sampling import SamplingParams
 from dali.engine.sequence import Sequence
-from dali.errors import DaliError, UsageError
-from dali.fused import attention as decode
-from dali.fused import dense
-from dali.fused import layer as decoder_layer
-from dali.fused import model as decoding_model
-from dali.hardware.memory import parse_size
-from dali.hooks import seam
-from dali.hooks.moe_layer import MoELayer
-from dali.kernels import native
-from dali.kernels.formats import FORMATS, get_format
+from dali.engine.text.text import Text
+from dali.errors import UsageError, parameter, reason
 from dali.loading.chat_template import no_chat_template
-from dali.loading.gguf.model import load_gguf
-from dali.loading.locate import locate, reason
-from dali.loading.safetensors import HEADROOM, LoadedModel, choose_layout, load_model
-from dali.offload.build import Offload, check, offload
-from dali.progress import Meter, silent
+from dali.loading.loaded import LoadedModel
+from dali.offload.accelerated import AcceleratedExperts
 from dali.runtime.executor import Executor
-from dali.store.arena import Arena
-from dali.store.checkpoint import canonical
-from dali.store.packed.builder import discard
-from dali.store.packed.reader import DamagedStore
-from dali.telemetry import Telemetry
 
 # What a configuration may ask a forward pass for beside logits: nobody reads it, and collecting it watches every layer.
 EXTRA_OUTPUTS = ("output_router_logits", "output_hidden_states", "output_attentions")
@@ -61,179 +43,12 @@ class Completion:
     decode_seconds: float
 
 
-def load(
-    model: str | os.PathLike[str] | None = None,
-    *,
-    quant: str = "auto",
-    dtype: str = "auto",
-    ctx_size: int | None = None,
-    ram: int | str | None = None,
-    threads: int | None = None,
-    offline: bool = False,
-    device: str = "cpu",
-    vram: int | str | None = None,
-    profile: str | None = None,
-    assign: str | None = None,
-    prefetch: str | None = None,
-    cache: str | None = None,
-    n_cpu_moe: int | None = None,
-    policy: str | None = None,
-    lossy: bool = False,
-    seed: int = 0,
-    meter: Meter = silent,
-    notify: Callable[[str], None] = lambda message: None,
-) -> LLM:
-    """Load a Mixture-of-Experts model; its routed experts are packed, held and computed by dali.
-
-    model: a directory, org/name, or None for the model that ships inside. quant: format of the experts in memory, "auto"
-    (w8 if it fits, else w4), "f32", "f16", "bf16", "w8" or "w4". dtype: of everything else. ctx_size: tokens a sequence may
-    have, at most what the model was made for. ram: host memory to plan with (bytes or "24GiB"). threads: CPU threads.
-    device: "cpu", "cuda", "cuda:N" or "sim:PROFILE" (same results, modelled times). vram: accelerator memory for experts.
-    profile: the hardware profile cuda plans with. assign, prefetch, cache: policies by name, None for the best known. n_cpu_moe:
-    keep the experts of that many first layers on the CPU instead. policy: a whole published system by name (dali.systems), in
-    place of these four; lossy: with those of its parts that change the model's answers. seed: of the starting residents and the
-    simulator's schedule. meter, notify: are told of progress and of what is worth knowing.
-    """
-    _expect(str | os.PathLike | None, "a path or org/name; dali.attach takes models", model=model)
-    _expect(int | None, "a whole number", threads=threads, ctx_size=ctx_size, n_cpu_moe=n_cpu_moe)
-    _expect(int, "a whole number", seed=seed)
-    _expect(str, "a name, as text", device=device)
-    named = {"profile": profile, "assign": assign, "prefetch": prefetch, "cache": cache, "policy": policy}
-    _expect(str | None, "a name, as text", **named)
-    if threads is not None:
-        cores = os.cpu_count() or 1
-        if not 1 <= threads <= 4 * cores:
-            raise UsageError(
-                f"--threads {threads} is out of range: with more than 4 a core they only wait for each other, and there are "
-                f"{cores} cores here.",
-                f"Give 1 to {4 * cores}, or leave it out.",
-            )
-        torch.set_num_threads(threads)
-    if native.enabled():
-        native.set_threads(threads or torch.get_num_threads())
-    ram, vram = _bytes("ram", ram), _bytes("vram", vram)
-    choices = {
-        "vram": vram,
-        "profile": profile,
-        "assign": assign,
-        "prefetch": prefetch,
-        "cache": cache,
-        "n_cpu_moe": n_cpu_moe,
-        "policy": policy,
-        "lossy": lossy or None,
-    }
-    given = {name: value for name, value in choices.items() if value is not None}
-    for part in ("assign", "prefetch", "cache", "n_cpu_moe") if policy is not None else ():
-        if part in given:
-            raise UsageError(
-                f"--policy {policy} is a whole system and says itself what --{part.replace('_', '-')} would.",
-                "Leave one of them out.",
-            )
-    for part in ("prefetch", "cache") if n_cpu_moe is not None else ():
-        if part in given:
-            raise UsageError(
-                f"--n-cpu-moe {n_cpu_moe} leaves whole layers where they are, so nothing would follow --{part} {given[part]}.",
-                "Leave one of them out.",
-            )
-    options = None
-    if device != "cpu":
-        options = Offload(device, **given, seed=seed)  # type: ignore[arg-type]  # names as there
-        check(options)
-    elif given and given != {"assign": "cpu"}:
-        flag = next(iter(given)).replace("_", "-")
-        raise UsageError(
-            f"--{flag} is about an accelerator, and the device is cpu.", "Give --device too, or leave it out."
-        )
-    compiled = native.enabled()  # refuses a wrong choice before anything is loaded
-    if not native.AVAILABLE:
-        notify(
-            "dali was built without its compiled kernels: torch computes, several times slower. "
-            "Install a C++ compiler and reinstall dali."
-        )
-    path = locate(model, offline)
-    kernels = compiled and not device.startswith(
-        "cuda"
-    )  # a simulated accelerator's dense work is the CPU's, too
-    load_any = load_model if path.is_dir() else load_gguf
-    attempt = partial(load_any, path, quant, dtype, ctx_size, ram, meter, notify, kernels)
-    damage = None
-    try:
-        loaded = attempt()
-    except DamagedStore as error:
-        discard(error.path)
-        damage = error.problem
-    if damage is not None:  # the error is gone by now, and with it the memory that its frames held
-        notify(f"{damage} It is built anew.")
-        loaded = attempt()
-    llm = LLM(loaded)
-    if options is not None:
-        room = None if ram is None else ram - llm.expert_bytes - llm.dense_bytes - HEADROOM
-        llm.executor = offload(llm.loaded, llm.engine, options, meter, notify, room=room)
-    if compiled and llm.model.device.type == "cpu":
-        if llm.layout.format.quantized:
-            dense.pack_linears(llm.model, get_format("w8"))
-        dense.fuse_norms(llm.model)
-        dense.fuse_routers(llm.model)
-        decode.fuse_attention(llm.model)
-        decoder_layer.fuse_layers(llm.model)
-        llm.engine.decoder = decoding_model.fuse_model(llm.model)
-    return llm
-
-
-def _expect(kind: Any, meant: str, **given: object) -> None:
-    """UsageError for a value of another kind; True and False are no numbers."""
-    for name, value in given.items():
-        if not isinstance(value, kind) or isinstance(value, bool):
-            raise UsageError(f"{name} cannot be {shorten(repr(value), 60)}.", f"Give {meant}.")
-
-
-def _bytes(name: str, given: int | str | None) -> int | None:
-    nbytes = parse_size(given) if isinstance(given, str) else given
-    if nbytes is not None and (not isinstance(nbytes, int) or isinstance(nbytes, bool) or nbytes < 0):
-        raise UsageError(f"--{name} cannot be {given!r}.", "Give bytes, 0 or more, or a size like 8GiB.")
-    return nbytes
-
-
-def attach(model: Any, *, quant: str = "w8") -> Any:
-    """Give a loaded transformers model dali's experts, packed in `quant`, and return it; `model.generate` keeps working.
-
-    A layer's own parameters are freed as soon as it is packed. DaliError if the model has no routed experts or `quant` cannot
-    hold one of them.
-    """
-    if quant not in FORMATS:
-        raise UsageError(f"Unknown quantization {quant!r}.", f"Choose one of {', '.join(FORMATS)}.")
-    _expect(torch.nn.Module, "a loaded transformers model; dali.load takes names", model=model)
-    name = type(model).__name__
-    modules = seam.describe_model(model, name)
-    held = list(seam.experts_modules(model).values())
-    freed = sum(parameter.nbytes for module in held for parameter in module.parameters())
-    layout = choose_layout(modules, quant, 0, None, name, freed)
-    arena = Arena(sum(module.experts for module in modules), layout.record_bytes)
-    records = arena.by_layer(len(modules))
-    for layer, (info, module) in enumerate(zip(modules, held, strict=True)):
-        names = info.parameter_names
-        for expert, record in enumerate(records[layer]):
-            parts = [getattr(module, name).detach()[expert] for name in names]
-            try:
-                layout.pack(canonical(info, *parts), record)
-            except DaliError as error:
-                raise DaliError(
-                    f"Expert {expert} of MoE layer {layer}: {error.problem} The model has lost the layers before.",
-                    f"{error.fix} Load the model again first.",
-                ) from error
-        for name in names:
-            module._parameters[name] = None
-    telemetry = Telemetry()
-    seam.install(model, [MoELayer(i, layout, layer, telemetry) for i, layer in enumerate(records)])
-    return model
-
-
 class LLM:
     """A loaded model. Not thread-safe: one thread steps it; generators of several `stream` calls may be interleaved."""
 
     def __init__(self, loaded: LoadedModel) -> None:
         self.loaded = loaded
-        self.executor: Executor | None = None  # where an accelerator takes part
+        self.accelerated: AcceleratedExperts | None = None  # where an accelerator takes part
         self.name = loaded.name
         self.model = loaded.model
         for extra in EXTRA_OUTPUTS:
@@ -247,29 +62,45 @@ class LLM:
         self.defaults = _default_sampling(self.model.generation_config)
         self.eos = _eos(self.model, self.tokenizer)
         self.engine = Engine(self.model, STEP_TOKENS)
+        self.loop = Loop(self.engine)
 
     def __repr__(self) -> str:
         device = "cpu" if self.executor is None else self.executor.device.name
         return f"<LLM {self.name}: {self.format_name} experts, context {self.ctx_size}, device {device}>"
+
+    @property
+    def executor(self) -> Executor | None:
+        """The runtime over an accelerator, where one takes part."""
+        return None if self.accelerated is None else self.accelerated.executor
+
+    def accelerate(self, experts: AcceleratedExperts) -> None:
+        """From here on, compute routed experts as `experts` do; the telemetry begins anew."""
+        self.accelerated = experts
+        experts.install(self.model, self.telemetry)
+        self.engine.follow(experts.clock, experts.begin, experts.embeddings, experts.step_tokens)
 
     def stats(self) -> dict[str, Any]:
         """What the runtime has done so far: lookups by tier, bytes by link, prefetches, seconds, in all and a layer;
         "converted", what reading the model's file lost: "Q6_K to w8" -> relative L2 error of those experts' weights; "policy",
         the system that decides, if one was named; "lossy", its lossy parts that are on, and of how many (token, expert) pairs
         they changed how many, and how."""
-        loaded = self.loaded
+        accelerated = self.accelerated
         return self.telemetry.as_dict() | {
-            "converted": loaded.converted,
-            "policy": loaded.system,
-            "lossy": loaded.lossy,
+            "converted": self.loaded.converted,
+            "policy": None if accelerated is None else accelerated.system,
+            "lossy": {} if accelerated is None else accelerated.lossy,
         }
 
     @property
     def dense_bytes(self) -> int:
         """Memory of everything but the experts."""
-        return sum(tensor.nbytes for tensor in (*self.model.parameters(), *self.model.buffers()))
+        return self.loaded.dense_bytes
 
-    def generate(self, prompts: Prompt | Many[Prompt], **sampling: Any) -> Any:
+    @overload
+    def generate(self, prompts: str | list[int], **sampling: Any) -> Completion: ...
+    @overload
+    def generate(self, prompts: Many[str] | Many[list[int]], **sampling: Any) -> list[Completion]: ...
+    def generate(self, prompts: Prompt | Many[Prompt], **sampling: Any) -> Completion | list[Completion]:
         """Complete one prompt (text or token ids) -> Completion, or several at once -> list of Completion, in their order.
 
         sampling: fields of SamplingParams; what is left out comes from the model's generation_config.
@@ -281,7 +112,7 @@ class LLM:
 
     def stream(self, prompt: Prompt, **sampling: Any) -> Iterator[str]:
         """Complete one prompt; yields text as it becomes final, whole characters only."""
-        return self.pieces(self.sequence(prompt, **sampling))
+        return self.loop.stream(self.sequence(prompt, **sampling))
 
     def chat(self, messages: Many[Message], **sampling: Any) -> Completion:
         """Answer a conversation, [{"role": ..., "content": ...}, ...], through the model's own chat template."""
@@ -339,8 +170,19 @@ class LLM:
                 f"at most {self.ctx_size - 1} leave room for an answer.",
                 "Shorten it."
                 if self.ctx_size == most
-                else f"Shorten it, or raise --ctx-size (at most {most}).",
+                else f"Shorten it, or raise {parameter('ctx_size')} (at most {most}).",
             )
+        params = self.sampling_params(**sampling)
+        limit = (
+            self.ctx_size if params.max_tokens is None else min(self.ctx_size, len(ids) + params.max_tokens)
+        )
+        text = Text(self.tokenizer, params.stop)
+        if isinstance(prompt, str):
+            text.follow(ids[-1])
+        return Sequence(Request(tuple(ids), limit, params, self.eos), text)
+
+    def sampling_params(self, **sampling: Any) -> SamplingParams:
+        """What is given, over the model's own defaults; None is as good as not given. UsageError: no such parameter, or value."""
         unknown = set(sampling) - set(self.defaults)
         if unknown:
             raise UsageError(
@@ -348,53 +190,22 @@ class LLM:
                 f"Known parameters: {', '.join(self.defaults)}.",
             )
         given = {name: value for name, value in sampling.items() if value is not None}
-        params = SamplingParams(**(self.defaults | given))
-        limit = (
-            self.ctx_size if params.max_tokens is None else min(self.ctx_size, len(ids) + params.max_tokens)
-        )
-        sequence = Sequence(ids, params, self.tokenizer, self.eos, limit)
-        if isinstance(prompt, str):
-            sequence.continue_text()
-        return sequence
+        return SamplingParams(**(self.defaults | given))
 
     def encode(self, text: str) -> list[int]:
         """Token ids of plain text, special tokens as the tokenizer adds them."""
         ids: list[int] = self.tokenizer(text, verbose=False)["input_ids"]  # as in chat_prompt
         return ids
 
-    def pieces(self, sequence: Sequence) -> Generator[str, None, None]:
-        """Run one sequence; yields its text as it becomes final. Closing the generator aborts it."""
-        self.engine.add(sequence)
-        try:
-            while sequence.pieces or sequence.finish_reason is None:
-                if sequence.pieces:
-                    yield sequence.pieces.popleft()
-                else:
-                    self.engine.step()
-        finally:
-            self.engine.abort(sequence)
-        if sequence.error is not None:
-            raise sequence.error
-
     def _complete(self, sequences: list[Sequence]) -> list[Completion]:
-        for sequence in sequences:
-            self.engine.add(sequence)
-        try:
-            while any(sequence.finish_reason is None for sequence in sequences):
-                self.engine.step()
-        finally:
-            for sequence in sequences:
-                self.engine.abort(sequence)
-        for sequence in sequences:
-            if sequence.error is not None:
-                raise sequence.error
+        self.loop.complete(sequences)
         return [completion(sequence) for sequence in sequences]
 
 
 def completion(sequence: Sequence) -> Completion:
     """The result of a finished sequence; takes the text that is left in it."""
     return Completion(
-        text="".join(sequence.pieces),
+        text="" if sequence.text is None else "".join(sequence.text.pieces),
         tokens=sequence.generated,
         prompt_tokens=sequence.prompt_tokens,
         cached_tokens=sequence.cached_tokens,

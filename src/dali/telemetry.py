@@ -11,7 +11,7 @@ class LayerCounters:
     """Totals of one MoE layer. A lookup is one active expert in one step; seconds are on the device's clock."""
 
     steps: int = 0
-    routed_tokens: int = 0  # (token, slot) pairs
+    routed_tokens: int = 0  # (token, choice) pairs
     resident: int = 0  # lookups: computed on the accelerator, was there
     prefetched: int = 0  # computed on the accelerator, fetched ahead
     fetched: int = 0  # computed on the accelerator, fetched on demand

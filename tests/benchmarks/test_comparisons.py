@@ -17,7 +17,7 @@ from transformers.models.mixtral.modeling_mixtral import MixtralTopKRouter
 
 @pytest.fixture
 def benchmarks(monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks" / "models"))
 
 
 @pytest.fixture

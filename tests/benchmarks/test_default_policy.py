@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_the_evaluations_table_is_the_results(monkeypatch, capsys):
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks" / "policies"))
     script = import_module("default_policy")
     monkeypatch.setattr(sys, "argv", ["default_policy.py"])
     script.main()

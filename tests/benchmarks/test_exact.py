@@ -9,19 +9,21 @@ import pytest
 import torch
 
 import dali
-from dali.hooks.seam import experts_modules
+from dali.hooks.seam import dali_layer, experts_modules
 from dali.kernels import native
 from dali.kernels.activation import Activation
 from dali.kernels.expert import ExpertLayout, ExpertShape, ExpertWeights
 from dali.kernels.formats import FORMATS
-from dali.kernels.reference import compute_experts, reduce_slots
+from dali.kernels.reference import compute_experts, reduce_choices
 
 
 @pytest.fixture(autouse=True, scope="module")
 def _benchmarks():
-    sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+    added = [str(Path(__file__).parents[2] / "benchmarks" / folder) for folder in ("models", "tools")]
+    sys.path += added
     yield
-    sys.path.pop()
+    for path in added:
+        sys.path.remove(path)
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -37,7 +39,7 @@ def test_exact_experts_are_the_references(format):
     flat = ids.flatten()
     offsets = [0, *torch.bincount(flat, minlength=4).cumsum(0).tolist()]
     compute_experts(layout, records, offsets, flat.argsort(stable=True), hidden, rows)
-    expected = reduce_slots(rows, weights)
+    expected = reduce_choices(rows, weights)
     found = import_module("exact").ExactExperts(layout, records, torch.float64)(hidden.double(), ids, weights)
     torch.testing.assert_close(found.float(), expected, rtol=1e-4, atol=1e-4)
 
@@ -50,7 +52,7 @@ def test_an_exact_model_has_rounded_linears_and_its_own_embeddings(monkeypatch):
     assert torch.equal(made.model.get_input_embeddings().weight, plain.model.get_input_embeddings().weight)
     rounded = made.model.get_output_embeddings().weight - plain.model.get_output_embeddings().weight
     assert 0 < rounded.abs().max() < plain.model.get_output_embeddings().weight.abs().max() / 200
-    layers = [module.__dict__["dali_layer"] for module in experts_modules(made.model).values()]
+    layers = [dali_layer(module) for module in experts_modules(made.model).values()]
     assert all(type(layer) is exact.ExactExperts for layer in layers)
     ids = made.encode("Once upon a time")
     losses = [import_module("perplexity").losses(llm, ids) for llm in (plain, made)]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-SCRIPTS = Path(__file__).parent.parent.parent / "benchmarks"
+SCRIPTS = Path(__file__).parents[2] / "benchmarks" / "tools"
 
 
 @pytest.mark.parametrize("script", ["export_gguf.py", "random_gguf.py"])

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def paper():
-    added = [str(ROOT / "benchmarks" / "paper"), str(ROOT / "benchmarks")]
+    added = [str(ROOT / "benchmarks" / "paper"), str(ROOT / "benchmarks" / "tools")]
     sys.path[:0] = added
     try:
         names = ("figures", "replays", "beside", "drawing", "memory", "planning")

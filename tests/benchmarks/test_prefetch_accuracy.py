@@ -1,4 +1,4 @@
-"""The metrics of benchmarks/prefetch_accuracy.py on cases worked by hand."""
+"""The metrics of benchmarks/policies/prefetch_accuracy.py on cases worked by hand."""
 
 import sys
 from importlib import import_module
@@ -12,7 +12,7 @@ import torch
 
 @pytest.fixture(scope="module")
 def accuracy():
-    sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+    sys.path.append(str(Path(__file__).parents[2] / "benchmarks" / "policies"))
     try:
         yield import_module("prefetch_accuracy")
     finally:

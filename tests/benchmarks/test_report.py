@@ -8,10 +8,10 @@ import pytest
 
 @pytest.fixture
 def report(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks" / "tools"))
     module = import_module("report")
-    monkeypatch.setattr(module, "HERE", tmp_path)
-    monkeypatch.setattr(sys, "argv", ["/home/somebody/dali/benchmarks/speed.py", "--rounds", "3"])
+    monkeypatch.setattr(module, "BENCHMARKS", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["/home/somebody/dali/benchmarks/kernels/speed.py", "--rounds", "3"])
     return module
 
 
@@ -23,7 +23,7 @@ def test_a_result_says_where_when_and_how_it_came_about(report, tmp_path):
     assert list(result) == ["machine", "commit", "command", "experts", "rows"]
     assert result["rows"] == rows
     assert result["experts"] == 128
-    assert result["command"] == "python benchmarks/speed.py --rounds 3"
+    assert result["command"] == "python benchmarks/kernels/speed.py --rounds 3"
     assert result["commit"] == "none"  # tmp_path is no repository
     assert result["machine"]["cores"] >= 1
 
@@ -31,7 +31,7 @@ def test_a_result_says_where_when_and_how_it_came_about(report, tmp_path):
 def test_a_result_names_no_host_and_no_folder(report):
     text = report.write("speed", [{"x": 1}]).read_text()
     assert "/home" not in text
-    assert str(report.HERE) not in text
+    assert str(report.BENCHMARKS) not in text
     assert list(report.machine()) == ["cpu", "cores", "memory_gib", "system", "python"]
 
 

@@ -99,7 +99,7 @@ def test_no_weights_are_read(listed, models, monkeypatch):
 
 
 def test_a_model_beyond_the_memory_does_not_run(listed, models, monkeypatch):
-    monkeypatch.setattr("dali.loading.safetensors.available_ram", lambda: 2**20)
+    monkeypatch.setattr("dali.loading.budget.available_ram", lambda: 2**20)
     entry = listed()["dali-tiny"]
     assert (entry["runs"], entry["obstacle"]) == (False, "too large for the free memory")
 

@@ -8,11 +8,14 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 import dali
 from dali.cli import list as list_verb
 from dali.cli.main import VERBS, main
 from dali.errors import DaliError
+from dali.replay.traces.trace import write
+from replay.tiny_traces import random_trace
 
 
 def command(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
@@ -42,26 +45,66 @@ def test_version_and_help_as_a_user_calls_them():
     assert "--ctx-size N tokens a conversation may have (default, and 0: all the model can)" in told
 
 
-@pytest.mark.parametrize(
-    "arguments", [["--version"], ["--help"], ["run", "--help"], ["run", "--temp", "hot"], ["jog"]]
-)
-def test_what_needs_no_model_does_not_wait_for_torch(arguments):
+def imported_by(*arguments: str) -> set[str]:
+    """Which of the packages that take long a command line imports, in a process of its own."""
     code = f"""
 import sys
 from dali.cli.main import main
 try:
-    main({arguments})
+    main({list(arguments)})
 except SystemExit:
     pass
-print(sorted({{"torch", "transformers"}} & sys.modules.keys()))
+print("imported:", *{{"torch", "transformers", "huggingface_hub"}} & sys.modules.keys())
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.endswith("[]\n")
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, stdin=subprocess.DEVNULL
+    )
+    return set(done.stdout.splitlines()[-1].split()[1:])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--version"],
+        ["--help"],
+        *([verb, "--help"] for verb in VERBS),
+        ["run", "--list-policies"],
+        ["jog"],
+        ["list", "--frob"],
+        ["run", "--temp", "hot"],
+        ["run", "--quant", "q5"],
+        ["run", "no-such-model", "hi"],
+        ["run", "dali-tiny", ""],
+        ["run", "dali-tiny", "hi", "--chat-template", "{{ x("],
+        ["run", "dali-tiny", "hi", "--threads", "100000"],
+        ["run", "dali-tiny", "hi", "--ctx-size", "100000"],
+        ["run", "dali-tiny", "hi", "--system", "lru"],
+        ["run", "dali-tiny", "hi", "--device", "sim:paper", "--lossy"],
+        ["bench", "--threads", "100000"],
+        ["bench", "--ctx-size", "100000"],
+        ["trace", "--ctx-size", "100000", "-o", "no/such/folder.npz"],
+    ],
+)
+def test_what_needs_no_model_does_not_wait_for_torch(arguments):
+    assert imported_by(*arguments) == set()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_a_gpu_that_is_not_there_is_refused_without_torch(refused):
+    assert refused("run", "dali-tiny", "hi", "--device", "cuda")[1].startswith("Device 'cuda' was asked for")
+    assert imported_by("run", "dali-tiny", "hi", "--device", "cuda") == set()
+
+
+def test_replaying_needs_no_torch(tmp_path):
+    write(tmp_path / "tiny.npz", random_trace(answer=20))
+    page = tmp_path / "tiny.html"
+    assert imported_by("simulate", str(tmp_path / "tiny.npz"), "--html", str(page)) == set()
+    assert page.exists()
 
 
 def test_the_package_offers_its_engine():
     assert {"load", "attach", "LLM"} <= set(dir(dali))
-    assert dali.load.__module__ == "dali.llm"
+    assert (dali.load.__module__, dali.LLM.__module__) == ("dali.entry", "dali.llm")
     with pytest.raises(AttributeError, match="nothing"):
         dali.nothing  # noqa: B018
 

@@ -20,7 +20,7 @@ from transformers import LlamaConfig
 from dali import systems
 from dali.cli import model as cli_model
 from dali.cli import run as run_verb
-from dali.cli.template import read_template
+from dali.cli.chat.template import read_template
 from dali.errors import DaliError, UsageError
 
 STORY = "Tell me a story about a little dog."
@@ -111,7 +111,7 @@ def test_a_missing_template_is_said_before_anything_is_loaded(
     def load(*arguments: object) -> None:
         raise DaliError("Loaded.", "Well.")
 
-    monkeypatch.setattr("dali.llm.load_model", load)
+    monkeypatch.setattr("dali.entry.load_source", load)
     _, problem, _ = refused("run", str(model), "hi", *words)
     assert problem == (f"{model} has no chat template." if said else "Loaded.")
     (tmp_path / "prompts").write_text("hi")
@@ -198,15 +198,15 @@ def test_stdin_that_is_no_prompt_is_refused(refused, stdin, content, problem):
         (["hi there", "-c", "9999"], "The context size 9999 is out of range."),
         (["word " * 600], "The prompt has "),
         (["hi there", "--policy", "best", "--device", "sim:paper"], "--policy cannot be 'best'."),
-        (["hi there", "--policy", "lru"], "--policy is about an accelerator, and the device is cpu."),
+        (["hi there", "--policy", "lru"], "--system is about an accelerator, and the device is cpu."),
         (["hi there", "--lossy"], "--lossy is about an accelerator, and the device is cpu."),
         (["hi there", "--lossy", "--device", "sim:paper"], "--lossy turns on the lossy parts of a system"),
         (["hi there", "--lossy", "--policy", "lru", "--device", "sim:paper"], "Two lanes + LRU has no lossy"),
         (
             ["hi there", "--policy", "lru", "--cache", "lru", "--device", "sim:paper"],
-            "--policy lru is a whole",
+            "--system lru is a whole",
         ),
-        (["hi there", "--policy", "lru", "--cpu-moe", "--device", "sim:paper"], "--policy lru is a whole"),
+        (["hi there", "--policy", "lru", "--cpu-moe", "--device", "sim:paper"], "--system lru is a whole"),
         (["./nowhere", "hi"], "No model called './nowhere'"),
         (["model.gguf", "hi"], "There is no file model.gguf."),
     ],

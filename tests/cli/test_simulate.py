@@ -63,7 +63,7 @@ def test_caches_alone(run, trace):
 
 def test_the_columns_are_explained_on_request(run, trace):
     flags = ("simulate", trace, "--cache-only", "--cache-slots", "4")
-    assert "--explain says" in run(*flags)[1]
+    assert "--explain` says" in run(*flags)[1]
     assert "share of active experts found resident" in run(*flags, "--explain")[1]
 
 

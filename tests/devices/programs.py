@@ -106,7 +106,7 @@ def run(device: Device, program: Program, place: str = "cpu") -> list[int]:
                 queue, label = device.stream(stream), f"copy {step}"
                 device.copy(queue, buffers[dst], buffers[src], seconds, contended, label=label)
             case HostWait(stream):
-                device.synchronize(device.record(device.stream(stream)))
+                device.synchronize(device.mark(device.stream(stream)))
             case Release(index):
                 device.release(buffers[index])
     device.synchronize()

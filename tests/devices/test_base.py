@@ -152,10 +152,10 @@ def test_operations_may_change_inference_tensors_from_any_thread(make: Make) -> 
 def test_an_event_covers_what_was_issued_before_it(make: Make) -> None:
     device, log = make(16), []
     copy = device.stream("copy")
-    assert device.done(device.record(copy))
-    device.synchronize(device.record(copy))
+    assert device.done(device.mark(copy))
+    device.synchronize(device.mark(copy))
     device.launch(copy, lambda: log.append("one"), [], [])
-    event = device.record(copy)
+    event = device.mark(copy)
     device.synchronize(event)
     assert log == ["one"]
     assert device.done(event)
@@ -167,7 +167,7 @@ def test_an_error_surfaces_once_at_a_wait_and_the_device_goes_on(make: Make) -> 
     row = device.adopt(out)
     device.launch(copy, boom, [], [row], label="fetch")
     device.launch(compute, lambda: out.fill_(1), [row], [row])
-    cancelled = device.record(compute)
+    cancelled = device.mark(compute)
     with pytest.raises(
         DaliError, match=r"'fetch' on stream 'copy' of \w+ failed: ValueError\('boom'\)"
     ) as caught:
@@ -198,7 +198,7 @@ def test_nothing_issued_before_the_error_is_seen_runs(make: Make) -> None:
 
 
 def waiting_calls(device: Device, slot: Buffer) -> dict[str, Callable[[], object]]:
-    event = device.record(device.stream("copy"))
+    event = device.mark(device.stream("copy"))
 
     def poll() -> None:
         while not device.done(event):

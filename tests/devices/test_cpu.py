@@ -40,7 +40,7 @@ def test_compute_waits_for_the_copy_it_depends_on() -> None:
     device, go, out = CpuDevice(16), threading.Event(), torch.zeros(1)
     row = device.adopt(out)
     device.launch(device.stream("copy"), lambda: (go.wait(30), out.fill_(2)), [], [row])
-    assert not device.done(device.record(device.stream("copy")))
+    assert not device.done(device.mark(device.stream("copy")))
     threading.Timer(0.01, go.set).start()
     device.launch(device.stream("compute"), lambda: out.mul_(3), [row], [row])
     assert out.item() == 6

@@ -180,7 +180,7 @@ def test_the_host_stream_is_a_thread_that_waits_for_events(story: Story) -> None
     rows = device.adopt(torch.zeros(4))
     device.launch(story.copy, story.kernel("fetch activations"), [], [rows])
     device.launch(story.host, lambda: threads.append(threading.get_ident()), [rows], [])
-    device.synchronize(device.record(story.host))
+    device.synchronize(device.mark(story.host))
     assert story.tell() == ["fetch activations on stream1", "record stream1.1", "host waits for stream1.1"]
     assert threads != [threading.get_ident()]
 
@@ -269,7 +269,7 @@ def test_synchronize_waits_for_the_end_of_every_stream(story: Story) -> None:
 def test_done_asks_and_does_not_wait(story: Story) -> None:
     device = story.device
     device.launch(story.copy, story.kernel("fetch"), [], [])
-    event = device.record(story.copy)
+    event = device.mark(story.copy)
     story.tell()
     assert not device.done(event)
     assert story.tell() == []
@@ -281,7 +281,7 @@ def test_done_asks_and_does_not_wait(story: Story) -> None:
 def test_a_kernel_that_fails_later_surfaces_at_the_wait(story: Story, ask: str) -> None:
     device = story.device
     device.launch(story.compute, story.kernel("expert"), [], [], label="expert")
-    event = device.record(story.compute)
+    event = device.mark(story.compute)
     event.operation.handle.error = "an illegal memory access was encountered"
     with pytest.raises(
         DaliError, match=r"'expert' on stream 'compute' of cpu failed: .*illegal memory access"
@@ -423,7 +423,7 @@ def test_without_cuda_the_error_says_what_to_do(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(DaliError) as caught:
         CudaDevice("cuda:1")
     assert caught.value.problem == "Device 'cuda:1' was asked for, but torch finds no CUDA device."
-    assert "--device cpu" in caught.value.fix
+    assert "device cpu" in caught.value.fix
 
 
 def test_a_device_that_is_not_there() -> None:

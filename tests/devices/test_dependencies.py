@@ -4,8 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from dali.devices.dependencies import Dependencies, Operation, Stream
-from dali.kernels.dependencies import dependencies
+from dali.devices.dependencies import Dependencies, Operation, Stream, dependencies
 
 
 class Book:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 
 from dali.devices import Dependencies, Operation, RaceDetector, RaceError, SimDevice, Stream
-from dali.kernels.dependencies import dependencies
+from dali.devices.dependencies import dependencies
 from devices.programs import Program, programs, run
 from devices.sanitizer import SanitizerFeed
 

@@ -202,13 +202,13 @@ def test_done_follows_the_virtual_clock() -> None:
     device = SimDevice(16)
     slot, weights = device.alloc(16), device.adopt(torch.ones(4))
     device.copy(device.stream("copy"), slot, weights, 5.0)
-    fetched = device.record(device.stream("copy"))
+    fetched = device.mark(device.stream("copy"))
     device.launch(device.stream("compute"), lambda: None, [], [], 4.0)
     assert not device.done(fetched)
-    device.synchronize(device.record(device.stream("compute")))
+    device.synchronize(device.mark(device.stream("compute")))
     assert (device.clock.now, device.done(fetched)) == (4.0, False)
     device.launch(device.stream("compute"), lambda: None, [], [], 1.0)
-    device.synchronize(device.record(device.stream("compute")))
+    device.synchronize(device.mark(device.stream("compute")))
     assert (device.clock.now, device.done(fetched)) == (5.0, True)
     assert slot.tensor.view(torch.float32).tolist() == [1] * 4  # done means it has run
 

@@ -37,10 +37,10 @@ def test_a_packed_linear_computes_with_the_weights_w8_keeps(bias, dtype):
     x = torch.randn(2, 3, 70).to(dtype)
     expected = nn.functional.linear(x.float(), kept, model[0].bias.float() if bias else None)
     dense.pack_linears(model, W8)
-    found = model(x)
+    out = model(x)
     assert isinstance(model[0], dense.PackedLinear)
-    assert (found.dtype, found.shape) == (dtype, (2, 3, 1100))
-    assert float((found.float() - expected).norm() / expected.norm()) < 0.01
+    assert (out.dtype, out.shape) == (dtype, (2, 3, 1100))
+    assert float((out.float() - expected).norm() / expected.norm()) < 0.01
 
 
 def test_few_rows_and_routers_stay_exact():
@@ -120,8 +120,8 @@ def test_routers_of_a_softmax_are_fused_and_agree(family, dtype):
         if dtype == torch.float32:  # bfloat16 logits tie too often
             assert torch.equal(ids, wanted_ids)
         many = x.repeat(dense.ROUTED_TOKENS, 1)
-        for found, wanted in zip(module(many), router(many), strict=True):
-            assert torch.equal(found, wanted)
+        for part, wanted in zip(module(many), router(many), strict=True):
+            assert torch.equal(part, wanted)
 
 
 def test_nan_is_routed_somewhere_and_not_for_ever():

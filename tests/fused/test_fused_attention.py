@@ -57,12 +57,26 @@ def test_one_call_gives_the_bits_of_the_model_s_own_code(tmp_path, monkeypatch, 
     llm = load(tmp_path, monkeypatch, random_model(family, dtype=dtype))
     fused = attentions(llm)
     assert len(fused) == (3 if family in WHOLE else 0)
-    found = decoded(llm)
+    natively = decoded(llm)
     for module in llm.model.modules():
         if isinstance(module.forward, DecodingAttention):
             module.forward = module.forward.plain
-    for logits, wanted in zip(found, decoded(llm), strict=True):
+    for logits, wanted in zip(natively, decoded(llm), strict=True):
         assert torch.equal(logits, wanted)
+
+
+def test_a_module_outside_of_a_fused_layer_does_decode_in_one_call(tmp_path, monkeypatch):
+    llm = load(
+        tmp_path, monkeypatch, random_model("qwen2_moe")
+    )  # its shared experts keep its layers as they are
+    calls: list[int] = []
+    decode = native.Attention.decode
+    monkeypatch.setattr(
+        native.Attention, "decode", lambda self, *given: (calls.append(1), decode(self, *given))[1]
+    )
+    steps = len(decoded(llm))
+    assert 0 < len(calls) < 3 * steps  # three layers; steps with a prompt go the other way
+    assert len(calls) % 3 == 0
 
 
 def test_a_module_that_is_called_otherwise_runs_as_written(tmp_path, monkeypatch):

@@ -8,8 +8,10 @@ from test_fused_attention import decoded, load
 
 from dali.fused.layer import DecodingLayer, fuse_layers
 from dali.hooks.moe_layer import MoELayer
+from dali.hooks.seam import dali_layer
 from dali.kernels import native
 from dali.step.context import StepContext
+from dali.store.pool import ExpertPool
 from families import FAMILIES, random_model
 
 pytestmark = pytest.mark.skipif(not native.AVAILABLE, reason="the kernels were not compiled")
@@ -35,11 +37,11 @@ def run_as_written(llm) -> None:
 def test_one_call_gives_the_bits_of_the_parts(tmp_path, monkeypatch, family, dtype):
     llm = load(tmp_path, monkeypatch, random_model(family, dtype=dtype))
     assert len(layers(llm)) == (3 if family in WHOLE else 0)
-    found = decoded(llm)
+    natively = decoded(llm)
     counted = [(c.steps, c.routed_tokens, c.cpu, c.expert_bytes) for c in llm.telemetry.layers]
     llm.telemetry.layers.clear()
     run_as_written(llm)
-    for logits, wanted in zip(found, decoded(llm), strict=True):
+    for logits, wanted in zip(natively, decoded(llm), strict=True):
         assert torch.equal(logits, wanted)
     assert counted == [(c.steps, c.routed_tokens, c.cpu, c.expert_bytes) for c in llm.telemetry.layers]
 
@@ -58,9 +60,9 @@ def test_a_layer_with_other_parts_splits_the_run(tmp_path, monkeypatch):
     runs = {id(layer.run) for layer in layers(llm)}
     assert len(layers(llm)) == 2
     assert len(runs) == 2
-    found = decoded(llm)
+    natively = decoded(llm)
     run_as_written(llm)
-    assert all(map(torch.equal, found, decoded(llm)))
+    assert all(map(torch.equal, natively, decoded(llm)))
 
 
 def _asks_for_more(forward):
@@ -84,16 +86,16 @@ def test_a_layer_called_or_answering_otherwise_runs_part_by_part(tmp_path, monke
     assert len(layers(llm)) == len(llm.model.model.layers) - 1
     assert not llm.telemetry.layers
     layer.forward = plain
-    found = decoded(llm)
+    natively = decoded(llm)
     run_as_written(llm)
-    assert all(map(torch.equal, found, decoded(llm)))
+    assert all(map(torch.equal, natively, decoded(llm)))
 
 
 def test_watched_parts_are_seen(tmp_path, monkeypatch):
     llm = load(tmp_path, monkeypatch, random_model("olmoe"))
     expected = decoded(llm)
     seen: list[int] = []
-    experts = [m for m in llm.model.modules() if isinstance(m.__dict__.get("dali_layer"), MoELayer)]
+    experts = [m for m in llm.model.modules() if isinstance(dali_layer(m), MoELayer)]
     handle = experts[1].register_forward_pre_hook(lambda module, arguments: seen.append(len(arguments[0])))
     assert all(map(torch.equal, decoded(llm), expected))
     assert len(seen) == len(expected)
@@ -102,13 +104,22 @@ def test_watched_parts_are_seen(tmp_path, monkeypatch):
     assert len(seen) == len(expected)
 
 
+def test_experts_of_a_pool_that_leases_no_whole_layer_run_part_by_part(tmp_path, monkeypatch):
+    expected = decoded(load(tmp_path / "whole", monkeypatch, random_model("olmoe")))
+    monkeypatch.setattr(ExpertPool, "whole_layers", False)
+    llm = load(tmp_path / "spare", monkeypatch, random_model("olmoe"))
+    assert not layers(llm)
+    assert llm.engine.decoder is None
+    assert all(map(torch.equal, decoded(llm), expected))
+
+
 def test_many_sequences_run_part_by_part(tmp_path, monkeypatch):
     """Beyond a few tokens routers go through torch's product, whose sums differ: so must the layer's."""
     llm = load(tmp_path, monkeypatch, random_model("olmoe"))
-    monkeypatch.setattr("test_decode.TOKENS", [[5 + i, 6, 7] for i in range(9)])
-    found = decoded(llm)
+    monkeypatch.setattr("test_fused_attention.TOKENS", [[5 + i, 6, 7] for i in range(9)])
+    natively = decoded(llm)
     run_as_written(llm)
-    assert all(map(torch.equal, found, decoded(llm)))
+    assert all(map(torch.equal, natively, decoded(llm)))
 
 
 def test_weights_that_moved_are_followed(tmp_path, monkeypatch):

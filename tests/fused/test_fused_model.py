@@ -37,10 +37,10 @@ def test_not_a_bit_changes(tmp_path, monkeypatch, family, dtype):
     assert not llm.telemetry.layers  # the probe left nothing
     if family in WHOLE:
         steps = watch(llm, monkeypatch)
-        found = decoded(llm)
-        assert 0 < len(steps) < len(found)  # prompts go the other way
+        natively = decoded(llm)
+        assert 0 < len(steps) < len(natively)  # prompts go the other way
         llm.engine.decoder = None
-        assert all(map(torch.equal, found, decoded(llm)))
+        assert all(map(torch.equal, natively, decoded(llm)))
 
 
 def test_not_a_bit_changes_with_blocks_of_rotations_made_anew(tmp_path, monkeypatch):
@@ -48,10 +48,10 @@ def test_not_a_bit_changes_with_blocks_of_rotations_made_anew(tmp_path, monkeypa
     monkeypatch.setattr(Rotations, "MOST_BLOCKS", 1)
     llm = load(tmp_path, monkeypatch, random_model("olmoe"))
     steps = watch(llm, monkeypatch)
-    found = decoded(llm)
+    natively = decoded(llm)
     assert len(steps) > 4
     llm.engine.decoder = None
-    assert all(map(torch.equal, found, decoded(llm)))
+    assert all(map(torch.equal, natively, decoded(llm)))
 
 
 def test_a_chunk_of_one_token_gives_logits_of_every_row_asked_for(tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ import torch
 from dali.hooks.attention import _attention_forward
 from dali.kernels import native
 from dali.step.context import Segment, StepContext, running
-from dali.step.kv import KVCache
+from dali.step.state import SequenceState
 
 pytestmark = pytest.mark.skipif(not native.AVAILABLE, reason="the kernels were not compiled")
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2e-2}
@@ -27,10 +27,10 @@ def decode(lengths, heads, kv_heads, widths, dtype, window=None, sinks=None, nat
 
     segments = []
     for row, length in enumerate(lengths):
-        kv = KVCache()
+        state = SequenceState()
         if length:
-            kv.layer(0).append(noise(kv_heads, length, widths[0]), noise(kv_heads, length, widths[1]), window)
-        segments.append(Segment(kv, row, 1, length, False))
+            state.kv(0).append(noise(kv_heads, length, widths[0]), noise(kv_heads, length, widths[1]), window)
+        segments.append(Segment(state, row, 1, length, False))
     tokens = len(lengths)
     query = noise(1, tokens, heads, widths[0]).transpose(1, 2)  # as models hand them over: a view
     key = noise(1, tokens, kv_heads, widths[0]).transpose(1, 2)
@@ -45,7 +45,7 @@ def decode(lengths, heads, kv_heads, widths, dtype, window=None, sinks=None, nat
             sliding_window=window,
             s_aux=sinks,  # type: ignore[arg-type]
         )
-    return out[0], [segment.kv.layer(0).length for segment in segments]
+    return out[0], [segment.state.kv(0).length for segment in segments]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -56,10 +56,10 @@ def decode(lengths, heads, kv_heads, widths, dtype, window=None, sinks=None, nat
 def test_decoding_agrees_with_torch(dtype, heads, widths, window, with_sinks):
     lengths = [0, 3, 130, 200]
     sinks = torch.linspace(-1, 2, heads[0]).to(dtype) if with_sinks else None
-    found, kept = decode(lengths, *heads, widths, dtype, window, sinks)
+    attended, kept = decode(lengths, *heads, widths, dtype, window, sinks)
     expected, kept_by_torch = decode(lengths, *heads, widths, dtype, window, sinks, native_kernels=False)
     assert kept == kept_by_torch
-    torch.testing.assert_close(found, expected, rtol=0, atol=TOLERANCE[dtype])
+    torch.testing.assert_close(attended, expected, rtol=0, atol=TOLERANCE[dtype])
 
 
 def test_threads_change_no_bit():

@@ -257,8 +257,8 @@ def test_hidden_of_any_float_type(dtype):
 def test_slots_are_summed_as_the_reference_sums_them(dtype, tokens, top_k, hidden, seed):
     torch.manual_seed(seed)
     rows, shares = torch.randn(tokens * top_k, hidden), torch.rand(tokens, top_k)
-    expected = reference.reduce_slots(rows, shares).to(dtype)
-    assert torch.equal(native.reduce_slots(rows, shares, dtype), expected)
+    expected = reference.reduce_choices(rows, shares).to(dtype)
+    assert torch.equal(native.reduce_choices(rows, shares, dtype), expected)
 
 
 @every_variant

@@ -23,7 +23,7 @@ from dali.kernels.reference import (
     compute_experts,
     expert_ffn,
     quantize_activations,
-    reduce_slots,
+    reduce_choices,
     to_half_precision,
 )
 
@@ -177,7 +177,7 @@ def test_no_tokens(arithmetic):
     nothing = torch.empty(0, dtype=torch.long)
     compute_experts(layout, list(records), [0, 0, 0], nothing, torch.empty(0, 64), rows, arithmetic)
     assert expert_ffn(layout, records[0], torch.empty(0, 64), arithmetic).shape == (0, 64)
-    assert reduce_slots(rows, torch.empty(0, 2)).shape == (0, 64)
+    assert reduce_choices(rows, torch.empty(0, 2)).shape == (0, 64)
 
 
 def test_only_routed_slots_are_written():
@@ -240,8 +240,8 @@ def test_exact_rows_depend_on_their_batch_in_the_last_bits_only(chosen, seed):
 def test_slots_are_summed_in_order():
     """Values whose sum depends on the order: only slot order gives 1."""
     rows = torch.tensor([[1e8], [-1e8], [1.0]]).repeat_interleave(2, dim=1)
-    assert reduce_slots(rows, torch.ones(1, 3)).tolist() == [[1.0, 1.0]]
-    assert reduce_slots(rows.roll(1, 0), torch.ones(1, 3)).tolist() == [[0.0, 0.0]]
+    assert reduce_choices(rows, torch.ones(1, 3)).tolist() == [[1.0, 1.0]]
+    assert reduce_choices(rows.roll(1, 0), torch.ones(1, 3)).tolist() == [[0.0, 0.0]]
 
 
 @given(tokens=st.integers(1, 9), top_k=st.integers(1, 8), seed=st.integers(0, 99))
@@ -249,16 +249,16 @@ def test_slots_are_summed_in_order():
 def test_reduction_is_bit_equal_for_any_neighbours(tokens, top_k, seed):
     torch.manual_seed(seed)
     rows, weights = torch.randn(tokens, top_k, 37), torch.rand(tokens, top_k)
-    found = reduce_slots(rows.flatten(0, 1), weights)
+    found = reduce_choices(rows.flatten(0, 1), weights)
     expected = np.zeros((tokens, 37), np.float32)
     for slot in range(top_k):
         expected = expected + rows[:, slot].numpy() * weights[:, slot, None].numpy()
     assert np.array_equal(found.numpy(), expected)
     order = torch.randperm(tokens)
-    assert torch.equal(reduce_slots(rows[order].flatten(0, 1), weights[order]), found[order])
-    assert torch.equal(reduce_slots(rows[0], weights[:1])[0], found[0])
+    assert torch.equal(reduce_choices(rows[order].flatten(0, 1), weights[order]), found[order])
+    assert torch.equal(reduce_choices(rows[0], weights[:1])[0], found[0])
 
 
 def test_reduction_weights_of_lower_precision():
     rows, weights = torch.randn(6, 8), torch.rand(3, 2, dtype=torch.bfloat16)
-    assert torch.equal(reduce_slots(rows, weights), reduce_slots(rows, weights.float()))
+    assert torch.equal(reduce_choices(rows, weights), reduce_choices(rows, weights.float()))

@@ -20,14 +20,17 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 import dali
 from dali.errors import DaliError, UsageError
-from dali.hardware.memory import parse_size
 from dali.kernels.activation import Activation
 from dali.kernels.expert import ExpertLayout, ExpertShape
 from dali.kernels.formats import FORMATS
-from dali.loading.safetensors import HEADROOM, LoadedModel, choose_layout, load_model
+from dali.loading.budget import HEADROOM, choose_layout
+from dali.loading.loaded import LoadedModel
+from dali.loading.safetensors import SafetensorsModel
+from dali.options import LoadOptions
 from dali.store.arena import Arena
-from dali.store.checkpoint import ExpertsModule
+from dali.store.experts_module import ExpertsModule
 from dali.store.packed.reader import DamagedStore
+from dali.units import parse_size
 from families import COMMON, random_model, save_model, save_mxfp4_model
 
 PLENTY = 2**40
@@ -56,13 +59,16 @@ def load(
     dtype: str = "auto",
     ram: int | None = PLENTY,
     told: list | None = None,
+    notes: list[str] | None = None,
 ) -> LoadedModel:
     def meter(what: str, total: int):
         if told is not None:
             told.append((what, total))
         return lambda done: None
 
-    return load_model(directory, quant, dtype, None, ram, meter, lambda message: None)
+    options = LoadOptions(quant=quant, dtype=dtype, ram=ram)
+    notify = (lambda message: None) if notes is None else notes.append
+    return SafetensorsModel(directory).load(options, False, meter, notify)
 
 
 def refusal(directory: Path, **options: object) -> DaliError:
@@ -128,7 +134,7 @@ def test_mxfp4_experts_lose_nothing_in_bf16(tmp_path):
         attn_implementation="eager",
         experts_implementation="eager",
         dtype=torch.float32,
-    )
+    ).float()  # transformers 5.17 leaves the experts in bfloat16
     expected = logits(stock)
     found = logits(load(directory, "bf16", "float32").model)
     torch.testing.assert_close(found, expected, rtol=0, atol=2e-5 * float(expected.abs().max()))
@@ -165,16 +171,15 @@ def test_each_format_has_its_own_store(directory, cache):
     assert sorted(path.name for path in cache.rglob("*.safetensors")) == ["w4.safetensors", "w8.safetensors"]
 
 
-def test_a_damaged_store_is_named_and_built_again_once_deleted(directory, cache):
+def test_a_damaged_store_is_named_and_built_again(directory, cache):
     expected = logits(load(directory).model)
     (store,) = cache.rglob("*.safetensors")
     content = bytearray(store.read_bytes())
     content[-20_000] ^= 1
     store.write_bytes(content)
-    with pytest.raises(DaliError, match=f"{store}: expert . of MoE layer 1 fails its checksum"):
-        load(directory)
-    store.unlink()
-    assert torch.equal(logits(load(directory).model), expected)
+    notes: list[str] = []
+    assert torch.equal(logits(load(directory, notes=notes).model), expected)
+    assert re.search(f"{store}: expert . of MoE layer 1 fails its checksum", notes[0])
 
 
 @pytest.fixture
@@ -386,11 +391,11 @@ def test_unknown_values(directory, option, value):
 
 def test_not_enough_memory(directory):
     error = refusal(directory, quant="auto", ram=2**20)
-    said = r"needs \d+\.\d KiB of memory with w4 experts, and 1\.0 GiB to work in; --ram allows 1\.0 MiB\."
+    said = r"needs \d+\.\d KiB of memory with w4 experts, and 1\.0 GiB to work in; ram allows 1\.0 MiB\."
     assert re.search(said, error.problem)
     assert "w4" not in error.fix  # which is what was tried
-    (enough,) = re.findall(r"--ram (\w+)", error.fix)
-    either = re.findall(r"--ram (\w+)", refusal(directory, quant="f32", ram=2**20).fix)
+    (enough,) = re.findall(r"Give ram (\w+)", error.fix)
+    either = re.findall(r"\bram (\w+)", refusal(directory, quant="f32", ram=2**20).fix)
     for quant, ram in zip(("auto", "f32", "w4"), (enough, *either), strict=True):
         load(directory, quant=quant, ram=parse_size(ram))
 
@@ -418,8 +423,8 @@ def test_auto_takes_w8_if_it_fits_and_else_w4(directory, monkeypatch):
     for ram, quant in ((enough["w4"] - 1, "auto"), (enough["w8"] - 1, "w8"), (enough["w8"], "f32")):
         with pytest.raises(DaliError, match="; ram allows") as error:
             chosen(ram, quant)
-        assert error.value.fix.startswith("With --quant w4 it needs ") == (quant != "auto")
-    monkeypatch.setattr("dali.loading.safetensors.available_ram", lambda: enough["w4"] - 1)
+        assert error.value.fix.startswith("With quant w4 it needs ") == (quant != "auto")
+    monkeypatch.setattr("dali.loading.budget.available_ram", lambda: enough["w4"] - 1)
     with pytest.raises(DaliError, match="are free") as error:
         chosen(None)
     assert error.value.fix == "Close other programs, or choose a smaller model."

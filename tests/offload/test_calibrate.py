@@ -11,6 +11,7 @@ from torch import Tensor
 import dali
 from accelerated import calibration_text, load
 from dali.hooks import seam
+from dali.hooks.seam import dali_layer, set_dali_layer
 from dali.llm import LLM
 from dali.offload import calibrate
 from dali.offload.calibrate import load_predictor
@@ -218,7 +219,7 @@ def test_ctrl_c_inside_the_model_while_calibrating(
 ) -> None:
     expected = llm.generate([5, 6, 7], temperature=0, max_tokens=4, ignore_eos=True).tokens
     experts = next(iter(seam.experts_modules(llm.model).values()))
-    layer, calls = experts.__dict__["dali_layer"], [0]
+    layer, calls = dali_layer(experts), [0]
 
     def interrupted(*arguments: Any) -> Tensor:
         calls[0] += 1
@@ -226,10 +227,10 @@ def test_ctrl_c_inside_the_model_while_calibrating(
             raise KeyboardInterrupt
         return layer(*arguments)
 
-    experts.__dict__["dali_layer"] = interrupted
+    set_dali_layer(experts, interrupted)
     with pytest.raises(KeyboardInterrupt):
         ask(llm)
-    experts.__dict__["dali_layer"] = layer
+    set_dali_layer(experts, layer)
     assert not cache.exists()
     assert sum(hooks(llm)) == 0
     assert llm.generate([5, 6, 7], temperature=0, max_tokens=4, ignore_eos=True).tokens == expected

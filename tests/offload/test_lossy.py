@@ -1,4 +1,4 @@
-"""Lossy parts on live layers: each fate of a (token, slot) pair gives what the plain formula says, whatever the schedule."""
+"""Lossy parts on live layers: each fate of a (token, choice) pair gives what the plain formula says, whatever the schedule."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ from dali import systems
 from dali.devices import HOST
 from dali.hardware.cost import CostModel
 from dali.hardware.profile import load as load_profile
+from dali.hooks.seam import dali_layer
 from dali.kernels.reference import expert_ffn
-from dali.loading.safetensors import HEADROOM
+from dali.loading.budget import HEADROOM
 from dali.offload import calibrate
-from dali.offload.build import Offload
 from dali.offload.lossy import CpuExperts, LossyLayers
+from dali.options import LoadOptions
 from dali.step.context import Segment, StepContext, running
-from dali.step.kv import KVCache
+from dali.step.state import SequenceState
 from dali.systems import DROPPED, KEPT, LATER, LOW, LossyParts, Rerouted, Routed
 from dali.telemetry import Telemetry
 from families import random_model, save_model
@@ -47,7 +48,7 @@ SEEDS = range(6)
 
 
 def step(tokens: int, prefill: bool = False) -> StepContext:
-    return StepContext([Segment(KVCache(), 0, tokens, 0, prefill)], tokens)
+    return StepContext([Segment(SequenceState(), 0, tokens, 0, prefill)], tokens)
 
 
 def fate_of(routed: Routed, fate: int) -> Rerouted:
@@ -65,7 +66,7 @@ def lossy_layers(model: Model, seed: int, parts: LossyParts, scores: Any = None,
     executor = tiny_executor(Setting(assign="greedy", cache="lru", slots=12, seed=seed), model)
     other = low_model() if low else model
     costs = CostModel(load_profile("paper"), SIZE, other.layout.format.name, MOST_TOKENS)
-    beside = CpuExperts([other.layout] * LAYERS, other.records, costs)
+    beside = CpuExperts(other.pool, costs)
     counts: dict[str, int] = {}
     return LossyLayers(executor, parts, beside, scores, Telemetry(modelled=True), counts), counts
 
@@ -303,7 +304,7 @@ def test_daop_reroutes_a_deeper_model(live: Any, monkeypatch: pytest.MonkeyPatch
 def test_what_cannot_be_meant_is_refused_before_anything_is_loaded(
     monkeypatch: pytest.MonkeyPatch, live: Any, options: dict[str, Any], words: str
 ) -> None:
-    monkeypatch.setattr("dali.llm.load_model", lambda *arguments: pytest.fail("loaded"))
+    monkeypatch.setattr("dali.entry.load_source", lambda *arguments: pytest.fail("loaded"))
     with pytest.raises(dali.UsageError, match=words):
         load(live.directory, **{"device": "sim:paper"} | options)
 
@@ -318,9 +319,9 @@ def test_a_second_set_of_experts_is_within_the_memory_that_is_allowed(
 ) -> None:
     monkeypatch.setattr("dali.fused.dense.pack_linears", lambda *arguments: None)  # done when all is loaded
     llm = live.accelerated("hobbit", lossy=True)
-    beside = llm.model.model.layers[0].mlp.experts.dali_layer.func.__self__._beside
+    beside = dali_layer(llm.model.model.layers[0].mlp.experts).func.__self__._beside
     alone = llm.expert_bytes + llm.dense_bytes + HEADROOM
-    both = alone + sum(record.nbytes for layer in beside.records for record in layer)
+    both = alone + sum(record.nbytes for layer in beside.pool.records for record in layer)
     live.accelerated("hobbit", lossy=True, ram=both)
     live.accelerated("hobbit", ram=alone)
     with pytest.raises(dali.DaliError, match=r"ram leaves .* for them.\nRaise .*ram by 1 B"):
@@ -329,15 +330,17 @@ def test_a_second_set_of_experts_is_within_the_memory_that_is_allowed(
 
 def test_what_refuses_leaves_the_experts_as_they_are(live: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     llm = load(live.directory)
-    before = [record.clone() for layer in llm.loaded.records for record in layer]
+    before = [record.clone() for layer in llm.loaded.pool.records for record in layer]
 
     def refuses(*arguments: Any) -> None:
         raise dali.DaliError("The device has no memory.", "Give it some.")
 
     monkeypatch.setattr("dali.offload.build._residency", refuses)
     with pytest.raises(dali.DaliError, match="no memory"):
-        accelerate(llm, Offload("sim:paper", policy="mixtral-offloading", lossy=True), lambda: None)
-    assert all(map(torch.equal, before, [record for layer in llm.loaded.records for record in layer]))
+        accelerate(
+            llm, LoadOptions(device="sim:paper", policy="mixtral-offloading", lossy=True), lambda: None
+        )
+    assert all(map(torch.equal, before, [record for layer in llm.loaded.pool.records for record in layer]))
 
 
 def test_routers_that_cannot_be_called_alone_are_no_basis_for_predicted_routing(

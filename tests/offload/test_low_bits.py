@@ -100,11 +100,11 @@ def test_without_memory_for_them_it_says_so(monkeypatch):
         low_precision([layout], [records], need - 1, silent)
     assert (
         error.value.problem
-        == "Low-precision experts take 16.0 KiB more memory, and --ram leaves 16.0 KiB for them."
+        == "Low-precision experts take 16.0 KiB more memory, and ram leaves 16.0 KiB for them."
     )
-    assert error.value.fix == "Raise --ram by 1 B, or leave out --lossy."
+    assert error.value.fix == "Raise ram by 1 B, or leave out lossy."
     monkeypatch.setattr(low_bits, "available_ram", lambda: 1000)
     with pytest.raises(dali.DaliError) as error:
         low_precision([layout], [records], None, silent)
     assert error.value.problem == "Low-precision experts take 16.0 KiB more memory, and 1000 B are free."
-    assert error.value.fix == "Close other programs, or leave out --lossy."
+    assert error.value.fix == "Close other programs, or leave out lossy."

@@ -28,7 +28,8 @@ from dali.hooks import seam
 from dali.llm import LLM
 from dali.offload import build as offload
 from dali.offload import calibrate
-from dali.offload.build import Offload, split
+from dali.offload.build import split
+from dali.options import LoadOptions
 from dali.policies import names
 from families import random_model, save_model
 
@@ -155,7 +156,7 @@ def _with_lookups(layer: dict[str, Any]) -> dict[str, Any]:
 def test_what_is_unknown_is_refused_before_anything_is_loaded(
     monkeypatch: pytest.MonkeyPatch, directory: Path, options: dict[str, Any], words: str
 ) -> None:
-    monkeypatch.setattr("dali.llm.load_model", lambda *arguments: pytest.fail("loaded"))
+    monkeypatch.setattr("dali.entry.load_source", lambda *arguments: pytest.fail("loaded"))
     with pytest.raises(dali.UsageError, match=words):
         load(directory, **{"device": "sim:paper"} | options)
 
@@ -223,7 +224,7 @@ def test_layers_that_are_not_there_or_do_not_fit_are_refused(
         load(directory, device=machine, vram=1, n_cpu_moe=2)
     short = SimDevice(24 * record, capacity=15 * record)  # gives less than it has
     with pytest.raises(dali.UsageError, match=r"leaves 2 MoE layers to .*room for 1 of them"):
-        accelerate(load(directory), Offload(machine, n_cpu_moe=1), lambda: short)
+        accelerate(load(directory), LoadOptions(device=machine, n_cpu_moe=1), lambda: short)
 
 
 @pytest.mark.parametrize(("budget", "told"), [("0", False), ("1", True), ("4000", True)])
@@ -247,7 +248,7 @@ def test_a_device_that_runs_out_of_memory_gets_fewer_slots(
     notes: list[str] = []
     llm = accelerate(
         load(directory),
-        Offload(machine),
+        LoadOptions(device=machine),
         lambda: SimDevice(24 * record, capacity=room * record),
         notes.append,
     )
@@ -262,7 +263,12 @@ def test_a_device_that_runs_out_of_memory_gets_fewer_slots(
 
 def test_a_smaller_device_than_asked_for_says_so(directory: Path, machine: str, record: int) -> None:
     notes: list[str] = []
-    accelerate(load(directory), Offload(machine, 9 * record), lambda: SimDevice(5 * record), notes.append)
+    accelerate(
+        load(directory),
+        LoadOptions(device=machine, vram=9 * record),
+        lambda: SimDevice(5 * record),
+        notes.append,
+    )
     assert any("left for experts" in note for note in notes)
 
 
@@ -295,7 +301,7 @@ def test_cuda_without_a_device_is_refused(directory: Path) -> None:
     with pytest.raises(dali.DaliError, match="no CUDA device"):
         load(directory, device="cuda", profile="paper")
     with pytest.raises(dali.UsageError, match=r"cuda:1 has no measured profile .*\nGive profile"):
-        offload.planning_profile(Offload("cuda:1"))
+        LoadOptions(device="cuda:1")
 
 
 # Faults
@@ -312,7 +318,9 @@ def test_a_copy_that_fails_amid_an_answer_costs_that_answer_only(
     failed = 0
     for copy in range(10, 90, 8):
         device = SimDevice(12 * record, seed=copy, failing_copy=copy)
-        llm = accelerate(load(directory), Offload(machine, assign="greedy"), lambda device=device: device)
+        llm = accelerate(
+            load(directory), LoadOptions(device=machine, assign="greedy"), lambda device=device: device
+        )
         try:
             assert tokens(llm) == wanted
         except dali.DaliError as error:
@@ -325,13 +333,17 @@ def test_a_copy_that_fails_amid_an_answer_costs_that_answer_only(
 
 def test_a_copy_that_fails_while_loading_is_an_error(directory: Path, machine: str, record: int) -> None:
     with pytest.raises(dali.DaliError, match="Copy 3 of sim failed"):
-        accelerate(load(directory), Offload(machine), lambda: SimDevice(12 * record, failing_copy=3))
+        accelerate(
+            load(directory), LoadOptions(device=machine), lambda: SimDevice(12 * record, failing_copy=3)
+        )
 
 
 def test_an_interrupted_step_can_be_tried_again(directory: Path, machine: str, record: int) -> None:
     """Ctrl-C while copies are in flight: the sequences live on, their next step starts over."""
     wanted = tokens(load(directory))
-    llm = accelerate(load(directory), Offload(machine, assign="gpu"), lambda: SimDevice(6 * record, seed=1))
+    llm = accelerate(
+        load(directory), LoadOptions(device=machine, assign="gpu"), lambda: SimDevice(6 * record, seed=1)
+    )
     assert llm.executor is not None
     sequences = [llm.sequence(prompt, temperature=0, max_tokens=6, ignore_eos=True) for prompt in PROMPTS]
     for sequence in sequences:

@@ -7,7 +7,7 @@ from dali.policies.guard import CopiedSwaps, Guard
 
 def feed(guard, cost, benefit, steps):
     for _ in range(steps):
-        guard.record(cost, benefit)
+        guard.note(cost, benefit)
     return guard.on
 
 
@@ -25,7 +25,7 @@ def test_doing_nothing_wins_in_the_long_run():
     guard, busy = Guard(window=10, rest=20, longest_rest=1000), 0
     for _ in range(100_000):
         busy += guard.on
-        guard.record(1.0, 0.5)
+        guard.note(1.0, 0.5)
     # Rests of 20, 40, ... 640, then 1000 each: about 105 trials of 10 steps.
     assert 900 < busy < 1200
 
@@ -46,7 +46,7 @@ def test_it_tries_again_after_a_rest_and_rests_longer_after_each_failure():
     guard, switches = Guard(window=2, rest=3, longest_rest=8), []
     for _ in range(40):
         switches.append(guard.on)
-        guard.record(1.0, 0.0)
+        guard.note(1.0, 0.0)
     text = "".join("#" if on else "." for on in switches)
     assert text == "##" + "." * 3 + "##" + "." * 6 + "##" + "." * 8 + "##" + "." * 8 + "##" + "." * 5
 
@@ -76,7 +76,7 @@ def test_samples_during_a_rest_do_not_count():
 def test_it_is_never_off_for_longer_than_the_longest_rest(samples, window):
     guard, off = Guard(window=window, rest=2, longest_rest=16), 0
     for cost, benefit in samples:
-        guard.record(cost, benefit)
+        guard.note(cost, benefit)
         off = 0 if guard.on else off + 1
         assert off <= 16
 

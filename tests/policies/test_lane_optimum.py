@@ -15,7 +15,7 @@ from dali.policies.lanes import group_size, makespan
 
 @pytest.fixture(scope="module")
 def optimum():
-    sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+    sys.path.append(str(Path(__file__).parents[2] / "benchmarks" / "tools"))
     try:
         yield import_module("lane_optimum").optimum
     finally:

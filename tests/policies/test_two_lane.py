@@ -6,7 +6,7 @@ from assignment_cases import BY_HAND, brute_force, layers, random_layer, rooflin
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from dali.kernels.planning import search_two_lane
+from dali import compiled
 from dali.policies import create
 from dali.policies.assign.greedy import greedy
 from dali.policies.assign.two_lane import search, two_lane
@@ -62,12 +62,12 @@ def test_a_contended_link_fetches_less():
     assert len(two_lane(workload, view, contended).fetch) < len(two_lane(workload, view, alone).fetch)
 
 
-@pytest.mark.skipif(search_two_lane is None, reason="the kernels were not compiled")
+@pytest.mark.skipif(not compiled.AVAILABLE, reason="the kernels were not compiled")
 @settings(deadline=None, max_examples=500)
 @given(layers(40))
 def test_compiled_or_not_the_same_plan_is_found(layer):
     plan, seconds, proven = search(*layer)
-    found, modelled, certain = search_two_lane(*layer)
+    found, modelled, certain = compiled.library.search_two_lane(*layer)
     assert (LayerPlan(*found), certain) == (plan, proven)
     assert modelled == pytest.approx(seconds, rel=1e-12)
 

@@ -46,6 +46,6 @@ def test_a_batch_needs_as_many_sequences():
     with pytest.raises(UsageError) as error:
         forwards(random_trace(sequences=4), 5)
     assert "4 with generated tokens" in error.value.problem
-    assert "--batch 4" in error.value.fix
+    assert "batch 4" in error.value.fix
     with pytest.raises(UsageError):
         forwards(random_trace(answer=0), 1)

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dali.devices import Dependencies, Device, Operation, SimDevice, host_memory
+from dali.devices.dependencies import dependencies
 from dali.hardware.cost import ExpertCosts
 from dali.hardware.profile import known
-from dali.kernels.dependencies import dependencies
 from dali.policies import names
 from dali.policies.cache import CachePolicy, Swap
 from dali.policies.plan import LayerPlan, ResidencyView

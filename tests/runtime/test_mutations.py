@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from dali.devices import Dependencies, Operation, RaceError, SimDevice
-from dali.kernels.dependencies import dependencies
+from dali.devices.dependencies import dependencies
 from dali.runtime.executor import Executor
 from devices.sanitizer import SanitizerFeed
 from runtime.foreseen import echo

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +18,10 @@ def stored(layer: int, expert: int) -> torch.Tensor:
     return torch.full((NBYTES,), layer * EXPERTS + expert, dtype=torch.uint8)
 
 
+def lease(layer: int, experts: Sequence[int]) -> Any:
+    return SimpleNamespace(records=[stored(layer, expert) for expert in experts])
+
+
 @pytest.fixture
 def device() -> SimDevice:
     return SimDevice(2**20)
@@ -24,7 +30,7 @@ def device() -> SimDevice:
 @pytest.fixture
 def make(device: SimDevice) -> Callable[[int, int], Residency]:
     def build(slots: int, capacity: int) -> Residency:
-        residency = Residency(device, stored, LAYERS, NBYTES, slots, LAYERS * capacity, (LINK, LINK))
+        residency = Residency(device, lease, LAYERS, NBYTES, slots, LAYERS * capacity, (LINK, LINK))
         for layer in range(LAYERS):
             residency.place(layer, range(capacity))
         device.synchronize()
@@ -36,7 +42,7 @@ def make(device: SimDevice) -> Callable[[int, int], Residency]:
 def compute(device: SimDevice, seconds: float, *reads: Buffer) -> None:
     """Let the accelerator, and the host that waits for it, be busy."""
     device.launch(device.stream(COMPUTE), lambda: None, reads, (), seconds)
-    device.synchronize(device.record(device.stream(COMPUTE)))
+    device.synchronize(device.mark(device.stream(COMPUTE)))
 
 
 def contents(residency: Residency, layer: int, expert: int) -> int:

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from dali.devices import Dependencies, Device, SimDevice
+from dali.devices.dependencies import dependencies
 from dali.hardware.cost import CostModel, ExpertSize
 from dali.hardware.profile import known, load
 from dali.hooks.moe_layer import MoELayer
 from dali.kernels import dispatch as experts
 from dali.kernels import reference
 from dali.kernels.activation import Activation
-from dali.kernels.dependencies import dependencies
 from dali.kernels.expert import ExpertLayout, ExpertShape, ExpertWeights
 from dali.kernels.formats import get_format
 from dali.offload.fit import FITS
@@ -27,6 +27,7 @@ from dali.policies import Policies, create, names
 from dali.runtime.executor import Executor, Kernel
 from dali.runtime.predict import GateShift, LinearMap
 from dali.runtime.residency import Residency
+from dali.store.pool import ExpertPool
 from dali.telemetry import Telemetry
 
 HIDDEN, INTERMEDIATE, LAYERS, EXPERTS, TOP_K = 32, 32, 4, 8, 2
@@ -76,7 +77,12 @@ class Model:
 
     def on_cpu(self) -> list[MoELayer]:
         telemetry = Telemetry()
-        return [MoELayer(i, self.layout, r, telemetry, self.arithmetic) for i, r in enumerate(self.records)]
+        pool = self.pool
+        return [MoELayer(index, pool, telemetry, self.arithmetic) for index in range(pool.layers)]
+
+    @property
+    def pool(self) -> ExpertPool:
+        return ExpertPool([self.layout] * len(self.records), self.records)
 
 
 @lru_cache
@@ -206,7 +212,7 @@ def tiny_executor(
     )
     residency = Residency(
         device,
-        lambda layer, expert: model.records[layer][expert],
+        model.pool.lease,
         layers,
         nbytes,
         setting.slots,
@@ -220,8 +226,7 @@ def tiny_executor(
     )
     return Executor(
         device,
-        [model.layout] * len(model.records),
-        model.records,
+        model.pool,
         residency,
         Policies(assign, prefetch, cache),
         predictor(prefetch.predictor, model, setting.distance),

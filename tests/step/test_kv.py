@@ -5,7 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dali.step.kv import KVCache, LayerKV
+from dali.step.kv import LayerKV
+from dali.step.state import SequenceState
 
 
 def tokens(begin: int, count: int) -> torch.Tensor:
@@ -35,19 +36,19 @@ def test_a_window_bounds_the_memory():
 
 
 def test_truncate_forgets_the_end():
-    cache = KVCache()
-    cache.layer(0).append(tokens(0, 10), tokens(0, 10), None)
+    cache = SequenceState()
+    cache.kv(0).append(tokens(0, 10), tokens(0, 10), None)
     assert cache.truncate(4)
-    keys, _ = cache.layer(0).append(tokens(4, 1), tokens(4, 1), None)
+    keys, _ = cache.kv(0).append(tokens(4, 1), tokens(4, 1), None)
     assert keys.flatten().tolist() == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize(("target", "possible"), [(299, True), (260, True), (100, False)])
 def test_truncate_behind_a_window_is_refused(target, possible):
-    cache = KVCache()
+    cache = SequenceState()
     for position in range(300):
-        cache.layer(0).append(tokens(position, 1), tokens(position, 1), 8)
-    length = cache.layer(0).length
+        cache.kv(0).append(tokens(position, 1), tokens(position, 1), 8)
+    length = cache.kv(0).length
     assert cache.truncate(target) is possible
     if not possible:
-        assert cache.layer(0).length == length
+        assert cache.kv(0).length == length

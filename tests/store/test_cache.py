@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from dali.store.cache import cache_root, store_path
@@ -17,6 +18,21 @@ def test_the_environment_names_the_cache(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     monkeypatch.delenv("DALI_CACHE_DIR")
     assert cache_root() == tmp_path / "xdg" / "dali"
+
+
+def test_without_it_the_platform_does(monkeypatch, tmp_path):
+    monkeypatch.delenv("DALI_CACHE_DIR", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    monkeypatch.setattr(sys, "platform", "linux")
+    assert cache_root() == tmp_path / ".cache" / "dali"
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert cache_root() == tmp_path / "Library" / "Caches" / "dali"
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setenv("LOCALAPPDATA", str(tmp_path / "local"))
+    assert cache_root() == tmp_path / "local" / "dali" / "Cache"
+    monkeypatch.delenv("LOCALAPPDATA")
+    assert cache_root() == tmp_path / "AppData" / "Local" / "dali" / "Cache"
 
 
 def test_a_store_belongs_to_one_directory_and_format(monkeypatch, tmp_path):

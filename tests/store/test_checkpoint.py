@@ -17,7 +17,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from dali.errors import DaliError
 from dali.hooks.seam import describe_model, experts_modules
 from dali.kernels.expert import ExpertWeights
-from dali.store.checkpoint import INDEX, OPEN_SHARDS, SINGLE, Checkpoint, CheckpointExperts, canonical
+from dali.store.checkpoint import INDEX, OPEN_SHARDS, SINGLE, Checkpoint, CheckpointExperts
 from families import FAMILIES, random_model, save_model, save_mxfp4_model
 
 EXPERTS = "model.layers.0.mlp.experts."
@@ -51,18 +51,18 @@ def stock_expert(model, layer: int, expert: int) -> ExpertWeights:
     names = ["gate_up_proj", "down_proj"]
     names += [f"{name}_bias" for name in names if module.has_bias]
     info = describe_model(model, "")[layer]
-    return canonical(info, *(getattr(module, name).detach()[expert] for name in names))
+    return info.canonical(*(getattr(module, name).detach()[expert] for name in names))
 
 
 def assert_equals_stock(source: CheckpointExperts, model) -> None:
     for layer, module in enumerate(source.modules):
         for expert in range(module.experts):
-            found, expected = source.read(layer, expert), stock_expert(model, layer, expert)
+            ours, expected = source.read(layer, expert), stock_expert(model, layer, expert)
             for name, part in vars(expected).items():
-                assert (getattr(found, name) is None) == (part is None), name
+                assert (getattr(ours, name) is None) == (part is None), name
                 if part is not None:
-                    assert getattr(found, name).dtype == part.dtype, name
-                    assert torch.equal(getattr(found, name), part), (layer, expert, name)
+                    assert getattr(ours, name).dtype == part.dtype, name
+                    assert torch.equal(getattr(ours, name), part), (layer, expert, name)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

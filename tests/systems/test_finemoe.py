@@ -16,7 +16,7 @@ SECOND = [[0.1, 0.1, 0.8], [0.1, 0.1, 0.8], [0.1, 0.1, 0.8], [0.1, 0.2, 0.7]]
 def record(maps, layer, *scores):
     rows = np.array(scores)
     ids = rows.argmax(axis=1)[:, None]
-    maps.record(layer, np.bincount(ids.ravel(), minlength=3).tolist(), Signals(ids, scores=rows))
+    maps.note(layer, np.bincount(ids.ravel(), minlength=3).tolist(), Signals(ids, scores=rows))
 
 
 def known(maps: Maps) -> Maps:
@@ -112,7 +112,7 @@ def test_a_layer_queues_what_fits_before_the_next(maps):
 )
 def test_where_scores_are_missing_weights_and_then_uses_stand_in(signals, row):
     maps = Maps(1, 3, 2)
-    maps.record(0, [1, 0, 1], signals)
+    maps.note(0, [1, 0, 1], signals)
     maps.begin(step(1))
     record(maps, 0, row)
     nearest, cosine = maps.by_trajectory(0)

@@ -13,7 +13,7 @@ from systems.player import step
 def record(history, layer, *experts):
     """Each token of the step goes to one expert."""
     workload = np.bincount(experts, minlength=3).tolist()
-    history.record(layer, workload, Signals(np.array(experts)[:, None]))
+    history.note(layer, workload, Signals(np.array(experts)[:, None]))
 
 
 def two_requests(**options) -> History:

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 import dali.systems
 from dali import systems
 from dali.errors import UsageError
-from dali.offload.build import Offload
 from dali.policies import create
+from dali.policies.registry import DEFAULT
 from policies.assignment_cases import roofline
 from systems.player import Player
 
@@ -88,10 +88,9 @@ assert not {"torch", "transformers"} & sys.modules.keys()
 
 def test_the_default_is_what_a_run_does():
     policies = systems.get("default").create(LAYERS, EXPERTS, TOP_K, 3)
-    run = Offload("sim:any")
-    assert type(policies.assign) is type(create("assign", run.assign))
-    assert type(policies.prefetch) is type(create("prefetch", run.prefetch))
-    assert type(policies.cache) is type(create("cache", run.cache, layers=1, experts=1, capacity=1))
+    assert type(policies.assign) is type(create("assign", DEFAULT["assign"]))
+    assert type(policies.prefetch) is type(create("prefetch", DEFAULT["prefetch"]))
+    assert type(policies.cache) is type(create("cache", DEFAULT["cache"], layers=1, experts=1, capacity=1))
 
 
 @pytest.mark.parametrize(

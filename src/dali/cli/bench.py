@@ -6,18 +6,21 @@ import csv
 import io
 import json
 import statistics
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import dali
-from dali.cli.model import MODEL_FLAGS, find_model, load_model
-from dali.cli.options import Kind, Option, whole
-from dali.cli.settings import Verb
+from dali.cli.flags.always import Always
+from dali.cli.flags.kinds import one_of, whole, wholes
+from dali.cli.flags.model import Model
+from dali.cli.flags.option import flag
+from dali.cli.flags.verb import Verb
+from dali.cli.model import find_model, load_model
 from dali.cli.terminal import passing_note
 from dali.errors import UsageError
-from dali.hardware.memory import size
 from dali.loading.locate import DEFAULT_MODEL
+from dali.units import size
 
 if TYPE_CHECKING:
     from dali.llm import LLM
@@ -25,47 +28,35 @@ if TYPE_CHECKING:
 
 PROMPT, GENERATE, REPETITIONS = (512,), (128,), 5  # llama-bench's
 LAYOUTS = ("md", "csv", "json", "jsonl")
+LENGTHS = wholes(0)
 
 
-def _lengths(text: str) -> tuple[int, ...]:
-    lengths = tuple(int(part) for part in text.split(","))
-    if min(lengths) < 0:
-        raise ValueError
-    return lengths
+@dataclass(frozen=True)
+class Settings(Always, Model):
+    n_prompt: tuple[int, ...] | None = flag(
+        "bench", LENGTHS, "prompt lengths to measure; 0 leaves it out (default: 512)", "-p"
+    )
+    n_gen: tuple[int, ...] | None = flag(
+        "bench", LENGTHS, "numbers of tokens to generate; 0 leaves it out (default: 128)", "-n"
+    )
+    repetitions: int | None = flag(
+        "bench", whole(1), "measured runs of each, after one to warm up (default: 5)", "-r"
+    )
+    output: str | None = flag("bench", one_of(LAYOUTS, "FORMAT"), f"{', '.join(LAYOUTS)} (default: md)", "-o")
 
 
-def _layout(text: str) -> str:
-    if text not in LAYOUTS:
-        raise ValueError
-    return text
-
-
-LENGTHS = Kind("N", "whole numbers from 0, with commas between them", _lengths)
 VERB = Verb(
     "bench",
     "Measure tokens a second on random tokens: pp512 computes a prompt of 512, tg128 generates 128. Beside them what "
     "share of the memory's read bandwidth, measured in the same run, generation reaches, and where its time goes. All of it on "
     "the CPU. MODEL is as for `dali run`.",
-    {
-        "bench": ("n-prompt", "n-gen", "repetitions", "output"),
-        "model": MODEL_FLAGS,
-    },
+    Settings,
+    headings=("bench", "model"),
     words="[MODEL]",
-    own=(
-        Option("n-prompt", LENGTHS, "prompt lengths to measure; 0 leaves it out (default: 512)", "-p"),
-        Option("n-gen", LENGTHS, "numbers of tokens to generate; 0 leaves it out (default: 128)", "-n"),
-        Option("repetitions", whole(1), "measured runs of each, after one to warm up (default: 5)", "-r"),
-        Option(
-            "output",
-            Kind("FORMAT", f"one of {', '.join(LAYOUTS)}", _layout),
-            f"{', '.join(LAYOUTS)} (default: md)",
-            "-o",
-        ),
-    ),
 )
 
 
-def main(settings: SimpleNamespace) -> int:
+def main(settings: Settings) -> int:
     if len(settings.words) > 1:
         raise UsageError(
             f"`dali bench` takes one MODEL, not {len(settings.words)} words.", "Measure one at a time."
@@ -77,8 +68,9 @@ def main(settings: SimpleNamespace) -> int:
             "There is nothing to measure: -p and -n are 0.", "Leave one of them out, or give it a number."
         )
     model = settings.words[0] if settings.words else DEFAULT_MODEL
+    options = settings.load_options()
     directory = find_model(model, settings)
-    llm = load_model(model, directory, settings)
+    llm = load_model(model, directory, options)
     from dali.measure.bench import Test, measure
 
     tests = [Test(length, 0) for length in prompts if length] + [

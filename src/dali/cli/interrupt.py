@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-
-from dali.cli.terminal import passing_note
 
 INTERRUPTED = 130  # exit code: as if SIGINT had ended the process
 
@@ -42,23 +39,3 @@ def interruptible() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
     if pressed:
         raise KeyboardInterrupt
-
-
-@contextmanager
-def ending_at_once() -> Iterator[None]:
-    """End the process if SIGINT comes in here, without an exception: for imports, before there is anything to undo.
-
-    Native modules do not expect one while they set themselves up: nanobind, which binds our kernels, then aborts the process.
-    """
-
-    def end(signum: int, frame: FrameType | None) -> None:
-        passing_note()
-        os._exit(INTERRUPTED)
-
-    before = signal.getsignal(signal.SIGINT)
-    if before is not signal.SIG_IGN:
-        signal.signal(signal.SIGINT, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)

@@ -6,29 +6,35 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-import huggingface_hub.constants
-from huggingface_hub.errors import CacheNotFound
-
-from dali.cli.interrupt import ending_at_once
-from dali.cli.settings import Verb
+from dali.cli.flags.always import Always
+from dali.cli.flags.option import SWITCH, as_flag, flag
+from dali.cli.flags.verb import Verb
+from dali.cli.importing import importing
 from dali.cli.terminal import log, passing_note
 from dali.errors import DaliError
-from dali.hardware.memory import size
 from dali.loading.locate import BUNDLED, gguf_models, quant_of
 from dali.store.cache import cache_root
 from dali.store.gguf.header import split_files
+from dali.units import size
 
 if TYPE_CHECKING:
-    from dali.store.checkpoint import ExpertsModule
+    from dali.loading.source import ModelSource
+    from dali.store.experts_module import ExpertsModule
+
+
+@dataclass(frozen=True)
+class Settings(Always):
+    json: bool = flag("output", SWITCH, "for machines")
+
 
 VERB = Verb(
     "list",
     "The models that ship inside, those in dali's cache and in the Hugging Face cache, and the GGUF files of the current folder: "
     "what `dali run` calls them, and whether they run on this machine.",
-    {"output": ("json",)},
+    Settings,
+    headings=("output",),
 )
 
 
@@ -48,7 +54,7 @@ class Listing:
     problem: str | None = None  # as `dali run` says it
 
 
-def main(settings: SimpleNamespace) -> int:
+def main(settings: Settings) -> int:
     passing_note("Looking at the models ...")
     listings = [_examine(name, path) for name, path in sorted(_found())]
     passing_note()
@@ -78,6 +84,9 @@ def _row(listing: Listing) -> tuple[str, ...]:
 
 def _found() -> Iterator[tuple[str, Path]]:
     """(what `dali run` calls it, directory or GGUF file) of each model."""
+    import huggingface_hub.constants
+    from huggingface_hub.errors import CacheNotFound
+
     local = {folder.name: folder for root in (cache_root() / "models", BUNDLED) for folder in root.glob("*/")}
     for name, folder in local.items():
         files = [] if (folder / "config.json").is_file() else gguf_models(folder)
@@ -110,7 +119,7 @@ def _examine(name: str, path: Path) -> Listing:
     except Exception as error:  # whatever it is, the other models are still to be listed
         listing.obstacle = obstacle
         listing.problem = (
-            error.problem if isinstance(error, DaliError) else f"{type(error).__name__}: {error}"
+            error.told(as_flag)[0] if isinstance(error, DaliError) else f"{type(error).__name__}: {error}"
         )
         log.debug("%s: %s", name, listing.problem)
     return listing
@@ -118,55 +127,54 @@ def _examine(name: str, path: Path) -> Listing:
 
 def _directory_steps(listing: Listing, directory: Path) -> Iterator[str]:
     """Fills `listing`; yields before each step what it means if that fails."""
-    with ending_at_once():
-        import torch
-
-        from dali.hooks import seam
-        from dali.loading import safetensors as load
-        from dali.store.checkpoint import Checkpoint
-
     config_file = directory / "config.json"
     yield "unreadable config.json" if config_file.is_file() else "no config.json"
     raw = json.loads(config_file.read_bytes())
     listing.family = raw.get("model_type")
     yield "quantized checkpoint" if "quantization_config" in raw else "unknown model type"
-    config = load.read_config(directory)
+    with importing():
+        from dali.hooks import seam
+        from dali.loading.safetensors import SafetensorsModel
+        from dali.loading.skeleton import check_attention
+
+    source = SafetensorsModel(directory)
+    _ = source.config
     yield "not a language model"
-    skeleton = load.build_skeleton(config, directory)
+    skeleton = source.skeleton
     yield "experts of an unsupported kind" if seam.experts_modules(skeleton) else "dense model"
-    modules = seam.describe_model(skeleton, listing.name)
-    _count(listing, modules, config)
+    _count(listing, seam.describe_model(skeleton, listing.name), source.config)
     yield "unsupported layers"
-    load.check_attention(skeleton)
+    check_attention(skeleton)
     yield "incomplete download"
-    if not Checkpoint(directory).location:
+    if not source.checkpoint.location:
         raise DaliError(f"{directory} holds no weights.", "Download it again.")
-    load.load_tokenizer(directory)
-    yield "too large for the free memory"
-    dense = load.count_dense_bytes(skeleton, getattr(config, "dtype", None) or torch.float32)
-    listing.quant = load.choose_layout(modules, "auto", dense, None, listing.name).format_name
+    yield from _last_steps(listing, source)
 
 
 def _gguf_steps(listing: Listing, path: Path) -> Iterator[str]:
     """As `_directory_steps`."""
-    with ending_at_once():
-        from dali.loading.gguf.config import family_of
+    with importing():
+        from dali.loading.gguf.families import family_of
         from dali.loading.gguf.model import GgufModel
-        from dali.loading.gguf.tokenizer import read_tokenizer
-        from dali.loading.safetensors import describe_layouts
-        from dali.store.gguf.header import read_gguf
 
+    source = GgufModel(path)
     yield "unreadable GGUF file"
-    gguf = read_gguf(path)
+    gguf = source.gguf
     yield "dense model, or of an unknown kind"
     listing.family = family_of(gguf).model_type
     yield "damaged GGUF file"
-    model = GgufModel(path)
-    _count(listing, model.modules, model.config)
+    _ = source.dense
+    _count(listing, source.modules, source.config)
     yield "unknown tokenizer"
-    read_tokenizer(gguf)
+    yield from _last_steps(listing, source)
+
+
+def _last_steps(listing: Listing, source: ModelSource) -> Iterator[str]:
+    """Those that are the same for every source."""
+    _ = source.tokenizer
     yield "too large for the free memory"
-    listing.quant = describe_layouts(model.choose_layouts("auto", model.config.dtype, None))
+    layouts = source.layouts("auto", source.dtype("auto", compiled=False), None)
+    listing.quant = ", ".join(dict.fromkeys(layout.format_name for layout in layouts))
 
 
 def _count(listing: Listing, modules: list[ExpertsModule], config: Any) -> None:

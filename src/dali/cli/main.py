@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import errno
 import gc
-import importlib
 import io
 import logging
 import os
@@ -14,20 +13,16 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import dali
-from dali.cli.interrupt import INTERRUPTED, ending_at_once, interruptible
+from dali.cli import verbs
+from dali.cli.importing import importing
+from dali.cli.interrupt import INTERRUPTED, interruptible
 from dali.cli.terminal import log, passing_note, report, set_log_level
+from dali.cli.verbs import VERBS
 from dali.errors import DaliError, UsageError
 
 if TYPE_CHECKING:
-    from dali.cli.settings import Parser
+    from dali.cli.flags.verb import Parser
 
-VERBS = {
-    "run": "ask a model once, or chat with it",
-    "bench": "measure a model's tokens a second",
-    "trace": "record which experts a model's tokens are routed to",
-    "simulate": "replay recorded routing under policies and hardware profiles",
-    "list": "the models found here, and whether they run",
-}
 BROKEN_PIPE = 141  # as if SIGPIPE had ended the process
 
 
@@ -70,8 +65,8 @@ def _drop_output() -> None:
 def _dispatch(arguments: list[str]) -> int:
     name, *rest = arguments = arguments or ["--help"]
     if name in VERBS:
-        with ending_at_once():
-            verb = importlib.import_module(f"dali.cli.{name}")
+        with importing():
+            verb = verbs.module(name)
         settings = verb.VERB.settings(rest)
         set_log_level("debug" if settings.verbose else settings.log_level or "info")
         log.debug("%s: %s", name, vars(settings))
@@ -87,7 +82,7 @@ def _parser() -> Parser:
     """What the command knows without a verb: --help and --version."""
     from argparse import RawDescriptionHelpFormatter
 
-    from dali.cli.settings import Parser
+    from dali.cli.flags.verb import Parser
 
     verbs = "\n".join(f"  {verb:<8} {does}" for verb, does in VERBS.items())
     parser = Parser(

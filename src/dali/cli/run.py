@@ -6,20 +6,44 @@ import os
 import re
 import shlex
 import sys
+from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 
 from dali import systems
-from dali.cli.chat import chat
-from dali.cli.conversation import Conversation, check_prompt
-from dali.cli.model import MODEL_FLAGS, find_model, load_model
-from dali.cli.options import Kind, Option
-from dali.cli.settings import Verb
-from dali.cli.template import read_template
+from dali.cli.chat.conversation import Conversation, check_prompt
+from dali.cli.chat.loop import chat
+from dali.cli.chat.template import read_template
+from dali.cli.flags.accelerator import Accelerator
+from dali.cli.flags.always import Always
+from dali.cli.flags.kinds import TEXT
+from dali.cli.flags.option import SWITCH, Kind, flag
+from dali.cli.flags.sampling import Sampling
+from dali.cli.flags.verb import Verb
+from dali.cli.importing import importing
+from dali.cli.model import find_model, load_model
 from dali.cli.terminal import DIM, log, styled
 from dali.errors import DaliError, UsageError
+from dali.hardware import profile
+from dali.hardware.gpu import check_gpu
 from dali.loading.locate import DEFAULT_MODEL
 from dali.store.cache import cache_root
+
+JINJA = Kind("JINJA", "a Jinja template or the file that holds one", TEXT.parse)
+
+
+@dataclass(frozen=True)
+class Settings(Always, Accelerator, Sampling):
+    stop: tuple[str, ...] = flag(
+        "answer", TEXT, "end the answer before TEXT; may be repeated", repeatable=True
+    )
+    system_prompt: str | None = flag(
+        "prompt", TEXT, "what the model is told before the first message", "-sys"
+    )
+    chat_template: str | None = flag("prompt", JINJA, "a template, or its file, instead of the model's own")
+    raw: bool = flag("prompt", SWITCH, "give the prompt to the model as it is, without a chat template")
+    list_devices: bool = flag("accelerator", SWITCH, "say what --device can be here, and leave")
+    list_policies: bool = flag("accelerator", SWITCH, "say what --system can be, and leave")
+
 
 VERB = Verb(
     "run",
@@ -27,76 +51,34 @@ VERB = Verb(
     "on the Hugging Face hub (org/name:QUANT for a GGUF file there, as in org/name:Q4_K_M), or a name that `dali list` shows; "
     "left out, the small model that ships inside answers. The PROMPT may also come on stdin, all of whose lines are one prompt; "
     "it is not read where a PROMPT is given.",
-    {
-        "answer": ("predict", "temp", "top-k", "top-p", "min-p", "seed", "stop"),
-        "prompt": ("system-prompt", "chat-template", "raw"),
-        "model": MODEL_FLAGS,
-        "accelerator": (
-            "device",
-            "vram",
-            "profile",
-            "assign",
-            "prefetch",
-            "cache",
-            "cpu-moe",
-            "n-cpu-moe",
-            "policy",
-            "lossy",
-            "list-devices",
-            "list-policies",
-        ),
-    },
+    Settings,
+    headings=("answer", "prompt", "model", "accelerator"),
     words="[MODEL] [PROMPT]",
-    own=(
-        Option(
-            "policy",
-            Kind(
-                "NAME",
-                f"one of {', '.join(systems.names())}, another that --list-policies shows, or a file that ends in .py",
-                lambda text: systems.get(text).name,
-            ),
-            "a published system, in place of --assign, --prefetch and --cache (see --list-policies)",
-        ),
-    ),
 )
 
 
-def main(settings: SimpleNamespace) -> int:
-    if settings.cpu_moe:
-        if settings.assign not in (None, "cpu") or settings.n_cpu_moe is not None:
-            raise UsageError("--cpu-moe excludes --assign and --n-cpu-moe.", "Leave one of them out.")
-        settings.assign = "cpu"
+def main(settings: Settings) -> int:
     if settings.list_devices:
         print("\n".join(_devices()))
         return 0
     if settings.list_policies:
-        print("\n".join(_policies()))
+        print("\n".join(_systems()))
         return 0
     model, prompt = _model_and_prompt(settings.words)
+    if settings.device is not None and settings.device.startswith("cuda"):
+        check_gpu(settings.device)
+    options = settings.load_options()
     directory = _find(model, settings)  # first: a lone word that is no model gets its hint, whatever stdin is
     if prompt is None and not (sys.stdin and sys.stdin.isatty()):
         prompt = _read_stdin()
     if prompt is not None:
         check_prompt(prompt)  # before anything that takes long
     template = None if settings.chat_template is None else read_template(settings.chat_template)
-    llm = load_model(
-        model,
-        directory,
-        settings,
-        chat=template is None and not settings.raw,
-        device=settings.device or "cpu",
-        vram=settings.vram,
-        profile=settings.profile,
-        assign=settings.assign,
-        prefetch=settings.prefetch,
-        cache=settings.cache,
-        n_cpu_moe=settings.n_cpu_moe,
-        policy=settings.policy,
-        lossy=settings.lossy,
-    )
+    llm = load_model(model, directory, options, chat=template is None and not settings.raw)
     if template is not None:
         llm.tokenizer.chat_template = template
-    conversation = Conversation(llm, settings)
+    sampling = settings.sampling() | {"stop": settings.stop}
+    conversation = Conversation(llm, sampling, settings.system_prompt, settings.raw)
     if prompt is None:
         chat(conversation, model)
     else:
@@ -108,15 +90,20 @@ def main(settings: SimpleNamespace) -> int:
 
 def _devices() -> list[str]:
     """What --device can be: real devices here, and the profiles a simulated one can have."""
-    from dali.devices.cuda import device_names
-    from dali.hardware import profile
-
+    try:
+        check_gpu("cuda")
+    except DaliError:
+        found = []
+    else:
+        with importing():
+            from dali.devices.cuda import device_names
+        found = device_names()
     simulated = [f"{'sim:' + name:<20}  {profile.load(name).description}" for name in profile.known()]
-    return ["cpu", *device_names(), *simulated]
+    return ["cpu", *found, *simulated]
 
 
-def _policies() -> list[str]:
-    """What --policy can be: systems and their variants, and what --lossy turns on."""
+def _systems() -> list[str]:
+    """What --system can be: systems and their variants, and what --lossy turns on."""
     lines = []
     for name in [*systems.names(variants=True), *systems.installed()]:
         try:
@@ -160,7 +147,7 @@ def _read_stdin() -> str:
         ) from error
 
 
-def _find(model: str, settings: SimpleNamespace) -> Path:
+def _find(model: str, settings: Settings) -> Path:
     try:
         return find_model(model, settings)
     except UsageError as error:

@@ -6,44 +6,65 @@ import os
 import shlex
 import tempfile
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from types import SimpleNamespace
 
 import dali
-from dali.cli.interrupt import ending_at_once
-from dali.cli.options import FILE, NAMES, SWITCH, Option, whole
-from dali.cli.settings import Verb
+from dali.cli.flags.always import Always
+from dali.cli.flags.kinds import COUNTS, FILE, NAMES, whole
+from dali.cli.flags.option import SWITCH, flag
+from dali.cli.flags.verb import Verb
+from dali.cli.importing import importing
 from dali.cli.terminal import passing_note
 from dali.errors import DaliError, UsageError
 
 PROFILE = "paper"  # dali.replay.comparison's, which takes long to import; a test compares them
 
+
+@dataclass(frozen=True)
+class Settings(Always):
+    policy: tuple[str, ...] | None = flag(
+        "comparison",
+        NAMES,
+        "policies of `dali run --list-policies` and files that end in .py, with commas between them, or all (default) of dali's "
+        "own; their lossy parts off",
+    )
+    cache_slots: tuple[str, ...] | None = flag(
+        "comparison", NAMES, "residents a layer, as shares of its experts or numbers (default: 25%%,50%%)"
+    )
+    batch: tuple[int, ...] | None = flag(
+        "comparison", COUNTS, "sequences side by side in a step (default: 1)"
+    )
+    profile: tuple[str, ...] | None = flag(
+        "comparison", NAMES, f"hardware profiles, by name or file (default: {PROFILE})"
+    )
+    shape: tuple[str, ...] | None = flag(
+        "comparison", NAMES, "whose sizes the experts have (default: own, the recorded model's)"
+    )
+    tokens: int | None = flag(
+        "comparison", whole(1), "generated tokens to replay of each trace, at most (default: all)"
+    )
+    cache_only: bool = flag("comparison", SWITCH, "hit rates of a cache alone, without a timeline")
+    seed: int | None = flag(
+        "comparison", whole(0), "of the first residents and of random eviction (default: 0)"
+    )
+    json: str | None = flag("output", FILE, 'write the rows here, as {"rows": [...]}')
+    html: str | None = flag("output", FILE, "write a self-contained report with plots here")
+    explain: bool = flag("output", SWITCH, "say what the table's columns mean")
+
+
 VERB = Verb(
     "simulate",
     "Replay traces event by event through the policies, residency and timeline of live runs, computing nothing, and compare: hit "
     "rates beside the offline optimum, modelled tokens a second beside a bound. Traces come from `dali trace`.",
-    {
-        "comparison": ("policy", "cache-slots", "batch", "profile", "shape", "tokens", "cache-only", "seed"),
-        "output": ("json", "html", "explain"),
-    },
+    Settings,
+    headings=("comparison", "output"),
     words="TRACE.npz [TRACE.npz ...]",
-    own=(
-        Option("json", FILE, 'write the rows here, as {"rows": [...]}'),
-        Option("seed", whole(0), "of the first residents and of random eviction (default: 0)"),
-        Option("profile", NAMES, f"hardware profiles, by name or file (default: {PROFILE})"),
-        Option("explain", SWITCH, "say what the table's columns mean"),
-        Option(
-            "policy",
-            NAMES,
-            "policies of `dali run --list-policies` and files that end in .py, with commas between them, or all (default) of "
-            "dali's own; their lossy parts off",
-        ),
-    ),
 )
 
 
-def main(settings: SimpleNamespace) -> int:
+def main(settings: Settings) -> int:
     if not settings.words:
         raise UsageError("`dali simulate` needs a trace.", "Record one: `dali trace MODEL -o FILE.npz`.")
     for file in (settings.json, settings.html):
@@ -52,7 +73,7 @@ def main(settings: SimpleNamespace) -> int:
     if settings.cache_only and (settings.profile or settings.shape):
         raise UsageError("--cache-only has no times, so no --profile and no --shape.", "Leave them out.")
     passing_note("Reading the traces ...")
-    with ending_at_once():
+    with importing():
         from dali.replay import cells, comparison, sweep
         from dali.replay.report import page, table
 
@@ -80,17 +101,16 @@ def main(settings: SimpleNamespace) -> int:
     return 0
 
 
-def _made(settings: SimpleNamespace) -> str:
+def _made(settings: Settings) -> str:
     """The command that makes the report again, and the day."""
     words = ["dali", "simulate", *settings.words]
-    for name in (
-        name for names in VERB.flags.values() for name in names if name not in ("json", "html", "explain")
-    ):
-        value = getattr(settings, name.replace("-", "_"))
-        if value is True:
-            words.append(f"--{name}")
-        elif value:
-            words += [f"--{name}", ",".join(map(str, value)) if isinstance(value, tuple) else str(value)]
+    for option in VERB.options:
+        value = getattr(settings, option.key)
+        if option.heading != "comparison" or not value:
+            continue
+        words.append(f"--{option.name}")
+        if value is not True:
+            words.append(",".join(map(str, value)) if isinstance(value, tuple) else str(value))
     return f"Made on {date.today()} by dali {dali.__version__}: {shlex.join(words)}"
 
 

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable
 
+from dali.cli.flags.option import as_flag
 from dali.errors import DaliError
 
 log = logging.getLogger("dali")
@@ -37,7 +38,8 @@ def styled(text: str, style: str) -> str:
 
 def report(error: DaliError) -> None:
     """Say what is wrong, and what to do."""
-    print(f"{styled('error:', RED)} {error.problem}\n{error.fix}", file=sys.stderr)
+    problem, fix = error.told(as_flag)
+    print(f"{styled('error:', RED)} {problem}\n{fix}", file=sys.stderr)
 
 
 def passing_note(text: str = "") -> None:

@@ -4,45 +4,55 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
-from dali.cli.conversation import check_prompt
-from dali.cli.model import MODEL_FLAGS, find_model, load_model
-from dali.cli.options import FILE, Option, whole
-from dali.cli.settings import Verb
+from dali.cli.chat.conversation import check_prompt
+from dali.cli.flags.always import Always
+from dali.cli.flags.kinds import COUNTS, FILE, whole
+from dali.cli.flags.model import Model
+from dali.cli.flags.option import SWITCH, flag
+from dali.cli.flags.sampling import Sampling
+from dali.cli.flags.verb import Verb
+from dali.cli.model import find_model, load_model
 from dali.cli.terminal import log, meter
 from dali.errors import UsageError
-from dali.hardware.memory import size
 from dali.loading.locate import DEFAULT_MODEL
+from dali.units import size
 
 if TYPE_CHECKING:
     from dali.replay.traces.trace import Trace
 
 TOKENS = 128  # of an answer, unless told otherwise
 
+
+@dataclass(frozen=True)
+class Settings(Always, Model, Sampling):
+    output: str | None = flag("trace", FILE, "the trace to write", "-o")
+    prompts: str | None = flag("trace", FILE, "prompts, one a line (default: stdin)")
+    hidden: bool = flag("trace", SWITCH, "record gate inputs, embeddings and predictions too")
+    batch: tuple[int, ...] | None = flag("trace", COUNTS, "sequences side by side in a step (default: 1)")
+    import_: str | None = flag(
+        "import", FILE, "routing to convert: CSV, JSON lines, or a tracer's (docs/TRACES.md)"
+    )
+    experts: int | None = flag("import", whole(1), "experts a layer, where the imported file does not say")
+    predict: int | None = flag("answer", whole(1), f"most tokens to answer with (default: {TOKENS})", "-n")
+    raw: bool = flag("answer", SWITCH, "give the prompt to the model as it is, without a chat template")
+
+
 VERB = Verb(
     "trace",
     "Answer prompts on the CPU and record which experts each token was routed to, with weights and scores, for `dali simulate`. "
     "MODEL is as for `dali run`. Prompts come one a line, from a file or on stdin. With --import, what another tool recorded "
     "is made such a trace instead; MODEL is then only its name.",
-    {
-        "trace": ("output", "prompts", "hidden", "batch"),
-        "import": ("import", "experts"),
-        "answer": ("predict", "temp", "top-k", "top-p", "min-p", "seed", "raw"),
-        "model": MODEL_FLAGS,
-    },
+    Settings,
+    headings=("trace", "import", "answer", "model"),
     words="[MODEL] -o FILE.npz",
-    own=(
-        Option("predict", whole(1), f"most tokens to answer with (default: {TOKENS})", "-n"),
-        Option("import", FILE, "routing to convert: CSV, JSON lines, or a tracer's (docs/TRACES.md)"),
-        Option("experts", whole(1), "experts a layer, where the imported file does not say"),
-    ),
 )
 
 
-def main(settings: SimpleNamespace) -> int:
+def main(settings: Settings) -> int:
     if len(settings.words) > 1:
         raise UsageError(
             f"`dali trace` takes one MODEL, not {len(settings.words)} words.",
@@ -57,17 +67,18 @@ def main(settings: SimpleNamespace) -> int:
         raise UsageError(
             f"{settings.output!r} is no file that can be written.", "Name one in a writable folder."
         )
-    if getattr(settings, "import") is not None:
-        return _convert(settings, output)
+    if settings.import_ is not None:
+        return _convert(settings, settings.import_, output)
     if settings.experts is not None:
         raise UsageError(
             "--experts is of an imported file; there is none.", "Give --import FILE, or leave it out."
         )
     model = settings.words[0] if settings.words else DEFAULT_MODEL
+    options = settings.load_options()
     directory = find_model(model, settings)
     prompts = _prompts(settings.prompts)
 
-    llm = load_model(model, directory, settings, chat=not settings.raw)
+    llm = load_model(model, directory, options, chat=not settings.raw)
     from dali.measure.recorder import record
     from dali.replay.traces import trace
 
@@ -79,19 +90,14 @@ def main(settings: SimpleNamespace) -> int:
         (settings.batch or (1,))[0],
         settings.hidden,
         meter,
-        max_tokens=settings.predict or TOKENS,
-        temperature=settings.temp,
-        top_k=settings.top_k,
-        top_p=settings.top_p,
-        min_p=settings.min_p,
-        seed=settings.seed,
+        **settings.sampling() | {"max_tokens": settings.predict or TOKENS},
     )
     trace.write(output, recorded)
     _report(recorded, output)
     return 0
 
 
-def _convert(settings: SimpleNamespace, output: Path) -> int:
+def _convert(settings: Settings, foreign: str, output: Path) -> int:
     """Make a trace of what another tool recorded."""
     for name in ("prompts", "hidden", "batch", "predict"):
         if getattr(settings, name):
@@ -99,9 +105,7 @@ def _convert(settings: SimpleNamespace, output: Path) -> int:
     from dali.replay.traces import trace
     from dali.replay.traces.foreign import convert
 
-    found, notes = convert(
-        getattr(settings, "import"), settings.words[0] if settings.words else None, settings.experts
-    )
+    found, notes = convert(foreign, settings.words[0] if settings.words else None, settings.experts)
     trace.write(output, found)
     for note in notes:
         log.info(note)

@@ -226,7 +226,7 @@ class Device(ABC):
         operation.sides = sides
         self._issue(operation, sources, targets)
 
-    def record(self, stream: Stream) -> Event:
+    def mark(self, stream: Stream) -> Event:
         """The end of everything issued on the stream so far."""
         return Event(stream.tail)
 

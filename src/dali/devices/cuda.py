@@ -27,7 +27,7 @@ import torch
 
 from dali.devices.base import Buffer, Device
 from dali.devices.dependencies import COMPUTE, HOST, Dependencies, Operation, Stream
-from dali.errors import DaliError
+from dali.errors import DaliError, parameter
 
 RESERVE = 512 * 2**20  # bytes left to the framework: activations, library workspaces, fragmentation
 CHUNK, CHUNKS = 4 * 2**20, 4  # the staging ring, bytes and number
@@ -72,7 +72,7 @@ class CudaDevice(Device):
         if not cuda.is_available():
             raise DaliError(
                 f"Device {name!r} was asked for, but torch finds no CUDA device.",
-                "Install a CUDA build of torch and a driver, or use `--device cpu`.",
+                f"Install a CUDA build of torch and a driver, or use {parameter('device')} cpu.",
             )
         index = torch.device(name).index or 0
         if index >= cuda.device_count():

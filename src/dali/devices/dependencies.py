@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from dali import compiled
+
 COMPUTE = "compute"  # the stream of the accelerator's kernels, the framework's own included
 HOST = "host"  # the stream of the CPU's experts
 
@@ -160,3 +162,11 @@ class Dependencies:
         for key in keys:
             self._writer.pop(key, None)
             self._readers.pop(key, None)
+
+
+def dependencies(drop: int | None = None) -> Dependencies:
+    """For a device of its own: compiled where compiled code serves, which gives the same answers. `drop` as in Dependencies."""
+    if not compiled.enabled():
+        return Dependencies(drop)
+    made: Dependencies = compiled.library.Dependencies(drop)
+    return made

@@ -16,6 +16,7 @@ from dali.hooks import rope
 from dali.kernels import native
 from dali.policies.signals import Step
 from dali.step.context import Segment, StepContext, running
+from dali.step.state import Snapshot
 
 
 class Engine:
@@ -26,7 +27,7 @@ class Engine:
         self.scheduler = Scheduler(step_tokens, rope.short_limit(model.config))
         self.clock: Callable[[], float] = time.perf_counter  # a simulated device puts its own here
         self.begin: Callable[[Step], None] | None = None  # policies that tell requests apart put theirs here
-        self.embeddings = False  # whether it is told the tokens' embeddings
+        self.embeddings = False  # whether they are told the tokens' embeddings
         self.decoder: DecodingModel | None = None  # decodes in one native call
         self.attention_seconds = (
             0.0  # spent in torch's attention, measured; the native kernels count their own
@@ -34,6 +35,17 @@ class Engine:
         self._native = native.enabled()
         self._last: Sequence | None = None  # finished; its keys and values serve a prompt that continues it
         rope.bind_to_step(model)
+
+    def follow(
+        self,
+        clock: Callable[[], float],
+        begin: Callable[[Step], None] | None,
+        embeddings: bool,
+        step_tokens: int,
+    ) -> None:
+        """Go by an accelerator: its clock, its policies' wish to know of each step, its size of prefill chunks."""
+        self.clock, self.begin, self.embeddings = clock, begin, embeddings
+        self.scheduler.step_tokens = step_tokens
 
     def add(self, sequence: Sequence) -> None:
         """Let a sequence join; a prefix it shares with the last finished one is not computed again."""
@@ -56,6 +68,7 @@ class Engine:
             return False
         started = self.clock()
         prefill = [sequence.in_prefill for sequence, _ in plan]
+        before = [sequence.state.snapshot(sequence.computed) for sequence, _ in plan]
         try:
             sampled = iter(self._forward(plan))
             for sequence, tokens in plan:
@@ -63,7 +76,7 @@ class Engine:
                     sequence.advance(next(sampled))
                 sequence.computed += tokens
         except BaseException:
-            self._roll_back(plan)
+            self._roll_back(plan, before)
             raise
         seconds = self.clock() - started
         for (sequence, _), in_prefill in zip(plan, prefill, strict=True):
@@ -91,7 +104,7 @@ class Engine:
         last_rows: list[int] = []
         for sequence, tokens in plan:
             begin, end = sequence.computed, sequence.computed + tokens
-            segments.append(Segment(sequence.kv, len(ids), tokens, begin, sequence.in_prefill))
+            segments.append(Segment(sequence.state, len(ids), tokens, begin, sequence.in_prefill))
             ids += sequence.tokens[begin:end]
             positions += range(begin, end)
             if end == len(sequence.tokens):
@@ -122,13 +135,15 @@ class Engine:
         logits: torch.Tensor = out.logits[0]
         return logits
 
-    def _roll_back(self, plan: list[tuple[Sequence, int]]) -> None:
-        """An interrupted step has left keys in some layers only, or sequences without their token: take those keys back, so that
-        the step can be tried again."""
-        for sequence, _ in plan:
+    def _roll_back(self, plan: list[tuple[Sequence, int]], before: list[Snapshot]) -> None:
+        """An interrupted step has left its mark on some layers only, or sequences without their token: take it back, so that the
+        step can be tried again."""
+        for (sequence, _), snapshot in zip(plan, before, strict=True):
             if sequence.finish_reason is not None:
                 self._retire(sequence)
-            elif not sequence.kv.truncate(sequence.computed):
+            elif sequence.computed != snapshot.tokens:  # it has its token: only others' were still to come
+                continue
+            elif not sequence.state.rollback(snapshot):
                 self.abort(sequence)
 
     def _retire(self, sequence: Sequence) -> None:
@@ -144,6 +159,6 @@ class Engine:
             if ours != theirs:
                 break
             shared += 1
-        if shared and last.kv.truncate(shared):
-            sequence.kv, self._last = last.kv, None
+        if shared and last.state.truncate(shared):
+            sequence.state, self._last = last.state, None
             sequence.computed = sequence.cached_tokens = shared

@@ -1,18 +1,16 @@
-"""One request: its tokens, its keys and values, and the text that is final so far."""
+"""A request under way: its tokens so far, what its layers keep, and how it ended."""
 
 from __future__ import annotations
 
-from collections import deque
 from itertools import count
-from typing import Any
 
 from torch import Tensor
 
-from dali.engine.sampling import Sampler, SamplingParams
-from dali.engine.text.detokenizer import Detokenizer
-from dali.engine.text.stop import StopStrings
+from dali.engine.request import Request
+from dali.engine.sampling import Sampler
+from dali.engine.text.text import Text
 from dali.errors import DaliError
-from dali.step.kv import KVCache
+from dali.step.state import SequenceState
 
 _NUMBERS = count()
 
@@ -23,30 +21,22 @@ class Sequence:
     `finish_reason`: None while live, then "stop", "length", "abort", or "error" with the `error` that ended it.
     """
 
-    def __init__(
-        self, prompt: list[int], params: SamplingParams, tokenizer: Any, eos: frozenset[int], limit: int
-    ) -> None:
-        """`limit`: tokens, prompt included, at which the sequence ends with "length"."""
+    def __init__(self, request: Request, text: Text | None = None) -> None:
+        """`text` is told of each token; None where nobody reads any."""
         self.number = next(_NUMBERS)  # no other sequence ever has it
-        self.tokens = list(prompt)
-        self.prompt_tokens = len(prompt)
+        self.request = request
+        self.text = text
+        self.tokens = list(request.prompt)
+        self.prompt_tokens = len(request.prompt)
         self.cached_tokens = 0  # prompt tokens taken over from an earlier sequence
-        self.computed = 0  # tokens whose keys and values are in `kv`
-        self.kv = KVCache()
-        self.sampler = Sampler(params)
+        self.computed = 0  # tokens that `state` has seen
+        self.state = SequenceState()
+        self.sampler = Sampler(request.params)
         self.finish_reason: str | None = None
         self.error: DaliError | None = None
-        self.pieces: deque[str] = deque()  # final text not yet taken
         self.prefill_seconds = 0.0
         self.decode_seconds = 0.0
-        self._eos = frozenset() if params.ignore_eos else eos
-        self._limit = limit
-        self._detokenizer = Detokenizer(tokenizer)
-        self._stop = StopStrings(params.stop)
-
-    def continue_text(self) -> None:
-        """Decode what follows as a continuation of the prompt: some tokenizers drop the first token's leading space."""
-        self._detokenizer.push(self.tokens[-1])
+        self._eos = frozenset() if request.params.ignore_eos else request.eos
 
     @property
     def generated(self) -> list[int]:
@@ -75,11 +65,9 @@ class Sequence:
             self._finish("stop")
             return
         self.tokens.append(token)
-        text, stopped = self._stop.push(self._detokenizer.push(token))
-        self._emit(text)
-        if stopped:
+        if self.text is not None and self.text.push(token):
             self.finish_reason = "stop"
-        elif len(self.tokens) >= self._limit:
+        elif len(self.tokens) >= self.request.limit:
             self._finish("length")
 
     def abort(self) -> None:
@@ -88,11 +76,5 @@ class Sequence:
 
     def _finish(self, reason: str) -> None:
         self.finish_reason = reason
-        text, stopped = self._stop.push(self._detokenizer.flush())
-        self._emit(text)
-        if not stopped:
-            self._emit(self._stop.flush())
-
-    def _emit(self, text: str) -> None:
-        if text:
-            self.pieces.append(text)
+        if self.text is not None:
+            self.text.finish()

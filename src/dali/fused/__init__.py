@@ -1,1 +1,26 @@
-"""A model's dense modules, and whole layers of it, on the native kernels."""
+"""A model's dense modules, and whole layers of it, on the native kernels. `fuse` is the one door."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dali.fused import attention, dense, layer
+from dali.fused import model as whole
+from dali.fused.model import DecodingModel
+from dali.kernels.formats import Format
+
+
+def fuse(model: Any, linears: Format | None) -> DecodingModel | None:
+    """Let the compiled kernels stand in for every part of a CPU's model that they can, and pack its linears in `linears` (None:
+    leave them as they are). Returns the model's way to decode in one call, if it has one.
+
+    The order is the only one: each step tells the parts it joins by what the steps before have made of them. DaliError for
+    weights that `linears` cannot hold.
+    """
+    if linears is not None:
+        dense.pack_linears(model, linears)
+    dense.fuse_norms(model)
+    dense.fuse_routers(model)
+    attention.fuse_attention(model)
+    layer.fuse_layers(model)
+    return whole.fuse_model(model)

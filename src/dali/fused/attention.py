@@ -6,67 +6,16 @@ the same bits. Whatever does not, and every step that is not all decoding, runs 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules import module as every_module
 
 from dali.fused.dense import FusedRMSNorm, PackedLinear
+from dali.fused.probe import POSITIONS, REFUSALS, probe
+from dali.fused.watch import Watch
 from dali.kernels import native
-from dali.step.context import AttentionArguments, Segment, StepContext, current_step, running
-from dali.step.kv import KVCache
-
-PROBED = ((3, 7), (4, 8))  # positions of two sequences in two steps
-REFUSALS = (
-    RuntimeError,
-    TypeError,
-    ValueError,
-    AttributeError,
-)  # it wants more than a probe gives, or something else
-
-
-def probed(call: Callable[[int], Any], seen: list[AttentionArguments] | None = None) -> list[Any]:
-    """What `call` gives in each of PROBED's steps, whose number it is given; `seen` as in StepContext."""
-    caches, found = [KVCache() for _ in PROBED[0]], []
-    for at in range(len(PROBED)):
-        segments = [Segment(cache, row, 1, at, False) for row, cache in enumerate(caches)]
-        with running(StepContext(segments, len(PROBED), native=True, seen=seen)):
-            found.append(call(at))
-    return found
-
-
-class Parts:
-    """Modules that native code stands in for, with all inside them. The memory of their parameters, which it reads, stays while
-    this does."""
-
-    def __init__(self, *roots: nn.Module) -> None:
-        modules = [module for root in roots for module in root.modules()]
-        self._hooks: list[Any] = [every_module._global_forward_hooks, every_module._global_forward_pre_hooks]
-        self._hooks += [hooks for m in modules for hooks in (m._forward_hooks, m._forward_pre_hooks)]
-        self._made = [
-            (m.__dict__, m.__dict__.get("forward"), m._modules, list(m._modules.values())) for m in modules
-        ]
-        held = [
-            (m._parameters, name, p) for m in modules for name, p in m._parameters.items() if p is not None
-        ]
-        self._parameters = [(*place, place[2].data_ptr()) for place in held]
-        self._memory = [parameter.detach() for _, _, parameter in held]
-
-    @property
-    def stayed(self) -> bool:
-        """Whether nobody watches them, and they, what they run and their parameters' memory still are what they were:
-        `model.to(...)` and `parameter.data = ...` put that elsewhere."""
-        if any(self._hooks):
-            return False
-        for attributes, forward, modules, children in self._made:
-            if attributes.get("forward") is not forward or list(modules.values()) != children:
-                return False
-        for parameters, name, parameter, address in self._parameters:
-            if parameters.get(name) is not parameter or parameter.data_ptr() != address:
-                return False
-        return True
+from dali.step.context import AttentionArguments, StepContext, current_step
 
 
 class DecodingAttention:
@@ -76,12 +25,12 @@ class DecodingAttention:
         self.plain: Any = module.forward
         self._layer: int = module.layer_idx
         self.native, self._window = fused, window
-        self.parts = Parts(module)
+        self.watch = Watch(module)
         self._sample = torch.empty(0, dtype=torch.uint8)  # what a token's keys look like
 
     def __call__(self, hidden_states: Tensor, *arguments: Any, **keywords: Any) -> Any:
         step, rotation = current_step(), keywords.get("position_embeddings")
-        if step is None or not step.decoding or rotation is None or not self.parts.stayed:
+        if step is None or not step.decoding or rotation is None or not self.watch.untouched:
             return self.plain(hidden_states, *arguments, **keywords)
         cos, sin = rotation
         return self.native.decode(hidden_states, cos, sin, self.places(step, hidden_states.dtype)), None
@@ -92,7 +41,7 @@ class DecodingAttention:
         if sample.dtype != dtype:
             sample = self._sample = torch.empty(self.native.kv_heads, 1, self.native.width, dtype=dtype)
         index, window = self._layer, self._window
-        return [s.kv.layer(index).place(s.start, sample, sample, window) for s in step.segments]
+        return [s.state.kv(index).place(s.start, sample, sample, window) for s in step.segments]
 
 
 def fuse_attention(model: nn.Module) -> None:
@@ -102,7 +51,10 @@ def fuse_attention(model: nn.Module) -> None:
         return
     for module in model.modules():
         if isinstance(getattr(module, "o_proj", None), PackedLinear) and (fused := _fused(module, rotary[0])):
-            module.forward, fused.parts = fused, Parts(module)
+            module.forward = fused
+            fused.watch = Watch(
+                module
+            )  # only now: what takes the forward's place is no change by anybody else
 
 
 @torch.inference_mode()
@@ -123,7 +75,7 @@ def _fused(module: Any, rotary: Any) -> DecodingAttention | None:
         return None
     generator = torch.Generator().manual_seed(0)
     steps = []
-    for positions in PROBED:
+    for positions in POSITIONS:
         x = torch.randn(1, len(positions), hidden, generator=generator).to(dtype)
         rotation = rotary(x, torch.tensor([positions]))
         if not isinstance(rotation, tuple) or rotation[0].shape[-1] != width:
@@ -135,7 +87,7 @@ def _fused(module: Any, rotary: Any) -> DecodingAttention | None:
             x, rotation = steps[at]
             return attend(hidden_states=x, position_embeddings=rotation, attention_mask=None)[0]  # type: ignore[no-any-return]
 
-        return probed(call, seen)
+        return probe(call, seen)
 
     seen: list[AttentionArguments] = []
     try:

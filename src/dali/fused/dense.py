@@ -141,7 +141,7 @@ def _fused_router(router: Any) -> FusedRouter | None:
     if [name for name, _ in router.named_parameters()] != ["weight"] or list(router.buffers()):
         return None
     weight: Tensor = router.weight
-    if weight.dim() != 2 or weight.dtype not in native.ROUTED_DTYPES or weight.device.type != "cpu":
+    if weight.dim() != 2 or weight.dtype not in native.ROUTED_DTYPES or not _is_plain_memory(weight):
         return None
     probe = torch.randn(PROBED_TOKENS, weight.shape[1], generator=torch.Generator().manual_seed(0)).to(
         weight.dtype
@@ -152,25 +152,32 @@ def _fused_router(router: Any) -> FusedRouter | None:
         return None
     for normalise in (False, True):
         fused = FusedRouter(router, ids.shape[1], normalise, weights.dtype)
-        found = native.route(probe, weight.detach(), ids.shape[1], normalise, weights.dtype)
-        if (found[0].shape, found[0].dtype) != (logits.shape, logits.dtype):
+        ours = native.route(probe, weight.detach(), ids.shape[1], normalise, weights.dtype)
+        if (ours[0].shape, ours[0].dtype) != (logits.shape, logits.dtype):
             return None
         close = max(4 * torch.finfo(weight.dtype).eps, 1e-5)
-        same = torch.allclose(found[0], logits, rtol=0, atol=close * float(logits.abs().amax()))
-        if same and _agree((logits, weights, ids), found, close):
+        same = torch.allclose(ours[0], logits, rtol=0, atol=close * float(logits.abs().amax()))
+        if same and _agree((logits, weights, ids), ours, close):
             return fused
     return None
 
 
-def _agree(expected: Routed, found: Routed, close: float) -> bool:
+def _is_plain_memory(weight: Tensor) -> bool:
+    """Whether compiled kernels can read a weight where it lies."""
+    return weight.device.type == "cpu" and weight.is_contiguous()
+
+
+def _agree(expected: Routed, ours: Routed, close: float) -> bool:
     """Whether both give each expert the same weight. Tokens whose last choice the logits' difference may turn cannot tell."""
     logits, top_k = expected[0].float(), expected[1].shape[1]
     if top_k == logits.shape[1]:
         return False
     last = logits.sort(descending=True).values[:, top_k - 1 : top_k + 1]
-    telling = last[:, 0] - last[:, 1] > 2 * (found[0].float() - logits).abs().amax()
-    given, got = (torch.zeros_like(logits).scatter(1, i, w.float())[telling] for _, w, i in (expected, found))
-    return int(telling.sum()) >= TELLING_TOKENS and torch.allclose(given, got, rtol=close, atol=close / 4)
+    telling = last[:, 0] - last[:, 1] > 2 * (ours[0].float() - logits).abs().amax()
+    theirs, mine = (
+        torch.zeros_like(logits).scatter(1, i, w.float())[telling] for _, w, i in (expected, ours)
+    )
+    return int(telling.sum()) >= TELLING_TOKENS and torch.allclose(theirs, mine, rtol=close, atol=close / 4)
 
 
 @torch.inference_mode()
@@ -180,12 +187,12 @@ def _is_plain(norm: nn.Module) -> bool:
     if names != {"weight"} or not hasattr(norm, "variance_epsilon"):
         return False
     weight: Any = norm.weight
-    if weight.device.type != "cpu" or weight.dim() != 1:
+    if weight.dim() != 1 or not _is_plain_memory(weight):
         return False
     probe = torch.linspace(-3, 5, weight.numel()).to(weight.dtype)[None]
     expected: Tensor = norm(probe)
-    found = native.rms_norm(probe, weight.detach(), float(norm.variance_epsilon))  # type: ignore[arg-type]
+    ours = native.rms_norm(probe, weight.detach(), float(norm.variance_epsilon))  # type: ignore[arg-type]
     tolerance = max(
         torch.finfo(weight.dtype).eps, 4 * torch.finfo(torch.float32).eps
     )  # sums taken in another order
-    return expected.dtype == found.dtype and torch.allclose(found, expected, rtol=tolerance, atol=tolerance)
+    return expected.dtype == ours.dtype and torch.allclose(ours, expected, rtol=tolerance, atol=tolerance)

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dali.fused.attention import PROBED, REFUSALS, Parts, probed
 from dali.fused.dense import ROUTED_TOKENS, FusedRMSNorm, PackedLinear
 from dali.fused.layer import DecodingLayer
+from dali.fused.probe import POSITIONS, REFUSALS, probe
+from dali.fused.watch import Watch
 from dali.kernels import native
 from dali.step.context import StepContext, current_step
 
@@ -38,12 +39,12 @@ class Rotations:
         """Addresses of each position's cos and sin, [width]: good until the next call of `of` or `forget`."""
         if len(self._blocks) > self.MOST_BLOCKS:
             self.forget()
-        found = []
+        addresses = []
         for position in positions:
             number, place = divmod(position, self.BLOCK)
             cos, sin, row_bytes, _ = self._blocks.get(number) or self._make(number)
-            found.append((cos + place * row_bytes, sin + place * row_bytes))
-        return found
+            addresses.append((cos + place * row_bytes, sin + place * row_bytes))
+        return addresses
 
     def forget(self) -> None:
         """Ask the rotary module anew: somebody may have changed its frequencies."""
@@ -65,7 +66,7 @@ class DecodingModel:
         layers: list[DecodingLayer] = [layer.forward for layer in inner.layers]
         table, norm, head = inner.embed_tokens.weight, inner.norm, model.lm_head
         self._layers = layers
-        self.parts = Parts(model)
+        self.watch = Watch(model)
         self._dtype = table.dtype
         self._rotations = Rotations(inner.rotary_emb, table.new_empty(0))
         self._native = native.DecodingModel(
@@ -81,14 +82,19 @@ class DecodingModel:
             return False
         if self._serves is None or any(segment.prefill for segment in step.segments):
             self._rotations.forget()
-            self._serves = self.parts.stayed and all(layer.keeps_experts for layer in self._layers)
+            self._serves = self.watch.untouched and all(layer.keeps_experts for layer in self._layers)
         return self._serves
 
     def decode(self, step: StepContext, ids: list[int], positions: list[int]) -> Tensor:
         """The token of each of the step's segments -> logits [tokens, vocabulary]."""
         rotations = self._rotations.of(positions)
         places = [layer.attention.places(step, self._dtype) for layer in self._layers]
-        logits, outcomes = self._native.decode(ids, rotations, places)
+        leases = [layer.lease() for layer in self._layers]  # their bytes stay until the call has ended
+        records: list[Any] = [
+            lease.native for lease in leases
+        ]  # whole layers have handles, as fusing has seen
+        logits, outcomes = self._native.decode(records, ids, rotations, places)
+        del leases
         for layer, (active, seconds) in zip(self._layers, outcomes, strict=True):
             layer.experts.count(len(ids) * layer.top_k, active, seconds)
         return logits
@@ -113,25 +119,25 @@ def fuse_model(model: Any) -> DecodingModel | None:
     ):
         return None
     fused = DecodingModel(model)
-    return fused if fused.parts.stayed and _agree(model, fused, forwards[0]) else None
+    return fused if fused.watch.untouched and _agree(model, fused, forwards[0]) else None
 
 
 @torch.inference_mode()
 def _agree(model: Any, fused: DecodingModel, layer: DecodingLayer) -> bool:
     """Whether both ways give the same bits on a probe."""
-    rows = len(PROBED[0])
+    rows = len(POSITIONS[0])
 
     def plainly(at: int) -> Any:
-        ids, positions = torch.arange(at, at + rows)[None], torch.tensor([PROBED[at]])
+        ids, positions = torch.arange(at, at + rows)[None], torch.tensor([POSITIONS[at]])
         return model(input_ids=ids, position_ids=positions, use_cache=False, logits_to_keep=0).logits[0]
 
     def natively(at: int) -> Tensor:
         step = current_step()
-        assert step is not None
-        return fused.decode(step, list(range(at, at + rows)), list(PROBED[at]))
+        assert step is not None  # the probe has just begun one
+        return fused.decode(step, list(range(at, at + rows)), list(POSITIONS[at]))
 
     try:
-        return all(map(torch.equal, probed(plainly), probed(natively)))
+        return all(map(torch.equal, probe(plainly), probe(natively)))
     except REFUSALS:
         return False
     finally:

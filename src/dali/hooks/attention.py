@@ -53,7 +53,7 @@ def _attention_forward(
     native_decode = step.native and query.device.type == "cpu" and query.dtype in native.ATTENTION_DTYPES
     for segment in step.segments:
         rows = slice(segment.start, segment.start + segment.tokens)
-        layer = segment.kv.layer(module.layer_idx)  # type: ignore[arg-type]
+        layer = segment.state.kv(module.layer_idx)  # type: ignore[arg-type]
         if native_decode and segment.tokens == 1:
             decoding.append(layer.place(segment.start, key[0, :, rows], value[0, :, rows], sliding_window))
             continue

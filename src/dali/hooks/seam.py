@@ -15,18 +15,30 @@ from torch import Tensor, nn
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from dali.errors import DaliError
-from dali.hooks.moe_layer import MoELayer
 from dali.kernels.activation import KINDS, Activation
 from dali.kernels.expert import ExpertShape
-from dali.store.checkpoint import ExpertsModule
+from dali.store.experts_module import ExpertsModule
 
 IMPLEMENTATION = "dali"
 ROUTERS = ("gate", "router")  # what a router is called beside its experts
+DaliLayer = Callable[[Tensor, Tensor, Tensor], Tensor]  # (hidden, ids, weights), as MoELayer is called
+_LAYER = "dali_layer"  # an attribute in a module's __dict__, so that torch takes it for no part of the model
+
+
+def dali_layer(module: nn.Module) -> DaliLayer | None:
+    """What computes an experts module's experts in its place; None for any other module."""
+    layer: DaliLayer | None = module.__dict__.get(_LAYER)
+    return layer
+
+
+def set_dali_layer(module: nn.Module, layer: DaliLayer) -> None:
+    """Let `layer` compute an experts module's experts from now on."""
+    module.__dict__[_LAYER] = layer
 
 
 def _experts_forward(module: nn.Module, hidden: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
     """What an experts module runs when the implementation is "dali"; shapes as in MoELayer."""
-    layer: MoELayer | None = module.__dict__.get("dali_layer")
+    layer = dali_layer(module)
     if layer is None:
         raise DaliError(
             f"{type(module).__name__} has the experts implementation 'dali' but no dali experts.",
@@ -43,16 +55,16 @@ def experts_modules(model: nn.Module) -> dict[str, nn.Module]:
     return {
         name: module
         for name, module in model.named_modules()
-        if hasattr(module, "_is_expert_parallel") and hasattr(module, "is_transposed")
+        if hasattr(module, "is_transposed") and hasattr(module, "is_concatenated")
     }
 
 
 def describe(name: str, module: nn.Module) -> ExpertsModule:
     """The layout of one experts module, from its flags and parameter shapes. DaliError for a layout dali lacks."""
-    if "dali_layer" in module.__dict__:
+    if dali_layer(module) is not None:
         raise DaliError(f"{type(module).__name__} already has dali's experts.", "Attach a model once.")
     flags: Any = module
-    if flags.has_post_expert_norm:
+    if getattr(flags, "has_post_expert_norm", False):  # transformers 5.17 has no such experts
         raise DaliError(
             f"{type(module).__name__} normalises each expert's output, which dali does not support.",
             "Run this model with transformers.",
@@ -120,10 +132,10 @@ def strip(module: nn.Module, *names: str) -> None:
     module._is_hf_initialized = True  # type: ignore[assignment]  # _init_weights would touch the missing parameters
 
 
-def install(model: Any, layers: list[MoELayer]) -> None:
+def install(model: Any, layers: Sequence[DaliLayer]) -> None:
     """Give each experts module its dali layer, and refuse what would silently lose experts."""
     for module, layer in zip(experts_modules(model).values(), layers, strict=True):
-        module.__dict__["dali_layer"] = layer
+        set_dali_layer(module, layer)
     model.set_experts_implementation(IMPLEMENTATION)
 
     def save_pretrained(*args: Any, **kwargs: Any) -> None:
@@ -145,14 +157,14 @@ def install(model: Any, layers: list[MoELayer]) -> None:
 def routers(model: nn.Module, hidden: int) -> list[nn.Module] | None:
     """The router of each MoE layer: the one sibling of its experts named `gate` or `router` that answers gate inputs with
     (logits, weights, expert ids). None where a layer has no such module."""
-    found = []
+    routers = []
     for name in experts_modules(model):
         parent = model.get_submodule(name.rpartition(".")[0])
         named = [child for label, child in parent.named_children() if label in ROUTERS]
         if len(named) != 1 or not _routes(named[0], hidden):
             return None
-        found += named
-    return found
+        routers += named
+    return routers
 
 
 def _routes(router: nn.Module, hidden: int) -> bool:

@@ -14,10 +14,10 @@ def compute_experts(
     layout: ExpertLayout,
     records: Sequence[Tensor],
     offsets: Sequence[int],
-    slots: Tensor,
+    pairs: Tensor,
     hidden: Tensor,
     rows: Tensor,
 ) -> None:
     """As kernels.reference.compute_experts: compiled in the host's memory, torch's elsewhere or where nothing was compiled."""
     kernels = native if hidden.device.type == "cpu" and native.enabled() else reference
-    kernels.compute_experts(layout, records, offsets, slots, hidden, rows)
+    kernels.compute_experts(layout, records, offsets, pairs, hidden, rows)

@@ -26,7 +26,7 @@ def compute_experts(
     layout: ExpertLayout,
     records: Sequence[Tensor],
     offsets: Sequence[int],
-    slots: Tensor,
+    pairs: Tensor,
     hidden: Tensor,
     rows: Tensor,
     arithmetic: str = "exact",
@@ -34,13 +34,13 @@ def compute_experts(
     """Compute the experts of one layer's step into `rows`.
 
     records: one uint8 [record_bytes] an expert. offsets: [experts + 1]; expert i computes
-    slots[offsets[i]:offsets[i+1]]. slots: int64 [pairs], each token * top_k + slot. hidden: [tokens, hidden],
-    any float type. rows: float32 [tokens * top_k, hidden], written at each expert's slots: the expert's
+    pairs[offsets[i]:offsets[i+1]]. pairs: int64 [pairs], each token * top_k + choice. hidden: [tokens, hidden],
+    any float type. rows: float32 [tokens * top_k, hidden], written at each expert's pairs: the expert's
     output, not yet weighted.
     """
     top_k = rows.shape[0] // max(hidden.shape[0], 1)
     for i, record in enumerate(records):
-        mine = slots[offsets[i] : offsets[i + 1]]
+        mine = pairs[offsets[i] : offsets[i + 1]]
         if len(mine):
             rows[mine] = expert_ffn(layout, record, hidden[mine // top_k].to(torch.float32), arithmetic)
 
@@ -94,15 +94,15 @@ def _int8_linear(
     return out if bias is None else out + bias
 
 
-def reduce_slots(rows: Tensor, weights: Tensor) -> Tensor:
-    """Weighted sum over a token's slots, always in slot order, so that no plan changes the result.
+def reduce_choices(rows: Tensor, weights: Tensor) -> Tensor:
+    """Weighted sum over a token's pairs, always in the order of choices, so that no plan changes the result.
 
     rows: float32 [tokens * top_k, hidden]; weights: [tokens, top_k] -> float32 [tokens, hidden].
     """
     tokens, top_k = weights.shape
-    by_slot = rows.view(tokens, top_k, rows.shape[1])
+    by_choice = rows.view(tokens, top_k, rows.shape[1])
     weights = weights.to(torch.float32).unsqueeze(-1)
-    total = by_slot[:, 0] * weights[:, 0]
-    for slot in range(1, top_k):
-        total += by_slot[:, slot] * weights[:, slot]
+    total = by_choice[:, 0] * weights[:, 0]
+    for choice in range(1, top_k):
+        total += by_choice[:, choice] * weights[:, choice]
     return total

@@ -4,20 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import huggingface_hub
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-)
-
-from dali.errors import DaliError, UsageError
+from dali.errors import DaliError, UsageError, parameter, reason
 from dali.store.cache import cache_root
 
 BUNDLED = Path(__file__).parent.parent / "models"
@@ -62,7 +53,6 @@ def locate(model: str | os.PathLike[str] | None, offline: bool = False) -> Path:
     for folder in (BUNDLED, cache_root() / "models"):
         if "/" not in name and os.path.isfile(folder / name / "config.json"):
             return folder / name
-    offline = offline or huggingface_hub.constants.HF_HUB_OFFLINE
     if match := re.fullmatch(r"([\w-][\w.-]*/[\w.-]+):([\w.-]+)", name):
         return _gguf_from_hub(match[1], match[2], offline)
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.startswith((".", "/")):
@@ -101,6 +91,9 @@ def _starts_as_gguf(path: Path) -> bool:
 
 def _gguf_from_hub(name: str, quant: str, offline: bool) -> Path:
     """The first file of the GGUF model whose name ends in `quant`; the shortest name of several."""
+    import huggingface_hub  # here as below, since local models do without its tenth of a second
+
+    offline = offline or huggingface_hub.constants.HF_HUB_OFFLINE
     with _hub_errors(name, offline):
         listed, where = _files(name, offline)
     models: dict[str, list[str]] = {}
@@ -124,6 +117,8 @@ def _gguf_from_hub(name: str, quant: str, offline: bool) -> Path:
 
 def _files(name: str, offline: bool) -> tuple[list[str], str]:
     """What there is of a repository, and where: on the hub, or if that cannot be reached in the cache."""
+    import huggingface_hub
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     def cached() -> tuple[list[str], str]:
         there = Path(huggingface_hub.snapshot_download(name, local_files_only=True))
@@ -144,6 +139,9 @@ def _files(name: str, offline: bool) -> tuple[list[str], str]:
 
 
 def _from_hub(name: str, offline: bool) -> Path:
+    import huggingface_hub
+
+    offline = offline or huggingface_hub.constants.HF_HUB_OFFLINE
     with _hub_errors(name, offline):
         path = huggingface_hub.snapshot_download(
             name, allow_patterns=FILES, ignore_patterns=DUPLICATES, local_files_only=offline
@@ -159,6 +157,13 @@ def _from_hub(name: str, offline: bool) -> Path:
 @contextmanager
 def _hub_errors(name: str, offline: bool) -> Iterator[None]:
     """What the hub's library raises, as a DaliError that says what to do."""
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
+
     try:
         yield
     except HFValidationError as error:
@@ -167,7 +172,7 @@ def _hub_errors(name: str, offline: bool) -> Iterator[None]:
         if offline:
             raise DaliError(
                 f"{name} is not in the local Hugging Face cache, and dali is offline.",
-                "Drop --offline (and HF_HUB_OFFLINE) to download it, or give a directory.",
+                f"Drop {parameter('offline')} (and HF_HUB_OFFLINE) to download it, or give a directory.",
             ) from error
         cause = error.__cause__ or error  # its own words are a paragraph of advice
         raise _unreachable(name, cause) from error
@@ -190,8 +195,3 @@ def _unreachable(name: str, error: BaseException) -> DaliError:
         f"{name} is not here and could not be downloaded ({reason(error)}).",
         "Check the connection, or give a directory or a .gguf file.",
     )
-
-
-def reason(error: BaseException) -> str:
-    """What another library's exception says, on one line."""
-    return textwrap.shorten(str(error), 250) or type(error).__name__

@@ -1,142 +1,149 @@
-"""Loading a model without its experts, and giving it dali's."""
+"""A directory with config.json and safetensors weights, as transformers and the Hugging Face hub have them."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from torch import nn
+from transformers import AutoConfig, AutoTokenizer
 from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.utils import logging as transformers_logging
 
-from dali.errors import DaliError, UsageError
-from dali.hardware.memory import available_ram, enough, size
-from dali.hooks import attention, seam
+from dali.errors import DaliError, parameter, reason
+from dali.hooks import seam
 from dali.hooks.moe_layer import MoELayer
 from dali.kernels.expert import ExpertLayout
-from dali.kernels.formats import FORMATS, get_format
-from dali.loading.locate import BUNDLED, reason
+from dali.loading.budget import choose_context, choose_layout, count_dense_bytes
+from dali.loading.dense import load_dense
+from dali.loading.loaded import LoadedModel
+from dali.loading.locate import BUNDLED
+from dali.loading.skeleton import build_skeleton, check_attention, quiet_transformers
+from dali.options import LoadOptions
 from dali.progress import Meter
+from dali.store.arena import Arena
 from dali.store.cache import store_path
-from dali.store.checkpoint import Checkpoint, CheckpointExperts, ExpertsModule
-from dali.store.packed.builder import ensure_store
+from dali.store.checkpoint import Checkpoint, CheckpointExperts
+from dali.store.experts_module import ExpertsModule
+from dali.store.packed.builder import discard, ensure_store
 from dali.store.packed.header import StoreHeader
-from dali.store.packed.reader import StoreReader
+from dali.store.packed.reader import DamagedStore, StoreReader
+from dali.store.pool import ExpertPool
 from dali.telemetry import Telemetry
 
-QUANTS = ("auto", *FORMATS)
-DTYPES = ("auto", "float32", "bfloat16", "float16")
-HEADROOM = 2**30  # bytes left to activations, keys and values, and Python, when --quant auto decides
-ATTENTION_TYPES = {"full_attention", "sliding_attention"}
 
+class SafetensorsModel:
+    """A `ModelSource` (see loading/source.py)."""
 
-@dataclass
-class LoadedModel:
-    """A dense transformers model whose experts modules run dali's layers."""
-
-    name: str
-    fingerprint: str  # of the checkpoint
-    model: Any
-    tokenizer: Any
-    layouts: list[ExpertLayout]  # of each MoE layer's records
-    records: list[list[Tensor]]  # [layer][expert], packed, in RAM
-    telemetry: Telemetry
-    ctx_size: int  # tokens a sequence may have
-    converted: dict[str, float] = field(default_factory=dict)  # "Q6_K to w8" -> relative L2 error, measured
-    system: str | None = None  # whose policies run, where one was named
-    lossy: dict[str, Any] = field(
-        default_factory=dict
-    )  # its lossy "parts", and what they have done; none: all are off
+    def __init__(self, path: Path) -> None:
+        self.path = path
 
     @property
-    def layout(self) -> ExpertLayout:
-        """The layout of the largest records, which fit any layer's."""
-        return max(self.layouts, key=lambda layout: layout.record_bytes)
+    def name(self) -> str:
+        return self.path.name
+
+    @cached_property
+    def config(self) -> Any:
+        return read_config(self.path)
+
+    @cached_property
+    def skeleton(self) -> nn.Module:
+        return build_skeleton(self.config, self.path)
+
+    @cached_property
+    def modules(self) -> list[ExpertsModule]:
+        modules = seam.describe_model(self.skeleton, str(self.path))
+        check_attention(self.skeleton)
+        return modules
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        return read_tokenizer(self.path)
 
     @property
-    def format_name(self) -> str:
-        """What the experts are packed in, for people."""
-        return describe_layouts(self.layouts)
+    def has_chat_template(self) -> bool:
+        with suppress(OSError):  # nearly always enough, and cheaper than the tokenizer
+            config = (self.path / "tokenizer_config.json").read_bytes()
+            if (self.path / "chat_template.jinja").is_file() or b'"chat_template"' in config:
+                return True
+        try:
+            return bool(self.tokenizer.chat_template)
+        except DaliError:
+            return True
 
-    @property
-    def expert_bytes(self) -> int:
-        """Bytes of RAM the experts take."""
-        return sum(record.nbytes for layer in self.records for record in layer)
+    @cached_property
+    def checkpoint(self) -> Checkpoint:
+        """The weights' files, their headers read."""
+        return Checkpoint(self.path)
+
+    def dtype(self, asked: str, compiled: bool) -> torch.dtype:
+        if asked != "auto":
+            return getattr(torch, asked)  # type: ignore[no-any-return]
+        own: torch.dtype | None = getattr(self.config, "dtype", None)
+        if own is None or (
+            own == torch.float16 and compiled
+        ):  # the kernels lack it; float32 holds the same values
+            return torch.float32
+        return own
+
+    def layouts(self, quant: str, dtype: torch.dtype, ram: int | None) -> list[ExpertLayout]:
+        what = self.name if self.path.parent == BUNDLED else self.path
+        dense_bytes = count_dense_bytes(self.skeleton, dtype)
+        return [choose_layout(self.modules, quant, dense_bytes, ram, what)] * len(self.modules)
+
+    def load(
+        self, options: LoadOptions, compiled: bool, meter: Meter, notify: Callable[[str], None]
+    ) -> LoadedModel:
+        """A store that turns out to be damaged is built anew, once, which is said."""
+        damage = None
+        try:
+            return self._load(options, compiled, meter, notify)
+        except DamagedStore as error:
+            discard(error.path)
+            damage = error.problem
+        # The error is gone by now, and with it the memory that its frames held.
+        notify(f"{damage} It is built anew.")
+        return self._load(options, compiled, meter, notify)
+
+    def _load(
+        self, options: LoadOptions, compiled: bool, meter: Meter, notify: Callable[[str], None]
+    ) -> LoadedModel:
+        modules = self.modules
+        ctx_size = choose_context(self.config, options.ctx_size, self.name)
+        tokenizer, checkpoint = self.tokenizer, self.checkpoint
+        mapping = get_model_conversion_mapping(self.skeleton)
+        experts = CheckpointExperts(checkpoint, modules, mapping, self.skeleton)
+        dtype = self.dtype(options.dtype, compiled)
+        layouts = self.layouts(options.quant, dtype, options.ram_bytes)
+
+        # Experts first: while they are packed, no dense weights are in memory yet.
+        store = self._ensure_store(experts, layouts[0], meter, notify)
+        model = load_dense(self.path, self.config, dtype)
+        pool = ExpertPool(layouts, _read_store(store, meter).by_layer(len(modules)))
+        telemetry = Telemetry()
+        seam.install(model, [MoELayer(index, pool, telemetry) for index in range(pool.layers)])
+        return LoadedModel(self.name, checkpoint.fingerprint, model, tokenizer, pool, telemetry, ctx_size)
+
+    def _ensure_store(
+        self, experts: CheckpointExperts, layout: ExpertLayout, meter: Meter, notify: Callable[[str], None]
+    ) -> Path:
+        """Where the packed experts lie; packs them if they are not there yet."""
+        modules, fingerprint = self.modules, self.checkpoint.fingerprint
+        header = StoreHeader(self.name, fingerprint, len(modules), modules[0].experts, layout)
+        path = store_path(self.path, layout.format.name)
+        what, nbytes = f"Packing experts to {layout.format.name}", header.records * header.record_bytes
+        ensure_store(path, header, experts, lambda: meter(what, nbytes), notify)
+        self.checkpoint.close()
+        return path
 
 
-def describe_layouts(layouts: Sequence[ExpertLayout]) -> str:
-    """The formats of all layers, for people: "w8", or "q4k, q4k (down w8)" where layers differ."""
-    return ", ".join(dict.fromkeys(layout.format_name for layout in layouts))
-
-
-def check_choices(quant: str, dtype: str) -> None:
-    """UsageError for an unknown `quant` or `dtype`."""
-    if quant not in QUANTS:
-        raise UsageError(f"Unknown quantization {quant!r}.", f"Choose one of {', '.join(QUANTS)}.")
-    if dtype not in DTYPES:
-        raise UsageError(f"Unknown dtype {dtype!r}.", f"Choose one of {', '.join(DTYPES)}.")
-
-
-def load_model(
-    directory: Path,
-    quant: str,
-    dtype: str,
-    ctx_size: int | None,
-    ram: int | None,
-    meter: Meter,
-    notify: Callable[[str], None],
-    compiled: bool = False,
-) -> LoadedModel:
-    """Load `directory` for the engine. `ctx_size`: tokens a sequence may have, None for all the model can; `ram`: bytes of host
-    memory to plan with, None for what is free now. compiled: the dense part is for the CPU's compiled kernels.
-
-    UsageError for an unknown `quant` or `dtype` or a `ctx_size` out of range; DaliError for a model that cannot be had, read,
-    run or held.
-    """
-    check_choices(quant, dtype)
-    config = read_config(directory)
-    skeleton = build_skeleton(config, directory)
-    ctx_size = choose_context(config, ctx_size, directory.name)
-    modules = seam.describe_model(skeleton, str(directory))
-    check_attention(skeleton)
-    tokenizer = load_tokenizer(directory)
-    checkpoint = Checkpoint(directory)
-    source = CheckpointExperts(checkpoint, modules, get_model_conversion_mapping(skeleton), skeleton)
-    if getattr(config, "dtype", None) is None and dtype == "auto":
-        dtype = "float32"
-    if (
-        dtype == "auto" and config.dtype == torch.float16 and compiled
-    ):  # which they lack; float32 holds the same values
-        dtype = "float32"
-    target = config.dtype if dtype == "auto" else getattr(torch, dtype)
-    dense_bytes = count_dense_bytes(skeleton, target)
-    what = directory.name if directory.parent == BUNDLED else directory
-    layout = choose_layout(modules, quant, dense_bytes, ram, what)
-
-    # Experts first: while they are packed, no dense weights are in memory yet.
-    header = StoreHeader(directory.name, checkpoint.fingerprint, len(modules), modules[0].experts, layout)
-    path = store_path(directory, layout.format.name)
-    nbytes = header.records * header.record_bytes
-    ensure_store(
-        path, header, source, lambda: meter(f"Packing experts to {layout.format.name}", nbytes), notify
-    )
-    source.checkpoint.close()
-    model = load_dense(directory, config, target)
+def _read_store(path: Path, meter: Meter) -> Arena:
     with StoreReader(path) as reader:
-        arena = reader.read_all(meter("Loading experts", nbytes))
-    telemetry = Telemetry()
-    records = arena.by_layer(len(modules))
-    seam.install(model, [MoELayer(i, layout, layer, telemetry) for i, layer in enumerate(records)])
-    layouts = [layout] * len(modules)
-    return LoadedModel(
-        directory.name, checkpoint.fingerprint, model, tokenizer, layouts, records, telemetry, ctx_size
-    )
+        return reader.read_all(meter("Loading experts", reader.header.records * reader.header.record_bytes))
 
 
 def read_config(directory: Path) -> Any:
@@ -158,173 +165,12 @@ def read_config(directory: Path) -> Any:
     elif method is not None:
         raise DaliError(
             f"{directory} is quantized with {method}, which dali cannot read.",
-            "Use the unquantized model; dali quantizes its experts itself (--quant w8 or w4).",
+            f"Use the unquantized model; dali quantizes its experts itself ({parameter('quant')} w8 or w4).",
         )
     return config
 
 
-def build_skeleton(config: Any, path: Path) -> nn.Module:
-    """The model on meta, experts included: shapes without memory. `path`: where `config` is from."""
-    cls = AutoModelForCausalLM._model_mapping.get(type(config), None)
-    if cls is None:
-        raise DaliError(
-            f"{path} is a {config.model_type} model, which transformers has no text generation for.",
-            "dali runs causal language models.",
-        )
-    try:
-        with quiet_transformers(), torch.device("meta"):
-            model: nn.Module = cls(config)
-    except Exception as error:  # as in read_config
-        raise DaliError(
-            f"transformers cannot build a {cls.__name__} from {path} ({reason(error)}).",
-            "Download it again; if it is as published, a newer transformers may be needed.",
-        ) from error
-    return model
-
-
-def choose_context(config: Any, asked: int | None, name: str) -> int:
-    """Tokens a sequence may have: `asked`, or all that `config` says the model can. UsageError: it cannot."""
-    most: int = config.max_position_embeddings
-    if asked is not None and not 1 < asked <= most:
-        raise UsageError(f"The context size {asked} is out of range.", f"{name} takes 2 to {most} tokens.")
-    return most if asked is None else asked
-
-
-def check_attention(model: Any) -> None:
-    """The engine keeps keys and values a sequence; layers with another kind of state cannot be stepped so."""
-    kinds = set(getattr(model.config, "layer_types", None) or ()) - ATTENTION_TYPES
-    if model._is_stateful or kinds or not model._supports_attention_backend:
-        what = ", ".join(sorted(kinds)) or "state or attention of its own kind"
-        raise DaliError(
-            f"{type(model).__name__} has layers the engine cannot step ({what}).",
-            "Load it with transformers and use dali.attach(model) to give it dali's experts.",
-        )
-
-
-def count_dense_bytes(skeleton: nn.Module, dtype: torch.dtype) -> int:
-    experts = {id(p) for module in seam.experts_modules(skeleton).values() for p in module.parameters()}
-    return sum(p.numel() for p in skeleton.parameters() if id(p) not in experts) * dtype.itemsize
-
-
-def choose_layout(
-    modules: list[ExpertsModule], quant: str, dense_bytes: int, ram: int | None, what: object, freed: int = 0
-) -> ExpertLayout:
-    """The packed format: as asked, or for "auto" w8 if it fits `ram` bytes beside dense weights, else w4.
-
-    `ram`: None for what is free now, with `freed` bytes more. DaliError, naming `what`, when nothing fits.
-    """
-    count = sum(module.experts for module in modules)
-    shape = modules[0].shape
-    free = available_ram() + freed
-
-    def need(layout: ExpertLayout) -> int:
-        return count * layout.record_bytes + dense_bytes + HEADROOM
-
-    candidates = ("w8", "w4") if quant == "auto" else (quant,)
-    for name in candidates:
-        layout = ExpertLayout(shape, get_format(name))
-        if need(layout) <= (free if ram is None else ram):
-            return layout
-    smallest = need(ExpertLayout(shape, get_format("w4")))
-    raise out_of_memory(what, layout.format_name, need(layout), smallest, ram, free)
-
-
-def out_of_memory(
-    what: object, format: str, need: int, smallest: int, ram: int | None, free: int
-) -> DaliError:
-    """`what` needs too many bytes in `format`: what it may take (`ram` as asked, or all that is free) and what would fit."""
-    limit = f"{size(free)} are free" if ram is None else f"--ram allows {size(ram)}"
-    problem = f"{what} needs {size(need - HEADROOM)} of memory with {format} experts, and {size(HEADROOM)} to work in; {limit}."
-    if smallest < need and smallest <= (free if ram is None else ram):
-        return DaliError(problem, f"With --quant w4 it needs {size(smallest - HEADROOM)}.")
-    if ram is None:
-        least = f" ({size(smallest - HEADROOM)} at least, with --quant w4)" if smallest < need else ""
-        return DaliError(problem, f"Close other programs, or choose a smaller model{least}.")
-    least = f", or --quant w4 --ram {enough(smallest)}" if smallest < need else ""
-    return DaliError(
-        problem, f"Give --ram {enough(need)}{least}, or choose a smaller model; {size(free)} are free."
-    )
-
-
-def load_dense(
-    path: Path,
-    config: Any,
-    dtype: torch.dtype,
-    state: Mapping[str, Tensor] | None = None,
-    without: Iterable[str] = (),
-) -> Any:
-    """transformers' own loading of all but the experts, by a throw-away subclass that drops them on meta.
-
-    The weights come from the directory `path`, or are `state`, parameter -> tensor of `dtype`, which the model keeps.
-    The linears `without` get none but what is tied to others'.
-    """
-    base: Any = AutoModelForCausalLM._model_mapping[type(config)]
-
-    class Stub(base):  # type: ignore[misc]
-        def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
-            super().__init__(config, *args, **kwargs)
-            names = seam.experts_modules(self)
-            seam.strip_experts(self)
-            for name in without:
-                if f"{name}.weight" not in self.all_tied_weights_keys:
-                    seam.strip(self.get_submodule(name), "weight")
-            patterns = {_any_layer(name) for name in names}
-            ignored: set[str] = set(getattr(self, "_keys_to_ignore_on_load_unexpected", None) or ())
-            self._keys_to_ignore_on_load_unexpected = ignored | patterns
-            self.__class__ = base
-
-    # transformers' conversion mapping keys on both
-    Stub.__name__, Stub.__module__ = base.__name__, base.__module__
-    with quiet_transformers():
-        try:
-            model, info = Stub.from_pretrained(
-                path if state is None else None,
-                state_dict=state,
-                config=config,
-                dtype=dtype,
-                experts_implementation=seam.IMPLEMENTATION,
-                attn_implementation=attention.IMPLEMENTATION,
-                use_safetensors=True,
-                ignore_mismatched_sizes=True,  # refused below, by name
-                output_loading_info=True,
-            )
-        except (OSError, ValueError, RuntimeError) as error:
-            raise DaliError(
-                f"transformers cannot load {path} ({reason(error)}).", "Download the model again."
-            ) from error
-    for name in sorted(info["missing_keys"]):
-        raise DaliError(f"{path} has no weights for {name}.", "Download the model again, or pick another.")
-    for name, found, expected in sorted(info["mismatched_keys"]):
-        raise DaliError(
-            f"{name} in {path} is {list(found)}, its config says {list(expected)}.",
-            "Download the model again.",
-        )
-    # Weights of unchanged dtype still are views of the mapped file; our own copy stays under a step.
-    for tensor in (*model.parameters(), *model.buffers()) if state is None else ():
-        tensor.data = tensor.data.clone()
-    return model.eval().requires_grad_(False)
-
-
-def _any_layer(name: str) -> str:
-    """A regex for the keys of an experts module, in any layer."""
-    return ".".join(r"\d+" if part.isdigit() else part for part in name.split(".")) + r"\."
-
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """No bars and notes of transformers' own: dali says what it does itself."""
-    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()
-
-
-def load_tokenizer(directory: Path) -> Any:
+def read_tokenizer(directory: Path) -> Any:
     """The tokenizer in `directory`. DaliError when there is none or it is damaged."""
     try:
         with quiet_transformers():

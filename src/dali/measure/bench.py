@@ -13,9 +13,11 @@ from dataclasses import dataclass, field
 
 import torch
 
+from dali.engine.request import Request
 from dali.engine.sampling import SamplingParams
 from dali.engine.sequence import Sequence
-from dali.errors import UsageError
+from dali.engine.text.text import Text
+from dali.errors import UsageError, parameter
 from dali.fused.dense import PackedLinear
 from dali.kernels import native
 from dali.llm import LLM
@@ -69,7 +71,7 @@ def measure(llm: LLM, tests: list[Test], repetitions: int) -> Iterator[Measureme
         if max(test.prompt, test.generate) > llm.ctx_size:
             raise UsageError(
                 f"{test.name} does not fit a context of {llm.ctx_size} tokens.",
-                f"Give at most {llm.ctx_size}, or a larger --ctx-size if the model allows.",
+                f"Give at most {llm.ctx_size}, or a larger {parameter('ctx_size')} if the model allows.",
             )
     bandwidth = Bandwidth(llm) if native.enabled() else None
     draw = random.Random(0)
@@ -103,18 +105,11 @@ def _run(llm: LLM, test: Test, draw: random.Random) -> float:
     prompt = draw.choices(range(llm.model.config.vocab_size), k=test.prompt or 1)
     params = SamplingParams(temperature=0, ignore_eos=True)
     # Made here, as the last token needs no room: nothing is computed from it.
-    sequence = Sequence(prompt, params, llm.tokenizer, llm.eos, len(prompt) + (test.generate or 1))
-    llm.engine.add(sequence)
-    try:
-        started = time.perf_counter()
-        while sequence.finish_reason is None:
-            llm.engine.step()
-        seconds = time.perf_counter() - started
-    finally:
-        llm.engine.abort(sequence)
-    if sequence.error is not None:
-        raise sequence.error
-    return seconds
+    request = Request(tuple(prompt), len(prompt) + (test.generate or 1), params)
+    sequence = Sequence(request, Text(llm.tokenizer))
+    started = time.perf_counter()
+    llm.loop.complete([sequence])
+    return time.perf_counter() - started
 
 
 def _kernel_seconds(llm: LLM) -> dict[str, float]:
@@ -143,7 +138,7 @@ class Bandwidth:
     """What the kernels' threads read from memory, bytes a second: the model's own experts, or as much where it has too few."""
 
     def __init__(self, llm: LLM) -> None:
-        storages = (record.untyped_storage() for layer in llm.loaded.records for record in layer)
+        storages = (record.untyped_storage() for layer in llm.loaded.pool.records for record in layer)
         largest = max(storages, key=lambda storage: storage.nbytes())  # records are views of few arenas
         enough = largest.nbytes() >= 2 * READ_BYTES
         self._memory = (

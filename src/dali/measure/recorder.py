@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -89,38 +90,26 @@ def record(
             f"The routers of {type(llm.model).__name__} answer in a form that cannot be recorded.",
             "Record a model of another family.",
         )
-    waiting = [llm.sequence(prompt, **sampling) for prompt in prompts]
-    advance = meter("Recording", len(waiting))
-    recordings: list[_Recording] = []
-    live: list[tuple[Sequence, _Recording]] = []
+    sequences = [llm.sequence(prompt, **sampling) for prompt in prompts]
+    recordings = {sequence.number: _Recording() for sequence in sequences}
+    advance = meter("Recording", len(sequences))
     watch = _Watch(llm.model, routers, hidden)
+
+    def keep(live: list[Sequence]) -> None:
+        _keep(watch, live, recordings, llm.model.config, hidden)
+        advance(sum(sequence.finish_reason is not None for sequence in live))
+
     try:
-        while waiting or live:
-            while waiting and len(live) < batch:
-                sequence = waiting.pop(0)
-                recordings.append(_Recording())
-                live.append((sequence, recordings[-1]))
-                llm.engine.forget()  # a prompt is recorded in full, whatever it shares with another
-                llm.engine.add(sequence)
-            llm.engine.step()
-            _keep(watch, live, llm.model.config, hidden)
-            for sequence, _ in live:
-                if sequence.error is not None:
-                    raise sequence.error
-            going_on = [
-                (sequence, recording) for sequence, recording in live if sequence.finish_reason is None
-            ]
-            advance(len(live) - len(going_on))
-            live = going_on
+        llm.loop.complete(sequences, at_once=batch, fresh=True, after_step=keep)
     finally:
         watch.close()
-        for sequence, _ in live:
-            llm.engine.abort(sequence)
-    trace = _trace(llm, recordings, routers, hidden, meter)
+    trace = _trace(llm, list(recordings.values()), routers, hidden, meter)
     return replace(trace, meta={**trace.meta, "batch": batch, "sampling": sampling})
 
 
-def _keep(watch: _Watch, live: Many[tuple[Sequence, _Recording]], config: Any, hidden: bool) -> None:
+def _keep(
+    watch: _Watch, live: Many[Sequence], recordings: Mapping[int, _Recording], config: Any, hidden: bool
+) -> None:
     """Give each sequence its rows of the step that just ran."""
     step, watch.step = watch.step, None
     seen, watch.seen = watch.seen, []
@@ -131,7 +120,8 @@ def _keep(watch: _Watch, live: Many[tuple[Sequence, _Recording]], config: Any, h
     inputs = torch.stack([inputs for inputs, _ in seen], dim=1).float().cpu().numpy() if hidden else None
     embeddings = watch.embeddings.float().cpu().numpy() if hidden and watch.embeddings is not None else None
     for segment in step.segments:
-        recording = next(recording for sequence, recording in live if sequence.kv is segment.kv)
+        sequence = next(sequence for sequence in live if sequence.state is segment.state)
+        recording = recordings[sequence.number]
         rows = slice(segment.start, segment.start + segment.tokens)
         recording.prefill.append(np.full(segment.tokens, segment.prefill))
         recording.ids.append(ids[rows])
@@ -152,7 +142,7 @@ def _trace(llm: LLM, recordings: Many[_Recording], routers: Many[Any], hidden: b
         return np.concatenate([part for recording in recordings for part in getattr(recording, name)])
 
     lengths = [sum(len(part) for part in recording.ids) for recording in recordings]
-    experts = len(llm.loaded.records[0])
+    experts = llm.loaded.pool.experts
     ids = joined("ids").astype(np.uint8 if experts <= 256 else np.uint16)
     gate_inputs = joined("gate_inputs") if hidden else None
     predicted = {} if gate_inputs is None else _predictions(llm, routers, gate_inputs, ids.dtype, meter)
@@ -203,7 +193,7 @@ def _predictions(
 
 
 def _shape(llm: LLM) -> Shape:
-    shape, layers = llm.layout.shape, len(llm.loaded.records)
+    shape, layers = llm.layout.shape, llm.loaded.pool.layers
     nbytes, parameters, kernels = dense_size(llm.model)
     return Shape(
         shape.hidden,

@@ -14,9 +14,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dali.engine.engine import Engine
-from dali.engine.sampling import SamplingParams
+from dali.engine.request import Request
 from dali.engine.sequence import Sequence
-from dali.errors import DaliError
+from dali.errors import DaliError, parameter
 from dali.offload.fit import CALIBRATED, FITS
 from dali.progress import Meter
 from dali.runtime.predict import GateShift, LinearMap
@@ -75,9 +75,7 @@ def calibrate(
     try:
         for begin in range(0, len(tokens), window):
             piece = tokens[begin : begin + window]
-            sequence = Sequence(
-                piece, SamplingParams(), tokenizer=None, eos=frozenset(), limit=len(piece) + 1
-            )
+            sequence = Sequence(Request(tuple(piece), limit=len(piece) + 1))
             for _ in engine.score(sequence):
                 for layer, fit in enumerate(fits):
                     fit.add(seen[layer][0], *seen[layer + distance])
@@ -110,7 +108,7 @@ def _write(path: Path, key: str, tensors: list[Tensor]) -> None:
     except (OSError, SafetensorError) as error:
         raise DaliError(
             f"Cannot keep the calibration in {path.parent} ({error}).",
-            "Make the folder writable, set DALI_CACHE_DIR to another one, or use --prefetch none.",
+            f"Make the folder writable, set DALI_CACHE_DIR to another one, or use {parameter('prefetch')} none.",
         ) from error
     finally:
         with suppress(OSError):  # it was renamed, or never made

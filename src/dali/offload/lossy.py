@@ -1,15 +1,16 @@
 """A system's lossy parts before and beside the runtime's MoE layers; they act in steps that only decode.
 
 What is changed is a step's routing, before the runtime plans it. An expert that is not computed now, or not as it is, leaves its
-(token, slot) pair to the token's weightiest expert at weight 0: that adds nothing, reads no expert more, and keeps the routing's
-shape. Experts in low precision and those put off to the next layer are computed by the CPU, behind the layer's own.
+(token, choice) pair to the token's weightiest expert at weight 0: that adds nothing, reads no expert more, and keeps the
+routing's shape. Experts in low precision and those put off to the next layer are computed by the CPU, behind the layer's own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -17,17 +18,18 @@ import torch
 from torch import Tensor
 
 from dali.devices import COMPUTE, HOST, Buffer
-from dali.errors import DaliError
+from dali.errors import DaliError, parameter
 from dali.hardware.cost import CostModel
 from dali.kernels.dispatch import compute_experts
-from dali.kernels.expert import ExpertLayout
-from dali.kernels.reference import reduce_slots
-from dali.loading.safetensors import LoadedModel
+from dali.kernels.pairs import pairs_by_expert
+from dali.kernels.reference import reduce_choices
+from dali.loading.loaded import LoadedModel
 from dali.offload.low_bits import low_precision
 from dali.progress import Meter
 from dali.runtime.executor import CPU, DOWN, UP, Executor
 from dali.runtime.workspace import Workspace
 from dali.step.context import current_step
+from dali.store.pool import ExpertPool
 from dali.systems import DROPPED, KEPT, LATER, LOW, LossyParts, Rerouted, Routed
 from dali.telemetry import Telemetry
 
@@ -36,10 +38,9 @@ Scores = Callable[[int, Tensor], Tensor]
 
 
 class CpuExperts(NamedTuple):
-    """What the CPU computes with: packed experts, `records[layer][expert]` in `layouts[layer]`, and their modelled times."""
+    """What the CPU computes with: packed experts and their modelled times."""
 
-    layouts: Sequence[ExpertLayout]
-    records: Sequence[Sequence[Tensor]]
+    pool: ExpertPool
     model: CostModel
 
 
@@ -56,7 +57,7 @@ class LossyLayers:
         telemetry: Telemetry,
         counts: dict[str, int],
     ) -> None:
-        """`scores`: for parts that predict. `counts` takes how many (token, slot) pairs there were, and what became of them."""
+        """`scores`: for parts that predict. `counts` takes how many (token, choice) pairs there were, and what became of them."""
         assert parts.reroute is not None
         self._executor = executor
         self._reroute = parts.reroute
@@ -81,13 +82,13 @@ class LossyLayers:
         # What an interrupted step left behind ends at the first layer.
         predicted, late = (self._predicted, self._late) if layer else (None, None)
         self._predicted = self._late = None
-        if self._scores is not None and layer + 1 < len(self._beside.records):
+        if self._scores is not None and layer + 1 < self._beside.pool.layers:
             self._predicted = self._scores(layer + 1, hidden)
 
         view = self._executor.residency.view(layer)
         routed = Routed(
             layer,
-            len(self._beside.records),
+            self._beside.pool.layers,
             ids.cpu().numpy(),
             weights.float().cpu().numpy(),
             view.resident | view.in_flight.keys(),
@@ -109,7 +110,7 @@ class LossyLayers:
             out = self._join(out, self._compute(layer, hidden, rerouted, rerouted.fates == LOW))
         elif (rerouted.fates == LATER).any():
             self._late = self._compute(layer, hidden, rerouted, rerouted.fates == LATER)
-        self._executor.clock(self._telemetry.layer(layer), began)
+        self._executor.account(self._telemetry.layer(layer), began)
         return out
 
     def _count(self, routed: Routed, rerouted: Rerouted) -> None:
@@ -121,15 +122,13 @@ class LossyLayers:
 
     def _compute(self, layer: int, hidden: Tensor, rerouted: Rerouted, chosen: np.ndarray) -> Buffer:
         """Queue the chosen pairs' experts on the host stream; returns where their weighted sums [tokens, hidden] will be."""
-        device, take, (layouts, records, model) = self._executor.device, self._workspace.take, self._beside
+        device, take, (pool, model) = self._executor.device, self._workspace.take, self._beside
         tokens, width = hidden.shape
-        pairs = np.flatnonzero(chosen)
-        pairs = pairs[rerouted.ids.ravel()[pairs].argsort(kind="stable")]
-        experts, workload = np.unique(rerouted.ids[chosen], return_counts=True)
-        offsets = [0, *workload.cumsum().tolist()]
-        slots = torch.from_numpy(pairs)
+        asked = torch.from_numpy(rerouted.ids[chosen].astype(np.int64))
+        experts, order, offsets = pairs_by_expert(asked, pool.experts)
+        pairs = torch.from_numpy(np.flatnonzero(chosen))[order]
         share = torch.from_numpy(np.where(chosen, rerouted.weights, 0))
-        layout, here = layouts[layer], [records[layer][expert] for expert in experts]
+        lease = pool.lease(layer, experts)
 
         below = take("below", tokens, width, hidden.dtype, CPU)
         sums = take("sums", tokens, width, torch.float32, CPU)
@@ -139,14 +138,14 @@ class LossyLayers:
 
         def compute() -> None:
             rows = torch.zeros(share.numel(), width)
-            compute_experts(layout, here, offsets, slots, below.tensor, rows)
-            sums.tensor.copy_(reduce_slots(rows, share))
+            compute_experts(lease.layout, lease.records, offsets, pairs, below.tensor, rows)
+            sums.tensor.copy_(reduce_choices(rows, share))
 
-        seconds = sum(model.costs.cpu[count] for count in workload.tolist())
+        seconds = sum(model.costs.cpu[end - begin] for begin, end in pairwise(offsets))
         device.launch(device.stream(HOST), compute, (below,), (sums,), seconds, label=f"lossy {layer}")
         counters = self._telemetry.layer(layer)
         counters.cpu += len(experts)
-        counters.expert_bytes += len(experts) * layout.weight_bytes
+        counters.expert_bytes += len(experts) * lease.layout.weight_bytes
         return sums
 
     def _join(self, out: Tensor, sums: Buffer) -> Tensor:
@@ -175,10 +174,12 @@ def cpu_experts(
         raise DaliError(
             "Predicted routing needs routers that can be called on their own, and "
             f"{type(loaded.model).__name__} has none.",
-            "Leave out --lossy.",
+            f"Leave out {parameter('lossy')}.",
         )
     if not parts.low:
-        return CpuExperts(loaded.layouts, loaded.records, costs)
-    layouts, records = low_precision(loaded.layouts, loaded.records, room, meter)
+        return CpuExperts(loaded.pool, costs)
+    layouts, records = low_precision(loaded.layouts, loaded.pool.records, room, meter)
     size = replace(costs.shape, bytes={"w4": layouts[0].weight_bytes})
-    return CpuExperts(layouts, records, CostModel(costs.profile, size, "w4", len(costs.costs.cpu) - 1))
+    return CpuExperts(
+        ExpertPool(layouts, records), CostModel(costs.profile, size, "w4", len(costs.costs.cpu) - 1)
+    )

@@ -11,13 +11,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dali.errors import DaliError, UsageError
-from dali.hardware.memory import available_ram, size
+from dali.errors import DaliError, UsageError, parameter
+from dali.hardware.memory import available_ram
 from dali.kernels.expert import ExpertLayout
 from dali.kernels.formats import GROUP, TILE_ROWS, Format, assemble, get_format, pad, round_up
 from dali.kernels.packing import require_finite
 from dali.progress import Meter
 from dali.store.arena import Arena
+from dali.units import size
 
 HELD = ("w4", "w8")  # formats that hold whole multiples of a scale
 
@@ -32,7 +33,7 @@ def reduce_bits(
     if other:
         raise UsageError(
             f"Experts of {bits} bits are stored in {' or '.join(HELD)}, and this model's are in {other[0]}.",
-            f"Load it with --quant {HELD[0]}.",
+            f"Load it with {parameter('quant')} {HELD[0]}.",
         )
     advance = meter(f"Rounding experts to {bits} bits", sum(map(len, records)))
     for layout, layer in zip(layouts, records, strict=True):
@@ -45,7 +46,7 @@ def low_precision(
     layouts: Sequence[ExpertLayout], records: Sequence[Sequence[Tensor]], room: int | None, meter: Meter
 ) -> tuple[list[ExpertLayout], list[list[Tensor]]]:
     """A second, lower precision of every expert: `w4` beside float experts, 2 bits in `w4`'s bytes beside quantized ones.
-    `room`: bytes that --ram leaves for it, None for what is free. DaliError: no memory for it."""
+    `room`: bytes that `ram` leaves for it, None for what is free. DaliError: no memory for it."""
     low = [ExpertLayout(layout.shape, get_format("w4")) for layout in layouts]
     count, nbytes = sum(map(len, records)), low[0].record_bytes
     need, free = count * nbytes, available_ram()
@@ -53,10 +54,13 @@ def low_precision(
         if room is None:
             limit, more = f"{size(free)} are free", "Close other programs"
         else:
-            limit, more = f"--ram leaves {size(max(room, 0))} for them", f"Raise --ram by {size(need - room)}"
+            limit, more = (
+                f"{parameter('ram')} leaves {size(max(room, 0))} for them",
+                f"Raise {parameter('ram')} by {size(need - room)}",
+            )
         raise DaliError(
             f"Low-precision experts take {size(need)} more memory, and {limit}.",
-            f"{more}, or leave out --lossy.",
+            f"{more}, or leave out {parameter('lossy')}.",
         )
     found = Arena(count, nbytes).by_layer(len(layouts))
     advance = meter("Making low-precision experts", count)

@@ -38,7 +38,7 @@ class Guard:
         self._steps = 0
         self._cost = self._benefit = 0.0
 
-    def record(self, cost: float, benefit: float) -> None:
+    def note(self, cost: float, benefit: float) -> None:
         """One step's cost and benefit in seconds; they are ignored while the activity rests."""
         if not self.on:
             self._resting -= 1
@@ -139,7 +139,7 @@ class Guards:
             if self.prefetch.on and waiting:
                 others = {expert: due for expert, due in view.in_flight.items() if expert not in waiting}
                 saved = self._makespan(layer, workload, replace(idle, in_flight=others)) - seconds
-            self.prefetch.record(predict_seconds + delay * prefetches, saved)
+            self.prefetch.note(predict_seconds + delay * prefetches, saved)
         undone = self._copied[layer].undone(residents)
         if undone or not self.swap.on:
             saved = 0.0
@@ -147,7 +147,7 @@ class Guards:
                 others = {e: due for e, due in view.in_flight.items() if e in waiting and e not in undone}
                 without = replace(idle, resident=undone, in_flight=others)
                 saved = self._makespan(layer, workload, without) - seconds
-            self.swap.record(delay * swaps, saved)
+            self.swap.note(delay * swaps, saved)
             if not self.swap.on:
                 self._copied = [CopiedSwaps() for _ in self._copied]
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dali.errors import UsageError
-from dali.hardware.memory import enough, size
+from dali.errors import UsageError, parameter
 from dali.policies.cache import CachePolicy
+from dali.units import enough, size
 
 
 class WholeLayers(CachePolicy):
@@ -21,7 +21,7 @@ class WholeLayers(CachePolicy):
         """UsageError where there are not so many layers, or the slots of `record_bytes` on the device do not hold the others."""
         if self.cpu_layers > self.layers:
             raise UsageError(
-                f"--n-cpu-moe {self.cpu_layers} is more than the {self.layers} MoE layers of the model.",
+                f"{parameter('n_cpu_moe')} {self.cpu_layers} is more than the {self.layers} MoE layers of the model.",
                 f"Give at most {self.layers}.",
             )
         there, fit = self.layers - self.cpu_layers, slots // self.experts
@@ -31,6 +31,8 @@ class WholeLayers(CachePolicy):
                 layers, room = "1 MoE layer", "no room for it"
             nbytes = there * self.experts * record_bytes
             raise UsageError(
-                f"--n-cpu-moe {self.cpu_layers} leaves {layers} to {device}, {size(nbytes)} of experts; it has {room}.",
-                f"Give --n-cpu-moe {self.layers - fit} or more, or --vram {enough(nbytes)} where there is as much.",
+                f"{parameter('n_cpu_moe')} {self.cpu_layers} leaves {layers} to {device}, {size(nbytes)} of "
+                f"experts; it has {room}.",
+                f"Give {parameter('n_cpu_moe')} {self.layers - fit} or more, or {parameter('vram')} {enough(nbytes)} "
+                "where there is as much.",
             )

@@ -9,7 +9,7 @@ from functools import lru_cache
 from itertools import product
 
 from dali import systems
-from dali.errors import UsageError
+from dali.errors import UsageError, parameter
 from dali.hardware import profile as profiles
 from dali.replay import eviction
 from dali.replay.shapes import shape_of
@@ -90,12 +90,12 @@ def slots_of(text: str, trace: Trace) -> int:
             raise ValueError
     except ValueError:
         raise UsageError(
-            f"--cache-slots cannot be {text!r}.",
+            f"{parameter('cache_slots')} cannot be {text!r}.",
             "Give shares or numbers of a layer's experts: 25%,50% or 8,16.",
         ) from None
     if exact > trace.experts:
         raise UsageError(
-            f"--cache-slots {text} is more than the {trace.experts} experts a layer of {trace.name}.",
+            f"{parameter('cache_slots')} {text} is more than the {trace.experts} experts a layer of {trace.name}.",
             f"Give at most {trace.experts}, or 100%.",
         )
     return math.floor(exact + 0.5)

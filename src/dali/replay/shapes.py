@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from dali.errors import DaliError, UsageError
+from dali.errors import DaliError, UsageError, parameter
 from dali.hardware.cost import CostModel, ExpertSize
 from dali.hardware.profile import Profile
 from dali.replay.traces.trace import Trace
@@ -84,7 +84,7 @@ def shape_of(trace: Trace, name: str) -> Shape:
                 return shape
         raise UsageError(
             f"The trace {trace.name} does not say the sizes of its model, {trace.meta['model']}.",
-            f"Give it those of another one: --shape {'|'.join(SHAPES)}.",
+            f"Give it those of another one: {parameter('shape')} {'|'.join(SHAPES)}.",
         )
     fields = Shape.__dataclass_fields__
     if (

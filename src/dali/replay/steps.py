@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dali.errors import UsageError
+from dali.errors import UsageError, parameter
 from dali.replay.traces.trace import DECODE, PREFILL, Array, Trace
 
 CHUNK = 512  # tokens of a prompt in one step, at most
@@ -33,7 +33,9 @@ def forwards(trace: Trace, batch: int, tokens: int | None = None) -> list[Forwar
     if batch > answering:
         raise UsageError(
             f"A batch of {batch} needs as many sequences; the trace {trace.name} has {answering} with generated tokens.",
-            f"Use --batch {answering} or fewer." if answering else "Record some with `dali trace -n 128`.",
+            f"Use {parameter('batch')} {answering} or fewer."
+            if answering
+            else "Record some with `dali trace -n 128`.",
         )
     steps: list[Forward] = []
     waiting, live = deque(range(trace.sequences)), list[tuple[int, int]]()  # live: (sequence, tokens done)

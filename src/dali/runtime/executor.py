@@ -3,8 +3,8 @@
 The order of a step: the host learns the routing; the assignment policy plans; CPU experts start on the host stream; residents
 are launched in one group, then experts in flight and fetched ones as their copies land; the cache policy's swaps that cost no
 copy follow, then prefetches for a later layer behind the demanded copies, then the swaps that do; at last the CPU's rows go up
-and all rows are summed in slot order. What waits for what is the device's business: every launch and copy declares what it
-touches.
+and all rows are summed in the order of choices. What waits for what is the device's business: every launch and copy declares what
+it touches.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from dali.hardware.cost import CostModel
 from dali.kernels.dispatch import compute_experts
 from dali.kernels.expert import ExpertLayout
 from dali.kernels.pairs import count_pairs, order_pairs
-from dali.kernels.reference import reduce_slots
+from dali.kernels.reference import reduce_choices
 from dali.policies import Policies
 from dali.policies.decisions import Decisions
 from dali.policies.guard import Guards, Period
@@ -36,6 +36,7 @@ from dali.runtime.prefetch import Predictor, Prefetcher
 from dali.runtime.replacement import Replacement
 from dali.runtime.residency import COPY, Residency
 from dali.runtime.workspace import Workspace
+from dali.store.pool import ExpertPool
 from dali.telemetry import LayerCounters, Telemetry
 
 CPU = torch.device("cpu")
@@ -50,8 +51,7 @@ class Executor:
     def __init__(
         self,
         device: Device,
-        layouts: Sequence[ExpertLayout],
-        records: Sequence[Sequence[Tensor]],
+        pool: ExpertPool,
         residency: Residency,
         policies: Policies,
         predictor: Predictor | None,
@@ -64,29 +64,29 @@ class Executor:
         scores: Callable[[int, Tensor], Tensor] | None = None,
         guarded: bool = True,
     ) -> None:
-        """`records[layer][expert]`: the host's packed experts, in `layouts[layer]`. `dense_seconds(tokens)`: modelled time of
+        """`pool`: the host's experts. `dense_seconds(tokens)`: modelled time of
         everything between two layers' experts; `predict_seconds(tokens)`: of one prediction. `beside[layer](hidden)`: what else
         needs the layer's input and may run while its experts are on their way. `scores(layer, hidden)`: the router's, [tokens,
         experts]. `guarded`: prefetches and swaps may be rested."""
         self.device = device
         self.residency = residency
         self.policies = policies
-        self._layouts = layouts
-        self._records = records
+        self._pool = pool
+        self._layouts = pool.layouts
         self._activation_copy = cache(model.activation_copy)
         self._costs = model.costs
         self._telemetry = telemetry
         self._dense_seconds = dense_seconds
-        self._beside = beside or [None] * len(records)
+        self._beside = beside or [None] * pool.layers
         self._kernel = kernel
         self._scores = scores if "scores" in policies.cache.signals else None
         self._compute, self._host = device.stream(COMPUTE), device.stream(HOST)
         self._down, self._up = device.stream(DOWN), device.stream(UP)
         self._workspace = Workspace(device)
-        self._experts = len(records[0])
-        self.decisions = decisions = Decisions(policies, len(records), self._experts)
+        self._experts = pool.experts
+        self.decisions = decisions = Decisions(policies, pool.layers, pool.experts)
         self.guards = guards = Guards(
-            decisions.assign, model.costs, len(records), guarded, predicts=predictor is not None
+            decisions.assign, model.costs, pool.layers, guarded, predicts=predictor is not None
         )
         self.prefetcher = Prefetcher(
             decisions, guards, predictor, residency, model.costs, telemetry, predict_seconds
@@ -94,7 +94,7 @@ class Executor:
         self.replacement = Replacement(decisions, guards, residency)
         self.period = Period()
         self._failed = False
-        for layer in range(len(records)):
+        for layer in range(pool.layers):
             residency.place(layer, decisions.initial(layer) if residency.resident_slots else ())
         device.synchronize()
 
@@ -164,8 +164,18 @@ class Executor:
             self.prefetcher.queue(layer, expected, self.period.seconds, self._layouts)
         self.replacement.queue(layer, swaps, counters, self._layouts[layer].record_bytes)
 
+        result = self._sum(layer, rows, staged, weights, hidden)
+        device.release(step.x)
+        self.account(counters, started)
+        return result
+
+    def _sum(
+        self, layer: int, rows: Buffer, staged: _Staged | None, weights: Tensor, hidden: Tensor
+    ) -> Tensor:
+        """Queue the way up of what the CPU computes, and the weighted sum of all rows: the layer's output, like hidden."""
+        device = self.device
         if staged is not None:  # only now: a queue that waits for a thread may hold up whoever fills it
-            seconds = self._activation_copy(len(staged.slots))
+            seconds = self._activation_copy(len(staged.pairs))
             device.copy(self._up, staged.rows, staged.packed, seconds, label="activations up")
         out = device.adopt(torch.empty_like(hidden))
         device.launch(
@@ -176,10 +186,7 @@ class Executor:
             self._costs.launch,
             label=f"join {layer}",
         )
-        result = device.release(out)
-        device.release(step.x)
-        self.clock(counters, started)
-        return result
+        return device.release(out)
 
     def _expected(
         self,
@@ -190,8 +197,8 @@ class Executor:
         workload: Sequence[int],
         signals: Signals | None,
     ) -> Sequence[tuple[int, Sequence[float]]]:
-        """What later layers are expected to need: by the ids predicted of them, which came down as `ahead`, or as the policy says
-        itself."""
+        """What later layers are expected to need: from the ids predicted of them, which came down as `ahead`, or from the
+        policy's own forecast."""
         if predicted is not None and ahead is not None:
             parts = (
                 [ahead] if len(ahead) == tokens else list(ahead.view(-1, tokens, ahead.shape[1]))
@@ -204,7 +211,7 @@ class Executor:
         if predicted is not None and ids.device != CPU:
             both = torch.cat((ids, predicted)).cpu()
             ids, predicted = both[: len(ids)], both[len(ids) :]
-        self.device.synchronize(self.device.record(self._compute))
+        self.device.synchronize(self.device.mark(self._compute))
         return ids.cpu().contiguous(), None if predicted is None else predicted.contiguous()
 
     def _start_cpu(self, step: _Step, experts: Sequence[int]) -> _Staged:
@@ -213,23 +220,22 @@ class Executor:
         tokens, width = hidden.shape
         offsets = step.offsets[: len(experts) + 1]
         pairs, count = step.pairs, offsets[-1]
-        slots = pairs[:count]
+        mine = pairs[:count]
         below = take("below", tokens, width, hidden.dtype, CPU)
         packed = take("packed", count, width, torch.float32, CPU)
         above = take("above", count, width, torch.float32, hidden.device)
-        layout, here = self._layouts[step.layer], self._records[step.layer]
-        records = [here[expert] for expert in experts]
+        lease = self._pool.lease(step.layer, experts)
         device.copy(self._down, below, step.x, self._activation_copy(tokens), label="activations down")
 
         def compute() -> None:
             full = torch.empty(len(pairs), width)
-            kernel(layout, records, offsets, slots, below.tensor, full)
-            torch.index_select(full, 0, slots, out=packed.tensor)
+            kernel(lease.layout, lease.records, offsets, mine, below.tensor, full)
+            torch.index_select(full, 0, mine, out=packed.tensor)
 
         costs = self._costs.cpu
         seconds = sum([costs[step.workload[expert]] for expert in experts])
         device.launch(self._host, compute, (below,), (packed,), seconds, label=f"cpu {step.layer}")
-        return _Staged(slots, packed, above)
+        return _Staged(mine, packed, above)
 
     def _start_accelerator(self, step: _Step, plan: LayerPlan, view: ResidencyView) -> None:
         """Queue launches and demanded copies in plan order; scratch slots recycle from the oldest launch on."""
@@ -290,7 +296,7 @@ class Executor:
         counters.expert_bytes += (len(plan.cpu) + len(plan.gpu)) * layout.weight_bytes
         counters.link_bytes += len(plan.fetch) * layout.record_bytes
 
-    def clock(self, counters: LayerCounters, started: float) -> None:
+    def account(self, counters: LayerCounters, started: float) -> None:
         """Count the time since `started`, and what the streams did in it."""
         counters.seconds += self.device.now() - started
         for stream, seconds in self.device.busy_seconds().items():
@@ -304,7 +310,7 @@ class Executor:
 
 @dataclass(slots=True)
 class _Step:
-    """One layer's step: its workload, (token, slot) pairs in the order of the plan (the CPU's first) and where each expert's
+    """One layer's step: its workload, (token, choice) pairs in the order of the plan (the CPU's first) and where each expert's
     begin, input and the rows of its outputs."""
 
     layer: int
@@ -317,15 +323,15 @@ class _Step:
 
 @dataclass(slots=True)
 class _Staged:
-    """The CPU's outputs on their way up: `rows.tensor[i]` is the row of (token, slot) `slots[i]`."""
+    """The CPU's outputs on their way up: `rows.tensor[i]` is the row of (token, choice) pair `pairs[i]`."""
 
-    slots: Tensor
+    pairs: Tensor
     packed: Buffer  # on the host
     rows: Buffer  # on the accelerator
 
 
 def _join(rows: Tensor, staged: _Staged | None, weights: Tensor, out: Tensor) -> None:
-    """Put the CPU's rows among the accelerator's and sum over slots, in slot order."""
+    """Put the CPU's rows among the accelerator's and sum over choices, in their order."""
     if staged is not None:
-        rows[staged.slots] = staged.rows.tensor
-    out.copy_(reduce_slots(rows, weights))
+        rows[staged.pairs] = staged.rows.tensor
+    out.copy_(reduce_choices(rows, weights))

@@ -10,12 +10,10 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass
-from functools import cache
-
-from torch import Tensor
 
 from dali.devices import Buffer, Device, Event
 from dali.policies.plan import ResidencyView
+from dali.store.pool import Lease
 
 COPY = "copy"
 
@@ -37,21 +35,21 @@ class Residency:
     def __init__(
         self,
         device: Device,
-        record: Callable[[int, int], Tensor],
+        lease: Callable[[int, Sequence[int]], Lease],
         layers: int,
         record_bytes: int,
         slots: int,
         resident_slots: int,
         link_seconds: tuple[float, float],
     ) -> None:
-        """`record(layer, expert)`: the host's bytes. `slots`: of which `resident_slots` are for all layers' residents, the rest
-        scratch. `link_seconds`: one copy alone and while the CPU computes, as modelled."""
+        """`lease(layer, experts)`: of the host's bytes, held until they are copied. `slots`: of which `resident_slots` are for
+        all layers' residents, the rest scratch. `link_seconds`: one copy alone and while the CPU computes, as modelled."""
         self.device = device
         self.resident_slots = resident_slots
         self.scratch_slots = slots - resident_slots
         self.copies = 0
         self.link_free = 0.0  # when the copies queued so far are expected to be done, on the device's clock
-        self._source = cache(lambda layer, expert: device.adopt(record(layer, expert)))
+        self._lease = lease
         self._link_seconds = link_seconds
         self._stream = device.stream(COPY)
         self._memory = device.alloc(slots * record_bytes) if slots else None
@@ -60,9 +58,8 @@ class Residency:
         self._scratch: list[dict[int, Holding]] = [{} for _ in range(layers)]
         self._unsettled: list[set[int]] = [set() for _ in range(layers)]  # residents not seen to have landed
         self._swapping = 0, -1, 0, -1  # layer, load, donor, evict of the last swap
-        self._flying: deque[tuple[Event, list[Holding]]] = (
-            deque()
-        )  # copies not seen to end, in the order they will
+        # Copies not seen to end, in the order they will, with what they fill and read.
+        self._flying: deque[tuple[Event, list[Holding], Lease]] = deque()
 
     def close(self) -> None:
         if self._memory is not None:
@@ -169,11 +166,12 @@ class Residency:
     def _copy(self, layer: int, experts: Sequence[int], slots: Sequence[Buffer]) -> list[Holding]:
         """Queue one copy of them all."""
         device, (alone, contended), count = self.device, self._link_seconds, len(experts)
-        sources = [self._source(layer, expert) for expert in experts]
+        lease = self._lease(layer, experts)
+        sources = [device.adopt(record) for record in lease.records]
         label = f"copy {layer}.{experts[0]}"
         device.copies(self._stream, slots, sources, count * alone, count * contended, label=label)
         self.copies += count
         self.link_free = due = max(self.link_free, device.now()) + count * alone
         held = [Holding(layer, *held, due) for held in zip(experts, slots, strict=True)]
-        self._flying.append((device.record(self._stream), held))
+        self._flying.append((device.mark(self._stream), held, lease))
         return held

@@ -12,14 +12,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dali.step.kv import KVCache
+from dali.step.state import SequenceState
 
 
 @dataclass(frozen=True)
 class Segment:
     """One sequence's tokens in the row: rows [start, start + tokens), at positions [position, position + tokens)."""
 
-    kv: KVCache
+    state: SequenceState
     start: int
     tokens: int
     position: int

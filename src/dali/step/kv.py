@@ -1,4 +1,4 @@
-"""The keys and values one sequence keeps."""
+"""The keys and values one layer keeps of one sequence: the `LayerState` of attention (see step/state.py)."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ class LayerKV:
 
     A sliding-window layer forgets tokens no later query can see: `first` is the position of the oldest one kept.
     """
+
+    trims = True
 
     def __init__(self) -> None:
         self.first = 0
@@ -72,34 +74,13 @@ class LayerKV:
         self.first += dropped
         self.length = kept
 
-    def reaches(self, tokens: int) -> bool:
+    def snapshot(self) -> None:
+        """Nothing: later tokens are appended, and `rollback` cuts them off."""
+
+    def reaches(self, tokens: int, snapshot: object = None) -> bool:
         """Whether all that position `tokens` would see is still here."""
         return self.first == 0 or (self._window is not None and tokens - self._window + 1 >= self.first)
 
-    def truncate(self, tokens: int) -> None:
+    def rollback(self, tokens: int, snapshot: object = None) -> None:
         """Keep positions below `tokens`."""
         self.length = min(self.length, tokens - self.first)
-
-
-class KVCache:
-    """All layers of one sequence."""
-
-    def __init__(self) -> None:
-        self._layers: dict[int, LayerKV] = {}
-
-    def layer(self, index: int) -> LayerKV:
-        if index not in self._layers:
-            self._layers[index] = LayerKV()
-        return self._layers[index]
-
-    @property
-    def nbytes(self) -> int:
-        return sum(layer.nbytes for layer in self._layers.values())
-
-    def truncate(self, tokens: int) -> bool:
-        """Forget positions from `tokens` on. False, and nothing done, where a sliding window no longer reaches back."""
-        if not all(layer.reaches(tokens) for layer in self._layers.values()):
-            return False
-        for layer in self._layers.values():
-            layer.truncate(tokens)
-        return True

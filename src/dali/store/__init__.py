@@ -1,1 +1,1 @@
-"""Expert bytes at rest: the packed store on disk, its builder and reader, and the RAM arena they fill."""
+"""Expert bytes: the files they come from, the packed store on disk, the RAM they fill, and the pool that is asked for them."""

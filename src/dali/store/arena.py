@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dali.errors import DaliError
+from dali.errors import DaliError, parameter
 
 
 class Arena:
@@ -29,7 +29,7 @@ class Arena:
         except (OSError, OverflowError) as error:
             raise DaliError(
                 f"Cannot reserve {self.nbytes / 2**30:.1f} GiB of memory for the experts ({error}).",
-                "Choose a smaller format (--quant w4) or a smaller model.",
+                f"Choose a smaller format ({parameter('quant')} w4) or a smaller model.",
             ) from error
         if hasattr(mmap, "MADV_HUGEPAGE"):  # fewer TLB misses while a kernel streams gigabytes
             with suppress(OSError):  # a kernel without them

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
-import platformdirs
 import xxhash
 
 
@@ -14,7 +14,16 @@ def cache_root() -> Path:
     override = os.environ.get("DALI_CACHE_DIR")
     if override:
         return Path(override).expanduser()
-    return Path(platformdirs.user_cache_dir("dali", appauthor=False))
+    if sys.platform == "win32":
+        return _folder("LOCALAPPDATA", "AppData/Local") / "dali" / "Cache"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "dali"
+    return _folder("XDG_CACHE_HOME", ".cache") / "dali"
+
+
+def _folder(variable: str, default: str) -> Path:
+    """What the variable names, else the platform's default below the home folder."""
+    return Path(os.environ.get(variable, "").strip() or Path.home() / default)
 
 
 def store_path(model: Path, format: str) -> Path:

@@ -29,7 +29,8 @@ from transformers.core_model_loading import (
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from dali.errors import DaliError
-from dali.kernels.expert import ExpertShape, ExpertWeights
+from dali.kernels.expert import ExpertWeights
+from dali.store.experts_module import ExpertsModule
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -84,14 +85,14 @@ class Checkpoint:
     @cached_property
     def location(self) -> dict[str, str]:
         """Tensor name -> shard; every name of the index must be there."""
-        found = {name: shard for shard, shapes in self._shapes.items() for name in shapes}
+        location = {name: shard for shard, shapes in self._shapes.items() for name in shapes}
         for name, shard in self._index.items():
             if name not in self._shapes[shard]:
                 raise DaliError(
                     f"{self.directory / shard} lacks the tensor {name} that {INDEX} lists.",
                     "Download the model again.",
                 )
-        return found
+        return location
 
     def shape(self, name: str) -> list[int]:
         return self._shapes[self.location[name]][name]
@@ -125,23 +126,6 @@ class Checkpoint:
     def close(self) -> None:
         """Unmap the shards."""
         self._open.clear()
-
-
-@dataclass(frozen=True)
-class ExpertsModule:
-    """What the seam found out about one experts module of a model."""
-
-    name: str  # dotted path, e.g. model.layers.3.mlp.experts
-    experts: int
-    shape: ExpertShape
-    transposed: bool  # parameters are [in, out]
-    concatenated: bool  # gate and up are halves; else interleaved rows
-
-    @property
-    def parameter_names(self) -> list[str]:
-        """The module's own parameters: gate and up (or up alone), down, then their biases if it has any."""
-        names = ["gate_up_proj" if self.shape.gated else "up_proj", "down_proj"]
-        return names + [f"{name}_bias" for name in names if self.shape.biased]
 
 
 class CheckpointExperts:
@@ -183,10 +167,10 @@ class CheckpointExperts:
                 )
             for pattern, keys in sources.items():
                 shape = self.checkpoint.shape(keys[0])
-                found = len(keys) if pattern and "*" in pattern else shape[0] if shape else 0
-                if found != module.experts:
+                experts = len(keys) if pattern and "*" in pattern else shape[0] if shape else 0
+                if experts != module.experts:
                     raise DaliError(
-                        f"{self.checkpoint.directory} has {found} experts in {name}, "
+                        f"{self.checkpoint.directory} has {experts} experts in {name}, "
                         f"its config says {module.experts}.",
                         "Download the model again.",
                     )
@@ -199,7 +183,7 @@ class CheckpointExperts:
         """Expert `expert` of MoE layer `layer`, in the checkpoint's dtype. DaliError when it does not fit."""
         module = self.modules[layer]
         try:
-            return canonical(module, *(self._parameter(name, expert) for name in self._parameters(module)))
+            return module.canonical(*(self._parameter(name, expert) for name in self._parameters(module)))
         except (ValueError, LookupError, RuntimeError, AssertionError) as error:
             raise DaliError(
                 f"Expert {expert} of {module.name} in {self.checkpoint.directory} "
@@ -239,35 +223,3 @@ class CheckpointExperts:
         value = next(value for target, value in tensors.items() if target in parameter)
         result: Tensor = (value[0] if isinstance(value, list) else value)[0]
         return result
-
-
-def canonical(
-    module: ExpertsModule,
-    first: Tensor,
-    down: Tensor,
-    first_bias: Tensor | None = None,
-    down_bias: Tensor | None = None,
-) -> ExpertWeights:
-    """One expert's parameters in the module's layout -> canonical weights.
-
-    ValueError or RuntimeError when a shape does not fit.
-    """
-    if module.transposed:
-        first, down = first.T, down.T
-    if not module.shape.gated:
-        weights = ExpertWeights(None, first, down, None, first_bias, down_bias)
-    elif module.concatenated:
-        gate, up = first.chunk(2)
-        biases = (None, None) if first_bias is None else first_bias.chunk(2)
-        weights = ExpertWeights(gate, up, down, biases[0], biases[1], down_bias)
-    else:
-        biases = (None, None) if first_bias is None else (first_bias[0::2], first_bias[1::2])
-        weights = ExpertWeights(first[0::2], first[1::2], down, biases[0], biases[1], down_bias)
-    expected: dict[str, tuple[int, ...]] = dict(module.shape.matrices)
-    if module.shape.biased:
-        expected |= {f"{name}_bias": shape[:1] for name, shape in expected.items()}
-    for name, shape in expected.items():
-        part = getattr(weights, name)
-        if part.shape != shape or not part.is_floating_point():
-            raise ValueError(f"{name} is {part.dtype} {list(part.shape)}, expected floats {list(shape)}")
-    return weights

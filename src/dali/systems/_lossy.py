@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from dali.policies.signals import Floats, Integers
 
 KEPT, LOW, LATER, DROPPED = range(4)
-"""What becomes of a (token, slot) pair: computed as ever; with the expert's low precision; its output joins the next MoE layer's
+"""What becomes of a (token, choice) pair: computed as ever; with the expert's low precision; its output joins the next layer's
 instead of this one's; left out."""
 
 

@@ -56,7 +56,7 @@ class Maps:
         self._own = np.zeros(tokens, dtype=np.float32)
         self._nearest = None
 
-    def record(self, layer: int, workload: Sequence[int], signals: Signals | None) -> None:
+    def note(self, layer: int, workload: Sequence[int], signals: Signals | None) -> None:
         """A layer's probabilities, [tokens, experts]: the scores; where they are missing, the weights of the chosen experts;
         without `signals`, one row of the workload's shares."""
         if signals is None:
@@ -164,7 +164,7 @@ class Cache(PooledCache):
         protected: Set[int] = frozenset(),
         signals: Signals | None = None,
     ) -> list[Swap]:
-        self._maps.record(layer, workload, signals)
+        self._maps.note(layer, workload, signals)
         self._visits[layer] += np.asarray(workload) > 0
         if not any(workload[expert] for expert in fetched):
             return []

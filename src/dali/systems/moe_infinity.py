@@ -63,7 +63,7 @@ class History:
         self._owners = np.array([places[owner] for owner in owners])
         self._expected = None
 
-    def record(self, layer: int, workload: Sequence[int], signals: Signals | None) -> None:
+    def note(self, layer: int, workload: Sequence[int], signals: Signals | None) -> None:
         """Count a layer's routing; without `signals` all of it as one request's, the step's first."""
         if not self._requests:
             self._hold([0])
@@ -127,7 +127,7 @@ class Cache(PooledCache):
         protected: Set[int] = frozenset(),
         signals: Signals | None = None,
     ) -> list[Swap]:
-        self._history.record(layer, workload, signals)
+        self._history.note(layer, workload, signals)
         if not any(workload[expert] for expert in fetched):
             return []
         ranks = (self._history.expected() + EPSILON) * self._decay

@@ -8,7 +8,8 @@ import pytest
 from transformers import AutoTokenizer
 
 from dali.errors import DaliError
-from dali.loading.gguf.tokenizer import SPLITS, end_ids, read_tokenizer
+from dali.loading.gguf.splits import SPLITS
+from dali.loading.gguf.tokenizer import end_ids, read_tokenizer
 from dali.loading.locate import BUNDLED
 from dali.store.gguf.header import Gguf
 
@@ -35,7 +36,7 @@ def byte_level(tokens: list[str], **changes) -> Gguf:
 def test_dali_tinys_tokens_come_back():
     import sys
 
-    sys.path.append(str(Path(__file__).parents[3] / "benchmarks"))
+    sys.path.append(str(Path(__file__).parents[3] / "benchmarks" / "tools"))
     import gguf
 
     from export_gguf import write_tokenizer

@@ -53,7 +53,7 @@ def test_json_lines_with_lists_or_without(load):
     assert (found.weights, found.experts) == (None, 6)
     assert notes == [
         "All weights are left out: 2 of 4 are missing.",
-        "The largest expert is 5, so a layer is taken to have 6; --experts says otherwise.",
+        "The largest expert is 5, so a layer is taken to have 6; `dali trace --experts` says otherwise.",
     ]
     flat = "".join(json.dumps({"token": t, "layer": 0, "expert": t, "weight": 0.5}) + "\n" for t in range(3))
     found, _ = load(flat)

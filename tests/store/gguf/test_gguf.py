@@ -6,12 +6,12 @@ import struct
 
 import numpy as np
 import pytest
-from gguf_bytes import ARRAY, BOOL, F32, STRING, U8, U32, U64, gguf, key, tensor, text, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dali.errors import DaliError
 from dali.store.gguf.header import read_gguf, split_files
+from gguf_bytes import ARRAY, BOOL, F32, STRING, U8, U32, U64, gguf, key, tensor, text, write
 
 BIG = 2**63
 TWO = (tensor("a", (2, 4)), tensor("b", (8,), 0, 32))
@@ -28,8 +28,8 @@ def test_metadata_and_tensors(tmp_path):
     )
     data = np.arange(16, dtype="<f4").tobytes()
     path = write(tmp_path / "m.gguf", gguf(keys, TWO, data))
-    found = read_gguf(path)
-    assert found.metadata == {
+    model = read_gguf(path)
+    assert model.metadata == {
         "s": "héllo",
         "n": 7,
         "f": 0.5,
@@ -37,7 +37,7 @@ def test_metadata_and_tensors(tmp_path):
         "words": ["a", ""],
         "numbers": [1, 2, 3],
     }
-    a, b = found.tensors.values()
+    a, b = model.tensors.values()
     assert (a.name, a.shape, a.type.name, a.nbytes, b.shape) == ("a", (2, 4), "F32", 32, (8,))
     assert b.offset == a.offset + 32
     assert path.read_bytes()[a.offset :] == data
@@ -51,14 +51,14 @@ def test_other_alignments_and_version_2(tmp_path):
 
 
 def test_values_of_the_wrong_type(tmp_path):
-    found = read_gguf(write(tmp_path / "m.gguf", gguf((key("n", STRING, "7"), key("b", BOOL, True)))))
-    assert found.get("absent", int, 3) == 3
+    model = read_gguf(write(tmp_path / "m.gguf", gguf((key("n", STRING, "7"), key("b", BOOL, True)))))
+    assert model.get("absent", int, 3) == 3
     with pytest.raises(DaliError, match=r"m\.gguf: its key n is '7', not int"):
-        found.get("n", int)
+        model.get("n", int)
     with pytest.raises(DaliError, match="its key b is True, not int"):
-        found.require("b", int)
+        model.require("b", int)
     with pytest.raises(DaliError, match=r"it lacks the key absent"):
-        found.require("absent", int)
+        model.require("absent", int)
 
 
 HOSTILE = {
@@ -153,11 +153,11 @@ def test_flipped_bits_are_refused_or_harmless(tmp_path_factory, flips, cut):
         content[where % len(content)] ^= bits
     path = write(tmp_path_factory.mktemp("flipped") / "m.gguf", bytes(content[: len(content) - cut]))
     try:
-        found = read_gguf(path)
+        model = read_gguf(path)
     except DaliError:
         return
     size = path.stat().st_size
-    assert all(t.offset + t.nbytes <= size for t in found.tensors.values())
+    assert all(t.offset + t.nbytes <= size for t in model.tensors.values())
 
 
 def split(tmp_path, numbers=(0, 1), count=2, total=2):
@@ -174,9 +174,9 @@ def test_split_files_are_one_model(tmp_path):
     first = split(tmp_path)
     assert split_files(first) == sorted(tmp_path.iterdir())
     for path in split_files(first):  # whichever is named
-        found = read_gguf(path)
-        assert (found.path, found.metadata["general.name"]) == (first, "whole")
-        assert {t.name: t.path.name for t in found.tensors.values()} == {
+        model = read_gguf(path)
+        assert (model.path, model.metadata["general.name"]) == (first, "whole")
+        assert {t.name: t.path.name for t in model.tensors.values()} == {
             "t0": "m-00001-of-00002.gguf",
             "t1": "m-00002-of-00002.gguf",
         }

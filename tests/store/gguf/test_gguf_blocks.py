@@ -156,10 +156,10 @@ def test_the_compiled_kernels_refuse_what_w8_cannot_hold():
 
 
 @pytest.mark.skipif(not native.AVAILABLE, reason="the kernels were not compiled")
-@pytest.mark.parametrize("name", native.DECODED)
+@pytest.mark.parametrize("name", native.DEQUANTIZED)
 def test_the_compiled_decoding_gives_the_same_values(name):
     type = TYPES[name]
     raw = random_blocks(name, 5, 512)
-    found = torch.empty(5, 512)
-    native.decode_blocks(torch.from_numpy(raw), name, found.numel() // type.columns, found)
-    assert torch.equal(found, torch.from_numpy(type.values(raw)))
+    decoded = torch.empty(5, 512)
+    native.dequantize_blocks(torch.from_numpy(raw), name, decoded.numel() // type.columns, decoded)
+    assert torch.equal(decoded, torch.from_numpy(type.values(raw)))

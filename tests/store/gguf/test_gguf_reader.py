@@ -29,19 +29,19 @@ def tensor(tmp_path):
 
 
 def test_every_row_comes_once_whatever_the_order(tensor):
-    found = np.zeros((250, 1600), dtype=np.uint8)
+    rows = np.zeros((250, 1600), dtype=np.uint8)
     jobs = [
         Job(
             tensor,
             begin,
             10,
-            lambda raw, begin=begin: np.add(found[begin : begin + 10], raw, found[begin : begin + 10]),
+            lambda raw, begin=begin: np.add(rows[begin : begin + 10], raw, rows[begin : begin + 10]),
         )
         for begin in reversed(range(0, 250, 10))
     ]
     told = []
     read([Reading(some, lambda: None) for some in (jobs[:7], jobs[7:], [])], told.append)
-    assert np.array_equal(found.reshape(-1), BYTES)
+    assert np.array_equal(rows.reshape(-1), BYTES)
     assert told == [16000] * 25
 
 

@@ -16,11 +16,11 @@ from dataclasses import replace
 import pytest
 import torch
 from filelock import FileLock
-from tiny_stores import RandomExperts, build_and_hang, build_slowly, expected_record, header, silent
 
 from dali.errors import DaliError
 from dali.store.packed.builder import ensure_store
 from dali.store.packed.reader import StoreReader
+from tiny_stores import RandomExperts, build_and_hang, build_slowly, expected_record, header, silent
 
 
 @pytest.fixture

@@ -9,12 +9,12 @@ from dataclasses import replace
 import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
-from tiny_stores import SHAPE, header
 
 from dali.kernels.activation import KINDS, Activation
 from dali.kernels.expert import ExpertLayout, ExpertShape
 from dali.kernels.formats import FORMATS
 from dali.store.packed.header import HeaderError, StoreHeader
+from tiny_stores import SHAPE, header
 
 headers = st.builds(
     StoreHeader,
@@ -39,9 +39,9 @@ headers = st.builds(
 
 @given(header=headers)
 @settings(deadline=None, max_examples=60)
-def test_decode_is_the_inverse_of_encode(header):
+def test_parse_is_the_inverse_of_encode(header):
     encoded = header.encode()
-    again = StoreHeader.decode(encoded[8:])
+    again = StoreHeader.parse(encoded[8:])
     assert again == header
     assert again.encode() == encoded
     assert len(encoded) % 4096 == 0
@@ -138,21 +138,21 @@ def with_shape(**changes: object) -> bytes:
 )
 def test_hostile_headers_are_refused(text):
     with pytest.raises(HeaderError):
-        StoreHeader.decode(text)
+        StoreHeader.parse(text)
 
 
 def test_the_reason_names_what_it_is():
     with pytest.raises(HeaderError, match="not an expert store"):
-        StoreHeader.decode(b'{"__metadata__": {"format": "pt"}}')
+        StoreHeader.parse(b'{"__metadata__": {"format": "pt"}}')
     with pytest.raises(HeaderError, match="store version 7, this dali reads version 1"):
-        StoreHeader.decode(mutated(dali_store="7"))
+        StoreHeader.parse(mutated(dali_store="7"))
 
 
 @given(text=st.binary(max_size=200))
 @settings(deadline=None, max_examples=100)
 def test_garbage_is_refused(text):
     with pytest.raises(HeaderError):
-        StoreHeader.decode(text)
+        StoreHeader.parse(text)
 
 
 @given(
@@ -170,4 +170,4 @@ def test_any_json_value_in_any_field_is_refused(value, field):
         value = {"in": value}
     assume(mutated(**{field: value}) != mutated())
     with pytest.raises(HeaderError):
-        StoreHeader.decode(mutated(**{field: value}))
+        StoreHeader.parse(mutated(**{field: value}))

@@ -1,10 +1,11 @@
-"""The compiled kernels (src/native): `compute_experts` and `reduce_slots` as in kernels/reference.py, and packed linears.
+"""The compiled kernels (src/native): `compute_experts` and `reduce_choices` as in kernels/reference.py, and packed linears.
 
 Quantized formats are computed in the reference's `int8` arithmetic, float formats in float32. A result depends on
 its weights and its token alone, bit for bit: not on threads, on the other tokens of the step, or on how experts
 share out a call.
 """
 
+from dali.compiled import AVAILABLE, VARIABLE, enabled, use, variant, variants
 from dali.kernels.native.decode import (
     ATTENTION_DTYPES,
     ROUTED_DTYPES,
@@ -17,24 +18,21 @@ from dali.kernels.native.decode import (
     rms_norm,
     route,
 )
-from dali.kernels.native.experts import ExpertRecords, compute_experts, count_pairs, order_pairs, reduce_slots
-from dali.kernels.native.library import (
-    AVAILABLE,
-    VARIABLE,
-    enabled,
-    set_threads,
-    threads,
-    use,
-    variant,
-    variants,
+from dali.kernels.native.experts import (
+    ExpertRecords,
+    compute_experts,
+    count_pairs,
+    order_pairs,
+    reduce_choices,
 )
-from dali.kernels.native.linear import DECODED, Linear, decode_blocks, repack
+from dali.kernels.native.library import set_threads, threads
+from dali.kernels.native.linear import DEQUANTIZED, Linear, dequantize_blocks, repack
 from dali.kernels.native.measure import read_seconds, seconds
 
 __all__ = [
     "ATTENTION_DTYPES",
     "AVAILABLE",
-    "DECODED",
+    "DEQUANTIZED",
     "ROUTED_DTYPES",
     "VARIABLE",
     "Attention",
@@ -46,12 +44,12 @@ __all__ = [
     "attend",
     "compute_experts",
     "count_pairs",
-    "decode_blocks",
     "decode_layers",
+    "dequantize_blocks",
     "enabled",
     "order_pairs",
     "read_seconds",
-    "reduce_slots",
+    "reduce_choices",
     "repack",
     "rms_norm",
     "route",

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dali.kernels.native.experts import ExpertRecords
-from dali.kernels.native.library import DTYPES, library
+from dali.compiled import library
+from dali.kernels.expert import ExpertLayout
+from dali.kernels.native.experts import ExpertRecords, native_layout
+from dali.kernels.native.library import DTYPES
 from dali.kernels.native.linear import Linear
 
 DecodingToken = tuple[int, int, int, int, int, int]  # as attend() has it
@@ -146,7 +148,7 @@ class Attention:
 
 class DecoderLayer:
     """A whole decoder layer while decoding: norms (weight and epsilon) before attention and before the experts, the router (its
-    arguments as in route()), the experts."""
+    arguments as in route()), the experts' layout. Where the experts lie is told anew in every call."""
 
     def __init__(
         self,
@@ -154,7 +156,7 @@ class DecoderLayer:
         attention: Attention,
         before_experts: tuple[Tensor, float],
         router: tuple[Tensor, int, bool, torch.dtype],
-        experts: ExpertRecords,
+        layout: ExpertLayout,
     ) -> None:
         self._tensors = before_attention, before_experts, router
         self.dtype = before_attention[0].dtype
@@ -163,23 +165,29 @@ class DecoderLayer:
             _norm(before_attention),
             attention._module,
             _norm(before_experts),
-            (weight.data_ptr(), top_k, normalise, DTYPES[weights_dtype]),
-            experts._layout,
-            experts._addresses,
+            (weight.data_ptr(), weight.shape[0], top_k, normalise, DTYPES[weights_dtype]),
+            native_layout(layout),
         )
-        self._attention, self._experts = attention, experts
+        self._attention = attention
 
 
 def decode_layers(
-    layers: Sequence[DecoderLayer], x: Tensor, cos: Tensor, sin: Tensor, tokens: list[list[DecodingToken]]
+    layers: Sequence[DecoderLayer],
+    records: Sequence[ExpertRecords],
+    x: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    tokens: list[list[DecodingToken]],
 ) -> tuple[Tensor, list[tuple[int, float]]]:
-    """One layer after another. x [1, rows, hidden], cos and sin [1, rows, width]; tokens as in attend(), of each layer -> (the
-    last one's output, as x, and of each layer how many experts took part and the seconds they took)."""
+    """One layer after another. records: of each layer's experts; x [1, rows, hidden], cos and sin [1, rows, width]; tokens as in
+    attend(), of each layer -> (the last one's output, as x, and of each layer how many experts took part and the seconds they
+    took). IndexError for a router's choice that has no record."""
     x, cos, sin = x.contiguous(), cos.contiguous(), sin.contiguous()
     assert cos.dtype == sin.dtype == x.dtype and cos.shape == sin.shape
     out = torch.empty_like(x)
     outcomes = library.decode_layers(
         [layer._layer for layer in layers],
+        [layer._addresses for layer in records],
         x.data_ptr(),
         DTYPES[x.dtype],
         x.shape[-2],
@@ -212,13 +220,18 @@ class DecodingModel:
         )
 
     def decode(
-        self, ids: list[int], rotations: list[tuple[int, int]], tokens: list[list[DecodingToken]]
+        self,
+        records: Sequence[ExpertRecords],
+        ids: list[int],
+        rotations: list[tuple[int, int]],
+        tokens: list[list[DecodingToken]],
     ) -> tuple[Tensor, list[tuple[int, float]]]:
-        """One token a sequence. rotations: addresses of each one's cos and sin, [width] of the embeddings' dtype; tokens: of each
-        layer, as in attend() -> (logits [tokens, vocabulary], of each layer what decode_layers() tells). IndexError for an id
-        beyond the vocabulary."""
+        """One token a sequence. records: of each layer's experts; rotations: addresses of each one's cos and sin, [width] of the
+        embeddings' dtype; tokens: of each layer, as in attend() -> (logits [tokens, vocabulary], of each layer what
+        decode_layers() tells). IndexError for an id beyond the vocabulary."""
         logits = torch.empty(len(ids), self._head.rows, dtype=self._dtype)
-        return logits, self._model.decode(ids, rotations, tokens, logits.data_ptr())
+        addresses = [layer._addresses for layer in records]
+        return logits, self._model.decode(addresses, ids, rotations, tokens, logits.data_ptr())
 
 
 def _norm(parts: tuple[Tensor, float] | None) -> tuple[int, int, float]:

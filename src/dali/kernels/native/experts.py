@@ -1,4 +1,4 @@
-"""Routed experts: all of a layer's step in one call, and the (token, slot) pairs it is made of."""
+"""Routed experts: all of a layer's step in one call, and the (token, choice) pairs it is made of."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dali.compiled import library
 from dali.kernels.expert import ExpertLayout
-from dali.kernels.native.library import DTYPES, library
+from dali.kernels.native.library import DTYPES
 
 
 @lru_cache(maxsize=64)
-def _layout(layout: ExpertLayout) -> Any:
+def native_layout(layout: ExpertLayout) -> Any:
+    """The layout as the library reads it."""
     shape, offsets = layout.shape, layout.offsets
     biases = [offsets[f"{name}_bias"][0] for name in shape.matrices] if shape.biased else []
     return library.ExpertLayout(
@@ -34,7 +36,7 @@ def compute_experts(
     layout: ExpertLayout,
     records: Sequence[Tensor],
     offsets: Sequence[int],
-    slots: Tensor,
+    pairs: Tensor,
     hidden: Tensor,
     rows: Tensor,
 ) -> None:
@@ -49,17 +51,17 @@ def compute_experts(
         and rows.shape[1] == layout.shape.hidden == hidden.shape[1]
     )
     assert (
-        slots.is_contiguous()
-        and slots.dtype == torch.int64
-        and offsets[-1] <= len(slots)
+        pairs.is_contiguous()
+        and pairs.dtype == torch.int64
+        and offsets[-1] <= len(pairs)
         and len(offsets) == len(records) + 1
     )
     addresses = [record.data_ptr() for record in records]
     library.compute_experts(
-        _layout(layout),
+        native_layout(layout),
         addresses,
         offsets,
-        slots.data_ptr(),
+        pairs.data_ptr(),
         rows.shape[0] // tokens,
         hidden.data_ptr(),
         DTYPES[hidden.dtype],
@@ -67,12 +69,12 @@ def compute_experts(
     )
 
 
-def reduce_slots(rows: Tensor, weights: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """As kernels.reference.reduce_slots, rounded to `dtype`."""
+def reduce_choices(rows: Tensor, weights: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """As kernels.reference.reduce_choices, rounded to `dtype`."""
     tokens, top_k = weights.shape
     out = torch.empty(tokens, rows.shape[1], dtype=dtype)
     weights = weights.to(torch.float32).contiguous()
-    library.reduce_slots(
+    library.reduce_choices(
         rows.data_ptr(), weights.data_ptr(), tokens, top_k, rows.shape[1], DTYPES[dtype], out.data_ptr()
     )
     return out
@@ -97,7 +99,7 @@ class ExpertRecords:
 
     def __init__(self, layout: ExpertLayout, records: Sequence[Tensor]) -> None:
         self.records = records
-        self._layout = _layout(layout)
+        self._layout = native_layout(layout)
         self._addresses = library.ExpertRecords([record.data_ptr() for record in records])
 
     def compute(self, hidden: Tensor, ids: Tensor, weights: Tensor) -> tuple[Tensor, int]:

@@ -1,24 +1,12 @@
-"""The compiled library and its settings: which instruction set computes, on how many threads."""
+"""The compiled library as torch meets it, and the threads it computes on."""
 
 from __future__ import annotations
 
-import os
-from functools import lru_cache
-from importlib import import_module
 from typing import Any
 
 import torch
 
-from dali.errors import UsageError
-
-library: Any
-try:
-    library = import_module("dali.kernels._native")
-except ImportError:  # built without a compiler, or a source tree nobody built
-    library = None
-
-AVAILABLE = library is not None
-VARIABLE = "DALI_KERNELS"
+from dali.compiled import library
 
 DTYPES: dict[torch.dtype, Any] = (
     {}
@@ -29,42 +17,6 @@ DTYPES: dict[torch.dtype, Any] = (
         torch.float16: library.Dtype.f16,
     }
 )
-
-
-def enabled() -> bool:
-    """Whether the compiled kernels serve: wherever they were built, unless DALI_KERNELS=torch asks for torch's.
-
-    DALI_KERNELS may also name one of `variants()`. UsageError for any other value.
-    """
-    return _serves(os.environ.get(VARIABLE, ""))
-
-
-@lru_cache(maxsize=1)
-def _serves(wanted: str) -> bool:
-    if wanted == "torch" or (not wanted and library is None):
-        return False
-    known = [] if library is None else variants()
-    if wanted and wanted not in known:
-        raise UsageError(
-            f"{VARIABLE} asks for {wanted!r}.", f"Here it may be {', '.join([*known, 'torch'])}, or unset."
-        )
-    use(wanted or known[0])
-    return True
-
-
-def use(variant: str) -> None:
-    """Compute with one of `variants()` from now on."""
-    assert library.choose_variant(variant), variant
-
-
-def variants() -> list[str]:
-    """Instruction sets that this build and this CPU have, best first."""
-    return list(library.variants())
-
-
-def variant() -> str:
-    """The instruction set in use."""
-    return str(library.variant())
 
 
 def set_threads(threads: int, pinned: bool = False) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dali.compiled import library
 from dali.kernels.formats import Format
-from dali.kernels.native.library import DTYPES, library
+from dali.kernels.native.library import DTYPES
 
 
 class Linear:
@@ -47,19 +48,19 @@ class Linear:
 
 
 def repack(raw: Tensor, type: str, columns: int, format: Format, packed: Tensor) -> bool:
-    """GGUF's blocks into packed tiles: raw uint8 [rows, row bytes] of `type`, one that src/native/repack.h names, in the format
-    it names there; packed uint8 [format.matrix_bytes(rows, columns)]. False for values or scales that are NaN, infinite or
+    """GGUF's blocks into packed tiles: raw uint8 [rows, row bytes] of `type`, one that src/native/ops/repack.h names, in the
+    format it names there; packed uint8 [format.matrix_bytes(rows, columns)]. False for values or scales that are NaN, infinite or
     too large."""
     matrix = library.Matrix(format.name, raw.shape[0], columns)
     assert raw.is_contiguous() and packed.is_contiguous() and packed.nbytes == matrix.bytes
     return bool(library.repack(matrix, type, raw.data_ptr(), raw.shape[1], packed.data_ptr()))
 
 
-DECODED = ("Q4_0", "Q8_0", "Q4_1", "Q5_0", "Q5_1", "Q5_K", "Q6_K")
+DEQUANTIZED = ("Q4_0", "Q8_0", "Q4_1", "Q5_0", "Q5_1", "Q5_K", "Q6_K")
 
 
-def decode_blocks(raw: Tensor, type: str, blocks: int, out: Tensor) -> None:
-    """The values of `blocks` of GGUF's blocks of `type`, one of DECODED: raw uint8, contiguous, out float32, contiguous."""
+def dequantize_blocks(raw: Tensor, type: str, blocks: int, out: Tensor) -> None:
+    """The values of `blocks` of GGUF's blocks of `type`, one of DEQUANTIZED: raw uint8, contiguous, out float32, contiguous."""
     assert raw.is_contiguous() and out.is_contiguous() and out.dtype == torch.float32
     assert raw.nbytes % blocks == 0 and out.numel() % blocks == 0
-    library.decode_blocks(type, raw.data_ptr(), blocks, out.data_ptr())
+    library.dequantize_blocks(type, raw.data_ptr(), blocks, out.data_ptr())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from dali.kernels.native.library import library
+from dali.compiled import library
 
 
 def read_seconds(memory: Tensor) -> float:

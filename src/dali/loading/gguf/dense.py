@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dali.errors import DaliError
+from dali.errors import DaliError, parameter
 from dali.fused.dense import PACKED_ROWS, linears_of
 from dali.kernels import native
 from dali.kernels.formats import TILE_ROWS, Format, round_up
-from dali.loading.gguf.config import FAMILIES
+from dali.loading.gguf.families import Family
 from dali.store.arena import Arena
 from dali.store.gguf.blocks import Bytes
 from dali.store.gguf.header import Gguf, GgufTensor, damaged
@@ -23,30 +23,19 @@ from dali.store.gguf.reader import Job, Reading
 
 AT_ONCE = 2**20  # values a read, and between the file and the parameter's type
 TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
-BLOCK = {  # where families differ, the names are tried in turn
-    "attn_norm": ("input_layernorm",),
-    "ffn_norm": ("post_attention_layernorm",),
-    "post_attention_norm": ("post_attention_layernorm",),
-    "attn_q": ("self_attn.q_proj",),
-    "attn_k": ("self_attn.k_proj",),
-    "attn_v": ("self_attn.v_proj",),
-    "attn_output": ("self_attn.o_proj",),
-    "attn_q_norm": ("self_attn.q_norm",),
-    "attn_k_norm": ("self_attn.k_norm",),
-    "attn_q_a": ("self_attn.q_a_proj",),
-    "attn_q_b": ("self_attn.q_b_proj",),
-    "attn_q_a_norm": ("self_attn.q_a_layernorm",),
-    "attn_kv_a_mqa": ("self_attn.kv_a_proj_with_mqa",),
-    "attn_kv_a_norm": ("self_attn.kv_a_layernorm",),
-    "attn_kv_b": ("self_attn.kv_b_proj",),
-    "ffn_gate_inp": ("mlp.gate", "mlp.router"),
-    "ffn_gate": ("mlp.gate_proj",),
-    "ffn_up": ("mlp.up_proj",),
-    "ffn_down": ("mlp.down_proj",),
-    "ffn_gate_inp_shexp": ("mlp.shared_expert_gate",),
-    "ffn_gate_shexp": ("mlp.shared_expert.gate_proj", "mlp.shared_experts.gate_proj"),
-    "ffn_up_shexp": ("mlp.shared_expert.up_proj", "mlp.shared_experts.up_proj"),
-    "ffn_down_shexp": ("mlp.shared_expert.down_proj", "mlp.shared_experts.down_proj"),
+BLOCK = {  # of all families; what is a family's own stands in its file
+    "attn_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "ffn_gate_inp": "mlp.gate",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
 }
 SINKS = re.compile(r"blk\.(\d+)\.attn_sinks\.weight")
 SPLIT_KV = re.compile(r"blk\.(\d+)\.attn_([kv])_b\.weight")
@@ -61,7 +50,9 @@ class GgufDense:
     DaliError, naming the tensor, where one is missing, unknown, or has another shape than the configuration says.
     """
 
-    def __init__(self, gguf: Gguf, skeleton: Any, experts: set[str], expert_modules: set[str]) -> None:
+    def __init__(
+        self, gguf: Gguf, family: Family, skeleton: Any, experts: set[str], expert_modules: set[str]
+    ) -> None:
         self.gguf = gguf
         self.config = skeleton.config
         self._shapes = {
@@ -71,7 +62,8 @@ class GgufDense:
         }
         if self.config.tie_word_embeddings:
             self._shapes.pop("lm_head.weight", None)
-        self._permuted = FAMILIES[gguf.metadata["general.architecture"]].permuted
+        self._blocks = BLOCK | dict(family.blocks)
+        self._permuted = family.permuted
         self._sources: dict[str, list[GgufTensor]] = {}
         for tensor in gguf.tensors.values():
             if tensor.name not in experts | NOT_WEIGHTS:
@@ -94,10 +86,9 @@ class GgufDense:
         if match := SPLIT_KV.fullmatch(tensor.name):
             return f"model.layers.{match[1]}.self_attn.kv_b_proj.weight"
         _, number, leaf = (*stem.split(".", 2), "", "")[:3]
-        for name in BLOCK.get(leaf, ()):
-            parameter = f"model.layers.{number}.{name}.{suffix}"
-            if parameter in self._shapes:
-                return parameter
+        parameter = f"model.layers.{number}.{self._blocks.get(leaf)}.{suffix}"
+        if parameter in self._shapes:
+            return parameter
         raise damaged(
             tensor.path, f"its tensor {tensor.name[:100]} has no place in a {self.config.model_type} model"
         )
@@ -165,7 +156,7 @@ class GgufDense:
             for tensor in self._sources[name]
         }
         jobs = [
-            Job(tensor, begin, len(rows), partial(_decode, tensor, rows))
+            Job(tensor, begin, len(rows), partial(_dequantize, tensor, rows))
             for name in names
             for tensor in self._sources[name]
             for begin, rows in _pieces(values[tensor.name])
@@ -222,19 +213,19 @@ def _pack_rows(tensor: GgufTensor, begin: int, head: int, out: Tensor, format: F
         raise DaliError(f"The tensor {tensor.name} in {tensor.path}: {error.problem}", error.fix) from error
 
 
-def _decode(tensor: GgufTensor, out: Tensor, raw: Bytes) -> None:
+def _dequantize(tensor: GgufTensor, out: Tensor, raw: Bytes) -> None:
     """Rows of a tensor into `out` [rows, columns]. DaliError for values that are not finite."""
     type = tensor.type
-    if native.enabled() and type.name in native.DECODED:
+    if native.enabled() and type.name in native.DEQUANTIZED:
         values = out if out.dtype == torch.float32 and out.is_contiguous() else torch.empty(out.shape)
-        native.decode_blocks(torch.from_numpy(raw), type.name, values.numel() // type.columns, values)
+        native.dequantize_blocks(torch.from_numpy(raw), type.name, values.numel() // type.columns, values)
     else:
         values = torch.from_numpy(type.values(raw))
     least, most = torch.aminmax(values)
     if not max(most.item(), -least.item()) <= torch.finfo(out.dtype).max:  # nor for NaN
         raise DaliError(
             f"The tensor {tensor.name} in {tensor.path} has values that are NaN, infinite or too large for {out.dtype}.",
-            "Download the file again, or try --dtype float32.",
+            f"Download the file again, or try {parameter('dtype')} float32.",
         )
     if values is not out:
         out.copy_(values)

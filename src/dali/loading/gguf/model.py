@@ -1,4 +1,4 @@
-"""Loading a GGUF model: its experts repacked straight into RAM, its dense weights decoded for transformers.
+"""A GGUF model: its experts repacked straight into RAM, its dense weights decoded for transformers.
 
 There is no store on disk: it would take the file's space once more to save the repacking, which is faster than any disk.
 """
@@ -8,28 +8,34 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import xxhash
 from torch import Tensor, nn
 
 from dali.fused.dense import put_linears
-from dali.hardware.memory import available_ram
 from dali.hooks import seam
 from dali.hooks.moe_layer import MoELayer
 from dali.kernels.expert import ExpertLayout
 from dali.kernels.formats import Format, get_format
-from dali.loading import safetensors as load
+from dali.loading.budget import choose_context, choose_layouts, count_dense_bytes
+from dali.loading.dense import load_dense
 from dali.loading.gguf.config import read_config
 from dali.loading.gguf.dense import GgufDense
+from dali.loading.gguf.families import family_of
 from dali.loading.gguf.tokenizer import end_ids, read_tokenizer
-from dali.loading.safetensors import HEADROOM, LoadedModel
+from dali.loading.loaded import LoadedModel
+from dali.loading.skeleton import build_skeleton, check_attention
+from dali.options import LoadOptions
 from dali.progress import Meter
+from dali.store.experts_module import ExpertsModule
 from dali.store.gguf.experts import GgufExperts, Loaded
-from dali.store.gguf.header import read_gguf
+from dali.store.gguf.header import Gguf, read_gguf
 from dali.store.gguf.reader import Reading, read
+from dali.store.pool import ExpertPool
 from dali.telemetry import Telemetry
 
 
@@ -42,27 +48,54 @@ class Weights(NamedTuple):
 
 
 class GgufModel:
-    """A GGUF file as far as its header tells: configuration, model on meta, where its weights lie.
-
-    DaliError for what cannot be read or run; no weight has been read.
-    """
+    """A `ModelSource` (see loading/source.py): a GGUF file, or any file of a split one."""
 
     def __init__(self, path: Path) -> None:
-        self.gguf = read_gguf(path)
-        self.config = read_config(self.gguf, end_ids(self.gguf))
-        self.skeleton: nn.Module = load.build_skeleton(self.config, path)
-        self.modules = seam.describe_model(self.skeleton, str(path))
-        load.check_attention(self.skeleton)
-        names = seam.experts_modules(self.skeleton)
-        blocks = [int(name.split(".")[2]) for name in names]
-        self.experts = GgufExperts(self.gguf, self.modules, blocks)
-        self.dense = GgufDense(self.gguf, self.skeleton, self.experts.names, set(names))
-        self.config.dtype = self.dense.dtype
+        self.path = path
+
+    @cached_property
+    def gguf(self) -> Gguf:
+        """The header, parsed once."""
+        return read_gguf(self.path)
 
     @property
     def name(self) -> str:
         """The file's name without its number and suffix."""
         return re.sub(r"-\d{5}-of-\d{5}$", "", self.gguf.path.stem)
+
+    @cached_property
+    def config(self) -> Any:
+        return read_config(self.gguf, end_ids(self.gguf))
+
+    @cached_property
+    def skeleton(self) -> nn.Module:
+        return build_skeleton(self.config, self.path)
+
+    @cached_property
+    def modules(self) -> list[ExpertsModule]:
+        modules = seam.describe_model(self.skeleton, str(self.path))
+        check_attention(self.skeleton)
+        return modules
+
+    @cached_property
+    def experts(self) -> GgufExperts:
+        """Where the experts lie in the file."""
+        blocks = [int(module.name.split(".")[2]) for module in self.modules]
+        return GgufExperts(self.gguf, self.modules, blocks)
+
+    @cached_property
+    def dense(self) -> GgufDense:
+        """Where everything else lies, and what it is to transformers."""
+        modules = {module.name for module in self.modules}
+        return GgufDense(self.gguf, family_of(self.gguf), self.skeleton, self.experts.names, modules)
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        return read_tokenizer(self.gguf)
+
+    @property
+    def has_chat_template(self) -> bool:
+        return bool(self.gguf.get("tokenizer.chat_template", str))
 
     @property
     def fingerprint(self) -> str:
@@ -76,26 +109,23 @@ class GgufModel:
         )
         return digest.hexdigest()
 
-    def choose_layouts(self, quant: str, dtype: torch.dtype, ram: int | None) -> list[ExpertLayout]:
-        """Each MoE layer's layout: `quant`, or for "auto" what keeps the file's values. DaliError when `ram` bytes (None: what is
-        free now) cannot hold it."""
-        free = available_ram()
-        dense = load.count_dense_bytes(self.skeleton, dtype)
-
-        def need(layouts: list[ExpertLayout]) -> int:
-            return sum(self.modules[0].experts * layout.record_bytes for layout in layouts) + dense + HEADROOM
-
-        layouts = self.experts.layouts(None if quant == "auto" else get_format(quant))
-        if need(layouts) > (free if ram is None else ram):
-            smallest = need(self.experts.layouts(get_format("w4")))
-            formats = load.describe_layouts(layouts)
-            raise load.out_of_memory(self.name, formats, need(layouts), smallest, ram, free)
-        return layouts
-
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors in the file."""
         return self.experts.nbytes + self.dense.nbytes
+
+    def dtype(self, asked: str, compiled: bool) -> torch.dtype:
+        if asked != "auto":
+            return getattr(torch, asked)  # type: ignore[no-any-return]
+        # float32 costs the compiled kernels next to nothing, and is llama.cpp's: the tokens agree more often.
+        return torch.float32 if compiled else self.dense.dtype
+
+    def layouts(self, quant: str, dtype: torch.dtype, ram: int | None) -> list[ExpertLayout]:
+        """As ModelSource's; "auto" is what keeps the file's values."""
+        wanted = self.experts.layouts(None if quant == "auto" else get_format(quant))
+        smallest = self.experts.layouts(get_format("w4"))
+        dense_bytes = count_dense_bytes(self.skeleton, dtype)
+        return choose_layouts([wanted], smallest, self.modules[0].experts, dense_bytes, ram, self.name)
 
     def read(
         self,
@@ -112,47 +142,26 @@ class GgufModel:
         read([experts, linears, dense], progress)
         return Weights(experts.finish(), linears.finish(), dense.finish())
 
-
-def load_gguf(
-    path: Path,
-    quant: str,
-    dtype: str,
-    ctx_size: int | None,
-    ram: int | None,
-    meter: Meter,
-    notify: Callable[[str], None],
-    pack_linears: bool = False,
-) -> LoadedModel:
-    """As `load.load_model`, for a GGUF file or any file of a split one. pack_linears: leave linears that the file has quantized
-    as they are, for the compiled kernels, if the experts are quantized, too."""
-    load.check_choices(quant, dtype)
-    model = GgufModel(path)
-    ctx_size = load.choose_context(model.config, ctx_size, model.name)
-    if (
-        dtype == "auto" and pack_linears
-    ):  # costs next to nothing, and is llama.cpp's: the tokens agree more often
-        dtype = "float32"
-    target = model.config.dtype if dtype == "auto" else getattr(torch, dtype)
-    layouts = model.choose_layouts(quant, target, ram)
-    tokenizer = read_tokenizer(model.gguf)
-    pack_linears = pack_linears and layouts[0].format.quantized
-    weights = model.read(layouts, target, pack_linears, meter("Loading weights", model.nbytes))
-    loaded, linears = weights.experts, weights.linears
-    for conversion, error in loaded.converted.items():
-        notify(f"Experts are converted from {conversion}: relative error {error:.2%}.")
-    dense = load.load_dense(path, model.config, target, weights.dense, without=linears)
-    put_linears(dense, linears)
-    telemetry = Telemetry()
-    packed = enumerate(zip(layouts, loaded.records, strict=True))
-    seam.install(dense, [MoELayer(index, layout, layer, telemetry) for index, (layout, layer) in packed])
-    return LoadedModel(
-        model.name,
-        model.fingerprint,
-        dense,
-        tokenizer,
-        layouts,
-        loaded.records,
-        telemetry,
-        ctx_size,
-        loaded.converted,
-    )
+    def load(
+        self, options: LoadOptions, compiled: bool, meter: Meter, notify: Callable[[str], None]
+    ) -> LoadedModel:
+        """As ModelSource's. Beside quantized experts the compiled kernels take linears as the file has quantized them."""
+        # Asking for the dense weights' type goes over the whole header: what can be refused by it is, before weights are read.
+        self.config.dtype = self.dense.dtype
+        ctx_size = choose_context(self.config, options.ctx_size, self.name)
+        dtype = self.dtype(options.dtype, compiled)
+        layouts = self.layouts(options.quant, dtype, options.ram_bytes)
+        tokenizer = self.tokenizer
+        pack_linears = compiled and layouts[0].format.quantized
+        weights = self.read(layouts, dtype, pack_linears, meter("Loading weights", self.nbytes))
+        loaded, linears = weights.experts, weights.linears
+        for conversion, error in loaded.converted.items():
+            notify(f"Experts are converted from {conversion}: relative error {error:.2%}.")
+        model = load_dense(self.path, self.config, dtype, weights.dense, without=linears)
+        put_linears(model, linears)
+        telemetry = Telemetry()
+        pool = ExpertPool(layouts, loaded.records)
+        seam.install(model, [MoELayer(index, pool, telemetry) for index in range(pool.layers)])
+        return LoadedModel(
+            self.name, self.fingerprint, model, tokenizer, pool, telemetry, ctx_size, loaded.converted
+        )

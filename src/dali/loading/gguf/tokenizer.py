@@ -20,45 +20,13 @@ from tokenizers import (
     processors,
 )
 from transformers import PreTrainedTokenizerFast
-from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 from transformers.tokenization_utils_base import generate_merges
 
-from dali.errors import DaliError
-from dali.loading.gguf.config import family_of
-from dali.loading.locate import reason
+from dali.errors import DaliError, reason
+from dali.loading.gguf.families import family_of
+from dali.loading.gguf.splits import SPLITS
 from dali.store.gguf.header import Gguf, damaged
 
-GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"
-CJK = "[一-龥ࠀ-一가-퟿]+"
-# The letters with case, which DeepSeek's tokenizer lists range by range; \x where an editor might normalise the letter.
-CASED = (
-    r"\s?["
-    r"A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳͶͷͻ-ͽͿΆΈ-ΊΌΎ-ΡΣ-ϵϷ-ҁҊ-ԯԱ-ՖႠ-ჅᎠ-Ᏽᏸ-ᏽᲐ-ᲺᲽ-Ჿᴀ-ᴫᵫ-ᵷᵹ-ᶚḀ-ἕἘ-Ἕἠ-ὅὈ-Ὅ"
-    r"ὐ-ὗὙὛὝὟ-\x{1F7D}ᾀ-ᾴᾶ-ᾼ\x{1FBE}ῂ-ῄῆ-ῌῐ-\x{1FD3}ῖ-\x{1FDB}ῠ-Ῥῲ-ῴῶ-ῼℂℇℊ-ℓℕℙ-ℝℤ\x{2126}ℨ"
-    r"\x{212A}-ℭℯ-ℴℹℼ-ℿⅅ-ⅉⅎↃↄⰀ-ⱻⱾ-ⳤⳫ-ⳮⳲⳳꙀ-ꙭꚀ-ꚛꜢ-ꝯꝱ-ꞇꞋ-ꞎꭰ-ꮿﬀ-ﬆﬓ-ﬗＡ-Ｚａ-ｚ𐐀-𐑏𐒰-𐓓𐓘-𐓻𐲀-𐲲𐳀-𐳲𑢠-𑣟𞤀-𞥃"
-    r"]+"
-)
-# Each splits what those before it left whole (llama.cpp's llama-vocab.cpp and the models' own tokenizer.json).
-SPLITS = {name: (split,) for name, split in GGUF_PRE_TOKENIZER_SPLITS.items()} | {
-    "gpt-2": (GPT2,),
-    "olmo": (GPT2,),
-    "phi-2": (GPT2,),
-    "mpt": (GPT2,),
-    "jais": (GPT2,),
-    "smollm": (r"\p{N}", GPT2),
-    "starcoder": (r"\p{N}", GPT2),
-    "refact": (r"\p{N}", GPT2),
-    "command-r": (r"\p{N}", GPT2),
-    "codeshell": (r"\p{N}", GPT2),
-    "deepseek-llm": (r"[\r\n]", CASED, r"\s?[!-/:-~！-／：-～‘-‟　-。]+", r"\s+$", CJK, r"\p{N}+"),
-    "deepseek-coder": (r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", CJK, r"\p{N}"),
-    "deepseek-v3": (
-        r"\p{N}{1,3}",
-        "[一-龥぀-ゟ゠-ヿ]+",
-        r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"""
-        r"""| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+""",
-    ),
-}
 WHOLE_WORDS = {  # a word that is a token is not put together by merges
     "llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "jina-v5-nano", "tekken",
 }  # fmt: skip

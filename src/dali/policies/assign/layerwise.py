@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dali.errors import UsageError
+from dali.errors import UsageError, parameter
 from dali.hardware.cost import ExpertCosts
 from dali.policies.assign.cpu import all_cpu
 from dali.policies.assign.gpu import all_gpu
@@ -19,7 +19,7 @@ class Policy:
         if cpu_layers is None or cpu_layers < 0:
             raise UsageError(
                 f"The assign policy layerwise needs a number of layers, not {cpu_layers}.",
-                "Give --n-cpu-moe N.",
+                f"Give {parameter('n_cpu_moe')} N.",
             )
         self.cpu_layers = cpu_layers
 

@@ -31,7 +31,7 @@ NOTES = (
     "regret: time lost against the best policy of the group in hindsight.",
 )
 SIGNALS = "signals: what a policy decides by and the trace lacks; `dali trace --hidden` records gate_inputs and embeddings, too."
-EXPLAINED = "All speeds are modelled. --explain says what the columns mean."
+EXPLAINED = "All speeds are modelled. `dali simulate --explain` says what the columns mean."
 
 
 def notes(rows: Sequence[Row]) -> list[str]:

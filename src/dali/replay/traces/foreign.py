@@ -152,7 +152,8 @@ def _experts(rows: Rows, given: int | None, notes: list[str]) -> int:
     if not count:
         count = max(rows.expert) + 1
         notes.append(
-            f"The largest expert is {count - 1}, so a layer is taken to have {count}; --experts says otherwise."
+            f"The largest expert is {count - 1}, so a layer is taken to have {count}; "
+            "`dali trace --experts` says otherwise."
         )
     if count > MOST_EXPERTS:
         raise UsageError(

@@ -17,17 +17,17 @@ Floats = NDArray[np.float32]
 Blocks = NDArray[Any]  # structured, one element a block
 
 MXFP4_VALUES = np.array((0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12), dtype=np.int8)  # doubled
-AT_ONCE = 2**16  # values decoded at a time: what lies between bytes and floats stays in the cache
+AT_ONCE = 2**16  # values dequantized at a time: what lies between bytes and floats stays in the cache
 
 
 @dataclass(frozen=True)
 class BlockType:
-    """One block type: its fields, and `decode`: blocks [n] -> float32 that reshapes to [n, columns]."""
+    """One block type: its fields, and `dequantize`: blocks [n] -> float32 that reshapes to [n, columns]."""
 
     name: str
     columns: int
     fields: np.dtype[Any]
-    decode: Callable[[Blocks], Floats]
+    dequantize: Callable[[Blocks], Floats]
 
     def row_bytes(self, columns: int) -> int:
         """Bytes of a row of `columns` values, a multiple of the block's."""
@@ -45,7 +45,7 @@ class BlockType:
         for begin in range(0, len(blocks), step):
             part = out[begin : begin + step]
             with np.errstate(invalid="ignore", over="ignore"):
-                part[...] = self.decode(blocks[begin : begin + step].reshape(-1)).reshape(part.shape)
+                part[...] = self.dequantize(blocks[begin : begin + step].reshape(-1)).reshape(part.shape)
         return out.reshape(len(raw), -1)
 
 
@@ -131,8 +131,8 @@ def _bf16(b: Blocks) -> Floats:
     return (b.astype(np.uint32) << 16).view(np.float32)
 
 
-def _type(name: str, columns: int, *fields: Any, decode: Callable[[Blocks], Floats]) -> BlockType:
-    return BlockType(name, columns, np.dtype(list(fields)), decode)
+def _type(name: str, columns: int, *fields: Any, dequantize: Callable[[Blocks], Floats]) -> BlockType:
+    return BlockType(name, columns, np.dtype(list(fields)), dequantize)
 
 
 _D, _M, _QS = ("d", "<f2"), ("m", "<f2"), ("qs", "u1", 16)
@@ -142,19 +142,19 @@ BLOCK_TYPES = {  # by ggml's number
     0: BlockType("F32", 1, np.dtype("<f4"), lambda b: b),
     1: BlockType("F16", 1, np.dtype("<f2"), lambda b: b.astype(np.float32)),
     30: BlockType("BF16", 1, np.dtype("<u2"), _bf16),
-    2: _type("Q4_0", 32, _D, _QS, decode=_q4_0),
-    3: _type("Q4_1", 32, _D, _M, _QS, decode=_q4_1),
-    6: _type("Q5_0", 32, _D, ("qh", "u1", 4), _QS, decode=_q5_0),
-    7: _type("Q5_1", 32, _D, _M, ("qh", "u1", 4), _QS, decode=_q5_1),
-    8: _type("Q8_0", 32, _D, ("qs", "i1", 32), decode=lambda b: _times(b["qs"], b["d"])),
+    2: _type("Q4_0", 32, _D, _QS, dequantize=_q4_0),
+    3: _type("Q4_1", 32, _D, _M, _QS, dequantize=_q4_1),
+    6: _type("Q5_0", 32, _D, ("qh", "u1", 4), _QS, dequantize=_q5_0),
+    7: _type("Q5_1", 32, _D, _M, ("qh", "u1", 4), _QS, dequantize=_q5_1),
+    8: _type("Q8_0", 32, _D, ("qs", "i1", 32), dequantize=lambda b: _times(b["qs"], b["d"])),
     12: _type(
-        "Q4_K", 256, *_SUPER, ("qs", "u1", 128), decode=lambda b: _k_quants(b, _nibbles_by_64(b["qs"]))
+        "Q4_K", 256, *_SUPER, ("qs", "u1", 128), dequantize=lambda b: _k_quants(b, _nibbles_by_64(b["qs"]))
     ),
-    13: _type("Q5_K", 256, *_SUPER, ("qh", "u1", 32), ("qs", "u1", 128), decode=_q5_k),
+    13: _type("Q5_K", 256, *_SUPER, ("qh", "u1", 32), ("qs", "u1", 128), dequantize=_q5_k),
     14: _type(
-        "Q6_K", 256, ("ql", "u1", 128), ("qh", "u1", 64), ("scales", "i1", 16), ("d", "<f2"), decode=_q6_k
+        "Q6_K", 256, ("ql", "u1", 128), ("qh", "u1", 64), ("scales", "i1", 16), ("d", "<f2"), dequantize=_q6_k
     ),
-    39: _type("MXFP4", 32, ("e", "u1"), _QS, decode=_mxfp4),
+    39: _type("MXFP4", 32, ("e", "u1"), _QS, dequantize=_mxfp4),
 }
 UNSUPPORTED = {  # known, so that an error can name them
     9: "Q8_1", 10: "Q2_K", 11: "Q3_K", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S",

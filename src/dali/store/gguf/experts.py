@@ -16,7 +16,7 @@ from dali.errors import DaliError
 from dali.kernels.expert import ExpertLayout, ExpertShape
 from dali.kernels.formats import Format
 from dali.store.arena import Arena
-from dali.store.checkpoint import ExpertsModule
+from dali.store.experts_module import ExpertsModule
 from dali.store.gguf.blocks import Bytes
 from dali.store.gguf.header import Gguf, GgufTensor, damaged
 from dali.store.gguf.pack import SAME_VALUES, own_format, pack_blocks, squared_error

@@ -94,13 +94,13 @@ def read_gguf(path: Path) -> Gguf:
 
     DaliError names what is wrong, and where.
     """
-    metadata, found = _read_file(path)
+    metadata, tensors = _read_file(path)
     count = metadata.get("split.count", 0)
     if type(count) is not int or not 0 <= count <= MOST_FILES:
         raise damaged(path, f"its key split.count is {count!r}")
     if count > 1:
         return _read_splits(path, count)
-    return Gguf(path, metadata, _unique(found))
+    return Gguf(path, metadata, _unique(tensors))
 
 
 def split_files(path: Path) -> list[Path]:
@@ -119,7 +119,7 @@ def _read_splits(path: Path, count: int) -> Gguf:
             path, f"it is one of {count} files, and its name does not end in -00001-of-{count:05}.gguf"
         )
     first: Metadata = {}
-    found: list[GgufTensor] = []
+    everything: list[GgufTensor] = []
     for number, file in enumerate(files):
         if not file.is_file():
             raise DaliError(
@@ -131,13 +131,14 @@ def _read_splits(path: Path, count: int) -> Gguf:
             said = f"{metadata.get('split.no')!r} of {metadata.get('split.count')!r}"
             raise damaged(file, f"its keys split.no and split.count say file {said}, not {number} of {count}")
         first = first or metadata
-        found += tensors
-    total = first.get("split.tensors.count", len(found))
-    if total != len(found):
+        everything += tensors
+    total = first.get("split.tensors.count", len(everything))
+    if total != len(everything):
         raise damaged(
-            files[0], f"its key split.tensors.count is {total!r}, and all files have {len(found)} tensors"
+            files[0],
+            f"its key split.tensors.count is {total!r}, and all files have {len(everything)} tensors",
         )
-    return Gguf(files[0], first, _unique(found))
+    return Gguf(files[0], first, _unique(everything))
 
 
 def _unique(tensors: list[GgufTensor]) -> dict[str, GgufTensor]:
@@ -216,8 +217,8 @@ class _Header:
         alignment = metadata.get("general.alignment", 32)
         if type(alignment) is not int or alignment < 8 or alignment & (alignment - 1):
             raise self.fail(f"its key general.alignment is {alignment!r}, not a power of two from 8")
-        found = [self._tensor(index, alignment) for index in range(tensors)]
-        return metadata, self._place(found, -(-self.position // alignment) * alignment)
+        table = [self._tensor(index, alignment) for index in range(tensors)]
+        return metadata, self._place(table, -(-self.position // alignment) * alignment)
 
     def _value(self, kind: int) -> Any:
         if kind == STRING:

@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import os
-import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, Thread, local
-from types import TracebackType
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dali.kernels.formats import round_up
-from dali.store.arena import Arena, populate
+from dali.store.arena import populate
 from dali.store.gguf.blocks import Bytes
 from dali.store.gguf.header import GgufTensor, damaged
+from dali.store.io import DirectFile, ReadError, Ring
+from dali.store.workers import workers
 
 THREADS = 6  # some wait for the disk while others repack
-PAGE, HUGE_PAGE = 4096, 2**21
-RING = 8 * HUGE_PAGE  # bytes a thread
-PROBES = 64
 PROVIDED = 2**25  # bytes of memory asked for at a time: nobody waits long for that
 
 T = TypeVar("T")
@@ -58,79 +52,37 @@ class GgufReader:
     """The open files of a model. DaliError, naming the tensor, when one cannot be read."""
 
     def __init__(self, paths: Iterable[Path]) -> None:
-        self._stack = ExitStack()
-        self._files: dict[Path, int] = {}
-        self._buffers = local()
+        self._files: dict[Path, DirectFile] = {}
+        self._rings = local()
         try:
             for path in paths:
-                self._files[path] = self._open(path)
+                self._files[path] = DirectFile(path, unless_cached=True)
         except OSError as error:
-            self._stack.close()
+            self._close()
             raise damaged(path, error.strerror or str(error)) from error
 
-    def _open(self, path: Path) -> int:
-        """The file, past the page cache unless most of it is there: faster, and leaves no second copy of the experts."""
-        descriptor = os.open(path, os.O_RDONLY)
-        self._stack.callback(os.close, descriptor)
-        if hasattr(os, "O_DIRECT") and not _is_cached(descriptor):
-            with suppress(OSError):  # a file system without it
-                descriptor = os.open(path, os.O_RDONLY | os.O_DIRECT)
-                self._stack.callback(os.close, descriptor)
-        return descriptor
+    def _close(self) -> None:
+        for file in self._files.values():
+            file.close()
 
     def __enter__(self) -> GgufReader:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stack.close()
+    def __exit__(self, *exc: object) -> None:
+        self._close()
 
     def rows(self, tensor: GgufTensor, begin: int, count: int) -> Bytes:
         """`count` rows of a tensor from row `begin`: uint8 [count, row bytes], valid until this thread's next call."""
-        size = count * tensor.row_bytes
+        if not hasattr(self._rings, "ring"):
+            self._rings.ring = Ring()
         offset = tensor.offset + begin * tensor.row_bytes
-        start = offset - offset % PAGE
-        view = self._buffer(-(-(offset + size - start) // PAGE) * PAGE)
-        done, needed = 0, offset - start + size
-        while done < needed:
-            try:
-                got = os.preadv(self._files[tensor.path], [view[done:]], start + done)
-            except OSError as error:
-                why = error.strerror or str(error)
-                raise damaged(tensor.path, f"{tensor.name} cannot be read ({why})") from error
-            if got == 0:
-                raise damaged(
-                    tensor.path, f"it ends inside {tensor.name}: it has changed since it was opened"
-                )
-            done += got
-        raw = np.frombuffer(view, dtype=np.uint8)[offset - start : needed]
-        return raw.reshape(count, tensor.row_bytes)
-
-    def _buffer(self, size: int) -> memoryview:
-        """The next of this thread's page-aligned memory: a ring in huge pages.
-
-        Huge pages, as a disk's requests hold few pieces of memory each: scattered small pages halve its speed. A ring, as
-        bytes that a core has just read are slow to be written to by anyone else (measured: 1.6 GB/s against 2.6).
-        """
-        ring: Arena | None = getattr(self._buffers, "ring", None)
-        if ring is None or ring.nbytes < size:
-            ring = self._buffers.ring = Arena(1, max(RING, round_up(size, HUGE_PAGE)))
-            self._buffers.next = 0
-        begin: int = self._buffers.next if self._buffers.next + size <= ring.nbytes else 0
-        self._buffers.next = begin + round_up(size, HUGE_PAGE)
-        return ring[0].numpy().data[begin : begin + size]
-
-
-def _is_cached(descriptor: int) -> bool:
-    """Whether the page cache holds most of a file, by looking for some of its pages."""
-    if not hasattr(os, "RWF_NOWAIT"):
-        return False
-    size, found, byte = os.fstat(descriptor).st_size, 0, bytearray(1)
-    for _ in range(PROBES):  # anywhere: a probe has its own page read in
-        with suppress(OSError):  # not there
-            found += os.preadv(descriptor, [byte], random.randrange(size), os.RWF_NOWAIT)
-    return found > PROBES * 0.9
+        try:
+            raw = self._files[tensor.path].read_range(
+                self._rings.ring, offset, count * tensor.row_bytes, tensor.name
+            )
+        except ReadError as error:
+            raise damaged(tensor.path, str(error)) from error
+        return np.frombuffer(raw, dtype=np.uint8).reshape(count, tensor.row_bytes)
 
 
 def read(readings: Sequence[Reading[Any]], progress: Callable[[int], None]) -> None:
@@ -150,15 +102,10 @@ def read(readings: Sequence[Reading[Any]], progress: Callable[[int], None]) -> N
             job.take(raw)
             return raw.nbytes
 
-        pool = ThreadPoolExecutor(THREADS, "dali-gguf", initializer=torch.set_num_threads, initargs=(1,))
-        threads = torch.get_num_threads()
-        try:
-            running: list[Future[int]] = [pool.submit(do, job) for job in ordered]
+        with workers(THREADS, "dali-gguf") as pool:
+            running = [pool.submit(do, job) for job in ordered]
             for future in running:
                 progress(future.result())
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-            torch.set_num_threads(threads)
 
 
 @contextmanager

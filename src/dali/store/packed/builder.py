@@ -7,7 +7,7 @@ import os
 import shutil
 from collections import deque
 from collections.abc import Callable, Generator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import closing
 from pathlib import Path
 from typing import Protocol
@@ -18,10 +18,11 @@ import xxhash
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from dali.errors import DaliError
+from dali.errors import DaliError, parameter
 from dali.kernels.expert import ExpertWeights
 from dali.store.packed.header import StoreHeader
 from dali.store.packed.reader import StoreReader
+from dali.store.workers import workers
 
 Progress = Callable[[int], None]
 
@@ -115,13 +116,10 @@ def build(path: Path, header: StoreHeader, source: ExpertSource, progress: Progr
 
 
 def _packed(header: StoreHeader, source: ExpertSource) -> Generator[Tensor, None, None]:
-    """Every record in order. Experts are read one after another and packed side by side, each by one thread of torch's: its
-    own threads gain nothing on matrices this small and stall where the cores are busy."""
+    """Every record in order. Experts are read one after another and packed side by side."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    pool = ThreadPoolExecutor(threads, "dali-pack", initializer=torch.set_num_threads, initargs=(1,))
     pending: deque[Future[Tensor]] = deque()
-    try:
+    with workers(threads, "dali-pack") as pool:
         for index in range(header.records):
             layer, expert = divmod(index, header.experts)
             pending.append(pool.submit(_pack, header, layer, expert, source.read(layer, expert)))
@@ -129,9 +127,6 @@ def _packed(header: StoreHeader, source: ExpertSource) -> Generator[Tensor, None
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-        torch.set_num_threads(threads)
 
 
 def _pack(header: StoreHeader, layer: int, expert: int, weights: ExpertWeights) -> Tensor:
@@ -162,5 +157,5 @@ def _no_space(path: Path, header: StoreHeader, free: int) -> DaliError:
     return DaliError(
         f"The expert store needs {header.file_bytes / 2**20:.0f} MiB in {path.parent}, "
         f"where {free / 2**20:.0f} MiB are free.",
-        "Free some space, set DALI_CACHE_DIR to another disk, or choose a smaller format (--quant w4).",
+        f"Free some space, set DALI_CACHE_DIR to another disk, or choose a smaller format ({parameter('quant')} w4).",
     )

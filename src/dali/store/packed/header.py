@@ -95,7 +95,7 @@ class StoreHeader:
         return len(text).to_bytes(8, "little") + text
 
     @classmethod
-    def decode(cls, text: bytes) -> StoreHeader:
+    def parse(cls, text: bytes) -> StoreHeader:
         """Parse the JSON part; HeaderError when it is not, byte for byte, what `encode` writes."""
         try:
             tensors = json.loads(text)

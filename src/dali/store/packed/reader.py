@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dali.errors import DaliError
 from dali.store.arena import Arena
+from dali.store.io import DirectFile, ReadError
 from dali.store.packed.header import HeaderError, StoreHeader
 
 MAX_HEADER_BYTES = 2**24  # some 150,000 experts
@@ -43,11 +44,7 @@ class StoreReader:
         try:
             with path.open("rb") as file:
                 self.header, self._checksums = self._read_header(file)
-            # O_DIRECT keeps a second copy of the experts out of the page cache; not every file system has it.
-            try:
-                self._fd = os.open(path, os.O_RDONLY | getattr(os, "O_DIRECT", 0))
-            except OSError:
-                self._fd = os.open(path, os.O_RDONLY)
+            self._file = DirectFile(path)
         except OSError as error:
             raise self._damaged(error.strerror or str(error)) from error
 
@@ -57,7 +54,7 @@ class StoreReader:
         if length > min(size, MAX_HEADER_BYTES):
             raise self._damaged("it does not start with the header of a store")
         try:
-            header = StoreHeader.decode(file.read(length))
+            header = StoreHeader.parse(file.read(length))
         except HeaderError as error:
             raise self._damaged(str(error)) from error
         if size != header.file_bytes:
@@ -69,7 +66,7 @@ class StoreReader:
         return DamagedStore(self.path, why)
 
     def close(self) -> None:
-        os.close(self._fd)
+        self._file.close()
 
     def __enter__(self) -> StoreReader:
         return self
@@ -83,15 +80,10 @@ class StoreReader:
         DamagedStore when it fails its checksum.
         """
         view = record.numpy().data
-        offset, done = self.header.record_offset(index), 0
-        while done < len(view):
-            try:
-                count = os.preadv(self._fd, [view[done:]], offset + done)
-            except OSError as error:
-                raise self._damaged(f"record {index} cannot be read ({error.strerror})") from error
-            if count == 0:
-                raise self._damaged(f"record {index} ends after {done} bytes")
-            done += count
+        try:
+            self._file.read(view, self.header.record_offset(index), f"record {index}")
+        except ReadError as error:
+            raise self._damaged(str(error)) from error
         if xxhash.xxh3_64_intdigest(view) != int(self._checksums[index]):
             layer, expert = divmod(index, self.header.experts)
             raise self._damaged(f"expert {expert} of MoE layer {layer} fails its checksum")

@@ -1,0 +1,59 @@
+"""What values may be, where several flags take the same."""
+
+from __future__ import annotations
+
+from dali.cli.flags.option import Kind
+from dali.units import parse_size
+
+
+def whole(least: int, none: int | None = None, meaning: str = "") -> Kind:
+    """A whole number from `least`, or `none`: what llama.cpp writes for `meaning`, here as good as no flag."""
+
+    def parse(text: str) -> int | None:
+        value = int(text)
+        if value == none:
+            return None
+        if value < least:
+            raise ValueError
+        return value
+
+    expected = f"a whole number from {least}"
+    return Kind("N", expected if none is None else f"{expected}, or {none} for {meaning}", parse)
+
+
+def wholes(least: int) -> Kind:
+    """Whole numbers from `least`, with commas between them."""
+
+    def parse(text: str) -> tuple[int, ...]:
+        numbers = tuple(int(part) for part in text.split(","))
+        if min(numbers) < least:
+            raise ValueError
+        return numbers
+
+    return Kind("N", f"whole numbers from {least}, with commas between them", parse)
+
+
+def one_of(names: tuple[str, ...], metavar: str = "NAME") -> Kind:
+    def parse(text: str) -> str:
+        if text not in names:
+            raise ValueError
+        return text
+
+    return Kind(metavar, f"one of {', '.join(names)}", parse)
+
+
+def _some_text(text: str) -> str:
+    if not text:
+        raise ValueError
+    return text
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(_some_text(name) for name in text.split(","))
+
+
+TEXT = Kind("TEXT", "some text", _some_text)
+FILE = Kind("FILE", "the name of a file", _some_text)
+NAMES = Kind("NAMES", "names with commas between them", _names)
+COUNTS = wholes(1)
+SIZE = Kind("SIZE", "a size like 8GiB or 500MB", parse_size)

@@ -1,0 +1,46 @@
+"""How the MODEL that a verb takes is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from dali.cli.flags.kinds import SIZE, one_of, whole
+from dali.cli.flags.option import SWITCH, flag
+from dali.options import DTYPES, QUANTS, LoadOptions
+
+
+@dataclass(frozen=True)
+class Model:
+    """None leaves a choice to LoadOptions."""
+
+    ctx_size: int | None = flag(
+        "model",
+        whole(2, 0, "all the model can"),
+        "tokens a conversation may have (default, and 0: all the model can)",
+        "-c",
+    )
+    quant: str | None = flag(
+        "model", one_of(QUANTS), f"format of the experts in memory: {', '.join(QUANTS)} (default: auto)"
+    )
+    dtype: str | None = flag(
+        "model", one_of(DTYPES), f"of everything but the experts: {', '.join(DTYPES)} (default: auto)"
+    )
+    ram: int | None = flag("model", SIZE, "host memory to plan with (default: what is free)")
+    threads: int | None = flag("model", whole(1), "CPU threads (default: all cores)", "-t")
+    offline: bool = flag("model", SWITCH, "never touch the network")
+
+    def load_options(self) -> LoadOptions:
+        """What the flags ask for. UsageError: it cannot be meant."""
+        given = self._parameters()
+        return LoadOptions(**{name: value for name, value in given.items() if value is not None})
+
+    def _parameters(self) -> dict[str, Any]:
+        return {
+            "ctx_size": self.ctx_size,
+            "quant": self.quant,
+            "dtype": self.dtype,
+            "ram": self.ram,
+            "threads": self.threads,
+            "offline": self.offline,
+        }

@@ -1,0 +1,125 @@
+"""A verb of the command, and where the values of its flags come from.
+
+The command line, else DALI_<FLAG> in the environment, else the --config file, else nothing: the verb's own
+default. All three hold text (YAML is read as such), so one rule makes the values of it, and one error says
+where a bad one stood.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, NoReturn, TypeVar
+
+from dali.cli.flags import always
+from dali.cli.flags.config import read_config
+from dali.cli.flags.option import SWITCH, Option, options_of
+from dali.errors import UsageError
+
+Settings = TypeVar("Settings", bound=always.Always)
+
+Texts = list[tuple[str, str]]
+"""What was given for one flag: (text, origin) each."""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, saying what is wrong as all of dali does."""
+
+    def error(self, message: str) -> NoReturn:
+        fix = f"See `{self.prog} --help`."
+        words = {word.partition("=")[0] for word in message.rstrip(".").split()}
+        if {"-m", "-p"} & words:  # llama.cpp's
+            fix = f"Model and prompt come without a flag: `dali run model.gguf hello`. {fix}"
+        elif {"--device", "--vram"} & words:
+            fix = f"Only `dali run` takes an accelerator; `dali simulate` models one with --profile. {fix}"
+        raise UsageError(f"{message[:1].upper()}{message[1:]}.", fix)
+
+
+class _Collect(argparse.Action):
+    """Keeps each text that a flag is given, with the flag's long name, as it was written, for its origin."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, given: argparse.Namespace, value: Any, name: str | None = None
+    ) -> None:
+        if name is None or not name.startswith("--"):
+            name = next(long for long in self.option_strings if long.startswith("--"))
+        text = value if self.nargs is None else "true"
+        setattr(given, self.dest, [*(getattr(given, self.dest) or []), (text, name)])
+
+
+@dataclass(frozen=True)
+class Verb(Generic[Settings]):
+    """What a verb takes: the flags of `holds`, a dataclass of settings, and in which order help shows their headings."""
+
+    name: str
+    description: str
+    holds: type[Settings]
+    headings: tuple[str, ...]
+    words: str = ""  # its arguments that are no flags, as usage shows them
+
+    @property
+    def options(self) -> tuple[Option, ...]:
+        return options_of(self.holds)
+
+    def settings(self, arguments: Sequence[str]) -> Settings:
+        """Each flag's value. UsageError: what cannot be meant."""
+        end = arguments.index("--") if "--" in arguments else len(arguments)
+        if "-ngl" in arguments[:end]:  # llama.cpp's; argparse reads -n gl
+            raise UsageError(
+                "There is no -ngl: dali shares out experts itself, not layers.",
+                "Leave it out; `dali run` takes --device for the accelerator and --vram for its memory.",
+            )
+        given = self._parser().parse_intermixed_args(arguments[:end])
+        texts = {
+            option.key: _from_flags(option, given) or _from_environment(option) for option in self.options
+        }
+        for file, _ in texts["config"]:
+            for key, found in read_config(file, self.options).items():
+                if not texts[key]:
+                    texts[key] = found
+        values: dict[str, Any] = {"words": [*getattr(given, "words", []), *arguments[end + 1 :]]}
+        for option in self.options:
+            read = tuple(option.read(text, origin) for text, origin in texts[option.key])
+            if read:
+                values[option.key] = read if option.repeatable else read[0]
+        return self.holds(**values)
+
+    def _parser(self) -> Parser:
+        """Collects the texts of each flag, and the words between them."""
+        parser = Parser(
+            f"dali {self.name}",
+            " ".join(filter(None, ["dali", self.name, self.words, "[flags]"])),
+            self.description,
+            "Each flag may also stand in the environment, --top-k as DALI_TOP_K, or in a --config file.",
+            allow_abbrev=False,
+            add_help=False,
+        )
+        if self.words:
+            parser.add_argument("words", nargs="*", help=argparse.SUPPRESS)
+        for heading in (*self.headings, always.HEADING):
+            group = parser.add_argument_group(heading)
+            for option in self.options:
+                if option.heading == heading:
+                    _add(group, option)
+        group.add_argument("-h", "--help", action="help", help="show this")
+        return parser
+
+
+def _add(group: argparse._ArgumentGroup, option: Option) -> None:
+    flags = [*filter(None, [option.short]), *(f"--{name}" for name in option.names)]
+    nargs, metavar = (0, None) if option.kind is SWITCH else (None, option.kind.metavar)
+    group.add_argument(
+        *flags, action=_Collect, dest=option.key, nargs=nargs, metavar=metavar, help=option.help
+    )
+
+
+def _from_flags(option: Option, given: argparse.Namespace) -> Texts:
+    texts: Texts = getattr(given, option.key) or []
+    return texts if option.repeatable else texts[-1:]
+
+
+def _from_environment(option: Option) -> Texts:
+    given = ((os.environ.get(variable), variable) for variable in option.variables)
+    return next(([(text, variable)] for text, variable in given if text), [])

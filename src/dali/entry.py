@@ -1,0 +1,135 @@
+"""The two ways in: `dali.load`, and `dali.attach` for models that transformers has loaded already.
+
+This file is not called load.py, as `dali.load` is the function: a module of that name would take its place once imported.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from dali import fused
+from dali.errors import DaliError, UsageError
+from dali.hooks import seam
+from dali.hooks.moe_layer import MoELayer
+from dali.kernels import native
+from dali.kernels.formats import FORMATS, get_format
+from dali.llm import LLM
+from dali.loading.budget import HEADROOM, choose_layout
+from dali.loading.locate import locate
+from dali.loading.source import ModelSource, open_source
+from dali.offload.build import accelerate, check_device
+from dali.options import LoadOptions
+from dali.progress import Meter, silent
+from dali.store.arena import Arena
+from dali.store.pool import ExpertPool
+from dali.telemetry import Telemetry
+
+
+def load(
+    model: str | os.PathLike[str] | None = None,
+    *,
+    meter: Meter = silent,
+    notify: Callable[[str], None] = lambda message: None,
+    **options: Any,
+) -> LLM:
+    """Load a Mixture-of-Experts model; its routed experts are packed, held and computed by dali.
+
+    model: a directory, a GGUF file, org/name, org/name:QUANT, or None for the model that ships inside. options: fields of
+    `dali.LoadOptions` by name, such as quant="w4", ctx_size=8192, ram="24GiB", device="sim:paper", vram="8GiB"; it says what each
+    means. meter, notify: are told of progress and of what is worth knowing.
+    """
+    if not isinstance(model, str | os.PathLike | None):
+        raise UsageError(
+            f"model cannot be {model!r:.60}.", "Give a path or org/name; dali.attach takes models."
+        )
+    unknown = sorted(options.keys() - LoadOptions.__dataclass_fields__.keys())
+    if unknown:
+        known = ", ".join(LoadOptions.__dataclass_fields__)
+        raise UsageError(f"dali.load has no option {unknown[0]!r}.", f"Its options: {known}.")
+    chosen = LoadOptions(**options)
+    prepare(chosen, notify)
+    return load_source(open_source(locate(model, chosen.offline)), chosen, meter, notify)
+
+
+def _signature() -> inspect.Signature:
+    """What `help` and editors show of `load`: the options by name, which stand in LoadOptions alone."""
+    own = inspect.signature(load).parameters
+    fields = inspect.signature(LoadOptions).parameters.values()
+    return inspect.Signature([own["model"], *fields, own["meter"], own["notify"]], return_annotation="LLM")
+
+
+load.__signature__ = _signature()  # type: ignore[attr-defined]
+
+
+def prepare(options: LoadOptions, notify: Callable[[str], None]) -> None:
+    """Refuse what `options` ask for and this machine lacks, and set threads, before any file is opened."""
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    if native.enabled():
+        native.set_threads(options.threads or torch.get_num_threads())
+    check_device(options)
+    if not native.AVAILABLE:
+        notify(
+            "dali was built without its compiled kernels: torch computes, several times slower. "
+            "Install a C++ compiler and reinstall dali."
+        )
+
+
+def load_source(
+    source: ModelSource, options: LoadOptions, meter: Meter, notify: Callable[[str], None]
+) -> LLM:
+    """As `load`, for a model that was found and opened; `prepare` was called."""
+    # A simulated accelerator's dense work is the CPU's, too.
+    compiled = native.enabled() and options.device_kind != "cuda"
+    llm = LLM(source.load(options, compiled, meter, notify))
+    if options.device != "cpu":
+        ram = options.ram_bytes
+        room = None if ram is None else ram - llm.expert_bytes - llm.dense_bytes - HEADROOM
+        llm.accelerate(accelerate(llm.loaded, llm.engine, options, meter, notify, room=room))
+    if compiled:
+        linears = get_format("w8") if llm.layout.format.quantized else None
+        llm.engine.decoder = fused.fuse(llm.model, linears)
+    return llm
+
+
+def attach(model: Any, *, quant: str = "w8") -> Any:
+    """Give a loaded transformers model dali's experts, packed in `quant`, and return it; `model.generate` keeps working.
+
+    A layer's own parameters are freed as soon as it is packed. DaliError if the model has no routed experts or `quant` cannot
+    hold one of them.
+    """
+    if quant not in FORMATS:
+        raise UsageError(f"Unknown quantization {quant!r}.", f"Choose one of {', '.join(FORMATS)}.")
+    if not isinstance(model, torch.nn.Module):
+        raise UsageError(
+            f"model cannot be {model!r:.60}.", "Give a loaded transformers model; dali.load takes names."
+        )
+    name = type(model).__name__
+    modules = seam.describe_model(model, name)
+    held = list(seam.experts_modules(model).values())
+    freed = sum(parameter.nbytes for module in held for parameter in module.parameters())
+    layout = choose_layout(modules, quant, 0, None, name, freed)
+    arena = Arena(sum(module.experts for module in modules), layout.record_bytes)
+    records = arena.by_layer(len(modules))
+    for layer, (info, module) in enumerate(zip(modules, held, strict=True)):
+        names = info.parameter_names
+        for expert, record in enumerate(records[layer]):
+            parts = [getattr(module, name).detach()[expert] for name in names]
+            try:
+                layout.pack(info.canonical(*parts), record)
+            except DaliError as error:
+                raise DaliError(
+                    f"Expert {expert} of MoE layer {layer}: {error.problem} The model has lost the layers before.",
+                    f"{error.fix} Load the model again first.",
+                ) from error
+        for name in names:
+            module._parameters[name] = None
+    telemetry = Telemetry()
+    pool = ExpertPool([layout] * len(modules), records)
+    seam.install(model, [MoELayer(index, pool, telemetry) for index in range(pool.layers)])
+    return model

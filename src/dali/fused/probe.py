@@ -1,0 +1,24 @@
+"""What a probe is: two decoding steps of two sequences, run in both ways that must give the same bits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from dali.step.context import AttentionArguments, Segment, StepContext, running
+from dali.step.state import SequenceState
+
+POSITIONS = ((3, 7), (4, 8))  # of the two sequences, in each of the two steps
+# What a part raises that wants more than a probe gives it, or that is something else than it looks like.
+REFUSALS = (RuntimeError, TypeError, ValueError, AttributeError)
+
+
+def probe(call: Callable[[int], Any], seen: list[AttentionArguments] | None = None) -> list[Any]:
+    """What `call` gives in each step, whose number it is given; `seen` as in StepContext."""
+    caches = [SequenceState() for _ in POSITIONS[0]]
+    outputs = []
+    for number in range(len(POSITIONS)):
+        segments = [Segment(cache, row, 1, number, False) for row, cache in enumerate(caches)]
+        with running(StepContext(segments, len(POSITIONS), native=True, seen=seen)):
+            outputs.append(call(number))
+    return outputs

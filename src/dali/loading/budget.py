@@ -1,0 +1,94 @@
+"""What a model takes in memory: the packed format its experts can have, and how many tokens a sequence may."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from dali.errors import DaliError, UsageError, parameter
+from dali.hardware.memory import available_ram
+from dali.hooks import seam
+from dali.kernels.expert import ExpertLayout
+from dali.kernels.formats import get_format
+from dali.loading.loaded import describe_layouts
+from dali.store.experts_module import ExpertsModule
+from dali.units import enough, size
+
+HEADROOM = 2**30  # bytes left to activations, keys and values, and Python, when quant "auto" decides
+
+
+def choose_context(config: Any, asked: int | None, name: str) -> int:
+    """Tokens a sequence may have: `asked`, or all that `config` says the model can. UsageError: it cannot."""
+    most: int = config.max_position_embeddings
+    if asked is not None and not 1 < asked <= most:
+        raise UsageError(f"The context size {asked} is out of range.", f"{name} takes 2 to {most} tokens.")
+    return most if asked is None else asked
+
+
+def count_dense_bytes(skeleton: nn.Module, dtype: torch.dtype) -> int:
+    """Bytes of all weights but the experts', of a model on meta, in `dtype`."""
+    experts = {id(p) for module in seam.experts_modules(skeleton).values() for p in module.parameters()}
+    return sum(p.numel() for p in skeleton.parameters() if id(p) not in experts) * dtype.itemsize
+
+
+def choose_layouts(
+    candidates: Sequence[list[ExpertLayout]],
+    smallest: list[ExpertLayout],
+    experts: int,
+    dense_bytes: int,
+    ram: int | None,
+    what: object,
+    freed: int = 0,
+) -> list[ExpertLayout]:
+    """The first of `candidates`, a layout for each MoE layer of `experts` experts, that fits `ram` bytes beside dense weights.
+
+    `ram`: None for what is free now, with `freed` bytes more. DaliError, naming `what`, when nothing fits; it then advises the
+    `smallest` if that would.
+    """
+    free = available_ram() + freed
+    allowed = free if ram is None else ram
+
+    def need(layouts: list[ExpertLayout]) -> int:
+        return sum(experts * layout.record_bytes for layout in layouts) + dense_bytes + HEADROOM
+
+    for layouts in candidates:
+        if need(layouts) <= allowed:
+            return layouts
+    raise out_of_memory(what, describe_layouts(layouts), need(layouts), need(smallest), ram, free)
+
+
+def choose_layout(
+    modules: list[ExpertsModule], quant: str, dense_bytes: int, ram: int | None, what: object, freed: int = 0
+) -> ExpertLayout:
+    """One packed format for all layers: as asked, or for "auto" w8 if it fits, else w4. The rest as in `choose_layouts`."""
+
+    def packed_in(name: str) -> list[ExpertLayout]:
+        return [ExpertLayout(modules[0].shape, get_format(name))] * len(modules)
+
+    candidates = [packed_in(name) for name in (("w8", "w4") if quant == "auto" else (quant,))]
+    return choose_layouts(candidates, packed_in("w4"), modules[0].experts, dense_bytes, ram, what, freed)[0]
+
+
+def out_of_memory(
+    what: object, format: str, need: int, smallest: int, ram: int | None, free: int
+) -> DaliError:
+    """`what` needs too many bytes in `format`: what it may take (`ram` as asked, or all that is free) and what would fit."""
+    limit = f"{size(free)} are free" if ram is None else f"{parameter('ram')} allows {size(ram)}"
+    problem = f"{what} needs {size(need - HEADROOM)} of memory with {format} experts, and {size(HEADROOM)} to work in; {limit}."
+    if smallest < need and smallest <= (free if ram is None else ram):
+        return DaliError(problem, f"With {parameter('quant')} w4 it needs {size(smallest - HEADROOM)}.")
+    if ram is None:
+        least = (
+            f" ({size(smallest - HEADROOM)} at least, with {parameter('quant')} w4)"
+            if smallest < need
+            else ""
+        )
+        return DaliError(problem, f"Close other programs, or choose a smaller model{least}.")
+    least = f", or {parameter('quant')} w4 {parameter('ram')} {enough(smallest)}" if smallest < need else ""
+    return DaliError(
+        problem,
+        f"Give {parameter('ram')} {enough(need)}{least}, or choose a smaller model; {size(free)} are free.",
+    )

@@ -1,0 +1,54 @@
+"""The GGUF architectures that dali reads, one file each.
+
+What llama.cpp builds into an architecture (normalised router weights, alternating windows) stands in its file, as no key says it.
+A file with a constant `FAMILY` is all that a new one needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import import_module
+from pkgutil import iter_modules
+
+from dali.errors import DaliError
+from dali.loading.gguf.keys import Fields, Keys
+from dali.store.gguf.header import Gguf
+
+
+@dataclass(frozen=True)
+class Family:
+    """One architecture."""
+
+    architecture: str  # general.architecture
+    model_type: str  # transformers'
+    experts: str  # the field of its configuration that counts experts
+    fields: Callable[[Keys], Fields]  # those of its configuration that not all families have
+    blocks: Mapping[str, str] = field(default_factory=dict)
+    """Tensor blk.N.<name> -> module of decoder layer N, where it is not as in gguf/dense.py."""
+    permuted: bool = False  # query and key rows lie in llama's pairwise rotary order
+    strips_after_tokens: bool = False  # white space after a control token is dropped
+
+
+@cache
+def families() -> dict[str, Family]:
+    """By architecture."""
+    known = [import_module(f"{__name__}.{module.name}").FAMILY for module in iter_modules(__path__)]
+    return {family.architecture: family for family in known}
+
+
+def family_of(gguf: Gguf) -> Family:
+    """The family of a file. DaliError for an architecture dali cannot read, or a dense model."""
+    architecture = gguf.require("general.architecture", str)
+    if architecture not in families():
+        raise DaliError(
+            f"{gguf.path} is a {architecture!r:.60} model, which dali cannot read as GGUF.",
+            f"Known architectures: {', '.join(families())}. Others may run from safetensors weights.",
+        )
+    if not gguf.get(f"{architecture}.expert_count", int, 0):
+        raise DaliError(
+            f"{gguf.path} is not a Mixture-of-Experts model: its {architecture} metadata counts no experts.",
+            "dali is for MoE models; run dense ones with llama.cpp.",
+        )
+    return families()[architecture]

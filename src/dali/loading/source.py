@@ -1,0 +1,72 @@
+"""A model's files, opened once: what can be known before weights are read, and how they are read.
+
+Safetensors directories and GGUF files each have a class of this shape; whoever loads, lists or examines a model works with
+either. Everything but `path` is found out when it is first asked for, and raises a DaliError that says what is wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from dali.kernels.expert import ExpertLayout
+from dali.loading.loaded import LoadedModel
+from dali.options import LoadOptions
+from dali.progress import Meter
+from dali.store.experts_module import ExpertsModule
+
+
+class ModelSource(Protocol):
+    """A model that can be loaded."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """What people call it: the directory's or the file's name."""
+
+    @property
+    def config(self) -> Any:
+        """Its transformers configuration."""
+
+    @property
+    def skeleton(self) -> nn.Module:
+        """The model on meta, experts included: shapes without memory."""
+
+    @property
+    def modules(self) -> list[ExpertsModule]:
+        """Its experts modules, in layer order, of a model whose layers the engine can step."""
+
+    @property
+    def tokenizer(self) -> Any:
+        """Its tokenizer, with the chat template if there is one."""
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether there is one, by the cheapest way to know; a tokenizer that cannot be read is left to loading."""
+
+    def dtype(self, asked: str, compiled: bool) -> torch.dtype:
+        """Of the dense part: as `asked`, one of options.DTYPES; `compiled`: it is for the compiled kernels."""
+
+    def layouts(self, quant: str, dtype: torch.dtype, ram: int | None) -> list[ExpertLayout]:
+        """Each MoE layer's packed layout beside dense weights of `dtype`, in `ram` bytes (None: in what is free now)."""
+
+    def load(
+        self, options: LoadOptions, compiled: bool, meter: Meter, notify: Callable[[str], None]
+    ) -> LoadedModel:
+        """Read it into memory. `compiled`: the dense part is for the CPU's compiled kernels."""
+
+
+def open_source(path: Path) -> ModelSource:
+    """The model that lies at `path`, a directory with safetensors weights or a GGUF file. Nothing is read yet."""
+    if path.is_dir():
+        from dali.loading.safetensors import SafetensorsModel
+
+        return SafetensorsModel(path)
+    from dali.loading.gguf.model import GgufModel
+
+    return GgufModel(path)

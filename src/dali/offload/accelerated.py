@@ -1,0 +1,40 @@
+"""A model's experts under the runtime of an accelerator and the CPU, as one value that an engine takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from dali.hooks import seam
+from dali.policies.signals import Step
+from dali.runtime.executor import Executor
+from dali.telemetry import Telemetry
+
+ComputeExperts = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+@dataclass
+class AcceleratedExperts:
+    """What computes the experts of each MoE layer, and what whoever steps the model must know of it."""
+
+    executor: Executor
+    layers: list[ComputeExperts]  # a MoE layer each: the executor's, or with lossy parts before them
+    clock: Callable[[], float]  # the device's: modelled seconds, or a watch's
+    begin: Callable[[Step], None] | None  # told of each forward step, for policies that tell requests apart
+    embeddings: bool  # whether it is told the tokens' embeddings, too
+    step_tokens: int  # of a prefill chunk
+    modelled: bool  # whether times come from a virtual clock
+    system: str | None = None  # whose policies run, where one was named
+    lossy: dict[str, Any] = field(
+        default_factory=dict
+    )  # its lossy "parts", and what they have done; none: all are off
+
+    def install(self, model: nn.Module, telemetry: Telemetry) -> None:
+        """Take the place of the CPU's layers in `model`; `telemetry` begins anew."""
+        telemetry.layers.clear()
+        telemetry.modelled = self.modelled
+        for module, layer in zip(seam.experts_modules(model).values(), self.layers, strict=True):
+            seam.set_dali_layer(module, layer)

@@ -1,0 +1,231 @@
+"""Every option of `dali.load`, once: what it means, what it may be, and which of them exclude each other."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from textwrap import shorten
+from typing import Any
+
+from dali import systems
+from dali.errors import UsageError, parameter
+from dali.hardware import profile as profiles
+from dali.hardware.profile import Profile
+from dali.policies import Policies, create
+from dali.policies.assign import AssignPolicy, layerwise
+from dali.policies.registry import DEFAULT
+from dali.policies.whole_layers import WholeLayers
+from dali.units import parse_size
+
+# Written out, as the formats' own file imports torch, which takes seconds; a test compares the two.
+QUANTS = ("auto", "f32", "f16", "bf16", "w8", "w4", "mxfp4", "q4k")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+ACCELERATOR = ("vram", "profile", "assign", "prefetch", "cache", "n_cpu_moe", "policy", "lossy")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadOptions:
+    """How to load a model, and how to use an accelerator. UsageError, from the constructor, for what cannot be meant.
+
+    Nothing is opened and torch is not imported for it, so a mistake is told at once.
+    """
+
+    quant: str = "auto"
+    """Format of the experts in memory: "auto" (w8 if it fits, else w4; a GGUF file's own) or another of QUANTS."""
+    dtype: str = "auto"
+    """Of everything but the experts: one of DTYPES."""
+    ctx_size: int | None = None
+    """Tokens a sequence may have, at most what the model was made for; None for all of that."""
+    ram: int | str | None = None
+    """Host memory to plan with, bytes or "24GiB"; None for what is free."""
+    threads: int | None = None
+    """CPU threads; None for one a core."""
+    offline: bool = False
+    """Never touch the network."""
+    device: str = "cpu"
+    """ "cpu", "cuda", "cuda:N", or "sim:PROFILE": same results, modelled times."""
+    vram: int | str | None = None
+    """Accelerator memory for experts, bytes or "8GiB"; None for what the dense weights leave."""
+    profile: str | None = None
+    """Name or file of the hardware profile that cuda plans with; a simulated device has its own."""
+    assign: str | None = None
+    """The assignment policy by name; None for the best known, and likewise the next two."""
+    prefetch: str | None = None
+    cache: str | None = None
+    n_cpu_moe: int | None = None
+    """Keep the experts of that many first layers on the CPU, all others on the accelerator."""
+    policy: str | None = None
+    """A whole published system by name (dali.systems), in place of the four before."""
+    lossy: bool = False
+    """With those parts of the system that change the model's answers."""
+    seed: int = 0
+    """Of the starting residents and the simulator's schedule."""
+
+    def __post_init__(self) -> None:
+        self._check_kinds()
+        self._check_names()
+        self._check_threads()
+        self._check_exclusions()
+        if self.device != "cpu":
+            self._check_device()
+            self.policies(layers=1, experts=1, top_k=1, capacity=1)
+            self.lossy_parts()
+
+    @cached_property
+    def ram_bytes(self) -> int | None:
+        return _bytes("ram", self.ram)
+
+    @cached_property
+    def vram_bytes(self) -> int | None:
+        return _bytes("vram", self.vram)
+
+    @property
+    def device_kind(self) -> str:
+        """ "cpu", "cuda" or "sim"."""
+        return self.device.partition(":")[0]
+
+    def _check_kinds(self) -> None:
+        """UsageError for values of another kind, as Python's users may give."""
+        _expect(
+            int | None,
+            "a whole number",
+            threads=self.threads,
+            ctx_size=self.ctx_size,
+            n_cpu_moe=self.n_cpu_moe,
+        )
+        _expect(int, "a whole number", seed=self.seed)
+        _expect(str, "a name, as text", device=self.device, quant=self.quant, dtype=self.dtype)
+        names = ("profile", "assign", "prefetch", "cache", "policy")
+        _expect(str | None, "a name, as text", **{name: getattr(self, name) for name in names})
+        for name in ("offline", "lossy"):
+            if not isinstance(getattr(self, name), bool):
+                raise UsageError(
+                    f"{parameter(name)} cannot be {getattr(self, name)!r:.60}.", "Give True or False."
+                )
+        _ = self.ram_bytes, self.vram_bytes
+
+    def _check_names(self) -> None:
+        if self.quant not in QUANTS:
+            raise UsageError(f"Unknown quantization {self.quant!r}.", f"Choose one of {', '.join(QUANTS)}.")
+        if self.dtype not in DTYPES:
+            raise UsageError(f"Unknown dtype {self.dtype!r}.", f"Choose one of {', '.join(DTYPES)}.")
+
+    def _check_threads(self) -> None:
+        cores = os.cpu_count() or 1
+        if self.threads is not None and not 1 <= self.threads <= 4 * cores:
+            raise UsageError(
+                f"{parameter('threads')} {self.threads} is out of range: with more than 4 a core they only wait "
+                f"for each other, and there are {cores} cores here.",
+                f"Give 1 to {4 * cores}, or leave it out.",
+            )
+
+    def _check_exclusions(self) -> None:
+        given = {
+            name: getattr(self, name) for name in ACCELERATOR if getattr(self, name) not in (None, False)
+        }
+        for part in ("assign", "prefetch", "cache", "n_cpu_moe") if self.policy is not None else ():
+            if part in given:
+                raise UsageError(
+                    f"{parameter('policy')} {self.policy} is a whole system and says itself what {parameter(part)} would.",
+                    "Leave one of them out.",
+                )
+        for part in ("prefetch", "cache") if self.n_cpu_moe is not None else ():
+            if part in given:
+                raise UsageError(
+                    f"{parameter('n_cpu_moe')} {self.n_cpu_moe} leaves whole layers where they are, so nothing "
+                    f"would follow {parameter(part)} {given[part]}.",
+                    "Leave one of them out.",
+                )
+        if self.device == "cpu" and given and given != {"assign": "cpu"}:
+            raise UsageError(
+                f"{parameter(next(iter(given)))} is about an accelerator, and the device is cpu.",
+                f"Give {parameter('device')} too, or leave it out.",
+            )
+
+    def _check_device(self) -> None:
+        kind, _, rest = self.device.partition(":")
+        known = (kind == "sim" and rest) or (kind == "cuda" and (self.device == "cuda" or rest.isdecimal()))
+        if not known:
+            raise UsageError(
+                f"Unknown device {self.device!r}.",
+                "Use cpu, cuda, cuda:N, or sim:PROFILE for a simulated accelerator.",
+            )
+        self.planning_profile()
+
+    def planning_profile(self) -> Profile:
+        """The hardware profile whose times an accelerator's plans are made with."""
+        own = self.device.partition(":")[2] if self.device_kind == "sim" else None
+        chosen = self.profile or own
+        if chosen is None:
+            raise UsageError(
+                f"{self.device} has no measured profile to plan with.",
+                f"Give {parameter('profile')} with the nearest of {', '.join(profiles.known())}, or a file of your own.",
+            )
+        profile = profiles.load(chosen)
+        if own is not None and chosen != own:
+            raise UsageError(
+                f"{parameter('profile')} {chosen} is not the one of {self.device}, which it plans with.",
+                f"Leave it out, or give {parameter('device')} sim:{chosen}.",
+            )
+        return profile
+
+    def policies(self, layers: int, experts: int, top_k: int, capacity: int) -> Policies:
+        """Fresh policies for `capacity` residents a layer."""
+        if self.policy is not None:
+            return systems.get(self.policy).create(layers, experts, top_k, capacity, self.seed)
+        name = self.cache or DEFAULT["cache"]
+        cache = create("cache", name, layers=layers, experts=experts, capacity=capacity, seed=self.seed)
+        assign = self._assignment()
+        if isinstance(
+            assign, layerwise.Policy
+        ):  # with whole layers there, no cache policy has anything to do
+            cache = WholeLayers(layers, experts, assign.cpu_layers)
+        return Policies(assign, create("prefetch", self.prefetch or DEFAULT["prefetch"]), cache)
+
+    def _assignment(self) -> AssignPolicy:
+        """The assignment policy; `n_cpu_moe` belongs to layerwise alone, and names it."""
+        name = self.assign or DEFAULT["assign"]
+        if self.n_cpu_moe is not None and name in (DEFAULT["assign"], "layerwise"):
+            return create("assign", "layerwise", cpu_layers=self.n_cpu_moe)
+        if self.n_cpu_moe is not None:
+            raise UsageError(
+                f"{parameter('n_cpu_moe')} and {parameter('assign')} {name} exclude each other.",
+                "Leave one of them out.",
+            )
+        return create("assign", name)
+
+    def lossy_parts(self) -> systems.LossyParts | None:
+        """What is to be lossy; UsageError where there is nothing to choose from."""
+        if not self.lossy:
+            return None
+        having = f"one of {', '.join(systems.names(lossy=True))}"
+        if self.policy is None:
+            raise UsageError(
+                f"{parameter('lossy')} turns on the lossy parts of a system, and none is named.",
+                f"Give {parameter('policy')} {having}.",
+            )
+        system = systems.get(self.policy)
+        if system.parts is None:
+            raise UsageError(
+                f"{system.title} has no lossy parts.", f"Leave out {parameter('lossy')}, or choose {having}."
+            )
+        return system.parts
+
+
+def _expect(kind: Any, meant: str, **given: object) -> None:
+    """UsageError for a value of another kind; True and False are no numbers."""
+    for name, value in given.items():
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise UsageError(f"{parameter(name)} cannot be {shorten(repr(value), 60)}.", f"Give {meant}.")
+
+
+def _bytes(name: str, given: object) -> int | None:
+    nbytes = parse_size(given) if isinstance(given, str) else given
+    if nbytes is None:
+        return None
+    if not isinstance(nbytes, int) or isinstance(nbytes, bool) or nbytes < 0:
+        raise UsageError(
+            f"{parameter(name)} cannot be {given!r}.", "Give bytes, 0 or more, or a size like 8GiB."
+        )
+    return nbytes

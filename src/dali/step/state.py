@@ -1,0 +1,86 @@
+"""What one sequence keeps between steps, a layer at a time.
+
+Keys and values can be cut back to any earlier length. A layer with recurrent state cannot: it returns only to a place of which it
+took a snapshot. The engine asks both in the same words, so an interrupted step, a prompt that continues an earlier one and a
+failed draft are undone alike.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
+
+from dali.step.kv import LayerKV
+
+
+class LayerState(Protocol):
+    """One layer's state of one sequence. `trims`: whether `rollback` needs no snapshot, as nothing is overwritten."""
+
+    trims: bool
+
+    @property
+    def nbytes(self) -> int:
+        """Memory it takes."""
+
+    def snapshot(self) -> object:
+        """What `rollback` needs to return here: a copy of what later tokens overwrite, None where nothing is."""
+
+    def reaches(self, tokens: int, snapshot: object) -> bool:
+        """Whether `rollback` to `tokens` tokens, with what was `snapshot` there, is possible."""
+
+    def rollback(self, tokens: int, snapshot: object) -> None:
+        """Be as after the first `tokens` tokens again."""
+
+
+Layer = TypeVar("Layer", bound=LayerState)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A place in a sequence to return to: after how many tokens, and the copies of layers that overwrite."""
+
+    tokens: int
+    copies: dict[int, object] = field(default_factory=dict)
+
+
+class SequenceState:
+    """All layers of one sequence."""
+
+    def __init__(self) -> None:
+        self._layers: dict[int, LayerState] = {}
+        self._overwriting: list[int] = []  # layers that need a copy to return
+
+    def layer(self, index: int, kind: type[Layer]) -> Layer:
+        """Layer `index`'s state, begun as a `kind` when it is first asked for."""
+        state = self._layers.get(index)
+        if state is None:
+            state = self._layers[index] = kind()
+            if not state.trims:
+                self._overwriting.append(index)
+        return state  # type: ignore[return-value]  # a layer asks for one kind only
+
+    def kv(self, index: int) -> LayerKV:
+        """Layer `index`'s keys and values."""
+        state = self._layers.get(index)
+        return state if isinstance(state, LayerKV) else self.layer(index, LayerKV)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(layer.nbytes for layer in self._layers.values())
+
+    def snapshot(self, tokens: int) -> Snapshot:
+        """Remember this place, after `tokens` tokens. Costs nothing where all layers can be cut back."""
+        return Snapshot(tokens, {index: self._layers[index].snapshot() for index in self._overwriting})
+
+    def rollback(self, to: Snapshot) -> bool:
+        """Be as at `to` again. False, and nothing done, where a layer cannot: a window has moved on, or no copy was taken."""
+        places = [(layer, to.copies.get(index)) for index, layer in self._layers.items()]
+        if not all(layer.reaches(to.tokens, copy) for layer, copy in places):
+            return False
+        for layer, copy in places:
+            layer.rollback(to.tokens, copy)
+        return True
+
+    def truncate(self, tokens: int) -> bool:
+        """Forget positions from `tokens` on, without a snapshot of that place. As `rollback`."""
+        return self.rollback(Snapshot(tokens))

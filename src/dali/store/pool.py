@@ -1,0 +1,67 @@
+"""The pool of a model's routed experts: whoever computes them or copies them asks it, each time anew."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from dali.kernels import native
+from dali.kernels.expert import ExpertLayout
+from dali.kernels.native import ExpertRecords
+
+
+@dataclass(slots=True)
+class Lease:
+    """Experts whose bytes stay where they are as long as this object lives: whoever reads them keeps it until that is done.
+
+    `records[i]` is the i-th expert that was asked for, packed in `layout`. `native` are the compiled kernels' own handle of
+    them; only a lease of a whole layer has one, and only where those kernels serve.
+    """
+
+    layout: ExpertLayout
+    records: Sequence[Tensor]
+    native: ExpertRecords | None = None
+
+
+class ExpertPool:
+    """The experts of all MoE layers, in RAM: `records[layer][expert]`, packed in `layouts[layer]`.
+
+    A lease costs next to nothing here, because nothing ever leaves RAM. Callers must not count on that: a pool that holds a part
+    of the experts may let `lease` wait until the bytes are there, may put them elsewhere once no lease of them is left, and says
+    by `whole_layers` that it gives no layer as a whole.
+    """
+
+    whole_layers = True  # whether all experts of a layer may be leased at once
+
+    def __init__(self, layouts: Sequence[ExpertLayout], records: Sequence[Sequence[Tensor]]) -> None:
+        self.layouts = layouts
+        self.records = records
+        compiled = native.enabled()
+        self._layers = [
+            Lease(layout, layer, ExpertRecords(layout, layer) if compiled else None)
+            for layout, layer in zip(layouts, records, strict=True)
+        ]
+
+    @property
+    def layers(self) -> int:
+        """The number of MoE layers."""
+        return len(self.records)
+
+    @property
+    def experts(self) -> int:
+        """The number of experts of each layer."""
+        return len(self.records[0])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of RAM the experts take."""
+        return sum(record.nbytes for layer in self.records for record in layer)
+
+    def lease(self, layer: int, ids: Sequence[int] | None = None) -> Lease:
+        """The experts `ids` of a layer, in that order; for None all of them, which only a pool of `whole_layers` gives."""
+        if ids is None:
+            return self._layers[layer]
+        records = self.records[layer]
+        return Lease(self.layouts[layer], [records[expert] for expert in ids])

@@ -1,0 +1,168 @@
+// Attention of a head's queries to a part of its keys.
+#pragma once
+
+#include <limits>
+
+#include "kernels/variant.h"
+#include "lanes/floats.h"
+
+namespace dali {
+
+template <class V>
+struct AttentionKernels {
+    static constexpr int64_t TILE = 32;  // keys that stay in the caches while all queries of a group meet them
+    static constexpr float INFINITE = std::numeric_limits<float>::infinity();
+
+    static DALI_INLINE int64_t least(int64_t a, int64_t b) { return b < a ? b : a; }
+
+    // Rows that are read a tile later; the processor's own prefetchers do not follow rows read side by side.
+    template <class T>
+    static DALI_INLINE void prefetch(const T* rows, int count) {
+        for (int i = 0; i < count; i += LINE / int(sizeof(T))) __builtin_prefetch(rows + i, 0, 2);
+    }
+
+    // The first `count` columns, fewer than LANES; `whole`: LANES of them.
+    template <bool whole, class T>
+    static DALI_INLINE void load_columns(const T* row, int count, Floats16& to) {
+        if constexpr (whole) load_row(row, to);
+        else load_row(row, count, to);
+    }
+
+    template <int queries, bool whole, class T>
+    static DALI_INLINE void multiply(const T* const* row, const float* query, int query_row, int c, int width, Floats16* products) {
+        constexpr int keys = LANES / queries;
+        Floats16 key[keys];
+#pragma GCC unroll 16
+        for (int k = 0; k < keys; k++) load_columns<whole>(row[k] + c, width - c, key[k]);
+#pragma GCC unroll 16
+        for (int q = 0; q < queries; q++) {
+            Floats16 asked;
+            load(query + q * query_row + c, asked);
+#pragma GCC unroll 16
+            for (int k = 0; k < keys; k++) products[q * keys + k] += key[k] * asked;
+        }
+    }
+
+    // Scores of `queries` queries from `first` on with keys [begin, end): 16 products at a time.
+    template <int queries, class T>
+    static DALI_INLINE void score(const AttentionPart<T>& part, int first, int64_t begin, int64_t end) {
+        constexpr int keys = LANES / queries;
+        const int width = part.key_width, query_row = padded(width);
+        const float* query = part.query + first * query_row;
+        const int score_row = padded(part.count);
+        for (int64_t j = begin; j < end; j += keys) {
+            const T* row[keys];
+            for (int k = 0; k < keys; k++) row[k] = part.keys + least(j + k, end - 1) * width;
+            if (first == 0 && j + TILE < part.count)
+                for (int k = 0; k < keys; k++) prefetch(row[k] + TILE * width, width);
+            Floats16 products[LANES] = {};
+            int c = 0;
+            for (; c + LANES <= width; c += LANES) multiply<queries, true>(row, query, query_row, c, width, products);
+            if (c < width) multiply<queries, false>(row, query, query_row, c, width, products);
+            Floats16 scores;
+            sums(products, scores);
+            float each[LANES];
+            store(scores * part.scale, each);
+            float* to = part.scores + first * score_row + j;
+            if (j + keys <= end) {
+                for (int q = 0; q < queries; q++) std::memcpy(to + q * score_row, each + q * keys, keys * 4);
+            } else {
+                for (int q = 0; q < queries; q++) std::memcpy(to + q * score_row, each + q * keys, size_t(end - j) * 4);
+            }
+        }
+    }
+
+    // Adds values [begin, end), weighted by the scores, to `vectors` vectors of the queries' outputs from column c on.
+    template <int queries, int vectors, bool whole, class T>
+    static DALI_INLINE void add(const AttentionPart<T>& part, int first, int64_t begin, int64_t end, int c) {
+        const int width = part.value_width, out_row = padded(width);
+        const int row = padded(part.count);
+        const float* scores = part.scores + first * row;
+        float* out = part.out + first * out_row + c;
+        Floats16 sum[queries][vectors];
+#pragma GCC unroll 8
+        for (int q = 0; q < queries; q++)
+#pragma GCC unroll 8
+            for (int v = 0; v < vectors; v++) load(out + q * out_row + v * LANES, sum[q][v]);
+        for (int64_t j = begin; j < end; j++) {
+            if (first == 0 && c == 0 && j + TILE < part.count) prefetch(part.values + (j + TILE) * width, width);
+            Floats16 value[vectors];
+#pragma GCC unroll 8
+            for (int v = 0; v < vectors; v++) load_columns<whole>(part.values + j * width + c + v * LANES, width - c, value[v]);
+#pragma GCC unroll 8
+            for (int q = 0; q < queries; q++) {
+                const float weight = scores[q * row + j];
+#pragma GCC unroll 8
+                for (int v = 0; v < vectors; v++) sum[q][v] += value[v] * weight;
+            }
+        }
+#pragma GCC unroll 8
+        for (int q = 0; q < queries; q++)
+#pragma GCC unroll 8
+            for (int v = 0; v < vectors; v++) store(sum[q][v], out + q * out_row + v * LANES);
+    }
+
+    template <int queries, class T>
+    static DALI_INLINE void add(const AttentionPart<T>& part, int first, int64_t begin, int64_t end) {
+        int c = 0;
+        constexpr int most = queries == 4 ? 4 : 8;  // vectors: as many sums as there are registers for
+        for (; c + most * LANES <= part.value_width; c += most * LANES) add<queries, most, true>(part, first, begin, end, c);
+        for (; c + 4 * LANES <= part.value_width; c += 4 * LANES) add<queries, 4, true>(part, first, begin, end, c);
+        for (; c + LANES <= part.value_width; c += LANES) add<queries, 1, true>(part, first, begin, end, c);
+        if (c < part.value_width) add<queries, 1, false>(part, first, begin, end, c);
+    }
+
+    // Scores to weights e^(score - most); returns their sum.
+    static DALI_INLINE float weigh(float* scores, int64_t count, float& most) {
+        const int row = padded(count);
+        for (int64_t j = count; j < row; j++) scores[j] = -INFINITE;
+        Floats16 largest = Floats16{} - INFINITE, total{}, s;
+        for (int64_t j = 0; j < row; j += LANES) {
+            load(scores + j, s);
+            largest = s > largest ? s : largest;
+        }
+        float each[LANES];
+        store(largest, each);
+        most = each[0];
+        for (int i = 1; i < LANES; i++) most = most < each[i] ? each[i] : most;
+        const float from = most == -INFINITE ? 0.0f : most;  // then none weighs anything
+        for (int64_t j = 0; j < row; j += LANES) {
+            load(scores + j, s);
+            s -= from;
+            exp(s);
+            store(s, scores + j);
+            total += s;
+        }
+        return sum(total);
+    }
+
+    // Fills part.out with the sums of values weighted by e^(score - most), most and total [group].
+    template <class T>
+    static void attend_part(const AttentionPart<T>& part, float* most, float* total) {
+        const int first_rows = int(least(TILE, part.count));
+        prefetch(part.keys, first_rows * part.key_width);
+        prefetch(part.values, first_rows * part.value_width);
+        for (int64_t begin = 0; begin < part.count; begin += TILE) {
+            const int64_t end = least(begin + TILE, part.count);
+            int first = 0;
+            for (; first + 4 <= part.group; first += 4) score<4>(part, first, begin, end);
+            for (; first + 2 <= part.group; first += 2) score<2>(part, first, begin, end);
+            for (; first < part.group; first++) score<1>(part, first, begin, end);
+        }
+        for (int g = 0; g < part.group; g++) total[g] = weigh(part.scores + g * padded(part.count), part.count, most[g]);
+        for (int64_t begin = 0; begin < part.count; begin += TILE) {
+            const int64_t end = least(begin + TILE, part.count);
+            int first = 0;
+            for (; first + 4 <= part.group; first += 4) add<4>(part, first, begin, end);
+            for (; first + 2 <= part.group; first += 2) add<2>(part, first, begin, end);
+            for (; first < part.group; first++) add<1>(part, first, begin, end);
+        }
+    }
+
+    static void put_into(Variant& variant) {
+        variant.attend_f32 = attend_part<float>;
+        variant.attend_bf16 = attend_part<uint16_t>;
+    }
+};
+
+}  // namespace dali

@@ -1,0 +1,63 @@
+// Norms' and routers' kernels, over rows of floats; and how fast rows are read.
+#pragma once
+
+#include "kernels/variant.h"
+#include "lanes/floats.h"
+
+namespace dali {
+
+template <class V>
+struct RowKernels {
+    static float sum_of_squares(const float* x, int width) {
+        Floats16 total{};
+        int i = 0;
+        for (; i + LANES <= width; i += LANES) {
+            Floats16 a;
+            load(x + i, a);
+            total += a * a;
+        }
+        float result = sum(total);
+        for (; i < width; i++) result += x[i] * x[i];
+        return result;
+    }
+
+    static void scale(float* x, float by, int width) {
+        for (int i = 0; i < width; i++) x[i] *= by;
+    }
+
+    static void multiply(float* x, const float* by, int width) {
+        for (int i = 0; i < width; i++) x[i] *= by[i];
+    }
+
+    template <class T>
+    static void products(const T* matrix, const float* x, int rows, int width, float* out) {
+        for (int row = 0; row < rows; row++) out[row] = dot(matrix + size_t(row) * width, x, width);
+    }
+
+    static int read(const char* from, size_t bytes) {
+        constexpr int AHEAD = 4096;  // bytes the prefetch runs ahead
+        Ints16 folded[4] = {};
+        for (size_t at = 0; at + 256 <= bytes; at += 256)
+            for (int i = 0; i < 4; i++) {
+                __builtin_prefetch(from + at + AHEAD + 64 * i, 0, 2);
+                Ints16 line;
+                std::memcpy(&line, from + at + 64 * i, sizeof line);
+                folded[i] ^= line;
+            }
+        const Ints16 all = folded[0] ^ folded[1] ^ folded[2] ^ folded[3];
+        int result = 0;
+        for (int i = 0; i < LANES; i++) result ^= all[i];
+        return result;
+    }
+
+    static void put_into(Variant& variant) {
+        variant.sum_of_squares = sum_of_squares;
+        variant.scale = scale;
+        variant.multiply = multiply;
+        variant.products_f32 = products<float>;
+        variant.products_bf16 = products<uint16_t>;
+        variant.read = read;
+    }
+};
+
+}  // namespace dali

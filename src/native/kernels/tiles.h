@@ -1,0 +1,304 @@
+// The kernels of tiles and of an expert's gate, written once over a set of lanes (lanes/).
+//
+// Every (row, token) is summed in one fixed order: groups front to back, one multiply-add each; 16-bit floats in two sums,
+// even and odd columns. So a result depends on nothing but its row and its token.
+#pragma once
+
+#include <cstring>
+#include <utility>
+
+#include "kernels/variant.h"
+
+namespace dali {
+
+template <class V>
+struct TileKernels {
+    using Floats = typename V::Floats;
+    using Ints = typename V::Ints;
+    using Line = typename V::Line;
+
+    static constexpr int AHEAD = 24;  // groups (32 columns) the prefetch runs ahead: 6 to 12 KB
+
+    // Into L2: prefetches into L1 wait for the few buffers its misses have, and half the bandwidth is lost.
+    static void prefetch(const uint8_t* from, int bytes) {
+        for (int at = 0; at < bytes; at += LINE) __builtin_prefetch(from + at, 0, 2);
+    }
+
+    // With one token a kernel does little but read, and the processor's own prefetchers keep up with it, a fifth faster than
+    // with prefetches of every line, if it reads strictly front to back: a tile's scales before its quants.
+    static void touch(const uint8_t* from, size_t bytes) {
+        for (size_t at = 0; at < bytes; at += LINE) static_cast<void>(static_cast<const volatile uint8_t*>(from)[at]);
+    }
+
+    // But they stop at the end of a page and start anew in the next one: its first lines are asked for in time.
+    static constexpr int PAGE = 4096, PAGES_AHEAD = 2, FIRST_LINES = 16;
+    static void open_page(const uint8_t* within) {
+        prefetch(reinterpret_cast<const uint8_t*>(reinterpret_cast<uintptr_t>(within) & ~uintptr_t(PAGE - 1)), FIRST_LINES * LINE);
+    }
+    // Of `bytes` from `from` on, read as far as `at`; `next` is read after them.
+    static void open_ahead(const uint8_t* from, int at, int bytes, const uint8_t* next) {
+        const int beyond = at + PAGES_AHEAD * PAGE - bytes;
+        open_page(beyond < 0 ? from + bytes + beyond : next + beyond);
+    }
+
+    template <Format format>
+    static void read_group(const uint8_t* quants, Line* lines) {
+        if constexpr (format == Format::w8) {
+            for (int i = 0; i < 8; i++) lines[i] = V::load_line(quants + LINE * i);
+        } else {
+            for (int i = 0; i < 4; i++) {
+                const Line packed = V::load_line(quants + LINE * i);
+                lines[i] = V::low_nibbles(packed);
+                lines[i + 4] = V::high_nibbles(packed);
+            }
+            if constexpr (format == Format::mxfp4) {  // codes stand for these values, doubled, plus 12
+                alignas(16) static constexpr uint8_t table[16] = {12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0};
+                for (int i = 0; i < 8; i++) lines[i] = V::look_up(table, lines[i]);
+            }
+        }
+    }
+
+    template <Format format>
+    static void read_scales(const uint8_t* plane, int group, Floats& scale, Floats& minimum) {
+        if constexpr (format == Format::mxfp4) {
+            scale = V::from_exponents(plane + 16 * group);
+        } else if constexpr (format == Format::q4k) {
+            const uint8_t* block = plane + block_scale_bytes(format) * (group / 8);
+            const uint8_t* bytes = block + 64 + 16 * (group % 8);
+            scale = V::mul(V::from_bytes(bytes), V::from_halves(block));
+            minimum = V::mul(V::from_bytes(bytes + 128), V::from_halves(block + 32));
+        } else {
+            scale = V::from_halves(plane + 32 * group);
+        }
+    }
+
+    template <Format format, int tokens>
+    static void quantized_tile(const TileRun& run, const Panel& panel, float* out) {
+        constexpr int zero = zero_point(format);
+        constexpr bool corrected = zero != 0 && !(V::centred && zero == 128);
+        constexpr int group_bytes = format == Format::w8 ? 512 : 256;
+        const int groups = run.columns / GROUP;
+        const uint8_t* quants = run.tile + run.plane_bytes;
+        const uint8_t* next_quants = run.next + run.plane_bytes;
+        constexpr int scale_bytes = block_scale_bytes(format) * GROUP / block_columns(format);
+        Floats sums[tokens];
+        for (int m = 0; m < tokens; m++) sums[m] = V::zero();
+        constexpr bool in_order = tokens <= 2;
+        if constexpr (in_order) {
+            open_page(run.tile + PAGES_AHEAD * PAGE);
+            touch(run.tile, run.plane_bytes);
+        }
+        for (int g = 0; g < groups; g++) {
+            if constexpr (in_order) {
+                if (g * group_bytes % PAGE == 0) open_ahead(quants, g * group_bytes, groups * group_bytes, run.next);
+            } else {
+                const int ahead = g + AHEAD;
+                const bool within = ahead < groups;
+                prefetch(within ? quants + ahead * group_bytes : next_quants + (ahead - groups) * group_bytes, group_bytes);
+                prefetch(within ? run.tile + ahead * scale_bytes : run.next + (ahead - groups) * scale_bytes, scale_bytes);
+            }
+            Line lines[8];
+            read_group<format>(quants + g * group_bytes, lines);
+            Floats scale, minimum;
+            read_scales<format>(run.tile, g, scale, minimum);
+            const int8_t* x = panel.quants + size_t(g) * tokens * GROUP;
+            const float* scales = panel.scales + size_t(g) * tokens;
+            const int32_t* corrections = panel.corrections + size_t(g) * tokens;
+#pragma GCC unroll 12
+            for (int m = 0; m < tokens; m++) {
+                Ints sum = V::set_ints(corrected ? corrections[m] : 0);
+                if constexpr (tokens < 4) {  // two chains: with few tokens nothing else hides their latency
+                    Ints other = V::set_ints(0);
+#pragma GCC unroll 4
+                    for (int i = 0; i < 4; i++) {
+                        sum = V::template dot<zero>(sum, lines[i], x + m * GROUP + 4 * i);
+                        other = V::template dot<zero>(other, lines[i + 4], x + m * GROUP + 16 + 4 * i);
+                    }
+                    sum = V::add_ints(sum, other);
+                } else {
+#pragma GCC unroll 8
+                    for (int i = 0; i < 8; i++) sum = V::template dot<zero>(sum, lines[i], x + m * GROUP + 4 * i);
+                }
+                sums[m] = V::fma(V::to_floats(sum), V::mul(scale, V::set(scales[m])), sums[m]);
+                if constexpr (format == Format::q4k) {
+                    float taken;
+                    std::memcpy(&taken, corrections + m, 4);
+                    sums[m] = V::fnma(V::set(taken), minimum, sums[m]);
+                }
+            }
+        }
+        for (int m = 0; m < tokens; m++) V::store(out + m * TILE_ROWS, sums[m]);
+    }
+
+    template <Format format, int tokens>
+    static void float_tile(const TileRun& run, const Panel& panel, float* out) {
+        constexpr int step = format == Format::f32 ? 1 : 2;  // columns a line
+        constexpr int far = AHEAD * 4;                       // lines
+        const int lines = run.columns / step;
+        Floats sums[tokens][step];
+        for (int m = 0; m < tokens; m++)
+            for (int i = 0; i < step; i++) sums[m][i] = V::zero();
+        for (int line = 0; line < lines; line++) {
+            if constexpr (tokens == 1) {
+                if (line * LINE % PAGE == 0) open_ahead(run.tile, line * LINE, lines * LINE, run.next);
+            } else {
+                const int ahead = line + far;
+                prefetch(ahead < lines ? run.tile + ahead * LINE : run.next + (ahead - lines) * LINE, LINE);
+            }
+            Floats weights[step];
+            if constexpr (format == Format::f32) {
+                weights[0] = V::load(reinterpret_cast<const float*>(run.tile + line * LINE));
+            } else if constexpr (format == Format::bf16) {
+                V::from_bf16(V::load_line(run.tile + line * LINE), weights[0], weights[1]);
+            } else {
+                V::from_f16(V::load_line(run.tile + line * LINE), weights[0], weights[1]);
+            }
+            const float* x = panel.values + size_t(line) * step * tokens;
+#pragma GCC unroll 12
+            for (int m = 0; m < tokens; m++)
+                for (int i = 0; i < step; i++) sums[m][i] = V::fma(weights[i], V::set(x[i * tokens + m]), sums[m][i]);
+        }
+        for (int m = 0; m < tokens; m++)
+            V::store(out + m * TILE_ROWS, step == 1 ? sums[m][0] : V::add(sums[m][0], sums[m][step - 1]));
+    }
+
+    template <Format format, int tokens>
+    static constexpr TileKernel tile() {
+        if constexpr (is_quantized(format)) return quantized_tile<format, tokens>;
+        else return float_tile<format, tokens>;
+    }
+
+    // The nearest value a 16-bit float can hold, were its exponent not bounded above.
+    static float to_half_precision(float value) {
+        uint32_t bits;
+        std::memcpy(&bits, &value, 4);
+        if (bits < 0x38800000u) return (value + 0.5f) - 0.5f;  // denormal as a half: multiples of 2^-24
+        bits = (bits + 0xFFF + ((bits >> 13) & 1)) & ~0x1FFFu;
+        std::memcpy(&value, &bits, 4);
+        return value;
+    }
+
+    static void fill(const float* values, Format format, const Panel& panel, int group, int token) {
+        const size_t tokens = panel.tokens;
+        if (!is_quantized(format)) {
+            float* to = panel.values + size_t(group) * GROUP * tokens + token;
+            for (int i = 0; i < GROUP; i++) to[i * tokens] = values[i];
+            return;
+        }
+        int8_t* quants = panel.quants + (group * tokens + token) * GROUP;
+        const uint32_t bits = V::largest_magnitude(values);
+        float largest, scale;
+        std::memcpy(&largest, &bits, 4);
+        int32_t sum = 0;
+        if (bits >= 0x7F800000u) {  // infinity or NaN: no integers stand for it; 0 * NaN carries it on
+            std::memset(quants, 0, GROUP);
+            scale = __builtin_nanf("");
+        } else {
+            const float factor = 127.0f / largest;
+            scale = to_half_precision(largest / 127.0f);  // as GGML stores it: the same file gives the same numbers
+            sum = V::round_group(values, __builtin_isinf(factor) ? 0.0f : factor, quants);  // zeros, or denormals
+        }
+        panel.scales[group * tokens + token] = scale;
+        const float taken = scale * float(sum);
+        int32_t& correction = panel.corrections[group * tokens + token];
+        if (format == Format::q4k) std::memcpy(&correction, &taken, 4);
+        else correction = -zero_point(format) * sum;
+    }
+
+    // Within 2 units in the last place; infinity from 88.4 on, nearly 0 from -88 down.
+    static Floats exp(Floats x) {
+        x = V::at_least(V::set(-88.0f), V::at_most(V::set(88.8f), x));
+        const Floats n = V::round(V::mul(x, V::set(1.44269504f)));
+        Floats r = V::fnma(n, V::set(0.693359375f), x);
+        r = V::fnma(n, V::set(-2.12194440e-4f), r);
+        Floats p = V::set(1.0f / 5040);
+        p = V::fma(p, r, V::set(1.0f / 720));
+        p = V::fma(p, r, V::set(1.0f / 120));
+        p = V::fma(p, r, V::set(1.0f / 24));
+        p = V::fma(p, r, V::set(1.0f / 6));
+        p = V::fma(p, r, V::set(0.5f));
+        p = V::fma(p, r, V::set(1.0f));
+        p = V::fma(p, r, V::set(1.0f));
+        return V::mul(p, V::power_of_two(n));
+    }
+    static Floats times_sigmoid(Floats x, Floats of) {
+        return V::div(x, V::add(V::set(1.0f), exp(V::sub(V::zero(), of))));
+    }
+
+    static Floats act(Activation kind, Floats x) {
+        switch (kind) {
+            case Activation::silu: return times_sigmoid(x, x);
+            case Activation::gelu_tanh: {  // 0.5 x (1 + tanh u) = x sigmoid(2 u)
+                const Floats cubed = V::mul(V::mul(x, x), x);
+                const Floats u = V::fma(cubed, V::set(0.044715f), x);
+                return times_sigmoid(x, V::mul(u, V::set(1.5957691216f)));
+            }
+            case Activation::relu: return V::at_least(V::zero(), x);
+            case Activation::relu2: {
+                const Floats y = V::at_least(V::zero(), x);
+                return V::mul(y, y);
+            }
+            default: {  // gelu
+                float each[16];
+                V::store(each, x);
+                for (float& one : each) one = 0.5f * one * (1.0f + __builtin_erff(one * 0.70710678f));
+                return V::load(each);
+            }
+        }
+    }
+
+    static void activate(const Gate& gate_kind, const float* gate, const float* up, float* out, int count) {
+        for (int i = 0; i < count; i += 16) {
+            Floats u = V::load(up + i);
+            if (gate_kind.kind == Activation::clamped_swiglu) {
+                const Floats limit = V::set(gate_kind.limit);
+                const Floats g = V::at_most(limit, V::load(gate + i));
+                u = V::at_least(V::set(-gate_kind.limit), V::at_most(limit, u));
+                const Floats gated = times_sigmoid(g, V::mul(g, V::set(gate_kind.alpha)));
+                V::store(out + i, V::mul(V::add(u, V::set(1.0f)), gated));
+            } else if (gate) {
+                V::store(out + i, V::mul(act(gate_kind.kind, V::load(gate + i)), u));
+            } else {
+                V::store(out + i, act(gate_kind.kind, u));
+            }
+        }
+    }
+
+    static void weighted_sum(const float* rows, const float* weights, int count, int columns, float* out) {
+        int c = 0;
+        for (; c + 16 <= columns; c += 16) {
+            Floats sum = V::mul(V::load(rows + c), V::set(weights[0]));
+            for (int i = 1; i < count; i++)
+                sum = V::add(sum, V::mul(V::load(rows + size_t(i) * columns + c), V::set(weights[i])));
+            V::store(out + c, sum);
+        }
+        for (; c < columns; c++) {
+            float sum = rows[c] * weights[0];
+            for (int i = 1; i < count; i++) sum = sum + rows[size_t(i) * columns + c] * weights[i];
+            out[c] = sum;
+        }
+    }
+
+    template <Format format, int... tokens>
+    static void fill_row(Variant& variant, std::integer_sequence<int, tokens...>) {
+        ((variant.tiles[int(format)][tokens + 1] = tile<format, tokens + 1>()), ...);
+    }
+
+    static void put_into(Variant& variant) {
+        variant.most_tokens = V::most_tokens;
+        constexpr auto upto = std::make_integer_sequence<int, V::most_tokens>{};
+        static_assert(V::most_tokens <= MOST_TOKENS);
+        fill_row<Format::f32>(variant, upto);
+        fill_row<Format::f16>(variant, upto);
+        fill_row<Format::bf16>(variant, upto);
+        fill_row<Format::w8>(variant, upto);
+        fill_row<Format::w4>(variant, upto);
+        fill_row<Format::mxfp4>(variant, upto);
+        fill_row<Format::q4k>(variant, upto);
+        variant.fill = fill;
+        variant.activate = activate;
+        variant.weighted_sum = weighted_sum;
+    }
+};
+
+}  // namespace dali

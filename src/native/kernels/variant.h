@@ -1,0 +1,89 @@
+// What one instruction set brings: every kernel, compiled for it.
+#pragma once
+
+#include "layout/activations.h"
+#include "layout/format.h"
+#include "layout/panel.h"
+
+namespace dali {
+
+enum class Activation : int { silu, gelu, gelu_tanh, relu, relu2, clamped_swiglu };
+
+struct Gate {
+    Activation kind = Activation::silu;
+    float alpha = 0, limit = 0;  // of clamped_swiglu
+};
+
+// Where a tile lies, and what is read after it: the last lines of one prefetch the first of the next.
+struct TileRun {
+    const uint8_t* tile;
+    const uint8_t* next;
+    size_t plane_bytes;
+    int columns;
+};
+
+// out [tokens][16]: the tile's 16 rows times each token of the panel.
+using TileKernel = void (*)(const TileRun& run, const Panel& panel, float* out);
+
+// A head of keys and values and the queries that share it, as far as one part of its keys goes. Rows of queries, scores and outputs
+// are padded to whole vectors (lanes/floats.h).
+template <class T>
+struct AttentionPart {
+    const T *keys, *values;
+    int64_t count;
+    int group, key_width, value_width;
+    float scale;
+    const float* query;  // [group][padded key width]
+    float* scores;       // [group][padded count]
+    float* out;          // [group][padded value width]
+};
+
+// GGUF's blocks that are decoded to floats.
+enum class BlockType : int { q4_0, q8_0, q4_1, q5_0, q5_1, q5_k, q6_k };
+constexpr int BLOCK_TYPES = 7;
+
+struct BlockKernels {
+    // The values of `count` blocks.
+    void (*decode)(const uint8_t* raw, size_t count, float* out);
+    // `rows` rows of blocks, row_bytes apart, into one tile of w8. False for values that are not finite or too large.
+    bool (*to_w8)(const Matrix& matrix, const uint8_t* raw, size_t row_bytes, int rows, uint8_t* tile);
+};
+
+struct Variant {
+    const char* name;
+    int most_tokens;  // of a block: as many as its registers hold the sums of, beside the weights
+    TileKernel tiles[FORMATS][MOST_TOKENS + 1];  // by format and tokens
+    // One token's group of 32 columns into a panel.
+    void (*fill)(const float* values, Format format, const Panel& panel, int group, int token);
+    // values [count] of gate and up -> `out`; gate is null for experts without one. count is a multiple of 16.
+    void (*activate)(const Gate& gate_kind, const float* gate, const float* up, float* out, int count);
+
+    // The kernels below round alike in every variant: the same bits from all.
+
+    // out = sum of weights[i] * rows[i * columns], in order.
+    void (*weighted_sum)(const float* rows, const float* weights, int count, int columns, float* out);
+    // Fills part.out, zeros so far, with the sums of values weighted by e^(score - most); most and total [group].
+    void (*attend_f32)(const AttentionPart<float>& part, float* most, float* total);
+    void (*attend_bf16)(const AttentionPart<uint16_t>& part, float* most, float* total);
+    float (*sum_of_squares)(const float* x, int width);
+    void (*scale)(float* x, float by, int width);
+    void (*multiply)(float* x, const float* by, int width);
+    // out [rows] = matrix [rows, width] times x [width].
+    void (*products_f32)(const float* matrix, const float* x, int rows, int width, float* out);
+    void (*products_bf16)(const uint16_t* matrix, const float* x, int rows, int width, float* out);
+    BlockKernels blocks[BLOCK_TYPES];
+    // Reads all bytes, whole 256s; returns what no compiler can know without reading them.
+    int (*read)(const char* from, size_t bytes);
+
+    // A token's values [matrix.columns], padded with zeros, into a panel.
+    void fill_token(const float* values, const Matrix& matrix, const Panel& panel, int token) const {
+        for (int group = 0; group < matrix.columns / GROUP; group++) fill(values + group * GROUP, matrix.format, panel, group, token);
+    }
+};
+
+const Variant* portable_variant();
+const Variant* avx2_variant();      // null where not compiled in
+const Variant* avx_vnni_variant();
+const Variant* avx512_variant();
+
+}  // namespace dali

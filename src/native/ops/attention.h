@@ -1,0 +1,40 @@
+// Attention while decoding: one new token a sequence.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "layout/activations.h"
+
+namespace dali {
+
+// The new token of one sequence: its row in the step, and where its keys and values are kept.
+struct DecodingToken {
+    int64_t row;
+    char* keys;    // [kv heads][capacity][key width]
+    char* values;  // [kv heads][capacity][value width]
+    int64_t capacity;
+    int64_t place;  // of the new token; those before it are there already
+    int64_t first;  // oldest one it sees
+};
+
+// Elements from one row or head to the next; the width is contiguous.
+struct Rows {
+    const void* from;
+    int64_t row_stride, head_stride;
+};
+
+struct AttentionCall {
+    Dtype dtype;  // of all tensors
+    int heads, kv_heads, key_width, value_width;
+    float scale;
+    Rows query, keys, values;  // of the step's tokens
+    const float* sinks;        // [heads], one more logit each without a value; null if there are none
+    void* out;                 // [tokens, heads, value width], contiguous
+};
+
+// Keeps the keys and values of `tokens` and writes their rows of `out`. Long sequences are attended to in parts of one fixed length,
+// merged in order (as FlashDecoding does), so a result depends on nothing but its sequence.
+void attend(const AttentionCall& call, const std::vector<DecodingToken>& tokens);
+
+}  // namespace dali
