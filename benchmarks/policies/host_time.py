@@ -123,7 +123,7 @@ class AlwaysOn:
 
     on = True
 
-    def record(self, cost: float, benefit: float) -> None:
+    def note(self, cost: float, benefit: float) -> None:
         pass
 
 
@@ -169,9 +169,10 @@ def build(
     layout = ExpertLayout(ExpertShape(HIDDEN, INTERMEDIATE // 16, Activation("silu")), get_format(FORMAT))
     shared = torch.zeros(layout.record_bytes, dtype=torch.uint8)
     capacity = int(EXPERTS * resident)
+    pool = ExpertPool([layout] * LAYERS, [[shared] * EXPERTS] * LAYERS)
     residency = Residency(
         device,
-        lambda layer, expert: shared,
+        pool.lease,
         LAYERS,
         layout.record_bytes,
         LAYERS * capacity + MOST_SCRATCH,
@@ -180,7 +181,7 @@ def build(
     )
     executor = Executor(
         device,
-        ExpertPool([layout] * LAYERS, [[shared] * EXPERTS] * LAYERS),
+        pool,
         residency,
         Policies(
             create("assign", DEFAULT["assign"]),

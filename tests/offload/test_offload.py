@@ -217,7 +217,7 @@ def test_layers_that_are_not_there_or_do_not_fit_are_refused(
         dali.UsageError, match=r"leaves 2 MoE layers to .*room for 1 of them.\nGive n_cpu_moe 2 or more"
     ) as error:
         load(directory, device=machine, vram=15 * record, n_cpu_moe=1)
-    load(directory, device=machine, vram=re.search(r"--vram (\w+)", error.value.fix)[1], n_cpu_moe=1)
+    load(directory, device=machine, vram=re.search(r"vram (\w+)", error.value.fix)[1], n_cpu_moe=1)
     with pytest.raises(
         dali.UsageError, match=r"leaves 1 MoE layer to .*, \d+\.\d KiB of experts; it has no room for it\."
     ):

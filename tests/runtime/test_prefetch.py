@@ -64,7 +64,7 @@ def test_switching_it_off_is_worth_the_while() -> None:
     setting = NEVER["and keeps wanted copies waiting"]
     guarded = play(executor_of(setting, Foresight([6, 7]), LONG), 2 * TRIAL, low)
     always = executor_of(setting, Foresight([6, 7]), LONG)
-    always.guards.prefetch.record = lambda cost, benefit: None  # type: ignore[method-assign]
+    always.guards.prefetch.note = lambda cost, benefit: None  # type: ignore[method-assign]
     without = play(executor_of(setting, None, LONG), 2 * TRIAL, low)
     assert without < guarded < play(always, 2 * TRIAL, low)
 

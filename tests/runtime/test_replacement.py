@@ -16,7 +16,7 @@ SLOW = Setting("two_lane", "none", "workload", 16, profile="egpu-x4", scratch=4)
 
 def never(guard: Guard) -> None:
     guard.on = False
-    guard.record = lambda cost, benefit: None  # type: ignore[method-assign]
+    guard.note = lambda cost, benefit: None  # type: ignore[method-assign]
 
 
 def drifting() -> object:
@@ -47,7 +47,7 @@ def test_swaps_are_switched_off_where_routing_has_no_favourites() -> None:
     swapping = play(executor, 4 * TRIAL, anywhere, lambda: states.append(executor.guards.swap.on))
     assert sum(states) / len(states) < 0.7
     always = executor_of(SLOW)
-    always.guards.swap.record = lambda cost, benefit: None  # type: ignore[method-assign]
+    always.guards.swap.note = lambda cost, benefit: None  # type: ignore[method-assign]
     assert swapping < play(always, 4 * TRIAL, anywhere)
 
 
@@ -77,7 +77,7 @@ def test_only_window_policies_copy(cache: str) -> None:
 
 def test_swaps_that_copy_wait_for_the_link() -> None:
     executor = executor_of(Setting("two_lane", "none", "fading", 16, profile="egpu-x4", scratch=4))
-    executor.guards.swap.record = lambda cost, benefit: None  # type: ignore[method-assign]
+    executor.guards.swap.note = lambda cost, benefit: None  # type: ignore[method-assign]
     placed, queues = executor.residency.copies, []
     play(
         executor,
