@@ -55,7 +55,7 @@ from dali.runtime import executor as runtime
 from dali.runtime.executor import Executor
 from dali.runtime.predict import LinearMap
 from dali.runtime.residency import Residency
-from dali.store.pool import ExpertPool
+from dali.store.expert_pool import ExpertPool
 from dali.telemetry import Telemetry
 
 LAYERS, EXPERTS, TOP_K, HIDDEN, INTERMEDIATE = 48, 128, 8, 2048, 768

@@ -26,7 +26,7 @@ from dali.offload.build import accelerate, check_device
 from dali.options import LoadOptions
 from dali.progress import Meter, silent
 from dali.store.arena import Arena
-from dali.store.pool import ExpertPool
+from dali.store.expert_pool import ExpertPool
 from dali.telemetry import Telemetry
 
 

@@ -11,7 +11,7 @@ from dali.hooks.moe_layer import MoELayer
 from dali.hooks.seam import dali_layer
 from dali.kernels import native
 from dali.step.context import StepContext
-from dali.store.pool import ExpertPool
+from dali.store.expert_pool import ExpertPool
 from families import FAMILIES, random_model
 
 pytestmark = pytest.mark.skipif(not native.AVAILABLE, reason="the kernels were not compiled")

@@ -13,7 +13,7 @@ from dali.kernels import native
 from dali.kernels.activation import Activation
 from dali.kernels.expert import ExpertLayout, ExpertShape, ExpertWeights
 from dali.kernels.formats import get_format
-from dali.store.pool import ExpertPool, Lease
+from dali.store.expert_pool import ExpertPool, Lease
 from dali.telemetry import Telemetry
 
 pytestmark = pytest.mark.skipif(not native.AVAILABLE, reason="the kernels were not compiled")

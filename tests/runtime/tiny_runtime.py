@@ -27,7 +27,7 @@ from dali.policies import Policies, create, names
 from dali.runtime.executor import Executor, Kernel
 from dali.runtime.predict import GateShift, LinearMap
 from dali.runtime.residency import Residency
-from dali.store.pool import ExpertPool
+from dali.store.expert_pool import ExpertPool
 from dali.telemetry import Telemetry
 
 HIDDEN, INTERMEDIATE, LAYERS, EXPERTS, TOP_K = 32, 32, 4, 8, 2

@@ -103,7 +103,7 @@ def _convert(settings: Settings, foreign: str, output: Path) -> int:
         if getattr(settings, name):
             raise UsageError(f"--import records nothing, so no --{name}.", "Leave it out.")
     from dali.replay.traces import trace
-    from dali.replay.traces.foreign import convert
+    from dali.replay.traces.convert import convert
 
     found, notes = convert(foreign, settings.words[0] if settings.words else None, settings.experts)
     trace.write(output, found)

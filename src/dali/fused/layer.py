@@ -21,7 +21,7 @@ from dali.hooks import seam
 from dali.hooks.moe_layer import MoELayer
 from dali.kernels import native
 from dali.step.context import StepContext, current_step
-from dali.store.pool import Lease
+from dali.store.expert_pool import Lease
 
 PARTS = ("input_layernorm", "self_attn", "post_attention_layernorm", "mlp")
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from dali.kernels import dispatch, reference
 from dali.kernels.pairs import pairs_by_expert
 from dali.kernels.reference import reduce_choices
-from dali.store.pool import ExpertPool
+from dali.store.expert_pool import ExpertPool
 from dali.telemetry import Telemetry
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)  # which the compiled kernels take

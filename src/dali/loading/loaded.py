@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dali.kernels.expert import ExpertLayout
-from dali.store.pool import ExpertPool
+from dali.store.expert_pool import ExpertPool
 from dali.telemetry import Telemetry
 
 

@@ -28,11 +28,11 @@ from dali.progress import Meter
 from dali.store.arena import Arena
 from dali.store.cache import store_path
 from dali.store.checkpoint import Checkpoint, CheckpointExperts
+from dali.store.expert_pool import ExpertPool
 from dali.store.experts_module import ExpertsModule
 from dali.store.packed.builder import discard, ensure_store
 from dali.store.packed.header import StoreHeader
 from dali.store.packed.reader import DamagedStore, StoreReader
-from dali.store.pool import ExpertPool
 from dali.telemetry import Telemetry
 
 

@@ -29,7 +29,7 @@ from dali.progress import Meter
 from dali.runtime.executor import CPU, DOWN, UP, Executor
 from dali.runtime.workspace import Workspace
 from dali.step.context import current_step
-from dali.store.pool import ExpertPool
+from dali.store.expert_pool import ExpertPool
 from dali.systems import DROPPED, KEPT, LATER, LOW, LossyParts, Rerouted, Routed
 from dali.telemetry import Telemetry
 

@@ -36,7 +36,7 @@ from dali.runtime.prefetch import Predictor, Prefetcher
 from dali.runtime.replacement import Replacement
 from dali.runtime.residency import COPY, Residency
 from dali.runtime.workspace import Workspace
-from dali.store.pool import ExpertPool
+from dali.store.expert_pool import ExpertPool
 from dali.telemetry import LayerCounters, Telemetry
 
 CPU = torch.device("cpu")

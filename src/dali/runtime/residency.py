@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from dali.devices import Buffer, Device, Event
 from dali.policies.plan import ResidencyView
-from dali.store.pool import Lease
+from dali.store.expert_pool import Lease
 
 COPY = "copy"
 

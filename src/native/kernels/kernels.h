@@ -6,7 +6,7 @@
 
 #include "kernels/attention.h"
 #include "kernels/blocks.h"
-#include "kernels/rows.h"
+#include "kernels/norms_and_routers.h"
 #include "kernels/tiles.h"
 
 namespace dali {

@@ -31,11 +31,11 @@ from dali.loading.loaded import LoadedModel
 from dali.loading.skeleton import build_skeleton, check_attention
 from dali.options import LoadOptions
 from dali.progress import Meter
+from dali.store.expert_pool import ExpertPool
 from dali.store.experts_module import ExpertsModule
 from dali.store.gguf.experts import GgufExperts, Loaded
 from dali.store.gguf.header import Gguf, read_gguf
 from dali.store.gguf.reader import Reading, read
-from dali.store.pool import ExpertPool
 from dali.telemetry import Telemetry
 
 

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from dali.store.arena import populate
+from dali.store.direct_io import DirectFile, ReadError, Ring
 from dali.store.gguf.blocks import Bytes
 from dali.store.gguf.header import GgufTensor, damaged
-from dali.store.io import DirectFile, ReadError, Ring
 from dali.store.workers import workers
 
 THREADS = 6  # some wait for the disk while others repack

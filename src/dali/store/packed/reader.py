@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dali.errors import DaliError
 from dali.store.arena import Arena
-from dali.store.io import DirectFile, ReadError
+from dali.store.direct_io import DirectFile, ReadError
 from dali.store.packed.header import HeaderError, StoreHeader
 
 MAX_HEADER_BYTES = 2**24  # some 150,000 experts

@@ -13,7 +13,7 @@ from dali.kernels import native
 from dali.kernels.activation import Activation
 from dali.kernels.expert import ExpertLayout, ExpertShape
 from dali.kernels.formats import get_format
-from dali.store.pool import ExpertPool
+from dali.store.expert_pool import ExpertPool
 
 SHAPE = ExpertShape(32, 16, Activation("silu"))
 LAYOUTS = [ExpertLayout(SHAPE, get_format(name)) for name in ("w8", "w4")]

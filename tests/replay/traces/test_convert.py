@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dali.errors import DaliError, UsageError
-from dali.replay.traces.foreign import convert
+from dali.replay.traces.convert import convert
 from dali.replay.traces.trace import read, write
 from replay.tiny_traces import random_trace
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dali.store.arena import Arena
-from dali.store.io import HUGE_PAGE, PAGE, RING, DirectFile, ReadError, Ring
+from dali.store.direct_io import HUGE_PAGE, PAGE, RING, DirectFile, ReadError, Ring
 
 BYTES = np.random.default_rng(0).integers(0, 256, 5 * PAGE + 100, dtype=np.uint8).tobytes()
 

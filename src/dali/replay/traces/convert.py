@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from dali.errors import UsageError
-from dali.replay.traces.rows import Rows, read_rows
+from dali.replay.traces.formats import Rows, read_rows
 from dali.replay.traces.trace import PREFILL, Array, Trace
 
 MOST_EXPERTS = 65536  # ids are uint16 at most
