@@ -137,8 +137,8 @@ def plan_fault(plan: LayerPlan, workload: Sequence[int], view: ResidencyView) ->
         return _misplaced(cpu + gpu, workload)
     resident = view.resident
     here = gpu[: len(gpu) - len(fetch)] if fetch else gpu
-    waiting = [expert for expert in here if expert not in resident]
-    if waiting:
+    if not resident >= (there := set(here)):
+        waiting = [expert for expert in here if expert in there - resident]
         for expert in waiting:
             if expert not in view.in_flight:
                 return f"runs expert {expert} on the accelerator, where it is not, and does not fetch it"
@@ -151,9 +151,9 @@ def plan_fault(plan: LayerPlan, workload: Sequence[int], view: ResidencyView) ->
             return f"launches {gpu}, which does not end in what it fetches, {fetch}"
         if not view.slots:
             return f"fetches {len(fetch)} experts where there is no scratch slot to fetch into"
-        for expert in fetch:
-            if expert in resident or expert in view.in_flight:
-                return f"fetches expert {expert}, which is there or on its way"
+        if not (resident.isdisjoint(fetch) and view.in_flight.keys().isdisjoint(fetch)):
+            wasted = next(expert for expert in fetch if expert in resident or expert in view.in_flight)
+            return f"fetches expert {wasted}, which is there or on its way"
     return None
 
 
@@ -297,7 +297,7 @@ def _covers(placed: tuple[int, ...], workload: Sequence[int]) -> bool:
     if many != len(workload) - workload.count(0) or many != len(set(placed)):
         return False
     try:
-        return not many or (min(placed) >= 0 and 0 not in [workload[expert] for expert in placed])
+        return not many or (min(placed) >= 0 and all(map(workload.__getitem__, placed)))
     except (IndexError, TypeError):  # no expert, or no number
         return False
 
