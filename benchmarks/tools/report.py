@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 BENCHMARKS = Path(__file__).parents[1]
+# That kernels are chosen by, or might be, as Linux names them: a virtual machine's model name says little.
+INSTRUCTIONS = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "amx_int8")
 
 
 def write(name: str, rows: Sequence[Mapping[str, Any]], **extra: Any) -> Path:
@@ -49,9 +51,10 @@ def table(rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def machine() -> dict[str, Any]:
-    """Processor, cores this process may use, memory, operating system and Python."""
+    """Processor and what of INSTRUCTIONS it has, cores this process may use, memory, operating system and Python."""
     return {
-        "cpu": _cpu_name(),
+        "cpu": _cpu_info("model name") or platform.processor() or platform.machine(),
+        "instructions": [name for name in INSTRUCTIONS if name in _cpu_info("flags").split()],
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory_gib": _memory_gib(),
         "system": f"{platform.system()} {platform.machine()}",
@@ -82,14 +85,13 @@ def _git(*arguments: str) -> str:
     return done.stdout.strip()
 
 
-def _cpu_name() -> str:
+def _cpu_info(field: str) -> str:
+    """What Linux says of the first processor; "" elsewhere."""
     try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        pass
-    return platform.processor() or platform.machine()
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(field)), "")
 
 
 def _memory_gib() -> float:

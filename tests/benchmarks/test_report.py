@@ -32,7 +32,7 @@ def test_a_result_names_no_host_and_no_folder(report):
     text = report.write("speed", [{"x": 1}]).read_text()
     assert "/home" not in text
     assert str(report.BENCHMARKS) not in text
-    assert list(report.machine()) == ["cpu", "cores", "memory_gib", "system", "python"]
+    assert list(report.machine()) == ["cpu", "instructions", "cores", "memory_gib", "system", "python"]
 
 
 def test_no_rows_are_a_result_too(report):
