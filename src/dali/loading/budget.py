@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from dali.errors import DaliError, UsageError, parameter
+from dali.errors import DaliError, parameter
 from dali.hardware.memory import available_ram
 from dali.hooks import seam
 from dali.kernels.expert import ExpertLayout
 from dali.kernels.formats import get_format
+from dali.loading.context import check_range
 from dali.loading.loaded import describe_layouts
 from dali.store.experts_module import ExpertsModule
 from dali.units import enough, size
@@ -23,8 +24,8 @@ HEADROOM = 2**30  # bytes left to activations, keys and values, and Python, when
 def choose_context(config: Any, asked: int | None, name: str) -> int:
     """Tokens a sequence may have: `asked`, or all that `config` says the model can. UsageError: it cannot."""
     most: int = config.max_position_embeddings
-    if asked is not None and not 1 < asked <= most:
-        raise UsageError(f"The context size {asked} is out of range.", f"{name} takes 2 to {most} tokens.")
+    if asked is not None:
+        check_range(asked, most, name)
     return most if asked is None else asked
 
 

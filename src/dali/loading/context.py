@@ -20,7 +20,7 @@ def check_context(path: Path, asked: int | None) -> None:
     with suppress(OSError, ValueError, DaliError):  # loading says better what is wrong with a file
         most = _most_in_gguf(path) if path.is_file() else _most_in_directory(path)
     if isinstance(most, int):
-        _check(asked, most, re.sub(r"-\d{5}-of-\d{5}$", "", path.stem) if path.is_file() else path.name)
+        check_range(asked, most, re.sub(r"-\d{5}-of-\d{5}$", "", path.stem) if path.is_file() else path.name)
 
 
 def _most_in_directory(directory: Path) -> Any:
@@ -35,6 +35,7 @@ def _most_in_gguf(path: Path) -> Any:
     return gguf.get(f"{gguf.require('general.architecture', str)}.context_length", int)
 
 
-def _check(asked: int, most: int, name: str) -> None:
+def check_range(asked: int, most: int, name: str) -> None:
+    """UsageError where a model called `name`, which can have `most` tokens, cannot have `asked`."""
     if not 1 < asked <= most:
         raise UsageError(f"The context size {asked} is out of range.", f"{name} takes 2 to {most} tokens.")

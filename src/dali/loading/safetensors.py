@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import AutoConfig, AutoTokenizer
 from transformers.conversion_mapping import get_model_conversion_mapping
 
@@ -22,25 +21,22 @@ from dali.loading.budget import choose_context, choose_layout, count_dense_bytes
 from dali.loading.dense import load_dense
 from dali.loading.loaded import LoadedModel
 from dali.loading.locate import BUNDLED
-from dali.loading.skeleton import build_skeleton, check_attention, quiet_transformers
+from dali.loading.skeleton import quiet_transformers
+from dali.loading.source import ModelSource
 from dali.options import LoadOptions
 from dali.progress import Meter
 from dali.store.arena import Arena
 from dali.store.cache import store_path
 from dali.store.checkpoint import Checkpoint, CheckpointExperts
 from dali.store.expert_pool import ExpertPool
-from dali.store.experts_module import ExpertsModule
 from dali.store.packed.builder import discard, ensure_store
 from dali.store.packed.header import StoreHeader
 from dali.store.packed.reader import DamagedStore, StoreReader
 from dali.telemetry import Telemetry
 
 
-class SafetensorsModel:
-    """A `ModelSource` (see loading/source.py)."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
+class SafetensorsModel(ModelSource):
+    """A directory with config.json and weights."""
 
     @property
     def name(self) -> str:
@@ -49,16 +45,6 @@ class SafetensorsModel:
     @cached_property
     def config(self) -> Any:
         return read_config(self.path)
-
-    @cached_property
-    def skeleton(self) -> nn.Module:
-        return build_skeleton(self.config, self.path)
-
-    @cached_property
-    def modules(self) -> list[ExpertsModule]:
-        modules = seam.describe_model(self.skeleton, str(self.path))
-        check_attention(self.skeleton)
-        return modules
 
     @cached_property
     def tokenizer(self) -> Any:

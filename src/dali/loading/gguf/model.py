@@ -9,12 +9,11 @@ import json
 import re
 from collections.abc import Callable
 from functools import cached_property
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import xxhash
-from torch import Tensor, nn
+from torch import Tensor
 
 from dali.fused.dense import put_linears
 from dali.hooks import seam
@@ -28,11 +27,10 @@ from dali.loading.gguf.dense import GgufDense
 from dali.loading.gguf.families import family_of
 from dali.loading.gguf.tokenizer import end_ids, read_tokenizer
 from dali.loading.loaded import LoadedModel
-from dali.loading.skeleton import build_skeleton, check_attention
+from dali.loading.source import ModelSource
 from dali.options import LoadOptions
 from dali.progress import Meter
 from dali.store.expert_pool import ExpertPool
-from dali.store.experts_module import ExpertsModule
 from dali.store.gguf.experts import GgufExperts, Loaded
 from dali.store.gguf.header import Gguf, read_gguf
 from dali.store.gguf.reader import Reading, read
@@ -47,11 +45,8 @@ class Weights(NamedTuple):
     dense: dict[str, Tensor]
 
 
-class GgufModel:
-    """A `ModelSource` (see loading/source.py): a GGUF file, or any file of a split one."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
+class GgufModel(ModelSource):
+    """A GGUF file, or any file of a split one."""
 
     @cached_property
     def gguf(self) -> Gguf:
@@ -66,16 +61,6 @@ class GgufModel:
     @cached_property
     def config(self) -> Any:
         return read_config(self.gguf, end_ids(self.gguf))
-
-    @cached_property
-    def skeleton(self) -> nn.Module:
-        return build_skeleton(self.config, self.path)
-
-    @cached_property
-    def modules(self) -> list[ExpertsModule]:
-        modules = seam.describe_model(self.skeleton, str(self.path))
-        check_attention(self.skeleton)
-        return modules
 
     @cached_property
     def experts(self) -> GgufExperts:
