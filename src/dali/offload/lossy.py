@@ -41,7 +41,7 @@ class CpuExperts(NamedTuple):
     """What the CPU computes with: packed experts and their modelled times."""
 
     pool: ExpertPool
-    model: CostModel
+    cost_model: CostModel
 
 
 class LossyLayers:
@@ -122,7 +122,7 @@ class LossyLayers:
 
     def _compute(self, layer: int, hidden: Tensor, rerouted: Rerouted, chosen: np.ndarray) -> Buffer:
         """Queue the chosen pairs' experts on the host stream; returns where their weighted sums [tokens, hidden] will be."""
-        device, take, (pool, model) = self._executor.device, self._workspace.take, self._beside
+        device, take, (pool, cost_model) = self._executor.device, self._workspace.take, self._beside
         tokens, width = hidden.shape
         asked = torch.from_numpy(rerouted.ids[chosen].astype(np.int64))
         experts, order, offsets = pairs_by_expert(asked, pool.experts)
@@ -133,7 +133,9 @@ class LossyLayers:
         below = take("below", tokens, width, hidden.dtype, CPU)
         sums = take("sums", tokens, width, torch.float32, CPU)
         x = device.adopt(hidden.contiguous())
-        device.copy(device.stream(DOWN), below, x, model.activation_copy(tokens), label="activations down")
+        device.copy(
+            device.stream(DOWN), below, x, cost_model.activation_copy(tokens), label="activations down"
+        )
         device.release(x)
 
         def compute() -> None:
@@ -141,7 +143,7 @@ class LossyLayers:
             compute_experts(lease.layout, lease.records, offsets, pairs, below.tensor, rows)
             sums.tensor.copy_(reduce_choices(rows, share))
 
-        seconds = sum(model.costs.cpu[end - begin] for begin, end in pairwise(offsets))
+        seconds = sum(cost_model.costs.cpu[end - begin] for begin, end in pairwise(offsets))
         device.launch(device.stream(HOST), compute, (below,), (sums,), seconds, label=f"lossy {layer}")
         counters = self._telemetry.layer(layer)
         counters.cpu += len(experts)
@@ -150,16 +152,18 @@ class LossyLayers:
 
     def _join(self, out: Tensor, sums: Buffer) -> Tensor:
         """`out` with the host's sums added."""
-        device, model = self._executor.device, self._beside.model
+        device, cost_model = self._executor.device, self._beside.cost_model
         above = self._workspace.take("above", len(out), out.shape[1], torch.float32, out.device)
-        device.copy(device.stream(UP), above, sums, model.activation_copy(len(out)), label="activations up")
+        device.copy(
+            device.stream(UP), above, sums, cost_model.activation_copy(len(out)), label="activations up"
+        )
         total = device.adopt(out)
         device.launch(
             device.stream(COMPUTE),
             lambda: total.tensor.add_(above.tensor),
             (above, total),
             (total,),
-            model.costs.launch,
+            cost_model.costs.launch,
             label="join lossy",
         )
         return device.release(total)

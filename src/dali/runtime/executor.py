@@ -55,7 +55,7 @@ class Executor:
         residency: Residency,
         policies: Policies,
         predictor: Predictor | None,
-        model: CostModel,
+        cost_model: CostModel,
         telemetry: Telemetry,
         dense_seconds: Callable[[int], float] = lambda tokens: 0.0,
         predict_seconds: Callable[[int], float] = lambda tokens: 0.0,
@@ -73,8 +73,8 @@ class Executor:
         self.policies = policies
         self._pool = pool
         self._layouts = pool.layouts
-        self._activation_copy = cache(model.activation_copy)
-        self._costs = model.costs
+        self._activation_copy = cache(cost_model.activation_copy)
+        self._costs = cost_model.costs
         self._telemetry = telemetry
         self._dense_seconds = dense_seconds
         self._beside = beside or [None] * pool.layers
@@ -86,10 +86,10 @@ class Executor:
         self._experts = pool.experts
         self.decisions = decisions = Decisions(policies, pool.layers, pool.experts)
         self.guards = guards = Guards(
-            decisions.assign, model.costs, pool.layers, guarded, predicts=predictor is not None
+            decisions.assign, cost_model.costs, pool.layers, guarded, predicts=predictor is not None
         )
         self.prefetcher = Prefetcher(
-            decisions, guards, predictor, residency, model.costs, telemetry, predict_seconds
+            decisions, guards, predictor, residency, cost_model.costs, telemetry, predict_seconds
         )
         self.replacement = Replacement(decisions, guards, residency)
         self.period = Period()
