@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from dali.errors import DaliError, parameter
-from dali.hardware.memory import available_ram
+from dali.hardware.free_memory import available_ram
 from dali.hooks import seam
 from dali.kernels.expert import ExpertLayout
 from dali.kernels.formats import get_format

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dali.errors import DaliError, UsageError, parameter
-from dali.hardware.memory import available_ram
+from dali.hardware.free_memory import available_ram
 from dali.kernels.expert import ExpertLayout
 from dali.kernels.formats import GROUP, TILE_ROWS, Format, assemble, get_format, pad, round_up
 from dali.kernels.packing import require_finite

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dali.hardware.memory import available_ram
+from dali.hardware.free_memory import available_ram
 
 
 def test_some_memory_is_free() -> None:
