@@ -21,6 +21,7 @@ from dali.cli.flags.sampling import Sampling
 from dali.cli.flags.verb import Verb
 from dali.cli.importing import importing
 from dali.cli.model import find_model, load_model
+from dali.cli.plain_text import plain_text
 from dali.cli.terminal import DIM, log, styled
 from dali.errors import DaliError, UsageError
 from dali.hardware import profile
@@ -139,7 +140,7 @@ def _read_stdin() -> str:
     """All of stdin, without the newline that ends its last line."""
     given = sys.stdin.buffer.read() if sys.stdin else b""
     try:
-        return given.decode().removesuffix("\n")
+        return plain_text(given).removesuffix("\n")
     except UnicodeDecodeError as error:
         raise UsageError(
             f"The prompt on stdin is not UTF-8: byte {given[error.start]:#04x} at offset {error.start}.",

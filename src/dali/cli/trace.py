@@ -16,6 +16,7 @@ from dali.cli.flags.option import SWITCH, flag
 from dali.cli.flags.sampling import Sampling
 from dali.cli.flags.verb import Verb
 from dali.cli.model import find_model, load_model
+from dali.cli.plain_text import plain_text
 from dali.cli.terminal import log, meter
 from dali.errors import UsageError
 from dali.loading.locate import DEFAULT_MODEL
@@ -130,7 +131,7 @@ def _prompts(file: str | None) -> list[str]:
         log.info("Prompts, one a line; Ctrl-D ends them.")
     try:
         given = Path(file).read_bytes() if file is not None else sys.stdin.buffer.read() if sys.stdin else b""
-        lines = given.decode().splitlines()
+        lines = plain_text(given).splitlines()
     except OSError as error:
         raise UsageError(
             f"Cannot read the prompts in {origin} ({error.strerror}).", "Give a text file, one prompt a line."

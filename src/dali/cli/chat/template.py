@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from dali.cli.plain_text import plain_text
 from dali.errors import UsageError
 
 
@@ -37,7 +38,7 @@ def read_template(given: str) -> str:
 
 def _read(file: str) -> str:
     try:
-        return Path(file).read_text(encoding="utf-8")
+        return plain_text(Path(file).read_bytes())
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         problem = f"Cannot read the chat template {file!r} ({reason})."

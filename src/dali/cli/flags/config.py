@@ -33,7 +33,7 @@ def _entries(file: str) -> dict[Any, Any]:
     import yaml
 
     try:
-        with open(file, encoding="utf-8") as stream:
+        with open(file, encoding="utf-8-sig") as stream:
             entries = yaml.load(stream, yaml.BaseLoader) or {}  # all its scalars stay text
         if not isinstance(entries, dict):
             raise ValueError("it holds no flags")
