@@ -32,6 +32,7 @@ FLOORS = [
     "progress",
     "units",
     "compiled",
+    "conversation",
     "errors",
 ]
 ENTRANCES = {"__init__", "__main__"}

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -279,3 +283,12 @@ def test_a_sequence_that_fails_leaves_its_neighbours_alone(llm):
         next(streams[0])
     assert "".join(streams[1]) == expected
     assert bad.finish_reason == "error"
+
+
+def test_a_negative_top_k_in_a_models_defaults_turns_it_off(dali_tiny, tmp_path):
+    model = Path(shutil.copytree(dali_tiny, tmp_path / "model"))
+    file = model / "generation_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"do_sample": True, "top_k": -1}))
+    llm = dali.load(model)
+    assert llm.defaults["top_k"] == 0
+    assert llm.generate("Once", max_tokens=2, seed=0).tokens

@@ -10,6 +10,7 @@ from operator import index
 from textwrap import shorten
 from typing import Any, overload
 
+from dali.conversation import Message, plain_messages
 from dali.engine.engine import Engine
 from dali.engine.loop import Loop
 from dali.engine.request import Request
@@ -26,7 +27,6 @@ from dali.runtime.executor import Executor
 EXTRA_OUTPUTS = ("output_router_logits", "output_hidden_states", "output_attentions")
 STEP_TOKENS = 512  # prefill chunk: enough rows for the kernels, short enough to keep others decoding
 
-Message = dict[str, Any]
 Prompt = str | list[int]
 
 
@@ -120,17 +120,12 @@ class LLM:
 
     def chat_prompt(self, messages: Many[Message]) -> list[int]:
         """Token ids of a conversation, ready for the assistant's answer."""
-        listed = isinstance(messages, Many) and messages
-        if not listed or not all(isinstance(message, dict) and "role" in message for message in messages):
-            raise UsageError(
-                "A conversation is a list of messages, at least one, each with its role.",
-                'Write [{"role": "user", "content": "Hello"}].',
-            )
+        plain = plain_messages(messages)
         if not self.tokenizer.chat_template:
             raise no_chat_template(self.name)
         try:
             ids: list[int] = self.tokenizer.apply_chat_template(
-                list(messages),
+                plain,
                 add_generation_prompt=True,
                 tokenize=True,
                 return_dict=False,
@@ -225,6 +220,8 @@ def _default_sampling(config: Any) -> dict[str, Any]:
         return defaults | _FALLBACK_SAMPLING
     given = {name: getattr(config, name, None) for name in _FALLBACK_SAMPLING}
     off = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
+    if isinstance(given["top_k"], int) and given["top_k"] < 0:  # as others write that it is off
+        given["top_k"] = 0
     return defaults | {name: off[name] if value is None else value for name, value in given.items()}
 
 
