@@ -137,8 +137,8 @@ def plan_fault(plan: LayerPlan, workload: Sequence[int], view: ResidencyView) ->
         return _misplaced(cpu + gpu, workload)
     resident = view.resident
     here = gpu[: len(gpu) - len(fetch)] if fetch else gpu
-    if not resident >= (there := set(here)):
-        waiting = [expert for expert in here if expert in there - resident]
+    if not resident >= set(here):
+        waiting = [expert for expert in here if expert not in resident]
         for expert in waiting:
             if expert not in view.in_flight:
                 return f"runs expert {expert} on the accelerator, where it is not, and does not fetch it"
