@@ -61,6 +61,12 @@ class Engine:
             sequence.abort()
             self._retire(sequence)
 
+    def close(self) -> None:
+        """Abort what is live and let go of the model; an engine that somebody still holds is empty."""
+        for sequence in list(self.scheduler.live):
+            self.abort(sequence)
+        self.model = self.decoder = self.begin = self._last = None
+
     def step(self) -> bool:
         """Advance live sequences; False when there are none."""
         plan = self.scheduler.next()

@@ -6,6 +6,7 @@ from itertools import count
 
 from torch import Tensor
 
+from dali.engine.logprobs import TokenLogprob, token_logprob
 from dali.engine.request import Request
 from dali.engine.sampling import Sampler
 from dali.engine.text.text import Text
@@ -32,6 +33,7 @@ class Sequence:
         self.computed = 0  # tokens that `state` has seen
         self.state = SequenceState()
         self.sampler = Sampler(request.params)
+        self.logprobs: list[TokenLogprob] = []  # of what was generated, where the request asks for them
         self.finish_reason: str | None = None
         self.error: DaliError | None = None
         self.prefill_seconds = 0.0
@@ -54,10 +56,15 @@ class Sequence:
     def advance(self, logits: Tensor) -> None:
         """Choose the next token from logits [vocabulary]; what goes wrong ends this sequence and no other."""
         try:
-            self.push(self.sampler.sample(logits))
+            token = self.sampler.sample(logits, self.tokens)
         except DaliError as error:
             self.error = error
             self._finish("error")
+            return
+        if (most := self.request.params.logprobs) is not None and token not in self._eos:
+            del self.logprobs[len(self.tokens) - self.prompt_tokens :]  # of a step that was interrupted here
+            self.logprobs.append(token_logprob(logits, token, most))
+        self.push(token)
 
     def push(self, token: int) -> None:
         """Take a sampled token."""
@@ -75,6 +82,6 @@ class Sequence:
             self._finish("abort")
 
     def _finish(self, reason: str) -> None:
-        self.finish_reason = reason
         if self.text is not None:
             self.text.finish()
+        self.finish_reason = reason  # last: another thread may be waiting for it, to take the text
