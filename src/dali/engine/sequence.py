@@ -32,6 +32,7 @@ class Sequence:
         self.cached_tokens = 0  # prompt tokens taken over from an earlier sequence
         self.computed = 0  # tokens that `state` has seen
         self.state = SequenceState()
+        self.regime = 0  # of the rotary frequencies that `state` was computed with (see hooks/rope.py)
         self.sampler = Sampler(request.params)
         self.logprobs: list[TokenLogprob] = []  # of what was generated, where the request asks for them
         self.finish_reason: str | None = None
@@ -51,7 +52,12 @@ class Sequence:
 
     @property
     def in_prefill(self) -> bool:
-        return self.computed < self.prompt_tokens
+        """Whether tokens are computed that were not chosen just now: the prompt's, or all of them anew."""
+        return self.computed < self.prompt_tokens or self.pending > 1
+
+    def restart(self, regime: int) -> None:
+        """Compute all tokens anew: what was kept belongs to another regime."""
+        self.state, self.computed, self.regime = SequenceState(), 0, regime
 
     def advance(self, logits: Tensor) -> None:
         """Choose the next token from logits [vocabulary]; what goes wrong ends this sequence and no other."""
