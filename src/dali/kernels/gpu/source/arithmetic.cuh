@@ -1,0 +1,111 @@
+// The arithmetic of the CPU's kernels (src/native/kernels/tiles.h), operation by operation, so that both give the same bits.
+#pragma once
+
+#include "warp.cuh"
+
+namespace dali {
+
+DALI_DEVICE float add(float a, float b) { return __fadd_rn(a, b); }
+DALI_DEVICE float sub(float a, float b) { return __fsub_rn(a, b); }
+DALI_DEVICE float mul(float a, float b) { return __fmul_rn(a, b); }
+DALI_DEVICE float div(float a, float b) { return __fdiv_rn(a, b); }
+DALI_DEVICE float fma(float a, float b, float c) { return __fmaf_rn(a, b, c); }
+DALI_DEVICE uint32_t bits_of(float value) { return __float_as_uint(value); }
+DALI_DEVICE float from_bits(uint32_t bits) { return __uint_as_float(bits); }
+// NaN stays.
+DALI_DEVICE float at_most(float limit, float value) { return limit < value ? limit : value; }
+DALI_DEVICE float at_least(float limit, float value) { return limit > value ? limit : value; }
+
+// Element types of activations, as src/native/layout/activations.h numbers them.
+enum Dtype { DTYPE_F32, DTYPE_BF16, DTYPE_F16 };
+
+DALI_DEVICE float from_half(uint16_t half) {
+    const uint32_t sign = uint32_t(half & 0x8000) << 16, magnitude = half & 0x7FFF;
+    if (magnitude >= 0x7C00) return from_bits(sign | 0x7F800000u | (magnitude & 0x3FF) << 13);
+    if (magnitude < 0x0400) return from_bits(sign | bits_of(mul(__int2float_rn(int(magnitude)), 5.9604644775390625e-8f)));
+    return from_bits(sign | ((magnitude << 13) + 0x38000000u));
+}
+
+DALI_DEVICE uint16_t to_half(float value) {
+    const uint32_t bits = bits_of(value), sign = (bits >> 16) & 0x8000, magnitude = bits & 0x7FFFFFFF;
+    if (magnitude > 0x7F800000u) return uint16_t(sign | 0x7E00);
+    if (magnitude >= 0x477FF000u) return uint16_t(sign | 0x7C00);  // rounds beyond 65504
+    if (magnitude < 0x38800000u)                                   // denormal: adding 0.5 rounds in the last place
+        return uint16_t(sign | (bits_of(add(from_bits(magnitude), 0.5f)) - 0x3F000000u));
+    return uint16_t(sign | ((magnitude - 0x38000000u + 0xFFF + ((magnitude >> 13) & 1)) >> 13));
+}
+
+DALI_DEVICE uint16_t to_bf16(float value) {
+    const uint32_t bits = bits_of(value);
+    if ((bits & 0x7FFFFFFF) > 0x7F800000u) return uint16_t(bits >> 16 | 0x40);
+    return uint16_t((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16);
+}
+
+DALI_DEVICE float read(const void* from, int dtype, int64_t at) {
+    if (dtype == DTYPE_F32) return static_cast<const float*>(from)[at];
+    const uint16_t word = static_cast<const uint16_t*>(from)[at];
+    return dtype == DTYPE_BF16 ? from_bits(uint32_t(word) << 16) : from_half(word);
+}
+
+DALI_DEVICE void write(void* to, int dtype, int64_t at, float value) {
+    if (dtype == DTYPE_F32) static_cast<float*>(to)[at] = value;
+    else static_cast<uint16_t*>(to)[at] = dtype == DTYPE_BF16 ? to_bf16(value) : to_half(value);
+}
+
+// As it comes back when it was written.
+DALI_DEVICE float rounded(float value, int dtype) {
+    if (dtype == DTYPE_F32) return value;
+    return dtype == DTYPE_BF16 ? from_bits(uint32_t(to_bf16(value)) << 16) : from_half(to_half(value));
+}
+
+// The nearest value a 16-bit float can hold, were its exponent not bounded above.
+DALI_DEVICE float to_half_precision(float value) {
+    const uint32_t bits = bits_of(value);
+    if (bits < 0x38800000u) return sub(add(value, 0.5f), 0.5f);  // denormal as a half: multiples of 2^-24
+    return from_bits((bits + 0xFFF + ((bits >> 13) & 1)) & ~0x1FFFu);
+}
+
+DALI_DEVICE float exponential(float x) {
+    x = at_least(-88.0f, at_most(88.8f, x));
+    const float n = rintf(mul(x, 1.44269504f));
+    float r = fma(-n, 0.693359375f, x);
+    r = fma(n, 2.12194440e-4f, r);
+    float p = 1.0f / 5040;
+    p = fma(p, r, 1.0f / 720);
+    p = fma(p, r, 1.0f / 120);
+    p = fma(p, r, 1.0f / 24);
+    p = fma(p, r, 1.0f / 6);
+    p = fma(p, r, 0.5f);
+    p = fma(p, r, 1.0f);
+    p = fma(p, r, 1.0f);
+    return mul(p, from_bits(uint32_t(__float2int_rn(n) + 127) << 23));
+}
+
+DALI_DEVICE float times_sigmoid(float x, float of) { return div(x, add(1.0f, exponential(sub(0.0f, of)))); }
+
+// Kinds of activations, as src/native/kernels/variant.h numbers them.
+enum Activation { SILU, GELU, GELU_TANH, RELU, RELU2, CLAMPED_SWIGLU };
+
+template <int kind>
+DALI_DEVICE float act(float x) {
+    if (kind == SILU) return times_sigmoid(x, x);
+    if (kind == GELU_TANH) {  // 0.5 x (1 + tanh u) = x sigmoid(2 u)
+        const float u = fma(mul(mul(x, x), x), 0.044715f, x);
+        return times_sigmoid(x, mul(u, 1.5957691216f));
+    }
+    if (kind == GELU) return mul(mul(0.5f, x), add(1.0f, erff(mul(x, 0.70710678f))));
+    const float y = at_least(0.0f, x);
+    return kind == RELU2 ? mul(y, y) : y;
+}
+
+template <int kind, bool gated>
+DALI_DEVICE float activate(float gate, float up, float alpha, float limit) {
+    if (kind == CLAMPED_SWIGLU) {
+        const float g = at_most(limit, gate);
+        const float u = at_least(-limit, at_most(limit, up));
+        return mul(add(u, 1.0f), times_sigmoid(g, mul(g, alpha)));
+    }
+    return gated ? mul(act<kind>(gate), up) : act<kind>(up);
+}
+
+}  // namespace dali

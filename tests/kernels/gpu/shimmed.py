@@ -1,0 +1,177 @@
+"""The GPU's kernels, compiled for the CPU by g++, one library a layout; and their calls as the device code declares them."""
+
+from __future__ import annotations
+
+import ctypes
+import shutil
+import subprocess
+from ctypes import POINTER, Structure, c_float, c_int, c_int64, c_void_p
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import dali
+from dali.kernels.expert import ExpertLayout
+from dali.kernels.formats import FORMATS, Format, round_up
+
+HERE = Path(__file__).parent
+SOURCE = Path(dali.__file__).parent / "kernels" / "gpu" / "source"
+KINDS = ("silu", "gelu", "gelu_tanh", "relu", "relu2", "clamped_swiglu")
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+COMPILER = shutil.which("g++")
+
+
+class Matrix(Structure):
+    _fields_ = (("at", c_int64), ("rows", c_int), ("columns", c_int), ("plane", c_int))
+
+
+class Panel(Structure):
+    _fields_ = (*((name, c_void_p) for name in ("quants", "scales", "sums", "values")), ("columns", c_int))
+
+
+class ExpertsCall(Structure):
+    _fields_ = (
+        *((name, c_void_p) for name in ("records", "begin", "pairs")),
+        *((name, c_int) for name in ("active", "top_k", "hidden", "intermediate", "tokens", "dtype")),
+        ("x", c_void_p),
+        ("outer", Panel),
+        ("inner", Panel),
+        ("rows", c_void_p),
+        *((name, Matrix) for name in ("gate", "up", "down")),
+        *((f"{name}_bias", c_int64) for name in ("gate", "up", "down")),
+        ("alpha", c_float),
+        ("limit", c_float),
+    )
+
+
+class JoinCall(Structure):
+    _fields_ = (
+        *((name, c_void_p) for name in ("rows", "above", "place", "weights", "out")),
+        *((name, c_int) for name in ("tokens", "top_k", "hidden", "dtype", "weights_dtype")),
+    )
+
+
+class LinearCall(Structure):
+    _fields_ = (
+        *((name, c_void_p) for name in ("x", "out", "packed", "bias")),
+        ("panel", Panel),
+        ("matrix", Matrix),
+        *((name, c_int) for name in ("tokens", "width", "dtype")),
+    )
+
+
+class NormCall(Structure):
+    _fields_ = (
+        *((name, c_void_p) for name in ("x", "weight", "out")),
+        *((name, c_int) for name in ("rows", "width", "dtype")),
+        ("epsilon", c_float),
+    )
+
+
+def number(format: Format) -> int:
+    """As src/native/layout/format.h numbers the formats."""
+    return list(FORMATS).index(format.name)
+
+
+def build(layout: ExpertLayout, folder: Path, passes: int = 1, options: tuple[str, ...] = ()) -> Any:
+    """The kernels for one layout, `passes` blocks of 8 tokens at a time."""
+    shape, formats = layout.shape, layout.formats
+    fixed = {
+        "GATE": number(formats.get("gate", formats["up"])),
+        "UP": number(formats["up"]),
+        "DOWN": number(formats["down"]),
+        "ACTIVATION": KINDS.index(shape.activation.kind),
+        "GATED": int(shape.gated),
+        "BIASED": int(shape.biased),
+        "PASSES": passes,
+    }
+    library = folder / f"{'_'.join(map(str, fixed.values()))}.so"
+    if not library.exists():
+        command = [COMPILER, "-O2", "-std=c++17", "-ffp-contract=off", "-march=native", "-shared", "-fPIC"]
+        command += [
+            "-Wall",
+            "-Wextra",
+            "-Wno-unknown-pragmas",
+            "-DDALI_SHIM",
+            *(f"-D{name}={value}" for name, value in fixed.items()),
+        ]
+        command += [f"-I{HERE}", f"-I{SOURCE}", *options, HERE / "shimmed.cpp", "-o", library]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert not done.stderr, done.stderr
+    return ctypes.CDLL(str(library))
+
+
+class Memory:
+    """A panel with rows of poison around it, so that what a kernel writes elsewhere shows."""
+
+    def __init__(self, rows: int, columns: int) -> None:
+        self.quants = torch.full((rows + 1, columns), 99, dtype=torch.int8)
+        self.scales = torch.full((rows + 1, columns // 32), float("nan"))
+        self.sums = torch.full((rows + 1, columns // 32), -(2**31), dtype=torch.int32)
+        self.values = torch.full((rows + 1, columns), float("nan"))
+        self.panel = Panel(
+            *(t.data_ptr() for t in (self.quants, self.scales, self.sums, self.values)), columns
+        )
+
+
+def matrix(layout: ExpertLayout, name: str) -> Matrix:
+    if name not in layout.shape.matrices:
+        return Matrix()
+    rows, columns = layout.shape.matrices[name]
+    return matrix_of(layout.formats[name], rows, columns, layout.offsets[name][0])
+
+
+def matrix_of(format: Format, rows: int, columns: int, at: int = 0) -> Matrix:
+    return Matrix(at, rows, round_up(columns, format.block), format.scale_plane_bytes(columns))
+
+
+def compute_experts(
+    library: Any,
+    layout: ExpertLayout,
+    records: list[Tensor],
+    offsets: list[int],
+    pairs: Tensor,
+    x: Tensor,
+    rows: Tensor,
+) -> None:
+    """As kernels.native.compute_experts."""
+    shape, tokens, active = layout.shape, len(x), len(records)
+    addresses = torch.tensor([record.data_ptr() for record in records], dtype=torch.int64)
+    begin, pairs = torch.tensor(offsets, dtype=torch.int32), pairs.to(torch.int32)
+    gate, up, down = (matrix(layout, name) for name in ("gate", "up", "down"))
+    outer, inner = Memory(tokens, max(gate.columns, up.columns)), Memory(offsets[-1], down.columns)
+    biases = [layout.offsets.get(f"{name}_bias", (0, 0))[0] for name in ("gate", "up", "down")]
+    call = ExpertsCall(
+        addresses.data_ptr(),
+        begin.data_ptr(),
+        pairs.data_ptr(),
+        active,
+        len(rows) // tokens,
+        shape.hidden,
+        shape.intermediate,
+        tokens,
+        DTYPES[x.dtype],
+        x.data_ptr(),
+        outer.panel,
+        inner.panel,
+        rows.data_ptr(),
+        gate,
+        up,
+        down,
+        *biases,
+        shape.activation.alpha,
+        shape.activation.limit,
+    )
+    groups = outer.panel.columns // 32
+    run(library.run_gather, call, tokens * groups)
+    run(library.run_inner, call, active * (inner.panel.columns // 32))
+    run(library.run_down, call, active * -(-shape.hidden // 32))
+
+
+def run(kernel: Any, call: Structure, warps: int) -> None:
+    """Launch whole blocks of four warps, as the driver would: those beyond the work must do nothing."""
+    kernel.argtypes = (POINTER(type(call)), c_int64)
+    kernel(ctypes.byref(call), round_up(warps, 4))

@@ -1,0 +1,105 @@
+"""The GPU's kernels through NVRTC, which needs no GPU: they compile for every generation, keep to registers and read wide."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dali.errors import DaliError
+from dali.kernels.activation import KINDS
+from dali.kernels.formats import FORMATS
+from dali.kernels.gpu import compiler
+from dali.kernels.gpu.compiler import cubin, find_compiler
+
+GENERATIONS = (75, 80, 86, 89, 90, 100, 120)
+MOST_REGISTERS = 128  # four blocks of four warps a multiprocessor
+DISASSEMBLER = next(
+    (path for folder in map(Path, sys.path) for path in folder.glob("nvidia/cu*/bin/nvdisasm")), None
+)
+
+
+@pytest.fixture(scope="module")
+def nvrtc():
+    try:
+        return find_compiler()
+    except DaliError as error:
+        pytest.skip(error.problem)
+
+
+def macros(format: str, passes: int, kind: str = "silu", biased: bool = False) -> dict[str, int]:
+    number = list(FORMATS).index(format)
+    fixed = dict.fromkeys(("GATE", "UP", "DOWN", "FORMAT"), number)
+    return fixed | {"ACTIVATION": KINDS.index(kind), "GATED": 1, "BIASED": int(biased), "PASSES": passes}
+
+
+def check(log: str) -> None:
+    assert set(re.findall(r"(\d+) bytes spill", log)) == {"0"}, log
+    assert max(map(int, re.findall(r"Used (\d+) registers", log))) <= MOST_REGISTERS, log
+
+
+@pytest.mark.parametrize("sm", GENERATIONS)
+def test_decoding_kernels_keep_to_registers_on_every_generation(nvrtc, sm):
+    for format in ("w4", "q4k"):
+        check(nvrtc.compile("experts", macros(format, 1), sm, ("--ptxas-options=-v",))[1])
+
+
+@pytest.mark.parametrize("passes", [1, 2])
+@pytest.mark.parametrize("format", FORMATS)
+def test_every_format_keeps_to_registers(nvrtc, format, passes):
+    for name in ("experts", "linear"):
+        check(nvrtc.compile(name, macros(format, passes), 89, ("--ptxas-options=-v",))[1])
+
+
+def test_other_activations_and_kernels_compile(nvrtc):
+    for kind in KINDS[1:]:
+        check(nvrtc.compile("experts", macros("w8", 1, kind, biased=True), 86, ("--ptxas-options=-v",))[1])
+    for name in ("join", "norm"):
+        check(nvrtc.compile(name, {}, 75, ("--ptxas-options=-v",))[1])
+
+
+@pytest.mark.skipif(DISASSEMBLER is None, reason="there is no nvdisasm")
+@pytest.mark.parametrize("format", ["w8", "w4", "mxfp4", "q4k"])
+def test_weights_are_read_16_bytes_a_lane_and_multiplied_by_tensor_cores(nvrtc, format, tmp_path):
+    file = tmp_path / "kernels.cubin"
+    file.write_bytes(nvrtc.compile("experts", macros(format, 1), 89)[0])
+    code = subprocess.run([DISASSEMBLER, "-c", file], capture_output=True, text=True, check=True).stdout
+    for kernel in ("inner", "down"):
+        body = code.split(f".text.{kernel}:")[1].split(".text.")[0]
+        assert len(re.findall(r"\bLDG\.E\.\S*128", body)) >= 4
+        assert len(re.findall(r"\bIMMA", body)) >= 16
+        assert not re.findall(r"\bLDL|\bSTL", body)  # local memory
+
+
+def test_what_was_compiled_is_kept(nvrtc, tmp_path, monkeypatch):
+    first = cubin("norm", {}, 89, tmp_path / "cubins")
+    (kept,) = (tmp_path / "cubins").iterdir()
+    assert kept.read_bytes() == first
+    monkeypatch.setattr(compiler.Compiler, "compile", lambda *arguments: pytest.fail("compiled again"))
+    assert cubin("norm", {}, 89, tmp_path / "cubins") == first
+
+
+def test_a_folder_that_cannot_be_written_is_done_without(nvrtc, tmp_path):
+    (tmp_path / "cubins").write_text("a file")
+    assert cubin("norm", {}, 89, tmp_path / "cubins")
+
+
+def test_what_does_not_compile_is_said(nvrtc):
+    with pytest.raises(DaliError, match=r"NVRTC cannot compile dali's kernels \(.*FORMAT.*\)"):
+        nvrtc.compile("linear", {}, 89)
+
+
+def test_a_gpu_that_is_too_old_is_refused():
+    with pytest.raises(DaliError, match=r"compute capability 7.0; dali's kernels need 7.5"):
+        cubin("norm", {}, 70, Path("unused"))
+
+
+def test_no_libnvrtc_is_said(monkeypatch):
+    find_compiler.cache_clear()
+    monkeypatch.setattr(compiler, "_candidates", lambda: ["/nowhere/libnvrtc.so"])
+    with pytest.raises(DaliError, match=r"no libnvrtc.*\n.*CUDA build of torch"):
+        find_compiler()
+    find_compiler.cache_clear()

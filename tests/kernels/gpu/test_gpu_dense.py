@@ -1,0 +1,112 @@
+"""The GPU's kernels for packed linears, norms and the sum of choices, run by a stand-in for a warp: the CPU's bits."""
+
+from __future__ import annotations
+
+import pytest
+import shimmed
+import torch
+
+from dali.kernels import native
+from dali.kernels.activation import Activation
+from dali.kernels.expert import ExpertLayout, ExpertShape
+from dali.kernels.formats import FORMATS, get_format
+from dali.kernels.packing import pack
+
+pytestmark = [
+    pytest.mark.skipif(shimmed.COMPILER is None, reason="there is no g++"),
+    pytest.mark.skipif(
+        not native.enabled() or native.variant() == "portable",
+        reason="the CPU's kernels do not fuse multiply-adds",
+    ),
+]
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("shimmed")
+
+
+def library(folder, format: str = "w8", passes: int = 1):
+    """Its linears are of `format`."""
+    layout = ExpertLayout(ExpertShape(32, 32, Activation("silu")), get_format(format))
+    return shimmed.build(layout, folder, passes)
+
+
+def same_bits(found: torch.Tensor, expected: torch.Tensor) -> bool:
+    return torch.equal(found.view(torch.uint8), expected.view(torch.uint8))
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize(
+    ("rows", "columns", "tokens", "biased", "dtype"),
+    [
+        (64, 64, 1, False, torch.bfloat16),
+        (50, 72, 11, True, torch.float32),
+        (16, 300, 35, False, torch.float16),
+    ],
+)
+def test_linears(folder, format, rows, columns, tokens, biased, dtype):
+    generator = torch.Generator().manual_seed(rows)
+    chosen = get_format(format)
+    packed = pack(torch.randn(rows, columns, generator=generator), chosen)
+    bias = torch.randn(rows, generator=generator) if biased else None
+    x = torch.randn(tokens, columns, generator=generator).to(dtype)
+    expected = native.Linear(packed, rows, columns, chosen, bias)(x)
+    out = torch.full_like(expected, float("nan"))
+    matrix = shimmed.matrix_of(chosen, rows, columns)
+    memory = shimmed.Memory(tokens, matrix.columns)
+    call = shimmed.LinearCall(
+        x.data_ptr(),
+        out.data_ptr(),
+        packed.data_ptr(),
+        None if bias is None else bias.data_ptr(),
+        memory.panel,
+        matrix,
+        tokens,
+        columns,
+        shimmed.DTYPES[dtype],
+    )
+    kernels = library(folder, format, 2 if tokens > 16 else 1)
+    shimmed.run(kernels.run_gather_rows, call, tokens * (matrix.columns // 32))
+    shimmed.run(kernels.run_linear, call, -(-rows // 32))
+    assert same_bits(out, expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES[:2])
+@pytest.mark.parametrize(("rows", "width"), [(1, 64), (5, 100), (3, 15), (2, 2049)])
+def test_norms(folder, dtype, rows, width):
+    generator = torch.Generator().manual_seed(width)
+    x = (torch.randn(rows, width, generator=generator) * 5).to(dtype)
+    weight = torch.randn(width, generator=generator).to(dtype)
+    out = torch.full_like(x, float("nan"))
+    call = shimmed.NormCall(
+        x.data_ptr(), weight.data_ptr(), out.data_ptr(), rows, width, shimmed.DTYPES[dtype], 1e-5
+    )
+    shimmed.run(library(folder).run_rms_norm, call, rows)
+    assert same_bits(out, native.rms_norm(x, weight, 1e-5))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("weights_dtype", DTYPES)
+def test_the_sum_of_choices_from_both_sides(folder, dtype, weights_dtype):
+    generator = torch.Generator().manual_seed(2)
+    tokens, top_k, hidden = 3, 4, 70
+    every = torch.randn(tokens * top_k, hidden, generator=generator)
+    weights = torch.rand(tokens, top_k, generator=generator).to(weights_dtype)
+    on_cpu = torch.tensor([7, 2, 11])  # pairs
+    place = torch.full((tokens * top_k,), -1, dtype=torch.int32)
+    place[on_cpu] = torch.arange(3, dtype=torch.int32)
+    rows, above = every.clone(), every[on_cpu].contiguous()
+    rows[on_cpu] = float("nan")
+    out = torch.full((tokens, hidden), float("nan"), dtype=dtype)
+    call = shimmed.JoinCall(
+        *(t.data_ptr() for t in (rows, above, place, weights, out)),
+        tokens,
+        top_k,
+        hidden,
+        shimmed.DTYPES[dtype],
+        shimmed.DTYPES[weights_dtype],
+    )
+    shimmed.run(library(folder).run_join, call, tokens * -(-hidden // 32))
+    assert same_bits(out, native.reduce_choices(every, weights, dtype))
