@@ -13,6 +13,7 @@
 #include <ucontext.h>
 
 #define DALI_DEVICE inline
+#define DALI_CALL(Call) const Call&
 #define DALI_KERNEL static void
 
 struct uint2 { uint32_t x, y; };
@@ -20,7 +21,7 @@ struct uint4 { uint32_t x, y, z, w; };
 
 namespace shim {
 
-enum class Meeting { none, multiply, exchange };
+enum class Meeting { none, multiply, exchange, fence };
 
 struct Lane {
     ucontext_t context;
@@ -88,7 +89,7 @@ inline void run_warp(int64_t warp) {
                 std::abort();
             }
         if (lanes[0].meeting == Meeting::multiply) multiply();
-        else
+        else if (lanes[0].meeting == Meeting::exchange)
             for (int l = 0; l < 32; l++) lanes[l].received = lanes[l ^ lanes[l].mask].value;
     }
 }
@@ -113,6 +114,7 @@ inline uint32_t of_lane_xor(uint32_t value, int mask) {
     shim::meet(shim::Meeting::exchange);
     return shim::lanes[shim::current].received;
 }
+inline void for_the_host() { shim::meet(shim::Meeting::fence); }
 inline uint4 load_once(const uint8_t* from) {
     uint4 value;
     if (reinterpret_cast<uintptr_t>(from) % 16) std::abort();  // a misaligned address is an error there

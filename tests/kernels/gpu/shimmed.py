@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import shutil
 import subprocess
-from ctypes import POINTER, Structure, c_float, c_int, c_int64, c_void_p
+from ctypes import POINTER, Structure, c_float, c_int, c_int64, c_uint32, c_void_p
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +31,24 @@ class Panel(Structure):
     _fields_ = (*((name, c_void_p) for name in ("quants", "scales", "sums", "values")), ("columns", c_int))
 
 
-class ExpertsCall(Structure):
+class Work(Structure):
     _fields_ = (
         *((name, c_void_p) for name in ("records", "begin", "pairs")),
-        *((name, c_int) for name in ("active", "top_k", "hidden", "intermediate", "tokens", "dtype")),
-        ("x", c_void_p),
+        ("active", c_int),
+        ("few_records", c_void_p * 64),
+        ("few_begin", c_int * 65),
+        ("few_pairs", c_int * 256),
+    )
+
+
+class GatherCall(Structure):
+    _fields_ = (("x", c_void_p), ("panel", Panel), *((name, c_int) for name in ("tokens", "width", "dtype")))
+
+
+class ExpertsCall(Structure):
+    _fields_ = (
+        ("work", Work),
+        *((name, c_int) for name in ("top_k", "hidden", "intermediate")),
         ("outer", Panel),
         ("inner", Panel),
         ("rows", c_void_p),
@@ -48,17 +61,21 @@ class ExpertsCall(Structure):
 
 class JoinCall(Structure):
     _fields_ = (
-        *((name, c_void_p) for name in ("rows", "above", "place", "weights", "out")),
+        ("rows", c_void_p),
+        ("above", c_void_p),
+        ("on_cpu", c_uint32 * 8),
+        *((name, c_void_p) for name in ("places", "weights", "out")),
         *((name, c_int) for name in ("tokens", "top_k", "hidden", "dtype", "weights_dtype")),
     )
 
 
 class LinearCall(Structure):
     _fields_ = (
-        *((name, c_void_p) for name in ("x", "out", "packed", "bias")),
+        *((name, c_void_p) for name in ("out", "packed", "bias")),
         ("panel", Panel),
         ("matrix", Matrix),
-        *((name, c_int) for name in ("tokens", "width", "dtype")),
+        ("tokens", c_int),
+        ("dtype", c_int),
     )
 
 
@@ -67,6 +84,16 @@ class NormCall(Structure):
         *((name, c_void_p) for name in ("x", "weight", "out")),
         *((name, c_int) for name in ("rows", "width", "dtype")),
         ("epsilon", c_float),
+    )
+
+
+class PostCall(Structure):
+    _fields_ = (
+        ("from_", c_void_p * 4),
+        ("to", c_void_p * 4),
+        ("words", c_int * 4),
+        ("flag", c_void_p),
+        ("number", c_uint32),
     )
 
 
@@ -139,34 +166,23 @@ def compute_experts(
 ) -> None:
     """As kernels.native.compute_experts."""
     shape, tokens, active = layout.shape, len(x), len(records)
-    addresses = torch.tensor([record.data_ptr() for record in records], dtype=torch.int64)
-    begin, pairs = torch.tensor(offsets, dtype=torch.int32), pairs.to(torch.int32)
     gate, up, down = (matrix(layout, name) for name in ("gate", "up", "down"))
     outer, inner = Memory(tokens, max(gate.columns, up.columns)), Memory(offsets[-1], down.columns)
+    addresses = torch.tensor([record.data_ptr() for record in records], dtype=torch.int64)
+    begin, pairs = torch.tensor(offsets, dtype=torch.int32), pairs.to(torch.int32)
+    if len(pairs) <= 32:
+        work = Work(active=active)
+        work.few_records[:active], work.few_begin[: active + 1] = addresses.tolist(), offsets
+        work.few_pairs[: len(pairs)] = pairs.tolist()
+    else:
+        work = Work(addresses.data_ptr(), begin.data_ptr(), pairs.data_ptr(), active)
     biases = [layout.offsets.get(f"{name}_bias", (0, 0))[0] for name in ("gate", "up", "down")]
-    call = ExpertsCall(
-        addresses.data_ptr(),
-        begin.data_ptr(),
-        pairs.data_ptr(),
-        active,
-        len(rows) // tokens,
-        shape.hidden,
-        shape.intermediate,
-        tokens,
-        DTYPES[x.dtype],
-        x.data_ptr(),
-        outer.panel,
-        inner.panel,
-        rows.data_ptr(),
-        gate,
-        up,
-        down,
-        *biases,
-        shape.activation.alpha,
-        shape.activation.limit,
-    )
-    groups = outer.panel.columns // 32
-    run(library.run_gather, call, tokens * groups)
+    sizes = len(rows) // tokens, shape.hidden, shape.intermediate
+    matrices = gate, up, down, *biases
+    activation = shape.activation.alpha, shape.activation.limit
+    call = ExpertsCall(work, *sizes, outer.panel, inner.panel, rows.data_ptr(), *matrices, *activation)
+    gather = GatherCall(x.data_ptr(), outer.panel, tokens, shape.hidden, DTYPES[x.dtype])
+    run(library.run_gather, gather, tokens * (outer.panel.columns // 32))
     run(library.run_inner, call, active * (inner.panel.columns // 32))
     run(library.run_down, call, active * -(-shape.hidden // 32))
 

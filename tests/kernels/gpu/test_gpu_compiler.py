@@ -57,7 +57,7 @@ def test_every_format_keeps_to_registers(nvrtc, format, passes):
 def test_other_activations_and_kernels_compile(nvrtc):
     for kind in KINDS[1:]:
         check(nvrtc.compile("experts", macros("w8", 1, kind, biased=True), 86, ("--ptxas-options=-v",))[1])
-    for name in ("join", "norm"):
+    for name in ("join", "norm", "post"):
         check(nvrtc.compile(name, {}, 75, ("--ptxas-options=-v",))[1])
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+
 import pytest
 import shimmed
 import torch
@@ -56,20 +58,12 @@ def test_linears(folder, format, rows, columns, tokens, biased, dtype):
     out = torch.full_like(expected, float("nan"))
     matrix = shimmed.matrix_of(chosen, rows, columns)
     memory = shimmed.Memory(tokens, matrix.columns)
-    call = shimmed.LinearCall(
-        x.data_ptr(),
-        out.data_ptr(),
-        packed.data_ptr(),
-        None if bias is None else bias.data_ptr(),
-        memory.panel,
-        matrix,
-        tokens,
-        columns,
-        shimmed.DTYPES[dtype],
-    )
+    gather = shimmed.GatherCall(x.data_ptr(), memory.panel, tokens, columns, shimmed.DTYPES[dtype])
+    bias_at = None if bias is None else bias.data_ptr()
+    product = out.data_ptr(), packed.data_ptr(), bias_at, memory.panel, matrix, tokens, shimmed.DTYPES[dtype]
     kernels = library(folder, format, 2 if tokens > 16 else 1)
-    shimmed.run(kernels.run_gather_rows, call, tokens * (matrix.columns // 32))
-    shimmed.run(kernels.run_linear, call, -(-rows // 32))
+    shimmed.run(kernels.run_gather_rows, gather, tokens * (matrix.columns // 32))
+    shimmed.run(kernels.run_linear, shimmed.LinearCall(*product), -(-rows // 32))
     assert same_bits(out, expected)
 
 
@@ -95,18 +89,55 @@ def test_the_sum_of_choices_from_both_sides(folder, dtype, weights_dtype):
     every = torch.randn(tokens * top_k, hidden, generator=generator)
     weights = torch.rand(tokens, top_k, generator=generator).to(weights_dtype)
     on_cpu = torch.tensor([7, 2, 11])  # pairs
-    place = torch.full((tokens * top_k,), -1, dtype=torch.int32)
-    place[on_cpu] = torch.arange(3, dtype=torch.int32)
-    rows, above = every.clone(), every[on_cpu].contiguous()
-    rows[on_cpu] = float("nan")
-    out = torch.full((tokens, hidden), float("nan"), dtype=dtype)
-    call = shimmed.JoinCall(
-        *(t.data_ptr() for t in (rows, above, place, weights, out)),
-        tokens,
-        top_k,
-        hidden,
-        shimmed.DTYPES[dtype],
-        shimmed.DTYPES[weights_dtype],
+    rows, above = every.clone(), torch.full_like(every, float("nan"))
+    rows[on_cpu], above[on_cpu] = float("nan"), every[on_cpu]
+    places = torch.zeros(tokens * top_k, dtype=torch.int32)
+    places[on_cpu] = 1
+    bits = (ctypes.c_uint32 * 8)(sum(1 << pair for pair in on_cpu.tolist()))
+    for at in (None, places.data_ptr()):  # few pairs, many pairs
+        out = torch.full((tokens, hidden), float("nan"), dtype=dtype)
+        call = shimmed.JoinCall(
+            rows.data_ptr(),
+            above.data_ptr(),
+            (ctypes.c_uint32 * 8)() if at else bits,
+            at,
+            weights.data_ptr(),
+            out.data_ptr(),
+            tokens,
+            top_k,
+            hidden,
+            shimmed.DTYPES[dtype],
+            shimmed.DTYPES[weights_dtype],
+        )
+        shimmed.run(library(folder).run_join, call, tokens * -(-hidden // 32))
+        assert same_bits(out, native.reduce_choices(every, weights, dtype))
+
+
+def test_what_is_posted_arrives_with_its_number(folder):
+    parts = [torch.randint(-9, 9, (count,), dtype=torch.int32) for count in (3, 100)]
+    there = [torch.full((len(part) + 1,), 77, dtype=torch.int32) for part in parts]
+    flag = torch.zeros(1, dtype=torch.int32)
+    call = shimmed.PostCall(
+        (ctypes.c_void_p * 4)(*(part.data_ptr() for part in parts)),
+        (ctypes.c_void_p * 4)(*(part.data_ptr() for part in there)),
+        (ctypes.c_int * 4)(*(len(part) for part in parts)),
+        flag.data_ptr(),
+        5,
     )
-    shimmed.run(library(folder).run_join, call, tokens * -(-hidden // 32))
-    assert same_bits(out, native.reduce_choices(every, weights, dtype))
+    shimmed.run(library(folder).run_post, call, 1)
+    assert flag.item() == 5
+    for sent, arrived in zip(parts, there, strict=True):
+        assert arrived.tolist() == [*sent.tolist(), 77]
+
+
+def test_the_calls_have_the_sizes_that_the_device_code_gives_them(folder):
+    sizes = {
+        "gather": shimmed.GatherCall,
+        "inner": shimmed.ExpertsCall,
+        "join": shimmed.JoinCall,
+        "linear": shimmed.LinearCall,
+        "rms_norm": shimmed.NormCall,
+        "post": shimmed.PostCall,
+    }
+    for kernel, call in sizes.items():
+        assert getattr(library(folder), f"bytes_{kernel}")() == ctypes.sizeof(call) <= 4096

@@ -110,7 +110,7 @@ def _candidates() -> Iterator[str]:
 @cache
 def sources() -> dict[str, bytes]:
     """The device code, by file name."""
-    return {path.name: path.read_bytes() for path in sorted(SOURCE.glob("*.cuh"))}
+    return {path.name: path.read_bytes() for path in sorted(SOURCE.glob("*.*h"))}
 
 
 def cubin(name: str, macros: Mapping[str, int], sm: int, kept: Path) -> bytes:

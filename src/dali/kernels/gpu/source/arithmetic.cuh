@@ -3,7 +3,7 @@
 
 #include "warp.cuh"
 
-namespace dali {
+namespace dali::gpu {
 
 DALI_DEVICE float add(float a, float b) { return __fadd_rn(a, b); }
 DALI_DEVICE float sub(float a, float b) { return __fsub_rn(a, b); }
@@ -108,4 +108,4 @@ DALI_DEVICE float activate(float gate, float up, float alpha, float limit) {
     return gated ? mul(act<kind>(gate), up) : act<kind>(up);
 }
 
-}  // namespace dali
+}  // namespace dali::gpu

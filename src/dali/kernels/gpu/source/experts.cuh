@@ -6,35 +6,16 @@
 
 #include "tiles.cuh"
 
-namespace dali {
-
-struct ExpertsCall {
-    const uint8_t* const* records;  // of each active expert
-    const int* begin;               // [active + 1]: expert i computes pairs[begin[i] .. begin[i + 1])
-    const int* pairs;               // each token * top_k + choice
-    int active, top_k, hidden, intermediate, tokens, dtype;
-    const void* x;  // [tokens, hidden] of dtype
-    Panel outer;    // of tokens, as wide as the wider of gate and up
-    Panel inner;    // of pairs, in their order
-    float* rows;    // [tokens * top_k, hidden], written at the pairs
-    Matrix gate, up, down;
-    int64_t gate_bias, up_bias, down_bias;  // bytes into the record
-    float alpha, limit;
-};
+namespace dali::gpu {
 
 DALI_DEVICE float bias_of(const uint8_t* record, int64_t at, int row) { return reinterpret_cast<const float*>(record + at)[row]; }
 
-// Fills `outer`: a warp a group of a token's columns.
-DALI_KERNEL gather(ExpertsCall call) {
-    const int groups = call.outer.columns / GROUP;
-    const int64_t warp = warp_of_launch();
-    if (warp >= int64_t(call.tokens) * groups) return;
-    const int64_t token = warp / groups;
-    const int group = int(warp % groups), column = group * GROUP + lane_of_warp();
-    const float value = column < call.hidden ? read(call.x, call.dtype, token * call.hidden + column) : 0.0f;
-    if (is_quantized(UP)) quantize_group(call.outer, token, group, value);
-    else call.outer.values[token * call.outer.columns + column] = value;
-}
+DALI_DEVICE const uint8_t* record_of(const Work& work, int expert) { return work.records ? work.records[expert] : work.few_records[expert]; }
+DALI_DEVICE int begin_of(const Work& work, int expert) { return work.records ? work.begin[expert] : work.few_begin[expert]; }
+DALI_DEVICE int pair_at(const Work& work, int place) { return work.records ? work.pairs[place] : work.few_pairs[place]; }
+
+// Fills the panel that gate and up read.
+DALI_KERNEL gather(DALI_CALL(GatherCall) call) { fill_panel<UP>(call); }
 
 // A strip's rows of gate's and up's products after the activation; 0 below the matrix.
 DALI_DEVICE float inner_value(const ExpertsCall& call, const uint8_t* record, int row, float gate, float up) {
@@ -88,7 +69,7 @@ DALI_DEVICE void put_inner(const Panel& panel, int64_t pair, int strip, const fl
 
 template <int passes>
 DALI_DEVICE void inner_strip(const ExpertsCall& call, const uint8_t* record, int strip, int first, int end) {
-    const auto token = [&](int i) { return first + i < end ? int64_t(call.pairs[first + i] / call.top_k) : -1; };
+    const auto token = [&](int i) { return first + i < end ? int64_t(pair_at(call.work, first + i) / call.top_k) : -1; };
     Sums<passes> gate{}, up{};
     if (GATED) multiply_strip<GATE>(record, call.gate, strip, call.outer, token, gate);
     multiply_strip<UP>(record, call.up, strip, call.outer, token, up);
@@ -104,7 +85,7 @@ DALI_DEVICE void inner_strip(const ExpertsCall& call, const uint8_t* record, int
 }
 
 DALI_DEVICE void inner_rows(const ExpertsCall& call, const uint8_t* record, int strip, int first, int end) {
-    const auto token = [&](int i) { return first + i < end ? int64_t(call.pairs[first + i] / call.top_k) : -1; };
+    const auto token = [&](int i) { return first + i < end ? int64_t(pair_at(call.work, first + i) / call.top_k) : -1; };
     float gate[PASS] = {}, up[PASS];
     if (GATED) multiply_rows<GATE>(record, call.gate, strip, call.outer, token, gate);
     multiply_rows<UP>(record, call.up, strip, call.outer, token, up);
@@ -117,14 +98,14 @@ DALI_DEVICE void inner_rows(const ExpertsCall& call, const uint8_t* record, int 
 }
 
 // Fills `inner`: a warp a strip of an expert, that is, a group of down's input.
-DALI_KERNEL inner(ExpertsCall call) {
+DALI_KERNEL inner(DALI_CALL(ExpertsCall) call) {
     const int strips = call.inner.columns / GROUP;
     const int64_t warp = warp_of_launch();
-    if (warp >= int64_t(call.active) * strips) return;
+    if (warp >= int64_t(call.work.active) * strips) return;
     const int expert = int(warp / strips), strip = int(warp % strips);
-    const uint8_t* record = call.records[expert];
-    const int end = call.begin[expert + 1];
-    int first = call.begin[expert];
+    const uint8_t* record = record_of(call.work, expert);
+    const int end = begin_of(call.work, expert + 1);
+    int first = begin_of(call.work, expert);
     if (strip * STRIP_ROWS >= call.intermediate) {  // down's padding
         for (; first < end; first++) {
             if (is_quantized(DOWN)) quantize_group(call.inner, first, strip, 0.0f);
@@ -149,7 +130,7 @@ DALI_DEVICE void down_strip(const ExpertsCall& call, const uint8_t* record, int 
         for (int i = 0; i < 2; i++) {
             const int pair = first + p * PASS + 2 * (lane % 4) + i;
             if (pair >= end) continue;
-            float* to = call.rows + int64_t(call.pairs[pair]) * call.hidden;
+            float* to = call.rows + int64_t(pair_at(call.work, pair)) * call.hidden;
             for (int r = 0; r < 4 && row + r < call.hidden; r++)
                 to[row + r] = BIASED ? add(sums.of[p][r][i], bias_of(record, call.down_bias, row + r)) : sums.of[p][r][i];
         }
@@ -161,19 +142,19 @@ DALI_DEVICE void down_rows(const ExpertsCall& call, const uint8_t* record, int s
     const int row = strip * STRIP_ROWS + lane_of_warp();
     if (row >= call.hidden) return;
     for (int i = 0; i < PASS && first + i < end; i++)
-        call.rows[int64_t(call.pairs[first + i]) * call.hidden + row] =
+        call.rows[int64_t(pair_at(call.work, first + i)) * call.hidden + row] =
             BIASED ? add(sums[i], bias_of(record, call.down_bias, row)) : sums[i];
 }
 
 // Fills `rows`: a warp a strip of an expert.
-DALI_KERNEL down(ExpertsCall call) {
+DALI_KERNEL down(DALI_CALL(ExpertsCall) call) {
     const int strips = (call.hidden + STRIP_ROWS - 1) / STRIP_ROWS;
     const int64_t warp = warp_of_launch();
-    if (warp >= int64_t(call.active) * strips) return;
+    if (warp >= int64_t(call.work.active) * strips) return;
     const int expert = int(warp / strips), strip = int(warp % strips);
-    const uint8_t* record = call.records[expert];
-    const int end = call.begin[expert + 1];
-    int first = call.begin[expert];
+    const uint8_t* record = record_of(call.work, expert);
+    const int end = begin_of(call.work, expert + 1);
+    int first = begin_of(call.work, expert);
     if (!is_quantized(DOWN)) {
         for (; first < end; first += PASS) down_rows(call, record, strip, first, end);
         return;
@@ -181,4 +162,4 @@ DALI_KERNEL down(ExpertsCall call) {
     for (; first < end; first += PASSES * PASS) down_strip<PASSES>(call, record, strip, first, end);
 }
 
-}  // namespace dali
+}  // namespace dali::gpu

@@ -2,20 +2,12 @@
 #pragma once
 
 #include "arithmetic.cuh"
+#include "calls.h"
 
-namespace dali {
-
-struct JoinCall {
-    const float* rows;   // [tokens * top_k, hidden]: the accelerator's
-    const float* above;  // [the CPU's pairs, hidden], on the host or here
-    const int* place;    // [tokens * top_k]: a pair's row in `above`, or -1 where it is in `rows`
-    const void* weights; // [tokens, top_k]
-    void* out;           // [tokens, hidden]
-    int tokens, top_k, hidden, dtype, weights_dtype;
-};
+namespace dali::gpu {
 
 // A warp 32 columns of a token.
-DALI_KERNEL join(JoinCall call) {
+DALI_KERNEL join(DALI_CALL(JoinCall) call) {
     const int pieces = (call.hidden + 31) / 32;
     const int64_t warp = warp_of_launch();
     if (warp >= int64_t(call.tokens) * pieces) return;
@@ -25,11 +17,11 @@ DALI_KERNEL join(JoinCall call) {
     float sum = 0;
     for (int i = 0; i < call.top_k; i++) {
         const int64_t pair = token * call.top_k + i;
-        const float* row = call.place[pair] < 0 ? call.rows + pair * call.hidden : call.above + int64_t(call.place[pair]) * call.hidden;
-        const float part = mul(row[column], read(call.weights, call.weights_dtype, pair));
+        const bool on_cpu = call.places ? call.places[pair] != 0 : call.on_cpu[pair / 32] >> pair % 32 & 1;
+        const float part = mul((on_cpu ? call.above : call.rows)[pair * call.hidden + column], read(call.weights, call.weights_dtype, pair));
         sum = i ? add(sum, part) : part;
     }
     write(call.out, call.dtype, token * call.hidden + column, sum);
 }
 
-}  // namespace dali
+}  // namespace dali::gpu

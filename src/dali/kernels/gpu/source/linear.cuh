@@ -3,29 +3,9 @@
 
 #include "tiles.cuh"
 
-namespace dali {
+namespace dali::gpu {
 
-struct LinearCall {
-    const void* x;  // [tokens, width]
-    void* out;      // [tokens, matrix.rows]
-    const uint8_t* packed;
-    const float* bias;  // null if there is none
-    Panel panel;        // of tokens, as wide as the matrix
-    Matrix matrix;
-    int tokens, width, dtype;
-};
-
-// Fills the panel: a warp a group of a token's columns.
-DALI_KERNEL gather_rows(LinearCall call) {
-    const int groups = call.panel.columns / GROUP;
-    const int64_t warp = warp_of_launch();
-    if (warp >= int64_t(call.tokens) * groups) return;
-    const int64_t token = warp / groups;
-    const int group = int(warp % groups), column = group * GROUP + lane_of_warp();
-    const float value = column < call.width ? read(call.x, call.dtype, token * call.width + column) : 0.0f;
-    if (is_quantized(FORMAT)) quantize_group(call.panel, token, group, value);
-    else call.panel.values[token * call.panel.columns + column] = value;
-}
+DALI_KERNEL gather_rows(DALI_CALL(GatherCall) call) { fill_panel<FORMAT>(call); }
 
 DALI_DEVICE void put_product(const LinearCall& call, int token, int row, float sum) {
     if (token >= call.tokens || row >= call.matrix.rows) return;
@@ -46,7 +26,7 @@ DALI_DEVICE void linear_strip(const LinearCall& call, int64_t strip, int first) 
 }
 
 // A warp a strip of the matrix.
-DALI_KERNEL linear(LinearCall call) {
+DALI_KERNEL linear(DALI_CALL(LinearCall) call) {
     const int64_t strip = warp_of_launch();
     if (strip >= (call.matrix.rows + STRIP_ROWS - 1) / STRIP_ROWS) return;
     int first = 0;
@@ -62,4 +42,4 @@ DALI_KERNEL linear(LinearCall call) {
     for (; first < call.tokens; first += PASSES * PASS) linear_strip<PASSES>(call, strip, first);
 }
 
-}  // namespace dali
+}  // namespace dali::gpu

@@ -2,18 +2,12 @@
 #pragma once
 
 #include "arithmetic.cuh"
+#include "calls.h"
 
-namespace dali {
-
-struct NormCall {
-    const void *x, *weight;  // [rows, width], [width]
-    void* out;               // [rows, width]
-    int rows, width, dtype;
-    float epsilon;
-};
+namespace dali::gpu {
 
 // A warp a row.
-DALI_KERNEL rms_norm(NormCall call) {
+DALI_KERNEL rms_norm(DALI_CALL(NormCall) call) {
     const int64_t row = warp_of_launch();
     if (row >= call.rows) return;
     const int lane = lane_of_warp(), whole = call.width / 16 * 16;
@@ -35,4 +29,4 @@ DALI_KERNEL rms_norm(NormCall call) {
     }
 }
 
-}  // namespace dali
+}  // namespace dali::gpu

@@ -6,8 +6,9 @@
 #pragma once
 
 #include "arithmetic.cuh"
+#include "calls.h"
 
-namespace dali {
+namespace dali::gpu {
 
 enum Format { F32, F16, BF16, W8, W4, MXFP4, Q4K };  // as src/native/layout/format.h numbers them
 
@@ -18,21 +19,6 @@ DALI_DEVICE constexpr bool is_quantized(int format) { return format >= W8; }
 DALI_DEVICE constexpr int zero_point(int format) { return format == W8 ? 128 : format == W4 ? 8 : format == MXFP4 ? 12 : 0; }
 DALI_DEVICE constexpr int group_bytes(int format) { return format == W8 ? 512 : 256; }
 DALI_DEVICE constexpr int column_bytes(int format) { return format == F32 ? 4 : 2; }  // of float formats
-
-// A packed matrix. `columns` are whole blocks, `plane` the bytes of a tile's scales.
-struct Matrix {
-    int64_t at;  // bytes into its record
-    int rows, columns, plane;
-};
-
-// Activations in rows of `columns`. Quantized: int8 in groups of 32, each with its scale and the sum of its quants. Float: values.
-struct Panel {
-    int8_t* quants;
-    float* scales;
-    int* sums;
-    float* values;
-    int columns;
-};
 
 // The strip's tile that lane `lane` reads rows of, at its first byte. The last strip of an odd number of tiles has no second one: its
 // lanes read the first anew, and what they find is dropped.
@@ -193,7 +179,7 @@ DALI_DEVICE void multiply_rows(const uint8_t* record, const Matrix& matrix, int6
     for (int i = 0; i < PASS; i++) sums[i] = step == 1 ? even[i] : add(even[i], odd[i]);
 }
 
-// --- Panels
+// --- Panels. Kernels that fill them: a warp a group of a token's columns.
 
 // Writes one group of a panel's row: lane l has value l of it. The panel is of a quantized format.
 DALI_DEVICE void quantize_group(const Panel& panel, int64_t row, int group, float value) {
@@ -219,4 +205,16 @@ DALI_DEVICE void quantize_group(const Panel& panel, int64_t row, int group, floa
     }
 }
 
-}  // namespace dali
+template <int format>
+DALI_DEVICE void fill_panel(const GatherCall& call) {
+    const int groups = call.panel.columns / GROUP;
+    const int64_t warp = warp_of_launch();
+    if (warp >= int64_t(call.tokens) * groups) return;
+    const int64_t token = warp / groups;
+    const int group = int(warp % groups), column = group * GROUP + lane_of_warp();
+    const float value = column < call.width ? read(call.x, call.dtype, token * call.width + column) : 0.0f;
+    if (is_quantized(format)) quantize_group(call.panel, token, group, value);
+    else call.panel.values[token * call.panel.columns + column] = value;
+}
+
+}  // namespace dali::gpu

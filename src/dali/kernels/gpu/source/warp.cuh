@@ -14,6 +14,7 @@ typedef int int32_t;
 typedef long long int64_t;
 
 #define DALI_DEVICE __device__ __forceinline__
+#define DALI_CALL(Call) const __grid_constant__ Call  // read in place: copies of tables would go to local memory
 #define DALI_KERNEL extern "C" __global__ void __launch_bounds__(128, 4)
 
 DALI_DEVICE int lane_of_warp() { return threadIdx.x & 31; }
@@ -36,6 +37,11 @@ DALI_DEVICE void multiply_add(int (&c)[4], uint32_t a0, uint32_t a1, uint32_t b)
 }
 DALI_DEVICE uint32_t of_lane_xor(uint32_t value, int mask) { return __shfl_xor_sync(0xFFFFFFFFu, value, mask); }
 DALI_DEVICE uint4 load_once(const uint8_t* from) { return __ldcs(reinterpret_cast<const uint4*>(from)); }  // weights are read once
+// What all lanes wrote so far is seen by the host before what any lane writes from here on.
+DALI_DEVICE void for_the_host() {
+    __threadfence_system();
+    __syncwarp();
+}
 DALI_DEVICE uint32_t select_bytes(uint32_t low, uint32_t high, uint32_t which) { return __byte_perm(low, high, which); }
 
 #endif
