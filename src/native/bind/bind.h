@@ -30,6 +30,7 @@ void bind_dependencies(nb::module_& m);
 void bind_two_lane(nb::module_& m);
 void bind_threads(nb::module_& m);
 void bind_variants(nb::module_& m);
+void bind_gpu(nb::module_& m);
 
 template <class T>
 T* pointer(uintptr_t address) {

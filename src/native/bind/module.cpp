@@ -16,4 +16,5 @@ NB_MODULE(_native, m) {
     dali::bind_two_lane(m);
     dali::bind_threads(m);
     dali::bind_variants(m);
+    dali::bind_gpu(m);
 }

@@ -21,3 +21,4 @@ DALI_RUN(gather_rows, GatherCall)
 DALI_RUN(linear, LinearCall)
 DALI_RUN(rms_norm, NormCall)
 DALI_RUN(post, PostCall)
+extern "C" const int quantized_up = dali::gpu::is_quantized(UP), quantized_down = dali::gpu::is_quantized(DOWN);  // which panels the kernels use

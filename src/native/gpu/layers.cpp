@@ -1,0 +1,231 @@
+#include "gpu/layers.h"
+
+#include <algorithm>
+#include <chrono>
+#include <string>
+
+#include "threads/pool.h"
+
+namespace dali::gpu {
+
+namespace {
+
+constexpr size_t ALIGNED = 256;  // as the driver's own allocations are
+
+// Cuts memory into parts.
+class Cut {
+  public:
+    template <class T>
+    T* take(size_t count) {
+        T* at = reinterpret_cast<T*>(base_ + used_);
+        used_ += (count * sizeof(T) + ALIGNED - 1) / ALIGNED * ALIGNED;
+        return at;
+    }
+    void begin(uint64_t base) { base_ = base, used_ = 0; }
+    size_t bytes() const { return used_; }
+
+  private:
+    uint64_t base_ = 0;
+    size_t used_ = 0;
+};
+
+gpu::Panel cut_panel(Cut& cut, size_t rows, int columns) {
+    const size_t groups = size_t(columns) / GROUP;
+    return {cut.take<int8_t>(rows * columns), cut.take<float>(rows * groups), cut.take<int>(rows * groups), cut.take<float>(rows * columns), columns};
+}
+
+gpu::Matrix matrix_of(const dali::Matrix& matrix, size_t at) { return {int64_t(at), matrix.rows, matrix.columns, int(matrix.plane_bytes)}; }
+
+size_t padded_columns(int columns) { return round_up(size_t(columns), 256); }  // enough for any format
+
+double seconds_since(std::chrono::steady_clock::time_point start) {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+}  // namespace
+
+Layers::Layers(const Device& device, const Sizes& sizes, const Module& common)
+    : device_(device), sizes_(sizes), join_(common.function("join")), post_(common.function("post")), copy_stream_(create_stream(device)),
+      compute_(device), copies_(device), pairs_of_(sizes.experts) {
+    copies_.follow(copy_stream_.get());
+    arena_ = sizes.slots ? allocate(device, sizes.slots * sizes.slot_bytes) : DeviceMemory();
+    for (int slot = 0; slot < sizes.slots; slot++) slots_.push_back({arena_.get() + slot * sizes.slot_bytes});
+    Cut cut;
+    const size_t pairs = size_t(sizes.most_tokens) * sizes.top_k;
+    const auto on_host = [&](uint64_t base) {
+        cut.begin(base);
+        above_ = cut.take<float>(pairs * sizes.hidden);
+        x_host_ = cut.take<float>(size_t(sizes.most_tokens) * sizes.hidden);
+        ids_host_ = cut.take<int64_t>(pairs);
+        ahead_host_ = cut.take<int64_t>(size_t(sizes.most_ahead));
+        flag_ = cut.take<uint32_t>(1);
+    };
+    on_host(0);
+    host_ = allocate_host(device, cut.bytes());
+    on_host(reinterpret_cast<uint64_t>(host_.get()));
+    *flag_ = 0;
+}
+
+void Layers::add(const ExpertLayout& layout, const Records& records, const Module& module) {
+    Layer layer{layout, records, 0, module.function("gather"), module.function("inner"), module.function("down"), {}};
+    layer.record_bytes = sizes_.slot_bytes;
+    gpu::ExpertsCall& call = layer.call;
+    call.top_k = sizes_.top_k;
+    call.hidden = layout.hidden;
+    call.intermediate = layout.intermediate;
+    if (layout.gated) call.gate = matrix_of(layout.gate, layout.gate_at);
+    call.up = matrix_of(layout.up, layout.up_at);
+    call.down = matrix_of(layout.down, layout.down_at);
+    call.gate_bias = int64_t(layout.gate_bias_at);
+    call.up_bias = int64_t(layout.up_bias_at);
+    call.down_bias = int64_t(layout.down_bias_at);
+    call.alpha = layout.gate_kind.alpha;
+    call.limit = layout.gate_kind.limit;
+    layers_.push_back(layer);
+    const int inner = int(padded_columns(layout.intermediate)), outer = int(padded_columns(layout.hidden));
+    if (inner <= inner_.columns && outer <= outer_.columns) return;
+    // Work memory for the largest layer so far; nothing runs yet.
+    const int inner_columns = std::max(inner, inner_.columns), outer_columns = std::max(outer, outer_.columns);
+    Cut cut;
+    const size_t pairs = size_t(sizes_.most_tokens) * sizes_.top_k;
+    const auto on_device = [&](uint64_t base) {
+        cut.begin(base);
+        outer_ = cut_panel(cut, sizes_.most_tokens, outer_columns);
+        inner_ = cut_panel(cut, pairs, inner_columns);
+        rows_ = cut.take<float>(pairs * sizes_.hidden);
+    };
+    on_device(0);
+    work_ = DeviceMemory();
+    work_ = allocate(device_, cut.bytes());
+    on_device(work_.get());
+}
+
+void Layers::copy(const Fetch& fetch) {
+    Slot& slot = slots_.at(fetch.slot);
+    compute_.before(copies_.stream(), copies_waited_, slot.read);
+    const Layer& layer = layers_.at(fetch.layer);
+    DALI_CUDA(device_.driver, copy_up, slot.at, layer.records.at(fetch.expert), layer.record_bytes, copies_.stream());
+    slot.filled = copies_.here();
+}
+
+void Layers::place(const std::vector<Fetch>& fetches) {
+    device_.enter();
+    for (const Fetch& fetch : fetches) copy(fetch);
+    DALI_CUDA(device_.driver, finish_stream, copies_.stream());
+}
+
+void Layers::begin(int layer, int tokens, Address x, Address ids, Address weights, Address ahead, int ahead_count, Handle stream) {
+    if (tokens < 1 || tokens > sizes_.most_tokens || tokens * sizes_.top_k > FEW_PAIRS || ahead_count > sizes_.most_ahead)
+        throw Failure(0, "a step of " + std::to_string(tokens) + " tokens is too large for decoding");
+    device_.enter();
+    layer_ = layer;
+    tokens_ = tokens;
+    weights_ = weights;
+    compute_.follow(stream);
+    const Layer& here = layers_.at(layer);
+    const size_t x_bytes = size_t(tokens) * sizes_.hidden * item_bytes(sizes_.dtype);
+    gpu::PostCall post{};
+    const auto part = [&](int i, Address from, void* to, size_t bytes) {
+        post.from[i] = reinterpret_cast<const void*>(from);
+        post.to[i] = to;
+        post.words[i] = int(bytes / 4);
+    };
+    part(0, ids, ids_host_, size_t(tokens) * sizes_.top_k * 8);
+    part(1, ahead, ahead_host_, size_t(ahead_count) * 8);
+    part(2, x, x_host_, x_bytes);
+    post.flag = const_cast<uint32_t*>(flag_);
+    post.number = ++number_;
+    gpu::launch(device_, post_, 1, stream, post);
+    gpu::Panel outer = outer_;
+    outer.columns = std::max(here.call.gate.columns, here.call.up.columns);
+    const gpu::GatherCall gather{reinterpret_cast<const void*>(x), outer, tokens, sizes_.hidden, int(sizes_.dtype)};
+    gpu::launch(device_, here.gather, int64_t(tokens) * (outer.columns / GROUP), stream, gather);
+}
+
+const int64_t* Layers::routing() {
+    for (int spins = 1; *flag_ != number_; spins++) {
+        pause();
+        if (spins % 256) continue;  // a fault of the GPU would never be seen in the flag
+        const int result = device_.driver.query_stream_(compute_.stream());
+        if (result != NOT_READY) device_.driver.check(result, "query_stream");
+    }
+    std::atomic_thread_fence(std::memory_order_acquire);
+    for (auto& pairs : pairs_of_) pairs.clear();
+    for (int pair = 0; pair < tokens_ * sizes_.top_k; pair++) {
+        const int64_t expert = ids_host_[pair];
+        if (expert < 0 || expert >= sizes_.experts) throw std::out_of_range("a router chose an expert that there is not");
+        pairs_of_[expert].push_back(pair);
+    }
+    return ids_host_;
+}
+
+void Layers::launch(const Layer& layer, const Launch& launch, size_t first, size_t count) {
+    gpu::ExpertsCall call = layer.call;
+    call.outer = outer_;
+    call.outer.columns = std::max(call.gate.columns, call.up.columns);
+    call.inner = inner_;
+    call.inner.columns = call.down.columns;
+    call.rows = rows_;
+    Work& work = call.work;
+    int pairs = 0;
+    for (size_t i = first; i < first + count; i++) {
+        Slot& slot = slots_.at(launch.slots.at(i));
+        copies_.before(compute_.stream(), compute_waited_, slot.filled);
+        work.few_records[work.active] = reinterpret_cast<const uint8_t*>(slot.at);
+        work.few_begin[work.active++] = pairs;
+        for (const int pair : pairs_of_.at(launch.experts[i])) work.few_pairs[pairs++] = pair;
+        work.few_begin[work.active] = pairs;
+    }
+    gpu::launch(device_, layer.inner, int64_t(work.active) * (call.inner.columns / GROUP), compute_.stream(), call);
+    gpu::launch(device_, layer.down, int64_t(work.active) * ((sizes_.hidden + 31) / 32), compute_.stream(), call);
+    for (size_t i = first; i < first + count; i++) slots_[launch.slots[i]].read = compute_.here();
+}
+
+double Layers::execute(const StepPlan& plan, Address out) {
+    const Layer& layer = layers_.at(layer_);
+    for (const Launch& one : plan.launches) {
+        if (one.fetch)
+            for (size_t i = 0; i < one.experts.size(); i++) copy({layer_, one.experts[i], one.slots.at(i)});
+        for (size_t first = 0; first < one.experts.size(); first += FEW_EXPERTS)
+            launch(layer, one, first, std::min(one.experts.size() - first, size_t(FEW_EXPERTS)));
+    }
+    for (const Fetch& fetch : plan.fetches) copy(fetch);
+
+    gpu::JoinCall join{};
+    std::vector<int64_t> pairs, offsets{0};
+    std::vector<const uint8_t*> records;
+    for (const int expert : plan.cpu) {
+        for (const int pair : pairs_of_.at(expert)) {
+            pairs.push_back(pair);
+            join.on_cpu[pair / 32] |= 1u << pair % 32;
+        }
+        offsets.push_back(int64_t(pairs.size()));
+        records.push_back(layer.records.at(expert));
+    }
+    const auto started = std::chrono::steady_clock::now();
+    if (!records.empty())
+        compute_experts(layer.layout, {int(records.size()), records.data(), offsets.data(), pairs.data(), sizes_.top_k, x_host_, sizes_.dtype, above_});
+    const double seconds = seconds_since(started);
+    join.rows = rows_;
+    join.above = above_;
+    join.weights = reinterpret_cast<const void*>(weights_);
+    join.out = reinterpret_cast<void*>(out);
+    join.tokens = tokens_;
+    join.top_k = sizes_.top_k;
+    join.hidden = sizes_.hidden;
+    join.dtype = int(sizes_.dtype);
+    join.weights_dtype = int(sizes_.weights_dtype);
+    gpu::launch(device_, join_, int64_t(tokens_) * ((sizes_.hidden + 31) / 32), compute_.stream(), join);
+    return seconds;
+}
+
+void Layers::recover() {
+    device_.enter();
+    device_.driver.finish_stream_(copies_.stream());  // what they say was said before
+    device_.driver.finish_stream_(compute_.stream());
+    compute_.forget();
+    copies_.forget();
+    for (Slot& slot : slots_) slot.filled = slot.read = 0;
+}
+
+}  // namespace dali::gpu

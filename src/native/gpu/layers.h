@@ -1,0 +1,112 @@
+// The MoE layers of one model, over a GPU and the CPU: all of a decoding step but its plan. A layer's step has three parts, so that the
+// host plans while nothing waits for it: begin() queues what tells the host the routing, routing() waits for that, execute() queues the
+// GPU's experts and the copies they need, computes the CPU's on the caller's thread meanwhile, and queues the sum of both.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "calls.h"
+#include "gpu/points.h"
+#include "model/layer.h"
+#include "ops/experts.h"
+
+namespace dali::gpu {
+
+// What all layers share. `dtype` of hidden states, `weights_dtype` of the router's.
+struct Sizes {
+    int experts, top_k, hidden, most_tokens, most_ahead;  // most_ahead: ids that are predicted of later layers, in a step
+    Dtype dtype, weights_dtype;
+    size_t slot_bytes;
+    int slots;
+};
+
+// Experts that are launched together, in slots; `fetch`: they are copied there first.
+struct Launch {
+    std::vector<int> experts, slots;
+    bool fetch;
+};
+
+// A copy of an expert into a slot, for later.
+struct Fetch {
+    int layer, expert, slot;
+};
+
+struct StepPlan {
+    std::vector<int> cpu;          // experts, in order
+    std::vector<Launch> launches;  // in order
+    std::vector<Fetch> fetches;    // behind those of the launches
+};
+
+class Layers {
+  public:
+    // `common`: the module with join and post. Failure: the GPU lacks the memory, and nothing is kept.
+    Layers(const Device& device, const Sizes& sizes, const Module& common);
+
+    // One layer more; its experts' records lie at `records` in the host's memory.
+    void add(const ExpertLayout& layout, const Records& records, const Module& module);
+
+    // Copies of experts while no step runs, as the first residents are.
+    void place(const std::vector<Fetch>& fetches);
+
+    // x [tokens, hidden], ids int64 and weights [tokens, top_k], ahead int64 [ahead_count], on the GPU, as work queued on `stream` leaves
+    // them.
+    void begin(int layer, int tokens, Address x, Address ids, Address weights, Address ahead, int ahead_count, Handle stream);
+
+    // The ids, on the host; then those ahead.
+    const int64_t* routing();
+    const int64_t* ahead() const { return ahead_host_; }
+
+    // Everything else of the layer that begin() was called for; out [tokens, hidden] is complete once `stream` is. Returns the seconds the
+    // CPU's experts took.
+    double execute(const StepPlan& plan, Address out);
+
+    // Whether the last copy into a slot is over.
+    bool landed(int slot) { return copies_.reached(slots_[slot].filled); }
+
+    // After a failure: waits until all queues are empty or broken, and forgets what slots hold.
+    void recover();
+
+  private:
+    struct Layer {
+        const ExpertLayout& layout;
+        const Records& records;
+        size_t record_bytes;
+        Handle gather, inner, down;
+        gpu::ExpertsCall call;  // what does not change
+    };
+    struct Slot {
+        Address at;
+        uint64_t filled = 0, read = 0;  // places in the copies' queue and in the computing one
+    };
+
+    void copy(const Fetch& fetch);
+    void launch(const Layer& layer, const Launch& launch, size_t first, size_t count);
+
+    const Device& device_;
+    const Sizes sizes_;
+    Handle join_, post_;
+    StreamHandle copy_stream_;
+    Points compute_, copies_;
+    uint64_t copies_waited_ = 0, compute_waited_ = 0;  // for places in the other's queue
+    DeviceMemory arena_, work_;
+    HostMemory host_;
+    std::vector<Layer> layers_;
+    std::vector<Slot> slots_;
+
+    // In the memory above.
+    gpu::Panel outer_{}, inner_{};
+    float* rows_ = nullptr;       // on the GPU
+    float* above_ = nullptr;      // on the host, seen by the GPU
+    void* x_host_ = nullptr;
+    int64_t *ids_host_ = nullptr, *ahead_host_ = nullptr;
+    volatile uint32_t* flag_ = nullptr;
+
+    // Of the step under way.
+    int layer_ = 0, tokens_ = 0;
+    uint32_t number_ = 0;
+    Address weights_ = 0;
+    std::vector<std::vector<int>> pairs_of_;  // by expert
+};
+
+}  // namespace dali::gpu

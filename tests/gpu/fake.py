@@ -1,0 +1,73 @@
+"""A stand-in for the CUDA driver (fake_cuda.cpp), and models' layers over it."""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "kernels" / "gpu"))
+import shimmed
+
+COMPILER = shimmed.COMPILER
+
+
+class FakeDriver:
+    """The library, and what tests ask of it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "libcuda.so"
+        command = [
+            COMPILER,
+            "-O2",
+            "-std=c++17",
+            "-Wall",
+            "-Wextra",
+            "-shared",
+            "-fPIC",
+            f"-I{shimmed.SOURCE}",
+        ]
+        done = subprocess.run(
+            [*command, Path(__file__).with_name("fake_cuda.cpp"), "-o", self.path, "-ldl"],
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        self.library: Any = ctypes.CDLL(str(self.path))
+        self.library.fake_race.restype = ctypes.c_char_p
+        for name in ("fake_used", "fake_copied"):
+            getattr(self.library, name).restype = ctypes.c_size_t
+
+    def reset(self, seed: int = 0, eager: bool = False, total: int = 1 << 30) -> None:
+        """Forget what was counted and seen; `total`: bytes of the device's memory."""
+        self.library.fake_reset(seed, int(eager), ctypes.c_size_t(total))
+
+    def fail(self, call: str, nth: int, code: int) -> None:
+        """Let the `nth` call of this name from now on fail."""
+        self.library.fake_fail(call.encode(), nth, code, 0)
+
+    def calls(self, name: str = "") -> int:
+        return int(self.library.fake_calls(name.encode()))
+
+    def copied(self, name: str) -> int:
+        return int(self.library.fake_copied(name.encode()))
+
+    @property
+    def used(self) -> int:
+        """Bytes of device memory that are taken."""
+        return int(self.library.fake_used())
+
+    @property
+    def races(self) -> list[str]:
+        found = []
+        while (race := self.library.fake_race(len(found))) is not None:
+            found.append(race.decode())
+        return found
+
+
+def address(tensor: torch.Tensor) -> int:
+    return tensor.data_ptr()
