@@ -22,7 +22,7 @@ pytestmark = [
         not native.enabled() or native.variant() == "portable", reason="needs fused multiply-adds"
     ),
 ]
-EXPERTS, TOP_K, HIDDEN, LAYERS, SLOTS = 8, 3, 64, 3, 9
+EXPERTS, TOP_K, HIDDEN, LAYERS, SLOTS, MOST_TOKENS = 8, 3, 64, 3, 9, 120
 
 
 @pytest.fixture(scope="module")
@@ -50,15 +50,27 @@ class Model:
             ]
             self.layout.pack(ExpertWeights(*parts), record)
         self.pools = [ExpertRecords(self.layout, list(layer)) for layer in self.records]
-        shimmed.build(self.layout, folder)
-        (cubin,) = folder.glob("4_4_4_0_1_0_1.so")
+        cubins = []
+        for passes in (1, 2):
+            shimmed.build(self.layout, folder, passes)
+            cubins += folder.glob(f"4_4_4_0_1_0_{passes}.so")
         self.device = compiled.GpuDevice(str(driver.path), 0)
-        module = compiled.GpuModule(self.device, str(cubin).encode())
+        few, many = (compiled.GpuModule(self.device, str(cubin).encode()) for cubin in cubins)
         weights = DTYPES[torch.float32]
-        sizes = EXPERTS, TOP_K, HIDDEN, 8, 16, DTYPES[dtype], weights, self.layout.record_bytes, slots
-        self.layers = compiled.GpuLayers(self.device, module, *sizes)
+        sizes = (
+            EXPERTS,
+            TOP_K,
+            HIDDEN,
+            MOST_TOKENS,
+            16,
+            DTYPES[dtype],
+            weights,
+            self.layout.record_bytes,
+            slots,
+        )
+        self.layers = compiled.GpuLayers(self.device, few, *sizes)
         for pool in self.pools:
-            self.layers.add(native_layout(self.layout), pool._addresses, module)
+            self.layers.add(native_layout(self.layout), pool._addresses, few, many)
 
 
 def routed(generator: torch.Generator, tokens: int, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
@@ -144,7 +156,9 @@ def test_whatever_the_plan_and_the_order_the_bits_are_the_cpus(driver, folder, d
     steps = []
     for number in range(18):
         layer = number % LAYERS
-        x, ids, weights = routed(generator, 1 + number % 4, dtype)
+        x, ids, weights = routed(
+            generator, (1, 2, 3, 8, 40, 100)[number % 6 if number > 11 else number % 4], dtype
+        )
         out = step(model, layer, x, ids, weights, lambda active, layer=layer: plans.plan(layer, active))
         steps.append((layer, x, ids, weights, out))
     model.layers.recover()  # all queues are empty after it
@@ -236,9 +250,9 @@ def test_a_gpu_that_is_not_there_is_said(driver):
         compiled.GpuDevice(str(driver.path), 1)
 
 
-def test_a_step_that_is_too_large_for_decoding_is_refused(driver, folder):
+def test_a_step_that_is_too_large_is_refused(driver, folder):
     driver.reset(6)
     model = Model(driver, folder)
-    x, ids, weights = routed(torch.Generator().manual_seed(0), 9, torch.bfloat16)
-    with pytest.raises(compiled.GpuFailure, match="9 tokens is too large"):
+    x, ids, weights = routed(torch.Generator().manual_seed(0), MOST_TOKENS + 1, torch.bfloat16)
+    with pytest.raises(compiled.GpuFailure, match="121 tokens was not planned for"):
         step(model, 0, x, ids, weights, None)

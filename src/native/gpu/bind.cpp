@@ -42,9 +42,10 @@ void bind_gpu(nb::module_& m) {
             device.enter();
             new (self) gpu::Layers(device, {experts, top_k, hidden, most_tokens, most_ahead, dtype, weights_dtype, slot_bytes, slots}, common);
         }, nb::keep_alive<1, 2>(), nb::keep_alive<1, 3>())
-        .def("add", [](gpu::Layers& self, const ExpertLayout& layout, const ExpertRecords& records, const gpu::Module& module) {
-            self.add(layout, records.at, module);
-        }, nb::keep_alive<1, 2>(), nb::keep_alive<1, 3>(), nb::keep_alive<1, 4>())
+        .def("add", [](gpu::Layers& self, const ExpertLayout& layout, const ExpertRecords& records, const gpu::Module& few,
+                       const gpu::Module& many) {
+            self.add(layout, records.at, few, many);
+        }, nb::keep_alive<1, 2>(), nb::keep_alive<1, 3>(), nb::keep_alive<1, 4>(), nb::keep_alive<1, 5>())
         .def("place", [=](gpu::Layers& self, const std::vector<Fetch>& fetches) {
             nb::gil_scoped_release unlocked;
             self.place(fetches_of(fetches));

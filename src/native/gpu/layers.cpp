@@ -59,15 +59,19 @@ Layers::Layers(const Device& device, const Sizes& sizes, const Module& common)
         ids_host_ = cut.take<int64_t>(pairs);
         ahead_host_ = cut.take<int64_t>(size_t(sizes.most_ahead));
         flag_ = cut.take<uint32_t>(1);
+        tables_host_ = cut.take<char>(tables_bytes_);
     };
+    // Pairs twice, for the launches and the join; records and where their pairs begin; the gaps between.
+    tables_bytes_ = pairs > FEW_PAIRS ? pairs * 8 + sizes.experts * (16 + 3 * ALIGNED) : 0;
     on_host(0);
     host_ = allocate_host(device, cut.bytes());
     on_host(reinterpret_cast<uint64_t>(host_.get()));
     *flag_ = 0;
 }
 
-void Layers::add(const ExpertLayout& layout, const Records& records, const Module& module) {
-    Layer layer{layout, records, 0, module.function("gather"), module.function("inner"), module.function("down"), {}};
+void Layers::add(const ExpertLayout& layout, const Records& records, const Module& few, const Module& many) {
+    Layer layer{layout, records, 0, few.function("gather"), {few.function("inner"), many.function("inner")},
+                {few.function("down"), many.function("down")}, {}};
     layer.record_bytes = sizes_.slot_bytes;
     gpu::ExpertsCall& call = layer.call;
     call.top_k = sizes_.top_k;
@@ -93,6 +97,7 @@ void Layers::add(const ExpertLayout& layout, const Records& records, const Modul
         outer_ = cut_panel(cut, sizes_.most_tokens, outer_columns);
         inner_ = cut_panel(cut, pairs, inner_columns);
         rows_ = cut.take<float>(pairs * sizes_.hidden);
+        tables_ = cut.take<char>(tables_bytes_);
     };
     on_device(0);
     work_ = DeviceMemory();
@@ -115,8 +120,8 @@ void Layers::place(const std::vector<Fetch>& fetches) {
 }
 
 void Layers::begin(int layer, int tokens, Address x, Address ids, Address weights, Address ahead, int ahead_count, Handle stream) {
-    if (tokens < 1 || tokens > sizes_.most_tokens || tokens * sizes_.top_k > FEW_PAIRS || ahead_count > sizes_.most_ahead)
-        throw Failure(0, "a step of " + std::to_string(tokens) + " tokens is too large for decoding");
+    if (tokens < 1 || tokens > sizes_.most_tokens || ahead_count > sizes_.most_ahead)
+        throw Failure(0, "a step of " + std::to_string(tokens) + " tokens was not planned for");
     device_.enter();
     layer_ = layer;
     tokens_ = tokens;
@@ -150,6 +155,7 @@ const int64_t* Layers::routing() {
         if (result != NOT_READY) device_.driver.check(result, "query_stream");
     }
     std::atomic_thread_fence(std::memory_order_acquire);
+    tables_used_ = 0;  // what was queued before has run
     for (auto& pairs : pairs_of_) pairs.clear();
     for (int pair = 0; pair < tokens_ * sizes_.top_k; pair++) {
         const int64_t expert = ids_host_[pair];
@@ -157,6 +163,18 @@ const int64_t* Layers::routing() {
         pairs_of_[expert].push_back(pair);
     }
     return ids_host_;
+}
+
+template <class T>
+std::pair<T*, T*> Layers::take_table(size_t count) {
+    const size_t at = tables_used_;
+    tables_used_ = round_up(at + count * sizeof(T), ALIGNED);
+    if (tables_used_ > tables_bytes_) throw std::length_error("a step's tables are larger than planned");
+    return {reinterpret_cast<T*>(tables_host_ + at), reinterpret_cast<T*>(tables_ + at)};
+}
+
+void Layers::put_tables(size_t from) {
+    DALI_CUDA(device_.driver, copy_up, reinterpret_cast<Address>(tables_ + from), tables_host_ + from, tables_used_ - from, compute_.stream());
 }
 
 void Layers::launch(const Layer& layer, const Launch& launch, size_t first, size_t count) {
@@ -167,17 +185,32 @@ void Layers::launch(const Layer& layer, const Launch& launch, size_t first, size
     call.inner.columns = call.down.columns;
     call.rows = rows_;
     Work& work = call.work;
-    int pairs = 0;
-    for (size_t i = first; i < first + count; i++) {
-        Slot& slot = slots_.at(launch.slots.at(i));
-        copies_.before(compute_.stream(), compute_waited_, slot.filled);
-        work.few_records[work.active] = reinterpret_cast<const uint8_t*>(slot.at);
-        work.few_begin[work.active++] = pairs;
-        for (const int pair : pairs_of_.at(launch.experts[i])) work.few_pairs[pairs++] = pair;
-        work.few_begin[work.active] = pairs;
+    work.active = int(count);
+    size_t all = 0;
+    for (size_t i = first; i < first + count; i++) all += pairs_of_.at(launch.experts[i]).size();
+    const uint8_t** records = work.few_records;
+    int *begin = work.few_begin, *pairs = work.few_pairs;
+    const size_t tables = tables_used_;
+    if (all > FEW_PAIRS) {
+        const auto [records_host, records_gpu] = take_table<const uint8_t*>(count);
+        const auto [begin_host, begin_gpu] = take_table<int>(count + 1);
+        const auto [pairs_host, pairs_gpu] = take_table<int>(all);
+        records = records_host, begin = begin_host, pairs = pairs_host;
+        work.records = records_gpu, work.begin = begin_gpu, work.pairs = pairs_gpu;
     }
-    gpu::launch(device_, layer.inner, int64_t(work.active) * (call.inner.columns / GROUP), compute_.stream(), call);
-    gpu::launch(device_, layer.down, int64_t(work.active) * ((sizes_.hidden + 31) / 32), compute_.stream(), call);
+    int done = 0;
+    for (size_t i = 0; i < count; i++) {
+        Slot& slot = slots_.at(launch.slots.at(first + i));
+        copies_.before(compute_.stream(), compute_waited_, slot.filled);
+        records[i] = reinterpret_cast<const uint8_t*>(slot.at);
+        begin[i] = done;
+        for (const int pair : pairs_of_[launch.experts[first + i]]) pairs[done++] = pair;
+    }
+    begin[count] = done;
+    if (work.records) put_tables(tables);
+    const bool many = all > count * 8;
+    gpu::launch(device_, layer.inner[many], int64_t(count) * (call.inner.columns / GROUP), compute_.stream(), call);
+    gpu::launch(device_, layer.down[many], int64_t(count) * ((sizes_.hidden + 31) / 32), compute_.stream(), call);
     for (size_t i = first; i < first + count; i++) slots_[launch.slots[i]].read = compute_.here();
 }
 
@@ -194,14 +227,24 @@ double Layers::execute(const StepPlan& plan, Address out) {
     gpu::JoinCall join{};
     std::vector<int64_t> pairs, offsets{0};
     std::vector<const uint8_t*> records;
+    const size_t tables = tables_used_, all = size_t(tokens_) * sizes_.top_k;
+    int* places = nullptr;
+    if (all > FEW_PAIRS) {
+        const auto [on_host, on_gpu] = take_table<int>(all);
+        std::fill_n(on_host, all, 0);
+        places = on_host;
+        join.places = on_gpu;
+    }
     for (const int expert : plan.cpu) {
         for (const int pair : pairs_of_.at(expert)) {
             pairs.push_back(pair);
-            join.on_cpu[pair / 32] |= 1u << pair % 32;
+            if (places) places[pair] = 1;
+            else join.on_cpu[pair / 32] |= 1u << pair % 32;
         }
         offsets.push_back(int64_t(pairs.size()));
         records.push_back(layer.records.at(expert));
     }
+    if (places) put_tables(tables);
     const auto started = std::chrono::steady_clock::now();
     if (!records.empty())
         compute_experts(layer.layout, {int(records.size()), records.data(), offsets.data(), pairs.data(), sizes_.top_k, x_host_, sizes_.dtype, above_});

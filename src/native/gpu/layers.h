@@ -1,4 +1,4 @@
-// The MoE layers of one model, over a GPU and the CPU: all of a decoding step but its plan. A layer's step has three parts, so that the
+// The MoE layers of one model, over a GPU and the CPU: all of a step but its plan. A layer's step has three parts, so that the
 // host plans while nothing waits for it: begin() queues what tells the host the routing, routing() waits for that, execute() queues the
 // GPU's experts and the copies they need, computes the CPU's on the caller's thread meanwhile, and queues the sum of both.
 #pragma once
@@ -43,8 +43,9 @@ class Layers {
     // `common`: the module with join and post. Failure: the GPU lacks the memory, and nothing is kept.
     Layers(const Device& device, const Sizes& sizes, const Module& common);
 
-    // One layer more; its experts' records lie at `records` in the host's memory.
-    void add(const ExpertLayout& layout, const Records& records, const Module& module);
+    // One layer more; its experts' records lie at `records` in the host's memory. `few` and `many`: its kernels for few tokens an expert
+    // and for many.
+    void add(const ExpertLayout& layout, const Records& records, const Module& few, const Module& many);
 
     // Copies of experts while no step runs, as the first residents are.
     void place(const std::vector<Fetch>& fetches);
@@ -72,8 +73,8 @@ class Layers {
         const ExpertLayout& layout;
         const Records& records;
         size_t record_bytes;
-        Handle gather, inner, down;
-        gpu::ExpertsCall call;  // what does not change
+        Handle gather, inner[2], down[2];  // for few tokens an expert, and for many
+        gpu::ExpertsCall call;             // what does not change
     };
     struct Slot {
         Address at;
@@ -82,6 +83,10 @@ class Layers {
 
     void copy(const Fetch& fetch);
     void launch(const Layer& layer, const Launch& launch, size_t first, size_t count);
+    // A table of a step, in the host's memory and where the GPU will have it once put_tables() was called.
+    template <class T>
+    std::pair<T*, T*> take_table(size_t count);
+    void put_tables(size_t from);
 
     const Device& device_;
     const Sizes sizes_;
@@ -101,6 +106,8 @@ class Layers {
     void* x_host_ = nullptr;
     int64_t *ids_host_ = nullptr, *ahead_host_ = nullptr;
     volatile uint32_t* flag_ = nullptr;
+    char *tables_host_ = nullptr, *tables_ = nullptr;  // of steps with more pairs than a call holds
+    size_t tables_bytes_ = 0, tables_used_ = 0;        // in the step under way
 
     // Of the step under way.
     int layer_ = 0, tokens_ = 0;
