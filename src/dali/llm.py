@@ -84,6 +84,8 @@ class LLM:
         if "loop" in self.__dict__:
             with self.loop.between_steps() as engine:
                 engine.close()
+            if self.executor is not None:
+                self.executor.device.close()
             name = self.name
             self.__dict__.clear()
             self._closed = name

@@ -48,7 +48,7 @@ class LoadOptions:
     vram: int | str | None = None
     """Accelerator memory for experts, bytes or "8GiB"; None for what the dense weights leave."""
     profile: str | None = None
-    """Name or file of the hardware profile that cuda plans with; a simulated device has its own."""
+    """Name or file of the hardware profile that cuda plans with, instead of the nearest one; a simulated device has its own."""
     assign: str | None = None
     """The assignment policy by name; None for the best known, and likewise the next two."""
     prefetch: str | None = None
@@ -153,15 +153,12 @@ class LoadOptions:
             )
         self.planning_profile()
 
-    def planning_profile(self) -> Profile:
-        """The hardware profile whose times an accelerator's plans are made with."""
+    def planning_profile(self) -> Profile | None:
+        """The hardware profile whose times an accelerator's plans are made with; None where none was named for a GPU."""
         own = self.device.partition(":")[2] if self.device_kind == "sim" else None
         chosen = self.profile or own
         if chosen is None:
-            raise UsageError(
-                f"{self.device} has no measured profile to plan with.",
-                f"Give {parameter('profile')} with the nearest of {', '.join(profiles.known())}, or a file of your own.",
-            )
+            return None
         profile = profiles.load(chosen)
         if own is not None and chosen != own:
             raise UsageError(

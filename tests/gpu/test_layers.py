@@ -13,6 +13,7 @@ from dali.kernels import native
 from dali.kernels.activation import Activation
 from dali.kernels.expert import ExpertLayout, ExpertShape, ExpertWeights
 from dali.kernels.formats import get_format
+from dali.kernels.gpu.experts import PASSES, experts_macros
 from dali.kernels.native.experts import ExpertRecords, native_layout
 from dali.kernels.native.library import DTYPES
 
@@ -50,10 +51,7 @@ class Model:
             ]
             self.layout.pack(ExpertWeights(*parts), record)
         self.pools = [ExpertRecords(self.layout, list(layer)) for layer in self.records]
-        cubins = []
-        for passes in (1, 2):
-            shimmed.build(self.layout, folder, passes)
-            cubins += folder.glob(f"4_4_4_0_1_0_{passes}.so")
+        cubins = [shimmed.build_macros(experts_macros(self.layout, passes), folder) for passes in PASSES]
         self.device = compiled.GpuDevice(str(driver.path), 0)
         few, many = (compiled.GpuModule(self.device, str(cubin).encode()) for cubin in cubins)
         weights = DTYPES[torch.float32]

@@ -300,8 +300,6 @@ def test_a_model_that_routes_nowhere_else_has_no_routers(saved: dict[str, Path])
 def test_cuda_without_a_device_is_refused(directory: Path) -> None:
     with pytest.raises(dali.DaliError, match="no CUDA device"):
         load(directory, device="cuda", profile="paper")
-    with pytest.raises(dali.UsageError, match=r"cuda:1 has no measured profile .*\nGive profile"):
-        LoadOptions(device="cuda:1")
 
 
 # Faults

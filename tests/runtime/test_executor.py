@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dali.devices import CudaDevice, Dependencies, Operation, SimDevice
+from dali.devices import Dependencies, Operation, SimDevice
 from dali.kernels.reference import compute_experts
 from dali.policies.cache import CachePolicy, Swap
 from dali.policies.plan import LayerPlan
@@ -236,18 +236,3 @@ def test_copies_are_blamed_for_delays_until_they_have_left_the_link(make: Callab
     executor.policies.assign.plan = LayerPlan((), (0, 2), (2,))  # type: ignore[attr-defined]
     step(executor, 3, torch.tensor([[0, 2]]))  # behind whose copy none is left
     assert [*queued, executor.guards.swaps] == [1, 1, 0]
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
-@pytest.mark.parametrize("assign", ["two_lane", "gpu", "cpu"])
-@torch.inference_mode()
-def test_gpu_outputs_agree_with_the_cpus(assign: str) -> None:
-    model, setting = tiny_model(), Setting(assign, "none", "workload", 12, scratch=4)
-    executor = tiny_executor(setting, model, CudaDevice(budget=12 * model.layout.record_bytes))
-    on_cpu = model.on_cpu()
-    for turn in range(20):
-        layer, hidden = turn % len(on_cpu), inputs(6, turn)
-        _, weights, ids = model.routers[layer](hidden)
-        found = executor.run(layer, hidden.cuda(), ids.cuda(), weights.cuda())
-        torch.testing.assert_close(found.cpu(), on_cpu[layer](hidden, ids, weights), rtol=1e-3, atol=1e-4)

@@ -2,7 +2,6 @@
 
 from dali.devices.base import Buffer, Device, Event, OutOfDeviceMemoryError, host_memory
 from dali.devices.cpu import CpuDevice
-from dali.devices.cuda import CudaDevice
 from dali.devices.dependencies import COMPUTE, HOST, Dependencies, Operation, Stream
 from dali.devices.races import RaceDetector, RaceError
 from dali.devices.sim import SimDevice
@@ -12,7 +11,6 @@ __all__ = [
     "HOST",
     "Buffer",
     "CpuDevice",
-    "CudaDevice",
     "Dependencies",
     "Device",
     "Event",

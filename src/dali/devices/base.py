@@ -140,6 +140,9 @@ class Device(ABC):
             self.used -= buffer.nbytes
             del self._allocations[buffer.key]
 
+    def close(self) -> None:  # noqa: B027 (only some devices hold what Python does not free by itself)
+        """Give back what the device holds beside allocations."""
+
     def pin(self, tensor: torch.Tensor) -> None:  # noqa: B027 (only some devices have use for the hint)
         """Page-lock a tensor's whole storage for as long as it lives, as copies will use it often: a hint."""
 
@@ -225,6 +228,22 @@ class Device(ABC):
         operation = Operation(stream, label, fn, (modelled_seconds, contended_seconds))
         operation.sides = sides
         self._issue(operation, sources, targets)
+
+    def fetch(
+        self,
+        stream: Stream,
+        layer: int,
+        experts: Sequence[int],
+        slots: Sequence[Buffer],
+        records: Sequence[torch.Tensor],
+        modelled_seconds: float,
+        contended_seconds: float,
+    ) -> Event:
+        """Queue one copy of a MoE layer's experts, whose records these are, into slots; returns its end."""
+        sources = [self.adopt(record) for record in records]
+        label = f"copy {layer}.{experts[0]}"
+        self.copies(stream, slots, sources, modelled_seconds, contended_seconds, label=label)
+        return self.mark(stream)
 
     def mark(self, stream: Stream) -> Event:
         """The end of everything issued on the stream so far."""

@@ -1,225 +1,186 @@
-"""A CUDA device, thin over torch.cuda: the only file that names it.
+"""NVIDIA's GPUs: the only file that names torch.cuda.
 
-- The compute stream is the framework's current one, so its kernels and ours queue up without waits. The
-  host stream is one worker thread. Every other stream is a CUDA stream of its own.
-- A launch on a CUDA stream queues kernels and returns, and so does a copy from pinned memory. Copies from
-  other host memory pass through a bounded ring of pinned chunks, which the caller fills; copies to it block
-  the caller.
-- What a launch on a CUDA stream runs queues kernels on device memory; host memory is for copies and the
-  host stream.
-- CUDA cannot wait for a thread: the caller waits, at launch, for a host operation that a CUDA stream
-  depends on.
-
-Not covered: several GPUs at once, peer copies. Written without a GPU; the tests marked `gpu` say what it
-must do.
+torch computes a model's dense part there. Experts are the native layers' (src/native/gpu), which use the same context and queue,
+so that what either queues comes after what the other has. Steps are carried out as a whole (runtime/gpu.py): what residency asks
+of the slots meanwhile is collected here.
 """
 
 from __future__ import annotations
 
-import sys
-import weakref
-from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from dali.devices.base import Buffer, Device
-from dali.devices.dependencies import COMPUTE, HOST, Dependencies, Operation, Stream
+from dali.compiled import library
+from dali.devices.base import Buffer, Device, Event
+from dali.devices.dependencies import Operation, Stream
 from dali.errors import DaliError, parameter
 
-RESERVE = 512 * 2**20  # bytes left to the framework: activations, library workspaces, fragmentation
-CHUNK, CHUNKS = 4 * 2**20, 4  # the staging ring, bytes and number
+Fetch = tuple[int, int, int]  # layer, expert, slot
+OLDEST_DRIVER = 12000  # as the driver numbers CUDA's versions
 
 
-class StagingRing:
-    """Pinned chunks on the way from pageable memory to the device, each refilled once its copy has ended."""
-
-    def __init__(self, chunks: list[torch.Tensor]) -> None:
-        self._chunks = chunks
-        self._events: list[Any] = [None] * len(chunks)
-        self._next = 0
-
-    def copy(self, raw: Any, target: torch.Tensor, source: torch.Tensor) -> None:
-        """Queue a copy on `raw`, the current CUDA stream; `source` may change once this returns."""
-        size = len(self._chunks[0])
-        for start in range(0, len(source), size):
-            turn, self._next = self._next, (self._next + 1) % len(self._chunks)
-            if self._events[turn] is not None:
-                self._events[turn].synchronize()
-            piece = source[start : start + size]
-            chunk = self._chunks[turn][: len(piece)]
-            chunk.copy_(piece)
-            target[start : start + size].copy_(chunk, non_blocking=True)
-            self._events[turn] = raw.record_event()
+@contextmanager
+def gpu_errors(name: str) -> Iterator[None]:
+    """What the driver says, as a DaliError."""
+    try:
+        yield
+    except library.GpuFailure as error:
+        if "OUT_OF_MEMORY" in str(error):
+            fix = (
+                f"Close other programs that use it, or lower {parameter('ctx_size')} or {parameter('vram')}."
+            )
+        else:
+            fix = f"Try again; if it repeats, restart dali, or use {parameter('device')} cpu."
+        raise DaliError(f"{name} failed ({error}).", fix) from error
 
 
-class CudaDevice(Device):
-    """`name`: "cuda" or "cuda:N". `budget`: bytes; by default, and at most, the memory free now less RESERVE.
+class Gpu:
+    """One GPU, as `device` names it: "cuda" or "cuda:N". DaliError where it cannot be used, with the reason."""
 
-    `cuda` stands in for torch.cuda in tests.
-    """
-
-    def __init__(
-        self,
-        name: str = "cuda",
-        budget: int | None = None,
-        *,
-        dependencies: Dependencies | None = None,
-        cuda: Any = torch.cuda,
-    ) -> None:
-        if not cuda.is_available():
+    def __init__(self, device: str, driver: str = "") -> None:
+        """`driver`: another library than the system's."""
+        self.device = device
+        self.place = self._torch_device()
+        try:
+            self.native = library.GpuDevice(driver, self.place.index or 0)
+        except library.GpuFailure as error:
             raise DaliError(
-                f"Device {name!r} was asked for, but torch finds no CUDA device.",
+                f"Device {device!r} cannot be used: {error}.",
+                f"Install or update NVIDIA's driver, or use {parameter('device')} cpu.",
+            ) from error
+        self.name = f"{device} ({self.native.name})"
+        if self.native.driver_version < OLDEST_DRIVER:
+            version = f"{self.native.driver_version // 1000}.{self.native.driver_version % 1000 // 10}"
+            raise DaliError(
+                f"The driver of {self.name} is for CUDA {version}, and dali needs {OLDEST_DRIVER // 1000}.",
+                f"Update NVIDIA's driver, or use {parameter('device')} cpu.",
+            )
+
+    def _torch_device(self) -> torch.device:
+        if not torch.cuda.is_available():
+            raise DaliError(
+                f"Device {self.device!r} was asked for, but torch finds no CUDA device.",
                 f"Install a CUDA build of torch and a driver, or use {parameter('device')} cpu.",
             )
-        index = torch.device(name).index or 0
-        if index >= cuda.device_count():
+        index, count = torch.device(self.device).index or 0, torch.cuda.device_count()
+        if index >= count:
             raise DaliError(
-                f"Device {name!r} was asked for, but there are {cuda.device_count()} CUDA devices.",
+                f"Device {self.device!r} was asked for, but there are {count} CUDA devices.",
                 "Count from cuda:0.",
             )
-        self._cuda = cuda
-        self._device = torch.device(torch.device(name).type, index)
-        free = max(0, cuda.mem_get_info(self._device)[0] - RESERVE)
-        super().__init__(name, free if budget is None else min(budget, free), dependencies)
-        self._raw: dict[Stream, Any] = {self.stream(COMPUTE): cuda.current_stream(self._device)}
-        self._worker = ThreadPoolExecutor(1)
-        self._pinned: set[int] = set()
-        self._warned = False
-        self._ring = self._make_ring()
+        return torch.device("cuda", index)
 
-    def stream(self, name: str) -> Stream:
-        stream = super().stream(name)
-        if name not in (COMPUTE, HOST) and stream not in self._raw:
-            self._raw[stream] = self._cuda.Stream(self._device)
-        return stream
+    def queue(self) -> int:
+        """The queue that torch's work is in, by its address."""
+        return int(torch.cuda.current_stream(self.place).cuda_stream)
 
-    def pin(self, tensor: torch.Tensor) -> None:
+    def free_bytes(self) -> int:
+        """Memory that is free now, what torch keeps for later and could give back included."""
+        torch.cuda.empty_cache()
+        free: int = self.native.memory()[0]
+        return free
+
+    def hand_over(self) -> None:
+        """torch may use what the native layers have queued: both are in one queue."""
+
+
+class GpuSlots(Device):
+    """The slots in which the native layers keep experts, as residency sees them: at most `budget` bytes of them."""
+
+    def __init__(self, gpu: Gpu, make: Callable[[int], Any], slot_bytes: int, budget: int) -> None:
+        """`make(slots)`: the native layers (library.GpuLayers) with so many slots."""
+        super().__init__(gpu.name, budget, None)
+        self.gpu = gpu
+        self.slot_bytes = slot_bytes
+        self.asked: list[Fetch] = []
+        self.unpinned = 0  # bytes of experts that could not be page-locked
+        self._make = make
+        self._slots = 0
+        self._pinned: dict[int, Any] = {}  # by the storage's address
+
+    @cached_property
+    def layers(self) -> Any:
+        """Made when the number of slots is known. DaliError where the GPU lacks the memory."""
+        with gpu_errors(self.name):
+            return self._make(self._slots)
+
+    def pin(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
-        pointer, runtime = storage.data_ptr(), self._cuda.cudart()
-        if pointer in self._pinned:
-            return
-        if int(runtime.cudaHostRegister(pointer, storage.nbytes(), 0)) != 0:
-            # The refusal stays CUDA's last error and the next kernel is blamed: let a throw-away one be.
-            with suppress(RuntimeError):
-                torch.ones(1, device=self._device)
-            self._warn(storage.nbytes())
-            return
-        self._pinned.add(pointer)
-        weakref.finalize(storage, _unpin, runtime, self._pinned, pointer).atexit = False
+        address, nbytes = storage.data_ptr(), storage.nbytes()
+        if address not in self._pinned:
+            try:
+                self._pinned[address] = library.gpu_register(self.gpu.native, address, nbytes)
+            except library.GpuFailure:  # copies then pass through the driver's own buffers
+                self.unpinned += nbytes
 
-    def adopt(self, tensor: torch.Tensor) -> Buffer:
-        buffer = super().adopt(tensor)
-        fresh = buffer.key not in self._allocations and not self._dependencies.before((), (buffer.key,))
-        if fresh and self._holds(tensor):
-            # The framework's kernels that fill it may still be queued: mark the place after them.
-            compute = self.stream(COMPUTE)
-            current = self._cuda.current_stream(self._device)
-            if current != self._raw[compute]:
-                self._raw[compute].wait_event(current.record_event())
-            self._issue(Operation(compute, "adopt", lambda: None), (), (buffer,))
-        return buffer
+    def close(self) -> None:
+        """Give the memory back, page-locked memory included."""
+        self.__dict__.pop("layers", None)
+        self._pinned.clear()
 
-    def release(self, buffer: Buffer) -> torch.Tensor:
-        if self._failure is not None or not self._holds(buffer.tensor):
-            return super().release(buffer)
-        current = self._cuda.current_stream(self._device)
-        dependencies = self._dependencies
-        for operation in dependencies.before((), (buffer.key,)):
-            raw = self._raw.get(operation.stream)
-            if raw is None:
-                self._await(operation)
-            elif raw != current and operation.handle is not None:
-                current.wait_event(operation.handle)
-        dependencies.forget((buffer.key,))
-        self._raise_failure()
-        return buffer.tensor
+    def slot(self, buffer: Buffer) -> int:
+        """The number that `layers` knows a slot by."""
+        return buffer.key // self.slot_bytes
 
-    def _holds(self, tensor: torch.Tensor) -> bool:
-        return tensor.device == self._device
+    def fetch(
+        self,
+        stream: Stream,
+        layer: int,
+        experts: Sequence[int],
+        slots: Sequence[Buffer],
+        records: Sequence[Tensor],
+        modelled_seconds: float,
+        contended_seconds: float,
+    ) -> Event:
+        numbers = [self.slot(buffer) for buffer in slots]
+        self.asked += [(layer, *each) for each in zip(experts, numbers, strict=True)]
+        return Landing(None, numbers[-1])
 
-    def _memory(self, nbytes: int) -> torch.Tensor:
-        return torch.empty(nbytes, dtype=torch.uint8, device=self._device)
+    def done(self, event: Event) -> bool:
+        assert isinstance(event, Landing)
+        if any(slot == event.slot for _, _, slot in self.asked):
+            return False
+        with gpu_errors(self.name):
+            landed: bool = self.layers.landed(event.slot)
+        return landed
 
-    def _issue(self, operation: Operation, reads: Sequence[Buffer], writes: Sequence[Buffer]) -> None:
-        if operation.sides and operation.stream in self._raw:
-            near = [{one.key for one in side if not self._holds(one.tensor)} for side in (reads, writes)]
-            if all(near) or not self._pinned.issuperset(near[0] | near[1]):
-                # The caller's own thread will touch this memory, and no event holds that back.
-                for earlier in self._dependencies.before(near[0], near[1]):
-                    self._await(earlier)
-        super()._issue(operation, reads, writes)
+    def synchronize(self, event: Event | None = None) -> None:
+        """Carry out what was asked for, while no step runs."""
+        asked, self.asked = self.asked, []
+        with gpu_errors(self.name):
+            self.layers.place(asked)
+
+    def _memory(self, nbytes: int) -> Tensor:
+        self._slots = nbytes // self.slot_bytes
+        try:
+            _ = self.layers
+        except DaliError as error:
+            raise MemoryError(error.problem.rstrip(".")) from error
+        return torch.empty(
+            nbytes, dtype=torch.uint8, device="meta"
+        )  # `layers` has it: buffers only tell slots apart
 
     def _enqueue(self, operation: Operation, reads: Sequence[Buffer], writes: Sequence[Buffer]) -> None:
-        raw = self._raw.get(operation.stream)
-        if raw is None:
-            operation.handle = self._worker.submit(self._execute, operation)
-            return
-        with self._cuda.stream(raw):
-            self._execute(operation)
-        try:
-            operation.handle = raw.record_event()
-        except RuntimeError as error:
-            self._fail(operation, error)
-
-    def _order(self, operation: Operation, earlier: Operation) -> None:
-        raw = self._raw.get(operation.stream)
-        if raw is None or isinstance(earlier.handle, Future):
-            self._finish(earlier)
-        elif earlier.handle is not None:
-            raw.wait_event(earlier.handle)
+        raise NotImplementedError("a GPU's steps are queued as a whole")
 
     def _finish(self, operation: Operation) -> None:
-        if isinstance(operation.handle, Future):
-            operation.handle.result()
-            return
-        place = operation.handle or self._raw.get(operation.stream)  # no event where Ctrl-C came before it
-        try:
-            if place is not None:
-                place.synchronize()
-        except RuntimeError as error:  # kernels fail when they run, not when they are launched
-            self._fail(operation, error)
+        raise NotImplementedError("a GPU's steps are queued as a whole")
 
     def _poll(self, operation: Operation) -> bool:
-        if isinstance(operation.handle, Future):
-            return operation.handle.done()
-        try:
-            return operation.handle is None or bool(operation.handle.query())
-        except RuntimeError:
-            return True  # the wait that follows says what is wrong
-
-    def _transfer(self, stream: Stream, target: torch.Tensor, source: torch.Tensor) -> None:
-        raw = self._raw.get(stream)
-        inward = self._holds(target) and not self._holds(source)
-        staged = inward and source.untyped_storage().data_ptr() not in self._pinned
-        if raw is not None and staged and self._ring is not None:
-            self._ring.copy(raw, *(side.view(-1).view(torch.uint8) for side in (target, source)))
-        else:
-            target.copy_(source, non_blocking=raw is not None)
-
-    def _make_ring(self) -> StagingRing | None:
-        try:
-            chunks = [torch.empty(CHUNK, dtype=torch.uint8, pin_memory=True) for _ in range(CHUNKS)]
-        except RuntimeError:
-            self._warn(CHUNK * CHUNKS)
-            return None
-        return StagingRing(chunks)
-
-    def _warn(self, nbytes: int) -> None:
-        if not self._warned:
-            print(
-                f"dali: could not page-lock {nbytes} bytes for {self.name}: copies to it are slower. "
-                "Raise the limit on locked memory (`ulimit -l`) or free RAM.",
-                file=sys.stderr,
-            )
-        self._warned = True
+        raise NotImplementedError("a GPU's steps are queued as a whole")
 
 
-def _unpin(runtime: Any, pinned: set[int], pointer: int) -> None:
-    pinned.discard(pointer)
-    runtime.cudaHostUnregister(pointer)
+@dataclass(slots=True)
+class Landing(Event):
+    """The end of the last copy into a slot."""
+
+    slot: int
 
 
 def device_names() -> list[str]:

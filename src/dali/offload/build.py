@@ -9,7 +9,8 @@ from typing import Any
 from torch import nn
 
 from dali import systems, units
-from dali.devices import CudaDevice, Device, OutOfDeviceMemoryError, SimDevice
+from dali.devices import Device, OutOfDeviceMemoryError, SimDevice
+from dali.devices.cuda import Gpu, GpuSlots
 from dali.devices.dependencies import dependencies
 from dali.engine.engine import Engine
 from dali.errors import UsageError, parameter
@@ -21,6 +22,7 @@ from dali.hooks.shared import early_shared
 from dali.loading.loaded import LoadedModel
 from dali.offload.accelerated import AcceleratedExperts
 from dali.offload.calibrate import load_predictor
+from dali.offload.gpu import move_dense, nearest_profile, open_gpu
 from dali.offload.lossy import CpuExperts, LossyLayers, Scores, cpu_experts
 from dali.offload.low_bits import reduce_bits
 from dali.options import LoadOptions
@@ -30,6 +32,7 @@ from dali.policies.prefill import prefill_chunk
 from dali.policies.whole_layers import WholeLayers
 from dali.progress import Meter
 from dali.runtime.executor import Executor
+from dali.runtime.gpu import GpuExecutor
 from dali.runtime.look_ahead import LookAhead
 from dali.runtime.prefetch import Predictor
 from dali.runtime.residency import Residency
@@ -42,14 +45,16 @@ DEVICE_HEADROOM = 2**30  # accelerator bytes for keys, values and activations, w
 def check_device(options: LoadOptions) -> None:
     """DaliError, saying what is wrong with it, for a device that this machine has not."""
     if options.device_kind == "cuda":
-        CudaDevice(options.device, 0)
+        Gpu(options.device)
+        if options.lossy:
+            raise UsageError(
+                f"{parameter('lossy')} needs a simulated accelerator so far, and the device is {options.device}.",
+                f"Leave it out, or give {parameter('device')} sim:PROFILE.",
+            )
 
 
-def _open_device(options: LoadOptions, profile: Profile, model: nn.Module) -> Device:
-    """The device with its budget for experts: `vram`, at most what it has beside the dense weights, which move there."""
-    if options.device_kind == "cuda":
-        model.to(options.device)
-        return CudaDevice(options.device, options.vram_bytes, dependencies=dependencies())
+def _simulate(options: LoadOptions, profile: Profile, model: nn.Module) -> Device:
+    """The simulated device with its budget for experts: `vram`, at most what it has beside the dense weights."""
     dense_bytes = sum(parameter.nbytes for parameter in model.parameters())
     room = max(int(profile["gpu_memory"]) - dense_bytes, 0)
     if options.vram_bytes is not None and options.vram_bytes > room:
@@ -76,9 +81,9 @@ def accelerate(
     `device` stands in for the one `options` names; `room`: bytes of host memory that a second set of experts may take, None for
     what is free.
     """
-    profile = options.planning_profile()
     model = loaded.model
-    device = device or _open_device(options, profile, model)
+    device = device or _open(options, loaded, engine)
+    profile = options.planning_profile() or _nearest_profile(device, notify)
     costs = _costs(loaded, profile)
     routers = seam.routers(model, loaded.layout.shape.hidden)
     scores = None if routers is None else seam.scores(routers, model.config)
@@ -97,7 +102,14 @@ def accelerate(
         notify(
             f"{system.title} decides without router scores: the routers of {type(model).__name__} give none."
         )
+    if isinstance(device, GpuSlots):  # only now: calibration ran on the CPU
+        predictor = move_dense(loaded, device, predictor)
     executor = _executor(loaded, device, residency, policies, predictor, costs, routers, scores, system)
+    if isinstance(device, GpuSlots) and device.unpinned:
+        notify(
+            f"{units.size(device.unpinned)} of experts could not be page-locked: copies to {device.name} are slower. "
+            "Raise the limit on locked memory (`ulimit -l`) or free RAM."
+        )
     runner: Executor | LossyLayers = executor
     lossy: dict[str, Any] = {}
     if system is not None and parts is not None:
@@ -110,11 +122,29 @@ def accelerate(
         device.now,
         policies.begin,
         system is not None and "embeddings" in system.signals,
-        _step_tokens(loaded, costs, residency),
+        min(_step_tokens(loaded, costs, residency), executor.most_tokens),
         isinstance(device, SimDevice),
         None if system is None else system.name,
         lossy,
     )
+
+
+def _open(options: LoadOptions, loaded: LoadedModel, engine: Engine) -> Device:
+    """The device that `options` name."""
+    profile = options.planning_profile()
+    if options.device_kind == "cuda" or profile is None:
+        return open_gpu(options, loaded, engine)
+    return _simulate(options, profile, loaded.model)
+
+
+def _nearest_profile(device: Device, notify: Callable[[str], None]) -> Profile:
+    assert isinstance(device, GpuSlots)
+    profile = nearest_profile(device.gpu.native.memory()[1])
+    notify(
+        f"This machine was never measured: plans go by the published profile {profile.name}, whose GPU is nearest in memory. "
+        f"{parameter('profile')} names another."
+    )
+    return profile
 
 
 def _executor(
@@ -131,7 +161,8 @@ def _executor(
     model, layers = loaded.model, loaded.pool.layers
     for layer in loaded.pool.records:
         device.pin(layer[0])  # its whole arena, once
-    return Executor(
+    kind: type[Executor] = GpuExecutor if isinstance(device, GpuSlots) else Executor
+    return kind(
         device,
         loaded.pool,
         residency,

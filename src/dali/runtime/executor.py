@@ -9,12 +9,14 @@ it touches.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,6 +49,8 @@ Kernel = Callable[[ExpertLayout, Sequence[Tensor], Sequence[int], Tensor, Tensor
 
 class Executor:
     """Runs the MoE layers of one model on one device."""
+
+    most_tokens = sys.maxsize  # that a step should have
 
     def __init__(
         self,
@@ -127,7 +131,9 @@ class Executor:
         counters = self._telemetry.layer(layer)
         device.charge(self._compute, self._dense_seconds(len(hidden)), "dense")
         predicted = self.prefetcher.predict(layer, hidden)
-        routed, ahead = self._routing(ids, None if predicted is None else predicted[1])
+        routed, ahead = self._routing(
+            layer, hidden, ids, weights, None if predicted is None else predicted[1]
+        )
         workload = count_pairs(routed, self._experts)
 
         started = self._tick(layer, counters)
@@ -146,11 +152,7 @@ class Executor:
             self.prefetcher.predict_seconds,
         )
 
-        rows = self._workspace.take("rows", ids.numel(), hidden.shape[1], torch.float32, hidden.device)
-        pairs, offsets = order_pairs(routed, workload, [*plan.cpu, *plan.gpu])
-        step = _Step(layer, workload, pairs, offsets, device.adopt(hidden.contiguous()), rows)
-        staged = self._start_cpu(step, plan.cpu) if plan.cpu else None
-        self._start_accelerator(step, plan, view)
+        step = self._queue(layer, hidden, routed, workload, plan, view)
         if (work := self._beside[layer]) is not None:
             work(hidden)
         self._count(counters, ids.numel(), plan, self._layouts[layer])
@@ -164,16 +166,30 @@ class Executor:
             self.prefetcher.queue(layer, expected, self.period.seconds, self._layouts)
         self.replacement.queue(layer, swaps, counters, self._layouts[layer].record_bytes)
 
-        result = self._sum(layer, rows, staged, weights, hidden)
-        device.release(step.x)
+        result = self._sum(step, weights, hidden)
         self.account(counters, started)
         return result
 
-    def _sum(
-        self, layer: int, rows: Buffer, staged: _Staged | None, weights: Tensor, hidden: Tensor
-    ) -> Tensor:
+    def _queue(
+        self,
+        layer: int,
+        hidden: Tensor,
+        routed: Tensor,
+        workload: list[int],
+        plan: LayerPlan,
+        view: ResidencyView,
+    ) -> Any:
+        """Queue the CPU's experts and the accelerator's, with the copies these need. Returns what `_sum` wants of it."""
+        rows = self._workspace.take("rows", routed.numel(), hidden.shape[1], torch.float32, hidden.device)
+        pairs, offsets = order_pairs(routed, workload, [*plan.cpu, *plan.gpu])
+        step = _Step(layer, workload, pairs, offsets, self.device.adopt(hidden.contiguous()), rows)
+        step.staged = self._start_cpu(step, plan.cpu) if plan.cpu else None
+        self._start_accelerator(step, plan, view)
+        return step
+
+    def _sum(self, step: Any, weights: Tensor, hidden: Tensor) -> Tensor:
         """Queue the way up of what the CPU computes, and the weighted sum of all rows: the layer's output, like hidden."""
-        device = self.device
+        device, rows, staged = self.device, step.rows, step.staged
         if staged is not None:  # only now: a queue that waits for a thread may hold up whoever fills it
             seconds = self._activation_copy(len(staged.pairs))
             device.copy(self._up, staged.rows, staged.packed, seconds, label="activations up")
@@ -184,9 +200,11 @@ class Executor:
             (rows,) if staged is None else (rows, staged.rows),
             (out,) if staged is None else (out, rows),
             self._costs.launch,
-            label=f"join {layer}",
+            label=f"join {step.layer}",
         )
-        return device.release(out)
+        result = device.release(out)
+        device.release(step.x)
+        return result
 
     def _expected(
         self,
@@ -206,7 +224,9 @@ class Executor:
             return [(predicted[0] + i, count_pairs(part, self._experts)) for i, part in enumerate(parts)]
         return self.decisions.foresee(layer, workload, signals) if self.residency.scratch_slots else ()
 
-    def _routing(self, ids: Tensor, predicted: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def _routing(
+        self, layer: int, hidden: Tensor, ids: Tensor, weights: Tensor, predicted: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
         """The step's ids, and those predicted of a later layer, int64 on the host: one copy for both."""
         if predicted is not None and ids.device != CPU:
             both = torch.cat((ids, predicted)).cpu()
@@ -237,7 +257,7 @@ class Executor:
         device.launch(self._host, compute, (below,), (packed,), seconds, label=f"cpu {step.layer}")
         return _Staged(mine, packed, above)
 
-    def _start_accelerator(self, step: _Step, plan: LayerPlan, view: ResidencyView) -> None:
+    def _start_accelerator(self, step: Any, plan: LayerPlan, view: ResidencyView) -> None:
         """Queue launches and demanded copies in plan order; scratch slots recycle from the oldest launch on."""
         residency, layer, experts = self.residency, step.layer, plan.gpu
         for expert in residency.scratch(layer):
@@ -261,7 +281,7 @@ class Executor:
             turn = self._launch(step, fetched, turn)
             recyclable += fetched
 
-    def _launch(self, step: _Step, experts: Sequence[int], turn: int) -> int:
+    def _launch(self, step: Any, experts: Sequence[int], turn: int) -> int:
         """One grouped launch of experts whose slots are, or are about to be, filled, and whose turn in the plan comes; returns
         the next one's."""
         layer, costs, workload, x, rows = step.layer, self._costs, step.workload, step.x, step.rows
@@ -319,6 +339,7 @@ class _Step:
     offsets: list[int]
     x: Buffer
     rows: Buffer
+    staged: _Staged | None = None
 
 
 @dataclass(slots=True)

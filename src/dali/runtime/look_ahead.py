@@ -22,3 +22,6 @@ class LookAhead:
         found = [predictor.predict(layer, hidden) for predictor in self.predictors]
         ahead = [prediction for prediction in found if prediction is not None]
         return (ahead[0][0], torch.cat([ids for _, ids in ahead])) if ahead else None
+
+    def to(self, place: torch.device) -> LookAhead:
+        return LookAhead([predictor.to(place) for predictor in self.predictors])

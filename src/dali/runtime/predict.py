@@ -14,7 +14,7 @@ The routers are the model's own modules, so group-limited, biased and sparse-mix
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -39,6 +39,10 @@ class GateShift:
         moved = hidden if self.shifts is None else hidden + self.shifts[layer]
         return target, self.routers[target](moved)[2]
 
+    def to(self, place: torch.device) -> GateShift:
+        shifts = self.shifts
+        return replace(self, shifts=None if shifts is None else [shift.to(place) for shift in shifts])
+
 
 @dataclass(frozen=True)
 class LinearMap:
@@ -55,3 +59,6 @@ class LinearMap:
         weights = self.maps[layer]
         logits = torch.addmm(weights[-1], hidden.to(weights.dtype), weights[:-1])
         return layer + self.distance, logits.topk(self.top_k, dim=-1).indices
+
+    def to(self, place: torch.device) -> LinearMap:
+        return replace(self, maps=[weights.to(place) for weights in self.maps])

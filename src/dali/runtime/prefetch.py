@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from dali.devices import COMPUTE
@@ -25,6 +26,10 @@ class Predictor(Protocol):
     def predict(self, layer: int, hidden: Tensor) -> tuple[int, Tensor] | None:
         """(the later layer, its predicted ids [tokens, top_k], or those of n layers from there on [n x tokens, top_k]); None past
         the last layer."""
+        ...
+
+    def to(self, place: torch.device) -> Predictor:
+        """The same with its own tensors there; routers are the model's."""
         ...
 
 

@@ -167,11 +167,11 @@ class Residency:
         """Queue one copy of them all."""
         device, (alone, contended), count = self.device, self._link_seconds, len(experts)
         lease = self._lease(layer, experts)
-        sources = [device.adopt(record) for record in lease.records]
-        label = f"copy {layer}.{experts[0]}"
-        device.copies(self._stream, slots, sources, count * alone, count * contended, label=label)
+        event = device.fetch(
+            self._stream, layer, experts, slots, lease.records, count * alone, count * contended
+        )
         self.copies += count
         self.link_free = due = max(self.link_free, device.now()) + count * alone
         held = [Holding(layer, *held, due) for held in zip(experts, slots, strict=True)]
-        self._flying.append((device.mark(self._stream), held, lease))
+        self._flying.append((event, held, lease))
         return held

@@ -14,11 +14,11 @@ from torch import Tensor
 
 import dali
 from dali.kernels.expert import ExpertLayout
-from dali.kernels.formats import FORMATS, Format, round_up
+from dali.kernels.formats import Format, round_up
+from dali.kernels.gpu.experts import experts_macros
 
 HERE = Path(__file__).parent
 SOURCE = Path(dali.__file__).parent / "kernels" / "gpu" / "source"
-KINDS = ("silu", "gelu", "gelu_tanh", "relu", "relu2", "clamped_swiglu")
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 COMPILER = shutil.which("g++")
 
@@ -97,38 +97,22 @@ class PostCall(Structure):
     )
 
 
-def number(format: Format) -> int:
-    """As src/native/layout/format.h numbers the formats."""
-    return list(FORMATS).index(format.name)
-
-
-def build(layout: ExpertLayout, folder: Path, passes: int = 1, options: tuple[str, ...] = ()) -> Any:
+def build(layout: ExpertLayout, folder: Path, passes: int = 1) -> Any:
     """The kernels for one layout, `passes` blocks of 8 tokens at a time."""
-    shape, formats = layout.shape, layout.formats
-    fixed = {
-        "GATE": number(formats.get("gate", formats["up"])),
-        "UP": number(formats["up"]),
-        "DOWN": number(formats["down"]),
-        "ACTIVATION": KINDS.index(shape.activation.kind),
-        "GATED": int(shape.gated),
-        "BIASED": int(shape.biased),
-        "PASSES": passes,
-    }
-    library = folder / f"{'_'.join(map(str, fixed.values()))}.so"
+    return ctypes.CDLL(str(build_macros(experts_macros(layout, passes), folder)))
+
+
+def build_macros(macros: dict[str, int], folder: Path) -> Path:
+    """The library of kernels compiled with these."""
+    library = folder / f"{'_'.join(map(str, macros.values()))}.so"
     if not library.exists():
         command = [COMPILER, "-O2", "-std=c++17", "-ffp-contract=off", "-march=native", "-shared", "-fPIC"]
-        command += [
-            "-Wall",
-            "-Wextra",
-            "-Wno-unknown-pragmas",
-            "-DDALI_SHIM",
-            *(f"-D{name}={value}" for name, value in fixed.items()),
-        ]
-        command += [f"-I{HERE}", f"-I{SOURCE}", *options, HERE / "shimmed.cpp", "-o", library]
-        done = subprocess.run(command, capture_output=True, text=True)
+        command += ["-Wall", "-Wextra", "-Wno-unknown-pragmas", "-DDALI_SHIM"]
+        command += [*(f"-D{name}={value}" for name, value in macros.items()), f"-I{HERE}", f"-I{SOURCE}"]
+        done = subprocess.run([*command, HERE / "shimmed.cpp", "-o", library], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert not done.stderr, done.stderr
-    return ctypes.CDLL(str(library))
+    return library
 
 
 class Memory:

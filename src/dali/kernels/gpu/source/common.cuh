@@ -1,0 +1,5 @@
+// What all layouts share.
+#pragma once
+
+#include "join.cuh"
+#include "post.cuh"

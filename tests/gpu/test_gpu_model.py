@@ -1,0 +1,189 @@
+"""Whole models over a GPU, on a stand-in for its driver: torch's part on the CPU, experts as on the GPU."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+from pathlib import Path
+
+import pytest
+import torch
+from fake import COMPILER, FakeDriver, shimmed
+
+import dali
+from dali.devices.cuda import Gpu
+from dali.errors import DaliError, UsageError
+from dali.kernels import native
+from dali.llm import LLM
+from families import random_model, save_model
+
+pytestmark = [
+    pytest.mark.skipif(COMPILER is None, reason="there is no g++"),
+    pytest.mark.skipif(
+        not native.enabled() or native.variant() == "portable", reason="needs fused multiply-adds"
+    ),
+]
+PROMPTS = [[5, 6, 7, 8, 9, 10, 11], [20, 21, 22], [40]]
+POLICIES = [{}, {"assign": "greedy"}, {"n_cpu_moe": 1, "vram": "200KiB"}]
+SYSTEMS = ["dali-paper", "hybrimoe", "freetoken", "ktransformers"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("gpu")
+
+
+@pytest.fixture(scope="module")
+def driver(folder):
+    return FakeDriver(folder)
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory) -> Path:
+    sizes = {"hidden_size": 64, "moe_intermediate_size": 64}
+    return save_model(random_model("qwen3_moe", **sizes), tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(autouse=True)
+def stand_in(driver, folder, monkeypatch, tmp_path_factory):
+    """ "cuda" is the stand-in; torch's part of it is the CPU."""
+    monkeypatch.setenv("DALI_CACHE_DIR", str(folder / "cache"))
+    driver.reset(0)
+
+    class FakeGpu(Gpu):
+        def __init__(self, device: str) -> None:
+            super().__init__(device, str(driver.path))
+
+        def _torch_device(self) -> torch.device:
+            return torch.device("cpu")
+
+        def queue(self) -> int:
+            return 0
+
+        def free_bytes(self) -> int:
+            return int(self.native.memory()[0])
+
+        def hand_over(self) -> None:
+            driver.library.cuStreamSynchronize(ctypes.c_void_p(0))
+
+    def cubin(name: str, macros: dict[str, int], sm: int, kept: Path) -> bytes:
+        return str(shimmed.build_macros(macros or COMMON, folder)).encode()
+
+    for module in ("build", "gpu"):
+        monkeypatch.setattr(f"dali.offload.{module}.Gpu", FakeGpu)
+    monkeypatch.setattr("dali.offload.gpu.cubin", cubin)
+    monkeypatch.setattr("dali.offload.gpu.TEMPORARIES", 0)
+
+
+COMMON = {"GATE": 4, "UP": 4, "DOWN": 4, "ACTIVATION": 0, "GATED": 1, "BIASED": 0, "PASSES": 1}
+
+
+def answers(llm: LLM) -> list[list[int]]:
+    found = llm.generate(PROMPTS, temperature=0, max_tokens=8, ignore_eos=True, logprobs=0)
+    return [[one.logprob for one in answer.logprobs] for answer in found]
+
+
+@pytest.fixture(scope="module")
+def on_cpu(directory, tmp_path_factory):
+    """The CPU, its dense part torch's as over a GPU."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DALI_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        patch.setattr("dali.fused.fuse", lambda model, linears: None)
+        llm = dali.load(directory, quant="w4")
+    llm.engine._native = False
+    return llm
+
+
+@pytest.fixture(scope="module")
+def expected(on_cpu):
+    return answers(on_cpu)
+
+
+def load(directory: Path, notes: list[str] | None = None, **options) -> LLM:
+    chosen = {"quant": "w4", "device": "cuda", "vram": "120KiB"} | options
+    llm = dali.load(directory, notify=[].append if notes is None else notes.append, **chosen)
+    llm.engine._native = False  # torch's attention on both sides
+    return llm
+
+
+@pytest.mark.parametrize("policies", POLICIES + [{"policy": name} for name in SYSTEMS])
+def test_whatever_the_policies_the_answers_are_the_cpus(driver, directory, expected, policies):
+    llm = load(directory, **policies)
+    assert answers(llm) == expected
+    assert driver.races == []
+    total = llm.stats()["total"]
+    assert total["cpu"] + total["resident"] + total["fetched"] + total["prefetched"] > 0
+    llm.close()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_whatever_the_order_of_things_the_answers_are_the_cpus(driver, directory, on_cpu, seed, monkeypatch):
+    driver.reset(seed)
+    llm = load(directory)
+    for one in (llm, on_cpu):  # torch's products depend on how many tokens share them
+        monkeypatch.setattr(one.engine.scheduler, "step_tokens", 2 + seed)
+        one.engine.forget()
+    assert answers(llm) == answers(on_cpu)
+    assert driver.races == []
+    assert llm.stats()["total"]["fetched"] > 0
+
+
+def test_defaults_need_no_profile_and_say_which_one_plans_go_by(directory):
+    notes: list[str] = []
+    dali.load(directory, quant="w4", device="cuda", notify=notes.append)
+    assert any("never measured" in note and "nearest" in note for note in notes)
+
+
+def test_after_a_failure_the_next_request_works(driver, directory, expected):
+    llm = load(directory)
+    for call in ("cuLaunchKernel", "cuMemcpyHtoDAsync_v2", "cuEventRecord"):
+        driver.fail(call, 3, 700)
+        with pytest.raises(DaliError, match=r"a stand-in\) failed .*ILLEGAL_ADDRESS.*\n.*cpu"):
+            answers(llm)
+        driver.fail("", 0, 0)
+        assert answers(llm) == expected
+
+
+def test_closing_gives_the_memory_back(driver, directory):
+    gc.collect()
+    before = driver.used
+    llm = load(directory)
+    assert driver.used > before
+    llm.close()
+    assert driver.used == before
+
+
+def test_too_little_memory_for_the_dense_part_is_said_with_what_to_lower(driver, directory):
+    gc.collect()
+    driver.reset(0, total=driver.used + (200 << 10))
+    with pytest.raises(
+        DaliError, match=r"KiB free; .* for dense weights, .* keys and values of 64 tokens.*\n.*ctx_size"
+    ):
+        load(directory)
+
+
+def test_memory_that_others_took_meanwhile_means_fewer_slots(driver, directory, expected):
+    notes: list[str] = []
+    driver.fail("cuMemAlloc_v2", 1, 2)
+    llm = load(directory, notes)
+    assert any("OUT_OF_MEMORY" in note and "expert slots instead" in note for note in notes)
+    assert answers(llm) == expected
+
+
+def test_experts_that_cannot_be_pinned_are_said_once(driver, directory, expected):
+    notes: list[str] = []
+    driver.fail("cuMemHostRegister_v2", 1, 304)
+    llm = load(directory, notes)
+    assert sum("could not be page-locked" in note for note in notes) == 1
+    assert answers(llm) == expected
+
+
+def test_lossy_parts_are_refused(directory):
+    with pytest.raises(UsageError, match="lossy needs a simulated accelerator"):
+        load(directory, policy="hobbit", lossy=True)
+
+
+def test_without_compiled_kernels_it_is_refused(directory, monkeypatch):
+    monkeypatch.setenv(native.VARIABLE, "torch")
+    with pytest.raises(DaliError, match="needs dali's compiled kernels"):
+        load(directory)
