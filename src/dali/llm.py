@@ -53,6 +53,7 @@ class LLM:
         self.model = loaded.model
         for extra in EXTRA_OUTPUTS:
             setattr(self.model.config, extra, False)
+            setattr(self.model.config.get_text_config(), extra, False)
         self.tokenizer = loaded.tokenizer
         self.layout = loaded.layout
         self.format_name = loaded.format_name
@@ -152,13 +153,13 @@ class LLM:
             ) from error
         if not ids:
             raise UsageError("The prompt is empty.", "Give at least one token of text.")
-        vocabulary = self.model.config.vocab_size
+        vocabulary = self.model.config.get_text_config().vocab_size
         if not all(0 <= token < vocabulary for token in ids):
             raise UsageError(
                 f"The prompt has a token id outside 0 to {vocabulary - 1}.",
                 "Encode it with this model's tokenizer.",
             )
-        most = self.model.config.max_position_embeddings
+        most = self.model.config.get_text_config().max_position_embeddings
         if len(ids) >= self.ctx_size:
             raise UsageError(
                 f"The prompt has {len(ids)} tokens; with a context of {self.ctx_size} "
@@ -226,7 +227,11 @@ def _default_sampling(config: Any) -> dict[str, Any]:
 
 
 def _eos(model: Any, tokenizer: Any) -> frozenset[int]:
-    ids = [model.generation_config.eos_token_id, model.config.eos_token_id, tokenizer.eos_token_id]
+    ids = [
+        model.generation_config.eos_token_id,
+        model.config.get_text_config().eos_token_id,
+        tokenizer.eos_token_id,
+    ]
     return frozenset(
         i for entry in ids for i in (entry if isinstance(entry, list) else [entry]) if i is not None
     )

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dali.cli.flags.always import Always
 from dali.cli.flags.option import SWITCH, as_flag, flag
@@ -135,16 +135,15 @@ def _directory_steps(listing: Listing, directory: Path) -> Iterator[str]:
     with importing():
         from dali.hooks import seam
         from dali.loading.safetensors import SafetensorsModel
-        from dali.loading.skeleton import check_attention
 
     source = SafetensorsModel(directory)
     _ = source.config
     yield "not a language model"
     skeleton = source.skeleton
     yield "experts of an unsupported kind" if seam.experts_modules(skeleton) else "dense model"
-    _count(listing, seam.describe_model(skeleton, listing.name), source.config)
+    seam.describe_model(skeleton, listing.name)
     yield "unsupported layers"
-    check_attention(skeleton)
+    _count(listing, source.modules, source.calls.top_k)
     yield "incomplete download"
     if not source.checkpoint.location:
         raise DaliError(f"{directory} holds no weights.", "Download it again.")
@@ -164,7 +163,7 @@ def _gguf_steps(listing: Listing, path: Path) -> Iterator[str]:
     listing.family = family_of(gguf).model_type
     yield "damaged GGUF file"
     _ = source.dense
-    _count(listing, source.modules, source.config)
+    _count(listing, source.modules, source.calls.top_k)
     yield "unknown tokenizer"
     yield from _last_steps(listing, source)
 
@@ -177,6 +176,5 @@ def _last_steps(listing: Listing, source: ModelSource) -> Iterator[str]:
     listing.quant = ", ".join(dict.fromkeys(layout.format_name for layout in layouts))
 
 
-def _count(listing: Listing, modules: list[ExpertsModule], config: Any) -> None:
-    listing.experts, listing.moe_layers = modules[0].experts, len(modules)
-    listing.top_k = getattr(config, "num_experts_per_tok", None)
+def _count(listing: Listing, modules: list[ExpertsModule], top_k: int) -> None:
+    listing.experts, listing.moe_layers, listing.top_k = modules[0].experts, len(modules), top_k

@@ -23,7 +23,7 @@ HEADROOM = 2**30  # bytes left to activations, keys and values, and Python, when
 
 def choose_context(config: Any, asked: int | None, name: str) -> int:
     """Tokens a sequence may have: `asked`, or all that `config` says the model can. UsageError: it cannot."""
-    most: int = config.max_position_embeddings
+    most: int = config.get_text_config().max_position_embeddings
     if asked is not None:
         check_range(asked, most, name)
     return most if asked is None else asked

@@ -25,7 +25,10 @@ def check_context(path: Path, asked: int | None) -> None:
 
 def _most_in_directory(directory: Path) -> Any:
     config = json.loads((directory / "config.json").read_bytes())
-    return config.get("max_position_embeddings") if isinstance(config, dict) else None
+    if not isinstance(config, dict):
+        return None
+    text = config.get("text_config")  # of a model that takes images, too
+    return (text if isinstance(text, dict) else config).get("max_position_embeddings")
 
 
 def _most_in_gguf(path: Path) -> Any:

@@ -8,11 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM
 
 from dali.errors import DaliError, reason
 from dali.hooks import attention, seam
-from dali.loading.skeleton import quiet_transformers
+from dali.loading.skeleton import keep_text, quiet_transformers, text_model
 
 
 def load_dense(
@@ -27,17 +26,21 @@ def load_dense(
     The weights come from the directory `path`, or are `state`, parameter -> tensor of `dtype`, which the model keeps.
     The linears `without` get none but what is tied to others'.
     """
-    base: Any = AutoModelForCausalLM._model_mapping[type(config)]
+    found = text_model(config)
+    assert found is not None, "its skeleton was built"
+    base: Any
+    base, config = found
 
     class Stub(base):  # type: ignore[misc]
         def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
             super().__init__(config, *args, **kwargs)
+            dropped = keep_text(self)
             names = seam.experts_modules(self)
             seam.strip_experts(self)
             for name in without:
                 if f"{name}.weight" not in self.all_tied_weights_keys:
                     seam.strip(self.get_submodule(name), "weight")
-            patterns = {_any_layer(name) for name in names}
+            patterns = {_any_layer(name) for name in (*names, *dropped)}
             ignored: set[str] = set(getattr(self, "_keys_to_ignore_on_load_unexpected", None) or ())
             self._keys_to_ignore_on_load_unexpected = ignored | patterns
             self.__class__ = base

@@ -22,6 +22,7 @@ class LoadedModel:
     pool: ExpertPool
     telemetry: Telemetry
     ctx_size: int  # tokens a sequence may have
+    top_k: int  # experts a token is routed to
     converted: dict[str, float] = field(default_factory=dict)  # "Q6_K to w8" -> relative L2 error, measured
 
     @property

@@ -15,6 +15,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 
 from dali.errors import DaliError, parameter, reason
 from dali.hooks import seam
+from dali.hooks.attention import set_windows
 from dali.hooks.moe_layer import MoELayer
 from dali.kernels.expert import ExpertLayout
 from dali.loading.budget import choose_context, choose_layout, count_dense_bytes
@@ -109,10 +110,14 @@ class SafetensorsModel(ModelSource):
         # Experts first: while they are packed, no dense weights are in memory yet.
         store = self._ensure_store(experts, layouts[0], meter, notify)
         model = load_dense(self.path, self.config, dtype)
+        set_windows(model, self.calls.windows)
         pool = ExpertPool(layouts, _read_store(store, meter).by_layer(len(modules)))
         telemetry = Telemetry()
         seam.install(model, [MoELayer(index, pool, telemetry) for index in range(pool.layers)])
-        return LoadedModel(self.name, checkpoint.fingerprint, model, tokenizer, pool, telemetry, ctx_size)
+        top_k = self.calls.top_k
+        return LoadedModel(
+            self.name, checkpoint.fingerprint, model, tokenizer, pool, telemetry, ctx_size, top_k
+        )
 
     def _ensure_store(
         self, experts: CheckpointExperts, layout: ExpertLayout, meter: Meter, notify: Callable[[str], None]

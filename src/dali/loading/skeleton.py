@@ -1,4 +1,4 @@
-"""A model on meta, shapes without memory, and whether the engine can step it."""
+"""A model on meta: shapes without memory."""
 
 from __future__ import annotations
 
@@ -9,22 +9,34 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 from transformers.utils import logging as transformers_logging
 
 from dali.errors import DaliError, reason
 
-ATTENTION_TYPES = {"full_attention", "sliding_attention"}
+
+def text_model(config: Any) -> tuple[Any, Any] | None:
+    """transformers' class that generates text by `config`, and the configuration it takes: this one, or its part about text.
+
+    None where it has no such class. One made for images and text does it, too: `keep_text` leaves out the rest.
+    """
+    for auto in (AutoModelForCausalLM, AutoModelForImageTextToText):
+        cls = auto._model_mapping.get(type(config), None)
+        if cls is not None:
+            own = cls.config_class is type(config)
+            return cls, config if own else config.get_text_config()
+    return None
 
 
 def build_skeleton(config: Any, path: Path) -> nn.Module:
     """The model on meta, experts included: shapes without memory. `path`: where `config` is from."""
-    cls = AutoModelForCausalLM._model_mapping.get(type(config), None)
-    if cls is None:
+    found = text_model(config)
+    if found is None:
         raise DaliError(
             f"{path} is a {config.model_type} model, which transformers has no text generation for.",
-            "dali runs causal language models.",
+            "dali runs models that generate text.",
         )
+    cls, config = found
     try:
         with quiet_transformers(), torch.device("meta"):
             model: nn.Module = cls(config)
@@ -33,18 +45,22 @@ def build_skeleton(config: Any, path: Path) -> nn.Module:
             f"transformers cannot build a {cls.__name__} from {path} ({reason(error)}).",
             "Download it again; if it is as published, a newer transformers may be needed.",
         ) from error
+    keep_text(model)
     return model
 
 
-def check_attention(model: Any) -> None:
-    """The engine keeps keys and values a sequence; layers with another kind of state cannot be stepped so."""
-    kinds = set(getattr(model.config, "layer_types", None) or ()) - ATTENTION_TYPES
-    if model._is_stateful or kinds or not model._supports_attention_backend:
-        what = ", ".join(sorted(kinds)) or "state or attention of its own kind"
-        raise DaliError(
-            f"{type(model).__name__} has layers the engine cannot step ({what}).",
-            "Load it with transformers and use dali.attach(model) to give it dali's experts.",
-        )
+def keep_text(model: Any) -> list[str]:
+    """Take what text does not pass through (towers for images, projectors) out of a model on meta; returns its paths."""
+    decoder = model.get_decoder()
+    path = next(name for name, module in model.named_modules() if module is decoder)
+    around = {path.rpartition(".")[0]} - {""}
+    dropped = []
+    for parent in sorted(around):
+        for name, child in list(model.get_submodule(parent).named_children()):
+            if child is not decoder:
+                del model.get_submodule(parent)._modules[name]
+                dropped.append(f"{parent}.{name}")
+    return dropped
 
 
 @contextmanager

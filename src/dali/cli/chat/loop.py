@@ -90,6 +90,6 @@ def _answer(line: str, conversation: Conversation) -> None:
         log.info(styled(answer.summary(), DIM) + "\n")
         if answer.filled_context:
             llm = conversation.llm
-            most = llm.model.config.max_position_embeddings
+            most = llm.model.config.get_text_config().max_position_embeddings
             larger = f", and --ctx-size up to {most} holds more" if llm.ctx_size < most else ""
             log.info(f"The context of {llm.ctx_size} tokens is full: /clear starts over{larger}.")

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from dali.fused.dense import put_linears
 from dali.hooks import seam
+from dali.hooks.attention import set_windows
 from dali.hooks.moe_layer import MoELayer
 from dali.kernels.expert import ExpertLayout
 from dali.kernels.formats import Format, get_format
@@ -144,9 +145,18 @@ class GgufModel(ModelSource):
             notify(f"Experts are converted from {conversion}: relative error {error:.2%}.")
         model = load_dense(self.path, self.config, dtype, weights.dense, without=linears)
         put_linears(model, linears)
+        set_windows(model, self.calls.windows)
         telemetry = Telemetry()
         pool = ExpertPool(layouts, loaded.records)
         seam.install(model, [MoELayer(index, pool, telemetry) for index in range(pool.layers)])
         return LoadedModel(
-            self.name, self.fingerprint, model, tokenizer, pool, telemetry, ctx_size, loaded.converted
+            self.name,
+            self.fingerprint,
+            model,
+            tokenizer,
+            pool,
+            telemetry,
+            ctx_size,
+            self.calls.top_k,
+            loaded.converted,
         )
