@@ -115,15 +115,23 @@ def random_model(family: str, seed: int = 0, dtype: torch.dtype = torch.float32,
     model = AutoModelForCausalLM.from_config(
         config, dtype=dtype, attn_implementation="eager", experts_implementation="eager"
     )
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "norm" in name:
-                parameter.uniform_(0.5, 1.5)
-            elif "experts" in name and name.endswith("bias"):
-                parameter.uniform_(-0.5, 0.5)
-            elif ".gate." in name or "router" in name:
-                parameter.normal_(0, 0.5)
+    randomize(model)
     return model.eval()
+
+
+@torch.no_grad()
+def randomize(model: Any) -> None:
+    """Give norms, biases and routers values that show: their initial ones would hide a part that is left out."""
+    for name, parameter in model.named_parameters():
+        if "norm" in name:
+            parameter.uniform_(0.5, 1.5)
+        elif name.endswith("bias") and ("experts" in name or "gate" in name or "router" in name):
+            parameter.uniform_(-0.5, 0.5)
+        elif ".gate." in name or "router" in name:
+            parameter.normal_(0, 0.5)
+    for name, buffer in model.named_buffers():
+        if name.endswith("bias"):  # what DeepSeek-V3's routers add before they choose
+            buffer.uniform_(-0.2, 0.2)
 
 
 def save_model(model: Any, directory: Path, **options: Any) -> Path:
@@ -132,7 +140,7 @@ def save_model(model: Any, directory: Path, **options: Any) -> Path:
 
     model.save_pretrained(directory, **options)
     tokenizer = Tokenizer(
-        models.WordLevel({str(i): i for i in range(model.config.vocab_size)}, unk_token="0")
+        models.WordLevel({str(i): i for i in range(model.config.get_text_config().vocab_size)}, unk_token="0")
     )
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="2", pad_token="0").save_pretrained(

@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from dali.loading.skeleton import text_model
+from dali.loading.skeleton import keep_text, text_model
+from families import randomize
 
 LAYERS = 3  # at least
 # A field's size in tiny. Where a family has None or 0 that part is missing, and stays so.
@@ -58,6 +60,8 @@ SIZES: dict[str, Any] = {
     "v_head_dim": 12,
     "rotary_dim": 8,
     "max_position_embeddings": 64,
+    "first_k_dense_replace": 1,
+    "num_dense_layers": 1,
     "sliding_window": 7,
     "sliding_window_size": 7,
     "index_head_dim": 16,
@@ -89,24 +93,10 @@ SIZES: dict[str, Any] = {
     "gated_norm_rank": 8,
     "hc_lowrank": 16,
     "loop_gate_rank": 8,
-    "loop_layer_index_start": 0,
-    "loop_layer_index_end": 2,
     "ngram_vocab_size_base": 50,
     "ple_embed_dim": 64,
     "heads_per_ngram": 2,
     "split_ngram_parts": 2,
-}
-# Of the towers that a text does not pass through.
-TOWER_SIZES = SIZES | {
-    "num_hidden_layers": 1,
-    "depth": 1,
-    "num_heads": 4,
-    "out_hidden_size": 64,
-    "output_hidden_size": 64,
-    "image_size": 28,
-    "deepstack_visual_indexes": [0],
-    "fullatt_block_indexes": [0],
-    "num_position_embeddings": 16,
 }
 SAME = (  # fields that stay equal where the family has them so
     ("num_key_value_heads", "num_attention_heads"),
@@ -116,34 +106,52 @@ SAME = (  # fields that stay equal where the family has them so
 TOKENS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 ROUTED = {"num_experts": 8, "moe_intermediate_size": 40}
 DEEPSEEK = {"n_routed_experts": 8, "num_experts_per_tok": 3, "n_shared_experts": 2}
+GEMMA = ROUTED | {"enable_moe_block": True, "top_k_experts": 3}
+QUERY_SPARSE = {
+    "indexer_n_heads": 2,
+    "indexer_kv_heads": 1,
+    "indexer_head_dim": 16,
+    "indexer_budget": 8,
+    "indexer_compress_ratio": 2,
+}
+ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 LINEAR_AND_FULL = ["linear_attention", "full_attention", "linear_attention"]
 WINDOWS = ["sliding_attention", "full_attention", "sliding_attention"]
 # What sizes alone do not say, a family's model type -> a variant's name -> its changes. The name "" is the family as it comes.
 CHANGES: dict[str, dict[str, dict[str, Any]]] = {
-    "cohere2_moe": {"": {"num_shared_experts": 1}},
+    "deepseek_ocr2_text": {"": DEEPSEEK | {"mlp_layer_types": ["dense", "sparse", "sparse"]}},
     "deepseek_v2": {"": DEEPSEEK | {"topk_method": "group_limited_greedy", "n_group": 4, "topk_group": 2}},
-    "dots1": {"": DEEPSEEK, "windows": DEEPSEEK | {"sliding_window": 7, "layer_types": WINDOWS}},
-    "flex_olmo": {"": {"num_experts": 7}},
-    "gemma4_text": {
-        "": ROUTED | {"enable_moe_block": True, "top_k_experts": 3},
-        "attending to later tokens": ROUTED
-        | {"enable_moe_block": True, "top_k_experts": 3, "use_bidirectional_attention": "all"},
-    },
+    "diffusion_gemma_text": {"": GEMMA},
+    "dots1": {"": DEEPSEEK, "windows": {"sliding_window": 7, "layer_types": WINDOWS}},
+    "ernie4_5_vl_moe_text": {"": {"moe_intermediate_size": [40, 24]}},
+    "gemma4_text": {"": GEMMA, "attending to later tokens": {"use_bidirectional_attention": "all"}},
+    "glm4v_moe_text": {"": {"rope_parameters": ROPE | {"partial_rotary_factor": 0.5, "mrope_section": [2, 1, 1]}}},
     "granitemoehybrid": {
         "": {"layer_types": LINEAR_AND_FULL},
         "attention alone": {"layer_types": ["full_attention"] * 3},
     },
     "hunyuan_v1_moe": {"": {"head_dim": 16, "num_experts": 8, "moe_topk": 3}},
-    "jamba": {"": {"layer_types": LINEAR_AND_FULL}},
+    "hy_v4_vl_text": {"": {"rope_parameters": ROPE | {"mrope_section": [2, 1, 1]}}},
+    "inkling2_loop_text": {"": {"loop_layer_index_start": 1, "loop_layer_index_end": 2, "n_layers_per_attn_res_block": 1}},
+    "jamba": {"": {"attn_layer_period": 2, "attn_layer_offset": 1}},
     "laguna": {"windows": {"sliding_window": 7, "layer_types": WINDOWS}},
     "lfm2_moe": {"": {"layer_types": ["conv", "full_attention", "conv"]}},
     "mellum": {"windows": {"sliding_window": 7, "layer_types": WINDOWS}},
+    "mistral_large4_text": {"": {"num_hidden_layers": 3, "kv_source_layers": [0, 1, 1]}},
     "mixtral": {"windows": {"sliding_window": 7}},
     "nemotron_h": {"attention alone": {"layers_block_type": ["full_attention", "moe", "mlp"]}},
     "phimoe": {"windows": {"sliding_window": 7}},
     "qwen2_moe": {"windows": {"sliding_window": 7, "use_sliding_window": True, "layer_types": WINDOWS}},
     "qwen3_moe": {"windows": {"sliding_window": 7, "use_sliding_window": True}},
+    "qwen4_exp_text": {"": QUERY_SPARSE},
     "zaya": {"": {"num_experts_per_tok": 1}},
+}
+# What goes with the text's sizes in a model's other parts.
+PARTS: dict[str, dict[str, dict[str, Any]]] = {
+    "dots3_note": {"vision_config": {"adapter_out_dim": 64}, "audio_config": {"adapter_out_dim": 64}},
+    "inkling2": {"vision_config": {"text_hidden_size": 64}},
+    "inkling2_loop": {"vision_config": {"text_hidden_size": 64}},
+    "muse_spark": {"audio_config": {"out_hidden_size": 64}},
 }
 
 
@@ -165,26 +173,19 @@ class Variant:
         published = CONFIG_MAPPING[self.model_type]()
         text = published.get_text_config()
         if text is published:
-            return _shrunk(text, self.changes)
-        inner = CHANGES.get(text.model_type, {}).get("", {}) | self.changes
-        towers = {
-            name: _resized(getattr(published, name), TOWER_SIZES)
-            for name in published.sub_configs
-            if name != "text_config" and getattr(published, name, None) is not None
+            return _shrunk(text, CHANGES.get(text.model_type, {}).get("", {}) | self.changes)
+        changes = CHANGES.get(text.model_type, {}).get("", {}) | self.changes
+        parts = {
+            name: type(getattr(published, name))(**some) for name, some in PARTS.get(self.model_type, {}).items()
         }
-        return type(published)(text_config=_shrunk(text, inner), **towers)
-
-
-def _resized(config: Any, sizes: dict[str, Any]) -> Any:
-    fields = {name: sizes[name] for name, value in config.to_dict().items() if name in sizes and value}
-    return type(config)(**fields)
+        return type(published)(text_config=_shrunk(text, changes), **parts)
 
 
 def _shrunk(config: Any, changes: dict[str, Any]) -> Any:
     fields = config.to_dict()
     depth = config.num_hidden_layers
     layered = {name: value for name, value in fields.items() if isinstance(value, list) and len(value) == depth}
-    kept = _representatives(layered, depth)
+    kept = _representatives(layered, depth)[: changes.get("num_hidden_layers")]
     tiny: dict[str, Any] = {name: [value[i] for i in kept] for name, value in layered.items()}
     for name, value in fields.items():
         if name in SIZES and value:
@@ -227,3 +228,21 @@ def variants(folder: str) -> list[Variant]:
                 changes = {"": {}} | CHANGES.get(model_type, {})
                 found += [Variant(folder, model_type, name, some) for name, some in changes.items()]
     return found
+
+
+def random_model(variant: Variant, seed: int = 0) -> Any:
+    """transformers' model of a variant with random weights, biases and norms, in float32; without what text does not pass through."""
+    found = text_model(variant.config)
+    assert found is not None
+    cls, config = found
+    config._attn_implementation = config._experts_implementation = "eager"
+    torch.manual_seed(seed)
+    with torch.device("meta"):
+        model = cls(config)
+    keep_text(model)
+    model.to_empty(device="cpu").float()
+    for buffer in model.buffers():
+        buffer.zero_()
+    model.init_weights()
+    randomize(model)
+    return model.eval()
