@@ -7,7 +7,6 @@ from collections.abc import Sequence as Many
 from typing import Any
 
 import torch
-from transformers import DynamicCache
 
 from dali.engine.sequence import Sequence
 from dali.hooks.seam import describe, experts_modules
@@ -40,10 +39,14 @@ def expected_logits(model: Any, tokens: list[int]) -> torch.Tensor:
     """Logits of the last prompt token and each decoded one, as transformers computes them with its cache: [DECODE, vocab]."""
     # transformers 5.24 renamed the argument, and warns of the old name.
     name = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
-    cache = {name: DynamicCache(config=model.config)}
+    cache: dict[str, Any] = {}
+    logits = []
     with torch.inference_mode():
-        pieces = [tokens[:-DECODE], *([token] for token in tokens[-DECODE:-1])]
-        return torch.stack([model(torch.tensor([piece]), **cache).logits[0, -1] for piece in pieces])
+        for piece in (tokens[:-DECODE], *([token] for token in tokens[-DECODE:-1])):
+            out = model(torch.tensor([piece]), use_cache=True, **cache)
+            cache = {name: out[name]}
+            logits.append(out.logits[0, -1])
+    return torch.stack(logits)
 
 
 def dali_logits(llm: LLM, prompts: list[list[int]], step_tokens: int) -> list[torch.Tensor]:

@@ -67,7 +67,7 @@ def model_calls(skeleton: Any, most: int) -> ModelCalls:
         layers.add(layer)
         windows[names[call.module]] = _window(call, step, most)
     for index, kept in enumerate(cache.layers):
-        if index not in layers and getattr(kept, "is_initialized", False):
+        if index not in layers and getattr(kept, "keys", None) is not None:
             raise _refused(skeleton, f"attends by code of its own in layer {index}")
     return ModelCalls(windows, max(step.top_k))
 

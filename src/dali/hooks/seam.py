@@ -49,7 +49,25 @@ def _experts_forward(module: nn.Module, hidden: Tensor, ids: Tensor, weights: Te
             f"{type(module).__name__} has the experts implementation 'dali' but no dali experts.",
             "Load the model with dali.load, or give it dali's experts with dali.attach(model).",
         )
+    if torch.is_grad_enabled() and (hidden.requires_grad or weights.requires_grad):
+        result: Tensor = _Untrainable.apply(layer, hidden, ids, weights)  # type: ignore[no-untyped-call]
+        return result
     return layer(hidden, ids, weights)
+
+
+class _Untrainable(torch.autograd.Function):
+    """dali's experts where gradients may be asked for: whoever does is refused, as the graph would go on around the experts."""
+
+    @staticmethod
+    def forward(ctx: Any, layer: DaliLayer, hidden: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
+        return layer(hidden, ids, weights)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        raise DaliError(
+            "dali's experts compute no gradients, so this model cannot be trained.",
+            "Train it before dali.attach, or with transformers alone.",
+        )
 
 
 ALL_EXPERTS_FUNCTIONS.register(IMPLEMENTATION, _experts_forward)
