@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny import Variant, random_model
 
 import dali
 from dali.errors import DaliError
@@ -19,7 +20,6 @@ from dali.kernels import native
 from dali.llm import LLM
 from families import save_model
 from logits import expected_logits, largest_difference, quantize_experts, random_prompts
-from tiny import Variant, random_model
 
 LENGTHS = (21, 13)  # beyond the windows, across chunks of 6
 TOLERANCE = 5e-5  # of float32 sums taken in another order, relative to the logits' scale
@@ -33,7 +33,9 @@ class Outcome:
     attaches: bool = False
     reason: str = ""  # why it does not load, in dali's words; and if it does not attach either, why not
     decodes: str = ""  # how a loaded one decodes
-    differences: tuple[tuple[str, float], ...] = ()  # each way of running -> largest difference of logits, relative
+    differences: tuple[
+        tuple[str, float], ...
+    ] = ()  # each way of running -> largest difference of logits, relative
 
 
 @contextmanager

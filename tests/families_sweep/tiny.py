@@ -1,5 +1,5 @@
-"""Tiny configurations of every MoE family, derived from its own configuration class: sizes shrunk by the names of their fields, and
-one layer of each kind that its default depth has."""
+"""Tiny configurations of every MoE family, derived from its own configuration class: sizes shrunk by the names of their fields,
+and one layer of each kind that its default depth has."""
 
 from __future__ import annotations
 
@@ -123,16 +123,22 @@ CHANGES: dict[str, dict[str, dict[str, Any]]] = {
     "deepseek_v2": {"": DEEPSEEK | {"topk_method": "group_limited_greedy", "n_group": 4, "topk_group": 2}},
     "diffusion_gemma_text": {"": GEMMA},
     "dots1": {"": DEEPSEEK, "windows": {"sliding_window": 7, "layer_types": WINDOWS}},
-    "ernie4_5_vl_moe_text": {"": {"moe_intermediate_size": [40, 24]}},
+    "ernie4_5_vl_moe_text": {
+        "": {"moe_intermediate_size": [40, 24], "rope_parameters": ROPE | {"mrope_section": [3, 3, 2]}}
+    },
     "gemma4_text": {"": GEMMA, "attending to later tokens": {"use_bidirectional_attention": "all"}},
-    "glm4v_moe_text": {"": {"rope_parameters": ROPE | {"partial_rotary_factor": 0.5, "mrope_section": [2, 1, 1]}}},
+    "glm4v_moe_text": {
+        "": {"rope_parameters": ROPE | {"partial_rotary_factor": 0.5, "mrope_section": [2, 1, 1]}}
+    },
     "granitemoehybrid": {
         "": {"layer_types": LINEAR_AND_FULL},
         "attention alone": {"layer_types": ["full_attention"] * 3},
     },
     "hunyuan_v1_moe": {"": {"head_dim": 16, "num_experts": 8, "moe_topk": 3}},
     "hy_v4_vl_text": {"": {"rope_parameters": ROPE | {"mrope_section": [2, 1, 1]}}},
-    "inkling2_loop_text": {"": {"loop_layer_index_start": 1, "loop_layer_index_end": 2, "n_layers_per_attn_res_block": 1}},
+    "inkling2_loop_text": {
+        "": {"loop_layer_index_start": 1, "loop_layer_index_end": 2, "n_layers_per_attn_res_block": 1}
+    },
     "jamba": {"": {"attn_layer_period": 2, "attn_layer_offset": 1}},
     "laguna": {"windows": {"sliding_window": 7, "layer_types": WINDOWS}},
     "lfm2_moe": {"": {"layer_types": ["conv", "full_attention", "conv"]}},
@@ -176,7 +182,8 @@ class Variant:
             return _shrunk(text, CHANGES.get(text.model_type, {}).get("", {}) | self.changes)
         changes = CHANGES.get(text.model_type, {}).get("", {}) | self.changes
         parts = {
-            name: type(getattr(published, name))(**some) for name, some in PARTS.get(self.model_type, {}).items()
+            name: type(getattr(published, name))(**some)
+            for name, some in PARTS.get(self.model_type, {}).items()
         }
         return type(published)(text_config=_shrunk(text, changes), **parts)
 
@@ -184,12 +191,18 @@ class Variant:
 def _shrunk(config: Any, changes: dict[str, Any]) -> Any:
     fields = config.to_dict()
     depth = config.num_hidden_layers
-    layered = {name: value for name, value in fields.items() if isinstance(value, list) and len(value) == depth}
+    layered = {
+        name: value for name, value in fields.items() if isinstance(value, list) and len(value) == depth
+    }
     kept = _representatives(layered, depth)[: changes.get("num_hidden_layers")]
     tiny: dict[str, Any] = {name: [value[i] for i in kept] for name, value in layered.items()}
     for name, value in fields.items():
         if name in SIZES and value:
-            tiny[name] = [SIZES[name]] * (len(kept) if name in layered else len(value)) if isinstance(value, list) else SIZES[name]
+            tiny[name] = (
+                [SIZES[name]] * (len(kept) if name in layered else len(value))
+                if isinstance(value, list)
+                else SIZES[name]
+            )
     for name, other in SAME:
         if name in tiny and tiny.keys() >= {other} and fields[name] == fields[other]:
             tiny[name] = tiny[other]
@@ -203,7 +216,12 @@ def _representatives(layered: dict[str, list[Any]], depth: int) -> list[int]:
     for layer in range(depth):
         first.setdefault(str([value[layer] for value in layered.values()]), layer)
     kept = sorted(first.values())
-    return kept + [layer for layer in range(depth) if layer not in kept][-max(LAYERS - len(kept), 0) :][: max(LAYERS - len(kept), 0)]
+    return (
+        kept
+        + [layer for layer in range(depth) if layer not in kept][-max(LAYERS - len(kept), 0) :][
+            : max(LAYERS - len(kept), 0)
+        ]
+    )
 
 
 def folders() -> list[str]:
@@ -231,7 +249,7 @@ def variants(folder: str) -> list[Variant]:
 
 
 def random_model(variant: Variant, seed: int = 0) -> Any:
-    """transformers' model of a variant with random weights, biases and norms, in float32; without what text does not pass through."""
+    """transformers' model of a variant with random weights, biases and norms, without what text does not pass through."""
     found = text_model(variant.config)
     assert found is not None
     cls, config = found

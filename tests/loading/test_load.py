@@ -20,6 +20,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 import dali
 from dali.errors import DaliError, UsageError
+from dali.hooks.seam import experts_modules
 from dali.kernels.activation import Activation
 from dali.kernels.expert import ExpertLayout, ExpertShape
 from dali.kernels.formats import FORMATS
@@ -31,7 +32,7 @@ from dali.store.arena import Arena
 from dali.store.experts_module import ExpertsModule
 from dali.store.packed.reader import DamagedStore
 from dali.units import parse_size
-from families import COMMON, random_model, save_model, save_mxfp4_model
+from families import COMMON, random_model, save_fp8_model, save_model, save_mxfp4_model
 
 PLENTY = 2**40
 
@@ -283,12 +284,12 @@ def test_no_causal_language_model(tmp_path):
     assert "is a t5 model" in refusal(tmp_path).problem
 
 
-@pytest.mark.parametrize("method", ["gptq", "awq", "fp8", "bitsandbytes"])
+@pytest.mark.parametrize("method", ["gptq", "awq", "bitsandbytes"])
 def test_a_quantization_dali_cannot_read(directory, method):
     edit_config(directory, quantization_config={"quant_method": method, "bits": 4})
     error = refusal(directory)
     assert f"is quantized with {method}" in error.problem
-    assert "unquantized" in error.fix
+    assert "bfloat16 or FP8" in error.fix
 
 
 def test_an_activation_dali_does_not_know(directory):
@@ -434,3 +435,44 @@ def test_auto_takes_w8_if_it_fits_and_else_w4(directory, monkeypatch):
 def test_errors_come_through_the_front_door(tmp_path):
     with pytest.raises(UsageError, match=r"no config\.json"):
         dali.load(tmp_path)
+
+
+@pytest.mark.parametrize("block", [(24, 20), (128, 128), None], ids=["odd blocks", "one block", "no blocks"])
+def test_a_checkpoint_in_fp8_is_the_model_it_stands_for(tmp_path, block):
+    expected = save_fp8_model(tmp_path / "model", block=block)
+    loaded = load(tmp_path / "model")
+    wanted = {name: p for name, p in expected.state_dict().items() if ".experts." not in name}
+    found = loaded.model.state_dict()
+    assert wanted.keys() == found.keys()
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    for layer, module in enumerate(experts_modules(expected).values()):
+        lease = loaded.pool.lease(layer)
+        for expert, record in enumerate(lease.records):
+            weights = lease.layout.unpack(record)
+            assert torch.equal(torch.cat([weights.gate, weights.up]), module.gate_up_proj[expert])
+            assert torch.equal(weights.down, module.down_proj[expert])
+
+
+def test_the_generation_config_of_a_checkpoint_in_fp8_is_read(tmp_path):
+    save_fp8_model(tmp_path / "model")
+    path = tmp_path / "model" / "generation_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"do_sample": True, "temperature": 0.375}))
+    assert load(tmp_path / "model").model.generation_config.temperature == 0.375
+
+
+@pytest.mark.parametrize("part", ["mlp.experts.3.up_proj", "self_attn.o_proj"])
+def test_a_weight_in_fp8_without_its_scales(tmp_path, part):
+    save_fp8_model(tmp_path / "model")
+    path, name = tmp_path / "model" / "model.safetensors", f"model.layers.1.{part}.weight_scale_inv"
+    tensors = load_file(path)
+    del tensors[name]
+    save_file(tensors, path, metadata={"format": "pt"})
+    assert f"no {name}" in refusal(tmp_path / "model").problem
+
+
+def test_a_weight_in_fp8_with_other_scales(tmp_path):
+    save_fp8_model(tmp_path / "model")
+    edit_config(
+        tmp_path / "model", quantization_config={"quant_method": "fp8", "weight_block_size": [16, 16]}
+    )
+    assert "cannot be dequantized (its scales are" in refusal(tmp_path / "model").problem

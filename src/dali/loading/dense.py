@@ -55,7 +55,7 @@ def load_dense(
                 config=config,
                 dtype=dtype,
                 experts_implementation=seam.IMPLEMENTATION,
-                attn_implementation=attention.IMPLEMENTATION,
+                attn_implementation={"": attention.IMPLEMENTATION, "text_config": attention.IMPLEMENTATION},
                 use_safetensors=True,
                 ignore_mismatched_sizes=True,  # refused below, by name
                 output_loading_info=True,

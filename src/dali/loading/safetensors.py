@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 from transformers.conversion_mapping import get_model_conversion_mapping
 
 from dali.errors import DaliError, parameter, reason
@@ -30,10 +30,13 @@ from dali.store.arena import Arena
 from dali.store.cache import store_path
 from dali.store.checkpoint import Checkpoint, CheckpointExperts
 from dali.store.expert_pool import ExpertPool
+from dali.store.fp8 import SCALE
 from dali.store.packed.builder import discard, ensure_store
 from dali.store.packed.header import StoreHeader
 from dali.store.packed.reader import DamagedStore, StoreReader
 from dali.telemetry import Telemetry
+
+READ = ("mxfp4", "fp8")  # methods of quantization whose weights dali turns into floats
 
 
 class SafetensorsModel(ModelSource):
@@ -46,6 +49,11 @@ class SafetensorsModel(ModelSource):
     @cached_property
     def config(self) -> Any:
         return read_config(self.path)
+
+    @property
+    def quantization(self) -> str | None:
+        """How config.json says the weights are quantized, None: they are not."""
+        return quantization_of(json.loads((self.path / "config.json").read_bytes()))
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -109,7 +117,7 @@ class SafetensorsModel(ModelSource):
 
         # Experts first: while they are packed, no dense weights are in memory yet.
         store = self._ensure_store(experts, layouts[0], meter, notify)
-        model = load_dense(self.path, self.config, dtype)
+        model = self._load_dense(experts, dtype)
         set_windows(model, self.calls.windows)
         pool = ExpertPool(layouts, _read_store(store, meter).by_layer(len(modules)))
         telemetry = Telemetry()
@@ -118,6 +126,21 @@ class SafetensorsModel(ModelSource):
         return LoadedModel(
             self.name, checkpoint.fingerprint, model, tokenizer, pool, telemetry, ctx_size, top_k
         )
+
+    def _load_dense(self, experts: CheckpointExperts, dtype: torch.dtype) -> Any:
+        """transformers reads files as they are; weights in float8 are turned into `dtype` before it gets them."""
+        if self.quantization != "fp8":
+            return load_dense(self.path, self.config, dtype)
+        state = {}
+        for name in experts.dense:
+            tensor = self.checkpoint.read(name)
+            quantized = name + SCALE in self.checkpoint.location
+            state[name] = tensor.to(dtype) if quantized else tensor.clone()  # files are unmapped below
+        self.checkpoint.close()
+        model = load_dense(self.path, self.config, dtype, state)
+        if (self.path / "generation_config.json").is_file():
+            model.generation_config = GenerationConfig.from_pretrained(self.path)
+        return model
 
     def _ensure_store(
         self, experts: CheckpointExperts, layout: ExpertLayout, meter: Meter, notify: Callable[[str], None]
@@ -137,6 +160,12 @@ def _read_store(path: Path, meter: Meter) -> Arena:
         return reader.read_all(meter("Loading experts", reader.header.records * reader.header.record_bytes))
 
 
+def quantization_of(raw: dict[str, Any]) -> str | None:
+    """The method that the JSON of a configuration names, None without one."""
+    quantization = raw.get("quantization_config") or {}
+    return quantization.get("quant_method", "an unknown method") if quantization else None
+
+
 def read_config(directory: Path) -> Any:
     """The model's transformers configuration. DaliError for what transformers or dali cannot run."""
     path = directory / "config.json"
@@ -144,19 +173,18 @@ def read_config(directory: Path) -> Any:
         raw = json.loads(path.read_bytes())
         with quiet_transformers():
             config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
-        quantization = raw.get("quantization_config") or {}
-        method = quantization.get("quant_method", "an unknown method") if quantization else None
+        method = quantization_of(raw)
     except Exception as error:  # transformers stumbles over a wrong value wherever it first uses it
         raise DaliError(
             f"Cannot read {path} ({reason(error)}).",
             "It must be the config.json of a model that transformers knows.",
         ) from error
-    if method == "mxfp4":
-        del config.quantization_config  # its experts are dali's; its dense weights are plain bfloat16
+    if method in READ:
+        del config.quantization_config  # or transformers would quantize what dali gives it
     elif method is not None:
         raise DaliError(
             f"{directory} is quantized with {method}, which dali cannot read.",
-            f"Use the unquantized model; dali quantizes its experts itself ({parameter('quant')} w8 or w4).",
+            f"Use the model in bfloat16 or FP8; dali quantizes its experts itself ({parameter('quant')} w8 or w4).",
         )
     return config
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, GenerationMixin
 from transformers.utils import logging as transformers_logging
 
 from dali.errors import DaliError, reason
@@ -18,11 +18,12 @@ from dali.errors import DaliError, reason
 def text_model(config: Any) -> tuple[Any, Any] | None:
     """transformers' class that generates text by `config`, and the configuration it takes: this one, or its part about text.
 
-    None where it has no such class. One made for images and text does it, too: `keep_text` leaves out the rest.
+    None where it has no such class, or one that generates in its own way. One made for images and text does it, too: `keep_text`
+    leaves out the rest.
     """
     for auto in (AutoModelForCausalLM, AutoModelForImageTextToText):
         cls = auto._model_mapping.get(type(config), None)
-        if cls is not None:
+        if cls is not None and issubclass(cls, GenerationMixin):
             own = cls.config_class is type(config)
             return cls, config if own else config.get_text_config()
     return None
@@ -33,8 +34,8 @@ def build_skeleton(config: Any, path: Path) -> nn.Module:
     found = text_model(config)
     if found is None:
         raise DaliError(
-            f"{path} is a {config.model_type} model, which transformers has no text generation for.",
-            "dali runs models that generate text.",
+            f"{path} is a {config.model_type} model, which transformers generates no text with, token by token.",
+            "dali runs models that do.",
         )
     cls, config = found
     try:

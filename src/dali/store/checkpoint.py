@@ -31,6 +31,7 @@ from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 from dali.errors import DaliError
 from dali.kernels.expert import ExpertWeights
 from dali.store.experts_module import ExpertsModule
+from dali.store.fp8 import SCALE, dequantize
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -43,6 +44,7 @@ class Checkpoint:
 
     directory: Path
     _open: dict[str, Any] = field(default_factory=dict)
+    _float8: list[str] = field(default_factory=list)  # weights in float8, once the shards were looked at
 
     @cached_property
     def shards(self) -> list[str]:
@@ -78,14 +80,22 @@ class Checkpoint:
             raise DaliError(f"{self.directory} lacks {shard}, {why}.", "Download the model, as safetensors.")
         try:
             with safe_open(path, framework="pt") as file:  # compares the header with the file's size
-                return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+                pieces = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+                self._float8 += [name for name, piece in pieces.items() if piece.get_dtype() == "F8_E4M3"]
+                return {name: piece.get_shape() for name, piece in pieces.items()}
         except (SafetensorError, OSError) as error:
             raise DaliError(f"The weight file {path} is damaged ({error}).", "Download it again.") from error
 
     @cached_property
     def location(self) -> dict[str, str]:
-        """Tensor name -> shard; every name of the index must be there."""
+        """Tensor name -> shard; every name of the index must be there, and the scales of every weight in float8."""
         location = {name: shard for shard, shapes in self._shapes.items() for name in shapes}
+        for name in self._float8:
+            if name + SCALE not in location:
+                raise DaliError(
+                    f"{self.directory} has {name} in float8, and no {name}{SCALE}.",
+                    "Download the model again, or take it in another precision.",
+                )
         for name, shard in self._index.items():
             if name not in self._shapes[shard]:
                 raise DaliError(
@@ -107,8 +117,26 @@ class Checkpoint:
             digest.update(json.dumps(self._shapes[shard], sort_keys=True).encode())
         return digest.hexdigest()
 
+    @cached_property
+    def _block(self) -> tuple[int, int] | None:
+        """Rows and columns that share a scale, of weights in float8."""
+        config = json.loads((self.directory / "config.json").read_bytes())
+        block = (config.get("quantization_config") or {}).get("weight_block_size")
+        return None if block is None else (block[0], block[1])
+
     def read(self, name: str, expert: int | None = None) -> Tensor:
-        """Tensor `name`, or of a fused one only `expert`: [1, ...]."""
+        """Tensor `name`, or of a fused one only `expert`: [1, ...]; one in float8 as the float32 that it stands for."""
+        tensor = self._read(name, expert)
+        if tensor.dtype != torch.float8_e4m3fn:
+            return tensor
+        try:
+            return dequantize(tensor, self._read(name + SCALE, expert), self._block)
+        except (ValueError, RuntimeError) as error:
+            raise DaliError(
+                f"{name} in {self.directory} cannot be dequantized ({error}).", "Download the model again."
+            ) from error
+
+    def _read(self, name: str, expert: int | None) -> Tensor:
         shard = self.location[name]
         try:
             if shard not in self._open:
@@ -147,6 +175,8 @@ class CheckpointExperts:
         self._sources: dict[str, dict[str | None, list[str]]] = defaultdict(lambda: defaultdict(list))
         state = model.state_dict()
         for key in sorted(checkpoint.location, key=dot_natural_key):
+            if key.endswith(SCALE):  # read with the weight it belongs to
+                continue
             parameter, pattern = rename_source_key(
                 key, self._renamings, self._converters, model.base_model_prefix, state
             )
@@ -156,6 +186,18 @@ class CheckpointExperts:
             self._sources[parameter][pattern].append(key)
         for module in modules:
             self._check(module)
+
+    @property
+    def dense(self) -> list[str]:
+        """The names of all tensors that are part of the model, but the experts'."""
+        experts = {name for module in self.modules for name in self._parameters(module)}
+        parameters = self._model.state_dict().keys() - experts
+        return [
+            name
+            for parameter in sorted(parameters & self._sources.keys())
+            for names in self._sources[parameter].values()
+            for name in names
+        ]
 
     def _check(self, module: ExpertsModule) -> None:
         for name in self._parameters(module):
