@@ -163,8 +163,10 @@ def describe_model(model: nn.Module, what: str) -> list[ExpertsModule]:
 
 def strip_experts(model: nn.Module) -> None:
     """Take the experts' parameters out of a model on meta."""
-    for module in experts_modules(model).values():
+    for name, module in experts_modules(model).items():
         strip(module, *module._parameters)
+        parent: Any = model.get_submodule(name.rpartition(".")[0])
+        parent._is_hf_initialized = True  # where it is what initialises its experts
 
 
 def strip(module: nn.Module, *names: str) -> None:

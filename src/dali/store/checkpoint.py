@@ -156,6 +156,20 @@ class Checkpoint:
         self._open.clear()
 
 
+class _OneExpert:
+    """A model on meta as transformers' operations look at it while they convert one expert: that is all its parameters hold."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def get_parameter(self, name: str) -> Tensor:
+        parameter: Tensor = self._model.get_parameter(name)
+        return parameter[:1]
+
+
 class CheckpointExperts:
     """The experts of a checkpoint, each read by itself and made canonical."""
 
@@ -259,7 +273,7 @@ class CheckpointExperts:
                 source_patterns=converter.source_patterns,
                 target_patterns=converter.target_patterns,
                 full_layer_name=parameter,
-                model=self._model,
+                model=_OneExpert(self._model),
                 config=self._model.config,
             )
         value = next(value for target, value in tensors.items() if target in parameter)
