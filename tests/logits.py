@@ -24,7 +24,7 @@ class Forced:
         self.tokens = iter(tokens)
         self.logits: list[torch.Tensor] = []
 
-    def sample(self, logits: torch.Tensor) -> int:
+    def sample(self, logits: torch.Tensor, tokens: object = ()) -> int:
         self.logits.append(logits.clone())
         return next(self.tokens)
 
@@ -36,17 +36,22 @@ def random_prompts(lengths: Many[int], vocabulary: int = 97) -> list[list[int]]:
 
 
 def expected_logits(model: Any, tokens: list[int]) -> torch.Tensor:
-    """Logits of the last prompt token and each decoded one, as transformers computes them with its cache: [DECODE, vocab]."""
+    """Logits of the last prompt token and each decoded one, as transformers computes them with its cache: [DECODE, vocab].
+
+    The cache is begun anew where the rotary embedding changes its frequencies, as transformers' `generate` does."""
     # transformers 5.24 renamed the argument, and warns of the old name.
     name = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+    limit = getattr(model.config, "original_max_position_embeddings", None)
+    rows, begin = [], 0
     cache: dict[str, Any] = {}
-    logits = []
-    with torch.inference_mode():
-        for piece in (tokens[:-DECODE], *([token] for token in tokens[-DECODE:-1])):
-            out = model(torch.tensor([piece]), use_cache=True, **cache)
-            cache = {name: out[name]}
-            logits.append(out.logits[0, -1])
-    return torch.stack(logits)
+    for end in range(len(tokens) - DECODE, len(tokens)):
+        if end - 1 == limit:
+            begin, cache = 0, {}
+        with torch.inference_mode():
+            out = model(torch.tensor([tokens[begin:end]]), use_cache=True, **cache)
+        rows.append(out.logits[0, -1])
+        begin, cache = end, {name: out[name]}
+    return torch.stack(rows)
 
 
 def dali_logits(llm: LLM, prompts: list[list[int]], step_tokens: int) -> list[torch.Tensor]:
