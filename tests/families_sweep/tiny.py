@@ -159,6 +159,8 @@ PARTS: dict[str, dict[str, dict[str, Any]]] = {
     "inkling2_loop": {"vision_config": {"text_hidden_size": 64}},
     "muse_spark": {"audio_config": {"out_hidden_size": 64}},
 }
+# Models for images and text that are published around a family: its model type -> theirs.
+AROUND = {"deepseek_v3": "kimi_k25", "mistral4": "mistral3", "qwen3_moe": "internvl"}
 
 
 @dataclass(frozen=True)
@@ -169,6 +171,7 @@ class Variant:
     model_type: str
     name: str = ""
     changes: dict[str, Any] = field(default_factory=dict, compare=False)
+    text: str | None = None  # the model type of its text part, where the family's default is another
 
     def __str__(self) -> str:
         return f"{self.model_type} ({self.name})" if self.name else self.model_type
@@ -177,7 +180,7 @@ class Variant:
     def config(self) -> Any:
         """The tiny configuration."""
         published = CONFIG_MAPPING[self.model_type]()
-        text = published.get_text_config()
+        text = published.get_text_config() if self.text is None else CONFIG_MAPPING[self.text]()
         if text is published:
             return _shrunk(text, CHANGES.get(text.model_type, {}).get("", {}) | self.changes)
         changes = CHANGES.get(text.model_type, {}).get("", {}) | self.changes
@@ -245,6 +248,8 @@ def variants(folder: str) -> list[Variant]:
             if model_type in CONFIG_MAPPING and text_model(CONFIG_MAPPING[model_type]()) is not None:
                 changes = {"": {}} | CHANGES.get(model_type, {})
                 found += [Variant(folder, model_type, name, some) for name, some in changes.items()]
+    if folder in AROUND:
+        found.append(Variant(folder, AROUND[folder], f"its text part {folder}", text=folder))
     return found
 
 
