@@ -20,7 +20,8 @@ Made by `make models-page` (`tests/families_sweep/page.py`) with transformers {v
 transformers {version} has {folders} families whose experts go through its experts interface, where dali takes part. A tiny
 random model of each was tried: {loads} load, {attaches} can be attached to only, and {refused} are refused, in the words of
 the last column. What loads gives transformers' own logits: a prompt at once, in chunks, decoded with a cache, and two unequal
-sequences side by side, in float32, with the same bits over a simulated accelerator; and with `w8` experts those of the same model with its experts quantized and dequantized.
+sequences side by side, in float32, with the same bits over a simulated accelerator; and with `w8` experts those of the same
+model with its experts quantized and dequantized.
 
 - **loads**: `dali run` and `dali.load` take it. The last column says how it decodes on the CPU beside quantized experts: in *one
   native call* a step, with *native attention* between transformers' other modules, or by *transformers' forward*, where only the

@@ -223,10 +223,14 @@ def _window(call: _AttentionCall, step: _Step, most: int) -> int | None:
     rule = next((rule for mask, rule in step.rules if mask is call.mask), None)
     if rule is None:
         raise _refused(call.module, "attends by a mask of its own making")
+    other = _refused(call.module, "attends neither to all earlier tokens nor to a window of them")
     zero = torch.zeros((), dtype=torch.long)
 
     def seen(query: int, keys: Tensor) -> Tensor:
-        return torch.as_tensor(rule(zero, zero, torch.tensor(query), keys)).expand(len(keys))
+        try:
+            return torch.as_tensor(rule(zero, zero, torch.tensor(query), keys)).expand(len(keys))
+        except RuntimeError as error:  # it asks for more than positions, which on meta have no values
+            raise other from error
 
     last = most - 1
     first = bisect_left(range(last), True, key=lambda key: bool(seen(last, torch.tensor([key]))))
@@ -241,5 +245,5 @@ def _window(call: _AttentionCall, step: _Step, most: int) -> int | None:
         if row[keys > query].any():
             raise _refused(call.module, "attends to later tokens")
         if not torch.equal(row, (keys <= query) & (keys > query - width)):
-            raise _refused(call.module, "attends neither to all earlier tokens nor to a window of them")
+            raise other
     return width if width < most else None
