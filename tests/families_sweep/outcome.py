@@ -56,7 +56,7 @@ def outcome(variant: Variant) -> Outcome:
         try:
             llm = dali.load(directory, quant="f32")
         except DaliError as error:
-            reason = error.problem.replace(str(directory), "it")
+            reason = error.problem.replace(str(directory), "the model")
             return Outcome(False, attached is not None, reason or why_not_attached, "", attached or ())
         differences = [("float32", largest_difference(llm, prompts, expected)), *(attached or ())]
         over = dali.load(directory, quant="f32", device="sim:paper", vram="300KiB", prefetch="next_gate")

@@ -18,10 +18,10 @@ HEAD = """# Model families
 Made by `make models-page` (`tests/families_sweep/page.py`) with transformers {version}; `make sweep` holds dali to it.
 
 transformers {version} has {folders} families whose experts go through its experts interface, where dali takes part. A tiny
-random model of each was tried: {loads} load, {attaches} can be attached to only, and {refused} are refused, in the words of
-the last column. What loads gives transformers' own logits: a prompt at once, in chunks, decoded with a cache, and two unequal
-sequences side by side, in float32, with the same bits over a simulated accelerator; and with `w8` experts those of the same
-model with its experts quantized and dequantized.
+random model of each was tried: {counts}.
+What is refused is refused in the words of the last column. What loads gives transformers' own logits: a prompt at once, in
+chunks, decoded with a cache, and two unequal sequences side by side, in float32, with the same bits over a simulated
+accelerator; and with `w8` experts those of the same model with its experts quantized and dequantized.
 
 - **loads**: `dali run` and `dali.load` take it. The last column says how it decodes on the CPU beside quantized experts: in *one
   native call* a step, with *native attention* between transformers' other modules, or by *transformers' forward*, where only the
@@ -37,10 +37,13 @@ defaults. "windows" have some or all layers attend to a window of tokens.
 """
 
 
-def row(variant: Variant, found: Outcome) -> str:
+def row(variant: Variant, found: Outcome | Exception) -> str:
     """The variant's line of the table."""
-    status = "loads" if found.loads else "attaches" if found.attaches else "refused"
-    detail = found.decodes if found.loads else found.reason
+    if isinstance(found, Exception):
+        status, detail = "crashes", f"{type(found).__name__}: {found}"
+    else:
+        status = "loads" if found.loads else "attaches" if found.attaches else "refused"
+        detail = found.decodes if found.loads else found.reason
     cls = text_model(variant.config)
     assert cls is not None
     kind = f"`{variant.model_type}`" + (f" ({variant.name})" if variant.name else "")
@@ -52,17 +55,29 @@ def missing(folder: str) -> str:
     return f"| `{folder}` | | refused | transformers generates no text with it, token by token. |"
 
 
+def tried(variant: Variant) -> Outcome | Exception:
+    """The outcome, or the error that is none of dali's, which the page then shows."""
+    try:
+        return outcome(variant)
+    except Exception as error:
+        return error
+
+
 def main() -> None:
     os.environ.setdefault("TQDM_DISABLE", "1")
-    lines, best = [], Counter[str]()
+    lines: list[str] = []
+    best = Counter[str]()
     for folder in folders():
-        results = [(variant, outcome(variant)) for variant in variants(folder)]
+        results = [(variant, tried(variant)) for variant in variants(folder)]
         lines += [row(*result) for result in results] or [missing(folder)]
-        plain = [found for variant, found in results if not variant.name]
+        print(*lines[-max(len(results), 1) :], sep="\n", flush=True)
+        plain = [found for variant, found in results if isinstance(found, Outcome) and not variant.name]
         loads, attaches = any(found.loads for found in plain), any(found.attaches for found in plain)
-        best["loads" if loads else "attaches" if attaches else "refused"] += 1
-        print(*lines[-len(results) :], sep="\n", flush=True)
-    head = HEAD.format(version=transformers.__version__, folders=best.total(), **best)
+        crashes = any(isinstance(found, Exception) for _, found in results)
+        best["crash" if crashes else "load" if loads else "attach" if attaches else "refuse"] += 1
+    counts = f"{best['load']} load, {best['attach']} can be attached to only, {best['refuse']} are refused"
+    counts += f", {best['crash']} crash" if best["crash"] else ""
+    head = HEAD.format(version=transformers.__version__, folders=best.total(), counts=counts)
     PAGE.write_text(head + "\n".join(lines) + "\n", encoding="utf-8")
 
 
