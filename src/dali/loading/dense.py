@@ -28,28 +28,10 @@ def load_dense(
     """
     found = text_model(config)
     assert found is not None, "its skeleton was built"
-    base: Any
-    base, config = found
-
-    class Stub(base):  # type: ignore[misc]
-        def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
-            super().__init__(config, *args, **kwargs)
-            dropped = keep_text(self)
-            names = seam.experts_modules(self)
-            seam.strip_experts(self)
-            for name in without:
-                if f"{name}.weight" not in self.all_tied_weights_keys:
-                    seam.strip(self.get_submodule(name), "weight")
-            patterns = {_any_layer(name) for name in (*names, *dropped)}
-            ignored: set[str] = set(getattr(self, "_keys_to_ignore_on_load_unexpected", None) or ())
-            self._keys_to_ignore_on_load_unexpected = ignored | patterns
-            self.__class__ = base
-
-    # transformers' conversion mapping keys on both
-    Stub.__name__, Stub.__module__ = base.__name__, base.__module__
+    cls, config = found
     with quiet_transformers():
         try:
-            model, info = Stub.from_pretrained(
+            model, info = _without_experts(cls, without).from_pretrained(
                 path if state is None else None,
                 state_dict=state,
                 config=config,
@@ -75,6 +57,29 @@ def load_dense(
     for tensor in (*model.parameters(), *model.buffers()) if state is None else ():
         tensor.data = tensor.data.clone()
     return model.eval().requires_grad_(False)
+
+
+def _without_experts(base: Any, without: Iterable[str]) -> Any:
+    """A throw-away subclass of a transformers model that drops experts, what text does not pass through, and the weights of the
+    linears `without`, and turns itself back into `base`."""
+
+    class Stub(base):  # type: ignore[misc]
+        def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
+            super().__init__(config, *args, **kwargs)
+            dropped = keep_text(self)
+            names = seam.experts_modules(self)
+            seam.strip_experts(self)
+            for name in without:
+                if f"{name}.weight" not in self.all_tied_weights_keys:
+                    seam.strip(self.get_submodule(name), "weight")
+            patterns = {_any_layer(name) for name in (*names, *dropped)}
+            ignored: set[str] = set(getattr(self, "_keys_to_ignore_on_load_unexpected", None) or ())
+            self._keys_to_ignore_on_load_unexpected = ignored | patterns
+            self.__class__ = base
+
+    # transformers' conversion mapping keys on both
+    Stub.__name__, Stub.__module__ = base.__name__, base.__module__
+    return Stub
 
 
 def _any_layer(name: str) -> str:
