@@ -40,7 +40,9 @@ def experts_of(family: str, **changes: object) -> nn.Module:
 
 @pytest.mark.parametrize("limit", [0.5, 7.0, 1e3, 1e5])
 def test_a_clamp_is_read_wherever_its_limit_is(limit):
-    activation = seam.describe("experts", experts_of("gpt_oss", swiglu_limit=limit)).shape.activation
+    module = experts_of("gpt_oss")
+    module.limit = limit
+    activation = seam.describe("experts", module).shape.activation
     assert (activation.kind, activation.alpha, activation.limit) == ("clamped_swiglu", 1.702, limit)
 
 

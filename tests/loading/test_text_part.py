@@ -14,7 +14,7 @@ import dali
 from dali.loading.context import check_context
 from dali.loading.skeleton import text_model
 from families import randomize, save_model
-from families_sweep.tiny import Variant
+from families_sweep.tiny import Variant, folders
 from logits import expected_logits, largest_difference, random_prompts
 
 TOLERANCE = 5e-5  # as the sweep's
@@ -71,6 +71,8 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("variant", PUBLISHED, ids=str)
 def test_the_text_part_of_a_published_model(variant, tmp_path):
+    if variant.folder not in folders():
+        pytest.skip(f"this transformers routes {variant.folder} in a way of its own")
     model = save_with_towers(variant, tmp_path / "model")
     prompts = random_prompts((21, 13))
     llm = dali.load(tmp_path / "model", quant="f32")
