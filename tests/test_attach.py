@@ -206,3 +206,8 @@ def test_an_attached_model_is_not_copied():
     with pytest.raises(DaliError, match="neither copied nor pickled"):
         copy.deepcopy(model)
     assert torch.equal(generate(model), expected)
+
+
+def test_what_is_no_transformers_model_is_refused():
+    with pytest.raises(DaliError, match="Linear has no routed experts"):
+        dali.attach(torch.nn.Linear(2, 2))

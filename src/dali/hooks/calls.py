@@ -127,11 +127,14 @@ def _plain_cache(skeleton: Any) -> Any:
     kinds = getattr(config, "layer_types", None) or ()
     try:
         cache = DynamicCache(config=config)
-    except KeyError as error:
-        raise _unsteppable(skeleton, str(error.args[0])) from error
+    except Exception as error:  # a kind of layer that transformers has no cache for
+        raise _unsteppable(skeleton, reason(error)) from error
     other = {index for index, layer in enumerate(cache.layers) if type(layer) not in PLAIN}
     if other:
-        raise _unsteppable(skeleton, ", ".join(sorted({kinds[index] for index in other})))
+        named = {
+            kinds[index] if index < len(kinds) else type(cache.layers[index]).__name__ for index in other
+        }
+        raise _unsteppable(skeleton, ", ".join(sorted(named)))
     if skeleton._is_stateful and not kinds:
         raise _unsteppable(skeleton, "state of their own kind")
     return cache

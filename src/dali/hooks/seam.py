@@ -141,7 +141,8 @@ def describe_model(model: nn.Module, what: str) -> list[ExpertsModule]:
     """All experts modules of a model, in layer order. DaliError if there are none or they differ in shape."""
     modules = [describe(name, module) for name, module in experts_modules(model).items()]
     if not modules:
-        config: Any = model.config.get_text_config()  # type: ignore[operator,union-attr]
+        config: Any = getattr(model, "config", None)
+        config = config.get_text_config() if hasattr(config, "get_text_config") else config
         if any((getattr(config, name, None) or 0) > 1 for name in COUNTS):
             raise DaliError(
                 f"{what} has experts that dali cannot take over: transformers' code of {type(model).__name__} does not route "

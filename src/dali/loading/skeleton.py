@@ -24,8 +24,9 @@ def text_model(config: Any) -> tuple[Any, Any] | None:
     for auto in (AutoModelForCausalLM, AutoModelForImageTextToText):
         cls = auto._model_mapping.get(type(config), None)
         if cls is not None and issubclass(cls, GenerationMixin):
-            own = cls.config_class is type(config)
-            return cls, config if own else config.get_text_config()
+            of_text = getattr(config, "sub_configs", {}).get("text_config")
+            about_text = of_text is not None and cls.config_class is of_text
+            return cls, config.get_text_config() if about_text else config
     return None
 
 
