@@ -115,6 +115,7 @@ QUERY_SPARSE = {
     "indexer_compress_ratio": 2,
 }
 ROPE = {"rope_type": "default", "rope_theta": 10000.0}
+SCALED = {"rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 16}  # prompts cross that
 LINEAR_AND_FULL = ["linear_attention", "full_attention", "linear_attention"]
 WINDOWS = ["sliding_attention", "full_attention", "sliding_attention"]
 # What sizes alone do not say, a family's model type -> a variant's name -> its changes. The name "" is the family as it comes.
@@ -148,7 +149,22 @@ CHANGES: dict[str, dict[str, dict[str, Any]]] = {
     "nemotron_h": {"attention alone": {"layers_block_type": ["full_attention", "moe", "mlp"]}},
     "phimoe": {"windows": {"sliding_window": 7}},
     "qwen2_moe": {"windows": {"sliding_window": 7, "use_sliding_window": True, "layer_types": WINDOWS}},
-    "qwen3_moe": {"windows": {"sliding_window": 7, "use_sliding_window": True}},
+    "qwen3_moe": {
+        "windows": {"sliding_window": 7, "use_sliding_window": True},
+        "YaRN": {"rope_parameters": SCALED | {"rope_type": "yarn"}},
+        "Llama 3's frequencies": {
+            "rope_parameters": SCALED
+            | {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+        },
+        "odd sizes": {
+            "hidden_size": 72,
+            "num_attention_heads": 6,
+            "num_key_value_heads": 3,
+            "head_dim": 20,
+            "moe_intermediate_size": 25,
+            "num_experts": 7,
+        },
+    },
     "qwen4_exp_text": {"": QUERY_SPARSE},
     "zaya": {"": {"num_experts_per_tok": 1}},
 }

@@ -2,7 +2,7 @@
 
 A window may stand in the attention mask alone (Phi-3.5-MoE, Qwen2-MoE): transformers' own attention needs no more. The engine
 builds no masks, so it asks once: the model runs on meta, where nothing is computed, and the rules of the masks that reach its
-attention are evaluated at positions up to the longest sequence's.
+attention are evaluated at positions beyond any sequence's.
 """
 
 from __future__ import annotations
@@ -29,7 +29,10 @@ PLAIN = {
 }
 # Tensors that attention may be handed beside query, key, value and mask, as the engine's attention knows what they are for.
 KNOWN = {"s_aux", "position_ids", "cache_position"}
-SAMPLED_KEYS = 1024  # of each query's row of a mask: a context may be longer than memory
+POSITIONS, SAMPLED_KEYS = (
+    2**40,
+    1024,
+)  # a mask is asked for more positions than any sequence has, and for some keys of each
 ATTACH = "Load it with transformers and use dali.attach(model) to give it dali's experts."
 MaskRule = Callable[
     [Tensor, Tensor, Tensor, Tensor], Tensor
@@ -48,8 +51,8 @@ class ModelCalls:
     top_k: int
 
 
-def model_calls(skeleton: Any, most: int) -> ModelCalls:
-    """How a model on meta, with sequences of up to `most` tokens, calls its attention and experts.
+def model_calls(skeleton: Any) -> ModelCalls:
+    """How a model on meta calls its attention and experts.
 
     DaliError, naming what the engine lacks, for layers that keep something else than keys and values, for attention that is not
     causal, or wants more than keys, values and a window.
@@ -65,7 +68,7 @@ def model_calls(skeleton: Any, most: int) -> ModelCalls:
         if layer is None or layer in layers:
             raise _refused(call.module, "attends several times in a step")
         layers.add(layer)
-        windows[names[call.module]] = _window(call, step, most)
+        windows[names[call.module]] = _window(call, step)
     for index, kept in enumerate(cache.layers):
         if index not in layers and getattr(kept, "keys", None) is not None:
             raise _refused(skeleton, f"attends by code of its own in layer {index}")
@@ -219,8 +222,8 @@ def _check(call: _AttentionCall) -> None:
         raise _refused(call.module, "attends to later tokens")
 
 
-def _window(call: _AttentionCall, step: _Step, most: int) -> int | None:
-    """The window that a call's mask stands for, None where it is wider than any sequence."""
+def _window(call: _AttentionCall, step: _Step) -> int | None:
+    """The window that a call's mask stands for, None for all earlier tokens."""
     if call.mask is None:
         return None
     rule = next((rule for mask, rule in step.rules if mask is call.mask), None)
@@ -235,18 +238,18 @@ def _window(call: _AttentionCall, step: _Step, most: int) -> int | None:
         except RuntimeError as error:  # it asks for more than positions, which on meta have no values
             raise other from error
 
-    last = most - 1
+    last = POSITIONS - 1
     first = bisect_left(range(last), True, key=lambda key: bool(seen(last, torch.tensor([key]))))
     width = last - first + 1
-    for query in {0, width - 1, width, width + 1, 2 * width, most // 2, last}:
+    for query in {0, width - 1, width, width + 1, 2 * width, POSITIONS // 2, last}:
         if not 0 <= query <= last:
             continue
         near = [query - width + step for step in range(-1, 3)] + [query + step for step in range(-1, 3)]
-        keys = torch.tensor([*near, *range(0, most, max(most // SAMPLED_KEYS, 1))])
+        keys = torch.tensor([*near, *range(0, POSITIONS, POSITIONS // SAMPLED_KEYS)])
         keys = keys[(keys >= 0) & (keys <= last)]
         row = seen(query, keys)
         if row[keys > query].any():
             raise _refused(call.module, "attends to later tokens")
         if not torch.equal(row, (keys <= query) & (keys > query - width)):
             raise other
-    return width if width < most else None
+    return width if width < POSITIONS else None

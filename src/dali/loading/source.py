@@ -56,12 +56,7 @@ class ModelSource(ABC):
     @cached_property
     def calls(self) -> ModelCalls:
         """How a step calls its attention and experts. DaliError: the engine cannot step its layers."""
-        return model_calls(self.skeleton, self.text_config.max_position_embeddings)
-
-    @property
-    def text_config(self) -> Any:
-        """The part of the configuration that is about text."""
-        return self.config.get_text_config()
+        return model_calls(self.skeleton)
 
     @property
     @abstractmethod
