@@ -46,6 +46,19 @@ def test_tags_are_found_whatever_their_tokens_are(kind, template, said, expected
     assert divided(scripted_tokenizer(**kind | {"template": template}), said) == expected
 
 
+@pytest.mark.parametrize(
+    ("template", "said", "expected"),
+    [
+        ("<|turn>model\n", "<|channel>thought\nHm.<channel|>Hi!", ("Hm.", "Hi!")),
+        ("<|turn>model\n<|channel>thought\n<channel|>", "Hi!", ("", "Hi!")),
+        ("<|turn>model\n<|channel>thought\n", "Hm.<channel|>Hi<channel|>!", ("Hm.", "Hi!")),
+    ],
+)
+def test_a_tag_may_be_a_token_and_letters(template, said, expected):
+    special = ("<|endoftext|>", "<|turn>", "<turn|>", "<|channel>", "<channel|>")
+    assert divided(scripted_tokenizer(special=special, template=template), said) == expected
+
+
 def test_channels_are_found_by_their_tokens():
     tokenizer = scripted_tokenizer(special=HARMONY_TOKENS, template=HARMONY)
     said = "<|channel|>analysis<|message|>Hm: <x|.<|end|><|start|>assistant<|channel|>final<|message|>Hi!"

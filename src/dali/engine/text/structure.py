@@ -59,10 +59,11 @@ def structure_of(tokenizer: Any, prompt: list[int], said: str = "") -> Structure
         return harmony
     template = str(tokenizer.chat_template)
     for tags in TAGS:
-        if added.keys() >= set(tags) or tags[1] in template:
-            markers = {added[tag]: tag for tag in tags if tag in added}
+        if tags[1] in added or tags[1] in template:
+            markers = {id: token for token, id in added.items() if any(token in tag for tag in tags)}
+            control = [token for id, token in markers.items() if tokenizer.added_tokens_decoder[id].special]
             end = "" if said else tokenizer.decode(prompt[-LOOKED_AT:], skip_special_tokens=False)
-            thinking = Thinking(tags, markers, opened=end.rstrip().endswith(tags[0]))
+            thinking = Thinking(tags, markers, end.rstrip().endswith(tags[0]), control)
             if said:
                 thinking.resume(said)
             return thinking

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from dali.engine.text.piece import Piece
 from dali.engine.text.stop import overlap
 
-TAGS = (  # those of Qwen, DeepSeek, GLM and most others; Seed, Kimi, Mistral, Cohere
+TAGS = (  # those of Qwen, DeepSeek, GLM and most others; Seed, Kimi, Mistral, Cohere, Gemma
     ("<think>", "</think>"),
     ("<seed:think>", "</seed:think>"),
     ("◁think▷", "◁/think▷"),
     ("[THINK]", "[/THINK]"),
     ("<|START_THINKING|>", "<|END_THINKING|>"),
+    ("<|channel>thought", "<channel|>"),
 )
 
 BEFORE, REASONING, TEXT = range(3)
@@ -25,9 +26,16 @@ class Thinking:
     neither side. What may yet become a tag, and white space at the end of reasoning, is held back.
     """
 
-    def __init__(self, tags: tuple[str, str], markers: Mapping[int, str], opened: bool = False) -> None:
-        """opened: the prompt has opened the reasoning."""
+    def __init__(
+        self,
+        tags: tuple[str, str],
+        markers: Mapping[int, str],
+        opened: bool = False,
+        control: Collection[str] = (),
+    ) -> None:
+        """opened: the prompt has opened the reasoning. control: the markers that are no text where they divide nothing."""
         self.markers = markers
+        self._control = control
         self._opening, self._closing = tags
         self._opened = opened
         self._place = BEFORE
@@ -47,7 +55,7 @@ class Thinking:
         return pieces
 
     def mark(self, marker: str) -> list[Piece]:
-        return self.push(marker)
+        return [] if self._place == TEXT and marker in self._control else self.push(marker)
 
     def flush(self) -> list[Piece]:
         held, self._held = self._held, ""
