@@ -9,8 +9,9 @@ from dali.step.context import AttentionArguments, Segment, StepContext, running
 from dali.step.state import SequenceState
 
 POSITIONS = ((3, 7), (4, 8))  # of the two sequences, in each of the two steps
-# What a part raises that wants more than a probe gives it, or that is something else than it looks like.
-REFUSALS = (RuntimeError, TypeError, ValueError, AttributeError)
+# A part that raises wants more than a probe gives it, or is something else than it looks like: whatever it raises, it stays as
+# it was.
+REFUSALS = Exception
 
 
 def probe(call: Callable[[int], Any], seen: list[AttentionArguments] | None = None) -> list[Any]:

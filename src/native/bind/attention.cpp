@@ -1,9 +1,25 @@
 #include "ops/attention.h"
 
+#include <stdexcept>
+
 #include "bind/bind.h"
 #include "threads/spent.h"
 
 namespace dali {
+
+namespace {
+
+using RotaryParts = std::tuple<std::string, int, int, Dtype>;  // turning, width, given, dtype
+
+Rotary rotary_of(const RotaryParts& parts) {
+    const auto& [name, width, given, dtype] = parts;
+    const char* names[] = {"none", "halves", "neighbours"};
+    for (int i = 0; i < 3; i++)
+        if (name == names[i]) return {Turning(i), width, given, dtype};
+    throw std::invalid_argument("no turning: " + name);
+}
+
+}  // namespace
 
 void bind_attention(nb::module_& m) {
     // query, keys, values: (address, row stride, head stride)
@@ -16,12 +32,14 @@ void bind_attention(nb::module_& m) {
         attend({dtype, heads, kv_heads, key_width, value_width, scale, rows(query), rows(keys), rows(values),
                 pointer<const float>(sinks), pointer<void>(out)}, decoding(tokens));
     });
+    using Heads = std::tuple<int, int, int, int>;  // heads, kv heads, width, value width
     nb::class_<AttentionModule>(m, "AttentionModule")
         .def("__init__", [](AttentionModule* self, const PackedLinear& query, const PackedLinear& key, const PackedLinear& value,
-                            const PackedLinear& out, const NormParts& query_norm, const NormParts& key_norm, int heads, int kv_heads,
-                            int width, float scale, uintptr_t sinks) {
-            new (self) AttentionModule{query, key, value, out, norm_of(query_norm), norm_of(key_norm), heads, kv_heads, width, scale,
-                                       pointer<const float>(sinks)};
+                            const PackedLinear& out, const NormParts& query_norm, const NormParts& key_norm, bool norms_follow,
+                            const RotaryParts& rotary, const Heads& sizes, float scale, float value_scale, uintptr_t sinks) {
+            const auto& [heads, kv_heads, width, value_width] = sizes;
+            new (self) AttentionModule{query, key, value, out, norm_of(query_norm), norm_of(key_norm), norms_follow, rotary_of(rotary),
+                                       heads, kv_heads, width, value_width, scale, value_scale, pointer<const float>(sinks)};
         });
     m.def("decode", [](const AttentionModule& module, uintptr_t x, Dtype dtype, int rows, uintptr_t cos, uintptr_t sin,
                        const std::vector<Token>& tokens, uintptr_t out) {

@@ -1,61 +1,57 @@
 #include "model/attention_module.h"
 
 #include "threads/spent.h"
-#include "ops/linear.h"
-#include "ops/norm.h"
 #include "threads/workspace.h"
 
 namespace dali {
 
 namespace {
 
-Product product(const PackedLinear& linear, void* out) { return {linear.matrix, linear.packed, linear.bias, out}; }
-
-void project(const std::vector<Product>& products, int columns, const void* x, Dtype dtype, int rows) {
-    const Timed timed(Part::dense);
-    linear(products, columns, x, dtype, rows);
+// One row's cos or sin [given] -> [width], one a value to rotate.
+void spread(const Rotary& rotary, const void* from, int row, float* to) {
+    read_row(from, rotary.dtype, row, rotary.given, to);
+    const int half = rotary.width / 2;
+    if (rotary.turning == Turning::neighbours)  // the first half holds all angles
+        for (int i = half - 1; i >= 0; i--) to[2 * i] = to[2 * i + 1] = to[i];
+    else if (rotary.given == half)
+        for (int i = 0; i < half; i++) to[i + half] = to[i];
 }
 
-void normalise(const Norm& norm, void* x, Dtype dtype, int64_t values) {
-    if (!norm.weight) return;
-    const Timed timed(Part::norm);
-    rms_norm(x, norm.weight, dtype, values / norm.width, norm.width, norm.epsilon, x);
-}
-
-void round_to(Dtype dtype, float* values, int count, void* scratch) {
-    if (dtype == Dtype::f32) return;
-    write(values, count, dtype, scratch, 0);
-    read_row(scratch, dtype, 0, count, values);
-}
-
-// x [rows, heads, width], in place: x * cos + rotate_half(x) * sin.
-void rotate(void* x, Dtype dtype, int rows, int heads, int width, const void* cos, const void* sin) {
-    const int half = width / 2;
+// x [rows, heads, width], in place: its first values times cos, plus those they turn with times sin.
+void rotate(const Rotary& rotary, void* x, Dtype dtype, int rows, int heads, int width, const void* cos, const void* sin) {
+    const int turned_width = rotary.width, half = turned_width / 2;
+    if (rotary.turning == Turning::none) return;
     Workspace workspace;
     const auto row_of = [&] { return workspace.take<float>(width); };
-    float *c = row_of(), *s = row_of(), *values = row_of(), *turned = row_of(), *scratch = row_of();
+    float *c = row_of(), *s = row_of(), *values = row_of(), *turned = row_of();
     for (int row = 0; row < rows; row++) {
-        read_row(cos, dtype, row, width, c);
-        read_row(sin, dtype, row, width, s);
+        spread(rotary, cos, row, c);
+        spread(rotary, sin, row, s);
         for (int head = 0; head < heads; head++) {
             const size_t at = size_t(row) * heads + head;
             read_row(x, dtype, at, width, values);
-            for (int i = 0; i < half; i++) {
-                turned[i] = -values[i + half] * s[i];
-                turned[i + half] = values[i] * s[i + half];
+            if (rotary.turning == Turning::halves)
+                for (int i = 0; i < half; i++) {
+                    turned[i] = -values[i + half] * s[i];
+                    turned[i + half] = values[i] * s[i + half];
+                }
+            else
+                for (int i = 0; i < turned_width; i += 2) {
+                    turned[i] = -values[i + 1] * s[i];
+                    turned[i + 1] = values[i] * s[i + 1];
+                }
+            for (int i = 0; i < turned_width; i++) values[i] *= c[i];
+            if (rotary.dtype == dtype) {
+                round_to(dtype, values, turned_width);
+                round_to(dtype, turned, turned_width);
             }
-            for (int i = 0; i < width; i++) values[i] *= c[i];
-            round_to(dtype, values, width, scratch);
-            round_to(dtype, turned, width, scratch);
-            for (int i = 0; i < width; i++) values[i] += turned[i];
+            for (int i = 0; i < turned_width; i++) values[i] += turned[i];
             write(values, width, dtype, x, at * width);
         }
     }
 }
 
 }  // namespace
-
-Span span(const PackedLinear& linear) { return {linear.packed, linear.matrix.bytes()}; }
 
 void announce(const AttentionModule& module) {
     const Span spans[] = {span(module.query), span(module.key), span(module.value), span(module.out)};
@@ -64,28 +60,32 @@ void announce(const AttentionModule& module) {
 
 void decode(const AttentionModule& module, const void* x, Dtype dtype, int rows, const void* cos, const void* sin,
             const std::vector<DecodingToken>& tokens, void* out) {
-    const size_t item = item_bytes(dtype), all = size_t(module.heads) * module.width, kept = size_t(module.kv_heads) * module.width;
+    const int width = module.width, value_width = module.value_width;
+    const int all = module.heads * width, kept = module.kv_heads * width, valued = module.kv_heads * value_width;
     Workspace workspace;
-    char* query = workspace.take<char>(rows * all * item);
-    char* key = workspace.take<char>(rows * kept * item);
-    char* value = workspace.take<char>(rows * kept * item);
-    char* mixed = workspace.take<char>(rows * all * item);
-    project({product(module.query, query), product(module.key, key), product(module.value, value)},
-            module.query.columns, x, dtype, rows);
+    const auto rows_of = [&](int columns) { return workspace.take<char>(size_t(rows) * columns * item_bytes(dtype)); };
+    char *query = rows_of(all), *key = rows_of(kept), *value = rows_of(valued), *mixed = rows_of(module.heads * value_width);
+    project({{module.query, query}, {module.key, key}, {module.value, value}}, x, dtype, rows);
     const Span read_next = span(module.out);
     Pool::instance().announce(&read_next, 1);
-    normalise(module.query_norm, query, dtype, rows * all);
-    normalise(module.key_norm, key, dtype, rows * kept);
+    if (module.value_scale != 1) scale(value, module.value_scale, dtype, rows * valued);
+    const auto norms = [&] {
+        if (module.query_norm.weight) normalise(module.query_norm, query, dtype, int64_t(rows) * all, query);
+        if (module.key_norm.weight) normalise(module.key_norm, key, dtype, int64_t(rows) * kept, key);
+    };
+    if (!module.norms_follow) norms();
     {
         const Timed timed(Part::attention);
-        rotate(query, dtype, rows, module.heads, module.width, cos, sin);
-        rotate(key, dtype, rows, module.kv_heads, module.width, cos, sin);
-        const int64_t width = module.width;
-        attend({dtype, module.heads, module.kv_heads, module.width, module.width, module.scale,
-                {query, int64_t(all), width}, {key, int64_t(kept), width}, {value, int64_t(kept), width},
-                module.sinks, mixed}, tokens);
+        rotate(module.rotary, query, dtype, rows, module.heads, width, cos, sin);
+        rotate(module.rotary, key, dtype, rows, module.kv_heads, width, cos, sin);
     }
-    project({product(module.out, out)}, module.out.columns, mixed, dtype, rows);
+    if (module.norms_follow) norms();
+    {
+        const Timed timed(Part::attention);
+        attend({dtype, module.heads, module.kv_heads, width, value_width, module.scale,
+                {query, all, width}, {key, kept, width}, {value, valued, value_width}, module.sinks, mixed}, tokens);
+    }
+    project({{module.out, out}}, mixed, dtype, rows);
 }
 
 }  // namespace dali
