@@ -37,7 +37,8 @@ class DecodingAttention:
         self._samples = (torch.empty(0, dtype=torch.uint8),) * 2  # what a token's keys and values look like
 
     def __call__(self, hidden_states: Tensor, *arguments: Any, **keywords: Any) -> Any:
-        step, rotation = current_step(), keywords.get("position_embeddings")
+        step = current_step()
+        rotation: Any = keywords.get("position_embeddings")
         if step is None or not step.decoding or not self.takes(rotation, step) or not self.watch.untouched:
             return self.plain(hidden_states, *arguments, **keywords)
         cos, sin = rotation
@@ -45,7 +46,10 @@ class DecodingAttention:
 
     def takes(self, rotation: Any, step: StepContext) -> bool:
         """Whether this is a rotation of the step's tokens, one a sequence, as the module was probed with."""
-        return isinstance(rotation, tuple) and self.native.rotary.takes(*rotation, len(step.segments))
+        if not isinstance(rotation, tuple) or len(rotation) != 2:
+            return False
+        cos, sin = rotation
+        return self.native.rotary.takes(cos, sin, len(step.segments))
 
     def places(self, step: StepContext, dtype: torch.dtype) -> list[native.DecodingToken]:
         """Where the step's tokens, one a sequence, keep their keys and values."""
@@ -125,7 +129,8 @@ def _ways(module: Any, cos: Tensor, arguments: AttentionArguments) -> Iterator[n
     """The ways in which a module of these parts may compute."""
     linears = [getattr(module, name).native for name in LINEARS]
     modules = next(
-        (found for names in NORMS if any(found := [getattr(module, name, None) for name in names])), [None, None]
+        (found for names in NORMS if any(found := [getattr(module, name, None) for name in names])),
+        [None, None],
     )
     if not all(norm is None or isinstance(norm, FusedRMSNorm) for norm in modules):
         return

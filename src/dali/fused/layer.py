@@ -32,7 +32,12 @@ from dali.store.expert_pool import Lease
 NORMS = (
     ("input_layernorm", None, "post_attention_layernorm", None),
     (None, "post_attention_layernorm", None, "post_feedforward_layernorm"),
-    ("input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm"),
+    (
+        "input_layernorm",
+        "post_attention_layernorm",
+        "pre_feedforward_layernorm",
+        "post_feedforward_layernorm",
+    ),
     ("input_layernorm", "post_attention_layernorm", "pre_mlp_layernorm", "post_mlp_layernorm"),
     ("input_layernorm", "post_self_attn_layernorm", "post_attention_layernorm", "post_mlp_layernorm"),
 )
@@ -85,7 +90,8 @@ class DecodingLayer:
         self.run = Run([self])
 
     def __call__(self, hidden_states: Tensor, *arguments: Any, **keywords: Any) -> Any:
-        step, rotation = current_step(), keywords.get("position_embeddings")
+        step = current_step()
+        rotation: Any = keywords.get("position_embeddings")
         if step is not None:
             if step.computed is self.run:
                 return hidden_states

@@ -41,13 +41,13 @@ class FusedActivation(nn.Module):
 class FusedGate(nn.Module):
     """A linear with one row, which says how much of the shared expert a token gets."""
 
-    def __init__(self, linear: nn.Linear) -> None:
+    def __init__(self, linear: Any) -> None:
         super().__init__()
         self.weight, self._plain = linear.weight, linear.forward
 
     def forward(self, x: Tensor) -> Tensor:
         if x.dtype != self.weight.dtype:
-            return self._plain(x)
+            return self._plain(x)  # type: ignore[no-any-return]
         return native.gate_logits(x, self.weight)
 
 
@@ -62,9 +62,18 @@ def fuse_mlps(model: nn.Module) -> None:
     for path in seam.experts_modules(model):
         parent = model.get_submodule(path.rpartition(".")[0])
         for name, child in list(parent.named_children()):
-            if type(child) is nn.Linear and child.out_features == 1 and child.bias is None:
-                if child.weight.dtype in native.ROUTED_DTYPES and is_plain_memory(child.weight):
-                    setattr(parent, name, FusedGate(child))
+            if _is_gate(child):
+                setattr(parent, name, FusedGate(child))
+
+
+def _is_gate(module: Any) -> bool:
+    return (
+        type(module) is nn.Linear
+        and module.out_features == 1
+        and [name for name, _ in module.named_parameters()] == ["weight"]
+        and module.weight.dtype in native.ROUTED_DTYPES
+        and is_plain_memory(module.weight)
+    )
 
 
 def mlp_of(module: Any) -> native.Mlp | None:
@@ -97,13 +106,14 @@ def _limited(module: Any) -> bool:
 @torch.inference_mode()
 def _kind(activation: Any) -> str | None:
     """Which activation a module is, by its values on a probe."""
-    if not isinstance(activation, nn.Module) or list(activation.children()) or list(activation.parameters()):
+    if not isinstance(activation, nn.Module) or any(True for _ in activation.parameters()):
         return None
     probe = torch.linspace(-30, 30, 4096)
     try:
         expected = activation(probe)
         return next(
-            (k for k, act in PLAIN.items() if torch.allclose(act(probe), expected, rtol=1e-5, atol=1e-7)), None
+            (k for k, act in PLAIN.items() if torch.allclose(act(probe), expected, rtol=1e-5, atol=1e-7)),
+            None,
         )
     except REFUSALS:
         return None
@@ -116,5 +126,5 @@ def sigmoids_agree(dtype: torch.dtype, rows: int) -> bool:
     return all(
         torch.equal(native.sigmoid(some), torch.sigmoid(some))
         for count in range(1, rows + 1)
-        for some in values.split(count)
+        for some in values[: len(values) // count * count].view(-1, count)
     )

@@ -144,7 +144,9 @@ def _agree(model: Any, fused: DecodingModel) -> bool:
         return model(input_ids=ids, position_ids=positions, use_cache=False, logits_to_keep=0).logits[0]
 
     def natively(at: int) -> Tensor:
-        return fused.decode(cast(StepContext, current_step()), list(range(at, at + rows)), list(POSITIONS[at]))
+        return fused.decode(
+            cast(StepContext, current_step()), list(range(at, at + rows)), list(POSITIONS[at])
+        )
 
     try:
         return all(map(torch.equal, probe(plainly), probe(natively)))

@@ -49,7 +49,9 @@ class FusedRouter(nn.Module):
 
     def forward(self, hidden: Tensor, *given: Tensor) -> Routed:
         x = hidden.reshape(-1, hidden.shape[-1])
-        known = len(given) == len(self._given) and all(a is b for a, b in zip(given, self._given, strict=True))
+        known = len(given) == len(self._given) and all(
+            a is b for a, b in zip(given, self._given, strict=True)
+        )
         if len(x) > ROUTED_TOKENS or x.dtype != self._dtype or not known:
             return self.plain(hidden, *given)  # type: ignore[no-any-return]
         return self.native(x)
@@ -101,9 +103,7 @@ def _parts(router: Any, parent: Any) -> Parts | None:
             return None
     if weight is None or weight.dim() != 2 or weight.dtype not in native.ROUTED_DTYPES:
         return None
-    given = tuple(
-        tensor for name in CORRECTIONS if isinstance(tensor := getattr(parent, name, None), Tensor)
-    )
+    given = tuple(tensor for name in CORRECTIONS if isinstance(tensor := getattr(parent, name, None), Tensor))
     every = [part for part in (bias, correction, *given) if part is not None]
     if len(given) > 1 or (given and correction is not None) or any(p.numel() != len(weight) for p in every):
         return None
@@ -115,28 +115,45 @@ def _parts(router: Any, parent: Any) -> Parts | None:
 def _routing(router: Any, parts: Parts, answers: Routed, dtype: torch.dtype) -> native.Routing | None:
     """The formula that gives the weights of `answers`, if it is one of those known."""
     logits, weights, ids = answers
-    rounded = logits.dtype
-    if parts.weight.dtype == dtype and torch.equal(logits, logits.to(dtype).to(logits.dtype)):
-        rounded = dtype  # before it was cast
-    groups = next(
-        (tuple(getattr(router, name) for name in names) for names in GROUPS if hasattr(router, names[0])), (1, 1)
+    formula = _formula(router, answers)
+    if formula is None:
+        return None
+    score, normalise, scale = formula
+    epsilon = _epsilon(router, parts, dtype, scale) if normalise and score == "sigmoid" else 0.0
+    if epsilon is None:
+        return None
+    cast = parts.weight.dtype == dtype and torch.equal(logits, logits.to(dtype).to(logits.dtype))
+    groups, kept = next(
+        ([int(getattr(router, name)) for name in names] for names in GROUPS if hasattr(router, names[0])),
+        [1, 1],
     )
-    attributes = [float(getattr(router, name)) for name in SCALES if hasattr(router, name)]
+    return native.Routing(
+        ids.shape[1],
+        weights.dtype,
+        score,
+        normalise,
+        epsilon,
+        float(getattr(router, "norm_min", 0)),
+        scale,
+        groups,
+        kept,
+        rounded=dtype if cast else logits.dtype,
+        logits_dtype=logits.dtype,
+    )
+
+
+def _formula(router: Any, answers: Routed) -> tuple[str, bool, float] | None:
+    """(score, whether weights are over their sum, scale) that give the weights of `answers`."""
+    logits, weights, ids = answers
     close = _close(weights.dtype, logits.dtype)
+    scales = [1.0, *(float(getattr(router, name)) for name in SCALES if hasattr(router, name))]
     for score in ("softmax", "sigmoid"):
         chosen = _scores(score, logits).gather(1, ids)
         for normalise in (False, True):
             shares = chosen / chosen.sum(-1, keepdim=True) if normalise else chosen
-            for scale in {1.0, *attributes}:
+            for scale in scales:
                 if torch.allclose(weights.float(), shares * scale, rtol=close, atol=close / 4):
-                    known = dict(rounded=rounded, logits_dtype=logits.dtype, groups=groups[0], kept_groups=groups[1])
-                    floor = float(getattr(router, "norm_min", 0))
-                    epsilon = _epsilon(router, parts, dtype, scale) if normalise and score == "sigmoid" else 0.0
-                    if epsilon is None:
-                        return None
-                    return native.Routing(
-                        ids.shape[1], weights.dtype, score, normalise, epsilon, floor, scale, **known
-                    )
+                    return score, normalise, scale
     return None
 
 
@@ -175,21 +192,21 @@ def _agree(expected: Routed, ours: Routed, fused: FusedRouter) -> bool:
     if not torch.allclose(ours[0], logits, rtol=0, atol=close * float(logits.abs().amax())):
         return False
     plain = routing.score == "softmax" and correction is None
-    ranks, mine = (l.float() if plain else _scores(routing.score, l) for l in (logits, ours[0]))
+    ranks, mine = (told.float() if plain else _scores(routing.score, told) for told in (logits, ours[0]))
     difference = (ranks - mine).abs().amax()
     if correction is not None:
         ranks = ranks + correction
     telling = torch.ones(len(ranks), dtype=torch.bool)
     if routing.groups > routing.kept_groups:
-        grouped = ranks.unflatten(1, (routing.groups, -1))
+        grouped = ranks.view(len(ranks), routing.groups, -1)
         worth = grouped.topk(min(2, grouped.shape[2])).values.sum(-1)
         telling = _gap(worth, routing.kept_groups) > 4 * difference
-        kept = torch.zeros_like(worth, dtype=torch.bool).scatter(1, worth.topk(routing.kept_groups).indices, True)
+        kept = torch.zeros_like(worth, dtype=torch.bool).scatter(
+            1, worth.topk(routing.kept_groups).indices, True
+        )
         ranks = grouped.masked_fill(~kept[:, :, None], -torch.inf).flatten(1)
     telling &= _gap(ranks, routing.top_k) > 2 * difference
-    theirs, same = (
-        torch.zeros_like(ranks).scatter(1, i, w.float())[telling] for _, w, i in (expected, ours)
-    )
+    theirs, same = (torch.zeros_like(ranks).scatter(1, i, w.float())[telling] for _, w, i in (expected, ours))
     close = _close(weights.dtype, logits.dtype)
     return int(telling.sum()) >= TELLING_TOKENS and torch.allclose(theirs, same, rtol=close, atol=close / 4)
 

@@ -1,7 +1,7 @@
 // Whole decoder layers, and models of them.
 #include "bind/bind.h"
 #include "model/decoding_model.h"
-#include "ops/activation.h"
+#include "model/activation.h"
 
 namespace dali {
 

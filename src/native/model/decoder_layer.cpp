@@ -1,6 +1,6 @@
 #include "model/decoder_layer.h"
 
-#include "ops/activation.h"
+#include "model/activation.h"
 #include "threads/spent.h"
 #include "threads/workspace.h"
 

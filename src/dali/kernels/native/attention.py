@@ -55,8 +55,8 @@ def attend(
 @dataclass(frozen=True)
 class Rotary:
     """How queries and keys are rotated: the first `width` values of a head, by `given` values of cos and of sin, as many or half,
-    of `dtype`. `turning`: `halves` (value i with the one half the width later, as transformers' rotate_half), `neighbours` (2i with
-    2i + 1) or `none`."""
+    of `dtype`. `turning`: `halves` (value i with the one half the width later, as transformers' rotate_half), `neighbours`
+    (2i with 2i + 1) or `none`."""
 
     turning: str
     width: int
@@ -88,7 +88,7 @@ class Attention:
         value_scale: float = 1.0,
     ) -> None:
         query, key, value, self._out = linears
-        self.linears, self.rotary = linears, rotary
+        self.linears, self.rotary, self.norms_follow = linears, rotary, norms_follow
         heads, self.kv_heads = query.rows // width, key.rows // width
         self.width, self.value_width = width, value.rows // self.kv_heads
         assert self._out.columns == heads * self.value_width and heads % self.kv_heads == 0

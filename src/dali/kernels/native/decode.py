@@ -84,9 +84,9 @@ def decode_layers(
     sin: Tensor,
     tokens: list[list[DecodingToken]],
 ) -> tuple[Tensor, list[tuple[int, float]]]:
-    """One layer after another. records: of each layer's experts, if it has any; x [1, rows, hidden], cos and sin [1, rows, given];
-    tokens as in attend(), of each layer -> (the last one's output, as x, and of each layer how many experts took part and the
-    seconds they took). IndexError for a router's choice that has no record."""
+    """One layer after another. records: of each layer's experts, if it has any; x [1, rows, hidden], cos and sin [1, rows,
+    given]; tokens as in attend(), of each layer -> (the last one's output, as x, and of each layer how many experts took part
+    and the seconds they took). IndexError for a router's choice that has no record."""
     x, cos, sin = x.contiguous(), cos.contiguous(), sin.contiguous()
     rows = x.numel() // x.shape[-1]
     assert all(layer.rotary.takes(cos, sin, rows) for layer in layers)

@@ -1,4 +1,4 @@
-#include "ops/activation.h"
+#include "model/activation.h"
 
 #include <algorithm>
 #include <cmath>
