@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 from torch import Tensor, nn
@@ -19,7 +18,7 @@ def rotary_of(model: nn.Module) -> Any | None:
 
 def kind_of(rotary: Any, attention: Any) -> Kind:
     """Which of its rotations an attention module is given."""
-    if "layer_type" not in inspect.signature(rotary.forward).parameters:
+    if not isinstance(getattr(rotary, "rope_type", None), dict):
         return None
     return str(attention.config.layer_types[attention.layer_idx])
 
