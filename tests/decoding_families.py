@@ -35,6 +35,15 @@ GRANITE = {
     "attention_multiplier": 0.015625,
 }
 
+LATENT = {
+    "q_lora_rank": None,
+    "kv_lora_rank": 32,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 16,
+    "v_head_dim": 12,
+    "num_key_value_heads": 4,
+}
+
 DECODING: dict[str, dict[str, Any]] = {
     "dots1": GROUPED,
     "glm4_moe": GROUPED | PARTIAL | {"use_qk_norm": True, "head_dim": 32, "attention_bias": True},
@@ -53,6 +62,8 @@ DECODING: dict[str, dict[str, Any]] = {
     | {"mlp_layer_types": ["dense", "sparse", "sparse"]},
     "minimax_m2": PARTIAL
     | {"intermediate_size": 48, "num_local_experts": 8, "num_experts_per_tok": 3, "head_dim": 16},
+    "deepseek_v3": GROUPED | LATENT | {"q_lora_rank": 24},
+    "glm4_moe_lite": GROUPED | LATENT,
     "flint": MANY | WINDOWS | {"shared_expert_intermediate_size": 64, "head_dim": 16},
 }
 

@@ -20,7 +20,7 @@ WHOLE = {
     "olmoe",
     "phimoe",
     "gpt_oss",
-}  # not: latent attention
+}  # not deepseek_v2: torch multiplies so few complex numbers otherwise
 TOKENS = [[5, 6, 7, 8, 9, 10, 11, 12, 13], [14, 15, 16, 17], [18]]
 
 
@@ -99,15 +99,44 @@ def test_the_probe_tells_the_rotation(tmp_path, monkeypatch, family, turning, gi
     assert len(fused) == 3
     assert {attention.native.rotary.turning for attention in fused} == turning
     assert {attention.native.rotary.given for attention in fused} - {0} == {given}
-    assert {attention.native.norms_follow for attention in fused} == {follow}
+    assert {attention.native.projections.norms_follow for attention in fused} == {follow}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("interleaved", "turning"), [(True, "unzipped"), (False, "halves")])
+@pytest.mark.parametrize("query_rank", [None, 24])
+def test_latent_attention(tmp_path, monkeypatch, query_rank, interleaved, turning, dtype):
+    """Keys that are turned otherwise, but all alike, would attend alike as long as none come from a prompt."""
+    changes = {"rope_interleave": interleaved, "q_lora_rank": query_rank}
+    llm = load(tmp_path, monkeypatch, decoding_model("deepseek_v3", dtype, **changes))
+    fused = attentions(llm)
+    assert [attention.native.rotary.turning for attention in fused] == [turning] * 3
+    natively = decoded(llm)
+    run_as_written(llm)
+    assert all(map(torch.equal, natively, decoded(llm)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("width", "fuses"), [(32, True), (8, False)])
+def test_rotations_by_complex_numbers(tmp_path, monkeypatch, width, fuses, dtype):
+    model = random_model("deepseek_v2", dtype=dtype, qk_rope_head_dim=width)
+    llm = load(tmp_path, monkeypatch, model)
+    assert len(attentions(llm)) == (3 if fuses else 0)
+    natively = decoded(llm)
+    run_as_written(llm)
+    assert all(map(torch.equal, natively, decoded(llm)))
+
+
+def run_as_written(llm) -> None:
+    for module in llm.model.modules():
+        while isinstance(module.forward, DecodingAttention | DecodingLayer):
+            module.forward = module.forward.plain
 
 
 @pytest.mark.parametrize("error", [AssertionError, KeyError, RuntimeError, NotImplementedError])
 def test_a_rotary_module_that_raises_leaves_all_as_it_is(tmp_path, monkeypatch, error):
     llm = load(tmp_path, monkeypatch, random_model("olmoe"))
-    for module in llm.model.modules():
-        while isinstance(module.forward, DecodingAttention | DecodingLayer):
-            module.forward = module.forward.plain
+    run_as_written(llm)
 
     def refuse(x, position_ids):
         raise error
@@ -125,9 +154,7 @@ def test_rotations_of_another_dtype_than_probed_run_as_written(tmp_path, monkeyp
     plain = rotary.forward
     rotary.forward = lambda x, position_ids: tuple(part.bfloat16() for part in plain(x, position_ids))
     natively = decoded(llm)
-    for module in llm.model.modules():
-        while isinstance(module.forward, DecodingAttention | DecodingLayer):
-            module.forward = module.forward.plain
+    run_as_written(llm)
     assert all(map(torch.equal, natively, decoded(llm)))
 
 

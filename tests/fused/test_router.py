@@ -13,7 +13,7 @@ from decoding_families import DECODING, decoding_model
 from families import FAMILIES, random_model
 
 pytestmark = pytest.mark.skipif(not native.AVAILABLE, reason="the kernels were not compiled")
-UNKNOWN = {"deepseek_v2", "phimoe"}  # groups by their best expert, sparse mixer
+UNKNOWN = {"phimoe"}  # a sparse mixer
 
 
 def build(family: str, dtype: torch.dtype, **changes):
@@ -100,6 +100,11 @@ class BestOfGroup(Router):
         return grouped.amax(-1)
 
 
+class LeastOfGroup(Router):
+    def worth(self, grouped):
+        return grouped.amin(-1)
+
+
 class CorrectedWeights(Router):
     def forward(self, x):
         logits, weights, ids = super().forward(x)
@@ -128,7 +133,8 @@ def fused(router: nn.Module) -> FusedRouter | None:
 def test_a_formula_is_read_off_its_answers():
     routing = fused(Router()).routing
     assert (routing.score, routing.normalise, routing.scale) == ("sigmoid", True, 2.5)
-    assert (routing.groups, routing.kept_groups, routing.top_k) == (4, 2, 3)
+    assert (routing.groups, routing.kept_groups, routing.judged, routing.top_k) == (4, 2, 2, 3)
+    assert fused(BestOfGroup()).routing.judged == 1
 
 
 @pytest.mark.parametrize("epsilon", [0.0, 1e-20])
@@ -145,7 +151,7 @@ def test_what_is_added_to_the_sum_is_told_where_it_counts(epsilon):
     [
         SoftmaxOfSigmoid,
         SquaredWeights,
-        BestOfGroup,
+        LeastOfGroup,
         CorrectedWeights,
         MoreTensors,
         Raises,

@@ -29,7 +29,8 @@ def decoder_layer() -> native.DecoderLayer:
     weights = [torch.randn(HIDDEN, HIDDEN) for _ in range(4)]
     linears = [native.Linear(pack(w, FORMATS["f32"]), HIDDEN, HIDDEN, FORMATS["f32"]) for w in weights]
     rotary = native.Rotary("halves", WIDTH, WIDTH, torch.float32)
-    attention = native.Attention(linears, (None, None), WIDTH, rotary, 0.2)
+    projections = native.Projections(*linears[:3], WIDTH)
+    attention = native.Attention(projections, linears[3], rotary, 0.2)
     norm = (torch.ones(HIDDEN), 1e-6)
     norms = native.LayerNorms(before_attention=norm, before_mlp=norm)
     routing = native.Routing(2, torch.float32, normalise=True)

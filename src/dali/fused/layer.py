@@ -19,7 +19,7 @@ from dali.fused.attention import DecodingAttention
 from dali.fused.dense import FusedRMSNorm
 from dali.fused.mlp import FusedGate, mlp_of, sigmoids_agree
 from dali.fused.probe import POSITIONS, REFUSALS, probe
-from dali.fused.rotation import rotary_of, rotate
+from dali.fused.rotation import Turns, rotary_of, rotate, turns
 from dali.fused.router import ROUTED_TOKENS, FusedRouter
 from dali.fused.watch import Watch
 from dali.hooks import seam
@@ -90,9 +90,8 @@ class DecodingLayer:
         self.run = Run([self])
 
     def __call__(self, hidden_states: Tensor, *arguments: Any, **keywords: Any) -> Any:
-        step = current_step()
-        rotation: Any = keywords.get("position_embeddings")
-        if step is not None:
+        step, rotation = current_step(), turns(keywords.get("position_embeddings"))
+        if step is not None and rotation is not None and hidden_states.dtype == self.parts.dtype:
             if step.computed is self.run:
                 return hidden_states
             if self is self.run.layers[0] and self.run.serves(step) and self.run.takes(rotation, step):
@@ -139,13 +138,13 @@ class Run:
             return False
         return all(layer.keeps_experts for layer in self.layers)
 
-    def takes(self, rotation: Any, step: StepContext) -> bool:
+    def takes(self, rotation: Turns, step: StepContext) -> bool:
         """Whether all layers were probed with such rotations."""
         return all(layer.attention.takes(rotation, step) for layer in self.layers)
 
     def decode(self, step: StepContext, hidden: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """hidden [1, tokens, hidden], cos and sin [1, tokens, width] -> the last layer's output."""
-        places = [layer.attention.places(step, hidden.dtype) for layer in self.layers]
+        places = [layer.attention.places(step) for layer in self.layers]
         leases = [layer.lease() for layer in self.layers]  # their bytes stay until the call has ended
         out, outcomes = native.decode_layers(self._natives, records(leases), hidden, cos, sin, places)
         del leases
@@ -191,7 +190,9 @@ def _parts(layer: Any) -> Parts | None:
     found = [norms.get(name) for name in places]
     weight = next(norm.weight for norm in found if norm is not None)
     parts = native.LayerNorms(*(norm and (norm.weight, norm.variance_epsilon) for norm in found))
-    if any(norm is not None and norm.weight.dtype != weight.dtype for norm in found):
+    dtypes = [norm.weight.dtype for norm in norms.values()] + [attentions[0].dtype]
+    dtypes += [] if routed is None else [routed.router.dtype]
+    if any(dtype != weight.dtype for dtype in dtypes):
         return None
     mlp = dense[0] if dense else None
     return Parts(parts, weight.dtype, len(weight), attentions[0], routed, mlp)

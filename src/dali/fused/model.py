@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from dali.fused.dense import FusedRMSNorm, PackedLinear
 from dali.fused.layer import DecodingLayer, records
 from dali.fused.probe import POSITIONS, REFUSALS, probe
-from dali.fused.rotation import Kind, is_fixed, rotate
+from dali.fused.rotation import Kind, is_fixed, rotate, turns
 from dali.fused.router import ROUTED_TOKENS
 from dali.fused.watch import Watch
 from dali.kernels import native
@@ -53,8 +53,9 @@ class Rotations:
 
     def _make(self, number: int) -> tuple[int, int, int, tuple[Tensor, Tensor]]:
         positions = torch.arange(number * self.BLOCK, (number + 1) * self.BLOCK)
-        answer = rotate(self._rotary, self._like, positions[None], self._kind)
-        cos, sin = (part.contiguous() for part in answer)
+        rotation = turns(rotate(self._rotary, self._like, positions[None], self._kind))
+        assert rotation is not None  # as fusing has seen
+        cos, sin = (part.contiguous() for part in rotation)
         row_bytes = cos.shape[-1] * cos.element_size()
         self._blocks[number] = cos.data_ptr(), sin.data_ptr(), row_bytes, (cos, sin)
         return self._blocks[number]
@@ -69,7 +70,6 @@ class DecodingModel:
         table, norm, head = inner.embed_tokens.weight, inner.norm, model.lm_head
         self._layers = layers
         self.watch = Watch(model)
-        self._dtype = table.dtype
         kinds = list(dict.fromkeys(layer.attention.kind for layer in layers))
         self._rotations = [Rotations(inner.rotary_emb, kind, table.new_empty(0)) for kind in kinds]
         self._native = native.DecodingModel(
@@ -98,7 +98,7 @@ class DecodingModel:
     def decode(self, step: StepContext, ids: list[int], positions: list[int]) -> Tensor:
         """The token of each of the step's segments -> logits [tokens, vocabulary]."""
         rotations = [kind.of(positions) for kind in self._rotations]
-        places = [layer.attention.places(step, self._dtype) for layer in self._layers]
+        places = [layer.attention.places(step) for layer in self._layers]
         leases = [layer.lease() for layer in self._layers]  # their bytes stay until the call has ended
         logits, outcomes = self._native.decode(records(leases), ids, rotations, places)
         del leases

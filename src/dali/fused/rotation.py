@@ -7,6 +7,8 @@ from typing import Any
 from torch import Tensor, nn
 
 Kind = str | None  # a layer type, where the model has rotations of several
+Turns = tuple[Tensor, Tensor]  # cos and sin, [1, tokens, given] each
+WHOLE = 16  # complex numbers: two of torch's longest vectors, as it reads them
 FIXED = {"default", "linear", "llama3", "yarn"}  # rotations that depend on nothing but the position
 
 
@@ -23,12 +25,20 @@ def kind_of(rotary: Any, attention: Any) -> Kind:
     return str(attention.config.layer_types[attention.layer_idx])
 
 
-def rotate(rotary: Any, x: Tensor, positions: Tensor, kind: Kind) -> tuple[Tensor, Tensor]:
-    """cos and sin of `positions` [1, tokens], [1, tokens, given] each. ValueError for a module that answers otherwise."""
-    answer = rotary(x, positions) if kind is None else rotary(x, positions, kind)
-    if not isinstance(answer, tuple) or len(answer) != 2 or answer[0].shape != answer[1].shape:
-        raise ValueError("A rotary module that answers with something else than cos and sin.")
-    return answer
+def rotate(rotary: Any, x: Tensor, positions: Tensor, kind: Kind) -> Any:
+    """What the rotary module answers for `positions` [1, tokens]."""
+    return rotary(x, positions) if kind is None else rotary(x, positions, kind)
+
+
+def turns(rotation: Any) -> Turns | None:
+    """cos and sin of what a rotary module answers: these two, or complex numbers that have them as their parts. None for anything
+    else, and for numbers of complex ones that torch does not multiply in whole vectors: the rest is rounded otherwise, and where
+    it lies depends on how many tokens there are."""
+    if isinstance(rotation, tuple) and len(rotation) == 2:
+        return rotation
+    if isinstance(rotation, Tensor) and rotation.is_complex() and rotation.shape[-1] % WHOLE == 0:
+        return rotation.real, rotation.imag
+    return None
 
 
 def is_fixed(rotary: Any) -> bool:

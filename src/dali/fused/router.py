@@ -3,6 +3,7 @@ weights to the same experts."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -39,7 +40,7 @@ class FusedRouter(nn.Module):
     def __init__(self, router: Any, parts: Parts, routing: native.Routing, dtype: torch.dtype) -> None:
         """`dtype`: of the gate inputs."""
         super().__init__()
-        self.plain, self._given, self._dtype = router.forward, parts.given, dtype
+        self.plain, self._given, self.dtype = router.forward, parts.given, dtype
         self.routing = routing
         self.weight = parts.weight
         self.register_buffer("bias", parts.bias, persistent=False)
@@ -52,7 +53,7 @@ class FusedRouter(nn.Module):
         known = len(given) == len(self._given) and all(
             a is b for a, b in zip(given, self._given, strict=True)
         )
-        if len(x) > ROUTED_TOKENS or x.dtype != self._dtype or not known:
+        if len(x) > ROUTED_TOKENS or x.dtype != self.dtype or not known:
             return self.plain(hidden, *given)  # type: ignore[no-any-return]
         return self.native(x)
 
@@ -82,8 +83,11 @@ def _fused(router: Any, parent: Any, dtype: torch.dtype) -> FusedRouter | None:
         routing = _routing(router, parts, answers, dtype)
         if routing is None:
             return None
-        fused = FusedRouter(router, parts, routing, dtype)
-        return fused if _agree(answers, fused.native(probe), fused) else None
+        for judged in (2, 1):
+            fused = FusedRouter(router, parts, replace(routing, judged=judged), dtype)
+            if _agree(answers, fused.native(probe), fused):
+                return fused
+        return None
     except REFUSALS:  # it wants more than the gate input, or says something else
         return None
 
@@ -124,7 +128,11 @@ def _routing(router: Any, parts: Parts, answers: Routed, dtype: torch.dtype) -> 
         return None
     cast = parts.weight.dtype == dtype and torch.equal(logits, logits.to(dtype).to(logits.dtype))
     groups, kept = next(
-        ([int(getattr(router, name)) for name in names] for names in GROUPS if hasattr(router, names[0])),
+        (
+            [int(getattr(router, name) or 1) for name in names]
+            for names in GROUPS
+            if hasattr(router, names[0])
+        ),
         [1, 1],
     )
     return native.Routing(
@@ -199,7 +207,7 @@ def _agree(expected: Routed, ours: Routed, fused: FusedRouter) -> bool:
     telling = torch.ones(len(ranks), dtype=torch.bool)
     if routing.groups > routing.kept_groups:
         grouped = ranks.view(len(ranks), routing.groups, -1)
-        worth = grouped.topk(min(2, grouped.shape[2])).values.sum(-1)
+        worth = grouped.topk(min(routing.judged, grouped.shape[2])).values.sum(-1)
         telling = _gap(worth, routing.kept_groups) > 4 * difference
         kept = torch.zeros_like(worth, dtype=torch.bool).scatter(
             1, worth.topk(routing.kept_groups).indices, True

@@ -55,14 +55,15 @@ void highest(const float* values, int of, int count, int* order) {
 // Leaves the best groups of `ranks` [experts] in the running.
 void keep_groups(const Router& router, float* ranks) {
     if (router.groups == router.kept_groups) return;
-    const int size = router.experts / router.groups;
+    const int size = router.experts / router.groups, judged = std::min(size, router.judged);
     Workspace workspace;
     float* worth = workspace.take<float>(router.groups);
     int* order = workspace.take<int>(std::max(router.groups, size));
     for (int group = 0; group < router.groups; group++) {
         const float* of = ranks + group * size;
-        highest(of, size, std::min(size, 2), order);
-        worth[group] = of[order[0]] + (size > 1 ? of[order[1]] : 0.0f);
+        highest(of, size, judged, order);
+        worth[group] = of[order[0]];
+        for (int i = 1; i < judged; i++) worth[group] += of[order[i]];
     }
     highest(worth, router.groups, router.groups, order);
     for (int i = router.kept_groups; i < router.groups; i++)

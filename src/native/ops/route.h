@@ -23,7 +23,7 @@ struct Router {
     int hidden, experts, top_k;
     Score score;
     Values bias, correction;  // [experts]
-    int groups, kept_groups;  // a group's worth is the sum of its two highest
+    int groups, kept_groups, judged;  // a group's worth is the sum of its `judged` highest
     bool normalise;
     float epsilon, floor, scale;
     Dtype rounded, logits_dtype, weights_dtype;

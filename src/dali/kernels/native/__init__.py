@@ -6,7 +6,16 @@ share out a call.
 """
 
 from dali.compiled import AVAILABLE, VARIABLE, enabled, use, variant, variants
-from dali.kernels.native.attention import ATTENTION_DTYPES, Attention, DecodingToken, Rotary, attend
+from dali.kernels.native.attention import (
+    ATTENTION_DTYPES,
+    Attention,
+    DecodingToken,
+    LatentProjections,
+    NormParts,
+    Projections,
+    Rotary,
+    attend,
+)
 from dali.kernels.native.decode import DecoderLayer, DecodingModel, LayerNorms, Mlp, decode_layers
 from dali.kernels.native.experts import (
     ExpertRecords,
@@ -33,9 +42,12 @@ __all__ = [
     "DecodingModel",
     "DecodingToken",
     "ExpertRecords",
+    "LatentProjections",
     "LayerNorms",
     "Linear",
     "Mlp",
+    "NormParts",
+    "Projections",
     "Rotary",
     "Router",
     "Routing",

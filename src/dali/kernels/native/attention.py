@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -54,9 +54,9 @@ def attend(
 
 @dataclass(frozen=True)
 class Rotary:
-    """How queries and keys are rotated: the first `width` values of a head, by `given` values of cos and of sin, as many or half,
-    of `dtype`. `turning`: `halves` (value i with the one half the width later, as transformers' rotate_half), `neighbours`
-    (2i with 2i + 1) or `none`."""
+    """How queries and keys are rotated: `width` values of a head, by `given` values of cos and of sin, as many or half, of
+    `dtype`. `turning`: `halves` (value i with the one half the width later, as transformers' rotate_half), `neighbours` (2i with
+    2i + 1), `unzipped` (neighbours, which lie half the width apart afterwards) or `none`."""
 
     turning: str
     width: int
@@ -71,39 +71,85 @@ class Rotary:
         )
 
 
+@dataclass(frozen=True)
+class Projections:
+    """Queries, keys and values from linears of their own; norms of queries and keys before the rotation, or after it:
+    `norms_follow`. Heads of `width` for queries and keys, of which the first values are rotated. Values times value_scale."""
+
+    query: Linear
+    key: Linear
+    value: Linear
+    width: int
+    query_norm: NormParts | None = None
+    key_norm: NormParts | None = None
+    norms_follow: bool = False
+    value_scale: float = 1.0
+
+    def sizes(self, out: Linear, rotary: Rotary) -> tuple[int, int, int, int]:
+        """Heads, heads of keys and values, width of a query's or key's head, of a value's."""
+        heads, kv_heads = self.query.rows // self.width, self.key.rows // self.width
+        value_width = self.value.rows // kv_heads
+        assert out.columns == heads * value_width and heads % kv_heads == 0 and rotary.width <= self.width
+        return heads, kv_heads, self.width, value_width
+
+    def native(self) -> Any:
+        norms = norm_parts(self.query_norm), norm_parts(self.key_norm)
+        linears = (linear._packed for linear in (self.query, self.key, self.value))
+        return library.Projections(*linears, *norms, self.norms_follow, self.value_scale)
+
+
+@dataclass(frozen=True)
+class LatentProjections:
+    """Keys and values from a latent: keys_down makes it, and behind it what all heads' keys end with, which is rotated; keys_up
+    makes of it, for each of `heads`, how its key begins, and its value. query_down and query_norm: of the queries' own latent."""
+
+    query: Linear
+    keys_down: Linear
+    keys_norm: NormParts | None
+    keys_up: Linear
+    heads: int
+    query_down: Linear | None = None
+    query_norm: NormParts | None = None
+
+    def sizes(self, out: Linear, rotary: Rotary) -> tuple[int, int, int, int]:
+        """As of Projections."""
+        width, value_width = self.query.rows // self.heads, out.columns // self.heads
+        assert self.keys_down.rows == self.keys_up.columns + rotary.width
+        assert self.keys_up.rows == self.heads * (width - rotary.width + value_width)
+        return self.heads, self.heads, width, value_width
+
+    def native(self) -> Any:
+        down = [] if self.query_down is None else [self.query_down._packed]
+        norms = norm_parts(self.query_norm), norm_parts(self.keys_norm)
+        return library.LatentProjections(
+            down, norms[0], self.query._packed, self.keys_down._packed, norms[1], self.keys_up._packed
+        )
+
+
 class Attention:
-    """A whole attention module while decoding: query, key, value and output projections, norms of query and key (before the
-    rotation, or after it: `norms_follow`), heads of `width` for queries and keys; values times value_scale; `sinks` as in
-    attend()."""
+    """A whole attention module while decoding: what makes queries, keys and values, their rotation, attention, the output
+    projection; `sinks` as in attend()."""
 
     def __init__(
         self,
-        linears: Sequence[Linear],
-        norms: Sequence[NormParts | None],
-        width: int,
+        projections: Projections | LatentProjections,
+        out: Linear,
         rotary: Rotary,
         scale: float,
         sinks: Tensor | None = None,
-        norms_follow: bool = False,
-        value_scale: float = 1.0,
     ) -> None:
-        query, key, value, self._out = linears
-        self.linears, self.rotary, self.norms_follow = linears, rotary, norms_follow
-        heads, self.kv_heads = query.rows // width, key.rows // width
-        self.width, self.value_width = width, value.rows // self.kv_heads
-        assert self._out.columns == heads * self.value_width and heads % self.kv_heads == 0
-        assert rotary.width <= width and rotary.given in (rotary.width, rotary.width // 2)
-        sinks = None if sinks is None else sinks.float().contiguous()
-        self._tensors = norms, sinks
+        assert rotary.given in (rotary.width, rotary.width // 2)
+        self.projections, self.out, self.rotary = projections, out, rotary
+        sizes = projections.sizes(out, rotary)
+        _, self.kv_heads, self.width, self.value_width = sizes
+        self._sinks = None if sinks is None else sinks.float().contiguous()
         self._module = library.AttentionModule(
-            *(linear._packed for linear in linears),
-            *map(norm_parts, norms),
-            norms_follow,
+            projections.native(),
+            out._packed,
             (rotary.turning, rotary.width, rotary.given, DTYPES[rotary.dtype]),
-            (heads, self.kv_heads, width, self.value_width),
+            sizes,
             scale,
-            value_scale,
-            0 if sinks is None else sinks.data_ptr(),
+            0 if self._sinks is None else self._sinks.data_ptr(),
         )
 
     def decode(self, x: Tensor, cos: Tensor, sin: Tensor, tokens: list[DecodingToken]) -> Tensor:
@@ -111,7 +157,7 @@ class Attention:
         x, cos, sin = x.contiguous(), cos.contiguous(), sin.contiguous()
         rows = x.numel() // x.shape[-1]
         assert self.rotary.takes(cos, sin, rows)
-        out = x.new_empty((*x.shape[:-1], self._out.rows))
+        out = x.new_empty((*x.shape[:-1], self.out.rows))
         library.decode(
             self._module,
             x.data_ptr(),

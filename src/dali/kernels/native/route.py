@@ -18,7 +18,7 @@ class Routing:
     """How a router chooses among its experts: the `top_k` of the highest score plus correction. A score is the expert's share of
     a `softmax` of the logits, or the `sigmoid` of its own. Their scores are the weights: over their sum (`floor` at least) plus
     `epsilon` if `normalise`, times `scale`. Of `groups` groups of experts only those of the `kept_groups` best, by the sum of
-    their two highest, are in the running. Logits round to `rounded`."""
+    their `judged` highest, are in the running. Logits round to `rounded`."""
 
     top_k: int
     weights_dtype: torch.dtype
@@ -29,6 +29,7 @@ class Routing:
     scale: float = 1.0
     groups: int = 1
     kept_groups: int = 1
+    judged: int = 2
     rounded: torch.dtype = torch.float32
     logits_dtype: torch.dtype = torch.float32
 
@@ -53,7 +54,7 @@ class Router:
             routing.score,
             address_of(bias),
             address_of(correction),
-            (routing.groups, routing.kept_groups),
+            (routing.groups, routing.kept_groups, routing.judged),
             (routing.normalise, routing.epsilon, routing.floor),
             routing.scale,
             tuple(DTYPES[dtype] for dtype in dtypes),
