@@ -221,6 +221,14 @@ def _routed(block: Any) -> tuple[Routed | None, list[native.Mlp]]:
 
 
 def _fused(layer: Any, rotary: Any) -> DecodingLayer | None:
+    try:
+        with torch.inference_mode():
+            return _probed(layer, rotary)
+    except REFUSALS:
+        return None
+
+
+def _probed(layer: Any, rotary: Any) -> DecodingLayer | None:
     parts = _parts(layer)
     if parts is None:
         return None
@@ -228,10 +236,7 @@ def _fused(layer: Any, rotary: Any) -> DecodingLayer | None:
     if not fused.run.watch.untouched:  # watched: a probe would run the parts
         return None
     try:
-        with torch.inference_mode():
-            return fused if _agree(layer, fused, rotary) else None
-    except REFUSALS:
-        return None
+        return fused if _agree(layer, fused, rotary) else None
     finally:
         fused.forget()
 

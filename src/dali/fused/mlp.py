@@ -3,6 +3,7 @@ which give a value the same bits wherever it stands, and what native code needs 
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -119,6 +120,7 @@ def _kind(activation: Any) -> str | None:
         return None
 
 
+@cache
 @torch.inference_mode()
 def sigmoids_agree(dtype: torch.dtype, rows: int) -> bool:
     """Whether torch's sigmoid of up to `rows` rows of one value gives the bits of the C library's, as native code computes it."""

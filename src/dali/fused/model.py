@@ -114,27 +114,43 @@ class DecodingModel:
 
 def fuse_model(model: Any) -> DecodingModel | None:
     """The model's way to decode in one call, if it has one."""
-    if {name for name, _ in model.named_children()} != OUTSIDE:
+    try:
+        with torch.inference_mode():
+            return _probed(model) if _known(model) else None
+    except REFUSALS:
         return None
+
+
+def _known(model: Any) -> bool:
+    """Whether a model has all the parts of a causal one, and none that are something else."""
+    if {name for name, _ in model.named_children()} != OUTSIDE:
+        return False
     inner = model.model
     if {name for name, _ in inner.named_children()} != INSIDE or not isinstance(inner.layers, nn.ModuleList):
-        return None
+        return False
     forwards: list[Any] = [layer.forward for layer in inner.layers]
-    if (
-        not all(isinstance(forward, DecodingLayer) for forward in forwards)
-        or type(inner.embed_tokens) is not nn.Embedding
-        or not isinstance(inner.norm, FusedRMSNorm)
-        or not isinstance(model.lm_head, PackedLinear)
-        or not is_fixed(inner.rotary_emb)
-        or inner.embed_tokens.weight.dtype != inner.norm.weight.dtype
-        or any(forward.native.dtype != inner.norm.weight.dtype for forward in forwards)
-    ):
-        return None
+    return (
+        bool(forwards)
+        and all(isinstance(forward, DecodingLayer) for forward in forwards)
+        and type(inner.embed_tokens) is nn.Embedding
+        and isinstance(inner.norm, FusedRMSNorm)
+        and isinstance(model.lm_head, PackedLinear)
+        and is_fixed(inner.rotary_emb)
+        and inner.embed_tokens.weight.dtype == inner.norm.weight.dtype
+        and all(forward.native.dtype == inner.norm.weight.dtype for forward in forwards)
+    )
+
+
+def _probed(model: Any) -> DecodingModel | None:
     fused = DecodingModel(model)
-    return fused if fused.watch.untouched and _agree(model, fused) else None
+    if not fused.watch.untouched:  # watched: a probe would run the parts
+        return None
+    try:
+        return fused if _agree(model, fused) else None
+    finally:
+        fused.forget()
 
 
-@torch.inference_mode()
 def _agree(model: Any, fused: DecodingModel) -> bool:
     """Whether both ways give the same bits on a probe."""
     rows = len(POSITIONS[0])
@@ -144,13 +160,7 @@ def _agree(model: Any, fused: DecodingModel) -> bool:
         return model(input_ids=ids, position_ids=positions, use_cache=False, logits_to_keep=0).logits[0]
 
     def natively(at: int) -> Tensor:
-        return fused.decode(
-            cast(StepContext, current_step()), list(range(at, at + rows)), list(POSITIONS[at])
-        )
+        step = cast(StepContext, current_step())
+        return fused.decode(step, list(range(at, at + rows)), list(POSITIONS[at]))
 
-    try:
-        return all(map(torch.equal, probe(plainly), probe(natively)))
-    except REFUSALS:
-        return False
-    finally:
-        fused.forget()
+    return all(map(torch.equal, probe(plainly), probe(natively)))

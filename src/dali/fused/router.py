@@ -169,8 +169,7 @@ def _epsilon(router: Any, parts: Parts, dtype: torch.dtype, scale: float) -> flo
     """What is added to the sum of weights, which an input tells whose logits are all so low that it counts. None: one that is not
     known, or there is no such input."""
     weight = parts.weight.float()
-    low = torch.full((len(weight), 1), LOW)
-    x = torch.linalg.lstsq(weight, low, driver="gelsd").solution.T.to(dtype)
+    x = (weight.T @ torch.linalg.solve(weight @ weight.T, torch.full((len(weight), 1), LOW))).T.to(dtype)
     logits, weights, ids = router(x, *parts.given)
     chosen = logits.float().sigmoid().gather(1, ids)
     for epsilon in EPSILONS:
