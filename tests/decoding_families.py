@@ -1,4 +1,5 @@
-"""Tiny models of families that decode in one native call, beside those of families.py: each brings a part that those lack."""
+"""Tiny models of families that decode in one native call, beside those of families.py that do: each brings a part that others
+lack."""
 
 from __future__ import annotations
 
@@ -62,6 +63,7 @@ DECODING: dict[str, dict[str, Any]] = {
     | {"mlp_layer_types": ["dense", "sparse", "sparse"]},
     "minimax_m2": PARTIAL
     | {"intermediate_size": 48, "num_local_experts": 8, "num_experts_per_tok": 3, "head_dim": 16},
+    "deepseek_v2": {"qk_rope_head_dim": 32},  # by complex numbers; groups judged by their best expert
     "deepseek_v3": GROUPED | LATENT | {"q_lora_rank": 24},
     "glm4_moe_lite": GROUPED | LATENT,
     "flint": MANY | WINDOWS | {"shared_expert_intermediate_size": 64, "head_dim": 16},

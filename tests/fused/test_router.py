@@ -30,7 +30,7 @@ def routers(model: nn.Module) -> list:
     return found
 
 
-@pytest.mark.parametrize("family", [*FAMILIES, *DECODING])
+@pytest.mark.parametrize("family", FAMILIES | DECODING)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_routers_of_known_formulas_are_fused_and_agree(family, dtype):
     model = build(family, dtype)

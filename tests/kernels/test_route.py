@@ -32,20 +32,10 @@ def by_hand(logits: Tensor, how: native.Routing, correction: Tensor | None) -> t
 @pytest.mark.parametrize("corrected", [False, True])
 @pytest.mark.parametrize("normalise", [False, True])
 @pytest.mark.parametrize("score", ["softmax", "sigmoid"])
-def test_formulas(score, normalise, corrected, judged, groups):
+@pytest.mark.parametrize(("epsilon", "floor"), [(0.0, 0.0), (0.25, 0.4)])
+def test_formulas(epsilon, floor, score, normalise, corrected, judged, groups):
     torch.manual_seed(0)
-    how = native.Routing(TOP_K, torch.float32, score, normalise, 0.25, 0.4, 2.5, *groups, judged=judged)
-    if score == "softmax" and not corrected:
-        how = native.Routing(
-            TOP_K,
-            torch.float32,
-            score,
-            normalise,
-            scale=2.5,
-            groups=groups[0],
-            kept_groups=groups[1],
-            judged=judged,
-        )
+    how = native.Routing(TOP_K, torch.float32, score, normalise, epsilon, floor, 2.5, *groups, judged=judged)
     x, weight, bias = torch.randn(TOKENS, HIDDEN), torch.randn(EXPERTS, HIDDEN) / 8, torch.randn(EXPERTS)
     correction = torch.rand(EXPERTS) if corrected else None
     logits, weights, ids = native.Router(weight, how, bias, correction)(x)

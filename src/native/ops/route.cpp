@@ -84,7 +84,8 @@ void score(const Router& router, const float* logits, float* scores) {
 
 // Of a plain softmax the logits tell the order, and often the chosen ones alone their weights.
 bool by_logits(const Router& router) {
-    return router.score == Score::softmax && !router.correction.at && router.groups == router.kept_groups;
+    return router.score == Score::softmax && !router.correction.at && router.groups == router.kept_groups &&
+           router.epsilon == 0 && router.floor == 0;
 }
 
 void weigh_by_logits(const Router& router, const float* logits, const int* order, float* weights) {
