@@ -66,6 +66,9 @@ DECODING: dict[str, dict[str, Any]] = {
     "deepseek_v2": {"qk_rope_head_dim": 32},  # by complex numbers; groups judged by their best expert
     "deepseek_v3": GROUPED | LATENT | {"q_lora_rank": 24},
     "glm4_moe_lite": GROUPED | LATENT,
+    "kolibri1": MANY  # norms on both sides, experts chosen by their logits
+    | WINDOWS
+    | {"shared_expert_intermediate_size": 64, "head_dim": 16},
     "flint": MANY | WINDOWS | {"shared_expert_intermediate_size": 64, "head_dim": 16},
 }
 

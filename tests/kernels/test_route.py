@@ -15,7 +15,8 @@ HIDDEN, EXPERTS, TOKENS, TOP_K = 70, 12, 64, 3
 def by_hand(logits: Tensor, how: native.Routing, correction: Tensor | None) -> tuple[Tensor, Tensor]:
     """Weights and ids."""
     scores = logits.softmax(-1) if how.score == "softmax" else logits.sigmoid()
-    ranks = scores if correction is None else scores + correction
+    ranks = logits.clone() if how.by_logit else scores
+    ranks = ranks if correction is None else ranks + correction
     grouped = ranks.view(len(ranks), how.groups, -1)
     worth = grouped.sort(-1).values[:, :, -how.judged :].sum(-1)
     for row, order in enumerate(worth.argsort(-1, descending=True)):
@@ -28,14 +29,16 @@ def by_hand(logits: Tensor, how: native.Routing, correction: Tensor | None) -> t
 
 
 @pytest.mark.parametrize("groups", [(1, 1), (4, 2), (6, 3)])
-@pytest.mark.parametrize("judged", [1, 2])
+@pytest.mark.parametrize(("judged", "by_logit"), [(1, False), (2, False), (2, True)])
 @pytest.mark.parametrize("corrected", [False, True])
 @pytest.mark.parametrize("normalise", [False, True])
 @pytest.mark.parametrize("score", ["softmax", "sigmoid"])
 @pytest.mark.parametrize(("epsilon", "floor"), [(0.0, 0.0), (0.25, 0.4)])
-def test_formulas(epsilon, floor, score, normalise, corrected, judged, groups):
+def test_formulas(epsilon, floor, score, normalise, corrected, judged, by_logit, groups):
     torch.manual_seed(0)
-    how = native.Routing(TOP_K, torch.float32, score, normalise, epsilon, floor, 2.5, *groups, judged=judged)
+    how = native.Routing(
+        TOP_K, torch.float32, score, normalise, epsilon, floor, 2.5, *groups, judged=judged, by_logit=by_logit
+    )
     x, weight, bias = torch.randn(TOKENS, HIDDEN), torch.randn(EXPERTS, HIDDEN) / 8, torch.randn(EXPERTS)
     correction = torch.rand(EXPERTS) if corrected else None
     logits, weights, ids = native.Router(weight, how, bias, correction)(x)

@@ -19,7 +19,6 @@ ACTIVATIONS = ("act_fn", "activation")
 # What modules call the linears of gate and up, or of both in one, and of down.
 NAMES = (
     (("gate_proj", "up_proj"), "down_proj"),
-    (("w1", "w3"), "w2"),
     (("gate_up_proj",), "down_proj"),
     (("input_linear",), "output_linear"),
 )

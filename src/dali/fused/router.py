@@ -4,6 +4,7 @@ weights to the same experts."""
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import product
 from typing import Any, NamedTuple
 
 import torch
@@ -83,8 +84,9 @@ def _fused(router: Any, parent: Any, dtype: torch.dtype) -> FusedRouter | None:
         routing = _routing(router, parts, answers, dtype)
         if routing is None:
             return None
-        for judged in (2, 1):
-            fused = FusedRouter(router, parts, replace(routing, judged=judged), dtype)
+        for judged, by_logit in product((2, 1), (False, True)):
+            choice = replace(routing, judged=judged, by_logit=by_logit)
+            fused = FusedRouter(router, parts, choice, dtype)
             if _agree(answers, fused.native(probe), fused):
                 return fused
         return None
@@ -198,7 +200,7 @@ def _agree(expected: Routed, ours: Routed, fused: FusedRouter) -> bool:
     close = _close(routing.rounded, fused.weight.dtype)
     if not torch.allclose(ours[0], logits, rtol=0, atol=close * float(logits.abs().amax())):
         return False
-    plain = routing.score == "softmax" and correction is None
+    plain = routing.by_logit or (routing.score == "softmax" and correction is None)
     ranks, mine = (told.float() if plain else _scores(routing.score, told) for told in (logits, ours[0]))
     difference = (ranks - mine).abs().amax()
     if correction is not None:

@@ -83,7 +83,7 @@ void score(const Router& router, const float* logits, float* scores) {
 }
 
 // Of a plain softmax the logits tell the order, and often the chosen ones alone their weights.
-bool by_logits(const Router& router) {
+bool plain_softmax(const Router& router) {
     return router.score == Score::softmax && !router.correction.at && router.groups == router.kept_groups &&
            router.epsilon == 0 && router.floor == 0;
 }
@@ -121,15 +121,13 @@ void route(const Router& router, const void* x, Dtype dtype, int tokens, void* l
         write(found, experts, router.rounded, rounded, 0);
         read_row(rounded, router.rounded, 0, experts, found);
         write(found, experts, router.logits_dtype, logits, size_t(token) * experts);
-        if (by_logits(router)) std::copy_n(found, experts, ranks);
-        else {
-            score(router, found, scores);
-            std::copy_n(scores, experts, ranks);
-        }
+        const bool plain = plain_softmax(router);
+        if (!plain) score(router, found, scores);
+        std::copy_n(plain || router.by_logit ? found : scores, experts, ranks);
         add(router.correction, experts, ranks);
         keep_groups(router, ranks);
         highest(ranks, experts, top_k, order);
-        if (by_logits(router)) weigh_by_logits(router, found, order, weighed);
+        if (plain) weigh_by_logits(router, found, order, weighed);
         else weigh_by_scores(router, scores, order, weighed);
         for (int i = 0; i < top_k; i++) {
             weighed[i] *= router.scale;

@@ -15,14 +15,15 @@ struct Values {
     Dtype dtype = Dtype::f32;
 };
 
-// logits = x weight^T + bias, rounded to `rounded`; scores of them in float32. A token takes the experts of the highest score plus
-// correction, those of its best groups alone. Their scores are the weights: over their sum (`floor` at least) plus epsilon if
+// logits = x weight^T + bias, rounded to `rounded`; scores of them in float32. A token takes the experts of the highest score (or
+// logit) plus correction, those of its best groups alone. Their scores are the weights: over their sum (`floor` at least) plus epsilon if
 // `normalise`, times `scale`.
 struct Router {
     Values weight;  // [experts, hidden], float32 or bfloat16
     int hidden, experts, top_k;
     Score score;
     Values bias, correction;  // [experts]
+    bool by_logit;            // a token takes the highest logits, not scores
     int groups, kept_groups, judged;  // a group's worth is the sum of its `judged` highest
     bool normalise;
     float epsilon, floor, scale;

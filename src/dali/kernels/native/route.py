@@ -15,10 +15,10 @@ ROUTED_DTYPES = (torch.float32, torch.bfloat16)  # of weights and inputs
 
 @dataclass(frozen=True)
 class Routing:
-    """How a router chooses among its experts: the `top_k` of the highest score plus correction. A score is the expert's share of
-    a `softmax` of the logits, or the `sigmoid` of its own. Their scores are the weights: over their sum (`floor` at least) plus
-    `epsilon` if `normalise`, times `scale`. Of `groups` groups of experts only those of the `kept_groups` best, by the sum of
-    their `judged` highest, are in the running. Logits round to `rounded`."""
+    """How a router chooses among its experts: the `top_k` of the highest score, or logit if `by_logit`, plus correction. A score
+    is the expert's share of a `softmax` of the logits, or the `sigmoid` of its own. Their scores are the weights: over their sum
+    (`floor` at least) plus `epsilon` if `normalise`, times `scale`. Of `groups` groups of experts only those of the `kept_groups`
+    best, by the sum of their `judged` highest, are in the running. Logits round to `rounded`."""
 
     top_k: int
     weights_dtype: torch.dtype
@@ -30,6 +30,7 @@ class Routing:
     groups: int = 1
     kept_groups: int = 1
     judged: int = 2
+    by_logit: bool = False
     rounded: torch.dtype = torch.float32
     logits_dtype: torch.dtype = torch.float32
 
@@ -54,6 +55,7 @@ class Router:
             routing.score,
             address_of(bias),
             address_of(correction),
+            routing.by_logit,
             (routing.groups, routing.kept_groups, routing.judged),
             (routing.normalise, routing.epsilon, routing.floor),
             routing.scale,
