@@ -85,11 +85,9 @@ def fuse_attention(model: nn.Module) -> None:
 
 
 def _fused(module: Any, rotary: Any) -> DecodingAttention | None:
-    if not _known(module) or module.config.dtype not in native.ATTENTION_DTYPES:
-        return None
     try:
         with torch.inference_mode():
-            return _probed(module, rotary)
+            return _probed(module, rotary) if _known(module) else None
     except REFUSALS:
         return None
 
@@ -108,7 +106,7 @@ def _known(module: Any) -> bool:
             if isinstance(part, FusedRMSNorm)
         )
         and own <= {"sinks"}
-        and hasattr(module, "layer_idx")
+        and module.config.dtype in native.ATTENTION_DTYPES
         and all(getattr(module.config, clip, None) is None for clip in CLIPS)
     )
 
