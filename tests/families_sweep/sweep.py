@@ -11,17 +11,11 @@ from families_sweep.outcome import TOLERANCE, Outcome, outcome
 from families_sweep.page import PAGE, row
 from families_sweep.tiny import Variant, folders, variants
 
-# Fused attention calls rotary embeddings without the layer type that these take.
-CRASH = pytest.mark.xfail(raises=TypeError, strict=True)
-CRASHING = {"beam", "laguna", "mellum", "mimo_v2_flash"}
 VARIANTS = [variant for folder in folders() for variant in variants(folder)]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "variant",
-    [pytest.param(v, marks=CRASH if v.model_type in CRASHING else (), id=str(v)) for v in VARIANTS],
-)
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
 def test_it_is_right_or_refused_and_as_the_page_says(variant: Variant):
     found: Outcome = outcome(variant)
     wrong = {way: difference for way, difference in found.differences if not difference < TOLERANCE}
