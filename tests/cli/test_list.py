@@ -130,6 +130,7 @@ def test_gguf_files(listed, models):
     save_gguf(gguf_model("gpt_oss"), models / "here" / "m.gguf", shards=20)
     save_gguf(gguf_model("olmoe"), snapshot / "tiny-Q8_0.gguf")
     save_gguf(gguf_model("olmoe"), snapshot / "tiny-Q4_0.gguf")
+    (snapshot / "config.json").write_text("{}")  # which makes no model of its own
     with (snapshot / "tiny-Q4_0.gguf").open("r+b") as file:
         file.truncate(10_000)
     found = listed()

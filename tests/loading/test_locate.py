@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from types import SimpleNamespace
 
 import huggingface_hub
@@ -15,7 +17,7 @@ from huggingface_hub.errors import (
 
 from dali.errors import DaliError, UsageError
 from dali.loading import locate as module
-from dali.loading.locate import locate
+from dali.loading.locate import display_name, locate
 
 
 @pytest.fixture(autouse=True)
@@ -38,12 +40,17 @@ def make(directory):
     return directory
 
 
+def make_checkpoint(directory):
+    (make(directory) / "model.safetensors").touch()
+    return directory
+
+
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
     """Stands in for the hub: answers with a directory, or raises what it is told to."""
 
     class Hub:
-        answer: object = make(tmp_path / "snapshot")
+        answer: object = make_checkpoint(tmp_path / "snapshot")
         asked: dict[str, object]
 
         def __call__(self, name: str, **options: object) -> str:
@@ -64,6 +71,34 @@ def test_a_directory(tmp_path, monkeypatch):
     assert str(locate("some/model")) == "some/model"  # not an org/name, once it is there
     monkeypatch.setenv("HOME", str(tmp_path))
     assert locate("~/some/model") == model
+
+
+def test_config_json_alone_makes_no_checkpoint(tmp_path):
+    """Who publishes GGUF files often puts the original's config.json beside them."""
+    folder = make(tmp_path / "quantized")
+    assert locate(folder) == folder  # what it lacks is said by loading
+    (folder / "m-Q8_0.gguf").write_bytes(b"GGUF")
+    assert locate(folder) == folder / "m-Q8_0.gguf"
+    (folder / "m-Q4_0.gguf").write_bytes(b"GGUF")
+    assert problem_of(str(folder)) == f"{folder} holds 2 GGUF models."
+    (folder / "model-00001-of-00001.safetensors").touch()
+    assert locate(folder) == folder
+
+
+def test_a_directory_whose_name_no_library_takes(tmp_path):
+    folder = make(tmp_path / os.fsdecode(b"mod\xe9le"))
+    assert "mod\ufffdle is not UTF-8" in problem_of(str(folder))
+    (tmp_path / "link").symlink_to(folder)
+    assert locate(tmp_path / "link") == tmp_path / "link"
+
+
+def test_what_people_call_a_model(tmp_path, monkeypatch):
+    folder = make(tmp_path / "tiny")
+    (folder / "m-Q8_0-00001-of-00002.gguf").touch()
+    monkeypatch.chdir(folder)
+    assert display_name(folder) == display_name(Path(".")) == display_name(folder / "inner" / "..") == "tiny"
+    assert display_name(folder / "m-Q8_0-00001-of-00002.gguf") == "m-Q8_0"
+    assert display_name(Path("hub/models--org--big-model/snapshots/0123abcd")) == "org/big-model"
 
 
 def test_the_bundled_model_and_cached_ones(tmp_path):
@@ -291,3 +326,14 @@ def test_an_interrupted_download_found_offline(hub, tmp_path):
     hub.answer.mkdir()
     with pytest.raises(DaliError, match=r"org/name has no config.json here"):
         locate("org/name", offline=True)
+
+
+def test_a_repository_of_gguf_files_needs_a_quantization(hub, monkeypatch):
+    listing(monkeypatch, REPOSITORY)
+    (hub.answer / "model.safetensors").unlink()
+    with pytest.raises(
+        UsageError, match=r"^org/name holds GGUF files.*\n.*org/name:BF16; it has BF16, Q4_K_M, Q8_0"
+    ):
+        locate("org/name")  # with a config.json and without
+    (hub.answer / "config.json").unlink()
+    assert problem_of("org/name") == "org/name holds GGUF files, and no safetensors weights."

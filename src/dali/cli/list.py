@@ -14,7 +14,7 @@ from dali.cli.flags.verb import Verb
 from dali.cli.importing import importing
 from dali.cli.terminal import log, passing_note
 from dali.errors import DaliError
-from dali.loading.locate import BUNDLED, gguf_models, quant_of
+from dali.loading.locate import BUNDLED, gguf_models, is_checkpoint, quant_of
 from dali.store.cache import cache_root
 from dali.store.gguf.header import split_files
 from dali.units import size
@@ -89,7 +89,7 @@ def _found() -> Iterator[tuple[str, Path]]:
 
     local = {folder.name: folder for root in (cache_root() / "models", BUNDLED) for folder in root.glob("*/")}
     for name, folder in local.items():
-        files = [] if (folder / "config.json").is_file() else gguf_models(folder)
+        files = [] if is_checkpoint(folder) else gguf_models(folder)
         yield from ((str(file), file) for file in files)
         if not files:
             yield name, folder
@@ -103,7 +103,7 @@ def _found() -> Iterator[tuple[str, Path]]:
         if repository.repo_type == "model" and main:
             files = gguf_models(main.snapshot_path)
             yield from ((f"{repository.repo_id}:{quant_of(file.name)}", file) for file in files)
-            if not files or (main.snapshot_path / "config.json").is_file():
+            if not files or is_checkpoint(main.snapshot_path):
                 yield repository.repo_id, main.snapshot_path
 
 

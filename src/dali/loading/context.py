@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from dali.errors import DaliError, UsageError
+from dali.loading.locate import display_name
 
 
 def check_context(path: Path, asked: int | None) -> None:
@@ -20,7 +20,7 @@ def check_context(path: Path, asked: int | None) -> None:
     with suppress(OSError, ValueError, DaliError):  # loading says better what is wrong with a file
         most = _most_in_gguf(path) if path.is_file() else _most_in_directory(path)
     if isinstance(most, int):
-        check_range(asked, most, re.sub(r"-\d{5}-of-\d{5}$", "", path.stem) if path.is_file() else path.name)
+        check_range(asked, most, display_name(path))
 
 
 def _most_in_directory(directory: Path) -> Any:

@@ -29,18 +29,7 @@ def locate(model: str | os.PathLike[str] | None, offline: bool = False) -> Path:
     name = os.fspath(model)
     path = Path(os.path.expanduser(name))
     if name and os.path.isdir(path):  # os.path: False, not an error, for what no path can be
-        if (path / "config.json").is_file():
-            return path
-        files = gguf_models(path)
-        if len(files) == 1:
-            return files[0]
-        found = ", ".join(str(file.relative_to(path)) for file in files[:MOST_NAMED])
-        found += f" and {len(files) - MOST_NAMED} more" if len(files) > MOST_NAMED else ""
-        raise UsageError(
-            f"{path} is not a model directory: it has no config.json"
-            + (f", and {len(files)} GGUF models." if files else "."),
-            f"Give one of its files: {found}." if files else "Give a directory with config.json and weights.",
-        )
+        return _in_directory(path)
     if os.path.isfile(path):
         if path.suffix.lower() == ".gguf" or _starts_as_gguf(path):
             return path
@@ -61,6 +50,58 @@ def locate(model: str | os.PathLike[str] | None, offline: bool = False) -> Path:
             "See `dali list` for the models found here.",
         )
     return _from_hub(name, offline)
+
+
+def _in_directory(path: Path) -> Path:
+    """The checkpoint or the one GGUF model that a directory holds."""
+    try:
+        files = [] if is_checkpoint(path) else gguf_models(path)
+    except OSError as error:
+        raise UsageError(
+            f"Cannot look into {error.filename or path} ({error.strerror}).", "Make it readable."
+        ) from error
+    if len(files) == 1:
+        return files[0]
+    if not files and (path / "config.json").is_file():
+        _check_spelling(path)
+        return path
+    found = ", ".join(str(file.relative_to(path)) for file in files[:MOST_NAMED])
+    found += f" and {len(files) - MOST_NAMED} more" if len(files) > MOST_NAMED else ""
+    raise UsageError(
+        f"{path} holds {len(files)} GGUF models."
+        if files
+        else f"{path} is not a model directory: it has no config.json.",
+        f"Give one of its files: {found}." if files else "Give a directory with config.json and weights.",
+    )
+
+
+def is_checkpoint(directory: Path) -> bool:
+    """Whether a directory holds safetensors weights of its own: people put config.json beside GGUF files, too."""
+    names = os.listdir(directory)
+    return "config.json" in names and any(
+        name.endswith((".safetensors", ".safetensors.index.json")) for name in names
+    )
+
+
+def _check_spelling(directory: Path) -> None:
+    """The libraries that read tokenizers and weights take names as UTF-8 alone."""
+    try:
+        os.path.abspath(directory).encode()
+    except UnicodeEncodeError as error:
+        shown = os.fsencode(directory).decode(errors="replace")
+        raise UsageError(
+            f"The name of the directory {shown} is not UTF-8, and the libraries that read it take no other.",
+            "Rename it, or give a link to it.",
+        ) from error
+
+
+def display_name(path: Path) -> str:
+    """What people call the model at `path`, a directory or a GGUF file: org/name of one in the Hugging Face cache, a file without
+    its number and suffix."""
+    path = Path(os.path.abspath(path))  # "." has no name
+    if path.parent.name == "snapshots" and path.parent.parent.name.startswith("models--"):
+        return path.parent.parent.name.removeprefix("models--").replace("--", "/")
+    return re.sub(r"-\d{5}-of-\d{5}$", "", path.stem) if path.is_file() else path.name
 
 
 def gguf_models(directory: Path) -> list[Path]:
@@ -146,10 +187,19 @@ def _from_hub(name: str, offline: bool) -> Path:
         path = huggingface_hub.snapshot_download(
             name, allow_patterns=FILES, ignore_patterns=DUPLICATES, local_files_only=offline
         )
+    if not is_checkpoint(Path(path)):
+        files: list[str] = []
+        with suppress(Exception):  # what else there is only makes the error more helpful
+            files, _ = _files(name, offline)
+        if quants := sorted({quant_of(file) for file in files if file.lower().endswith(".gguf")}):
+            raise UsageError(
+                f"{name} holds GGUF files, and no safetensors weights.",
+                f"Name a quantization, as in {name}:{quants[0]}; it has {', '.join(quants)}.",
+            )
     if not os.path.isfile(os.path.join(path, "config.json")):
         raise DaliError(
             f"{name} has no config.json here: its download was interrupted, or it holds no such model.",
-            "Load it once with a connection; a repository of GGUF files needs a quantization, as in org/name:Q4_K_M.",
+            "Load it once with a connection, or pick another.",
         )
     return Path(path)
 

@@ -20,7 +20,7 @@ from dali.kernels.expert import ExpertLayout
 from dali.loading.budget import choose_context, choose_layout, count_dense_bytes
 from dali.loading.dense import load_dense
 from dali.loading.loaded import LoadedModel
-from dali.loading.locate import BUNDLED
+from dali.loading.locate import BUNDLED, display_name
 from dali.loading.skeleton import quiet_transformers
 from dali.loading.source import ModelSource
 from dali.options import LoadOptions
@@ -40,7 +40,7 @@ class SafetensorsModel(ModelSource):
 
     @property
     def name(self) -> str:
-        return self.path.name
+        return display_name(self.path)
 
     @cached_property
     def config(self) -> Any:

@@ -6,7 +6,6 @@ There is no store on disk: it would take the file's space once more to save the 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -27,6 +26,7 @@ from dali.loading.gguf.dense import GgufDense
 from dali.loading.gguf.families import family_of
 from dali.loading.gguf.tokenizer import end_ids, read_tokenizer
 from dali.loading.loaded import LoadedModel
+from dali.loading.locate import display_name
 from dali.loading.source import ModelSource
 from dali.options import LoadOptions
 from dali.progress import Meter
@@ -55,8 +55,7 @@ class GgufModel(ModelSource):
 
     @property
     def name(self) -> str:
-        """The file's name without its number and suffix."""
-        return re.sub(r"-\d{5}-of-\d{5}$", "", self.gguf.path.stem)
+        return display_name(self.path)
 
     @cached_property
     def config(self) -> Any:
