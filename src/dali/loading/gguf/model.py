@@ -79,12 +79,12 @@ class GgufModel(ModelSource):
 
     @property
     def has_chat_template(self) -> bool:
-        return bool(self.gguf.get("tokenizer.chat_template", str))
+        return bool(self.gguf.optional("tokenizer.chat_template", str))
 
     @property
     def fingerprint(self) -> str:
         """Changes when the header or any file does."""
-        digest = xxhash.xxh3_128(json.dumps(self.gguf.metadata, sort_keys=True).encode())
+        digest = xxhash.xxh3_128(json.dumps(self.gguf.metadata, sort_keys=True, default=repr).encode())
         for path in sorted({tensor.path for tensor in self.gguf.tensors.values()}):
             stat = path.stat()
             digest.update(f"{path.name} {stat.st_size} {stat.st_mtime_ns}".encode())
@@ -136,6 +136,8 @@ class GgufModel(ModelSource):
         dtype = self.dtype(options.dtype, compiled)
         layouts = self.layouts(options.quant, dtype, options.ram_bytes)
         tokenizer = self.tokenizer
+        for key, wrong in self.gguf.ignored.items():
+            notify(f"{self.path} is read without its key {key}, which {wrong}.")
         pack_linears = compiled and layouts[0].format.quantized
         weights = self.read(layouts, dtype, pack_linears, meter("Loading weights", self.nbytes))
         loaded, linears = weights.experts, weights.linears
