@@ -27,7 +27,7 @@ def find_model(model: str, settings: Model) -> Path:
 def load_model(model: str, directory: Path, options: LoadOptions, chat: bool = False) -> LLM:
     """The model that lies in `directory`. chat: it needs a chat template of its own."""
     passing_note(f"Loading {model} ...")
-    check_context(directory, options.ctx_size)
+    check_context(directory, options)
     with importing():
         from dali.entry import load_source, prepare
         from dali.loading.chat_template import check_chat_template

@@ -85,21 +85,21 @@ class SafetensorsModel(ModelSource):
         self, options: LoadOptions, compiled: bool, meter: Meter, notify: Callable[[str], None]
     ) -> LoadedModel:
         """A store that turns out to be damaged is built anew, once, which is said."""
+        ctx_size = choose_context(self.config, options, self.name)
         damage = None
         try:
-            return self._load(options, compiled, meter, notify)
+            return self._load(ctx_size, options, compiled, meter, notify)
         except DamagedStore as error:
             discard(error.path)
             damage = error.problem
         # The error is gone by now, and with it the memory that its frames held.
         notify(f"{damage} It is built anew.")
-        return self._load(options, compiled, meter, notify)
+        return self._load(ctx_size, options, compiled, meter, notify)
 
     def _load(
-        self, options: LoadOptions, compiled: bool, meter: Meter, notify: Callable[[str], None]
+        self, ctx_size: int, options: LoadOptions, compiled: bool, meter: Meter, notify: Callable[[str], None]
     ) -> LoadedModel:
         modules = self.modules
-        ctx_size = choose_context(self.config, options.ctx_size, self.name)
         tokenizer, checkpoint = self.tokenizer, self.checkpoint
         mapping = get_model_conversion_mapping(self.skeleton)
         experts = CheckpointExperts(checkpoint, modules, mapping, self.skeleton)

@@ -33,6 +33,13 @@ def wholes(least: int) -> Kind:
     return Kind("N", f"whole numbers from {least}, with commas between them", parse)
 
 
+def _factor(text: str) -> float:
+    value = float(text)
+    if not 1 <= value < 2**20:
+        raise ValueError
+    return value
+
+
 def one_of(names: tuple[str, ...], metavar: str = "NAME") -> Kind:
     def parse(text: str) -> str:
         if text not in names:
@@ -56,4 +63,5 @@ TEXT = Kind("TEXT", "some text", _some_text)
 FILE = Kind("FILE", "the name of a file", _some_text)
 NAMES = Kind("NAMES", "names with commas between them", _names)
 COUNTS = wholes(1)
+FACTOR = Kind("F", "a number from 1, such as 4", _factor)
 SIZE = Kind("SIZE", "a size like 8GiB or 500MB", parse_size)

@@ -49,13 +49,21 @@ class Keys:
             "rope_type": "default",
             "rope_theta": float(self.key("rope.freq_base", 10000.0, NUMBER)),
         }
-        kind = self.key("rope.scaling.type", "none", str)
-        if kind in ("linear", "yarn"):
-            rope |= {"rope_type": kind, "factor": float(self.required("rope.scaling.factor", NUMBER))}
-        elif kind not in ("none", "longrope"):
-            raise damaged(self.gguf.path, f"its rope.scaling.type is {kind!r}, which dali does not know")
+        # llama.cpp's defaults: a factor alone is linear, by its older name too, and 0 stands for none.
+        kind = self.key("rope.scaling.type", "linear", str)
+        factor = (
+            self.key("rope.scaling.factor", None, NUMBER) or self.key("rope.scale_linear", 0, NUMBER) or 1
+        )
+        if kind not in ("none", "linear", "yarn", "longrope"):
+            raise damaged(self.gguf.path, f"its rope.scaling.type is {kind!r:.60}, which dali does not know")
+        if factor < 0:
+            raise damaged(self.gguf.path, f"its rope.scaling.factor is {factor}")
+        if kind in ("none", "longrope") or factor == 1:
+            return rope
+        rope |= {"rope_type": kind, "factor": float(factor)}
         if kind == "yarn":
-            rope["original_max_position_embeddings"] = self.required("rope.scaling.original_context_length")
+            original = self.key("rope.scaling.original_context_length") or self.required("context_length")
+            rope["original_max_position_embeddings"] = original
             for ours, key in (("beta_fast", "yarn_beta_fast"), ("beta_slow", "yarn_beta_slow")):
                 value = self.key(f"rope.scaling.{key}", None, NUMBER)
                 rope |= {} if value is None else {ours: float(value)}

@@ -132,7 +132,7 @@ class GgufModel(ModelSource):
         """As ModelSource's. Beside quantized experts the compiled kernels take linears as the file has quantized them."""
         # Asking for the dense weights' type goes over the whole header: what can be refused by it is, before weights are read.
         self.config.dtype = self.dense.dtype
-        ctx_size = choose_context(self.config, options.ctx_size, self.name)
+        ctx_size = choose_context(self.config, options, self.name)
         dtype = self.dtype(options.dtype, compiled)
         layouts = self.layouts(options.quant, dtype, options.ram_bytes)
         tokenizer = self.tokenizer
