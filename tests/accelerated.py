@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -67,9 +67,9 @@ class Watched:
         self.sampler = sampler
         self.logits: list[Tensor] = []
 
-    def sample(self, logits: Tensor) -> int:
+    def sample(self, logits: Tensor, tokens: Sequence[int] = ()) -> int:
         self.logits.append(logits.clone())
-        return int(self.sampler.sample(logits))
+        return int(self.sampler.sample(logits, tokens))
 
 
 def answers(llm: LLM, step_tokens: int = 512, tokens: int = 6) -> list[tuple[list[int], Tensor]]:

@@ -28,7 +28,7 @@ class Forced:
         self.tokens = iter(tokens)
         self.logits: list[torch.Tensor] = []
 
-    def sample(self, logits: torch.Tensor) -> int:
+    def sample(self, logits: torch.Tensor, tokens: object = ()) -> int:
         self.logits.append(logits.clone())
         return next(self.tokens)
 
@@ -58,13 +58,20 @@ def cache(tmp_path_factory):
 
 
 def expected_logits(model, tokens: list[int], prompt_tokens: int) -> torch.Tensor:
-    """Logits of the last prompt token and each decoded one, as transformers computes them with its cache: [DECODE, vocab]."""
+    """Logits of the last prompt token and each decoded one, as transformers computes them with its cache: [DECODE, vocab].
+
+    The cache is begun anew where the rotary embedding changes its frequencies, as transformers' `generate` does."""
     # transformers 5.24 renamed the argument, and warns of the old name.
     name = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
-    cache = {name: DynamicCache(config=model.config)}
-    with torch.inference_mode():
-        pieces = [tokens[:prompt_tokens], *([token] for token in tokens[prompt_tokens:-1])]
-        return torch.stack([model(torch.tensor([piece]), **cache).logits[0, -1] for piece in pieces])
+    limit = getattr(model.config, "original_max_position_embeddings", None)
+    rows, begin = [], 0
+    for end in range(prompt_tokens, len(tokens)):
+        if begin == 0 or end - 1 == limit:
+            begin, cache = 0, {name: DynamicCache(config=model.config)}
+        with torch.inference_mode():
+            rows.append(model(torch.tensor([tokens[begin:end]]), **cache).logits[0, -1])
+        begin = end
+    return torch.stack(rows)
 
 
 def dali_logits(llm: LLM, prompts: list[list[int]], step_tokens: int) -> list[torch.Tensor]:

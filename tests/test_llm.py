@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
+import weakref
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -163,6 +166,87 @@ def test_stop_strings_end_the_text_before_them(llm):
     assert stopped.finish_reason == "stop"
 
 
+def test_threads_get_the_answers_they_get_alone(llm):
+    prompts = [PROMPT, "Tell me a story about a", "Hello my friend, how"]
+    alone = [greedy(llm, prompt, 30).text for prompt in prompts]
+
+    def work(number: int) -> list[str]:
+        own = number % 3
+        if number < 3:
+            return [greedy(llm, prompts[own], 30).text for _ in range(4)]
+        return [
+            "".join(llm.stream(prompts[own], temperature=0, max_tokens=30, ignore_eos=True)) for _ in range(4)
+        ]
+
+    with ThreadPoolExecutor(6) as threads:
+        for number, found in enumerate(threads.map(work, range(6))):
+            assert found == [alone[number % 3]] * 4
+    assert llm.engine.scheduler.live == []
+
+
+def test_an_async_stream_goes_on_beside_others(llm):
+    expected = greedy(llm, PROMPT).text
+
+    async def read() -> str:
+        return "".join(
+            [piece async for piece in llm.astream(PROMPT, temperature=0, max_tokens=12, ignore_eos=True)]
+        )
+
+    async def both() -> list[str]:
+        return await asyncio.gather(read(), read())
+
+    assert asyncio.run(both()) == [expected, expected]
+
+
+def test_a_cancelled_async_stream_leaves_the_engine(llm):
+    async def cancelled() -> None:
+        async def read() -> None:
+            async for _ in llm.astream(PROMPT, temperature=0, max_tokens=400, ignore_eos=True):
+                begun.set()
+
+        begun = asyncio.Event()
+        task = asyncio.create_task(read())
+        await begun.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(cancelled())
+    assert llm.engine.scheduler.live == []
+
+
+def test_log_probabilities_are_the_models_own(llm):
+    ids = llm.encode(PROMPT)
+    found = llm.generate(ids, temperature=0, repeat_penalty=1.5, max_tokens=6, ignore_eos=True, logprobs=3)
+    assert found.logprobs is not None
+    assert [one.token for one in found.logprobs] == found.tokens
+    logits = torch.cat(list(llm.engine.score(llm.sequence([*ids, *found.tokens])))).log_softmax(-1)
+    for row, one in zip(logits[len(ids) - 1 :], found.logprobs, strict=False):
+        assert one.logprob == pytest.approx(float(row[one.token]), abs=1e-4)
+        assert [value for _, value in one.top] == pytest.approx(row.topk(3).values.tolist(), abs=1e-4)
+    assert greedy(llm, ids).logprobs is None
+
+
+def test_a_closed_model_is_gone_and_says_so(tmp_path, monkeypatch):
+    monkeypatch.setenv("DALI_CACHE_DIR", str(tmp_path))
+    with dali.load(quant="w8") as llm:
+        stream = llm.stream(PROMPT, temperature=0, ignore_eos=True)
+        next(stream)
+        held = [weakref.ref(llm.model), weakref.ref(llm.loaded.pool)]
+    assert [one() for one in held] == [None, None]
+    assert list(stream) == []
+    llm.close()
+    assert repr(llm) == "<LLM dali-tiny: closed>"
+    for use in (
+        lambda: llm.generate(PROMPT),
+        lambda: llm.chat([{"role": "user", "content": "Hi"}]),
+        lambda: llm.ctx_size,
+        llm.stats,
+    ):
+        with pytest.raises(dali.UsageError, match=r"^dali-tiny was closed.\n.*dali.load"):
+            use()
+
+
 def test_chat_uses_the_models_template(llm):
     prompt = llm.chat_prompt([{"role": "user", "content": "Hello"}])
     assert llm.tokenizer.decode(prompt) == "<|user|>\nHello<|end|>\n<|assistant|>\n"
@@ -277,7 +361,7 @@ def test_a_sequence_that_fails_leaves_its_neighbours_alone(llm):
     bad = llm.sequence(PROMPT, temperature=0, max_tokens=12)
     good = llm.sequence("The old king", temperature=0, max_tokens=12, ignore_eos=True)
     sample = bad.sampler.sample
-    bad.sampler.sample = lambda logits: sample(logits * float("nan"))
+    bad.sampler.sample = lambda logits, tokens: sample(logits * float("nan"))
     streams = llm.loop.stream(bad), llm.loop.stream(good)
     with pytest.raises(dali.DaliError, match="logits"):
         next(streams[0])

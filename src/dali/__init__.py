@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from dali.errors import DaliError, UsageError
 
 if TYPE_CHECKING:
+    from dali.engine.sampling import SamplingParams
     from dali.entry import attach, load
     from dali.llm import LLM, Completion
     from dali.options import LoadOptions
@@ -20,12 +21,13 @@ if TYPE_CHECKING:
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __version__ = "0.1.0"
-__all__ = ["LLM", "Completion", "DaliError", "LoadOptions", "UsageError", "attach", "load"]
+__all__ = ["LLM", "Completion", "DaliError", "LoadOptions", "SamplingParams", "UsageError", "attach", "load"]
 
 _HOMES = {
     "LLM": "dali.llm",
     "Completion": "dali.llm",
     "LoadOptions": "dali.options",
+    "SamplingParams": "dali.engine.sampling",
     "attach": "dali.entry",
     "load": "dali.entry",
 }

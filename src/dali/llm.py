@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import gc
 import traceback
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from collections.abc import Sequence as Many
-from dataclasses import dataclass
+from contextlib import aclosing
+from dataclasses import dataclass, fields
 from operator import index
 from textwrap import shorten
-from typing import Any, overload
+from threading import Lock
+from typing import Any, Self, Unpack, overload
 
 from dali.conversation import Message, plain_messages
+from dali.engine.asynchronous import in_threads
 from dali.engine.engine import Engine
+from dali.engine.logprobs import TokenLogprob
 from dali.engine.loop import Loop
 from dali.engine.request import Request
-from dali.engine.sampling import SamplingParams
+from dali.engine.sampling import Sampling, SamplingParams
 from dali.engine.sequence import Sequence
 from dali.engine.text.text import Text
 from dali.errors import UsageError, parameter, reason
@@ -27,12 +32,13 @@ from dali.runtime.executor import Executor
 EXTRA_OUTPUTS = ("output_router_logits", "output_hidden_states", "output_attentions")
 STEP_TOKENS = 512  # prefill chunk: enough rows for the kernels, short enough to keep others decoding
 
-Prompt = str | list[int]
+Prompt = str | Many[int]
 
 
 @dataclass(frozen=True)
 class Completion:
-    """What one prompt got. `finish_reason`: "stop", "length" or "abort"; seconds are measured wall-clock."""
+    """What one prompt got. `finish_reason`: "stop", "length" or "abort"; seconds are measured wall-clock; `logprobs`: one for
+    each of `tokens`, where they were asked for."""
 
     text: str
     tokens: list[int]
@@ -41,10 +47,12 @@ class Completion:
     finish_reason: str
     prefill_seconds: float
     decode_seconds: float
+    logprobs: list[TokenLogprob] | None = None
 
 
 class LLM:
-    """A loaded model. Not thread-safe: one thread steps it; generators of several `stream` calls may be interleaved."""
+    """A loaded model. Requests of several threads, and streams that one thread reads by turns, share the model's steps; each gets
+    the answer it gets alone. `close`, or the end of a `with`, gives the memory back."""
 
     def __init__(self, loaded: LoadedModel) -> None:
         self.loaded = loaded
@@ -63,8 +71,33 @@ class LLM:
         self.eos = _eos(self.model, self.tokenizer)
         self.engine = Engine(self.model, STEP_TOKENS)
         self.loop = Loop(self.engine)
+        self._encoding = Lock()  # a fast tokenizer refuses a second thread while it changes its own settings
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the model's memory back; answers under way end as they are. It cannot be used afterwards."""
+        if "loop" in self.__dict__:
+            with self.loop.between_steps() as engine:
+                engine.close()
+            name = self.name
+            self.__dict__.clear()
+            self._closed = name
+            gc.collect()  # what stands in for a module's forward and the module hold each other
+
+    def __getattr__(self, name: str) -> Any:
+        """For an attribute that is not there."""
+        if "_closed" in self.__dict__ and not name.startswith("__"):
+            raise UsageError(f"{self._closed} was closed.", "Load it again with dali.load.")
+        raise AttributeError(f"LLM has no attribute {name!r}")
 
     def __repr__(self) -> str:
+        if "_closed" in self.__dict__:
+            return f"<LLM {self._closed}: closed>"
         device = "cpu" if self.executor is None else self.executor.device.name
         return f"<LLM {self.name}: {self.format_name} experts, context {self.ctx_size}, device {device}>"
 
@@ -97,22 +130,33 @@ class LLM:
         return self.loaded.dense_bytes
 
     @overload
-    def generate(self, prompts: str | list[int], **sampling: Any) -> Completion: ...
+    def generate(self, prompts: str, **sampling: Unpack[Sampling]) -> Completion: ...  # type: ignore[overload-overlap]
     @overload
-    def generate(self, prompts: Many[str] | Many[list[int]], **sampling: Any) -> list[Completion]: ...
-    def generate(self, prompts: Prompt | Many[Prompt], **sampling: Any) -> Completion | list[Completion]:
+    def generate(self, prompts: Many[int], **sampling: Unpack[Sampling]) -> Completion: ...
+    @overload
+    def generate(self, prompts: Many[Prompt], **sampling: Unpack[Sampling]) -> list[Completion]: ...
+    def generate(
+        self, prompts: Prompt | Many[Prompt], **sampling: Unpack[Sampling]
+    ) -> Completion | list[Completion]:
         """Complete one prompt (text or token ids) -> Completion, or several at once -> list of Completion, in their order.
 
         sampling: fields of SamplingParams; what is left out comes from the model's generation_config.
         """
-        several = isinstance(prompts, Many) and not isinstance(prompts, str)
-        if several and not (prompts and isinstance(prompts[0], int)):
+        if isinstance(prompts, Many) and not isinstance(prompts, str) and not _are_ids(prompts):
             return self._complete([self.sequence(prompt, **sampling) for prompt in prompts])  # type: ignore[arg-type]
         return self._complete([self.sequence(prompts, **sampling)])[0]  # type: ignore[arg-type]
 
-    def stream(self, prompt: Prompt, **sampling: Any) -> Iterator[str]:
+    def stream(self, prompt: Prompt, **sampling: Unpack[Sampling]) -> Iterator[str]:
         """Complete one prompt; yields text as it becomes final, whole characters only."""
         return self.loop.stream(self.sequence(prompt, **sampling))
+
+    async def astream(self, prompt: Prompt, **sampling: Unpack[Sampling]) -> AsyncIterator[str]:
+        """As `stream`, for an event loop, which goes on meanwhile. Whoever stops before the end closes it (`aclose`)."""
+        sequence = self.sequence(prompt, **sampling)
+        pieces = in_threads(self.loop.stream(sequence), lambda: self.loop.abort([sequence]))
+        async with aclosing(pieces):
+            async for piece in pieces:
+                yield piece
 
     def chat(self, messages: Many[Message], **sampling: Any) -> Completion:
         """Answer a conversation, [{"role": ..., "content": ...}, ...], through the model's own chat template."""
@@ -124,13 +168,14 @@ class LLM:
         if not self.tokenizer.chat_template:
             raise no_chat_template(self.name)
         try:
-            ids: list[int] = self.tokenizer.apply_chat_template(
-                plain,
-                add_generation_prompt=True,
-                tokenize=True,
-                return_dict=False,
-                tokenizer_kwargs={"verbose": False},  # of too long ones our own limit says more
-            )
+            with self._encoding:
+                ids: list[int] = self.tokenizer.apply_chat_template(
+                    plain,
+                    add_generation_prompt=True,
+                    tokenize=True,
+                    return_dict=False,
+                    tokenizer_kwargs={"verbose": False},  # of too long ones our own limit says more
+                )
         except Exception as error:  # what a template calls and divides is its own affair
             frames = traceback.extract_tb(error.__traceback__)
             lines = [frame.lineno for frame in frames if frame.filename == "<template>"]
@@ -141,7 +186,7 @@ class LLM:
             ) from error
         return ids
 
-    def sequence(self, prompt: Prompt, **sampling: Any) -> Sequence:
+    def sequence(self, prompt: Prompt, **sampling: Unpack[Sampling]) -> Sequence:
         """A request that is ready to join the engine. UsageError: no prompt, unknown token, no room in the context."""
         try:
             ids = self.encode(prompt) if isinstance(prompt, str) else [index(token) for token in prompt]
@@ -171,25 +216,25 @@ class LLM:
         limit = (
             self.ctx_size if params.max_tokens is None else min(self.ctx_size, len(ids) + params.max_tokens)
         )
-        text = Text(self.tokenizer, params.stop)
+        text = Text(self.tokenizer, tuple(params.stop))
         if isinstance(prompt, str):
             text.follow(ids[-1])
         return Sequence(Request(tuple(ids), limit, params, self.eos), text)
 
-    def sampling_params(self, **sampling: Any) -> SamplingParams:
+    def sampling_params(self, **sampling: Unpack[Sampling]) -> SamplingParams:
         """What is given, over the model's own defaults; None is as good as not given. UsageError: no such parameter, or value."""
-        unknown = set(sampling) - set(self.defaults)
-        if unknown:
+        known = [field.name for field in fields(SamplingParams)]
+        if unknown := set(sampling).difference(known):
             raise UsageError(
-                f"Unknown sampling parameter {min(unknown)!r}.",
-                f"Known parameters: {', '.join(self.defaults)}.",
+                f"Unknown sampling parameter {min(unknown)!r}.", f"Known parameters: {', '.join(known)}."
             )
         given = {name: value for name, value in sampling.items() if value is not None}
         return SamplingParams(**(self.defaults | given))
 
     def encode(self, text: str) -> list[int]:
         """Token ids of plain text, special tokens as the tokenizer adds them."""
-        ids: list[int] = self.tokenizer(text, verbose=False)["input_ids"]  # as in chat_prompt
+        with self._encoding:
+            ids: list[int] = self.tokenizer(text, verbose=False)["input_ids"]  # as in chat_prompt
         return ids
 
     def _complete(self, sequences: list[Sequence]) -> list[Completion]:
@@ -207,7 +252,13 @@ def completion(sequence: Sequence) -> Completion:
         finish_reason=sequence.finish_reason or "abort",
         prefill_seconds=sequence.prefill_seconds,
         decode_seconds=sequence.decode_seconds,
+        logprobs=None if sequence.request.params.logprobs is None else sequence.logprobs,
     )
+
+
+def _are_ids(prompts: Many[Any]) -> bool:
+    """Whether these are one prompt's token ids, of whatever integer type, and not prompts."""
+    return bool(prompts) and not isinstance(prompts[0], str) and hasattr(prompts[0], "__index__")
 
 
 # llama.cpp's defaults, for models whose generation_config does not say how to sample.
@@ -215,14 +266,13 @@ _FALLBACK_SAMPLING = {"temperature": 0.8, "top_k": 40, "top_p": 0.95, "min_p": 0
 
 
 def _default_sampling(config: Any) -> dict[str, Any]:
-    defaults: dict[str, Any] = {"max_tokens": None, "seed": None, "stop": (), "ignore_eos": False}
     if not config.do_sample:
-        return defaults | _FALLBACK_SAMPLING
+        return dict(_FALLBACK_SAMPLING)
     given = {name: getattr(config, name, None) for name in _FALLBACK_SAMPLING}
     off = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
     if isinstance(given["top_k"], int) and given["top_k"] < 0:  # as others write that it is off
         given["top_k"] = 0
-    return defaults | {name: off[name] if value is None else value for name, value in given.items()}
+    return {name: off[name] if value is None else value for name, value in given.items()}
 
 
 def _eos(model: Any, tokenizer: Any) -> frozenset[int]:

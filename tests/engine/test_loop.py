@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
@@ -77,3 +82,126 @@ def test_the_error_of_one_ends_all_and_leaves_nothing_behind():
 
 def test_no_sequence_is_no_work():
     Loop(Counting()).complete([])
+
+
+class Meeting(Counting):
+    """Steps slowly enough for other threads to come meanwhile, and tells when two of them step at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inside = self.steps = 0
+        self.torn = False
+
+    def step(self) -> bool:
+        self.inside += 1
+        self.torn |= self.inside > 1
+        self.steps += 1
+        time.sleep(0.001)
+        more = super().step()
+        self.inside -= 1
+        return more
+
+    def add(self, sequence: Sequence) -> None:
+        self.torn |= self.inside > 0
+        super().add(sequence)
+
+    def abort(self, sequence: Sequence) -> None:
+        self.torn |= self.inside > 0
+        super().abort(sequence)
+
+
+def test_threads_share_steps_and_each_has_its_own_answer():
+    engine = Meeting()
+    loop = Loop(engine)
+    sequences = [sequence(first, first + 30) for first in range(6)]
+    with ThreadPoolExecutor(6) as threads:
+        list(threads.map(lambda one: loop.complete([one]), sequences))
+    assert [s.generated for s in sequences] == [list(range(1, first + 30)) for first in range(6)]
+    assert not engine.torn
+    assert engine.live == []
+    assert engine.steps < sum(len(s.generated) for s in sequences) / 2
+
+
+def test_a_thread_that_fails_leaves_the_others_going():
+    engine = Meeting()
+    loop = Loop(engine)
+    sequences = [sequence(1, 40), sequence(99, 120), sequence(2, 40)]
+
+    def run(one: Sequence) -> str:
+        try:
+            loop.complete([one])
+        except DaliError:
+            return "failed"
+        return "done"
+
+    with ThreadPoolExecutor(3) as threads:
+        assert list(threads.map(run, sequences)) == ["done", "failed", "done"]
+    assert not engine.torn
+    assert engine.live == []
+
+
+def test_an_interrupt_of_the_thread_that_steps_hands_the_steps_on():
+    engine = Meeting()
+    loop = Loop(engine)
+    plain, stepped = engine.step, []
+
+    def step() -> bool:
+        stepped.append(threading.get_ident())
+        if len(stepped) == 5:
+            raise KeyboardInterrupt
+        return plain()
+
+    engine.step = step  # type: ignore[method-assign]
+    sequences = [sequence(1, 40), sequence(2, 40)]
+    outcomes: dict[int, str] = {}
+
+    def run(number: int) -> None:
+        try:
+            loop.complete([sequences[number]])
+            outcomes[number] = "done"
+        except KeyboardInterrupt:
+            outcomes[number] = "interrupted"
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert sorted(outcomes.values()) == ["done", "interrupted"]
+    assert engine.live == []
+
+
+def test_a_stream_that_python_collects_within_a_step_leaves_after_it():
+    engine = Meeting()
+    loop = Loop(engine)
+    forgotten, kept = sequence(1, 50), sequence(2, 20)
+    forgotten.text = Words()  # type: ignore[assignment]
+    stream = loop.stream(forgotten)
+    next(stream)
+    plain = engine.step
+
+    def step() -> bool:
+        nonlocal stream
+        stream = None  # type: ignore[assignment]  # its last reference: the generator is closed here
+        return plain()
+
+    engine.step = step  # type: ignore[method-assign]
+    loop.complete([kept])
+    assert forgotten.finish_reason == "abort"
+    assert kept.finish_reason == "length"
+    assert not engine.torn
+    assert engine.live == []
+
+
+class Words:
+    """A sequence's text with a piece for each token."""
+
+    def __init__(self) -> None:
+        self.pieces: deque[str] = deque()
+
+    def push(self, token: int) -> bool:
+        self.pieces.append(str(token))
+        return False
+
+    def finish(self) -> None:
+        self.pieces.append(".")

@@ -1,6 +1,6 @@
 import math
 from collections import Counter
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -10,12 +10,13 @@ from scipy.stats import chisquare
 from torch import Tensor
 from transformers import (
     MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
 
-from dali.engine.sampling import Sampler, SamplingParams, distribution
+from dali.engine.sampling import Sampler, Sampling, SamplingParams, distribution, penalised
 from dali.errors import DaliError, UsageError
 
 logits_rows = st.lists(st.integers(-120, 120), min_size=1, max_size=60, unique=True).map(
@@ -171,8 +172,16 @@ def test_broken_logits_are_an_error(temperature: float, row: list[float], maximu
         *(("top_p", value) for value in (-0.1, 1.1, math.nan, "1", None)),
         *(("min_p", value) for value in (-0.1, 1.1, math.nan, None)),
         *(("seed", value) for value in (-1, 2**64, 1.0, True)),
-        *(("stop", value) for value in ("END", ["END"], ("",), ("a", 1), None)),
+        *(("stop", value) for value in ("", [""], ("a", 1), None, 5)),
         *(("ignore_eos", value) for value in (1, None)),
+        *(("repeat_penalty", value) for value in (0, -1.1, math.inf, math.nan, "1", None)),
+        *(("repeat_last_n", value) for value in (-2, 64.0, True, None)),
+        *(
+            (f"{name}_penalty", value)
+            for name in ("presence", "frequency")
+            for value in (math.nan, -math.inf, "0")
+        ),
+        *(("logprobs", value) for value in (-1, True, 1.0)),
     ],
 )
 def test_bad_values_are_shown_with_a_way_out(name: str, value: object) -> None:
@@ -180,6 +189,50 @@ def test_bad_values_are_shown_with_a_way_out(name: str, value: object) -> None:
         SamplingParams(**{name: value})
     assert error.value.problem.startswith(f"{name} is {value!r}")
     assert error.value.fix.startswith("Give ")
+
+
+def test_one_stop_string_is_as_good_as_a_list_of_it() -> None:
+    assert SamplingParams(stop="END") == SamplingParams(stop=["END"]) == SamplingParams(stop=("END",))
+
+
+def test_the_names_that_are_type_checked_are_those_of_the_parameters() -> None:
+    assert list(Sampling.__annotations__) == [field.name for field in fields(SamplingParams)]
+
+
+def test_penalties_on_round_numbers() -> None:
+    """As llama.cpp computes them: 2 occurs twice among the last four tokens, 0 and 3 once, 4 before them."""
+    logits = torch.tensor([1.0, 1.0, 3.0, -2.0, 4.0])
+    params = SamplingParams(repeat_penalty=2, repeat_last_n=4, frequency_penalty=0.25, presence_penalty=0.5)
+    found = penalised(logits, [4, 2, 3, 2, 0], params)
+    assert found.tolist() == [0.5 - 0.25 - 0.5, 1.0, 1.5 - 0.5 - 0.5, -4.0 - 0.25 - 0.5, 4.0]
+    assert logits.tolist() == [1.0, 1.0, 3.0, -2.0, 4.0]
+
+
+@settings(deadline=None)
+@given(logits_rows, st.floats(0.1, 3), st.data())
+def test_the_repeat_penalty_over_all_tokens_is_transformers(
+    logits: Tensor, penalty: float, data: st.DataObject
+) -> None:
+    tokens = data.draw(st.lists(st.integers(0, len(logits) - 1), min_size=1, max_size=200))
+    expected = RepetitionPenaltyLogitsProcessor(penalty)(torch.tensor([tokens]), logits[None].clone())[0]
+    found = penalised(logits, tokens, SamplingParams(repeat_penalty=penalty, repeat_last_n=-1))
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("penalty", "token"),
+    [
+        ({"repeat_penalty": 4.0}, 0),
+        ({"presence_penalty": 2.5}, 0),
+        ({"frequency_penalty": 2.5}, 0),
+        ({"repeat_penalty": 4.0, "repeat_last_n": 0}, 1),
+        ({"repeat_penalty": 4.0, "repeat_last_n": 1}, 1),
+        ({}, 1),
+    ],
+)
+def test_greedy_heeds_penalties(penalty: dict[str, float], token: int) -> None:
+    sampler = Sampler(SamplingParams(temperature=0, **penalty))
+    assert sampler.sample(torch.tensor([1.0, 3.0, -1.0]), [1, 2]) == token
 
 
 def test_the_ends_of_the_ranges_are_allowed() -> None:

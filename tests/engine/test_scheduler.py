@@ -55,7 +55,14 @@ def test_prefill_advances_even_when_decoding_fills_the_step():
 
 
 def test_rope_regimes_take_turns():
-    scheduler = Scheduler(8, short_limit=10)
+    scheduler = Scheduler(8, limits=(10,))
     for s in (decoding(3), decoding(20), decoding(4)):
         scheduler.add(s)
     assert [advance(scheduler) for _ in range(3)] == [[0, 1, 0], [1, 0, 1], [0, 1, 0]]
+
+
+def test_three_regimes_take_turns_and_a_length_at_the_limit_is_within_it():
+    scheduler = Scheduler(8, limits=(10, 30))
+    for s in (decoding(9), decoding(10), decoding(29), decoding(30)):
+        scheduler.add(s)
+    assert [advance(scheduler) for _ in range(4)] == [[0, 1, 1, 0], [0, 0, 0, 1], [1, 0, 0, 0], [0, 1, 1, 0]]

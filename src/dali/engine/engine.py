@@ -24,7 +24,7 @@ class Engine:
 
     def __init__(self, model: Any, step_tokens: int) -> None:
         self.model = model
-        self.scheduler = Scheduler(step_tokens, rope.short_limit(model.config))
+        self.scheduler = Scheduler(step_tokens, rope.limits(model))
         self.clock: Callable[[], float] = time.perf_counter  # a simulated device puts its own here
         self.begin: Callable[[Step], None] | None = None  # policies that tell requests apart put theirs here
         self.embeddings = False  # whether they are told the tokens' embeddings
@@ -61,8 +61,16 @@ class Engine:
             sequence.abort()
             self._retire(sequence)
 
+    def close(self) -> None:
+        """Abort what is live and let go of the model; an engine that somebody still holds is empty."""
+        for sequence in list(self.scheduler.live):
+            self.abort(sequence)
+        self.model = self.decoder = self.begin = self._last = None
+
     def step(self) -> bool:
         """Advance live sequences; False when there are none."""
+        if self.scheduler.limits:
+            self._cross_limits()
         plan = self.scheduler.next()
         if not plan:
             return False
@@ -146,13 +154,19 @@ class Engine:
             elif not sequence.state.rollback(snapshot):
                 self.abort(sequence)
 
+    def _cross_limits(self) -> None:
+        """A sequence that grew beyond a limit of its rotary embedding is computed anew, as one of that length."""
+        for sequence in self.scheduler.live:
+            if (regime := self.scheduler.regime(sequence)) != sequence.regime:
+                sequence.restart(regime)
+
     def _retire(self, sequence: Sequence) -> None:
         self.scheduler.remove(sequence)
         self._last = sequence
 
     def _take_over_prefix(self, sequence: Sequence) -> None:
-        last = self._last
-        if last is None or self.scheduler.is_long(last) != self.scheduler.is_long(sequence):
+        last, sequence.regime = self._last, self.scheduler.regime(sequence)
+        if last is None or last.regime != sequence.regime:
             return
         shared = 0
         for ours, theirs in zip(sequence.tokens[:-1], last.tokens[: last.computed], strict=False):

@@ -1,12 +1,16 @@
 """The one owner of an engine's steps. Whoever waits for a sequence advances all that are live.
 
-Not thread-safe: one thread runs it, and several streams of that thread may be interleaved.
+Any thread may wait here. One of those that wait steps the engine, for all of them; the others sleep until it has, and one of them
+steps on when it has what it wanted. Several streams of one thread may be interleaved.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from threading import Condition, get_ident
 
 from dali.engine.engine import Engine
 from dali.engine.sequence import Sequence
@@ -17,20 +21,39 @@ class Loop:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
+        self._turn = Condition()
+        self._stepper: int | None = None  # the thread that is in the engine's step
+        self._entering = 0  # threads that wait for a step's end to let sequences join or leave
+        self._leaving: deque[Sequence] = deque()  # given up by the stepper itself, within the step
+
+    @contextmanager
+    def between_steps(self) -> Iterator[Engine]:
+        """The engine, while nobody steps it. Goes before the next step, however many wait for that."""
+        with self._turn:
+            self._entering += 1
+            try:
+                self._turn.wait_for(lambda: self._stepper is None)
+            finally:
+                self._entering -= 1
+            try:
+                yield self.engine
+            finally:
+                self._turn.notify_all()
 
     def stream(self, sequence: Sequence) -> Generator[str, None, None]:
         """Run one sequence; yields its text as it becomes final. Closing the generator aborts it."""
         text = sequence.text
         assert text is not None, "a stream needs a sequence with text"
-        self.engine.add(sequence)
+        with self.between_steps() as engine:
+            engine.add(sequence)
         try:
             while text.pieces or sequence.finish_reason is None:
                 if text.pieces:
                     yield text.pieces.popleft()
                 else:
-                    self.engine.step()
+                    self._advance(lambda: bool(text.pieces) or sequence.finish_reason is not None)
         finally:
-            self.engine.abort(sequence)
+            self.abort([sequence])
         if sequence.error is not None:
             raise sequence.error
 
@@ -49,18 +72,53 @@ class Loop:
         waiting = deque(sequences)
         live: list[Sequence] = []
         try:
-            while waiting or live:
-                while waiting and (at_once is None or len(live) < at_once):
-                    live.append(waiting.popleft())
-                    if fresh:
-                        self.engine.forget()
-                    self.engine.add(live[-1])
-                self.engine.step()
+            while True:
+                with self.between_steps() as engine:
+                    for sequence in live:
+                        if sequence.error is not None:
+                            raise sequence.error
+                    live = [sequence for sequence in live if sequence.finish_reason is None]
+                    while waiting and (at_once is None or len(live) < at_once):
+                        live.append(waiting.popleft())
+                        if fresh:
+                            engine.forget()
+                        engine.add(live[-1])
+                if not live:
+                    return
+                self._advance(partial(_any_ended, live))
                 after_step(live)
-                for sequence in live:
-                    if sequence.error is not None:
-                        raise sequence.error
-                live = [sequence for sequence in live if sequence.finish_reason is None]
         finally:
-            for sequence in live:
-                self.engine.abort(sequence)
+            self.abort(live)
+
+    def abort(self, sequences: Iterable[Sequence]) -> None:
+        """Take those that have not ended out of the engine; whoever waits for them has what there is."""
+        if self._stepper == get_ident():
+            self._leaving.extend(
+                sequences
+            )  # Python collects a forgotten stream wherever it likes, in a step too
+            return
+        with self.between_steps() as engine:
+            for sequence in sequences:
+                engine.abort(sequence)
+
+    def _advance(self, enough: Callable[[], bool]) -> None:
+        """Step the engine once, unless other threads' steps are `enough` before it is this one's turn."""
+        me = get_ident()
+        try:
+            with self._turn:
+                self._turn.wait_for(lambda: enough() or (self._stepper is None and not self._entering))
+                if enough():
+                    return
+                self._stepper = me
+            self.engine.step()
+        finally:
+            if self._stepper == me:
+                with self._turn:
+                    self._stepper = None
+                    while self._leaving:
+                        self.engine.abort(self._leaving.popleft())
+                    self._turn.notify_all()
+
+
+def _any_ended(sequences: list[Sequence]) -> bool:
+    return any(sequence.finish_reason is not None for sequence in sequences)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 import sys
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypedDict
 
 import torch
 from torch import Tensor
@@ -20,7 +23,14 @@ class SamplingParams:
 
     The defaults are neutral: they draw from the model's own distribution. `temperature=0` is greedy,
     `top_k=0`, `top_p=1` and `min_p=0` turn their filter off, `seed=None` draws fresh entropy, and with
-    `max_tokens=None` the context is the only limit. Raises UsageError on a value that cannot be meant.
+    `max_tokens=None` the context is the only limit.
+
+    Penalties have llama.cpp's names and meaning, and work on logits before all else, greedy or not. They look at the last
+    `repeat_last_n` tokens, prompt included (-1: all, 0: none): a token that is among them n times has its logit divided by
+    `repeat_penalty` if it is above 0, else multiplied by it; then n * `frequency_penalty` + `presence_penalty` is taken off.
+
+    `stop`: strings before which the text ends, one or several. `logprobs`: note each token's log probability under the model's
+    own distribution, and those of so many likeliest tokens. Raises UsageError on a value that cannot be meant.
     """
 
     max_tokens: int | None = None
@@ -28,9 +38,14 @@ class SamplingParams:
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
+    repeat_penalty: float = 1.0
+    repeat_last_n: int = 64
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
     seed: int | None = None
-    stop: tuple[str, ...] = ()
+    stop: str | Sequence[str] = ()  # a tuple, once checked
     ignore_eos: bool = False
+    logprobs: int | None = None
 
     def __post_init__(self) -> None:
         if self.max_tokens is not None and not _is_int(self.max_tokens, 1):
@@ -43,12 +58,66 @@ class SamplingParams:
             raise _refused("top_p", self.top_p, "Give a number from 0 to 1, where 1 turns it off.")
         if not _is_number(self.min_p, 1):
             raise _refused("min_p", self.min_p, "Give a number from 0 to 1, where 0 turns it off.")
+        if not (_is_number(self.repeat_penalty, sys.float_info.max) and self.repeat_penalty > 0):
+            raise _refused(
+                "repeat_penalty", self.repeat_penalty, "Give a number above 0, where 1 turns it off."
+            )
+        if not _is_int(self.repeat_last_n, -1):
+            raise _refused(
+                "repeat_last_n", self.repeat_last_n, "Give a whole number of tokens, -1 for all, 0 for none."
+            )
+        for name in ("presence_penalty", "frequency_penalty"):
+            if not _is_number(getattr(self, name), sys.float_info.max, -sys.float_info.max):
+                raise _refused(name, getattr(self, name), "Give a number such as 0.5, where 0 turns it off.")
         if self.seed is not None and not (_is_int(self.seed, 0) and self.seed < 2**64):
             raise _refused("seed", self.seed, "Give a whole number from 0 to 2**64 - 1, or None.")
-        if not (isinstance(self.stop, tuple) and all(isinstance(text, str) and text for text in self.stop)):
-            raise _refused("stop", self.stop, 'Give a tuple of strings that are not empty, such as ("###",).')
+        stop = (self.stop,) if isinstance(self.stop, str) else self.stop
+        if not (isinstance(stop, Sequence) and all(isinstance(text, str) and text for text in stop)):
+            raise _refused(
+                "stop", self.stop, 'Give strings that are not empty, such as "###" or ["###", "END"].'
+            )
+        object.__setattr__(self, "stop", tuple(stop))
         if not isinstance(self.ignore_eos, bool):
             raise _refused("ignore_eos", self.ignore_eos, "Give True or False.")
+        if self.logprobs is not None and not _is_int(self.logprobs, 0):
+            raise _refused(
+                "logprobs", self.logprobs, "Give how many likeliest tokens to note beside, or None."
+            )
+
+    @property
+    def penalises(self) -> bool:
+        """Whether any penalty is on."""
+        off = self.repeat_penalty == 1 and not self.presence_penalty and not self.frequency_penalty
+        return not off and self.repeat_last_n != 0
+
+
+class Sampling(TypedDict, total=False):
+    """The fields of SamplingParams as the methods of LLM take them by name; None is as good as not given."""
+
+    max_tokens: int | None
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    repeat_penalty: float | None
+    repeat_last_n: int | None
+    presence_penalty: float | None
+    frequency_penalty: float | None
+    seed: int | None
+    stop: str | Sequence[str] | None
+    ignore_eos: bool | None
+    logprobs: int | None
+
+
+def penalised(logits: Tensor, tokens: Sequence[int], params: SamplingParams) -> Tensor:
+    """`logits` [vocab], float32, after the penalties for `tokens`, which are all of the sequence so far."""
+    last = tokens if params.repeat_last_n < 0 else tokens[-params.repeat_last_n :]
+    counts = Counter(last)
+    ids = torch.tensor(list(counts), dtype=torch.int64)
+    times = torch.tensor(list(counts.values()), dtype=torch.float32)
+    own = logits[ids]
+    own = torch.where(own > 0, own / params.repeat_penalty, own * params.repeat_penalty)
+    return logits.index_put((ids,), own - (times * params.frequency_penalty + params.presence_penalty))
 
 
 def distribution(logits: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor]:
@@ -91,13 +160,15 @@ class Sampler:
         else:
             self._generator.manual_seed(params.seed)
 
-    def sample(self, logits: Tensor) -> int:
-        """The next token for `logits` [vocab], on any device and of any float type.
+    def sample(self, logits: Tensor, tokens: Sequence[int] = ()) -> int:
+        """The next token after `tokens`, for `logits` [vocab], on any device and of any float type.
 
         Greedy takes the lowest id on ties. A logit of -inf bans its token. Raises DaliError where one is NaN
         or +inf, or all are -inf.
         """
-        logits = _in_float32(logits.detach().cpu())
+        logits = in_float32(logits.detach().cpu())
+        if tokens and self.params.penalises:
+            logits = penalised(logits, tokens, self.params)
         row = logits.numpy()
         token = int(row.argmax())  # NaN if any logit is
         best = float(row[token])
@@ -112,7 +183,7 @@ class Sampler:
         return int(ids[torch.multinomial(weights, 1, generator=self._generator)])
 
 
-def _in_float32(logits: Tensor) -> Tensor:
+def in_float32(logits: Tensor) -> Tensor:
     """Converted piece by piece, each too small for torch to wake a thread, which takes longer than the conversion."""
     if logits.dtype == torch.float32:
         return logits
@@ -126,8 +197,8 @@ def _is_int(value: object, least: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
-def _is_number(value: object, most: float) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= most
+def _is_number(value: object, most: float, least: float = 0) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= most
 
 
 def _refused(name: str, value: object, fix: str) -> UsageError:

@@ -6,6 +6,7 @@ from itertools import count
 
 from torch import Tensor
 
+from dali.engine.logprobs import TokenLogprob, token_logprob
 from dali.engine.request import Request
 from dali.engine.sampling import Sampler
 from dali.engine.text.text import Text
@@ -31,7 +32,9 @@ class Sequence:
         self.cached_tokens = 0  # prompt tokens taken over from an earlier sequence
         self.computed = 0  # tokens that `state` has seen
         self.state = SequenceState()
+        self.regime = 0  # of the rotary frequencies that `state` was computed with (see hooks/rope.py)
         self.sampler = Sampler(request.params)
+        self.logprobs: list[TokenLogprob] = []  # of what was generated, where the request asks for them
         self.finish_reason: str | None = None
         self.error: DaliError | None = None
         self.prefill_seconds = 0.0
@@ -49,15 +52,25 @@ class Sequence:
 
     @property
     def in_prefill(self) -> bool:
-        return self.computed < self.prompt_tokens
+        """Whether tokens are computed that were not chosen just now: the prompt's, or all of them anew."""
+        return self.computed < self.prompt_tokens or self.pending > 1
+
+    def restart(self, regime: int) -> None:
+        """Compute all tokens anew: what was kept belongs to another regime."""
+        self.state, self.computed, self.regime = SequenceState(), 0, regime
 
     def advance(self, logits: Tensor) -> None:
         """Choose the next token from logits [vocabulary]; what goes wrong ends this sequence and no other."""
         try:
-            self.push(self.sampler.sample(logits))
+            token = self.sampler.sample(logits, self.tokens)
         except DaliError as error:
             self.error = error
             self._finish("error")
+            return
+        if (most := self.request.params.logprobs) is not None and token not in self._eos:
+            del self.logprobs[len(self.tokens) - self.prompt_tokens :]  # of a step that was interrupted here
+            self.logprobs.append(token_logprob(logits, token, most))
+        self.push(token)
 
     def push(self, token: int) -> None:
         """Take a sampled token."""
@@ -75,6 +88,6 @@ class Sequence:
             self._finish("abort")
 
     def _finish(self, reason: str) -> None:
-        self.finish_reason = reason
         if self.text is not None:
             self.text.finish()
+        self.finish_reason = reason  # last: another thread may be waiting for it, to take the text

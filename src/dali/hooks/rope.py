@@ -7,6 +7,7 @@ of one regime only (see Scheduler), and the rotary module is shown the step's lo
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -15,26 +16,39 @@ from torch import Tensor, nn
 from dali.step.context import current_step
 
 
-def short_limit(config: Any) -> int | None:
-    """Tokens up to which a sequence uses the short frequencies; None where length does not matter."""
-    rope = getattr(config, "rope_parameters", None) or {}
-    return int(rope["original_max_position_embeddings"]) if rope.get("rope_type") == "longrope" else None
+def limits(model: nn.Module) -> tuple[int, ...]:
+    """Lengths, ascending, beyond which a sequence's tokens are rotated by other frequencies; none where length does not matter.
+    The kinds of a model's layers may have limits of their own."""
+    return tuple(sorted({limit for _, limit in _longropes(model)}))
 
 
 def bind_to_step(model: nn.Module) -> None:
     """Make length-dependent rotary modules look at the whole sequence instead of the chunk at hand."""
+    for module in {id(module): module for module, _ in _longropes(model)}.values():
+        module.forward = _with_witness(module.forward)
+
+
+def _longropes(model: nn.Module) -> Iterator[tuple[nn.Module, int]]:
+    """Rotary modules that switch frequencies, each with the length up to which it uses the short ones. Some have one kind of
+    rotation for each kind of layer, and then parameters for each."""
     for module in model.modules():
-        if getattr(module, "rope_type", None) == "longrope":
-            module.forward = _with_witness(module.forward)
+        kinds: Any = getattr(module, "rope_type", None)
+        config: Any = getattr(module, "config", None)
+        if kinds == "longrope":
+            yield module, int(config.rope_parameters["original_max_position_embeddings"])
+        elif isinstance(kinds, dict):
+            for layers, kind in kinds.items():
+                if kind == "longrope":
+                    yield module, int(config.rope_parameters[layers]["original_max_position_embeddings"])
 
 
 def _with_witness(forward: Any) -> Any:
-    def call(x: Tensor, position_ids: Tensor, **kwargs: Any) -> Any:
+    def call(x: Tensor, position_ids: Tensor, *arguments: Any, **keywords: Any) -> Any:
         step = current_step()
         if step is None:
-            return forward(x, position_ids, **kwargs)
+            return forward(x, position_ids, *arguments, **keywords)
         witness = position_ids.new_full((position_ids.shape[0], 1), step.longest - 1)
-        embeddings = forward(x, torch.cat([position_ids, witness], dim=1), **kwargs)
+        embeddings = forward(x, torch.cat([position_ids, witness], dim=1), *arguments, **keywords)
         return tuple(e[:, :-1] for e in embeddings) if isinstance(embeddings, tuple) else embeddings[:, :-1]
 
     return call

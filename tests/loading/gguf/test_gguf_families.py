@@ -29,7 +29,7 @@ class Forced:
         self.tokens = iter(tokens)
         self.logits: list[torch.Tensor] = []
 
-    def sample(self, logits: torch.Tensor) -> int:
+    def sample(self, logits: torch.Tensor, tokens: object = ()) -> int:
         self.logits.append(logits.clone())
         return next(self.tokens)
 
