@@ -369,6 +369,24 @@ def test_truncated_weights(directory):
     assert "model.safetensors is damaged" in refusal(directory).problem
 
 
+def test_packages_that_a_tokenizer_takes_are_named(directory, monkeypatch):
+    """transformers asks for tiktoken whatever the file is."""
+    (directory / "tokenizer.json").unlink()
+    for content, packages in (
+        (b"\n\x0e\n\x05<unk>", "sentencepiece and protobuf"),
+        (b"IQ== 0\n", "tiktoken"),
+    ):
+        (directory / "tokenizer.model").write_bytes(content)
+        with monkeypatch.context() as patch:
+            patch.setattr("dali.loading.safetensors.find_spec", lambda module: None)
+            error = refusal(directory)
+        assert f"is a tokenizer.model, which takes {packages} to be read" in error.problem
+        assert f"`pip install {packages.replace(' and', '')}`" in error.fix
+        monkeypatch.setattr("dali.loading.safetensors.find_spec", lambda module: object())
+        assert "Cannot load the tokenizer" in refusal(directory).problem
+        monkeypatch.undo()
+
+
 @pytest.mark.parametrize("damage", [None, "{", "[]", "{}"])
 def test_a_missing_or_damaged_tokenizer(directory, damage):
     (directory / "tokenizer_config.json").unlink()

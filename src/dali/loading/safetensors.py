@@ -6,11 +6,12 @@ import json
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 from transformers.conversion_mapping import get_model_conversion_mapping
 
 from dali.errors import DaliError, parameter, reason
@@ -19,6 +20,7 @@ from dali.hooks.moe_layer import MoELayer
 from dali.kernels.expert import ExpertLayout
 from dali.loading.budget import choose_context, choose_layout, count_dense_bytes
 from dali.loading.dense import load_dense
+from dali.loading.generation_config import read_generation_config, read_token_ids
 from dali.loading.loaded import LoadedModel
 from dali.loading.locate import BUNDLED, display_name
 from dali.loading.skeleton import quiet_transformers
@@ -33,6 +35,11 @@ from dali.store.packed.builder import discard, ensure_store
 from dali.store.packed.header import StoreHeader
 from dali.store.packed.reader import DamagedStore, StoreReader
 from dali.telemetry import Telemetry
+
+TOKENIZER_MODEL = "tokenizer.model"
+TOKENIZERS = ("tokenizer.json", TOKENIZER_MODEL, "vocab.json", "vocab.txt", "tekken.json")
+SENTENCEPIECE = {"sentencepiece": "sentencepiece", "protobuf": "google.protobuf"}  # package -> its module
+TIKTOKEN = {"tiktoken": "tiktoken"}
 
 
 class SafetensorsModel(ModelSource):
@@ -85,6 +92,7 @@ class SafetensorsModel(ModelSource):
         self, options: LoadOptions, compiled: bool, meter: Meter, notify: Callable[[str], None]
     ) -> LoadedModel:
         """A store that turns out to be damaged is built anew, once, which is said."""
+        _ = self.modules  # a model that cannot be run at all is the worse news
         ctx_size = choose_context(self.config, options, self.name)
         damage = None
         try:
@@ -108,11 +116,22 @@ class SafetensorsModel(ModelSource):
 
         # Experts first: while they are packed, no dense weights are in memory yet.
         store = self._ensure_store(experts, layouts[0], meter, notify)
-        model = load_dense(self.path, self.config, dtype)
+        said = read_generation_config(self.path, tokenizer, ctx_size)
+        odd: list[str] = []
+        self.config.eos_token_id = read_token_ids(self.config.eos_token_id, tokenizer, odd) or None
+        unmeant = f"{self.path / 'config.json'} is read without what cannot be meant: {', '.join(odd)}."
+        for note in [unmeant] * bool(odd) + said.notes:
+            notify(note)
+        ends = self.config.eos_token_id if said.ends is None else said.ends
+        model = load_dense(
+            self.path, self.config, dtype, generation=GenerationConfig(eos_token_id=ends or None)
+        )
         pool = ExpertPool(layouts, _read_store(store, meter).by_layer(len(modules)))
         telemetry = Telemetry()
         seam.install(model, [MoELayer(index, pool, telemetry) for index in range(pool.layers)])
-        return LoadedModel(self.name, checkpoint.fingerprint, model, tokenizer, pool, telemetry, ctx_size)
+        return LoadedModel(
+            self.name, checkpoint.fingerprint, model, tokenizer, pool, telemetry, ctx_size, said.sampling
+        )
 
     def _ensure_store(
         self, experts: CheckpointExperts, layout: ExpertLayout, meter: Meter, notify: Callable[[str], None]
@@ -146,6 +165,9 @@ def read_config(directory: Path) -> Any:
             f"Cannot read {path} ({reason(error)}).",
             "It must be the config.json of a model that transformers knows.",
         ) from error
+    config.pad_token_id = (
+        None  # nothing is padded here, and one that is no token keeps transformers from building the model
+    )
     if method == "mxfp4":
         del config.quantization_config  # its experts are dali's; its dense weights are plain bfloat16
     elif method is not None:
@@ -157,14 +179,39 @@ def read_config(directory: Path) -> Any:
 
 
 def read_tokenizer(directory: Path) -> Any:
-    """The tokenizer in `directory`. DaliError when there is none or it is damaged."""
+    """The tokenizer in `directory`. DaliError when there is none, it is damaged, or a package to read it is not here."""
     try:
         with quiet_transformers():
             tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
     except Exception as error:  # as in read_config
+        if packages := _lacking_packages(directory):
+            raise DaliError(
+                f"The tokenizer of {directory} is a {TOKENIZER_MODEL}, which takes {' and '.join(packages)} to be read.",
+                f"Install what is missing: `pip install {' '.join(packages)}`.",
+            ) from error
+        if not any((directory / name).is_file() for name in TOKENIZERS):
+            raise DaliError(f"{directory} has no tokenizer.", "Download the model again.") from error
         raise DaliError(
             f"Cannot load the tokenizer of {directory} ({reason(error)}).", "Download the model again."
         ) from error
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):  # what transformers makes of no files
         raise DaliError(f"{directory} has no tokenizer.", "Download the model again.")
     return tokenizer
+
+
+def _lacking_packages(directory: Path) -> list[str]:
+    """The packages that transformers needs to read the only tokenizer in `directory`, and that are not installed. The file's name
+    does not tell whose it is: sentencepiece's begin with the tag of a message's first field, tiktoken's are text."""
+    path = directory / TOKENIZER_MODEL
+    if (directory / "tokenizer.json").is_file() or not path.is_file():
+        return []
+    with path.open("rb") as file:
+        modules = SENTENCEPIECE if file.read(1) == b"\n" else TIKTOKEN
+    return [package for package, module in modules.items() if not _is_installed(module)]
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # of the package around it
+        return False

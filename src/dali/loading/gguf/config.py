@@ -42,7 +42,7 @@ def read_config(gguf: Gguf, eos_ids: list[int]) -> Any:
         "rope_parameters": keys.rope(),
         "bos_token_id": special_id(gguf, "bos"),
         "eos_token_id": eos_ids or None,
-        "pad_token_id": special_id(gguf, "padding"),
+        "pad_token_id": None,  # nothing is padded here
     } | family.fields(keys)
     if not 0 < fields["num_experts_per_tok"] <= fields[family.experts]:
         used, count = fields["num_experts_per_tok"], fields[family.experts]

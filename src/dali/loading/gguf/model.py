@@ -149,5 +149,12 @@ class GgufModel(ModelSource):
         pool = ExpertPool(layouts, loaded.records)
         seam.install(model, [MoELayer(index, pool, telemetry) for index in range(pool.layers)])
         return LoadedModel(
-            self.name, self.fingerprint, model, tokenizer, pool, telemetry, ctx_size, loaded.converted
+            self.name,
+            self.fingerprint,
+            model,
+            tokenizer,
+            pool,
+            telemetry,
+            ctx_size,
+            converted=loaded.converted,
         )
