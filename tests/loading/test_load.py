@@ -380,11 +380,10 @@ def test_packages_that_a_tokenizer_takes_are_named(directory, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr("dali.loading.safetensors.find_spec", lambda module: None)
             error = refusal(directory)
-        assert f"is a tokenizer.model, which takes {packages} to be read" in error.problem
-        assert f"`pip install {packages.replace(' and', '')}`" in error.fix
-        monkeypatch.setattr("dali.loading.safetensors.find_spec", lambda module: object())
-        assert "Cannot load the tokenizer" in refusal(directory).problem
-        monkeypatch.undo()
+            assert f"is a tokenizer.model, which takes {packages} to be read" in error.problem
+            assert f"`pip install {packages.replace(' and', '')}`" in error.fix
+            patch.setattr("dali.loading.safetensors.find_spec", lambda module: object())
+            assert "Cannot load the tokenizer" in refusal(directory).problem
 
 
 @pytest.mark.parametrize("damage", [None, "{", "[]", "{}"])
