@@ -386,6 +386,26 @@ def test_packages_that_a_tokenizer_takes_are_named(directory, monkeypatch):
             assert "Cannot load the tokenizer" in refusal(directory).problem
 
 
+def test_a_tied_weight_of_another_shape(directory):
+    edit_config(directory, tie_word_embeddings=True)
+    edit_weights(directory, lambda tensors: tensors.update({"lm_head.weight": torch.zeros(10, 64)}))
+    assert "lm_head.weight" in refusal(directory).problem
+    assert refusal(directory).problem.endswith("is [10, 64], its config says [97, 64].")
+
+
+def test_shards_without_their_index(directory):
+    (directory / "model.safetensors").rename(directory / "model-00001-of-00001.safetensors")
+    assert (
+        "has model-00001-of-00001.safetensors, and lacks model.safetensors.index.json"
+        in refusal(directory).problem
+    )
+
+
+def test_a_quantization_that_says_nothing(directory):
+    edit_config(directory, quantization_config={})
+    assert load(directory).format_name == "f32"
+
+
 @pytest.mark.parametrize("damage", [None, "{", "[]", "{}"])
 def test_a_missing_or_damaged_tokenizer(directory, damage):
     (directory / "tokenizer_config.json").unlink()

@@ -111,6 +111,11 @@ class SafetensorsModel(ModelSource):
         tokenizer, checkpoint = self.tokenizer, self.checkpoint
         mapping = get_model_conversion_mapping(self.skeleton)
         experts = CheckpointExperts(checkpoint, modules, mapping, self.skeleton)
+        tied: Any = self.skeleton.all_tied_weights_keys
+        weights = self.skeleton.state_dict()
+        checkpoint.check_shapes(
+            {name: weights[name] for name in tied}
+        )  # which transformers compares with what they are tied to
         dtype = self.dtype(options.dtype, compiled)
         layouts = self.layouts(options.quant, dtype, options.ram_bytes)
 
@@ -168,7 +173,7 @@ def read_config(directory: Path) -> Any:
     config.pad_token_id = (
         None  # nothing is padded here, and one that is no token keeps transformers from building the model
     )
-    if method == "mxfp4":
+    if method == "mxfp4" or (method is None and hasattr(config, "quantization_config")):
         del config.quantization_config  # its experts are dali's; its dense weights are plain bfloat16
     elif method is not None:
         raise DaliError(

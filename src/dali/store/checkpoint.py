@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -74,6 +75,11 @@ class Checkpoint:
     def _read_shapes(self, shard: str) -> dict[str, list[int]]:
         path = self.directory / shard
         if not os.path.isfile(path):  # False, not an error, for what no file can be called
+            if not self._index and (pieces := sorted(self.directory.glob("*-00001-of-*.safetensors"))):
+                raise DaliError(
+                    f"{self.directory} has {pieces[0].name}, and lacks {INDEX}, which lists all such files.",
+                    "Download that, too.",
+                )
             why = f"which {INDEX} lists" if self._index else "its weights"
             raise DaliError(f"{self.directory} lacks {shard}, {why}.", "Download the model, as safetensors.")
         try:
@@ -93,6 +99,16 @@ class Checkpoint:
                     "Download the model again.",
                 )
         return location
+
+    def check_shapes(self, expected: Mapping[str, Tensor]) -> None:
+        """DaliError where a tensor called as one of `expected` has another shape."""
+        for name, shard in self.location.items():
+            found = self._shapes[shard][name]
+            if name in expected and found != list(expected[name].shape):
+                raise DaliError(
+                    f"{name} in {self.directory} is {found}, its config says {list(expected[name].shape)}.",
+                    "Download the model again.",
+                )
 
     def shape(self, name: str) -> list[int]:
         return self._shapes[self.location[name]][name]
