@@ -401,6 +401,12 @@ def test_shards_without_their_index(directory):
     )
 
 
+@pytest.mark.parametrize("dtype", [-0.5, "int8"])
+def test_a_type_that_weights_cannot_have(directory, dtype):
+    edit_config(directory, dtype=dtype)
+    assert "its dtype is" in refusal(directory).problem
+
+
 def test_a_quantization_that_says_nothing(directory):
     edit_config(directory, quantization_config={})
     assert load(directory).format_name == "f32"

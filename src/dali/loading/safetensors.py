@@ -163,6 +163,9 @@ def read_config(directory: Path) -> Any:
         raw = json.loads(path.read_bytes())
         with quiet_transformers():
             config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
+        dtype = getattr(config, "dtype", None)
+        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+            raise ValueError(f"its dtype is {dtype!r:.60}, which weights cannot have")
         quantization = raw.get("quantization_config") or {}
         method = quantization.get("quant_method", "an unknown method") if quantization else None
     except Exception as error:  # transformers stumbles over a wrong value wherever it first uses it

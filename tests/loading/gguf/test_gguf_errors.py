@@ -12,8 +12,8 @@ import dali
 from dali.errors import DaliError
 from gguf_models import gguf_model, rewrite, save_gguf
 
-UINT32, INT32, FLOAT32, STRING = (
-    gguf.GGUFValueType[name] for name in ("UINT32", "INT32", "FLOAT32", "STRING")
+UINT32, INT32, UINT64, FLOAT32, STRING = (
+    gguf.GGUFValueType[name] for name in ("UINT32", "INT32", "UINT64", "FLOAT32", "STRING")
 )
 
 
@@ -82,6 +82,14 @@ def test_a_model_does_without_optional_metadata_that_cannot_be_meant(path, key, 
     llm = dali.load(path, notify=notes.append)
     assert notes == [f"{path} is read without its key {key}, which {wrong}."]
     assert llm.generate("ab", max_tokens=2, temperature=0).tokens
+
+
+@pytest.mark.parametrize(("value", "kind"), [(-1, INT32), (2**63, UINT64)])
+@pytest.mark.parametrize("key", ["context_length", "attention.key_length"])
+def test_sizes_that_none_can_be(path, key, value, kind):
+    key = f"qwen3moe.{key}"
+    rewrite(path, {key: None}, added={key: (value, kind)})
+    assert f"its key {key} is {value}, which it cannot be" in refusal(path)
 
 
 def test_texts_that_are_not_utf_8(path):

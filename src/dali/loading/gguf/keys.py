@@ -23,10 +23,18 @@ class Keys:
     architecture: str
 
     def key(self, name: str, default: Any = None, kind: type | tuple[type, ...] = int) -> Any:
-        return self.gguf.get(f"{self.architecture}.{name}", kind, default)
+        return self._in_range(name, self.gguf.get(f"{self.architecture}.{name}", kind, default))
 
     def required(self, name: str, kind: type | tuple[type, ...] = int) -> Any:
-        return self.gguf.require(f"{self.architecture}.{name}", kind)
+        return self._in_range(name, self.gguf.require(f"{self.architecture}.{name}", kind))
+
+    def _in_range(self, name: str, value: Any) -> Any:
+        """`value`; DaliError for a whole number that no size can be, which torch would only call an overflow."""
+        if isinstance(value, int) and not 0 <= value < 2**32:
+            raise damaged(
+                self.gguf.path, f"its key {self.architecture}.{name} is {value}, which it cannot be"
+            )
+        return value
 
     def shape(self, tensor: str) -> tuple[int, ...] | None:
         """The shape of the first tensor of that name (a pattern), in any block; None where there is none."""
