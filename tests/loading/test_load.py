@@ -401,6 +401,11 @@ def test_shards_without_their_index(directory):
     )
 
 
+def test_more_layers_than_any_model_has(directory):
+    edit_config(directory, num_hidden_layers=2**31)
+    assert "has 2147483648 layers, says its config" in refusal(directory).problem
+
+
 @pytest.mark.parametrize("dtype", [-0.5, "int8"])
 def test_a_type_that_weights_cannot_have(directory, dtype):
     edit_config(directory, dtype=dtype)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -136,6 +138,32 @@ def test_a_gguf_file(tmp_path):
     assert locate(tmp_path / "sha256-ab") == tmp_path / "sha256-ab"
 
 
+def test_what_is_neither_a_file_nor_a_directory(tmp_path):
+    os.mkfifo(tmp_path / "m.gguf")
+    assert problem_of("m.gguf") == "m.gguf is neither a file nor a directory."
+    (tmp_path / "gone").symlink_to("nowhere")
+    assert problem_of("gone") == "gone is a link to what is not there."
+    (tmp_path / "folder.gguf").mkdir()
+    assert problem_of(str(tmp_path)) == f"{tmp_path} is not a model directory: it has no config.json."
+
+
+def test_an_address_in_place_of_a_name():
+    with pytest.raises(UsageError, match=r"\nLeave out what stands before org/name"):
+        locate("https://huggingface.co/org/name")
+
+
+def test_the_hub_is_asked_in_a_fresh_process(tmp_path):
+    """Where nothing else has imported the parts of its library."""
+    done = subprocess.run(
+        [sys.executable, "-m", "dali", "run", "org/name", "hi there"],
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        env=os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)},
+    )
+    assert "org/name is not in the local Hugging Face cache, and dali is offline." in done.stderr
+
+
 @pytest.mark.parametrize("name", ["model.gguf", "org/model.GGUF", "/none/model.gguf"])
 def test_a_gguf_file_that_is_not_there(name):
     assert problem_of(name) == f"There is no file {name}."
@@ -242,7 +270,7 @@ def test_a_quantization_that_is_not_there(hub, monkeypatch):
     ],
 )
 def test_what_no_model_can_be_called(name):
-    assert problem_of(name).startswith(f"No model called {name!r}")
+    assert problem_of(name).startswith(f"No model called {name!r:.100}")
 
 
 @pytest.mark.parametrize("name", ["a--b/c", "org/name.git", "-a/b", "模型/名"])

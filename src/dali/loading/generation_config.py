@@ -73,7 +73,7 @@ def read_generation_config(directory: Path, tokenizer: Any, ctx_size: int) -> Ge
         return GenerationConfig()
     except (OSError, ValueError, RecursionError) as error:
         return GenerationConfig(
-            notes=[f"{path} cannot be read ({reason(error)}): the model is sampled as others are."]
+            notes=[f"{path} cannot be read ({_why(error)}): the model is sampled as others are."]
         )
     odd: list[str] = []
     sampling = _filters(said, odd) | _penalty(said, odd) | _stops(said, odd)
@@ -87,6 +87,10 @@ def read_generation_config(directory: Path, tokenizer: Any, ctx_size: int) -> Ge
     if undone:
         notes.append(f"{path} also asks for what dali leaves out: {', '.join(undone)}.")
     return GenerationConfig(sampling, ends, notes)
+
+
+def _why(error: Exception) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or reason(error)
 
 
 def read_token_ids(said: Any, tokenizer: Any, odd: list[str]) -> list[int]:

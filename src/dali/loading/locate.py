@@ -37,6 +37,13 @@ def locate(model: str | os.PathLike[str] | None, offline: bool = False) -> Path:
             f"{path} is a file, and not a GGUF one.",
             "Give a .gguf file, or the directory that holds config.json and the weights.",
         )
+    if name and os.path.lexists(path):
+        kind = (
+            "is a link to what is not there" if os.path.islink(path) else "is neither a file nor a directory"
+        )
+        raise UsageError(
+            f"{path} {kind}.", "Give a .gguf file, or the directory that holds config.json and the weights."
+        )
     if path.suffix.lower() == ".gguf":
         raise UsageError(f"There is no file {path}.", "Check its name, or give org/name:QUANT.")
     for folder in (BUNDLED, cache_root() / "models"):
@@ -46,8 +53,10 @@ def locate(model: str | os.PathLike[str] | None, offline: bool = False) -> Path:
         return _gguf_from_hub(match[1], match[2], offline)
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.startswith((".", "/")):
         raise UsageError(
-            f"No model called {name!r}: no such directory, and not an org/name.",
-            "See `dali list` for the models found here.",
+            f"No model called {name!r:.100}: no such directory, and not an org/name.",
+            "Leave out what stands before org/name in an address."
+            if re.search(r"\b(huggingface\.co|hf\.co)/", name)
+            else "See `dali list` for the models found here.",
         )
     return _from_hub(name, offline)
 
@@ -112,7 +121,7 @@ def gguf_models(directory: Path) -> list[Path]:
         file
         for pattern in ("*.gguf", "*/*.gguf")
         for file in directory.glob(pattern)
-        if not file.name.startswith("mmproj")
+        if not file.name.startswith("mmproj") and file.is_file()
     )
     return [file for file in files if split_files(file)[0] == file]
 
@@ -132,7 +141,7 @@ def _starts_as_gguf(path: Path) -> bool:
 
 def _gguf_from_hub(name: str, quant: str, offline: bool) -> Path:
     """The first file of the GGUF model whose name ends in `quant`; the shortest name of several."""
-    import huggingface_hub  # here as below, since local models do without its tenth of a second
+    import huggingface_hub.constants  # here as below, since local models do without its tenth of a second
 
     offline = offline or huggingface_hub.constants.HF_HUB_OFFLINE
     with _hub_errors(name, offline):
@@ -180,7 +189,7 @@ def _files(name: str, offline: bool) -> tuple[list[str], str]:
 
 
 def _from_hub(name: str, offline: bool) -> Path:
-    import huggingface_hub
+    import huggingface_hub.constants
 
     offline = offline or huggingface_hub.constants.HF_HUB_OFFLINE
     with _hub_errors(name, offline):

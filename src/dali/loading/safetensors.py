@@ -161,6 +161,8 @@ def read_config(directory: Path) -> Any:
     path = directory / "config.json"
     try:
         raw = json.loads(path.read_bytes())
+        if not isinstance(raw, dict):
+            raise ValueError(f"it holds {raw!r:.60}, and no object")
         with quiet_transformers():
             config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
         dtype = getattr(config, "dtype", None)

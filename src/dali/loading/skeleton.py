@@ -16,6 +16,8 @@ from dali.errors import DaliError, reason
 
 ATTENTION_TYPES = {"full_attention", "sliding_attention"}
 
+MOST_LAYERS = 2000  # they are built one after another: a damaged number would take hours
+
 
 def build_skeleton(config: Any, path: Path) -> nn.Module:
     """The model on meta, experts included: shapes without memory. `path`: where `config` is from."""
@@ -24,6 +26,12 @@ def build_skeleton(config: Any, path: Path) -> nn.Module:
         raise DaliError(
             f"{path} is a {config.model_type} model, which transformers has no text generation for.",
             "dali runs causal language models.",
+        )
+    layers = getattr(config, "num_hidden_layers", 0)
+    if layers > MOST_LAYERS:
+        raise DaliError(
+            f"{path} has {layers} layers, says its config, and no model has more than {MOST_LAYERS}.",
+            "Download it again.",
         )
     try:
         with quiet_transformers(), torch.device("meta"):
