@@ -406,6 +406,26 @@ def test_more_layers_than_any_model_has(directory):
     assert "has 2147483648 layers, says its config" in refusal(directory).problem
 
 
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors"])
+def test_a_file_that_may_not_be_read_is_not_called_damaged(directory, monkeypatch, name):
+    """Whoever runs the tests may read everything, so opening is what refuses."""
+
+    def refuse(opened):
+        def call(path, *arguments, **options):
+            if str(path).endswith(name):
+                raise PermissionError(errno.EACCES, "Permission denied", str(path))
+            return opened(path, *arguments, **options)
+
+        return call
+
+    monkeypatch.setattr("builtins.open", refuse(open))
+    monkeypatch.setattr(Path, "open", refuse(Path.open))
+    monkeypatch.setattr(Path, "read_bytes", refuse(Path.read_bytes))
+    error = refusal(directory)
+    assert error.problem == f"Cannot read {directory / name} (Permission denied)."
+    assert error.fix == "Make it readable, or pick another."
+
+
 @pytest.mark.parametrize("dtype", [-0.5, "int8"])
 def test_a_type_that_weights_cannot_have(directory, dtype):
     edit_config(directory, dtype=dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -145,6 +146,18 @@ def test_what_is_neither_a_file_nor_a_directory(tmp_path):
     assert problem_of("gone") == "gone is a link to what is not there."
     (tmp_path / "folder.gguf").mkdir()
     assert problem_of(str(tmp_path)) == f"{tmp_path} is not a model directory: it has no config.json."
+
+
+@pytest.mark.parametrize("asked", ["os.stat", "os.listdir"])
+def test_what_may_not_be_looked_into(tmp_path, monkeypatch, asked):
+    def refuse(path: object, *arguments: object, **options: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    folder = make(tmp_path / "private")
+    path = folder if asked == "os.listdir" else folder / "m.gguf"
+    monkeypatch.setattr(asked, refuse)
+    with pytest.raises(DaliError, match=r"^Cannot read .*private.* \(Permission denied\).\nMake it readable"):
+        locate(path)
 
 
 def test_an_address_in_place_of_a_name():

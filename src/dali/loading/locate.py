@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from dali.errors import DaliError, UsageError, parameter, reason
+from dali.errors import DaliError, UsageError, parameter, reason, unreadable
 from dali.store.cache import cache_root
 
 BUNDLED = Path(__file__).parent.parent / "models"
@@ -37,6 +37,7 @@ def locate(model: str | os.PathLike[str] | None, offline: bool = False) -> Path:
             f"{path} is a file, and not a GGUF one.",
             "Give a .gguf file, or the directory that holds config.json and the weights.",
         )
+    _check_reachable(path)
     if name and os.path.lexists(path):
         kind = (
             "is a link to what is not there" if os.path.islink(path) else "is neither a file nor a directory"
@@ -61,17 +62,27 @@ def locate(model: str | os.PathLike[str] | None, offline: bool = False) -> Path:
     return _from_hub(name, offline)
 
 
+def _check_reachable(path: Path) -> None:
+    """DaliError where folders on the way to `path` may not be looked into."""
+    try:
+        with suppress(FileNotFoundError, ValueError):
+            os.stat(path)
+    except PermissionError as error:
+        raise unreadable(path, error) from error
+    except OSError:  # a loop of links, a name of too many letters
+        return
+
+
 def _in_directory(path: Path) -> Path:
     """The checkpoint or the one GGUF model that a directory holds."""
     try:
         files = [] if is_checkpoint(path) else gguf_models(path)
+        has_config = (path / "config.json").is_file()
     except OSError as error:
-        raise UsageError(
-            f"Cannot look into {error.filename or path} ({error.strerror}).", "Make it readable."
-        ) from error
+        raise unreadable(error.filename or path, error) from error
     if len(files) == 1:
         return files[0]
-    if not files and (path / "config.json").is_file():
+    if not files and has_config:
         _check_spelling(path)
         return path
     found = ", ".join(str(file.relative_to(path)) for file in files[:MOST_NAMED])

@@ -14,7 +14,7 @@ import torch
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 from transformers.conversion_mapping import get_model_conversion_mapping
 
-from dali.errors import DaliError, parameter, reason
+from dali.errors import DaliError, parameter, reason, unreadable
 from dali.hooks import seam
 from dali.hooks.moe_layer import MoELayer
 from dali.kernels.expert import ExpertLayout
@@ -170,6 +170,8 @@ def read_config(directory: Path) -> Any:
             raise ValueError(f"its dtype is {dtype!r:.60}, which weights cannot have")
         quantization = raw.get("quantization_config") or {}
         method = quantization.get("quant_method", "an unknown method") if quantization else None
+    except PermissionError as error:
+        raise unreadable(path, error) from error
     except Exception as error:  # transformers stumbles over a wrong value wherever it first uses it
         raise DaliError(
             f"Cannot read {path} ({reason(error)}).",
@@ -193,6 +195,8 @@ def read_tokenizer(directory: Path) -> Any:
     try:
         with quiet_transformers():
             tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
+    except PermissionError as error:
+        raise unreadable(error.filename or directory, error) from error
     except Exception as error:  # as in read_config
         if packages := _lacking_packages(directory):
             raise DaliError(

@@ -29,7 +29,7 @@ from transformers.core_model_loading import (
 )
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
-from dali.errors import DaliError
+from dali.errors import DaliError, unreadable
 from dali.kernels.expert import ExpertWeights
 from dali.store.experts_module import ExpertsModule
 
@@ -63,7 +63,9 @@ class Checkpoint:
             for shard in weight_map.values():
                 if not isinstance(shard, str) or Path(shard).name != shard:
                     raise ValueError(f"{shard!r} does not name a file beside it")
-        except (OSError, ValueError, RecursionError) as error:
+        except OSError as error:
+            raise unreadable(path, error) from error
+        except (ValueError, RecursionError) as error:
             raise DaliError(f"The index {path} is damaged ({error}).", "Download it again.") from error
         return weight_map
 
@@ -82,6 +84,10 @@ class Checkpoint:
                 )
             why = f"which {INDEX} lists" if self._index else "its weights"
             raise DaliError(f"{self.directory} lacks {shard}, {why}.", "Download the model, as safetensors.")
+        try:
+            path.open("rb").close()  # of what it may not read, safetensors says that it is not there
+        except OSError as error:
+            raise unreadable(path, error) from error
         try:
             with safe_open(path, framework="pt") as file:  # compares the header with the file's size
                 return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -52,6 +53,15 @@ def test_other_alignments_and_version_2(tmp_path):
     content = gguf(keys, (tensor("a", (1,)), tensor("b", (1,), 0, 64)), b"\0" * 68, version=2, alignment=64)
     tensors = read_gguf(write(tmp_path / "m.gguf", content)).tensors
     assert [t.offset % 64 for t in tensors.values()] == [0, 0]
+
+
+def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
+    def refuse(path, *arguments):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(DaliError, match=r"^Cannot read .*m\.gguf \(Permission denied\)\.\nMake it readable"):
+        read_gguf(tmp_path / "m.gguf")
 
 
 def test_values_of_the_wrong_type(tmp_path):

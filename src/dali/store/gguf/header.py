@@ -18,7 +18,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from dali.errors import DaliError
+from dali.errors import DaliError, unreadable
 from dali.store.gguf.blocks import BLOCK_TYPES, UNSUPPORTED, BlockType
 
 MAGIC = b"GGUF"
@@ -180,7 +180,7 @@ def _read_file(path: Path) -> tuple[Metadata, list[GgufTensor]]:
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
                 return _Header(path, data).read()
     except OSError as error:
-        raise damaged(path, error.strerror or str(error)) from error
+        raise unreadable(path, error) from error
 
 
 class _Header:
