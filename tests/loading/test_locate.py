@@ -109,6 +109,10 @@ def test_the_bundled_model_and_cached_ones(tmp_path):
     cached = make(tmp_path / "cache" / "models" / "smollm2-moe")
     assert locate("dali-tiny") == bundled
     assert locate("smollm2-moe") == cached
+    (cached / "m-Q8_0.gguf").touch()
+    assert (
+        locate("smollm2-moe") == cached / "m-Q8_0.gguf"
+    )  # config.json alone makes no checkpoint here, either
     (tmp_path / "dali-tiny").mkdir()  # of the user's; the default model is not looked for here
     assert locate(None) == bundled
 

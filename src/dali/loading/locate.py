@@ -49,7 +49,7 @@ def locate(model: str | os.PathLike[str] | None, offline: bool = False) -> Path:
         raise UsageError(f"There is no file {path}.", "Check its name, or give org/name:QUANT.")
     for folder in (BUNDLED, cache_root() / "models"):
         if "/" not in name and os.path.isfile(folder / name / "config.json"):
-            return folder / name
+            return _in_directory(folder / name)
     if match := re.fullmatch(r"([\w-][\w.-]*/[\w.-]+):([\w.-]+)", name):
         return _gguf_from_hub(match[1], match[2], offline)
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.startswith((".", "/")):
@@ -146,8 +146,8 @@ def _starts_as_gguf(path: Path) -> bool:
     try:
         with path.open("rb") as file:
             return file.read(4) == b"GGUF"
-    except OSError:
-        return False
+    except OSError as error:
+        raise unreadable(path, error) from error
 
 
 def _gguf_from_hub(name: str, quant: str, offline: bool) -> Path:
