@@ -214,22 +214,18 @@ def outcome(path: Path) -> str:
         return traceback.format_exc()
 
 
-def run(make: Callable[[Random], tuple[Path, str]], name: str, inputs: int, seed: int) -> list[str]:
-    """The failures among `inputs` models that `make` gives; prints them as they come."""
-    counts = {"answers": 0, "refused": 0}
-    failures = []
+def run(make: Callable[[Random], tuple[Path, str]], name: str, inputs: int, seed: int) -> dict[str, Any]:
+    """What becomes of `inputs` models that `make` gives; prints failures as they come."""
+    counts = {"answers": 0, "refused": 0, "failed": 0}
     for number in range(inputs):
         path, done = make(Random(f"{seed} {name} {number}"))
         found = outcome(path)
         if found in counts:
             counts[found] += 1
         else:
-            failures.append(f"{name}, input {number} of seed {seed}: {done}\n{found}")
-            print(failures[-1], flush=True)
-    print(
-        f"{name}: {counts['answers']} answer, {counts['refused']} refused, {len(failures)} failed", flush=True
-    )
-    return failures
+            counts["failed"] += 1
+            print(f"{name}, input {number} of seed {seed}: {done}\n{found}", flush=True)
+    return {"changed": name, "inputs": inputs} | counts
 
 
 def main() -> None:
@@ -242,6 +238,7 @@ def main() -> None:
     from gguf import GGMLQuantizationType
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    import report
     from export_gguf import encode_as, write_gguf
 
     model = BUNDLED / "dali-tiny"
@@ -253,19 +250,14 @@ def main() -> None:
         ).read_bytes()
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, resource.getrlimit(resource.RLIMIT_AS)[1]))
-        failures = run(
-            lambda random: changed_directory(model, folder / "tiny", random),
-            "directory",
-            options.inputs,
-            options.seed,
-        )
-        failures += run(
-            lambda random: changed_gguf(content, folder / "m.gguf", random),
-            "gguf",
-            options.inputs,
-            options.seed,
-        )
-    raise SystemExit(len(failures) > 0)
+        makers: dict[str, Callable[[Random], tuple[Path, str]]] = {
+            "JSON files of a directory": lambda random: changed_directory(model, folder / "tiny", random),
+            "metadata of a GGUF file": lambda random: changed_gguf(content, folder / "m.gguf", random),
+        }
+        rows = [run(make, name, options.inputs, options.seed) for name, make in makers.items()]
+    report.table(rows)
+    report.write("fuzz_settings", rows, seed=options.seed, seconds_allowed=SECONDS, memory_allowed=MEMORY)
+    raise SystemExit(any(row["failed"] for row in rows))
 
 
 if __name__ == "__main__":
