@@ -15,6 +15,7 @@ from threading import Condition, get_ident
 
 from dali.engine.engine import Engine
 from dali.engine.sequence import Sequence
+from dali.engine.text.piece import Piece
 from dali.errors import DaliError
 
 
@@ -46,7 +47,7 @@ class Loop:
             finally:
                 self._turn.notify_all()
 
-    def stream(self, sequence: Sequence) -> Generator[str, None, None]:
+    def stream(self, sequence: Sequence) -> Generator[Piece, None, None]:
         """Run one sequence; yields its text as it becomes final. Closing the generator aborts it."""
         text = sequence.text
         assert text is not None, "a stream needs a sequence with text"

@@ -123,7 +123,8 @@ class SafetensorsModel(ModelSource):
         store = self._ensure_store(experts, layouts[0], meter, notify)
         said = read_generation_config(self.path, tokenizer, ctx_size)
         odd: list[str] = []
-        self.config.eos_token_id = read_token_ids(self.config.eos_token_id, tokenizer, odd) or None
+        named = read_token_ids(self.config.eos_token_id, tokenizer, odd)
+        self.config.eos_token_id = named[0] if len(named) == 1 else named or None
         unmeant = f"{self.path / 'config.json'} is read without what cannot be meant: {', '.join(odd)}."
         for note in [unmeant] * bool(odd) + said.notes:
             notify(note)
