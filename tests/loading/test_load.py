@@ -25,6 +25,7 @@ from dali.kernels.expert import ExpertLayout, ExpertShape
 from dali.kernels.formats import FORMATS
 from dali.loading.budget import HEADROOM, choose_layout
 from dali.loading.loaded import LoadedModel
+from dali.loading.locate import BUNDLED
 from dali.loading.safetensors import SafetensorsModel
 from dali.options import LoadOptions
 from dali.store.arena import Arena
@@ -367,6 +368,14 @@ def test_an_expert_that_is_not_finite(directory):
 def test_truncated_weights(directory):
     os.truncate(directory / "model.safetensors", 50_000)
     assert "model.safetensors is damaged" in refusal(directory).problem
+
+
+def test_a_tokenizer_that_brings_its_library_down(tmp_path):
+    model = shutil.copytree(BUNDLED / "dali-tiny", tmp_path / "tiny")
+    said = json.loads((model / "tokenizer.json").read_text())
+    said["model"]["continuing_subword_prefix"] = "null"  # longer than what it is cut off from
+    (model / "tokenizer.json").write_text(json.dumps(said))
+    assert f"Cannot load the tokenizer of {model} (range end index" in refusal(model).problem
 
 
 def test_packages_that_a_tokenizer_takes_are_named(directory, monkeypatch):

@@ -23,6 +23,7 @@ from dali.loading.dense import load_dense
 from dali.loading.generation_config import read_generation_config, read_token_ids
 from dali.loading.loaded import LoadedModel
 from dali.loading.locate import BUNDLED, display_name
+from dali.loading.panic import panics_as_errors
 from dali.loading.skeleton import quiet_transformers
 from dali.loading.source import ModelSource
 from dali.options import LoadOptions
@@ -194,7 +195,7 @@ def read_config(directory: Path) -> Any:
 def read_tokenizer(directory: Path) -> Any:
     """The tokenizer in `directory`. DaliError when there is none, it is damaged, or a package to read it is not here."""
     try:
-        with quiet_transformers():
+        with quiet_transformers(), panics_as_errors():
             tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
     except PermissionError as error:
         raise unreadable(error.filename or directory, error) from error

@@ -25,6 +25,7 @@ from transformers.tokenization_utils_base import generate_merges
 from dali.errors import DaliError, reason
 from dali.loading.gguf.families import family_of
 from dali.loading.gguf.splits import SPLITS
+from dali.loading.panic import panics_as_errors
 from dali.store.gguf.header import Gguf, damaged
 
 WHOLE_WORDS = {  # a word that is a token is not put together by merges
@@ -62,7 +63,8 @@ def read_tokenizer(gguf: Gguf) -> Any:
         raise damaged(gguf.path, f"its key {TOKENS} is empty")
     gguf.require("tokenizer.ggml.merges" if kind == "gpt2" else "tokenizer.ggml.scores", list)
     try:
-        backend = _backend(gguf, kind, split, tokens)
+        with panics_as_errors():
+            backend = _backend(gguf, kind, split, tokens)
     except Exception as error:  # whatever transformers and tokenizers stumble over
         raise damaged(gguf.path, f"its tokenizer is damaged ({reason(error)})") from error
     names = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
