@@ -110,7 +110,7 @@ MXFP4 = {
 
 def random_model(family: str, seed: int = 0, dtype: torch.dtype = torch.float32, **changes: Any) -> Any:
     """A transformers model of `family` with random weights, biases and norms."""
-    config = CONFIG_MAPPING[family](**(COMMON | FAMILIES[family] | changes))
+    config = CONFIG_MAPPING[family](**(COMMON | FAMILIES.get(family, {}) | changes))
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(
         config, dtype=dtype, attn_implementation="eager", experts_implementation="eager"

@@ -158,6 +158,25 @@ def test_seeds_reproduce_and_differ(llm):
     assert texts[0] == texts[1] != texts[2]
 
 
+def test_parameters_may_be_given_as_one_value_with_some_changed_by_name(llm):
+    params = dali.SamplingParams(temperature=0, max_tokens=5, ignore_eos=True)
+    assert llm.generate(PROMPT, params=params).tokens == greedy(llm, PROMPT, 5).tokens
+    assert llm.generate(PROMPT, params=params, max_tokens=3).tokens == greedy(llm, PROMPT, 3).tokens
+    assert llm.sampling_params(params=dali.SamplingParams()).top_k == 0  # not the model's
+    with pytest.raises(dali.UsageError, match=r"^params cannot be \{'top_k': 3\}.\n.*SamplingParams"):
+        llm.generate(PROMPT, params={"top_k": 3})
+
+
+def test_an_async_chat_is_the_chat(llm):
+    messages = [{"role": "user", "content": "Tell me a story."}]
+    expected = llm.chat(messages, temperature=0, max_tokens=10).text
+
+    async def read() -> str:
+        return "".join([piece.text async for piece in llm.achat(messages, temperature=0, max_tokens=10)])
+
+    assert asyncio.run(read()) == expected
+
+
 def test_stop_strings_end_the_text_before_them(llm):
     full = greedy(llm, PROMPT).text
     stop = full.split()[3]

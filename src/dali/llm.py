@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import AsyncIterator, Generator, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Mapping
 from collections.abc import Sequence as Many
 from contextlib import aclosing, closing
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from operator import index
 from textwrap import shorten
 from threading import Lock
@@ -149,7 +149,8 @@ class LLM:
     ) -> Completion | list[Completion]:
         """Complete one prompt (text or token ids) -> Completion, or several at once -> list of Completion, in their order.
 
-        sampling: fields of SamplingParams; what is left out comes from the model's generation_config.
+        sampling: fields of SamplingParams; what is left out comes from the model's generation_config, or from
+        `params=SamplingParams(...)` where that is given.
         """
         if isinstance(prompts, Many) and not isinstance(prompts, str) and not _are_ids(prompts):
             return self._complete([self.sequence(prompt, **sampling) for prompt in prompts])  # type: ignore[arg-type]
@@ -162,10 +163,12 @@ class LLM:
     async def astream(self, prompt: Prompt, **sampling: Unpack[Sampling]) -> AsyncIterator[str]:
         """As `stream`, for an event loop, which goes on meanwhile. Whoever stops before the end closes it (`aclose`)."""
         sequence = self.sequence(prompt, **sampling)
-        pieces = in_threads(self.loop.stream(sequence), lambda: self.loop.abort([sequence]))
-        async with aclosing(pieces):
+        async with aclosing(self._asynchronous(sequence)) as pieces:
             async for piece in pieces:
                 yield piece.text
+
+    def _asynchronous(self, sequence: Sequence) -> AsyncGenerator[Piece, None]:
+        return in_threads(self.loop.stream(sequence), lambda: self.loop.abort([sequence]))
 
     @overload
     def chat(
@@ -204,6 +207,20 @@ class LLM:
         """
         sequence = self.chat_sequence(messages, tools=tools, template=template, **sampling)
         return self.loop.stream(sequence) if stream else self._complete([sequence])[0]
+
+    async def achat(
+        self,
+        messages: Many[Message],
+        *,
+        tools: Many[Tool] | None = None,
+        template: Mapping[str, Any] | None = None,
+        **sampling: Unpack[Sampling],
+    ) -> AsyncIterator[Piece]:
+        """As `chat` with `stream`, for an event loop; the rest as `astream`."""
+        sequence = self.chat_sequence(messages, tools=tools, template=template, **sampling)
+        async with aclosing(self._asynchronous(sequence)) as pieces:
+            async for piece in pieces:
+                yield piece
 
     def chat_prompt(
         self,
@@ -274,7 +291,13 @@ class LLM:
         return Sequence(Request(tuple(ids), limit, params, self.eos), text)
 
     def sampling_params(self, **sampling: Unpack[Sampling]) -> SamplingParams:
-        """What is given, over the model's own defaults; None is as good as not given. UsageError: no such parameter, or value."""
+        """What is given, over the model's own defaults or `params`; None is as good as not given. UsageError: no such parameter,
+        or value."""
+        params = sampling.pop("params", None)
+        if not isinstance(params, SamplingParams | None):
+            raise UsageError(
+                f"params cannot be {params!r:.60}.", "Give dali.SamplingParams(...), or its fields by name."
+            )
         known = [field.name for field in fields(SamplingParams)]
         if unknown := set(sampling).difference(known):
             raise UsageError(
@@ -283,8 +306,8 @@ class LLM:
         plain = {
             name: value.item() if isinstance(value, np.generic) else value for name, value in sampling.items()
         }
-        given = {name: value for name, value in plain.items() if value is not None}
-        return SamplingParams(**(self.defaults | given))
+        given: dict[str, Any] = {name: value for name, value in plain.items() if value is not None}
+        return SamplingParams(**(self.defaults | given)) if params is None else replace(params, **given)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of plain text that is to be continued, after what the tokenizer begins a text with."""

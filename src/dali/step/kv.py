@@ -28,6 +28,11 @@ class LayerKV:
     def nbytes(self) -> int:
         return sum(buffer.nbytes for buffer in (self._keys, self._values) if buffer is not None)
 
+    @property
+    def kept(self) -> list[Tensor]:
+        """Keys and values of all tokens that are kept."""
+        return [buffer[:, : self.length] for buffer in (self._keys, self._values) if buffer is not None]
+
     def append(self, keys: Tensor, values: Tensor, window: int | None) -> tuple[Tensor, Tensor]:
         """Add new tokens, [heads, new, width]; returns views of all that are kept."""
         new = keys.shape[1]
