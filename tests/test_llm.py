@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import shutil
+import os
+import subprocess
+import sys
 import weakref
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -388,10 +388,26 @@ def test_a_sequence_that_fails_leaves_its_neighbours_alone(llm):
     assert bad.finish_reason == "error"
 
 
-def test_a_negative_top_k_in_a_models_defaults_turns_it_off(dali_tiny, tmp_path):
-    model = Path(shutil.copytree(dali_tiny, tmp_path / "model"))
-    file = model / "generation_config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"do_sample": True, "top_k": -1}))
-    llm = dali.load(model)
-    assert llm.defaults["top_k"] == 0
-    assert llm.generate("Once", max_tokens=2, seed=0).tokens
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no processes are forked here")
+def test_a_forked_process_is_told_so_and_ends(tmp_path):
+    """In a process of its own, since one that hangs is what is feared."""
+    code = """
+import os, sys, dali
+llm = dali.load(threads=2)
+llm.generate("Once", max_tokens=2)
+stream = llm.stream("Once", max_tokens=2)
+next(stream)
+if child := os.fork():
+    sys.exit(os.waitpid(child, 0)[1] or len(list(stream)) > 2)
+for use in (lambda: llm.generate("Once"), lambda: llm.chat([{"role": "user", "content": "Hi"}]), lambda: next(stream), dali.load):
+    try:
+        use()
+    except dali.DaliError as error:
+        print("forked" in error.problem, "spawn" in error.fix)
+llm.close()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env=os.environ
+    )
+    assert done.stdout.splitlines()[-4:] == ["True True"] * 4
+    assert (done.returncode, done.stderr) == (0, "")

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from dali import fused
+from dali.engine.loop import check_process
 from dali.errors import DaliError, UsageError
 from dali.hooks import seam
 from dali.hooks.moe_layer import FLOATS, MoELayer
@@ -28,6 +29,8 @@ from dali.progress import Meter, silent
 from dali.store.arena import Arena
 from dali.store.expert_pool import ExpertPool
 from dali.telemetry import Telemetry
+
+_loaded_in: int | None = None  # the process whose threads torch and the kernels have
 
 
 def load(
@@ -68,6 +71,9 @@ load.__signature__ = _signature()  # type: ignore[attr-defined]
 
 def prepare(options: LoadOptions, notify: Callable[[str], None]) -> None:
     """Refuse what `options` ask for and this machine lacks, and set threads, before any file is opened."""
+    global _loaded_in
+    _loaded_in = _loaded_in or os.getpid()
+    check_process(_loaded_in)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     if native.enabled():

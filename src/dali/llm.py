@@ -75,7 +75,7 @@ class LLM:
         self.telemetry = loaded.telemetry
         self.expert_bytes = loaded.expert_bytes
         self.ctx_size = loaded.ctx_size
-        self.defaults = _default_sampling(self.model.generation_config)
+        self.defaults = _FALLBACK_SAMPLING | loaded.sampling
         self.controls = take_for_control(self.tokenizer)  # tokens that the model's files take for text
         self.eos = _eos(self.model, self.tokenizer)
         self.engine = Engine(self.model, STEP_TOKENS)
@@ -91,8 +91,9 @@ class LLM:
     def close(self) -> None:
         """Give the model's memory back; answers under way end as they are. It cannot be used afterwards."""
         if "loop" in self.__dict__:
-            with self.loop.between_steps() as engine:
-                engine.close()
+            if not self.loop.forked:
+                with self.loop.between_steps() as engine:
+                    engine.close()
             name = self.name
             self.__dict__.clear()
             self._closed = name
@@ -346,18 +347,8 @@ def _are_ids(prompts: Many[Any]) -> bool:
     return bool(prompts) and not isinstance(prompts[0], str) and hasattr(prompts[0], "__index__")
 
 
-# llama.cpp's defaults, for models whose generation_config does not say how to sample.
-_FALLBACK_SAMPLING = {"temperature": 0.8, "top_k": 40, "top_p": 0.95, "min_p": 0.05}
-
-
-def _default_sampling(config: Any) -> dict[str, Any]:
-    if not config.do_sample:
-        return dict(_FALLBACK_SAMPLING)
-    given = {name: getattr(config, name, None) for name in _FALLBACK_SAMPLING}
-    off = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
-    if isinstance(given["top_k"], int) and given["top_k"] < 0:  # as others write that it is off
-        given["top_k"] = 0
-    return {name: off[name] if value is None else value for name, value in given.items()}
+# llama.cpp's defaults, for models whose files do not say how to sample.
+_FALLBACK_SAMPLING: dict[str, Any] = {"temperature": 0.8, "top_k": 40, "top_p": 0.95, "min_p": 0.05}
 
 
 def _eos(model: Any, tokenizer: Any) -> frozenset[int]:

@@ -26,6 +26,7 @@ from dali.kernels.expert import ExpertLayout, ExpertShape
 from dali.kernels.formats import FORMATS
 from dali.loading.budget import HEADROOM, choose_layout
 from dali.loading.loaded import LoadedModel
+from dali.loading.locate import BUNDLED
 from dali.loading.safetensors import SafetensorsModel
 from dali.options import LoadOptions
 from dali.store.arena import Arena
@@ -370,6 +371,82 @@ def test_truncated_weights(directory):
     assert "model.safetensors is damaged" in refusal(directory).problem
 
 
+def test_a_tokenizer_that_brings_its_library_down(tmp_path):
+    model = shutil.copytree(BUNDLED / "dali-tiny", tmp_path / "tiny")
+    said = json.loads((model / "tokenizer.json").read_text())
+    said["model"]["continuing_subword_prefix"] = "null"  # longer than what it is cut off from
+    (model / "tokenizer.json").write_text(json.dumps(said))
+    assert f"Cannot load the tokenizer of {model} (range end index" in refusal(model).problem
+
+
+def test_packages_that_a_tokenizer_takes_are_named(directory, monkeypatch):
+    """transformers asks for tiktoken whatever the file is."""
+    (directory / "tokenizer.json").unlink()
+    for content, packages in (
+        (b"\n\x0e\n\x05<unk>", "sentencepiece and protobuf"),
+        (b"IQ== 0\n", "tiktoken"),
+    ):
+        (directory / "tokenizer.model").write_bytes(content)
+        with monkeypatch.context() as patch:
+            patch.setattr("dali.loading.safetensors.find_spec", lambda module: None)
+            error = refusal(directory)
+            assert f"is a tokenizer.model, which takes {packages} to be read" in error.problem
+            assert f"`pip install {packages.replace(' and', '')}`" in error.fix
+            patch.setattr("dali.loading.safetensors.find_spec", lambda module: object())
+            assert "Cannot load the tokenizer" in refusal(directory).problem
+
+
+def test_a_tied_weight_of_another_shape(directory):
+    edit_config(directory, tie_word_embeddings=True)
+    edit_weights(directory, lambda tensors: tensors.update({"lm_head.weight": torch.zeros(10, 64)}))
+    assert "lm_head.weight" in refusal(directory).problem
+    assert refusal(directory).problem.endswith("is [10, 64], its config says [97, 64].")
+
+
+def test_shards_without_their_index(directory):
+    (directory / "model.safetensors").rename(directory / "model-00001-of-00001.safetensors")
+    assert (
+        "has model-00001-of-00001.safetensors, and lacks model.safetensors.index.json"
+        in refusal(directory).problem
+    )
+
+
+def test_more_layers_than_any_model_has(directory):
+    edit_config(directory, num_hidden_layers=2**31)
+    assert "has 2147483648 layers, says its config" in refusal(directory).problem
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors"])
+def test_a_file_that_may_not_be_read_is_not_called_damaged(directory, monkeypatch, name):
+    """Whoever runs the tests may read everything, so opening is what refuses."""
+
+    def refuse(opened):
+        def call(path, *arguments, **options):
+            if str(path).endswith(name):
+                raise PermissionError(errno.EACCES, "Permission denied", str(path))
+            return opened(path, *arguments, **options)
+
+        return call
+
+    monkeypatch.setattr("builtins.open", refuse(open))
+    monkeypatch.setattr(Path, "open", refuse(Path.open))
+    monkeypatch.setattr(Path, "read_bytes", refuse(Path.read_bytes))
+    error = refusal(directory)
+    assert error.problem == f"Cannot read {directory / name} (Permission denied)."
+    assert error.fix == "Make it readable, or pick another."
+
+
+@pytest.mark.parametrize("dtype", [-0.5, "int8"])
+def test_a_type_that_weights_cannot_have(directory, dtype):
+    edit_config(directory, dtype=dtype)
+    assert "its dtype is" in refusal(directory).problem
+
+
+def test_a_quantization_that_says_nothing(directory):
+    edit_config(directory, quantization_config={})
+    assert load(directory).format_name == "f32"
+
+
 @pytest.mark.parametrize("damage", [None, "{", "[]", "{}"])
 def test_a_missing_or_damaged_tokenizer(directory, damage):
     (directory / "tokenizer_config.json").unlink()
@@ -457,7 +534,7 @@ def test_the_generation_config_of_a_checkpoint_in_fp8_is_read(tmp_path):
     save_fp8_model(tmp_path / "model")
     path = tmp_path / "model" / "generation_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"do_sample": True, "temperature": 0.375}))
-    assert load(tmp_path / "model").model.generation_config.temperature == 0.375
+    assert load(tmp_path / "model").sampling["temperature"] == 0.375
 
 
 @pytest.mark.parametrize("part", ["mlp.experts.3.up_proj", "self_attn.o_proj"])

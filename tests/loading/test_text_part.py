@@ -100,9 +100,9 @@ def test_experts_that_lie_transposed_on_disk(tmp_path):
 
 def test_a_context_is_known_too_long_before_torch_is_imported(tmp_path):
     CONFIG_MAPPING["gemma4"](text_config={"max_position_embeddings": 64}).save_pretrained(tmp_path)
-    check_context(tmp_path, 64)
+    check_context(tmp_path, dali.LoadOptions(ctx_size=64))
     with pytest.raises(dali.UsageError, match="65"):
-        check_context(tmp_path, 65)
+        check_context(tmp_path, dali.LoadOptions(ctx_size=65))
 
 
 def test_a_model_that_generates_text_in_its_own_way_is_refused(tmp_path):

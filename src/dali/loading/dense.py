@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import GenerationConfig
 
 from dali.errors import DaliError, reason
 from dali.hooks import attention, seam
@@ -20,11 +21,13 @@ def load_dense(
     dtype: torch.dtype,
     state: Mapping[str, Tensor] | None = None,
     without: Iterable[str] = (),
+    generation: GenerationConfig | None = None,
 ) -> Any:
     """transformers' own loading of all but the experts, by a throw-away subclass that drops them on meta.
 
     The weights come from the directory `path`, or are `state`, parameter -> tensor of `dtype`, which the model keeps.
-    The linears `without` get none but what is tied to others'.
+    The linears `without` get none but what is tied to others'. `generation`: its configuration for generating, in place of what
+    transformers would read.
     """
     found = text_model(config)
     assert found is not None, "its skeleton was built"
@@ -37,6 +40,7 @@ def load_dense(
                 config=config,
                 dtype=dtype,
                 experts_implementation=seam.IMPLEMENTATION,
+                generation_config=generation,
                 attn_implementation={"": attention.IMPLEMENTATION, "text_config": attention.IMPLEMENTATION},
                 use_safetensors=True,
                 ignore_mismatched_sizes=True,  # refused below, by name

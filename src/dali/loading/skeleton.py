@@ -30,6 +30,9 @@ def text_model(config: Any) -> tuple[Any, Any] | None:
     return None
 
 
+MOST_LAYERS = 2000  # they are built one after another: a damaged number would take hours
+
+
 def build_skeleton(config: Any, path: Path) -> nn.Module:
     """The model on meta, experts included: shapes without memory. `path`: where `config` is from."""
     found = text_model(config)
@@ -39,6 +42,12 @@ def build_skeleton(config: Any, path: Path) -> nn.Module:
             "dali runs models that do.",
         )
     cls, config = found
+    layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
+    if layers > MOST_LAYERS:
+        raise DaliError(
+            f"{path} has {layers} layers, says its config, and no model has more than {MOST_LAYERS}.",
+            "Download it again.",
+        )
     try:
         with quiet_transformers(), torch.device("meta"):
             model: nn.Module = cls(config)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -28,7 +29,7 @@ from transformers.core_model_loading import (
 )
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
-from dali.errors import DaliError
+from dali.errors import DaliError, unreadable
 from dali.kernels.expert import ExpertWeights
 from dali.store.experts_module import ExpertsModule
 from dali.store.fp8 import SCALE, dequantize
@@ -64,7 +65,9 @@ class Checkpoint:
             for shard in weight_map.values():
                 if not isinstance(shard, str) or Path(shard).name != shard:
                     raise ValueError(f"{shard!r} does not name a file beside it")
-        except (OSError, ValueError, RecursionError) as error:
+        except OSError as error:
+            raise unreadable(path, error) from error
+        except (ValueError, RecursionError) as error:
             raise DaliError(f"The index {path} is damaged ({error}).", "Download it again.") from error
         return weight_map
 
@@ -76,13 +79,22 @@ class Checkpoint:
     def _read_shapes(self, shard: str) -> dict[str, list[int]]:
         path = self.directory / shard
         if not os.path.isfile(path):  # False, not an error, for what no file can be called
+            if not self._index and (pieces := sorted(self.directory.glob("*-00001-of-*.safetensors"))):
+                raise DaliError(
+                    f"{self.directory} has {pieces[0].name}, and lacks {INDEX}, which lists all such files.",
+                    "Download that, too.",
+                )
             why = f"which {INDEX} lists" if self._index else "its weights"
             raise DaliError(f"{self.directory} lacks {shard}, {why}.", "Download the model, as safetensors.")
         try:
+            path.open("rb").close()  # of what it may not read, safetensors says that it is not there
+        except OSError as error:
+            raise unreadable(path, error) from error
+        try:
             with safe_open(path, framework="pt") as file:  # compares the header with the file's size
-                pieces = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-                self._float8 += [name for name, piece in pieces.items() if piece.get_dtype() == "F8_E4M3"]
-                return {name: piece.get_shape() for name, piece in pieces.items()}
+                slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+                self._float8 += [name for name, piece in slices.items() if piece.get_dtype() == "F8_E4M3"]
+                return {name: piece.get_shape() for name, piece in slices.items()}
         except (SafetensorError, OSError) as error:
             raise DaliError(f"The weight file {path} is damaged ({error}).", "Download it again.") from error
 
@@ -103,6 +115,16 @@ class Checkpoint:
                     "Download the model again.",
                 )
         return location
+
+    def check_shapes(self, expected: Mapping[str, Tensor]) -> None:
+        """DaliError where a tensor called as one of `expected` has another shape."""
+        for name, shard in self.location.items():
+            found = self._shapes[shard][name]
+            if name in expected and found != list(expected[name].shape):
+                raise DaliError(
+                    f"{name} in {self.directory} is {found}, its config says {list(expected[name].shape)}.",
+                    "Download the model again.",
+                )
 
     def shape(self, name: str) -> list[int]:
         return self._shapes[self.location[name]][name]
