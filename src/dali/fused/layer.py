@@ -20,7 +20,7 @@ from dali.fused.dense import FusedRMSNorm
 from dali.fused.mlp import FusedGate, mlp_of, sigmoids_agree
 from dali.fused.probe import POSITIONS, REFUSALS, probe
 from dali.fused.rotation import Turns, rotary_of, rotate, turns
-from dali.fused.router import ROUTED_TOKENS, FusedRouter
+from dali.fused.router import FusedRouter
 from dali.fused.watch import Watch
 from dali.hooks import seam
 from dali.hooks.moe_layer import MoELayer
@@ -29,6 +29,7 @@ from dali.step.context import StepContext, current_step
 from dali.store.expert_pool import Lease
 
 # What layers call their norms: before and after attention, before and after what follows it.
+MOST_SEQUENCES = 8  # that decode in one call; with more of them the parts are large enough to be called one by one
 NORMS = (
     ("input_layernorm", None, "post_attention_layernorm", None),
     (None, "post_attention_layernorm", None, "post_feedforward_layernorm"),
@@ -127,7 +128,7 @@ class Run:
 
     def serves(self, step: StepContext) -> bool:
         """Whether the step is a few sequences decoding, nobody watches the parts, and these still are those it was made of."""
-        if not step.decoding or len(step.segments) > ROUTED_TOKENS or not self.watch.untouched:
+        if not step.decoding or len(step.segments) > MOST_SEQUENCES or not self.watch.untouched:
             return False
         return all(layer.keeps_experts for layer in self.layers)
 
@@ -208,7 +209,7 @@ def _routed(block: Any) -> tuple[Routed | None, list[native.Mlp]]:
     experts = None if module is None else seam.dali_layer(module)
     if router is None or module is None or type(experts) is not MoELayer or not experts.compiled:
         return None, []
-    if gate is not None and not (dense and sigmoids_agree(gate.weight.dtype, ROUTED_TOKENS)):
+    if gate is not None and not (dense and sigmoids_agree(gate.weight.dtype, MOST_SEQUENCES)):
         return None, []
     return Routed(router, module, experts, None if gate is None else gate.weight), dense
 

@@ -13,10 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from dali.fused.dense import FusedRMSNorm, PackedLinear
-from dali.fused.layer import DecodingLayer, records
+from dali.fused.layer import MOST_SEQUENCES, DecodingLayer, records
 from dali.fused.probe import POSITIONS, REFUSALS, probe
 from dali.fused.rotation import Kind, is_fixed, rotate, turns
-from dali.fused.router import ROUTED_TOKENS
 from dali.fused.watch import Watch
 from dali.kernels import native
 from dali.step.context import StepContext, current_step
@@ -86,7 +85,7 @@ class DecodingModel:
     def serves(self, step: StepContext) -> bool:
         """Whether the step is a few sequences decoding, nobody watches a part of the model, and the parts still are those it was
         made of. That is found out after a step with a prompt, and holds until the next one: it takes as long as a layer."""
-        if not step.decoding or len(step.segments) > ROUTED_TOKENS:
+        if not step.decoding or len(step.segments) > MOST_SEQUENCES:
             self._serves = None
             return False
         if self._serves is None or any(segment.prefill for segment in step.segments):

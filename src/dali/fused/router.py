@@ -17,7 +17,6 @@ from dali.kernels import native
 
 Routed = tuple[Tensor, Tensor, Tensor]  # logits, weights, ids, as routers answer
 
-ROUTED_TOKENS = 8  # beyond, the model's own matrix product is faster
 PROBED_TOKENS, TELLING_TOKENS = 128, 16
 CORRECTIONS = ("e_score_correction_bias", "expert_bias")
 SCALES = ("routed_scaling_factor", "router_scaling_factor", "route_scale")
@@ -36,7 +35,7 @@ class Parts(NamedTuple):
 
 
 class FusedRouter(nn.Module):
-    """A router whose formula is known. A few tokens go through one call, more through the model's own."""
+    """A router whose formula is known, in one call. A token's answer does not depend on how many share the call."""
 
     def __init__(self, router: Any, parts: Parts, routing: native.Routing, dtype: torch.dtype) -> None:
         """`dtype`: of the gate inputs."""
@@ -54,7 +53,7 @@ class FusedRouter(nn.Module):
         known = len(given) == len(self._given) and all(
             a is b for a, b in zip(given, self._given, strict=True)
         )
-        if len(x) > ROUTED_TOKENS or x.dtype != self.dtype or not known:
+        if x.dtype != self.dtype or not known:
             return self.plain(hidden, *given)  # type: ignore[no-any-return]
         return self.native(x)
 

@@ -54,12 +54,18 @@ def _attention_forward(
     if step.seen is not None:
         step.seen.append(AttentionArguments(scale, sliding_window, s_aux))
     decoding = []
-    native_decode = step.native and query.device.type == "cpu" and query.dtype in native.ATTENTION_DTYPES
+    compiled = step.native and query.device.type == "cpu" and query.dtype in native.ATTENTION_DTYPES
     for segment in step.segments:
         rows = slice(segment.start, segment.start + segment.tokens)
         layer = segment.state.kv(module.layer_idx)  # type: ignore[arg-type]
-        if native_decode and segment.tokens == 1:
-            decoding.append(layer.place(segment.start, key[0, :, rows], value[0, :, rows], sliding_window))
+        if compiled:
+            place = layer.place(segment.start, key[0, :, rows], value[0, :, rows], sliding_window)
+            if segment.tokens == 1:
+                decoding.append(place)
+            else:
+                native.attend_prompt(
+                    query[0], key[0], value[0], place, segment.tokens, sliding_window, scale, s_aux, out[0]
+                )
             continue
         keys, values = layer.append(key[0, :, rows], value[0, :, rows], sliding_window)
         started = time.perf_counter()

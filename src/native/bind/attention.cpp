@@ -32,6 +32,16 @@ void bind_attention(nb::module_& m) {
         attend({dtype, heads, kv_heads, key_width, value_width, scale, rows(query), rows(keys), rows(values),
                 pointer<const float>(sinks), pointer<void>(out)}, decoding(tokens));
     });
+    // `count` tokens of one sequence, the first as given
+    m.def("attend_prompt", [](Dtype dtype, int heads, int kv_heads, int key_width, int value_width, float scale, const Strided& query,
+                              const Strided& keys, const Strided& values, uintptr_t sinks, const Token& first, int count, int64_t window,
+                              uintptr_t out) {
+        nb::gil_scoped_release unlocked;
+        const Timed timed(Part::attention);
+        const auto rows = [](const Strided& s) { return Rows{pointer<const void>(std::get<0>(s)), std::get<1>(s), std::get<2>(s)}; };
+        attend({dtype, heads, kv_heads, key_width, value_width, scale, rows(query), rows(keys), rows(values),
+                pointer<const float>(sinks), pointer<void>(out)}, decoding({first}).front(), count, window);
+    });
     nb::class_<Projections>(m, "Projections")
         .def("__init__", [](Projections* self, const PackedLinear& query, const PackedLinear& key, const PackedLinear& value,
                             const NormParts& query_norm, const NormParts& key_norm, bool norms_follow, float value_scale) {

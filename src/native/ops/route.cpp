@@ -14,6 +14,7 @@ namespace dali {
 namespace {
 
 constexpr int ROWS = 8;               // of an item
+constexpr int FEW = 8;                // tokens
 constexpr int64_t ALONE = 1 << 15;  // multiplications that take less than handing them out
 
 // out [count] = x times the rows of weight [rows, hidden] from `first` on.
@@ -104,37 +105,74 @@ void weigh_by_scores(const Router& router, const float* scores, const int* order
     for (int i = 0; i < router.top_k; i++) weights[i] /= total;
 }
 
+// Where a token's answer goes, and what is worked with meanwhile.
+class Answer {
+  public:
+    Answer(const Router& router, void* logits, void* weights, int64_t* ids)
+        : router_(router), logits_(logits), weights_(weights), ids_(ids), scores_(workspace_.take<float>(router.experts)),
+          ranks_(workspace_.take<float>(router.experts)), weighed_(workspace_.take<float>(router.top_k)),
+          rounded_(workspace_.take<char>(size_t(router.experts) * item_bytes(router.rounded))), order_(workspace_.take<int>(router.experts)) {}
+
+    // `found` [experts]: the products of the token and the weight.
+    void write_token(int token, float* found) {
+        const int experts = router_.experts, top_k = router_.top_k;
+        add(router_.bias, experts, found);
+        write(found, experts, router_.rounded, rounded_, 0);
+        read_row(rounded_, router_.rounded, 0, experts, found);
+        write(found, experts, router_.logits_dtype, logits_, size_t(token) * experts);
+        const bool plain = plain_softmax(router_);
+        if (!plain) score(router_, found, scores_);
+        std::copy_n(plain || router_.by_logit ? found : scores_, experts, ranks_);
+        add(router_.correction, experts, ranks_);
+        keep_groups(router_, ranks_);
+        highest(ranks_, experts, top_k, order_);
+        if (plain) weigh_by_logits(router_, found, order_, weighed_);
+        else weigh_by_scores(router_, scores_, order_, weighed_);
+        for (int i = 0; i < top_k; i++) {
+            weighed_[i] *= router_.scale;
+            ids_[size_t(token) * top_k + i] = order_[i];
+        }
+        write(weighed_, top_k, router_.weights_dtype, weights_, size_t(token) * top_k);
+    }
+
+  private:
+    const Router& router_;
+    void *logits_, *weights_;
+    int64_t* ids_;
+    Workspace workspace_;
+    float *scores_, *ranks_, *weighed_;
+    void* rounded_;
+    int* order_;
+};
+
 }  // namespace
 
 void route(const Router& router, const void* x, Dtype dtype, int tokens, void* logits, void* weights, int64_t* ids) {
-    const int experts = router.experts, top_k = router.top_k;
-    Workspace workspace;
-    float* values = workspace.take<float>(router.hidden);
-    float *found = workspace.take<float>(experts), *scores = workspace.take<float>(experts), *ranks = workspace.take<float>(experts);
-    float* weighed = workspace.take<float>(top_k);
-    void* rounded = workspace.take<char>(size_t(experts) * item_bytes(router.rounded));
-    int* order = workspace.take<int>(experts);
-    for (int token = 0; token < tokens; token++) {
-        read_row(x, dtype, token, router.hidden, values);
-        all_products(router, values, found);
-        add(router.bias, experts, found);
-        write(found, experts, router.rounded, rounded, 0);
-        read_row(rounded, router.rounded, 0, experts, found);
-        write(found, experts, router.logits_dtype, logits, size_t(token) * experts);
-        const bool plain = plain_softmax(router);
-        if (!plain) score(router, found, scores);
-        std::copy_n(plain || router.by_logit ? found : scores, experts, ranks);
-        add(router.correction, experts, ranks);
-        keep_groups(router, ranks);
-        highest(ranks, experts, top_k, order);
-        if (plain) weigh_by_logits(router, found, order, weighed);
-        else weigh_by_scores(router, scores, order, weighed);
-        for (int i = 0; i < top_k; i++) {
-            weighed[i] *= router.scale;
-            ids[size_t(token) * top_k + i] = order[i];
+    const size_t hidden = router.hidden, experts = router.experts;
+    if (tokens <= FEW) {  // the threads share each token's experts
+        Workspace workspace;
+        float *values = workspace.take<float>(hidden), *found = workspace.take<float>(experts);
+        Answer answer(router, logits, weights, ids);
+        for (int token = 0; token < tokens; token++) {
+            read_row(x, dtype, token, router.hidden, values);
+            all_products(router, values, found);
+            answer.write_token(token, found);
         }
-        write(weighed, top_k, router.weights_dtype, weights, size_t(token) * top_k);
+        return;
     }
+    Phase phase((tokens + FEW - 1) / FEW);
+    Pool::instance().run([&] {
+        Workspace workspace;
+        float *values = workspace.take<float>(FEW * hidden), *found = workspace.take<float>(FEW * experts);
+        Answer answer(router, logits, weights, ids);
+        phase.run([&](int item, int) {  // a block of tokens meets each row of the weight together
+            const int first = item * FEW, count = std::min(FEW, tokens - first);
+            for (int i = 0; i < count; i++) read_row(x, dtype, first + i, router.hidden, values + i * hidden);
+            for (int row = 0; row < router.experts; row++)
+                for (int i = 0; i < count; i++) products(router.weight, router.hidden, values + i * hidden, row, 1, found + i * experts + row);
+            for (int i = 0; i < count; i++) answer.write_token(first + i, found + i * experts);
+        });
+    });
 }
 
 void gate_logits(const Values& weight, int hidden, const void* x, Dtype dtype, int tokens, void* out) {

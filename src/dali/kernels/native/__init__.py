@@ -15,6 +15,7 @@ from dali.kernels.native.attention import (
     Projections,
     Rotary,
     attend,
+    attend_prompt,
 )
 from dali.kernels.native.decode import DecoderLayer, DecodingModel, LayerNorms, Mlp, decode_layers
 from dali.kernels.native.experts import (
@@ -53,6 +54,7 @@ __all__ = [
     "Routing",
     "activate",
     "attend",
+    "attend_prompt",
     "compute_experts",
     "count_pairs",
     "decode_layers",

@@ -33,22 +33,41 @@ def attend(
     [kv heads, capacity, width], of its values, capacity, place of the new token, first place it sees) each. sinks: one more
     logit a head, without a value.
     """
+    sinks = None if sinks is None else sinks.to(torch.float32).contiguous()
+    library.attend(*_arguments(query, keys, values, scale, sinks, out), tokens, out.data_ptr())
+
+
+def attend_prompt(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    first: DecodingToken,
+    count: int,
+    window: int | None,
+    scale: float,
+    sinks: Tensor | None,
+    out: Tensor,
+) -> None:
+    """As attend(), for `count` tokens of one sequence in a row of the step, of which `first` is the first: the same bits as one
+    after another. window: tokens that each sees, itself included; None: all before it."""
+    sinks = None if sinks is None else sinks.to(torch.float32).contiguous()
+    arguments = _arguments(query, keys, values, scale, sinks, out)
+    library.attend_prompt(*arguments, first, count, window or 0, out.data_ptr())
+
+
+def _arguments(
+    query: Tensor, keys: Tensor, values: Tensor, scale: float, sinks: Tensor | None, out: Tensor
+) -> tuple[Any, ...]:
     assert query.stride(2) == keys.stride(2) == values.stride(2) == 1 and out.is_contiguous()
-    if sinks is not None:
-        sinks = sinks.to(torch.float32).contiguous()
-    library.attend(
+    return (
         DTYPES[query.dtype],
         query.shape[0],
         keys.shape[0],
         query.shape[2],
         values.shape[2],
         scale,
-        (query.data_ptr(), query.stride(1), query.stride(0)),
-        (keys.data_ptr(), keys.stride(1), keys.stride(0)),
-        (values.data_ptr(), values.stride(1), values.stride(0)),
+        *((part.data_ptr(), part.stride(1), part.stride(0)) for part in (query, keys, values)),
         0 if sinks is None else sinks.data_ptr(),
-        tokens,
-        out.data_ptr(),
     )
 
 
