@@ -27,6 +27,7 @@ TESTS = [
     "loading/gguf/test_gguf_linears.py",
     "store/gguf/test_gguf_blocks.py",  # repacking
     "policies/test_two_lane.py",  # its search
+    "runtime/test_planner.py",
     "devices/test_compiled_dependencies.py",
 ]
 

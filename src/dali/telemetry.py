@@ -50,7 +50,7 @@ class Telemetry:
     layers: list[LayerCounters] = field(default_factory=list)
     modelled: bool = False
     predict_seconds: float = 0.0  # host time spent on running later routers, measured
-    plan_seconds: float = 0.0  # host time spent in the assignment policy, measured
+    plan_seconds: float = 0.0  # host time spent in the assignment policy or the compiled planner, measured
 
     def layer(self, index: int) -> LayerCounters:
         while len(self.layers) <= index:

@@ -116,10 +116,28 @@ def test_whatever_the_policies_the_answers_are_the_cpus(driver, directory, expec
     llm.close()
 
 
+@pytest.mark.parametrize("policies", POLICIES)
+def test_only_the_defaults_are_planned_in_compiled_code(directory, policies):
+    llm = load(directory, **policies)
+    assert (llm.executor.planner is not None) == (policies == {})
+    llm.close()
+
+
+@pytest.fixture(params=[True, False], ids=["compiled", "python"])
+def planned(request, monkeypatch):
+    """Whether the defaults' plans are compiled code's."""
+    if not request.param:
+        monkeypatch.setattr("dali.runtime.gpu.plans", lambda policies, guarded: False)
+    return request.param
+
+
 @pytest.mark.parametrize("seed", range(3))
-def test_whatever_the_order_of_things_the_answers_are_the_cpus(driver, directory, on_cpu, seed, monkeypatch):
+def test_whatever_the_order_of_things_the_answers_are_the_cpus(
+    driver, directory, on_cpu, seed, planned, monkeypatch
+):
     driver.reset(seed)
     llm = load(directory)
+    assert (llm.executor.planner is not None) == planned
     for one in (llm, on_cpu):  # torch's products depend on how many tokens share them
         monkeypatch.setattr(one.engine.scheduler, "step_tokens", 2 + seed)
         one.engine.forget()
@@ -128,20 +146,54 @@ def test_whatever_the_order_of_things_the_answers_are_the_cpus(driver, directory
     assert llm.stats()["total"]["fetched"] > 0
 
 
+def test_shared_experts_run_while_the_routing_is_on_its_way(driver, tmp_path, planned, monkeypatch):
+    sizes = {"hidden_size": 64, "moe_intermediate_size": 64}
+    directory = save_model(random_model("qwen2_moe", **sizes), tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr("dali.fused.fuse", lambda model, linears: None)
+        on_cpu = dali.load(directory, quant="w4")
+    on_cpu.engine._native = False
+    expected = answers(on_cpu)
+    llm = load(directory)
+    begun: list[str] = []
+    beside = llm.executor._beside
+    llm.executor._beside = [
+        lambda hidden, work=work: (begun.append("shared"), work(hidden)) for work in beside
+    ]
+    assert answers(llm) == expected
+    assert driver.races == []
+    assert len(begun) == llm.stats()["total"]["steps"]
+    llm.close()
+
+
 def test_defaults_need_no_profile_and_say_which_one_plans_go_by(directory):
     notes: list[str] = []
     dali.load(directory, quant="w4", device="cuda", notify=notes.append)
     assert any("never measured" in note and "nearest" in note for note in notes)
 
 
-def test_after_a_failure_the_next_request_works(driver, directory, expected):
+@pytest.mark.parametrize("call", ["cuLaunchKernel", "cuMemcpyHtoDAsync_v2", "cuEventRecord", "cuEventQuery"])
+def test_after_a_failure_the_next_request_works(driver, directory, expected, planned, call):
     llm = load(directory)
-    for call in ("cuLaunchKernel", "cuMemcpyHtoDAsync_v2", "cuEventRecord"):
-        driver.fail(call, 3, 700)
+    for nth in (1, 4, 9):
+        driver.fail(call, nth, 700)
         with pytest.raises(DaliError, match=r"a stand-in\) failed .*ILLEGAL_ADDRESS.*\n.*cpu"):
             answers(llm)
         driver.fail("", 0, 0)
         assert answers(llm) == expected
+    assert driver.races == []
+
+
+def test_after_a_failure_amid_the_recovery_from_one_the_next_request_works(
+    driver, directory, expected, planned
+):
+    llm = load(directory)
+    for nth in (4, 1, 2):  # amid a step, then amid filling the slots anew
+        driver.fail("cuMemcpyHtoDAsync_v2", nth, 700)
+        with pytest.raises(DaliError, match="ILLEGAL_ADDRESS"):
+            answers(llm)
+    driver.fail("", 0, 0)
+    assert answers(llm) == expected
 
 
 def test_closing_gives_the_memory_back(driver, directory):

@@ -72,6 +72,29 @@ def test_compiled_or_not_the_same_plan_is_found(layer):
     assert modelled == pytest.approx(seconds, rel=1e-12)
 
 
+ON_THE_CPU_ALONE = [2535, 5354, 6259]  # seeds of layers for which that is best
+
+
+@pytest.mark.skipif(not compiled.AVAILABLE, reason="the kernels were not compiled")
+@pytest.mark.parametrize("seed", [*range(200), *ON_THE_CPU_ALONE])
+def test_the_compiled_planner_assigns_as_two_lane(seed):
+    workload, view, costs = random_layer(Random(seed), 10, in_flight=False)
+    plan = two_lane(workload, view, costs)
+    if seed in ON_THE_CPU_ALONE:
+        assert plan.gpu == ()
+    residents = [(expert, slot) for slot, expert in enumerate(sorted(view.resident))]
+    slots, seconds = len(residents) + view.slots, (costs.link, costs.link_contended, costs.launch)
+    planner = compiled.library.Planner(
+        [residents], 10, slots, costs.cpu, costs.gpu, *seconds, costs.handover, False
+    )
+    ids = [expert for expert, tokens in enumerate(workload) for _ in range(tokens)]
+    cpu, launches, _, _ = planner.plan(0, ids, 0, [], 0.0, -view.link_free, len(residents))
+    launched = [(expert, fetched) for experts, _, fetched in launches for expert in experts]
+    assert tuple(cpu) == plan.cpu
+    assert tuple(expert for expert, _ in launched) == plan.gpu
+    assert tuple(expert for expert, fetched in launched if fetched) == plan.fetch
+
+
 def test_more_tokens_than_the_costs_foresee_are_refused():
     with pytest.raises(IndexError):
         two_lane([1, 10**6], ResidencyView(frozenset(), {0: 1.0}, slots=1), BY_HAND)

@@ -31,13 +31,16 @@ def gpu_errors(name: str) -> Iterator[None]:
     try:
         yield
     except library.GpuFailure as error:
-        if "OUT_OF_MEMORY" in str(error):
-            fix = (
-                f"Close other programs that use it, or lower {parameter('ctx_size')} or {parameter('vram')}."
-            )
-        else:
-            fix = f"Try again; if it repeats, restart dali, or use {parameter('device')} cpu."
-        raise DaliError(f"{name} failed ({error}).", fix) from error
+        raise gpu_error(name, error) from error
+
+
+def gpu_error(name: str, failure: Exception) -> DaliError:
+    """A failure of the driver, as users are told."""
+    if "OUT_OF_MEMORY" in str(failure):
+        fix = f"Close other programs that use it, or lower {parameter('ctx_size')} or {parameter('vram')}."
+    else:
+        fix = f"Try again; if it repeats, restart dali, or use {parameter('device')} cpu."
+    return DaliError(f"{name} failed ({failure}).", fix)
 
 
 class Gpu:
@@ -99,6 +102,7 @@ class GpuSlots(Device):
         self.gpu = gpu
         self.slot_bytes = slot_bytes
         self.asked: list[Fetch] = []
+        self._copies = 0  # that were ever asked for, or since the last failure
         self.unpinned = 0  # bytes of experts that could not be page-locked
         self._make = make
         self._slots = 0
@@ -138,23 +142,31 @@ class GpuSlots(Device):
         modelled_seconds: float,
         contended_seconds: float,
     ) -> Event:
-        numbers = [self.slot(buffer) for buffer in slots]
-        self.asked += [(layer, *each) for each in zip(experts, numbers, strict=True)]
-        return Landing(None, numbers[-1])
+        self.asked += [(layer, expert, self.slot(slot)) for expert, slot in zip(experts, slots, strict=True)]
+        self._copies += len(experts)
+        return Landing(None, self._copies)
 
     def done(self, event: Event) -> bool:
         assert isinstance(event, Landing)
-        if any(slot == event.slot for _, _, slot in self.asked):
-            return False
         with gpu_errors(self.name):
-            landed: bool = self.layers.landed(event.slot)
-        return landed
+            landed: int = self.layers.landed()
+        return landed >= event.copies
 
     def synchronize(self, event: Event | None = None) -> None:
         """Carry out what was asked for, while no step runs."""
         asked, self.asked = self.asked, []
+        self.place(asked)
+
+    def place(self, fetches: list[Fetch]) -> None:
+        """Copy experts into slots while no step runs."""
         with gpu_errors(self.name):
-            self.layers.place(asked)
+            self.layers.place(fetches)
+
+    def recover(self) -> None:
+        """After a failure: wait until the queues are empty, and forget what was asked for."""
+        self.asked.clear()
+        self._copies = 0
+        self.layers.recover()
 
     def _memory(self, nbytes: int) -> Tensor:
         self._slots = nbytes // self.slot_bytes
@@ -178,9 +190,9 @@ class GpuSlots(Device):
 
 @dataclass(slots=True)
 class Landing(Event):
-    """The end of the last copy into a slot."""
+    """The end of the first so many copies."""
 
-    slot: int
+    copies: int
 
 
 def device_names() -> list[str]:

@@ -93,7 +93,7 @@ class Guards:
         self.prefetch, self.swap = Guard(), Guard()
         self.prefetches = self.swaps = 0  # copies that may still be on the link
         self._assign, self._costs = assign, costs
-        self.guarded, self._predicts = guarded, predicts
+        self.guarded, self.predicts = guarded, predicts
         self._copied = [CopiedSwaps() for _ in range(layers)]
         self._steps = 0
 
@@ -134,7 +134,7 @@ class Guards:
             else makespan(plan, workload, idle, self._costs)
         )
         delay = (makespan(plan, workload, view, self._costs) - seconds) / max(prefetches + swaps, 1)
-        if self._predicts:
+        if self.predicts:
             saved = 0.0
             if self.prefetch.on and waiting:
                 others = {expert: due for expert, due in view.in_flight.items() if expert not in waiting}

@@ -2,6 +2,7 @@
 
 A layer's step waits for the GPU once, for its routing, which the GPU posts to the host's memory. Then the experts, the copies
 they need and the fetches for later are queued in one call, which computes the CPU's experts meanwhile on the thread that calls.
+For the default policies a compiled planner takes the place of the Python parts, so that all of a step is that one call.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dali.devices.cuda import GpuSlots, gpu_errors
+from dali.compiled import library
+from dali.devices.cuda import GpuSlots, gpu_error, gpu_errors
 from dali.policies.plan import LayerPlan, ResidencyView
 from dali.runtime.executor import Executor
+from dali.runtime.planner import planner, plans
 from dali.telemetry import LayerCounters
 
 Launch = tuple[list[int], list[int], bool]  # experts, their slots, whether they are fetched
@@ -38,6 +41,18 @@ class GpuExecutor(Executor):
     most_tokens = 512  # of a step
     _posted: list[Tensor]  # what the GPU reads of the step under way must stay
     _cpu_seconds = 0.0  # of the CPU's experts, in the last step
+    planner: Any = None  # the compiled one, where it decides as the policies do
+
+    def __init__(self, *parts: Any, **options: Any) -> None:
+        """As Executor's."""
+        super().__init__(*parts, **options)
+        self.residency.link_free = 0.0  # the first residents are there, whenever that was expected
+        if not (plans(self.policies, self.guards.guarded) and self._pool.whole_layers):
+            return
+        layers, experts, slot = self._pool.layers, self._pool.experts, self.device.slot
+        self.planner = planner(self.residency, slot, layers, experts, self._costs, self.guards.predicts)
+        # From here on they are not told of steps: nobody shall ask them.
+        del self.residency, self.replacement, self.guards, self.decisions, self.period
 
     def run(self, layer: int, hidden: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
         """As Executor.run; a step larger than the native layers were made for is cut."""
@@ -47,10 +62,39 @@ class GpuExecutor(Executor):
         return torch.cat([super(GpuExecutor, self).run(layer, *piece) for piece in pieces])
 
     def _recover(self) -> None:
-        self.device.asked.clear()
-        self.device.layers.recover()
-        super()._recover()  # fills the slots anew
-        self.device.synchronize()
+        self.device.recover()
+        if self.planner is None:
+            super()._recover()  # fills the slots anew
+            self.device.synchronize()
+            self.residency.link_free = 0.0
+        else:
+            self.device.place(self.planner.reset())
+            self._failed = False
+
+    def _run(self, layer: int, hidden: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
+        if self.planner is None:
+            return super()._run(layer, hidden, ids, weights)
+        device, layers, seconds, later = self.device, self.device.layers, 0.0, 0
+        predicted = None
+        if self.planner.prefetches:
+            predicted = self.prefetcher.predict(layer, hidden)
+            seconds = self.prefetcher.predict_seconds
+        if predicted is not None:
+            later = predicted[0]
+        begin = self._begin(layer, hidden, ids, weights, None if predicted is None else predicted[1])
+        out = torch.empty_like(self._posted[0])
+        try:
+            if (work := self._beside[layer]) is None:
+                outcome = layers.step(self.planner, *begin, later, seconds, out.data_ptr())
+            else:
+                layers.begin(*begin)
+                work(hidden)
+                outcome = layers.finish(self.planner, later, seconds, out.data_ptr())
+        except library.GpuFailure as failure:  # not `gpu_errors`, which takes a twentieth of the step's time
+            raise gpu_error(device.name, failure) from failure
+        device.gpu.hand_over()
+        self._count_step(layer, ids.numel(), later, outcome)
+        return out
 
     def _tick(self, layer: int, counters: LayerCounters) -> float:
         now = time.perf_counter()
@@ -61,18 +105,27 @@ class GpuExecutor(Executor):
         self, layer: int, hidden: Tensor, ids: Tensor, weights: Tensor, predicted: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         device = self.device
-        posted = [hidden.contiguous(), ids.long().contiguous(), weights.float().contiguous()]
-        count = 0
-        if predicted is not None:
-            posted.append(predicted.contiguous())
-            count = predicted.numel()
-        self._posted = posted
-        addresses = [tensor.data_ptr() for tensor in posted] + ([] if count else [0])
+        begin = self._begin(layer, hidden, ids, weights, predicted)
         with gpu_errors(device.name):
-            device.layers.begin(layer, len(ids), *addresses, count, device.gpu.queue())
-            routed, foreseen = device.layers.routing(ids.numel(), count)
+            device.layers.begin(*begin)
+            routed, foreseen = device.layers.routing(
+                ids.numel(), 0 if predicted is None else predicted.numel()
+            )
         ahead = None if predicted is None else torch.tensor(foreseen).view(predicted.shape)
         return torch.tensor(routed).view(ids.shape), ahead
+
+    def _begin(
+        self, layer: int, hidden: Tensor, ids: Tensor, weights: Tensor, predicted: Tensor | None
+    ) -> tuple[int, ...]:
+        """What begin() of the native layers takes."""
+        posted = [hidden.contiguous(), ids.long().contiguous(), weights.float().contiguous()]
+        ahead = count = 0
+        if predicted is not None:
+            posted.append(predicted.contiguous())
+            ahead, count = posted[3].data_ptr(), predicted.numel()
+        self._posted = posted
+        addresses = [tensor.data_ptr() for tensor in posted[:3]]
+        return layer, len(ids), *addresses, ahead, count, self.device.gpu.queue()
 
     def _queue(
         self,
@@ -105,6 +158,28 @@ class GpuExecutor(Executor):
             self._cpu_seconds = device.layers.execute(step.cpu, step.launches, asked, out.data_ptr())
         device.gpu.hand_over()
         return out
+
+    def _count_step(self, layer: int, pairs: int, later: int, outcome: tuple[Any, ...]) -> None:
+        """Count what a native step did, as it says."""
+        cpu, resident, prefetched, fetched, late, wasted, swaps, copied, ahead, *seconds = outcome
+        counters, layout = self._telemetry.layer(layer), self._layouts[layer]
+        counters.steps += 1
+        counters.routed_tokens += pairs
+        counters.resident += resident
+        counters.prefetched += prefetched
+        counters.fetched += fetched
+        counters.cpu += cpu
+        counters.expert_bytes += (resident + prefetched + fetched + cpu) * layout.weight_bytes
+        counters.link_bytes += (fetched + copied) * layout.record_bytes
+        counters.prefetch_used += prefetched
+        counters.prefetch_late += late
+        counters.prefetch_wasted += wasted
+        counters.swaps += swaps
+        counters.seconds += seconds[0]
+        counters.cpu_seconds += seconds[2]
+        if ahead:
+            self._telemetry.layer(later).link_bytes += ahead * self._layouts[later].record_bytes
+        self._telemetry.plan_seconds += seconds[1]
 
     def account(self, counters: LayerCounters, started: float) -> None:
         counters.seconds += time.perf_counter() - started

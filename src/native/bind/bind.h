@@ -29,6 +29,7 @@ void bind_attention(nb::module_& m);
 void bind_model(nb::module_& m);
 void bind_dependencies(nb::module_& m);
 void bind_two_lane(nb::module_& m);
+void bind_planner(nb::module_& m);
 void bind_threads(nb::module_& m);
 void bind_variants(nb::module_& m);
 void bind_gpu(nb::module_& m);

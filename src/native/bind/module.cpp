@@ -14,6 +14,7 @@ NB_MODULE(_native, m) {
     dali::bind_model(m);
     dali::bind_dependencies(m);
     dali::bind_two_lane(m);
+    dali::bind_planner(m);
     dali::bind_threads(m);
     dali::bind_variants(m);
     dali::bind_gpu(m);

@@ -2,9 +2,18 @@
 #include <nanobind/stl/pair.h>
 
 #include "bind/bind.h"
+#include "bind/plan/step_plan.h"
 #include "gpu/layers.h"
 
 namespace dali {
+
+namespace {
+
+auto outcome_of(const gpu::StepOutcome& outcome) {
+    return std::tuple_cat(counts_of(outcome.counts), std::make_tuple(outcome.seconds, outcome.plan_seconds, outcome.cpu_seconds));
+}
+
+}  // namespace
 
 void bind_gpu(nb::module_& m) {
     nb::exception<gpu::Failure>(m, "GpuFailure", PyExc_RuntimeError);
@@ -29,10 +38,8 @@ void bind_gpu(nb::module_& m) {
         return gpu::register_host(device, pointer<void>(memory), bytes);
     }, nb::keep_alive<0, 1>(), nb::call_guard<nb::gil_scoped_release>());
 
-    using Launch = std::tuple<std::vector<int>, std::vector<int>, bool>;  // experts, slots, whether they are fetched
-    using Fetch = std::tuple<int, int, int>;                              // layer, expert, slot
-    const auto fetches_of = [](const std::vector<Fetch>& all) {
-        std::vector<gpu::Fetch> fetches;
+    const auto fetches_of = [](const std::vector<FetchParts>& all) {
+        std::vector<Fetch> fetches;
         for (const auto& [layer, expert, slot] : all) fetches.push_back({layer, expert, slot});
         return fetches;
     };
@@ -46,7 +53,7 @@ void bind_gpu(nb::module_& m) {
                        const gpu::Module& many) {
             self.add(layout, records.at, few, many);
         }, nb::keep_alive<1, 2>(), nb::keep_alive<1, 3>(), nb::keep_alive<1, 4>(), nb::keep_alive<1, 5>())
-        .def("place", [=](gpu::Layers& self, const std::vector<Fetch>& fetches) {
+        .def("place", [=](gpu::Layers& self, const std::vector<FetchParts>& fetches) {
             nb::gil_scoped_release unlocked;
             self.place(fetches_of(fetches));
         })
@@ -64,14 +71,26 @@ void bind_gpu(nb::module_& m) {
             }
             return std::make_pair(std::vector<int64_t>(ids, ids + count), std::vector<int64_t>(self.ahead(), self.ahead() + ahead_count));
         })
-        .def("execute", [=](gpu::Layers& self, const std::vector<int>& cpu, const std::vector<Launch>& launches,
-                            const std::vector<Fetch>& fetches, uint64_t out) {
+        .def("execute", [=](gpu::Layers& self, const std::vector<int>& cpu, const std::vector<LaunchParts>& launches,
+                            const std::vector<FetchParts>& fetches, uint64_t out) {
             nb::gil_scoped_release unlocked;
-            gpu::StepPlan plan{cpu, {}, fetches_of(fetches)};
+            StepPlan plan{cpu, {}, fetches_of(fetches)};
             for (const auto& [experts, slots, fetch] : launches) plan.launches.push_back({experts, slots, fetch});
             return self.execute(plan, out);
         })
-        .def("landed", &gpu::Layers::landed)
+        // A layer's step in one call, begin() and finish(): as finish() returns.
+        .def("step", [](gpu::Layers& self, Planner& planner, int layer, int tokens, uint64_t x, uint64_t ids, uint64_t weights, uint64_t ahead,
+                        int ahead_count, uintptr_t stream, int ahead_layer, double ahead_seconds, uint64_t out) {
+            nb::gil_scoped_release unlocked;
+            self.begin(layer, tokens, x, ids, weights, ahead, ahead_count, pointer<void>(stream));
+            return outcome_of(self.finish(planner, ahead_layer, ahead_seconds, out));
+        })
+        // What follows begin(); -> counts as Planner.plan() has them, then seconds in all, to plan, and of the CPU's experts.
+        .def("finish", [](gpu::Layers& self, Planner& planner, int ahead_layer, double ahead_seconds, uint64_t out) {
+            nb::gil_scoped_release unlocked;
+            return outcome_of(self.finish(planner, ahead_layer, ahead_seconds, out));
+        })
+        .def("landed", &gpu::Layers::landed, nb::call_guard<nb::gil_scoped_release>())
         .def("recover", &gpu::Layers::recover, nb::call_guard<nb::gil_scoped_release>());
 }
 

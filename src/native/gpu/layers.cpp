@@ -38,9 +38,7 @@ gpu::Matrix matrix_of(const dali::Matrix& matrix, size_t at) { return {int64_t(a
 
 size_t padded_columns(int columns) { return round_up(size_t(columns), 256); }  // enough for any format
 
-double seconds_since(std::chrono::steady_clock::time_point start) {
-    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-}
+double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
 }  // namespace
 
@@ -111,6 +109,7 @@ void Layers::copy(const Fetch& fetch) {
     const Layer& layer = layers_.at(fetch.layer);
     DALI_CUDA(device_.driver, copy_up, slot.at, layer.records.at(fetch.expert), layer.record_bytes, copies_.stream());
     slot.filled = copies_.here();
+    flying_.push_back(slot.filled);
 }
 
 void Layers::place(const std::vector<Fetch>& fetches) {
@@ -125,6 +124,7 @@ void Layers::begin(int layer, int tokens, Address x, Address ids, Address weight
     device_.enter();
     layer_ = layer;
     tokens_ = tokens;
+    ahead_count_ = ahead_count;
     weights_ = weights;
     compute_.follow(stream);
     const Layer& here = layers_.at(layer);
@@ -245,10 +245,10 @@ double Layers::execute(const StepPlan& plan, Address out) {
         records.push_back(layer.records.at(expert));
     }
     if (places) put_tables(tables);
-    const auto started = std::chrono::steady_clock::now();
+    const double started = now();
     if (!records.empty())
         compute_experts(layer.layout, {int(records.size()), records.data(), offsets.data(), pairs.data(), sizes_.top_k, x_host_, sizes_.dtype, above_});
-    const double seconds = seconds_since(started);
+    const double seconds = now() - started;
     join.rows = rows_;
     join.above = above_;
     join.weights = reinterpret_cast<const void*>(weights_);
@@ -262,6 +262,23 @@ double Layers::execute(const StepPlan& plan, Address out) {
     return seconds;
 }
 
+StepOutcome Layers::finish(Planner& planner, int ahead_layer, double ahead_seconds, Address out) {
+    const int64_t* ids = routing();
+    const double started = now();
+    StepOutcome outcome{};
+    const StepPlan plan = planner.plan(layer_, ids, int64_t(tokens_) * sizes_.top_k, {ahead_layer, ahead_host_, ahead_count_, ahead_seconds}, started,
+                                       landed(), outcome.counts);
+    outcome.plan_seconds = now() - started;
+    outcome.cpu_seconds = execute(plan, out);
+    outcome.seconds = now() - started;
+    return outcome;
+}
+
+uint64_t Layers::landed() {
+    for (; !flying_.empty() && copies_.reached(flying_.front()); landed_++) flying_.pop_front();
+    return landed_;
+}
+
 void Layers::recover() {
     device_.enter();
     device_.driver.finish_stream_(copies_.stream());  // what they say was said before
@@ -269,6 +286,8 @@ void Layers::recover() {
     compute_.forget();
     copies_.forget();
     for (Slot& slot : slots_) slot.filled = slot.read = 0;
+    flying_.clear();
+    landed_ = 0;
 }
 
 }  // namespace dali::gpu

@@ -4,12 +4,15 @@
 #pragma once
 
 #include <cstdint>
+#include <deque>
 #include <vector>
 
 #include "calls.h"
 #include "gpu/points.h"
 #include "model/layer.h"
 #include "ops/experts.h"
+#include "plan/planner.h"
+#include "plan/step_plan.h"
 
 namespace dali::gpu {
 
@@ -21,21 +24,10 @@ struct Sizes {
     int slots;
 };
 
-// Experts that are launched together, in slots; `fetch`: they are copied there first.
-struct Launch {
-    std::vector<int> experts, slots;
-    bool fetch;
-};
-
-// A copy of an expert into a slot, for later.
-struct Fetch {
-    int layer, expert, slot;
-};
-
-struct StepPlan {
-    std::vector<int> cpu;          // experts, in order
-    std::vector<Launch> launches;  // in order
-    std::vector<Fetch> fetches;    // behind those of the launches
+// What a step did, and the seconds it took from the routing's arrival: all of them, to plan, and the CPU's experts.
+struct StepOutcome {
+    StepCounts counts;
+    double seconds, plan_seconds, cpu_seconds;
 };
 
 class Layers {
@@ -62,10 +54,14 @@ class Layers {
     // CPU's experts took.
     double execute(const StepPlan& plan, Address out);
 
-    // Whether the last copy into a slot is over.
-    bool landed(int slot) { return copies_.reached(slots_[slot].filled); }
+    // routing(), `planner`'s plan and execute(): the rest of a step in one call. `ahead_layer` and `ahead_seconds`: the layer that begin()'s
+    // `ahead` is predicted of, and the seconds that took.
+    StepOutcome finish(Planner& planner, int ahead_layer, double ahead_seconds, Address out);
 
-    // After a failure: waits until all queues are empty or broken, and forgets what slots hold.
+    // How many copies are over, of all that were queued since the start or the last recover(); in the order they were queued.
+    uint64_t landed();
+
+    // After a failure: waits until all queues are empty or broken, and forgets what slots hold and how many copies there were.
     void recover();
 
   private:
@@ -98,6 +94,8 @@ class Layers {
     HostMemory host_;
     std::vector<Layer> layers_;
     std::vector<Slot> slots_;
+    std::deque<uint64_t> flying_;  // places of copies not seen to be over
+    uint64_t landed_ = 0;
 
     // In the memory above.
     gpu::Panel outer_{}, inner_{};
@@ -110,7 +108,7 @@ class Layers {
     size_t tables_bytes_ = 0, tables_used_ = 0;        // in the step under way
 
     // Of the step under way.
-    int layer_ = 0, tokens_ = 0;
+    int layer_ = 0, tokens_ = 0, ahead_count_ = 0;
     uint32_t number_ = 0;
     Address weights_ = 0;
     std::vector<std::vector<int>> pairs_of_;  // by expert

@@ -59,8 +59,8 @@ def two_lane(workload: Sequence[int], view: ResidencyView, costs: ExpertCosts) -
 
 
 def search(workload: Sequence[int], view: ResidencyView, costs: ExpertCosts) -> tuple[LayerPlan, float, bool]:
-    """Steps 1 to 3: the plan found, its seconds, and whether no plan can be faster. src/native/plan/two_lane.cpp is the same in
-    compiled form."""
+    """Steps 1 to 3: the plan found, its seconds, and whether no plan can be faster. src/native/plan/assign/two_lane.cpp is
+    the same in compiled form."""
     return _Search(workload, view, costs).plan()
 
 

@@ -1,4 +1,4 @@
-#include "plan/two_lane.h"
+#include "plan/assign/two_lane.h"
 
 #include <algorithm>
 #include <functional>
@@ -9,9 +9,6 @@
 namespace dali {
 
 namespace {
-
-constexpr double EQUAL = 1 + 1e-9;
-constexpr int64_t MOST_TOGETHER = 4;
 
 using Split = std::pair<int64_t, int64_t>;                // residents kept, absent experts fetched
 using Candidate = std::tuple<double, int64_t, int64_t>;  // seconds, residents kept, absent experts fetched
@@ -39,7 +36,7 @@ class Search {
   public:
     explicit Search(LayerState layer) : layer_(std::move(layer)) {
         for (const auto& [expert, seconds] : layer_.landing)
-            arrivals_.push_back({seconds, expert.id < 0 ? 0.0 : expert.gpu + layer_.launch});
+            arrivals_.push_back({seconds, expert.id < 0 ? 0.0 : expert.gpu + layer_.link.launch});
     }
 
     FoundPlan plan() {
@@ -47,10 +44,10 @@ class Search {
         double cpu_end = 0;
         for (const LayerExpert& expert : absent) cpu_end += expert.cpu;
         cpu_end = layer_.handover + cpu_end;
-        if (!absent.empty() && cpu_end <= layer_.link_free + layer_.link) {  // the first copy would come too late
+        if (!absent.empty() && cpu_end <= layer_.link.free + layer_.link.alone) {  // the first copy would come too late
             double residents = 0;
             for (const LayerExpert& expert : kept) residents += expert.gpu;
-            if (accelerator_end(layer_.launch + residents, {}, cpu_end) <= cpu_end) return found(kept.size(), 0, cpu_end, true);
+            if (gpu_end(layer_.link.launch + residents, {}, cpu_end) <= cpu_end) return found(kept.size(), 0, cpu_end, true);
         }
         prepare();
 
@@ -75,18 +72,14 @@ class Search {
     }
 
   private:
-    struct Arrival {
-        double landed, seconds;
-    };
-
     void prepare() {
         const auto by_gain = [](const LayerExpert& a, const LayerExpert& b) { return a.gpu - a.cpu < b.gpu - b.cpu; };
         std::stable_sort(layer_.kept.begin(), layer_.kept.end(), by_gain);
         std::stable_sort(layer_.absent.begin(), layer_.absent.end(), by_gain);
         most_kept_ = int64_t(layer_.kept.size());
-        most_fetched_ = layer_.slots ? int64_t(layer_.absent.size()) : 0;
+        most_fetched_ = layer_.link.slots ? int64_t(layer_.absent.size()) : 0;
         std::vector<double> seconds;
-        double sum = layer_.launch;
+        double sum = layer_.link.launch;
         kept_gpu_.push_back(0.0);  // no resident, no launch
         for (const LayerExpert& expert : layer_.kept) {
             kept_gpu_.push_back(sum += expert.gpu);
@@ -94,7 +87,7 @@ class Search {
         }
         kept_cpu_ = tails(seconds);
         for (const LayerExpert& expert : layer_.absent) {
-            fetched_.push_back(expert.gpu + layer_.launch);
+            fetched_.push_back(expert.gpu + layer_.link.launch);
             absent_seconds_.push_back(expert.cpu);
         }
         absent_cpu_ = tails(absent_seconds_);
@@ -108,7 +101,11 @@ class Search {
         if (cpu_end) cpu_end += layer_.handover;
         std::vector<double> longest_first(fetched_.begin(), fetched_.begin() + fetch);
         std::sort(longest_first.begin(), longest_first.end(), std::greater<>());
-        return ends_[{keep, fetch}] = {cpu_end, accelerator_end(kept_gpu_[keep], longest_first, cpu_end)};
+        return ends_[{keep, fetch}] = {cpu_end, gpu_end(kept_gpu_[keep], longest_first, cpu_end)};
+    }
+
+    double gpu_end(double residents, const std::vector<double>& fetched, double cpu_end) {
+        return accelerator_end(residents, arrivals_, fetched, layer_.link, cpu_end, released_);
     }
 
     double latest(int64_t keep, int64_t fetch) {
@@ -122,7 +119,7 @@ class Search {
     }
 
     Candidate search() {
-        const double cpu_rest = given_up_cpu_ + kept_cpu_[most_kept_], link_free = layer_.link_free, link = layer_.link;
+        const double cpu_rest = given_up_cpu_ + kept_cpu_[most_kept_], link_free = layer_.link.free, link = layer_.link.alone;
         const int64_t bound =
             bisect(most_fetched_, [&](int64_t n) { return link_free + double(n) * link >= cpu_rest + absent_cpu_[n]; });
         int64_t crossing = bound;
@@ -140,35 +137,6 @@ class Search {
         return found;
     }
 
-    // As policies/lanes.py has it.
-    double accelerator_end(double resident_seconds, const std::vector<double>& fetched, double cpu_end) {
-        double lane = resident_seconds, link = layer_.link_free;
-        released_.clear();
-        for (const auto& [landed, seconds] : arrivals_) {
-            link = std::max(link, landed);
-            const double start = seconds && lane > landed ? lane : landed;
-            if (seconds) lane = start + seconds;
-            released_.push_back(start + seconds);
-        }
-        const int64_t group = std::max<int64_t>(std::min(layer_.slots / 4, MOST_TOGETHER), 1), all = int64_t(fetched.size());
-        for (int64_t first = 0; first < all; first += group) {
-            const int64_t count = std::min(group, all - first), turn = int64_t(released_.size()) + count - 1 - layer_.slots;
-            const double copies = double(count), copy = turn >= 0 ? std::max(released_[turn], link) : link;
-            if (copy >= cpu_end) {
-                link = copy + copies * layer_.link;
-            } else {
-                link = copy + copies * layer_.link_contended;
-                if (link > cpu_end)  // the rest of the copies runs at full pace
-                    link = cpu_end + copies * layer_.link * (1 - (cpu_end - copy) / (copies * layer_.link_contended));
-            }
-            double together = 0;
-            for (int64_t i = first; i < first + count; i++) together += fetched[i];
-            lane = std::max(lane, link) + together - (copies - 1) * layer_.launch;
-            released_.insert(released_.end(), count, lane);
-        }
-        return lane;
-    }
-
     // Seconds that no plan is below; `fetch`: where to look first.
     double floor(int64_t fetch) const {
         std::vector<double> longest_first = absent_seconds_;
@@ -176,7 +144,7 @@ class Search {
         const std::vector<double> rest = tails(longest_first);
         const double fetched = fetched_.empty() ? 0.0 : *std::min_element(fetched_.begin(), fetched_.end());
         const auto on_cpu = [&](int64_t n) { return rest[n] ? rest[n] + layer_.handover : 0.0; };
-        const auto on_link = [&](int64_t n) { return n ? layer_.link_free + double(n) * layer_.link + fetched : 0.0; };
+        const auto on_link = [&](int64_t n) { return n ? layer_.link.free + double(n) * layer_.link.alone + fetched : 0.0; };
         int64_t crossing = fetch;
         while (crossing < most_fetched_ && on_link(crossing) < on_cpu(crossing)) crossing++;
         while (crossing && on_link(crossing - 1) >= on_cpu(crossing - 1)) crossing--;
@@ -185,28 +153,28 @@ class Search {
     }
 
     FoundPlan found(int64_t keep, int64_t fetch, double seconds, bool proven) const {
-        FoundPlan plan{{}, {}, {}, seconds, proven};
+        LayerPlan plan;
         const std::vector<LayerExpert>&kept = layer_.kept, &absent = layer_.absent;
         for (size_t i = fetch; i < absent.size(); i++) plan.cpu.push_back(absent[i].id);
         for (size_t i = keep; i < kept.size(); i++) plan.cpu.push_back(kept[i].id);
         plan.cpu.insert(plan.cpu.end(), given_up_.begin(), given_up_.end());
         for (int64_t i = 0; i < keep; i++) plan.gpu.push_back(kept[i].id);
         for (const auto& [expert, landed] : layer_.landing)
-            if (expert.id >= 0 && std::find(given_up_.begin(), given_up_.end(), expert.id) == given_up_.end())
+            if (expert.id >= 0 && !contains(given_up_, expert.id))
                 plan.gpu.push_back(expert.id);
         std::vector<LayerExpert> fetched(absent.begin(), absent.begin() + fetch);
         std::stable_sort(fetched.begin(), fetched.end(), [](const LayerExpert& a, const LayerExpert& b) { return a.gpu > b.gpu; });
         for (const LayerExpert& expert : fetched) plan.fetch.push_back(expert.id);
         plan.gpu.insert(plan.gpu.end(), plan.fetch.begin(), plan.fetch.end());
-        return plan;
+        return {std::move(plan), seconds, proven};
     }
 
     LayerState layer_;
-    std::vector<Arrival> arrivals_;  // seconds: launch and compute, 0 where it is not computed here
+    std::vector<Arrival> arrivals_;
     int64_t most_kept_ = 0, most_fetched_ = 0;
     // Seconds by split: the first n on the accelerator, the others on the CPU.
     std::vector<double> kept_gpu_, kept_cpu_, fetched_, absent_seconds_, absent_cpu_;
-    std::vector<int64_t> given_up_;  // experts in flight that the CPU computes after all
+    std::vector<int> given_up_;  // experts in flight that the CPU computes after all
     double given_up_cpu_ = 0;
     std::map<Split, std::pair<double, double>> ends_;
     std::vector<double> released_;

@@ -2,13 +2,14 @@
 // Sums are taken in that file's order, so that both find the same plan.
 #pragma once
 
-#include <cstdint>
-#include <vector>
+#include "plan/lanes.h"
 
 namespace dali {
 
+constexpr double EQUAL = 1 + 1e-9;  // times that differ by less are the same sum, taken in another order
+
 struct LayerExpert {
-    int64_t id;
+    int id;
     double cpu, gpu;  // seconds of its tokens, on the accelerator without the launch
 };
 
@@ -19,12 +20,12 @@ struct LayerState {
         double seconds;
     };
     std::vector<Landing> landing;  // in flight, in the order they land
-    int64_t slots;
-    double link_free, link, link_contended, launch, handover;
+    Link link;
+    double handover;
 };
 
 struct FoundPlan {
-    std::vector<int64_t> cpu, gpu, fetch;
+    LayerPlan plan;
     double seconds;
     bool proven;  // no plan is faster
 };

@@ -1,4 +1,4 @@
-#include "plan/two_lane.h"
+#include "plan/assign/two_lane.h"
 
 #include <algorithm>
 #include <stdexcept>
@@ -21,11 +21,12 @@ bool contains(const nb::object& all, const nb::int_& key) {
 LayerState layer_state(const std::vector<int64_t>& workload, nb::handle view, nb::handle costs) {
     const nb::object resident = view.attr("resident"), in_flight = view.attr("in_flight");
     const auto cpu = nb::cast<nb::list>(costs.attr("cpu")), gpu = nb::cast<nb::list>(costs.attr("gpu"));
-    LayerState layer{{}, {}, {}, nb::cast<int64_t>(view.attr("slots")), number(view, "link_free"), number(costs, "link"),
-                     number(costs, "link_contended"), number(costs, "launch"), number(costs, "handover")};
+    const Link link{nb::cast<int64_t>(view.attr("slots")), number(view, "link_free"), number(costs, "link"), number(costs, "link_contended"),
+                    number(costs, "launch")};
+    LayerState layer{{}, {}, {}, link, number(costs, "handover")};
     const auto expert = [&](size_t id, int64_t tokens) {
         if (tokens < 0 || size_t(tokens) >= std::min(cpu.size(), gpu.size())) throw std::out_of_range("more tokens than foreseen");
-        return LayerExpert{int64_t(id), nb::cast<double>(cpu[tokens]), nb::cast<double>(gpu[tokens])};
+        return LayerExpert{int(id), nb::cast<double>(cpu[tokens]), nb::cast<double>(gpu[tokens])};
     };
     for (size_t id = 0; id < workload.size(); id++) {
         const int64_t tokens = workload[id];
@@ -44,9 +45,9 @@ LayerState layer_state(const std::vector<int64_t>& workload, nb::handle view, nb
     return layer;
 }
 
-nb::object tuple_of(const std::vector<int64_t>& ids) {
+nb::object tuple_of(const std::vector<int>& ids) {
     nb::list list;
-    for (const int64_t id : ids) list.append(id);
+    for (const int id : ids) list.append(id);
     return nb::tuple(list);
 }
 
@@ -56,7 +57,7 @@ void bind_two_lane(nb::module_& m) {
     // -> ((cpu, gpu, fetch), seconds, whether no plan is faster)
     m.def("search_two_lane", [](nb::handle workload, nb::handle view, nb::handle costs) {
         const FoundPlan found = search_two_lane(layer_state(nb::cast<std::vector<int64_t>>(workload), view, costs));
-        return nb::make_tuple(nb::make_tuple(tuple_of(found.cpu), tuple_of(found.gpu), tuple_of(found.fetch)), found.seconds,
+        return nb::make_tuple(nb::make_tuple(tuple_of(found.plan.cpu), tuple_of(found.plan.gpu), tuple_of(found.plan.fetch)), found.seconds,
                               found.proven);
     });
 }

@@ -1,0 +1,53 @@
+// What plans steps for the default policies.
+#include <nanobind/stl/pair.h>
+
+#include "bind/bind.h"
+#include "bind/plan/step_plan.h"
+
+namespace dali {
+
+namespace {
+
+auto state_of(const Guard& guard) {
+    const Guard::State& state = guard.state();
+    return std::make_tuple(state.on, state.trial, state.next_rest, state.resting, state.steps, state.cost, state.benefit);
+}
+
+}  // namespace
+
+void bind_planner(nb::module_& m) {
+    nb::class_<Planner>(m, "Planner")
+        .def("__init__", [](Planner* self, const std::vector<std::vector<std::pair<int, int>>>& residents, int experts, int slots,
+                            std::vector<double> cpu, std::vector<double> gpu, double link, double link_contended, double launch,
+                            double handover, bool predicts) {
+            ExpertCosts costs{std::move(cpu), std::move(gpu), link, link_contended, launch, handover};
+            new (self) Planner(residents, experts, slots, std::move(costs), predicts);
+        })
+        .def_prop_ro("prefetches", &Planner::prefetches)
+        // A step planned alone -> cpu, launches and fetches as GpuLayers.execute() takes them, and counts.
+        .def("plan", [](Planner& self, int layer, const std::vector<int64_t>& ids, int ahead_layer, const std::vector<int64_t>& ahead,
+                        double ahead_seconds, double now, uint64_t landed) {
+            StepCounts counts{};
+            const Prediction prediction{ahead_layer, ahead.data(), int64_t(ahead.size()), ahead_seconds};
+            const StepPlan plan = self.plan(layer, ids.data(), int64_t(ids.size()), prediction, now, landed, counts);
+            std::vector<LaunchParts> launches;
+            for (const Launch& one : plan.launches) launches.emplace_back(one.experts, one.slots, one.fetch);
+            return std::make_tuple(plan.cpu, launches, parts_of(plan.fetches), counts_of(counts));
+        })
+        // Of prefetches and of swaps: (on, trial, next rest, rest that is left, steps, cost, benefit).
+        .def_prop_ro("guards", [](const Planner& self) {
+            return std::make_tuple(state_of(self.guards().prefetch()), state_of(self.guards().swap()));
+        })
+        // A layer's residents, landed or not.
+        .def("residents", [](const Planner& self, int layer) {
+            const std::vector<Place>& places = self.residency().residents(layer);
+            std::vector<int> experts;
+            for (size_t expert = 0; expert < places.size(); expert++)
+                if (places[expert] == Place::resident) experts.push_back(int(expert));
+            return experts;
+        })
+        // After a failure: the copies (layer, expert, slot) that fill all slots anew.
+        .def("reset", [](Planner& self) { return parts_of(self.reset()); });
+}
+
+}  // namespace dali

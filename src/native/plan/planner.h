@@ -1,0 +1,61 @@
+// Plans a MoE layer's step over an accelerator and the CPU for the default policies (two_lane, ridge, fading, under guards): what
+// src/dali/runtime decides with them in Python, number for number, in one call.
+#pragma once
+
+#include "plan/fading.h"
+#include "plan/guards.h"
+#include "plan/lanes.h"
+#include "plan/residency.h"
+#include "plan/step_plan.h"
+
+namespace dali {
+
+// The ids predicted of a later layer, and the seconds it took to predict them; none: `count` is 0.
+struct Prediction {
+    int layer;
+    const int64_t* ids;
+    int64_t count;
+    double seconds;
+};
+
+// Active experts by where a step found them, and what became of those fetched ahead, as src/dali/telemetry.py has it.
+struct StepCounts {
+    int cpu, resident, prefetched, fetched, late, wasted;
+    int swaps, copied_swaps;  // of the swaps
+    int ahead;                // copies queued for a later layer
+};
+
+class Planner {
+  public:
+    // `residents`: each layer's (expert, slot), landed; `predicts`: whether predictions may come.
+    Planner(const std::vector<std::vector<std::pair<int, int>>>& residents, int experts, int slots, ExpertCosts costs, bool predicts)
+        : costs_(std::move(costs)), experts_(experts), residency_(residents, experts, slots, costs_.link),
+          fading_(int(residents.size()), experts), guards_(costs_, int(residents.size()), experts, predicts) {}
+    Planner(const Planner&) = delete;
+
+    // Whether a prediction is wanted: prefetching does not rest.
+    bool prefetches() const { return guards_.prefetch().on(); }
+
+    // A layer's step that starts `now`, seconds on any clock, when `landed` copies are over: of all that plans asked for, and the first
+    // residents', in the order they were asked for. Failure: an id is no expert.
+    StepPlan plan(int layer, const int64_t* ids, int64_t pairs, const Prediction& ahead, double now, uint64_t landed, StepCounts& counts);
+
+    const Residency& residency() const { return residency_; }
+    const Guards& guards() const { return guards_; }
+    // After a failure: the copies that fill all slots anew.
+    std::vector<Fetch> reset() { return residency_.reset(); }
+
+  private:
+    // Takes the slots that the plan's launches read and fetch into.
+    std::vector<Launch> place(const Planned& step, double now);
+    std::vector<int> choose(const Prediction& ahead, int layer, double now);
+
+    const ExpertCosts costs_;
+    const int experts_;
+    Residency residency_;
+    Fading fading_;
+    Guards guards_;
+    Period period_;
+};
+
+}  // namespace dali
