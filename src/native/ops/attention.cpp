@@ -21,6 +21,13 @@ const char* at(const Rows& rows, int64_t row, int64_t head, Dtype dtype) {
     return static_cast<const char*>(rows.from) + (row * rows.row_stride + head * rows.head_stride) * int64_t(item_bytes(dtype));
 }
 
+// e^x as the kernels of parts have it, not the system's: the same bits on every machine, and on a GPU.
+float power(float x) {
+    Floats16 values = Floats16{} + x;
+    exp(values);
+    return values[0];
+}
+
 // What a token's queries of one head found in one part of its keys.
 struct Item {
     int token, head;
@@ -109,11 +116,11 @@ class Step {
             const float* sink = call_.sinks ? call_.sinks + first.head * group_ + g : nullptr;
             float most = sink ? *sink : first.most[g];
             for (int i = begin; i < end; i++) most = std::max(most, items_[i].most[g]);
-            float total = sink ? std::exp(*sink - most) : 0.0f;
-            for (int i = begin; i < end; i++) total += items_[i].total[g] * std::exp(items_[i].most[g] - most);
+            float total = sink ? power(*sink - most) : 0.0f;
+            for (int i = begin; i < end; i++) total += items_[i].total[g] * power(items_[i].most[g] - most);
             float* out = first.out + g * value_row_;
             for (int i = begin; i < end; i++) {
-                const float share = std::exp(items_[i].most[g] - most) / total;
+                const float share = power(items_[i].most[g] - most) / total;
                 const float* part = items_[i].out + g * value_row_;
                 for (int c = 0; c < call_.value_width; c++) out[c] = i == begin ? part[c] * share : out[c] + part[c] * share;
             }

@@ -114,6 +114,7 @@ inline uint32_t of_lane_xor(uint32_t value, int mask) {
     shim::meet(shim::Meeting::exchange);
     return shim::lanes[shim::current].received;
 }
+inline void together() { shim::meet(shim::Meeting::fence); }
 inline void for_the_host() { shim::meet(shim::Meeting::fence); }
 inline uint4 load_once(const uint8_t* from) {
     uint4 value;

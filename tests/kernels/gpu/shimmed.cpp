@@ -1,5 +1,6 @@
 // The GPU's kernels for one layout (see experts.cuh), run on the CPU. Each takes its call as the driver would hand it over, and says how
 // many bytes that has.
+#include "attention.cuh"
 #include "experts.cuh"
 #include "join.cuh"
 #include "norm.cuh"
@@ -21,4 +22,7 @@ DALI_RUN(gather_rows, GatherCall)
 DALI_RUN(linear, LinearCall)
 DALI_RUN(rms_norm, NormCall)
 DALI_RUN(post, PostCall)
+DALI_RUN(keep, AttendCall)
+DALI_RUN(attend, AttendCall)
+DALI_RUN(merge, AttendCall)
 extern "C" const int quantized_up = dali::gpu::is_quantized(UP), quantized_down = dali::gpu::is_quantized(DOWN);  // which panels the kernels use

@@ -87,6 +87,27 @@ class NormCall(Structure):
     )
 
 
+class KeptToken(Structure):
+    _fields_ = (
+        ("keys", c_void_p),
+        ("values", c_void_p),
+        *((name, c_int64) for name in ("capacity", "place", "first")),
+        ("row", c_int),
+    )
+
+
+class AttendCall(Structure):
+    _fields_ = (
+        *((name, c_void_p) for name in ("query", "keys", "values", "out", "kept", "sinks")),
+        *((name, c_void_p) for name in ("scores", "most", "total", "sums")),
+        *(
+            (name, c_int)
+            for name in ("tokens", "parts", "heads", "kv_heads", "key_width", "value_width", "dtype")
+        ),
+        ("scale", c_float),
+    )
+
+
 class PostCall(Structure):
     _fields_ = (
         ("from_", c_void_p * 4),

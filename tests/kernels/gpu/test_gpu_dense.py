@@ -141,3 +141,66 @@ def test_the_calls_have_the_sizes_that_the_device_code_gives_them(folder):
     }
     for kernel, call in sizes.items():
         assert getattr(library(folder), f"bytes_{kernel}")() == ctypes.sizeof(call) <= 4096
+
+
+@pytest.mark.parametrize("dtype", DTYPES[:2])
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "key_width", "value_width", "sinks", "lengths"),
+    [
+        (4, 2, 64, 64, False, [(1, 0), (5, 0), (33, 20)]),
+        (6, 1, 40, 24, True, [(17, 0), (2, 1)]),
+        (2, 2, 16, 16, True, [(1030, 0), (2100, 3), (9, 0)]),
+    ],
+)
+def test_decoding_attention(folder, dtype, heads, kv_heads, key_width, value_width, sinks, lengths):
+    generator = torch.Generator().manual_seed(heads)
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator).to(dtype)
+
+    tokens = len(lengths)
+    query, keys, values = (
+        random(tokens, count, width)
+        for count, width in ((heads, key_width), (kv_heads, key_width), (kv_heads, value_width))
+    )
+    logits = torch.randn(heads, generator=generator) if sinks else None
+    caches = [
+        [
+            (random(kv_heads, kept + 4, key_width), random(kv_heads, kept + 4, value_width))
+            for kept, _ in lengths
+        ]
+        for _ in range(2)
+    ]
+    caches[1] = [(k.clone(), v.clone()) for k, v in caches[0]]
+    outs = [torch.full((tokens, heads, value_width), float("nan"), dtype=dtype) for _ in range(2)]
+    places = [
+        (row, k.data_ptr(), v.data_ptr(), k.shape[1], kept - 1, first)
+        for row, ((k, v), (kept, first)) in enumerate(zip(caches[0], lengths, strict=True))
+    ]
+    native.attend(
+        query.transpose(0, 1), keys.transpose(0, 1), values.transpose(0, 1), places, 0.3, logits, outs[0]
+    )
+
+    kept_tokens = (shimmed.KeptToken * tokens)(
+        *(
+            shimmed.KeptToken(k.data_ptr(), v.data_ptr(), k.shape[1], kept - 1, first, row)
+            for row, ((k, v), (kept, first)) in enumerate(zip(caches[1], lengths, strict=True))
+        )
+    )
+    parts = max((kept - 1 - first) // 1024 + 1 for kept, first in lengths)
+    items = tokens * heads * parts
+    scratch = [torch.full((items, width), float("nan")) for width in (1024, 1, 1, value_width)]
+    call = shimmed.AttendCall(
+        *(t.data_ptr() for t in (query, keys, values, outs[1])),
+        ctypes.addressof(kept_tokens),
+        None if logits is None else logits.data_ptr(),
+        *(t.data_ptr() for t in scratch),
+        *(tokens, parts, heads, kv_heads, key_width, value_width, shimmed.DTYPES[dtype], 0.3),
+    )
+    kernels = library(folder)
+    shimmed.run(kernels.run_keep, call, tokens * kv_heads)
+    shimmed.run(kernels.run_attend, call, items)
+    shimmed.run(kernels.run_merge, call, tokens * heads)
+    for ours, theirs in zip(caches[1], caches[0], strict=True):
+        assert all(map(same_bits, ours, theirs))
+    assert same_bits(outs[1], outs[0])

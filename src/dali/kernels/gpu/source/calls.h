@@ -78,6 +78,25 @@ struct NormCall {
     float epsilon;
 };
 
+// Where a decoding token's sequence keeps a layer's keys and values, [kv heads, capacity, width] each.
+struct KeptToken {
+    void *keys, *values;
+    int64_t capacity, place, first;  // tokens; of the new one and of the first that it sees
+    int row;                         // of query, key, value and out
+};
+
+struct AttendCall {
+    const void *query, *keys, *values;  // [rows, heads, key width], [rows, kv heads, their width], of the new tokens
+    void* out;                          // [rows, heads, value width]
+    const KeptToken* kept;              // [tokens]
+    const float* sinks;                 // a logit more a head, without a value; null for none
+    float *scores, *most, *total, *sums;  // of each (token, head, part): [PART], [1], [1], [value width]
+    int tokens, parts;                  // parts: of the longest sequence
+    int heads, kv_heads, key_width, value_width, dtype;
+    float scale;
+};
+constexpr int PART = 1024;  // keys that are summed in one go
+
 // What the host must know of a step: copied to its memory, and then `flag`, which it waits for, set to `number`.
 constexpr int POSTED = 4;
 struct PostCall {

@@ -37,6 +37,8 @@ DALI_DEVICE void multiply_add(int (&c)[4], uint32_t a0, uint32_t a1, uint32_t b)
 }
 DALI_DEVICE uint32_t of_lane_xor(uint32_t value, int mask) { return __shfl_xor_sync(0xFFFFFFFFu, value, mask); }
 DALI_DEVICE uint4 load_once(const uint8_t* from) { return __ldcs(reinterpret_cast<const uint4*>(from)); }  // weights are read once
+// What any lane wrote so far is seen by all lanes from here on.
+DALI_DEVICE void together() { __syncwarp(); }
 // What all lanes wrote so far is seen by the host before what any lane writes from here on.
 DALI_DEVICE void for_the_host() {
     __threadfence_system();
