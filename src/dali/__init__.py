@@ -12,6 +12,7 @@ from dali.errors import DaliError, UsageError
 
 if TYPE_CHECKING:
     from dali.engine.sampling import SamplingParams
+    from dali.engine.text.piece import Piece
     from dali.entry import attach, load
     from dali.llm import LLM, Completion
     from dali.options import LoadOptions
@@ -21,12 +22,23 @@ if TYPE_CHECKING:
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __version__ = "0.1.0"
-__all__ = ["LLM", "Completion", "DaliError", "LoadOptions", "SamplingParams", "UsageError", "attach", "load"]
+__all__ = [
+    "LLM",
+    "Completion",
+    "DaliError",
+    "LoadOptions",
+    "Piece",
+    "SamplingParams",
+    "UsageError",
+    "attach",
+    "load",
+]
 
 _HOMES = {
     "LLM": "dali.llm",
     "Completion": "dali.llm",
     "LoadOptions": "dali.options",
+    "Piece": "dali.engine.text.piece",
     "SamplingParams": "dali.engine.sampling",
     "attach": "dali.entry",
     "load": "dali.entry",

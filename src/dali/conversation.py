@@ -25,15 +25,26 @@ def _plain(message: Any) -> Message:
         raise _no_conversation()
     content = message.get("content")
     if isinstance(content, str):
-        return message
+        return message | {"content": encodable(content)}
     if content is None and message["role"] == "assistant":  # one that only calls tools
         return message
     if isinstance(content, Sequence):
-        return message | {"content": "\n".join(_text_of(part) for part in content)}
+        return message | {"content": encodable("\n".join(_text_of(part) for part in content))}
     raise UsageError(
         f"A message of the {message['role']} has the content {shorten(repr(content), 60)}.",
         "Give text, or a list of text parts.",
     )
+
+
+def encodable(text: str) -> str:
+    """`text` itself. UsageError where it cannot be written as UTF-8: it was decoded from bytes that are no text."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            f"The text {shorten(ascii(text), 60)} is not UTF-8.", "Check the encoding of where it comes from."
+        ) from error
+    return text
 
 
 def _text_of(part: object) -> str:

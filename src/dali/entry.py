@@ -87,6 +87,11 @@ def load_source(
     # A simulated accelerator's dense work is the CPU's, too.
     compiled = native.enabled() and options.device_kind != "cuda"
     llm = LLM(source.load(options, compiled, meter, notify))
+    if llm.controls:
+        notify(
+            f"{', '.join(llm.controls)}: text in the model's files, but used by its chat template as control tokens, "
+            "so dali takes them for such."
+        )
     if options.device != "cpu":
         ram = options.ram_bytes
         room = None if ram is None else ram - llm.expert_bytes - llm.dense_bytes - HEADROOM

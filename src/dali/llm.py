@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import gc
-import traceback
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Generator, Iterator, Mapping
 from collections.abc import Sequence as Many
-from contextlib import aclosing
+from contextlib import aclosing, closing
 from dataclasses import dataclass, fields
 from operator import index
 from textwrap import shorten
 from threading import Lock
-from typing import Any, Self, Unpack, overload
+from typing import Any, Literal, Self, Unpack, overload
+
+import numpy as np
 
 from dali.conversation import Message, plain_messages
 from dali.engine.asynchronous import in_threads
@@ -21,8 +22,12 @@ from dali.engine.loop import Loop
 from dali.engine.request import Request
 from dali.engine.sampling import Sampling, SamplingParams
 from dali.engine.sequence import Sequence
+from dali.engine.text.ends import end_ids, take_for_control
+from dali.engine.text.piece import Piece
+from dali.engine.text.prompt import Tool, begun_answer, chat_prompt, plain_prompt
+from dali.engine.text.structure import Structure, structure_of
 from dali.engine.text.text import Text
-from dali.errors import UsageError, parameter, reason
+from dali.errors import UsageError, parameter
 from dali.loading.chat_template import no_chat_template
 from dali.loading.loaded import LoadedModel
 from dali.offload.accelerated import AcceleratedExperts
@@ -38,7 +43,8 @@ Prompt = str | Many[int]
 @dataclass(frozen=True)
 class Completion:
     """What one prompt got. `finish_reason`: "stop", "length" or "abort"; seconds are measured wall-clock; `logprobs`: one for
-    each of `tokens`, where they were asked for."""
+    each of `tokens`, where they were asked for; `reasoning`: what came before the answer proper in a chat, where the model's
+    tokens tell the two apart."""
 
     text: str
     tokens: list[int]
@@ -48,6 +54,7 @@ class Completion:
     prefill_seconds: float
     decode_seconds: float
     logprobs: list[TokenLogprob] | None = None
+    reasoning: str = ""
 
 
 class LLM:
@@ -68,6 +75,7 @@ class LLM:
         self.expert_bytes = loaded.expert_bytes
         self.ctx_size = loaded.ctx_size
         self.defaults = _default_sampling(self.model.generation_config)
+        self.controls = take_for_control(self.tokenizer)  # tokens that the model's files take for text
         self.eos = _eos(self.model, self.tokenizer)
         self.engine = Engine(self.model, STEP_TOKENS)
         self.loop = Loop(self.engine)
@@ -150,7 +158,7 @@ class LLM:
 
     def stream(self, prompt: Prompt, **sampling: Unpack[Sampling]) -> Iterator[str]:
         """Complete one prompt; yields text as it becomes final, whole characters only."""
-        return self.loop.stream(self.sequence(prompt, **sampling))
+        return _texts(self.loop.stream(self.sequence(prompt, **sampling)))
 
     async def astream(self, prompt: Prompt, **sampling: Unpack[Sampling]) -> AsyncIterator[str]:
         """As `stream`, for an event loop, which goes on meanwhile. Whoever stops before the end closes it (`aclose`)."""
@@ -158,35 +166,72 @@ class LLM:
         pieces = in_threads(self.loop.stream(sequence), lambda: self.loop.abort([sequence]))
         async with aclosing(pieces):
             async for piece in pieces:
-                yield piece
+                yield piece.text
 
-    def chat(self, messages: Many[Message], **sampling: Any) -> Completion:
-        """Answer a conversation, [{"role": ..., "content": ...}, ...], through the model's own chat template."""
-        return self._complete([self.sequence(self.chat_prompt(messages), **sampling)])[0]
+    @overload
+    def chat(
+        self,
+        messages: Many[Message],
+        *,
+        stream: Literal[False] = False,
+        tools: Many[Tool] | None = None,
+        template: Mapping[str, Any] | None = None,
+        **sampling: Unpack[Sampling],
+    ) -> Completion: ...
+    @overload
+    def chat(
+        self,
+        messages: Many[Message],
+        *,
+        stream: Literal[True],
+        tools: Many[Tool] | None = None,
+        template: Mapping[str, Any] | None = None,
+        **sampling: Unpack[Sampling],
+    ) -> Iterator[Piece]: ...
+    def chat(
+        self,
+        messages: Many[Message],
+        *,
+        stream: bool = False,
+        tools: Many[Tool] | None = None,
+        template: Mapping[str, Any] | None = None,
+        **sampling: Unpack[Sampling],
+    ) -> Completion | Iterator[Piece]:
+        """Answer a conversation, [{"role": ..., "content": ...}, ...], through the model's own chat template -> Completion;
+        `stream`: Pieces of text and of reasoning as they become final. An assistant's message that comes last is continued.
 
-    def chat_prompt(self, messages: Many[Message]) -> list[int]:
+        tools: JSON schemas of what the model may call, or functions with type hints and docstrings; a call is part of the text.
+        template: what the chat template calls its variables, as {"enable_thinking": False}.
+        """
+        sequence = self.chat_sequence(messages, tools=tools, template=template, **sampling)
+        return self.loop.stream(sequence) if stream else self._complete([sequence])[0]
+
+    def chat_prompt(
+        self,
+        messages: Many[Message],
+        tools: Many[Tool] | None = None,
+        template: Mapping[str, Any] | None = None,
+    ) -> list[int]:
         """Token ids of a conversation, ready for the assistant's answer."""
         plain = plain_messages(messages)
         if not self.tokenizer.chat_template:
             raise no_chat_template(self.name)
-        try:
-            with self._encoding:
-                ids: list[int] = self.tokenizer.apply_chat_template(
-                    plain,
-                    add_generation_prompt=True,
-                    tokenize=True,
-                    return_dict=False,
-                    tokenizer_kwargs={"verbose": False},  # of too long ones our own limit says more
-                )
-        except Exception as error:  # what a template calls and divides is its own affair
-            frames = traceback.extract_tb(error.__traceback__)
-            lines = [frame.lineno for frame in frames if frame.filename == "<template>"]
-            where = f" at line {lines[-1]}" if lines else ""
-            raise UsageError(
-                f"The chat template of {self.name} fails on this conversation{where} ({reason(error)}).",
-                "Give messages it is made for (some take no system prompt), or another template (`dali run --chat-template`).",
-            ) from error
-        return ids
+        with self._encoding:
+            return chat_prompt(self.tokenizer, self.name, plain, tools, template)
+
+    def chat_sequence(
+        self,
+        messages: Many[Message],
+        *,
+        tools: Many[Tool] | None = None,
+        template: Mapping[str, Any] | None = None,
+        **sampling: Unpack[Sampling],
+    ) -> Sequence:
+        """As `sequence`, for a conversation: the answer's text and reasoning are told apart."""
+        ids = self.chat_prompt(messages, tools, template)
+        said = begun_answer(plain_messages(messages))
+        structure = structure_of(self.tokenizer, ids, said)
+        return self._sequence(ids, bool(said), structure, **sampling)
 
     def sequence(self, prompt: Prompt, **sampling: Unpack[Sampling]) -> Sequence:
         """A request that is ready to join the engine. UsageError: no prompt, unknown token, no room in the context."""
@@ -197,6 +242,12 @@ class LLM:
                 f"A prompt is text or a list of token ids, not {shorten(repr(prompt), 60)}.",
                 "Give one of these; a conversation goes to `chat`.",
             ) from error
+        return self._sequence(ids, isinstance(prompt, str), None, **sampling)
+
+    def _sequence(
+        self, ids: list[int], continues: bool, structure: Structure | None, **sampling: Unpack[Sampling]
+    ) -> Sequence:
+        """continues: what comes is the rest of the prompt's last word, or follows it, in one text."""
         if not ids:
             raise UsageError("The prompt is empty.", "Give at least one token of text.")
         vocabulary = self.model.config.vocab_size
@@ -218,8 +269,8 @@ class LLM:
         limit = (
             self.ctx_size if params.max_tokens is None else min(self.ctx_size, len(ids) + params.max_tokens)
         )
-        text = Text(self.tokenizer, tuple(params.stop))
-        if isinstance(prompt, str):
+        text = Text(self.tokenizer, tuple(params.stop), structure)
+        if continues:
             text.follow(ids[-1])
         return Sequence(Request(tuple(ids), limit, params, self.eos), text)
 
@@ -230,14 +281,16 @@ class LLM:
             raise UsageError(
                 f"Unknown sampling parameter {min(unknown)!r}.", f"Known parameters: {', '.join(known)}."
             )
-        given = {name: value for name, value in sampling.items() if value is not None}
+        plain = {
+            name: value.item() if isinstance(value, np.generic) else value for name, value in sampling.items()
+        }
+        given = {name: value for name, value in plain.items() if value is not None}
         return SamplingParams(**(self.defaults | given))
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of plain text, special tokens as the tokenizer adds them."""
+        """Token ids of plain text that is to be continued, after what the tokenizer begins a text with."""
         with self._encoding:
-            ids: list[int] = self.tokenizer(text, verbose=False)["input_ids"]  # as in chat_prompt
-        return ids
+            return plain_prompt(self.tokenizer, text)
 
     def _complete(self, sequences: list[Sequence]) -> list[Completion]:
         self.loop.complete(sequences)
@@ -246,8 +299,9 @@ class LLM:
 
 def completion(sequence: Sequence) -> Completion:
     """The result of a finished sequence; takes the text that is left in it."""
+    pieces = [] if sequence.text is None else list(sequence.text.pieces)
     return Completion(
-        text="" if sequence.text is None else "".join(sequence.text.pieces),
+        text="".join(piece.text for piece in pieces),
         tokens=sequence.generated,
         prompt_tokens=sequence.prompt_tokens,
         cached_tokens=sequence.cached_tokens,
@@ -255,7 +309,14 @@ def completion(sequence: Sequence) -> Completion:
         prefill_seconds=sequence.prefill_seconds,
         decode_seconds=sequence.decode_seconds,
         logprobs=None if sequence.request.params.logprobs is None else sequence.logprobs,
+        reasoning="".join(piece.reasoning for piece in pieces),
     )
+
+
+def _texts(pieces: Generator[Piece, None, None]) -> Iterator[str]:
+    with closing(pieces):
+        for piece in pieces:
+            yield piece.text
 
 
 def _are_ids(prompts: Many[Any]) -> bool:
@@ -279,6 +340,5 @@ def _default_sampling(config: Any) -> dict[str, Any]:
 
 def _eos(model: Any, tokenizer: Any) -> frozenset[int]:
     ids = [model.generation_config.eos_token_id, model.config.eos_token_id, tokenizer.eos_token_id]
-    return frozenset(
-        i for entry in ids for i in (entry if isinstance(entry, list) else [entry]) if i is not None
-    )
+    named = {i for entry in ids for i in (entry if isinstance(entry, list) else [entry]) if i is not None}
+    return end_ids(tokenizer) | named

@@ -22,12 +22,11 @@ from dali.cli import model as cli_model
 from dali.cli import run as run_verb
 from dali.cli.chat.template import read_template
 from dali.errors import DaliError, UsageError
+from scripted import CHATML, save_scripted
 
 STORY = "Tell me a story about a little dog."
-SUMMARY = re.compile(
-    r"\d+ prompt \+ \d+ answer tokens \| prefill [\d.,]+, decode [\d.,]+ tok/s \| "
-    r"dense [\d.,]+, experts [\d.,]+ \(w\d\), KV [\d.,]+ MiB \| [\d.,]+ MiB of experts read\n"
-)
+SHORT = r"\d+ prompt \+ \d+ answer tokens \| prefill [\d.,]+, decode [\d.,]+ tok/s"
+LONG = SHORT + r" \| dense [\d.,]+, experts [\d.,]+ \(w\d\), KV [\d.,]+ MiB \| [\d.,]+ MiB of experts read\n"
 
 
 @pytest.fixture
@@ -47,7 +46,7 @@ def start(*arguments: str, **options: object) -> subprocess.Popen[bytes]:
 def test_the_answer_is_all_there_is_on_stdout(run, story):
     code, out, err = run("run", STORY, "--temp", "0")
     assert (code, out) == (0, story + "\n")
-    assert SUMMARY.fullmatch(err)
+    assert re.fullmatch(f"{SHORT}\n", err)
 
 
 def test_the_prompt_may_come_on_stdin(story):
@@ -69,8 +68,10 @@ def test_too_long_a_prompt_is_refused_in_our_own_words_alone(refused, caplog):
 
 
 def test_flags_reach_the_engine(run, story):
-    code, _, err = run("run", "dali-tiny", STORY, "--temp", "0", "-n", "9", "--quant", "w4", "-t", "1")
-    assert (code, err.split(" answer")[0][-3:]) == (0, "+ 9")
+    code, _, err = run("run", "dali-tiny", STORY, "--temp", "0", "-n", "9", "--quant", "w4", "-t", "1", "-v")
+    assert code == 0
+    assert re.search(LONG, err)
+    assert " 9 answer" in err
     assert "(w4)" in err
     first, second = (run("run", STORY, "--seed", "4", "--temp", "2", "-n", "20")[1] for _ in range(2))
     assert first == second != story[: len(first)]
@@ -284,3 +285,25 @@ def test_a_reader_that_leaves_ends_it_quietly():
         process.stdout.close()
         assert process.stderr.read() == b""
     assert process.returncode == 141
+
+
+@pytest.mark.parametrize("line", ["'hi there' -n 3 >&-", "--help >&-", "--help <&- >&- 2>&-"])
+def test_a_stdout_that_is_closed_ends_it_quietly(line):
+    command = ["bash", "-c", f"{sys.executable} -m dali run {line}"]
+    done = subprocess.run(command, capture_output=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (141, b"", b"")
+
+
+def test_an_answer_needs_no_stderr(story):
+    line = f"{sys.executable} -m dali run '{STORY}' --temp 0 2>&-"
+    done = subprocess.run(["bash", "-c", line], stdout=subprocess.PIPE, check=False)
+    assert (done.returncode, done.stdout.decode()) == (0, story + "\n")
+
+
+def test_reasoning_is_on_no_pipe(run, tmp_path):
+    template = CHATML.replace("m['content']", "m['content'].split('</think>')[-1]")
+    script = ["<think>", "Hm.", "</think>", "Hello", "<|im_end|>"]
+    model = save_scripted(tmp_path / "model", script, added=("<think>", "</think>"), template=template)
+    code, out, err = run("run", str(model), "hi", "--temp", "0", "-n", "9")
+    assert (code, out) == (0, "Hello\n")
+    assert "Hm." not in err

@@ -200,7 +200,7 @@ def test_a_quantization_that_is_not_there(hub, monkeypatch):
             "/name",
             "a b/c",
             "org/name:a:b",
-            "https://huggingface.co/org/name",
+            "https://example.org/org/name",
         ),
         *("/no/such/path", "./none", "../none/x", "~nosuchuser/x/y", "a\0b", "x" * 5000),
         "Why is the sky blue? " * 20,
@@ -208,6 +208,21 @@ def test_a_quantization_that_is_not_there(hub, monkeypatch):
 )
 def test_what_no_model_can_be_called(name):
     assert problem_of(name).startswith(f"No model called {name!r}")
+
+
+@pytest.mark.parametrize(
+    "link",
+    ["hf.co/org/name", "https://huggingface.co/org/name", "https://huggingface.co/org/name/tree/main/"],
+)
+def test_a_link_to_the_hub_means_what_it_leads_to(hub, link):
+    assert locate(link) == hub.answer
+    assert hub.asked["name"] == "org/name"
+
+
+def test_a_link_to_a_gguf_file_means_its_quantization(monkeypatch, tmp_path):
+    monkeypatch.setattr(module, "_gguf_from_hub", lambda name, quant, offline: tmp_path / name / quant)
+    for link in ("hf.co/org/name:Q4_K_M", "https://huggingface.co/org/name/blob/main/name-Q4_K_M.gguf"):
+        assert locate(link) == tmp_path / "org/name" / "Q4_K_M"
 
 
 @pytest.mark.parametrize("name", ["a--b/c", "org/name.git", "-a/b", "模型/名"])

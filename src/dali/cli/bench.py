@@ -67,7 +67,7 @@ def main(settings: Settings) -> int:
         raise UsageError(
             "There is nothing to measure: -p and -n are 0.", "Leave one of them out, or give it a number."
         )
-    model = settings.words[0] if settings.words else DEFAULT_MODEL
+    model = settings.words[0] if settings.words else settings.model or DEFAULT_MODEL
     options = settings.load_options()
     directory = find_model(model, settings)
     llm = load_model(model, directory, options)

@@ -28,15 +28,17 @@ BROKEN_PIPE = 141  # as if SIGPIPE had ended the process
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line; its exit code: 0, 1 after a failure, 2 for a request that cannot be meant."""
+    _open_streams()
     set_log_level("info")
     atexit.register(gc.freeze)  # else the interpreter spends a second on garbage that exit frees anyway
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # an answer may have letters the terminal lacks
     try:
-        with interruptible():
-            code = _dispatch(list(sys.argv[1:] if arguments is None else arguments))
-        sys.stdout.flush()
-        return code
+        try:
+            with interruptible():
+                return _dispatch(list(sys.argv[1:] if arguments is None else arguments))
+        finally:
+            sys.stdout.flush()
     except KeyboardInterrupt:
         passing_note()
         return INTERRUPTED
@@ -55,6 +57,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         problem = f"dali failed with an unexpected {type(error).__name__} ({error})."
         fix = "That should not happen: run it again with -v, and report what it says."
         return _fail(DaliError(problem, fix), error)
+
+
+def _open_streams() -> None:
+    """Give what whoever started dali has closed a place: nobody reads stdout, as behind a pipe whose reader has left, and stderr
+    goes nowhere. Else files that are opened later would get what is written there."""
+    if sys.stderr is None:
+        sys.stderr = os.fdopen(_to(os.open(os.devnull, os.O_WRONLY), 2), "w")
+    if sys.stdout is None:
+        reader, writer = os.pipe()
+        os.close(reader)
+        sys.stdout = os.fdopen(_to(writer, 1), "w")
+
+
+def _to(descriptor: int, number: int) -> int:
+    """The same file by another descriptor."""
+    if descriptor != number:
+        os.dup2(descriptor, number)
+        os.close(descriptor)
+    return number
 
 
 def _drop_output() -> None:

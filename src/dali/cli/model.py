@@ -24,8 +24,10 @@ def find_model(model: str, settings: Model) -> Path:
     return locate(model, settings.offline)
 
 
-def load_model(model: str, directory: Path, options: LoadOptions, chat: bool = False) -> LLM:
-    """The model that lies in `directory`. chat: it needs a chat template of its own."""
+def load_model(
+    model: str, directory: Path, options: LoadOptions, chat: bool = False, template: str | None = None
+) -> LLM:
+    """The model that lies in `directory`. chat: it needs a chat template; `template` takes the place of its own."""
     passing_note(f"Loading {model} ...")
     check_context(directory, options.ctx_size)
     with importing():
@@ -35,6 +37,8 @@ def load_model(model: str, directory: Path, options: LoadOptions, chat: bool = F
 
     prepare(options, log.info)
     source = open_source(directory)
-    if chat:
+    if template is not None:
+        source.tokenizer.chat_template = template
+    elif chat:
         check_chat_template(source, model)
     return load_source(source, options, meter, log.info)

@@ -15,9 +15,8 @@ from dali.cli.chat.loop import chat
 from dali.cli.chat.template import read_template
 from dali.cli.flags.accelerator import Accelerator
 from dali.cli.flags.always import Always
-from dali.cli.flags.kinds import TEXT
-from dali.cli.flags.option import SWITCH, Kind, flag
-from dali.cli.flags.sampling import Sampling
+from dali.cli.flags.chat import Chat
+from dali.cli.flags.option import SWITCH, flag
 from dali.cli.flags.verb import Verb
 from dali.cli.importing import importing
 from dali.cli.model import find_model, load_model
@@ -29,19 +28,9 @@ from dali.hardware.gpu import check_gpu
 from dali.loading.locate import DEFAULT_MODEL
 from dali.store.cache import cache_root
 
-JINJA = Kind("JINJA", "a Jinja template or the file that holds one", TEXT.parse)
-
 
 @dataclass(frozen=True)
-class Settings(Always, Accelerator, Sampling):
-    stop: tuple[str, ...] = flag(
-        "answer", TEXT, "end the answer before TEXT; may be repeated", repeatable=True
-    )
-    system_prompt: str | None = flag(
-        "prompt", TEXT, "what the model is told before the first message", "-sys"
-    )
-    chat_template: str | None = flag("prompt", JINJA, "a template, or its file, instead of the model's own")
-    raw: bool = flag("prompt", SWITCH, "give the prompt to the model as it is, without a chat template")
+class Settings(Always, Accelerator, Chat):
     list_devices: bool = flag("accelerator", SWITCH, "say what --device can be here, and leave")
     list_policies: bool = flag("accelerator", SWITCH, "say what --system can be, and leave")
 
@@ -65,7 +54,7 @@ def main(settings: Settings) -> int:
     if settings.list_policies:
         print("\n".join(_systems()))
         return 0
-    model, prompt = _model_and_prompt(settings.words)
+    model, prompt = _model_and_prompt(settings.words, settings.model or DEFAULT_MODEL)
     if settings.device is not None and settings.device.startswith("cuda"):
         check_gpu(settings.device)
     options = settings.load_options()
@@ -75,17 +64,14 @@ def main(settings: Settings) -> int:
     if prompt is not None:
         check_prompt(prompt)  # before anything that takes long
     template = None if settings.chat_template is None else read_template(settings.chat_template)
-    llm = load_model(model, directory, options, chat=template is None and not settings.raw)
-    if template is not None:
-        llm.tokenizer.chat_template = template
-    sampling = settings.sampling() | {"stop": settings.stop}
-    conversation = Conversation(llm, sampling, settings.system_prompt, settings.raw)
+    llm = load_model(model, directory, options, chat=not settings.raw, template=template)
+    conversation = Conversation(llm, settings)
     if prompt is None:
-        chat(conversation, model)
+        chat(conversation, model, settings.verbose)
     else:
         answer = conversation.answer_to(prompt)
         answer.stream()
-        log.info(styled(answer.summary(), DIM))
+        log.info(styled(answer.summary(settings.verbose), DIM))
     return 0
 
 
@@ -117,8 +103,8 @@ def _systems() -> list[str]:
     return lines
 
 
-def _model_and_prompt(words: list[str]) -> tuple[str, str | None]:
-    """One word alone is a model, unless it can only be a prompt."""
+def _model_and_prompt(words: list[str], default: str) -> tuple[str, str | None]:
+    """One word alone is a model, unless it can only be a prompt, for the `default` one."""
     if len(words) > 2:
         problem = f"`dali run` takes a MODEL and a PROMPT, not {len(words)} words."
         raise UsageError(problem, "Put the prompt in quotes.")
@@ -126,7 +112,7 @@ def _model_and_prompt(words: list[str]) -> tuple[str, str | None]:
         return words[0], words[1]
     if words and _may_be_model(words[0]):
         return words[0], None
-    return DEFAULT_MODEL, words[0] if words else None
+    return default, words[0] if words else None
 
 
 def _may_be_model(word: str) -> bool:
@@ -153,6 +139,6 @@ def _find(model: str, settings: Settings) -> Path:
         return find_model(model, settings)
     except UsageError as error:
         if len(settings.words) == 1 and re.fullmatch(r"\w+\W?", model):  # it may have been meant as a prompt
-            ask = f"dali run {DEFAULT_MODEL} {shlex.quote(model)}"
-            raise UsageError(error.problem, f"See `dali list` for models, or ask one: `{ask}`.") from error
+            ask = f"dali run {settings.model or DEFAULT_MODEL} {shlex.quote(model)}"
+            raise UsageError(error.problem, f"{error.fix} If it was a question: `{ask}`.") from error
         raise

@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from typing import TextIO
 
 from dali.cli.flags.option import as_flag
 from dali.errors import DaliError
@@ -28,12 +29,17 @@ def set_log_level(level: str) -> None:
 
 def is_terminal() -> bool:
     """Whether control codes sent to stderr mean something there."""
-    return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+    return _takes_codes(sys.stderr)
 
 
-def styled(text: str, style: str) -> str:
-    """`text` in a style, where stderr has styles and nobody asked for none (https://no-color.org)."""
-    return f"{style}{text}\x1b[0m" if is_terminal() and not os.environ.get("NO_COLOR") else text
+def styled(text: str, style: str, file: TextIO | None = None) -> str:
+    """`text` in a style, where `file` (None: stderr) has styles and nobody asked for none (https://no-color.org)."""
+    plain = os.environ.get("NO_COLOR") or not _takes_codes(file or sys.stderr)
+    return text if plain else f"{style}{text}\x1b[0m"
+
+
+def _takes_codes(file: TextIO) -> bool:
+    return file.isatty() and os.environ.get("TERM") != "dumb"
 
 
 def report(error: DaliError) -> None:

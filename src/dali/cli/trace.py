@@ -74,7 +74,7 @@ def main(settings: Settings) -> int:
         raise UsageError(
             "--experts is of an imported file; there is none.", "Give --import FILE, or leave it out."
         )
-    model = settings.words[0] if settings.words else DEFAULT_MODEL
+    model = settings.words[0] if settings.words else settings.model or DEFAULT_MODEL
     options = settings.load_options()
     directory = find_model(model, settings)
     prompts = _prompts(settings.prompts)

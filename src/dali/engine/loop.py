@@ -14,6 +14,7 @@ from threading import Condition, get_ident
 
 from dali.engine.engine import Engine
 from dali.engine.sequence import Sequence
+from dali.engine.text.piece import Piece
 
 
 class Loop:
@@ -40,7 +41,7 @@ class Loop:
             finally:
                 self._turn.notify_all()
 
-    def stream(self, sequence: Sequence) -> Generator[str, None, None]:
+    def stream(self, sequence: Sequence) -> Generator[Piece, None, None]:
         """Run one sequence; yields its text as it becomes final. Closing the generator aborts it."""
         text = sequence.text
         assert text is not None, "a stream needs a sequence with text"

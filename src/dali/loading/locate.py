@@ -48,6 +48,8 @@ def locate(model: str | os.PathLike[str] | None, offline: bool = False) -> Path:
             f"{path} is a file, and not a GGUF one.",
             "Give a .gguf file, or the directory that holds config.json and the weights.",
         )
+    if (link := _linked(name)) is not None:
+        return locate(link, offline)
     if path.suffix.lower() == ".gguf":
         raise UsageError(f"There is no file {path}.", "Check its name, or give org/name:QUANT.")
     for folder in (BUNDLED, cache_root() / "models"):
@@ -58,9 +60,19 @@ def locate(model: str | os.PathLike[str] | None, offline: bool = False) -> Path:
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.startswith((".", "/")):
         raise UsageError(
             f"No model called {name!r}: no such directory, and not an org/name.",
-            "See `dali list` for the models found here.",
+            "See `dali list` for the models found here; those on the Hugging Face hub are called org/name, or org/name:QUANT for "
+            "GGUF files.",
         )
     return _from_hub(name, offline)
+
+
+def _linked(name: str) -> str | None:
+    """The model that a link to the Hugging Face hub leads to, as `locate` takes it; None for what is no such link."""
+    link = re.fullmatch(r"(?:https?://)?(?:hf\.co|huggingface\.co)/([^/?]+/[^/?]+)(?:/(.*))?", name)
+    if link is None:
+        return None
+    file = link[2] or ""
+    return f"{link[1]}:{quant_of(file)}" if file.lower().endswith(".gguf") else link[1]
 
 
 def gguf_models(directory: Path) -> list[Path]:

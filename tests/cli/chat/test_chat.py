@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import json
 import os
 import pty
 import re
@@ -16,6 +17,7 @@ from types import SimpleNamespace
 import pytest
 
 from dali.cli.chat import loop as chat_module
+from dali.cli.chat.commands import COMMANDS
 from dali.cli.terminal import set_log_level
 
 STORY = "Tell me a story about a little dog."
@@ -98,12 +100,13 @@ def test_a_conversation(chat, story):
     assert story not in cut
     assert "answer tokens" in cut
     assert re.search(r"prompt \(\d\d cached\)", user.say("And then?"))
+    assert re.search(r"KV [\d.]+ MiB", user.say("/stats"))
 
     # What does not fit is refused, and the conversation goes on; a cleared one begins anew.
-    assert "/clear starts over" in user.say("word " * 600)
+    assert "at most 511 leave room" in user.say("word " * 600)
     assert "forgotten" in user.say("/clear")
     # Its tokens are still cached, computed in other company: in bfloat16 a near-tie further on may fall otherwise.
-    assert user.say(STORY).startswith(story.splitlines()[0])
+    assert user.say(STORY).startswith(story[:70])
 
     # Ctrl-C drops a line that was begun; on an empty one it says how to leave.
     user.press(b"half a line")
@@ -116,11 +119,51 @@ def test_a_conversation(chat, story):
     assert user.leave() == 0
 
 
+def test_messages_of_several_lines_and_what_is_typed_before(chat, tmp_path, monkeypatch):
+    monkeypatch.setenv("DALI_CACHE_DIR", str(tmp_path / "cache"))
+    user = chat("--temp", "0", "-n", "3")
+    user.until(PROMPT)
+    file = tmp_path / "said.json"
+
+    def asked() -> str:
+        user.say(f"/save {file}")
+        return json.loads(file.read_text())[-2]["content"]
+
+    user.press(b"one\ntwo\nthree\n")  # pasted into a terminal that does not tell
+    user.until("tok/s")
+    user.until(PROMPT)
+    assert asked() == "one\ntwo\nthree"
+    user.press(b"\x1b[200~/one\n/two\x1b[201~\n")
+    user.until("tok/s")
+    user.until(PROMPT)
+    assert asked() == "/one\n/two"
+    user.say('"""one', expected="... ")
+    user.say("", expected="... ")
+    user.say('two"""')
+    assert asked() == "one\n\ntwo"
+    user.say("one \\", expected="... ")
+    user.say("two")
+    assert asked() == "one \ntwo"
+    user.say("/bye", expected="/bye")
+    assert user.leave() == 0
+
+    history = tmp_path / "cache" / "history"
+    assert history.stat().st_mode & 0o777 == 0o600
+    again = chat("--temp", "0", "-n", "3")
+    again.until(PROMPT)
+    for _ in range(3):  # before it: /bye and /save
+        again.press(b"\x1b[A")
+    assert "tok/s" in again.say("")
+    again.say(f"/save {file}")
+    assert json.loads(file.read_text())[0]["content"] == "one \ntwo"
+
+
 @pytest.fixture
 def typed(monkeypatch):
     """Hold a chat with no model in it: each key is a line, or what input() raises."""
 
     def typed(*keys: str | BaseException | type[BaseException]) -> list[object]:
+        set_log_level("info")
         left = list(keys)
 
         def read(prompt: str = "") -> str:
@@ -134,7 +177,6 @@ def typed(monkeypatch):
         chat_module.chat(SimpleNamespace(llm=llm), "tiny")
         return left
 
-    set_log_level("info")
     return typed
 
 
@@ -146,6 +188,7 @@ NOT_TEXT = UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte")
     [
         [EOFError],
         ["", "/exit"],
+        ["/bye"],
         [KeyboardInterrupt, KeyboardInterrupt],
         [KeyboardInterrupt, "/help", KeyboardInterrupt, EOFError],  # only two in a row mean it
     ],
@@ -156,23 +199,24 @@ def test_ways_to_leave(typed, keys):
 
 @pytest.mark.parametrize(
     ("size", "advice"),
-    [(512, "/clear starts over."), (64, "/clear starts over, and --ctx-size up to 512 holds more.")],
+    [(512, "."), (64, "; --ctx-size up to 512 holds more.")],
 )
 def test_a_full_context_comes_with_advice(monkeypatch, capsys, size, advice):
     llm = SimpleNamespace(
         ctx_size=size, model=SimpleNamespace(config=SimpleNamespace(max_position_embeddings=512))
     )
-    answer = SimpleNamespace(stream=lambda: None, summary=lambda: "summed up", filled_context=True)
+    answer = SimpleNamespace(stream=lambda: None, summary=lambda long: "summed up", filled_context=True)
     conversation = SimpleNamespace(llm=llm, answer_to=lambda line: answer, remember=lambda line, answer: None)
     set_log_level("info")
-    chat_module._answer("hi", conversation)
-    assert capsys.readouterr().err.splitlines()[-1] == f"The context of {size} tokens is full: {advice}"
+    chat_module._answer("hi", conversation, verbose=False)
+    said = f"The answer ends where the context of {size} tokens is full{advice}"
+    assert capsys.readouterr().err.splitlines()[-1] == said
 
 
 def test_help_and_mistakes_are_answered_on_stderr(typed, capsys):
     typed("/help", "/frob", NOT_TEXT, "/exit")
     out, err = capsys.readouterr()
-    assert all(command in err for command in chat_module.COMMANDS)
+    assert all(command in err for command in COMMANDS)
     assert "error: There is no command '/frob'." in err
     assert "error: That line is not UTF-8 (invalid start byte)." in err
     assert out == ""

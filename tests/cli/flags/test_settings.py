@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, fields
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,7 @@ import pytest
 from dali.cli import simulate, verbs
 from dali.cli.main import main
 from dali.cli.run import VERB, Settings
+from dali.engine.sampling import SamplingParams
 from dali.errors import UsageError
 from dali.llm import _FALLBACK_SAMPLING
 from dali.options import QUANTS
@@ -99,7 +100,8 @@ BAD = [
     ("top-k", "2.5"),
     ("predict", "0"),
     ("threads", "0"),
-    ("quant", "q4"),
+    ("quant", "q5"),
+    ("quant", "q8"),
     ("dtype", "int8"),
     ("ram", "3 parsecs"),
     ("log-level", "loud"),
@@ -129,7 +131,8 @@ def test_a_bad_value_is_refused_with_its_origin(
     assert from_environment.value.problem == f"{variable} cannot be {text!r}."
     assert from_file.value.problem == f"{name} in {config} cannot be {text!r}."
     fixes = {error.value.fix for error in (from_flag, from_environment, from_file)}
-    assert fixes == {f"Give {OPTIONS[name].kind.expected}."}
+    near = OPTIONS[name].kind.near.get(text)
+    assert fixes == {f"Did you mean {near}? " * bool(near) + f"Give {OPTIONS[name].kind.expected}."}
 
 
 def test_an_unknown_name_lists_the_known_ones() -> None:
@@ -264,9 +267,98 @@ def test_every_flag_of_a_verb_is_shown_under_one_of_its_headings(verb, capsys) -
     with pytest.raises(SystemExit):
         main([verb, "--help"])
     shown = capsys.readouterr().out
-    assert all(f"--{name}" in shown for option in known.options for name in option.names)
+    assert all(
+        (f"--{name}" in shown) is not option.is_word for option in known.options for name in option.names
+    )
 
 
 def test_settings_do_not_change() -> None:
     with pytest.raises(FrozenInstanceError):
         read().temp = 1.0  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("max-tokens", "predict"),
+        ("max_new_tokens=5", "predict"),
+        ("temperature", "temp"),
+        ("temprature", "temp"),
+        ("repetition_penalty", "repeat-penalty"),
+        ("num-ctx", "ctx-size"),
+        ("presence-penality", "presence-penalty"),
+    ],
+)
+def test_a_flag_that_was_meant_is_named(refused, config, given, meant):
+    code, problem, fix = refused("run", "hi there", f"--{given}", *["5"] * ("=" not in given))
+    assert code == 2
+    assert problem.startswith(f"Unrecognized arguments: --{given}")
+    assert fix.startswith(f"Did you mean --{meant}? ")
+    name = given.partition("=")[0]
+    config.write_text(f"{name}: 5")
+    with pytest.raises(UsageError) as error:
+        read("--config", str(config))
+    assert error.value.problem.startswith(f"Unknown flag {name!r}")
+    assert error.value.fix.startswith(f"Did you mean {meant}? Known flags: ")
+
+
+def test_a_flag_that_resembles_none_is_left_at_that(refused):
+    assert refused("run", "--frobnicate")[2] == "See `dali run --help`."
+
+
+def test_the_default_model_stands_in_the_environment_or_a_file(config, monkeypatch, refused) -> None:
+    config.write_text("model: org/from-file\n")
+    monkeypatch.setenv("DALI_CONFIG", str(config))
+    assert read().model == "org/from-file"
+    monkeypatch.setenv("DALI_MODEL", "./no-such")
+    assert read().model == "./no-such"
+    monkeypatch.delenv("DALI_CONFIG")
+    for line in (["run", "hi there"], ["bench"], ["trace", "-o", "t.npz"]):
+        assert refused(*line)[1].startswith("No model called './no-such'")
+    assert refused("run", "./other", "hi")[1].startswith("No model called './other'")
+    assert "`dali run ./no-such hello`" in refused("run", "hello")[2]
+    assert refused("run", "hi there", "--model", "x")[2].startswith("Model and prompt come without a flag")
+
+
+def test_penalties_and_variables_reach_the_sampler_and_the_template() -> None:
+    flags = "--repeat-penalty 1.1 --repeat-last-n -1 --presence-penalty -0.5 --frequency-penalty 0.25"
+    settings = read(*flags.split(), "--stop", "a", "--chat-template-kwargs", '{"enable_thinking": false}')
+    assert settings.sampling() == {
+        "max_tokens": None,
+        "temperature": None,
+        "top_k": None,
+        "top_p": None,
+        "min_p": None,
+        "repeat_penalty": 1.1,
+        "repeat_last_n": -1,
+        "presence_penalty": -0.5,
+        "frequency_penalty": 0.25,
+        "seed": None,
+        "stop": ("a",),
+    }
+    assert settings.chat_template_kwargs == {"enable_thinking": False}
+    for name in settings.sampling():
+        assert name in {field.name for field in fields(SamplingParams)}
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("chat-template-kwargs", "{x"),
+        ("chat-template-kwargs", "[1]"),
+        ("repeat-penalty", "0"),
+        ("presence-penalty", "nan"),
+        ("system-prompt", "\udcff"),
+        ("stop", "\udcff"),
+    ],
+)
+def test_what_a_flag_cannot_be_is_blamed_on_it(name, text) -> None:
+    with pytest.raises(UsageError) as error:
+        read(f"--{name}", text)
+    assert error.value.problem == f"--{name} cannot be {text!r}."
+
+
+def test_files_may_have_names_that_are_no_utf8() -> None:
+    assert read("--config", "/dev/null", "--log-level", "info").config == "/dev/null"
+    with pytest.raises(UsageError, match="Cannot read the config file"):
+        read("--config", "\udcff")

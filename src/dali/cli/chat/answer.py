@@ -1,45 +1,49 @@
-"""One answer: streamed to stdout as it comes, then summed up in a line."""
+"""One answer: streamed to the terminal or to a pipe as it comes, then summed up in a line."""
 
 from __future__ import annotations
 
 from contextlib import closing
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from dali.cli.terminal import passing_note
+from dali.cli.chat.reading import Reading
+from dali.cli.chat.screen import Screen
 from dali.units import size
 
 if TYPE_CHECKING:
-    from dali.llm import LLM, Prompt
+    from dali.engine.sequence import Sequence
+    from dali.llm import LLM
 
 
 class Answer:
-    """What `llm` says to one prompt. UsageError: the prompt is empty or leaves no room for an answer."""
+    """What `llm` says in `sequence`, which has not begun."""
 
-    def __init__(self, llm: LLM, prompt: Prompt, sampling: dict[str, Any]) -> None:
-        self.text = ""  # shown so far
+    def __init__(self, llm: LLM, sequence: Sequence) -> None:
+        self.text = ""  # shown so far, without reasoning
         self._llm = llm
-        self._sequence = llm.sequence(prompt, **sampling)
+        self._sequence = sequence
         self._bytes_before = llm.telemetry.total().expert_bytes
 
     def stream(self) -> None:
         """Show the answer. Ctrl-C, like any exception, ends it; `text` is what was shown."""
-        passing_note()
+        screen = Screen()
+        reading = Reading(self._sequence)
         try:
             with closing(self._llm.loop.stream(self._sequence)) as pieces:
                 for piece in pieces:
-                    self.text += piece
-                    print(piece, end="", flush=True)
+                    reading.end()
+                    self.text += piece.text
+                    screen.show(piece)
         finally:
-            if self.text and not self.text.endswith("\n"):
-                print(flush=True)
+            reading.end()
+            screen.end()
 
     @property
     def filled_context(self) -> bool:
         return len(self._sequence.tokens) >= self._llm.ctx_size
 
-    def summary(self) -> str:
-        """Tokens, tokens per second as measured, memory, and the weights that the experts' work read."""
-        sequence, llm = self._sequence, self._llm
+    def summary(self, long: bool = False) -> str:
+        """Tokens, tokens per second as measured, and a system that was named; `long`: also memory, and what was read of it."""
+        sequence = self._sequence
         cached = f" ({sequence.cached_tokens} cached)" if sequence.cached_tokens else ""
         parts = [f"{sequence.prompt_tokens} prompt{cached} + {len(sequence.generated)} answer tokens"]
         prefilled = min(sequence.computed, sequence.prompt_tokens) - sequence.cached_tokens
@@ -50,23 +54,33 @@ class Answer:
         )
         rates = [f"{phase} {tokens / seconds:,.1f}" for phase, tokens, seconds in phases if seconds]
         if rates:
-            modelled = " (modelled)" if llm.telemetry.modelled else ""
+            modelled = " (modelled)" if self._llm.telemetry.modelled else ""
             parts.append(f"{', '.join(rates)} tok/s{modelled}")
+        if long:
+            parts += self._details()
+        accelerated = self._llm.accelerated
+        if accelerated is not None and accelerated.system is not None:
+            lossy = ", ".join(accelerated.lossy.get("parts", ()))
+            parts.append(f"{accelerated.system}, lossy: {lossy}" if lossy else accelerated.system)
+        if self.filled_context:
+            parts.append("context full")
+        return " | ".join(parts)
+
+    def _details(self) -> list[str]:
+        """What the answer took: memory, reads, and what an accelerator did."""
+        sequence, llm = self._sequence, self._llm
         dense, experts, kv = (n / 2**20 for n in (llm.dense_bytes, llm.expert_bytes, sequence.state.nbytes))
-        parts.append(f"dense {dense:.1f}, experts {experts:.1f} ({llm.format_name}), KV {kv:.1f} MiB")
         total = llm.telemetry.total()
-        parts.append(f"{size(total.expert_bytes - self._bytes_before)} of experts read")
+        parts = [
+            f"dense {dense:.1f}, experts {experts:.1f} ({llm.format_name}), KV {kv:.1f} MiB",
+            f"{size(total.expert_bytes - self._bytes_before)} of experts read",
+        ]
         if llm.executor is not None:
             on_cpu = 100 * total.cpu / max(total.lookups, 1)
             parts.append(
                 f"hits {100 * total.hit_rate:.0f} %, CPU {on_cpu:.0f} %, {size(total.link_bytes)} copied"
             )
-            if llm.accelerated is not None and (system := llm.accelerated.system) is not None:
-                lossy = ", ".join(llm.accelerated.lossy.get("parts", ()))
-                parts.append(f"{system}, lossy: {lossy}" if lossy else system)
             prefetched = (total.prefetch_used, total.prefetch_late, total.prefetch_wasted)
             if any(prefetched):
                 parts.append("prefetched {} used, {} late, {} wasted".format(*prefetched))
-        if self.filled_context:
-            parts.append("context full")
-        return " | ".join(parts)
+        return parts

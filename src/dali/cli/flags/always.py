@@ -20,4 +20,6 @@ class Always:
     log_level: str | None = flag(
         HEADING, one_of(LOG_LEVELS), f"what to say on stderr: {', '.join(LOG_LEVELS)} (default: info)"
     )
-    verbose: bool = flag(HEADING, SWITCH, "the same as --log-level debug, which shows tracebacks too", "-v")
+    verbose: bool = flag(
+        HEADING, SWITCH, "the same as --log-level debug: tracebacks, and all statistics of an answer", "-v"
+    )

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from dali.cli import verbs
+from dali.cli.flags.near import near_flag
 from dali.cli.flags.option import Option
 from dali.errors import UsageError
 
@@ -20,7 +21,9 @@ def read_config(file: str, options: Sequence[Option]) -> dict[str, list[tuple[st
         option = all_of_them.get(name)
         if option is None or name == "config":
             known = ", ".join(sorted(all_of_them.keys() - {"config"}))
-            raise UsageError(f"Unknown flag {given!r} in {file}.", f"Known flags: {known}.")
+            near = near_flag(name, all_of_them)
+            meant = f"Did you mean {near}? " if near else ""
+            raise UsageError(f"Unknown flag {given!r} in {file}.", f"{meant}Known flags: {known}.")
         texts = entry if option.repeatable and isinstance(entry, list) else [entry]
         if not all(isinstance(text, str) for text in texts):
             raise UsageError(f"{given} in {file} cannot be {entry!r}.", f"Give {option.kind.expected}.")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from dali.cli.flags.option import Kind
 from dali.units import parse_size
 
@@ -33,27 +35,34 @@ def wholes(least: int) -> Kind:
     return Kind("N", f"whole numbers from {least}, with commas between them", parse)
 
 
-def one_of(names: tuple[str, ...], metavar: str = "NAME") -> Kind:
+def one_of(names: tuple[str, ...], metavar: str = "NAME", near: Mapping[str, str] | None = None) -> Kind:
+    """near: what others call one of `names`."""
+
     def parse(text: str) -> str:
         if text not in names:
             raise ValueError
         return text
 
-    return Kind(metavar, f"one of {', '.join(names)}", parse)
+    return Kind(metavar, f"one of {', '.join(names)}", parse, near or {})
 
 
-def _some_text(text: str) -> str:
+def _some_name(text: str) -> str:
     if not text:
         raise ValueError
     return text
 
 
+def _some_text(text: str) -> str:
+    text.encode()  # the name of a file may be no UTF-8, but not what a model reads
+    return _some_name(text)
+
+
 def _names(text: str) -> tuple[str, ...]:
-    return tuple(_some_text(name) for name in text.split(","))
+    return tuple(_some_name(name) for name in text.split(","))
 
 
-TEXT = Kind("TEXT", "some text", _some_text)
-FILE = Kind("FILE", "the name of a file", _some_text)
+TEXT = Kind("TEXT", "some text in UTF-8", _some_text)
+FILE = Kind("FILE", "the name of a file", _some_name)
 NAMES = Kind("NAMES", "names with commas between them", _names)
 COUNTS = wholes(1)
 SIZE = Kind("SIZE", "a size like 8GiB or 500MB", parse_size)

@@ -5,15 +5,27 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from dali.cli.flags.kinds import SIZE, one_of, whole
+from dali.cli.flags.kinds import FILE, SIZE, one_of, whole
 from dali.cli.flags.option import SWITCH, flag
 from dali.options import DTYPES, QUANTS, LoadOptions
+
+# What others call a format of QUANTS.
+NEAR = {
+    **dict.fromkeys(("q8", "q8_0", "int8", "8bit", "8", "fp8", "w8a8"), "w8"),
+    **dict.fromkeys(("q4", "q4_0", "int4", "4bit", "4", "nf4", "w4a16"), "w4"),
+    **dict.fromkeys(("q4_k", "q4_k_m", "q4_k_s"), "q4k"),
+    **dict.fromkeys(("fp16", "float16", "half"), "f16"),
+    **dict.fromkeys(("fp32", "float32"), "f32"),
+    **dict.fromkeys(("bfloat16",), "bf16"),
+    **dict.fromkeys(("fp4", "mxfp"), "mxfp4"),
+}
 
 
 @dataclass(frozen=True)
 class Model:
     """None leaves a choice to LoadOptions."""
 
+    model: str | None = flag("model", FILE, "the model where no MODEL is given", is_word=True)
     ctx_size: int | None = flag(
         "model",
         whole(2, 0, "all the model can"),
@@ -21,7 +33,9 @@ class Model:
         "-c",
     )
     quant: str | None = flag(
-        "model", one_of(QUANTS), f"format of the experts in memory: {', '.join(QUANTS)} (default: auto)"
+        "model",
+        one_of(QUANTS, near=NEAR),
+        f"format of the experts in memory: {', '.join(QUANTS)} (default: auto)",
     )
     dtype: str | None = flag(
         "model", one_of(DTYPES), f"of everything but the experts: {', '.join(DTYPES)} (default: auto)"

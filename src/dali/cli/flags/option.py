@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any
@@ -12,11 +12,12 @@ from dali.errors import UsageError
 
 @dataclass(frozen=True)
 class Kind:
-    """What a value must be. `parse` raises ValueError or UsageError for any other text."""
+    """What a value must be. `parse` raises ValueError or UsageError for any other text; `near`: what others call a value."""
 
     metavar: str
     expected: str
     parse: Callable[[str], Any]
+    near: Mapping[str, str] = field(default_factory=dict)
 
 
 def _true_or_false(text: str) -> bool:
@@ -39,6 +40,7 @@ class Option:
     short: str | None = None
     also: str | None = None
     repeatable: bool = False
+    is_word: bool = False  # no flag: on the command line it is an argument of its own
 
     @property
     def name(self) -> str:
@@ -58,7 +60,9 @@ class Option:
         try:
             return self.kind.parse(text)
         except (ValueError, UsageError):
-            raise UsageError(f"{origin} cannot be {text!r}.", f"Give {self.kind.expected}.") from None
+            near = self.kind.near.get(text.lower())
+            meant = f"Did you mean {near}? " if near else ""
+            raise UsageError(f"{origin} cannot be {text!r}.", f"{meant}Give {self.kind.expected}.") from None
 
 
 def as_flag(parameter: str) -> str:
@@ -74,11 +78,19 @@ def flag(
     *,
     also: str | None = None,
     repeatable: bool = False,
+    is_word: bool = False,
 ) -> Any:
     """A field of a verb's settings that holds a flag's value; (), False or None where nobody gave one. The flag has the field's
     name, with dashes."""
     option = partial(
-        Option, heading=heading, kind=kind, help=help, short=short, also=also, repeatable=repeatable
+        Option,
+        heading=heading,
+        kind=kind,
+        help=help,
+        short=short,
+        also=also,
+        repeatable=repeatable,
+        is_word=is_word,
     )
     absent = () if repeatable else False if kind is SWITCH else None
     return field(default=absent, metadata={"option": option})

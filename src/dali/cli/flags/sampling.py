@@ -20,6 +20,20 @@ def _number(metavar: str, most: float, expected: str) -> Kind:
     return Kind(metavar, expected, parse)
 
 
+def _penalty(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError
+    return value
+
+
+def _factor(text: str) -> float:
+    value = _penalty(text)
+    if value <= 0:
+        raise ValueError
+    return value
+
+
 def _or_else(value: float) -> str:
     """The default of a sampling flag. The engine's own values are written out, as QUANTS are."""
     return f"(default: the model's, or else {value})"
@@ -27,6 +41,8 @@ def _or_else(value: float) -> str:
 
 TEMPERATURE = _number("T", math.inf, "0 for the likeliest tokens, or a number such as 0.7")
 PROBABILITY = _number("P", 1, "a number from 0 to 1")
+FACTOR = Kind("X", "a number above 0, such as 1.1", _factor)
+PENALTY = Kind("X", "a number such as 0.5", _penalty)
 
 
 @dataclass(frozen=True)
@@ -55,6 +71,18 @@ class Sampling:
         PROBABILITY,
         f"drop tokens less than P times as likely as the first; 0 turns it off {_or_else(0.05)}",
     )
+    repeat_penalty: float | None = flag(
+        "answer", FACTOR, "make tokens of the last ones less likely by this factor (default: 1, off)"
+    )
+    repeat_last_n: int | None = flag(
+        "answer", whole(-1), "tokens that all three penalties look back on; -1 for all (default: 64)"
+    )
+    presence_penalty: float | None = flag(
+        "answer", PENALTY, "take X off the logits of those tokens (default: 0, off)"
+    )
+    frequency_penalty: float | None = flag(
+        "answer", PENALTY, "take X off for each time such a token is there (default: 0, off)"
+    )
     seed: int | None = flag(
         "answer",
         whole(0, -1, "a random one"),
@@ -69,5 +97,9 @@ class Sampling:
             "top_k": self.top_k,
             "top_p": self.top_p,
             "min_p": self.min_p,
+            "repeat_penalty": self.repeat_penalty,
+            "repeat_last_n": self.repeat_last_n,
+            "presence_penalty": self.presence_penalty,
+            "frequency_penalty": self.frequency_penalty,
             "seed": self.seed,
         }

@@ -15,6 +15,7 @@ from typing import Any, Generic, NoReturn, TypeVar
 
 from dali.cli.flags import always
 from dali.cli.flags.config import read_config
+from dali.cli.flags.near import near_flag
 from dali.cli.flags.option import SWITCH, Option, options_of
 from dali.errors import UsageError
 
@@ -27,13 +28,18 @@ Texts = list[tuple[str, str]]
 class Parser(argparse.ArgumentParser):
     """argparse, saying what is wrong as all of dali does."""
 
+    flags: tuple[str, ...] = ()  # that an unknown one may have been meant for
+
     def error(self, message: str) -> NoReturn:
         fix = f"See `{self.prog} --help`."
         words = {word.partition("=")[0] for word in message.rstrip(".").split()}
-        if {"-m", "-p"} & words:  # llama.cpp's
+        if {"-m", "-p", "--model", "--prompt"} & words:  # llama.cpp's
             fix = f"Model and prompt come without a flag: `dali run model.gguf hello`. {fix}"
         elif {"--device", "--vram"} & words:
             fix = f"Only `dali run` takes an accelerator; `dali simulate` models one with --profile. {fix}"
+        elif message.startswith("unrecognized"):
+            meant = [near_flag(word[2:], self.flags) for word in sorted(words) if word.startswith("--")]
+            fix = f"Did you mean --{meant[0]}? {fix}" if meant and meant[0] else fix
         raise UsageError(f"{message[:1].upper()}{message[1:]}.", fix)
 
 
@@ -47,6 +53,9 @@ class _Collect(argparse.Action):
             name = next(long for long in self.option_strings if long.startswith("--"))
         text = value if self.nargs is None else "true"
         setattr(given, self.dest, [*(getattr(given, self.dest) or []), (text, name)])
+
+
+LAYERS = {"-ngl", "--n-gpu-layers", "--gpu-layers"}  # llama.cpp's; argparse reads the first as -n gl
 
 
 @dataclass(frozen=True)
@@ -66,9 +75,9 @@ class Verb(Generic[Settings]):
     def settings(self, arguments: Sequence[str]) -> Settings:
         """Each flag's value. UsageError: what cannot be meant."""
         end = arguments.index("--") if "--" in arguments else len(arguments)
-        if "-ngl" in arguments[:end]:  # llama.cpp's; argparse reads -n gl
+        if layers := LAYERS.intersection(word.partition("=")[0] for word in arguments[:end]):
             raise UsageError(
-                "There is no -ngl: dali shares out experts itself, not layers.",
+                f"There is no {min(layers)}: dali shares out experts itself, not layers.",
                 "Leave it out; `dali run` takes --device for the accelerator and --vram for its memory.",
             )
         given = self._parser().parse_intermixed_args(arguments[:end])
@@ -92,16 +101,18 @@ class Verb(Generic[Settings]):
             f"dali {self.name}",
             " ".join(filter(None, ["dali", self.name, self.words, "[flags]"])),
             self.description,
-            "Each flag may also stand in the environment, --top-k as DALI_TOP_K, or in a --config file.",
+            "Each flag may also stand in the environment, --top-k as DALI_TOP_K, or in a --config file"
+            + ("; there MODEL is DALI_MODEL, and `model`." if "MODEL" in self.words else "."),
             allow_abbrev=False,
             add_help=False,
         )
+        parser.flags = tuple(name for option in self.options if not option.is_word for name in option.names)
         if self.words:
             parser.add_argument("words", nargs="*", help=argparse.SUPPRESS)
         for heading in (*self.headings, always.HEADING):
             group = parser.add_argument_group(heading)
             for option in self.options:
-                if option.heading == heading:
+                if option.heading == heading and not option.is_word:
                     _add(group, option)
         group.add_argument("-h", "--help", action="help", help="show this")
         return parser
@@ -116,7 +127,7 @@ def _add(group: argparse._ArgumentGroup, option: Option) -> None:
 
 
 def _from_flags(option: Option, given: argparse.Namespace) -> Texts:
-    texts: Texts = getattr(given, option.key) or []
+    texts: Texts = getattr(given, option.key, None) or []
     return texts if option.repeatable else texts[-1:]
 
 

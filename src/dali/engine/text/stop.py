@@ -23,7 +23,7 @@ class StopStrings:
         if found:
             self._held = ""
             return text[: min(found)[1]], True
-        safe = len(text) - max((_overlap(text, stop) for stop in self._stops), default=0)
+        safe = len(text) - max((overlap(text, stop) for stop in self._stops), default=0)
         self._held = text[safe:]
         return text[:safe], False
 
@@ -33,6 +33,6 @@ class StopStrings:
         return held
 
 
-def _overlap(text: str, stop: str) -> int:
+def overlap(text: str, stop: str) -> int:
     """The length of the longest end of `text` that begins `stop`, which is not in `text`."""
     return next((n for n in range(len(stop) - 1, 0, -1) if text.endswith(stop[:n])), 0)

@@ -30,11 +30,6 @@ from dali.store.gguf.header import Gguf, damaged
 WHOLE_WORDS = {  # a word that is a token is not put together by merges
     "llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "jina-v5-nano", "tekken",
 }  # fmt: skip
-# Tokens that end a turn in some chat format, in case the file names only one of them (as llama.cpp does).
-ENDS = {
-    "<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>", "<|eom_id|>", "</s>",
-    "<EOT>", "_<EOT>", "<｜end▁of▁sentence｜>", "<|return|>", "<|call|>",
-}  # fmt: skip
 UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4  # ggml's token types: those that text is searched for first
 # Phi's tokens take the white space after them, but these.
 NOT_STRIPPED = {"<unk>", "<s>", "<|endoftext|>"}
@@ -43,17 +38,10 @@ SPACE = "\u2581"  # how sentencepiece writes one
 
 
 def end_ids(gguf: Gguf) -> list[int]:
-    """The tokens that end an answer: the file's own, and what chat formats are known to end turns with."""
-    tokens = _tokens(gguf)
-    types = gguf.get("tokenizer.ggml.token_type", list) or []
-    ends = ENDS - {"<|end|>"} if "<|return|>" in tokens else ENDS  # gpt-oss goes on after <|end|>
-    named = [_special(gguf, f"{name}_token_id", len(tokens)) for name in ("eos", "eot", "eom")]
-    known = [
-        i
-        for i, (token, type) in enumerate(zip(tokens, types, strict=False))
-        if type == CONTROL and token in ends
-    ]
-    return list(dict.fromkeys(i for i in named + known if i is not None))
+    """The tokens that the file itself says end an answer."""
+    count = len(_tokens(gguf))
+    named = (_special(gguf, f"{name}_token_id", count) for name in ("eos", "eot", "eom"))
+    return list(dict.fromkeys(token for token in named if token is not None))
 
 
 def read_tokenizer(gguf: Gguf) -> Any:

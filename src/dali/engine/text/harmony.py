@@ -1,0 +1,72 @@
+"""Answers of several messages in channels, as gpt-oss gives them (https://github.com/openai/harmony)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+
+from dali.engine.text.piece import Piece
+
+START, CHANNEL, MESSAGE = "<|start|>", "<|channel|>", "<|message|>"
+ENDS = ("<|end|>", "<|return|>", "<|call|>")
+MARKERS = (START, CHANNEL, MESSAGE, *ENDS, "<|constrain|>")
+
+
+class Harmony:
+    """`<|start|>ROLE<|channel|>CHANNEL<|message|>CONTENT<|end|>`, again and again; a structure.Structure.
+
+    The channel `analysis` is reasoning, all others are text, with an empty line between two messages. A message to a tool begins
+    with its address, `to=functions.NAME`. Markers count only as tokens: an answer may spell them in letters.
+    """
+
+    def __init__(self, markers: Mapping[int, str]) -> None:
+        self.markers = markers
+        self._header: str | None = ""  # of the message that is to come; None within a message
+        self._prompted = 0  # how much of the header the prompt has
+        self._reasons = False
+        self._given = [False, False]  # whether there was text, and reasoning
+        self._lead = ""  # what the message's first piece has before it
+
+    def resume(self, prompt: Iterable[str]) -> None:
+        """Go on after `prompt`: the markers and the text of the message that it leaves open."""
+        for part in prompt:
+            self.mark(part) if part in MARKERS else self.push(part)
+        self._given, self._lead = [False, False], ""  # what the prompt says is no part of the answer
+        self._prompted = len(self._header or "")
+
+    def push(self, text: str) -> list[Piece]:
+        if self._header is not None:
+            self._header += text
+            return []
+        return self._piece(text)
+
+    def mark(self, marker: str) -> list[Piece]:
+        if marker == MESSAGE:
+            self._open(self._header or "")
+        elif marker in ENDS or marker == START:
+            self._header, self._prompted = "", 0
+        else:
+            self._header = (self._header or "") + f" {marker} "
+        return []
+
+    def flush(self) -> list[Piece]:
+        """Words without any marker are what a model has said that leaves its format; a header that was cut off is none of it."""
+        words, self._header = (self._header or "")[self._prompted :], None
+        self._reasons = False
+        return [] if any(self._given) or CHANNEL in words else self._piece(words)
+
+    def _open(self, header: str) -> None:
+        channel = re.search(rf"{re.escape(CHANNEL)}\s*(\w+)", header)
+        address = re.search(r"to=\S+", header)
+        self._reasons = channel is not None and channel[1] == "analysis" and address is None
+        self._lead = "\n\n" if self._given[self._reasons] else ""
+        if address:
+            self._lead += f"{address[0]} "
+        self._header = None
+
+    def _piece(self, text: str) -> list[Piece]:
+        if not text:
+            return []
+        text, self._lead = self._lead + text, ""
+        self._given[self._reasons] = True
+        return [Piece(reasoning=text) if self._reasons else Piece(text)]

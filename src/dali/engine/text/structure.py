@@ -1,0 +1,72 @@
+"""How an answer is divided into reasoning and text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from dali.engine.text.declared import Declared
+from dali.engine.text.harmony import CHANNEL, MARKERS, MESSAGE, START, Harmony
+from dali.engine.text.piece import Piece
+from dali.engine.text.thinking import TAGS, Thinking
+
+LOOKED_AT = (
+    16  # last tokens of a prompt that may open reasoning: a tag that is not one token, and white space
+)
+
+
+class Structure(Protocol):
+    """What an answer's tokens say beside their text: one object an answer. No marker is ever part of a piece."""
+
+    markers: Mapping[int, str]
+    """Tokens that may divide the answer, and what each spells."""
+
+    def push(self, text: str) -> list[Piece]:
+        """The pieces that are final with `text`, which came next."""
+
+    def mark(self, marker: str) -> list[Piece]:
+        """The pieces that are final with a marker, which came next as a token of its own."""
+
+    def flush(self) -> list[Piece]:
+        """What was held back, at the end of the answer."""
+
+
+class Plain:
+    """All is text."""
+
+    markers: Mapping[int, str] = {}
+
+    def push(self, text: str) -> list[Piece]:
+        return [Piece(text)] if text else []
+
+    def mark(self, marker: str) -> list[Piece]:
+        return self.push(marker)
+
+    def flush(self) -> list[Piece]:
+        return []
+
+
+def structure_of(tokenizer: Any, prompt: list[int], said: str = "") -> Structure:
+    """What an answer to `prompt`, token ids of a conversation, will be divided by; `said`: how the prompt begins the answer.
+
+    It is found in the tokenizer's tokens, in its chat template, or in what it declares itself.
+    """
+    added: dict[str, int] = tokenizer.get_added_vocab()
+    if {START, CHANNEL, MESSAGE} <= added.keys() and added[START] in prompt:
+        harmony = Harmony({added[marker]: marker for marker in MARKERS if marker in added})
+        begun = prompt[len(prompt) - prompt[::-1].index(added[START]) :]
+        harmony.resume(harmony.markers.get(token) or tokenizer.decode([token]) for token in begun)
+        return harmony
+    template = str(tokenizer.chat_template)
+    for tags in TAGS:
+        if tags[1] in added or tags[1] in template:
+            markers = {id: token for token, id in added.items() if any(token in tag for tag in tags)}
+            control = [token for id, token in markers.items() if tokenizer.added_tokens_decoder[id].special]
+            end = "" if said else tokenizer.decode(prompt[-LOOKED_AT:], skip_special_tokens=False)
+            thinking = Thinking(tags, markers, end.rstrip().endswith(tags[0]), control)
+            if said:
+                thinking.resume(said)
+            return thinking
+    if getattr(tokenizer, "response_template", None):
+        return Declared(tokenizer, prompt)
+    return Plain()
