@@ -31,8 +31,8 @@ WARM_UP = 30  # steps, until the guard of the swaps has judged
 class Foresight:
     """A prediction as costly as the ridge's, right about all but the last of each token's experts."""
 
-    def __init__(self, place: torch.device | str = "cpu") -> None:
-        maps = [(0.02 * torch.randn(HIDDEN + 1, EXPERTS)).to(place) for _ in range(LAYERS - 1)]
+    def __init__(self, place: torch.device | str = "cpu", layers: int = LAYERS) -> None:
+        maps = [(0.02 * torch.randn(HIDDEN + 1, EXPERTS)).to(place) for _ in range(layers - 1)]
         self._map = LinearMap(maps, 1, TOP_K)
         self.routing = torch.empty(0)  # of the present step, [layers, batch, top_k]
 

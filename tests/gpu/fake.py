@@ -49,7 +49,7 @@ class FakeDriver:
         self.library.fake_reset(seed, int(eager), ctypes.c_size_t(total))
 
     def idle(self) -> None:
-        """From now on do nothing but count, and post what the host waits for; "cubins" are not read."""
+        """From now on do nothing but count, post what the host waits for, and give zeros; "cubins" are not read."""
         self.library.fake_idle()
 
     def fail(self, call: str, nth: int, code: int) -> None:
