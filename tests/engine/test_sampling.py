@@ -16,7 +16,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from dali.engine.sampling import Sampler, Sampling, SamplingParams, distribution, penalised
+from dali.engine.sampling import Sampler, Sampling, SamplingParams, distribution, likeliest, penalised
 from dali.errors import DaliError, UsageError
 
 logits_rows = st.lists(st.integers(-120, 120), min_size=1, max_size=60, unique=True).map(
@@ -142,6 +142,34 @@ def test_the_seed_is_the_only_difference() -> None:
     first = draws(None)
     torch.manual_seed(0)
     assert draws(None) != first
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.integers(-4, 4), min_size=1, max_size=40),
+    st.integers(0, 12),
+    st.sampled_from([0.0, 0.7]),
+    st.booleans(),
+)
+def test_what_an_accelerator_sends_gives_the_same_token(
+    values: list[int], top_k: int, temperature: float, nan: bool
+) -> None:
+    logits = torch.tensor(values, dtype=torch.bfloat16)
+    if nan:
+        logits[0] = math.nan
+    params = SamplingParams(temperature=temperature, top_k=top_k, top_p=0.9, seed=3)
+    sent, ids = likeliest(logits, params)
+    assert torch.equal(logits[ids].nan_to_num(), sent.nan_to_num())
+    if nan:
+        assert sent.isnan().any()
+        return
+    if temperature:
+        whole, weights = distribution(logits, params)
+        places, of_sent = distribution(sent, params)
+        assert torch.equal(ids[places], whole)
+        assert torch.equal(of_sent, weights)
+    else:
+        assert Sampler(params).sample(logits) == int(ids[int(sent.argmax())])
 
 
 def test_half_precision_logits_are_read_in_float32() -> None:

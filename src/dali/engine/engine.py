@@ -131,13 +131,15 @@ class Engine:
         if self.decoder is not None and self.decoder.serves(step):
             rows = self.decoder.decode(step, ids, positions)
             return rows if every_row or len(last_rows) == len(ids) else rows[last_rows]
-        device = self.model.device
+        # One way to the model's device for all three.
+        sent = torch.tensor([*ids, *positions, *last_rows], dtype=torch.long).to(self.model.device)
+        there = sent[None, : 2 * len(ids)]
         with running(step):
             out = self.model(
-                input_ids=torch.tensor([ids], device=device),
-                position_ids=torch.tensor([positions], device=device),
+                input_ids=there[:, : len(ids)],
+                position_ids=there[:, len(ids) :],
                 use_cache=False,
-                logits_to_keep=0 if every_row else torch.tensor(last_rows, dtype=torch.long, device=device),
+                logits_to_keep=0 if every_row else sent[2 * len(ids) :],
             )
         self.attention_seconds += step.attention_seconds
         logits: torch.Tensor = out.logits[0]

@@ -149,6 +149,18 @@ def distribution(logits: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor
     return ids, weights
 
 
+def likeliest(logits: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor]:
+    """The logits that can be chosen by temperature 0 or top-k, ties with the last among them, and whose they are, by id: so that
+    an accelerator sends as few as that. All of them where nothing narrows them down, or one is NaN."""
+    ids = torch.arange(len(logits), device=logits.device)
+    most = 1 if params.temperature == 0 else params.top_k
+    if not 0 < most < len(logits):
+        return logits, ids
+    least = logits.topk(most).values[-1]
+    kept = ((logits >= least) | logits.isnan()).nonzero().squeeze(1)
+    return logits[kept], ids[kept]
+
+
 class Sampler:
     """Draws one sequence's tokens with a generator of its own, so batch neighbours cannot change them."""
 
@@ -166,6 +178,9 @@ class Sampler:
         Greedy takes the lowest id on ties. A logit of -inf bans its token. Raises DaliError where one is NaN
         or +inf, or all are -inf.
         """
+        ids = None
+        if logits.device.type != "cpu" and not self.params.penalises:
+            logits, ids = likeliest(logits.detach(), self.params)
         logits = in_float32(logits.detach().cpu())
         if tokens and self.params.penalises:
             logits = penalised(logits, tokens, self.params)
@@ -177,10 +192,10 @@ class Sampler:
                 f"The model's logits are not finite (their maximum is {best}), so no token can be chosen.",
                 "Check the model's files for damage, or load it in a wider format (bf16 or f32).",
             )
-        if self.params.temperature == 0:
-            return token
-        ids, weights = distribution(logits, self.params)
-        return int(ids[torch.multinomial(weights, 1, generator=self._generator)])
+        if self.params.temperature > 0:
+            places, weights = distribution(logits, self.params)
+            token = int(places[torch.multinomial(weights, 1, generator=self._generator)])
+        return token if ids is None else int(ids[token])
 
 
 def in_float32(logits: Tensor) -> Tensor:
