@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 INGREDIENTS := pyproject.toml requirements.lock setup/environment.py $(shell find src/native -type f) \
 	$(shell find src/dali -type d ! -name __pycache__)
 
-.PHONY: run test test-newest test-oldest lint types packages sanitize lock clean
+.PHONY: run test test-newest test-oldest lint types sweep models-page packages sanitize lock clean
 .DEFAULT_GOAL := run
 
 run: $(VENV)/.installed  ## install what is needed and let the model that ships inside answer
@@ -31,6 +31,12 @@ lint: $(VENV)/.installed
 
 types: $(VENV)/.installed
 	$(BIN)/mypy
+
+sweep: $(VENV)/.installed  ## tiny models of every family against transformers, three minutes
+	$(BIN)/python -m pytest tests/families_sweep/sweep.py
+
+models-page: $(VENV)/.installed  ## docs/MODELS.md anew, from what the sweep finds
+	PYTHONPATH=tests $(BIN)/python -W ignore -m families_sweep.page
 
 packages: $(VENV)/.installed  ## sdist and wheel in dist/, installed elsewhere to answer there
 	$(BIN)/python tests/packaging/packages.py

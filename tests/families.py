@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -110,20 +111,28 @@ MXFP4 = {
 
 def random_model(family: str, seed: int = 0, dtype: torch.dtype = torch.float32, **changes: Any) -> Any:
     """A transformers model of `family` with random weights, biases and norms."""
-    config = CONFIG_MAPPING[family](**(COMMON | FAMILIES[family] | changes))
+    config = CONFIG_MAPPING[family](**(COMMON | FAMILIES.get(family, {}) | changes))
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(
         config, dtype=dtype, attn_implementation="eager", experts_implementation="eager"
     )
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "norm" in name:
-                parameter.uniform_(0.5, 1.5)
-            elif "experts" in name and name.endswith("bias"):
-                parameter.uniform_(-0.5, 0.5)
-            elif ".gate." in name or "router" in name:
-                parameter.normal_(0, 0.5)
+    randomize(model)
     return model.eval()
+
+
+@torch.no_grad()
+def randomize(model: Any) -> None:
+    """Give norms, biases and routers values that show: their initial ones would hide a part that is left out."""
+    for name, parameter in model.named_parameters():
+        if "norm" in name:
+            parameter.uniform_(0.5, 1.5)
+        elif name.endswith("bias") and ("experts" in name or "gate" in name or "router" in name):
+            parameter.uniform_(-0.5, 0.5)
+        elif ".gate." in name or "router" in name:
+            parameter.normal_(0, 0.5)
+    for name, buffer in model.named_buffers():
+        if name.endswith("bias"):  # what DeepSeek-V3's routers add before they choose
+            buffer.uniform_(-0.2, 0.2)
 
 
 def save_model(model: Any, directory: Path, **options: Any) -> Path:
@@ -132,7 +141,7 @@ def save_model(model: Any, directory: Path, **options: Any) -> Path:
 
     model.save_pretrained(directory, **options)
     tokenizer = Tokenizer(
-        models.WordLevel({str(i): i for i in range(model.config.vocab_size)}, unk_token="0")
+        models.WordLevel({str(i): i for i in range(model.config.get_text_config().vocab_size)}, unk_token="0")
     )
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="2", pad_token="0").save_pretrained(
@@ -163,3 +172,38 @@ def save_mxfp4_model(directory: Path) -> Path:
     config |= {"dtype": "bfloat16", "quantization_config": MXFP4}
     (directory / "config.json").write_text(json.dumps(config))
     return directory
+
+
+def save_fp8_model(
+    directory: Path, family: str = "qwen3_moe", block: tuple[int, int] | None = (24, 20)
+) -> Any:
+    """Write a model as DeepSeek-V3 is published, linears and experts in float8 with a scale a block (None: a matrix), neither
+    dividing the other; returns the model whose values those are."""
+    model = random_model(family)
+    save_model(model, directory)
+    tensors, values = {}, {}
+    for name, tensor in load_file(directory / "model.safetensors").items():
+        tensors[name] = values[name] = tensor
+        if not name.endswith("_proj.weight"):
+            continue
+        rows, columns = block or tensor.shape
+        blocks = [
+            [piece.amax() / 400 for piece in band.abs().split(columns, 1)] for band in tensor.split(rows)
+        ]
+        scales = torch.tensor(blocks)
+        packed, exact = torch.empty_like(tensor, dtype=torch.float8_e4m3fn), torch.empty_like(tensor)
+        for i, j in product(*map(range, scales.shape)):
+            place = slice(i * rows, (i + 1) * rows), slice(j * columns, (j + 1) * columns)
+            packed[place] = (tensor[place] / scales[i, j]).to(torch.float8_e4m3fn)
+            exact[place] = packed[place].float() * scales[i, j]
+        tensors[name], values[name] = packed, exact
+        tensors[f"{name}_scale_inv"] = scales if block else scales[0, 0]
+    save_file(values, directory / "model.safetensors", metadata={"format": "pt"})
+    model = AutoModelForCausalLM.from_pretrained(
+        directory, attn_implementation="eager", experts_implementation="eager", dtype=torch.float32
+    )
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((directory / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": block}
+    (directory / "config.json").write_text(json.dumps(config))
+    return model.eval()

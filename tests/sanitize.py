@@ -18,10 +18,12 @@ MODULE = "dali.kernels._native"
 TESTS = [
     "kernels",
     "hooks/test_moe_layer.py",
-    "fused/test_dense.py",  # norms, routers
+    "fused/test_dense.py",  # norms
+    "fused/test_router.py",
     "hooks/test_attention.py",
     "fused/test_fused_attention.py",
     "fused/test_fused_layer.py",
+    "fused/test_fused_model.py",
     "loading/gguf/test_gguf_linears.py",
     "store/gguf/test_gguf_blocks.py",  # repacking
     "policies/test_two_lane.py",  # its search

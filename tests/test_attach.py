@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import weakref
 
@@ -139,3 +140,74 @@ def test_a_weight_the_format_cannot_hold_names_its_expert():
         model.model.layers[1].mlp.experts.down_proj[3, 0, 0] = float("nan")
     with pytest.raises(DaliError, match="Expert 3 of MoE layer 1"):
         dali.attach(model)
+
+
+def test_gradients_are_refused_as_soon_as_they_are_asked_for():
+    """The graph would go on around the experts: right losses, wrong gradients."""
+    model = dali.attach(random_model("qwen3_moe"), quant="f32")
+    ids = torch.arange(3, 20)[None]
+    loss = model(ids, labels=ids).loss  # as such a loss is fine
+    with pytest.raises(DaliError, match="no gradients"):
+        loss.backward()
+
+
+def test_gradients_around_the_experts_are_refused_too():
+    """Only what lies before the last experts is wrong, and only one parameter there wants a gradient."""
+    model = dali.attach(random_model("qwen3_moe").requires_grad_(False), quant="f32")
+    model.model.layers[0].self_attn.q_proj.weight.requires_grad_()
+    ids = torch.arange(3, 20)[None]
+    with pytest.raises(DaliError, match="no gradients"):
+        model(ids, labels=ids).loss.backward()
+
+
+def test_what_follows_the_experts_can_be_trained():
+    def gradient(model) -> torch.Tensor:
+        model.requires_grad_(False)
+        model.lm_head.weight.requires_grad_()
+        ids = torch.arange(3, 20)[None]
+        model(ids, labels=ids).loss.backward()
+        return model.lm_head.weight.grad
+
+    expected = gradient(random_model("qwen3_moe"))
+    found = gradient(dali.attach(random_model("qwen3_moe"), quant="f32"))
+    torch.testing.assert_close(found, expected)
+
+
+def offloaded(model):
+    model.model.layers[1].mlp.experts.to("meta")
+
+
+def in_float64(model):
+    model.double()
+
+
+def in_float8(model):
+    for layer in model.model.layers:
+        for name, parameter in list(layer.mlp.experts.named_parameters()):
+            packed = torch.nn.Parameter(parameter.to(torch.float8_e4m3fn), requires_grad=False)
+            setattr(layer.mlp.experts, name, packed)
+
+
+@pytest.mark.parametrize(
+    ("change", "why"), [(offloaded, "not in memory"), (in_float64, "float64"), (in_float8, "float8_e4m3fn")]
+)
+def test_what_cannot_be_packed_is_refused_before_anything_is_freed(change, why):
+    model = random_model("qwen3_moe")
+    change(model)
+    before = {name: id(parameter) for name, parameter in model.named_parameters()}
+    with pytest.raises(DaliError, match=why):
+        dali.attach(model)
+    assert {name: id(parameter) for name, parameter in model.named_parameters()} == before
+
+
+def test_an_attached_model_is_not_copied():
+    model = dali.attach(random_model("qwen3_moe"))
+    expected = generate(model)
+    with pytest.raises(DaliError, match="neither copied nor pickled"):
+        copy.deepcopy(model)
+    assert torch.equal(generate(model), expected)
+
+
+def test_what_is_no_transformers_model_is_refused():
+    with pytest.raises(DaliError, match="Linear has no routed experts"):
+        dali.attach(torch.nn.Linear(2, 2))

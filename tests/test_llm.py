@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import shutil
+import os
+import subprocess
+import sys
 import weakref
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -156,6 +156,25 @@ def test_an_interrupt_after_the_forward_costs_no_sequence_anything(llm, monkeypa
 def test_seeds_reproduce_and_differ(llm):
     texts = [llm.generate(PROMPT, temperature=1.0, seed=seed, max_tokens=20).text for seed in (1, 1, 2)]
     assert texts[0] == texts[1] != texts[2]
+
+
+def test_parameters_may_be_given_as_one_value_with_some_changed_by_name(llm):
+    params = dali.SamplingParams(temperature=0, max_tokens=5, ignore_eos=True)
+    assert llm.generate(PROMPT, params=params).tokens == greedy(llm, PROMPT, 5).tokens
+    assert llm.generate(PROMPT, params=params, max_tokens=3).tokens == greedy(llm, PROMPT, 3).tokens
+    assert llm.sampling_params(params=dali.SamplingParams()).top_k == 0  # not the model's
+    with pytest.raises(dali.UsageError, match=r"^params cannot be \{'top_k': 3\}.\n.*SamplingParams"):
+        llm.generate(PROMPT, params={"top_k": 3})
+
+
+def test_an_async_chat_is_the_chat(llm):
+    messages = [{"role": "user", "content": "Tell me a story."}]
+    expected = llm.chat(messages, temperature=0, max_tokens=10).text
+
+    async def read() -> str:
+        return "".join([piece.text async for piece in llm.achat(messages, temperature=0, max_tokens=10)])
+
+    assert asyncio.run(read()) == expected
 
 
 def test_stop_strings_end_the_text_before_them(llm):
@@ -369,10 +388,26 @@ def test_a_sequence_that_fails_leaves_its_neighbours_alone(llm):
     assert bad.finish_reason == "error"
 
 
-def test_a_negative_top_k_in_a_models_defaults_turns_it_off(dali_tiny, tmp_path):
-    model = Path(shutil.copytree(dali_tiny, tmp_path / "model"))
-    file = model / "generation_config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"do_sample": True, "top_k": -1}))
-    llm = dali.load(model)
-    assert llm.defaults["top_k"] == 0
-    assert llm.generate("Once", max_tokens=2, seed=0).tokens
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no processes are forked here")
+def test_a_forked_process_is_told_so_and_ends(tmp_path):
+    """In a process of its own, since one that hangs is what is feared."""
+    code = """
+import os, sys, dali
+llm = dali.load(threads=2)
+llm.generate("Once", max_tokens=2)
+stream = llm.stream("Once", max_tokens=2)
+next(stream)
+if child := os.fork():
+    sys.exit(os.waitpid(child, 0)[1] or len(list(stream)) > 2)
+for use in (lambda: llm.generate("Once"), lambda: llm.chat([{"role": "user", "content": "Hi"}]), lambda: next(stream), dali.load):
+    try:
+        use()
+    except dali.DaliError as error:
+        print("forked" in error.problem, "spawn" in error.fix)
+llm.close()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env=os.environ
+    )
+    assert done.stdout.splitlines()[-4:] == ["True True"] * 4
+    assert (done.returncode, done.stderr) == (0, "")

@@ -222,7 +222,15 @@ def measure(
 def predictor(llm: dali.LLM, routers: Sequence[Any], kind: str, distance: int) -> Any:
     loaded = llm.loaded
     return load_predictor(
-        kind, distance, llm.engine, llm.tokenizer, routers, loaded.name, loaded.fingerprint, silent
+        kind,
+        distance,
+        llm.engine,
+        llm.tokenizer,
+        routers,
+        loaded.top_k,
+        loaded.name,
+        loaded.fingerprint,
+        silent,
     )
 
 

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 
 from dali import fused
+from dali.engine.loop import check_process
 from dali.errors import DaliError, UsageError
 from dali.hooks import seam
-from dali.hooks.moe_layer import MoELayer
+from dali.hooks.moe_layer import FLOATS, MoELayer
 from dali.kernels import native
 from dali.kernels.formats import FORMATS, get_format
 from dali.llm import LLM
@@ -28,6 +29,8 @@ from dali.progress import Meter, silent
 from dali.store.arena import Arena
 from dali.store.expert_pool import ExpertPool
 from dali.telemetry import Telemetry
+
+_loaded_in: int | None = None  # the process whose threads torch and the kernels have
 
 
 def load(
@@ -68,6 +71,9 @@ load.__signature__ = _signature()  # type: ignore[attr-defined]
 
 def prepare(options: LoadOptions, notify: Callable[[str], None]) -> None:
     """Refuse what `options` ask for and this machine lacks, and set threads, before any file is opened."""
+    global _loaded_in
+    _loaded_in = _loaded_in or os.getpid()
+    check_process(_loaded_in)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     if native.enabled():
@@ -102,11 +108,28 @@ def load_source(
     return llm
 
 
+def check_attachable(model: torch.nn.Module, name: str) -> None:
+    """DaliError for a model whose weights dali cannot pack where they are, before anything is done to it."""
+    for path, parameter in model.named_parameters():
+        if parameter.is_meta:
+            raise DaliError(
+                f"{path} of {name} is not in memory: it was offloaded, or never loaded.",
+                "Load the model whole (without device_map), or use dali.load.",
+            )
+    for path, module in seam.experts_modules(model).items():
+        for parameter in module.parameters():
+            if parameter.dtype not in FLOATS:
+                raise DaliError(
+                    f"{path} of {name} is in {str(parameter.dtype).removeprefix('torch.')}, which dali does not pack.",
+                    "Load the model in float32, bfloat16 or float16.",
+                )
+
+
 def attach(model: Any, *, quant: str = "w8") -> Any:
     """Give a loaded transformers model dali's experts, packed in `quant`, and return it; `model.generate` keeps working.
 
-    A layer's own parameters are freed as soon as it is packed. DaliError if the model has no routed experts or `quant` cannot
-    hold one of them.
+    A layer's own parameters are freed as soon as it is packed. The model cannot be trained, copied or saved from then on.
+    DaliError if the model has no routed experts, they are not floats in memory, or `quant` cannot hold one of them.
     """
     if quant not in FORMATS:
         raise UsageError(f"Unknown quantization {quant!r}.", f"Choose one of {', '.join(FORMATS)}.")
@@ -115,6 +138,7 @@ def attach(model: Any, *, quant: str = "w8") -> Any:
             f"model cannot be {model!r:.60}.", "Give a loaded transformers model; dali.load takes names."
         )
     name = type(model).__name__
+    check_attachable(model, name)
     modules = seam.describe_model(model, name)
     held = list(seam.experts_modules(model).values())
     freed = sum(parameter.nbytes for module in held for parameter in module.parameters())

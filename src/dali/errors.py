@@ -55,6 +55,11 @@ class UsageError(DaliError):
     exit_code = 2
 
 
+def unreadable(path: object, error: OSError) -> DaliError:
+    """Of a file that the system does not let us read, which says nothing against what it holds."""
+    return DaliError(f"Cannot read {path} ({error.strerror or error}).", "Make it readable, or pick another.")
+
+
 def reason(error: BaseException) -> str:
     """What another library's exception says, on one line."""
     return textwrap.shorten(str(error), 250) or type(error).__name__

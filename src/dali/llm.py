@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import AsyncIterator, Generator, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Mapping
 from collections.abc import Sequence as Many
 from contextlib import aclosing, closing
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from operator import index
 from textwrap import shorten
 from threading import Lock
@@ -68,13 +68,14 @@ class LLM:
         self.model = loaded.model
         for extra in EXTRA_OUTPUTS:
             setattr(self.model.config, extra, False)
+            setattr(self.model.config.get_text_config(), extra, False)
         self.tokenizer = loaded.tokenizer
         self.layout = loaded.layout
         self.format_name = loaded.format_name
         self.telemetry = loaded.telemetry
         self.expert_bytes = loaded.expert_bytes
         self.ctx_size = loaded.ctx_size
-        self.defaults = _default_sampling(self.model.generation_config)
+        self.defaults = _FALLBACK_SAMPLING | loaded.sampling
         self.controls = take_for_control(self.tokenizer)  # tokens that the model's files take for text
         self.eos = _eos(self.model, self.tokenizer)
         self.engine = Engine(self.model, STEP_TOKENS)
@@ -90,10 +91,11 @@ class LLM:
     def close(self) -> None:
         """Give the model's memory back; answers under way end as they are. It cannot be used afterwards."""
         if "loop" in self.__dict__:
-            with self.loop.between_steps() as engine:
-                engine.close()
-            if self.executor is not None:
-                self.executor.device.close()
+            if not self.loop.forked:
+                with self.loop.between_steps() as engine:
+                    engine.close()
+                if self.executor is not None:
+                    self.executor.device.close()
             name = self.name
             self.__dict__.clear()
             self._closed = name
@@ -150,7 +152,8 @@ class LLM:
     ) -> Completion | list[Completion]:
         """Complete one prompt (text or token ids) -> Completion, or several at once -> list of Completion, in their order.
 
-        sampling: fields of SamplingParams; what is left out comes from the model's generation_config.
+        sampling: fields of SamplingParams; what is left out comes from the model's generation_config, or from
+        `params=SamplingParams(...)` where that is given.
         """
         if isinstance(prompts, Many) and not isinstance(prompts, str) and not _are_ids(prompts):
             return self._complete([self.sequence(prompt, **sampling) for prompt in prompts])  # type: ignore[arg-type]
@@ -163,10 +166,12 @@ class LLM:
     async def astream(self, prompt: Prompt, **sampling: Unpack[Sampling]) -> AsyncIterator[str]:
         """As `stream`, for an event loop, which goes on meanwhile. Whoever stops before the end closes it (`aclose`)."""
         sequence = self.sequence(prompt, **sampling)
-        pieces = in_threads(self.loop.stream(sequence), lambda: self.loop.abort([sequence]))
-        async with aclosing(pieces):
+        async with aclosing(self._asynchronous(sequence)) as pieces:
             async for piece in pieces:
                 yield piece.text
+
+    def _asynchronous(self, sequence: Sequence) -> AsyncGenerator[Piece, None]:
+        return in_threads(self.loop.stream(sequence), lambda: self.loop.abort([sequence]))
 
     @overload
     def chat(
@@ -205,6 +210,20 @@ class LLM:
         """
         sequence = self.chat_sequence(messages, tools=tools, template=template, **sampling)
         return self.loop.stream(sequence) if stream else self._complete([sequence])[0]
+
+    async def achat(
+        self,
+        messages: Many[Message],
+        *,
+        tools: Many[Tool] | None = None,
+        template: Mapping[str, Any] | None = None,
+        **sampling: Unpack[Sampling],
+    ) -> AsyncIterator[Piece]:
+        """As `chat` with `stream`, for an event loop; the rest as `astream`."""
+        sequence = self.chat_sequence(messages, tools=tools, template=template, **sampling)
+        async with aclosing(self._asynchronous(sequence)) as pieces:
+            async for piece in pieces:
+                yield piece
 
     def chat_prompt(
         self,
@@ -250,13 +269,13 @@ class LLM:
         """continues: what comes is the rest of the prompt's last word, or follows it, in one text."""
         if not ids:
             raise UsageError("The prompt is empty.", "Give at least one token of text.")
-        vocabulary = self.model.config.vocab_size
+        vocabulary = self.model.config.get_text_config().vocab_size
         if not all(0 <= token < vocabulary for token in ids):
             raise UsageError(
                 f"The prompt has a token id outside 0 to {vocabulary - 1}.",
                 "Encode it with this model's tokenizer.",
             )
-        most = self.model.config.max_position_embeddings
+        most = self.model.config.get_text_config().max_position_embeddings
         if len(ids) >= self.ctx_size:
             raise UsageError(
                 f"The prompt has {len(ids)} tokens; with a context of {self.ctx_size} "
@@ -275,7 +294,13 @@ class LLM:
         return Sequence(Request(tuple(ids), limit, params, self.eos), text)
 
     def sampling_params(self, **sampling: Unpack[Sampling]) -> SamplingParams:
-        """What is given, over the model's own defaults; None is as good as not given. UsageError: no such parameter, or value."""
+        """What is given, over the model's own defaults or `params`; None is as good as not given. UsageError: no such parameter,
+        or value."""
+        params = sampling.pop("params", None)
+        if not isinstance(params, SamplingParams | None):
+            raise UsageError(
+                f"params cannot be {params!r:.60}.", "Give dali.SamplingParams(...), or its fields by name."
+            )
         known = [field.name for field in fields(SamplingParams)]
         if unknown := set(sampling).difference(known):
             raise UsageError(
@@ -284,8 +309,8 @@ class LLM:
         plain = {
             name: value.item() if isinstance(value, np.generic) else value for name, value in sampling.items()
         }
-        given = {name: value for name, value in plain.items() if value is not None}
-        return SamplingParams(**(self.defaults | given))
+        given: dict[str, Any] = {name: value for name, value in plain.items() if value is not None}
+        return SamplingParams(**(self.defaults | given)) if params is None else replace(params, **given)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of plain text that is to be continued, after what the tokenizer begins a text with."""
@@ -324,21 +349,12 @@ def _are_ids(prompts: Many[Any]) -> bool:
     return bool(prompts) and not isinstance(prompts[0], str) and hasattr(prompts[0], "__index__")
 
 
-# llama.cpp's defaults, for models whose generation_config does not say how to sample.
-_FALLBACK_SAMPLING = {"temperature": 0.8, "top_k": 40, "top_p": 0.95, "min_p": 0.05}
-
-
-def _default_sampling(config: Any) -> dict[str, Any]:
-    if not config.do_sample:
-        return dict(_FALLBACK_SAMPLING)
-    given = {name: getattr(config, name, None) for name in _FALLBACK_SAMPLING}
-    off = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
-    if isinstance(given["top_k"], int) and given["top_k"] < 0:  # as others write that it is off
-        given["top_k"] = 0
-    return {name: off[name] if value is None else value for name, value in given.items()}
+# llama.cpp's defaults, for models whose files do not say how to sample.
+_FALLBACK_SAMPLING: dict[str, Any] = {"temperature": 0.8, "top_k": 40, "top_p": 0.95, "min_p": 0.05}
 
 
 def _eos(model: Any, tokenizer: Any) -> frozenset[int]:
-    ids = [model.generation_config.eos_token_id, model.config.eos_token_id, tokenizer.eos_token_id]
+    own = model.config.get_text_config().eos_token_id
+    ids = [model.generation_config.eos_token_id, own, tokenizer.eos_token_id]
     named = {i for entry in ids for i in (entry if isinstance(entry, list) else [entry]) if i is not None}
     return end_ids(tokenizer) | named

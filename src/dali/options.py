@@ -21,6 +21,7 @@ from dali.units import parse_size
 # Written out, as the formats' own file imports torch, which takes seconds; a test compares the two.
 QUANTS = ("auto", "f32", "f16", "bf16", "w8", "w4", "mxfp4", "q4k")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+ROPE_SCALINGS = ("linear", "yarn")
 ACCELERATOR = ("vram", "profile", "assign", "prefetch", "cache", "n_cpu_moe", "policy", "lossy")
 
 
@@ -37,6 +38,12 @@ class LoadOptions:
     """Of everything but the experts: one of DTYPES."""
     ctx_size: int | None = None
     """Tokens a sequence may have, at most what the model was made for; None for all of that."""
+    rope_scaling: str | None = None
+    """How rotary positions are stretched to more tokens: one of ROPE_SCALINGS; None as the model's files say."""
+    rope_scale: float | None = None
+    """How many times more tokens than in training."""
+    yarn_orig_ctx: int | None = None
+    """Tokens in training, for YaRN; None for what the model's files say."""
     ram: int | str | None = None
     """Host memory to plan with, bytes or "24GiB"; None for what is free."""
     threads: int | None = None
@@ -65,6 +72,7 @@ class LoadOptions:
     def __post_init__(self) -> None:
         self._check_kinds()
         self._check_names()
+        self._check_rope()
         self._check_threads()
         self._check_exclusions()
         if self.device != "cpu":
@@ -93,10 +101,12 @@ class LoadOptions:
             threads=self.threads,
             ctx_size=self.ctx_size,
             n_cpu_moe=self.n_cpu_moe,
+            yarn_orig_ctx=self.yarn_orig_ctx,
         )
+        _expect(int | float | None, "a number", rope_scale=self.rope_scale)
         _expect(int, "a whole number", seed=self.seed)
         _expect(str, "a name, as text", device=self.device, quant=self.quant, dtype=self.dtype)
-        names = ("profile", "assign", "prefetch", "cache", "policy")
+        names = ("profile", "rope_scaling", "assign", "prefetch", "cache", "policy")
         _expect(str | None, "a name, as text", **{name: getattr(self, name) for name in names})
         for name in ("offline", "lossy"):
             if not isinstance(getattr(self, name), bool):
@@ -110,6 +120,22 @@ class LoadOptions:
             raise UsageError(f"Unknown quantization {self.quant!r}.", f"Choose one of {', '.join(QUANTS)}.")
         if self.dtype not in DTYPES:
             raise UsageError(f"Unknown dtype {self.dtype!r}.", f"Choose one of {', '.join(DTYPES)}.")
+
+        if self.rope_scaling not in (None, *ROPE_SCALINGS):
+            raise UsageError(
+                f"Unknown rotary scaling {self.rope_scaling!r}.", f"Choose one of {', '.join(ROPE_SCALINGS)}."
+            )
+
+    def _check_rope(self) -> None:
+        if self.rope_scale is not None and not 1 <= self.rope_scale <= 2**20:
+            raise UsageError(
+                f"{parameter('rope_scale')} cannot be {self.rope_scale}.",
+                "Give a number from 1, such as 4 for four times the tokens.",
+            )
+        if self.yarn_orig_ctx is not None and self.yarn_orig_ctx < 1:
+            raise UsageError(
+                f"{parameter('yarn_orig_ctx')} cannot be {self.yarn_orig_ctx}.", "Give a whole number from 1."
+            )
 
     def _check_threads(self) -> None:
         cores = os.cpu_count() or 1

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import huggingface_hub.constants
@@ -130,6 +132,7 @@ def test_gguf_files(listed, models):
     save_gguf(gguf_model("gpt_oss"), models / "here" / "m.gguf", shards=20)
     save_gguf(gguf_model("olmoe"), snapshot / "tiny-Q8_0.gguf")
     save_gguf(gguf_model("olmoe"), snapshot / "tiny-Q4_0.gguf")
+    (snapshot / "config.json").write_text("{}")  # which makes no model of its own
     with (snapshot / "tiny-Q4_0.gguf").open("r+b") as file:
         file.truncate(10_000)
     found = listed()
@@ -154,6 +157,28 @@ def test_gguf_files_of_the_current_folder(listed, models, run, tmp_path, monkeyp
     assert list(found) == ["a.gguf", str(first), "dali-tiny"]
     assert all(entry["runs"] for entry in found.values())
     assert run("run", "a.gguf", "hi", "-n", "1", "--raw")[0] == 0  # so it is called
+
+
+def test_folders_that_may_not_be_looked_into(listed, models, monkeypatch, run):
+    (models / "private").mkdir(parents=True)
+    listdir = os.listdir
+
+    def refuse(path: object) -> list[str]:
+        if "private" in str(path):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return listdir(path)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "listdir", refuse)
+    found = listed()
+    assert (found["private"]["runs"], found["dali-tiny"]["runs"]) == (False, True)
+
+    def scan(folder: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", "hub/private")
+
+    monkeypatch.setattr(huggingface_hub, "scan_cache_dir", scan)
+    code, _, err = run("list")
+    assert code == 0
+    assert "The Hugging Face cache is left out: hub/private cannot be read (Permission denied)." in err
 
 
 def test_one_model_that_breaks_the_look_leaves_the_others(listed, models, monkeypatch):

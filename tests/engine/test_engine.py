@@ -1,4 +1,4 @@
-"""Answers that grow beyond the length at which a rotary embedding changes its frequencies."""
+"""Answers that grow beyond the length at which a rotary embedding changes its frequencies; what models answer for."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 import dali
 from dali.llm import LLM
 from families import COMMON, random_model, save_model
+from logits import dali_logits, random_prompts
 
 NEW = 20
 FACTORS = {"long_factor": [4.0 + i for i in range(8)], "short_factor": [1.0 + 0.1 * i for i in range(8)]}
@@ -95,3 +96,23 @@ def test_nothing_kept_of_one_regime_serves_another(model, llm):
     again = greedy(llm, [*ids, 7])
     assert again.tokens == longer.tokens
     assert again.cached_tokens == (17 if len(llm.engine.scheduler.limits) == 1 else 0)
+
+
+def test_a_model_that_answers_for_every_row_is_asked_for_the_last_ones(dali_tiny, monkeypatch):
+    """Some of transformers' models have no `logits_to_keep`, and take no notice of it."""
+    monkeypatch.setenv("DALI_KERNELS", "torch")  # nothing decodes around the model's own forward
+    llm = dali.load(dali_tiny, quant="f32")
+    prompts = random_prompts((9, 5), vocabulary=1000)
+    expected = dali_logits(llm, prompts, 6)
+    plain, rows = llm.model.forward, []
+
+    def every_row(logits_to_keep, **keywords):
+        out = plain(**keywords)
+        rows.append(out.logits.shape[1])
+        return out
+
+    monkeypatch.setattr(llm.model, "forward", every_row)
+    found = dali_logits(llm, prompts, 6)
+    assert max(rows) > 2
+    for ours, theirs in zip(found, expected, strict=True):  # torch's sums depend on the rows beside
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)

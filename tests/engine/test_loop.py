@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections import deque
@@ -205,3 +206,17 @@ class Words:
 
     def finish(self) -> None:
         self.pieces.append(".")
+
+
+def test_a_forked_process_is_refused_and_not_left_waiting():
+    engine = Counting()
+    loop = Loop(engine)
+    begun = sequence(1, 5)
+    begun.text = Words()  # type: ignore[assignment]
+    loop._process = os.getpid() + 1  # as a child sees it
+    for use in (lambda: loop.complete([sequence(0, 2)]), lambda: next(loop.stream(begun))):
+        with pytest.raises(DaliError, match=r"was forked.*\n.*\"spawn\""):
+            use()
+    loop.abort([begun])  # as Python does with streams that the child forgets
+    assert loop.forked
+    assert engine.live == []

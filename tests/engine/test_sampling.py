@@ -224,7 +224,7 @@ def test_one_stop_string_is_as_good_as_a_list_of_it() -> None:
 
 
 def test_the_names_that_are_type_checked_are_those_of_the_parameters() -> None:
-    assert list(Sampling.__annotations__) == [field.name for field in fields(SamplingParams)]
+    assert list(Sampling.__annotations__) == ["params", *(field.name for field in fields(SamplingParams))]
 
 
 def test_penalties_on_round_numbers() -> None:

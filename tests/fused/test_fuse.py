@@ -8,8 +8,9 @@ from torch import nn
 
 from dali import fused
 from dali.fused.attention import DecodingAttention
-from dali.fused.dense import FusedRMSNorm, FusedRouter, PackedLinear
+from dali.fused.dense import FusedRMSNorm, PackedLinear
 from dali.fused.layer import DecodingLayer
+from dali.fused.router import FusedRouter
 from dali.kernels import native
 from dali.kernels.formats import get_format
 from families import random_model

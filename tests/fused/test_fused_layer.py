@@ -12,14 +12,11 @@ from dali.hooks.seam import dali_layer
 from dali.kernels import native
 from dali.step.context import StepContext
 from dali.store.expert_pool import ExpertPool
+from decoding_families import decoding_model
 from families import FAMILIES, random_model
 
 pytestmark = pytest.mark.skipif(not native.AVAILABLE, reason="the kernels were not compiled")
-WHOLE = {
-    "mixtral",
-    "qwen3_moe",
-    "olmoe",
-}  # not: shared experts, other routers and norms, attention of another kind
+WHOLE = {"mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "gpt_oss"}  # not: other routers, norms and attention
 
 
 def layers(llm) -> list[DecodingLayer]:
@@ -54,15 +51,51 @@ def test_layers_that_follow_one_another_are_one_run(tmp_path, monkeypatch):
     assert all(layer.run is first.run for layer in others)
 
 
-def test_a_layer_with_other_parts_splits_the_run(tmp_path, monkeypatch):
-    model = random_model("qwen3_moe", mlp_only_layers=[1])
+def test_layers_whose_rotations_differ_are_runs_of_their_own(tmp_path, monkeypatch):
+    model = decoding_model("mellum", layer_types=["sliding_attention", *["full_attention"] * 2])
     llm = load(tmp_path, monkeypatch, model)
-    runs = {id(layer.run) for layer in layers(llm)}
-    assert len(layers(llm)) == 2
-    assert len(runs) == 2
+    assert [len(layer.run.layers) for layer in layers(llm)] == [1, 2, 2]
+    llm.engine.decoder = None
     natively = decoded(llm)
     run_as_written(llm)
     assert all(map(torch.equal, natively, decoded(llm)))
+
+
+@pytest.mark.parametrize("change", ["norm", "child", "limit", "gate"])
+def test_a_layer_with_other_parts_splits_the_run(tmp_path, monkeypatch, change):
+    llm = load(tmp_path, monkeypatch, random_model("qwen2_moe"))  # the layer in the middle is dense
+    run_as_written(llm)
+    layer = llm.model.model.layers[1]
+    if change == "norm":
+        layer.post_attention_layernorm = torch.nn.LayerNorm(64)
+    elif change == "child":
+        layer.extra = torch.nn.Identity()
+    elif change == "limit":
+        layer.mlp.swiglu_limit = 7.0
+    else:
+        layer.mlp.act_fn = torch.nn.SiLU()
+    fuse_layers(llm.model)
+    assert [len(layer.run.layers) for layer in layers(llm)] == [1, 1]
+    natively = decoded(llm)
+    run_as_written(llm)
+    assert all(map(torch.equal, natively, decoded(llm)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("change", [{"residual_multiplier": 0.25}, {}])
+def test_another_sum_is_refused(tmp_path, monkeypatch, dtype, change):
+    """The probe tells: nothing that the layer is read by has changed."""
+    llm = load(tmp_path, monkeypatch, decoding_model("granitemoeshared", dtype, **change))
+    run_as_written(llm)
+    for layer in llm.model.model.layers:
+        layer.forward = _adds_shared_twice(layer)
+    fuse_layers(llm.model)
+    assert not layers(llm)
+
+
+def _adds_shared_twice(layer):
+    plain = layer.forward
+    return lambda hidden_states, **more: plain(hidden_states, **more) + layer.shared_mlp(hidden_states)
 
 
 def _asks_for_more(forward):

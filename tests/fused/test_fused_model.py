@@ -10,10 +10,11 @@ from dali.fused.attention import DecodingAttention
 from dali.fused.layer import DecodingLayer
 from dali.fused.model import Rotations, fuse_model
 from dali.kernels import native
+from decoding_families import DECODING, decoding_model
 from families import FAMILIES, random_model
 
 pytestmark = pytest.mark.skipif(not native.AVAILABLE, reason="the kernels were not compiled")
-WHOLE = {"mixtral", "qwen3_moe", "olmoe"}  # all of whose layers decode in one call
+WHOLE = {"mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "gpt_oss"}  # all of whose layers decode in one call
 
 
 def watch(llm, monkeypatch) -> list[int]:
@@ -69,9 +70,40 @@ def test_a_chunk_of_one_token_gives_logits_of_every_row_asked_for(tmp_path, monk
     assert [len(logits) for logits in shapes] == [0, 0, 1, 1]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", DECODING)
+def test_families_whose_parts_are_all_known_decode_in_one_call(tmp_path, monkeypatch, family, dtype):
+    llm = load(tmp_path, monkeypatch, decoding_model(family, dtype))
+    steps = watch(llm, monkeypatch)
+    natively = decoded(llm)
+    assert steps
+    llm.engine.decoder = None
+    assert all(map(torch.equal, natively, decoded(llm)))
+    run_as_written(llm)
+    assert all(map(torch.equal, natively, decoded(llm)))
+
+
+def run_as_written(llm) -> None:
+    for module in llm.model.modules():
+        while isinstance(module.forward, DecodingLayer | DecodingAttention):
+            module.forward = module.forward.plain
+
+
 def test_a_layer_of_another_kind_keeps_the_models_forward(tmp_path, monkeypatch):
-    llm = load(tmp_path, monkeypatch, random_model("qwen3_moe", mlp_only_layers=[1]))
-    assert llm.engine.decoder is None
+    llm = load(tmp_path, monkeypatch, random_model("olmoe"))
+    layer = llm.model.model.layers[1]
+    layer.forward = layer.forward.plain
+    assert fuse_model(llm.model) is None
+
+
+def test_a_scale_that_is_not_the_one_told_keeps_it(tmp_path, monkeypatch):
+    llm = load(tmp_path, monkeypatch, decoding_model("granitemoe"))
+    llm.model.logits_scaling = 3.0
+    assert fuse_model(llm.model) is None
+    llm.model.logits_scaling = 6.0
+    assert fuse_model(llm.model) is not None
+    llm.model.model.embedding_multiplier = 3.0
+    assert fuse_model(llm.model) is not None  # both ways read it
 
 
 def test_rotations_that_depend_on_more_than_the_position_keep_it(tmp_path, monkeypatch):
@@ -179,9 +211,7 @@ CHANGES = {
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 def test_what_is_changed_later_is_followed(tmp_path, monkeypatch, change):
     llm, plain = (load(tmp_path / name, monkeypatch, random_model("olmoe")) for name in "ab")
-    for module in plain.model.modules():
-        while isinstance(module.forward, DecodingLayer | DecodingAttention):
-            module.forward = module.forward.plain
+    run_as_written(plain)
     plain.engine.decoder = None
     before = decoded(llm)
     assert all(map(torch.equal, before, decoded(plain)))

@@ -28,10 +28,14 @@ def experts() -> Tensor:
 def decoder_layer() -> native.DecoderLayer:
     weights = [torch.randn(HIDDEN, HIDDEN) for _ in range(4)]
     linears = [native.Linear(pack(w, FORMATS["f32"]), HIDDEN, HIDDEN, FORMATS["f32"]) for w in weights]
-    attention = native.Attention(linears, (None, None), WIDTH, 0.2, None)
+    rotary = native.Rotary("halves", WIDTH, WIDTH, torch.float32)
+    projections = native.Projections(*linears[:3], WIDTH)
+    attention = native.Attention(projections, linears[3], rotary, 0.2)
     norm = (torch.ones(HIDDEN), 1e-6)
-    router = (torch.randn(EXPERTS, HIDDEN), 2, True, torch.float32)
-    return native.DecoderLayer(norm, attention, norm, router, LAYOUT)
+    norms = native.LayerNorms(before_attention=norm, before_mlp=norm)
+    routing = native.Routing(2, torch.float32, normalise=True)
+    router = native.Router(torch.randn(EXPERTS, HIDDEN), routing)
+    return native.DecoderLayer(HIDDEN, torch.float32, norms, attention, (router, LAYOUT))
 
 
 def decode(layer: native.DecoderLayer, records: list[Tensor]) -> Tensor:

@@ -53,11 +53,17 @@ def test_norms(rows: int, width: int, dtype: torch.dtype) -> None:
 
 @every_dtype
 @pytest.mark.parametrize("normalise", [False, True])
-@pytest.mark.parametrize(("tokens", "hidden", "experts"), [(1, 2048, 128), (4, 100, 9), (2, 2047, 60)])
-def test_routers(tokens: int, hidden: int, experts: int, normalise: bool, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(("score", "groups"), [("softmax", 1), ("sigmoid", 1), ("sigmoid", 3)])
+@pytest.mark.parametrize(("tokens", "hidden", "experts"), [(1, 2048, 129), (4, 100, 15), (2, 2047, 60)])
+def test_routers(
+    tokens: int, hidden: int, experts: int, score: str, groups: int, normalise: bool, dtype: torch.dtype
+) -> None:
     torch.manual_seed(0)
     x, weight = torch.randn(tokens, hidden).to(dtype), (torch.randn(experts, hidden) / hidden**0.5).to(dtype)
-    assert_same_bits(lambda: list(native.route(x, weight, 4, normalise, torch.float32)))
+    routing = native.Routing(4, torch.float32, score, normalise, groups=groups, kept_groups=1)
+    correction = torch.randn(experts) if score == "sigmoid" else None
+    router = native.Router(weight, routing, correction=correction)
+    assert_same_bits(lambda: list(router(x)))
 
 
 @every_dtype

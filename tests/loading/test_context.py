@@ -9,6 +9,7 @@ import pytest
 
 from dali.errors import UsageError
 from dali.loading.context import check_context
+from dali.options import LoadOptions
 from gguf_models import gguf_model, save_gguf
 
 
@@ -22,10 +23,10 @@ def directory(path: Path, config: object) -> Path:
 def test_a_directory(tmp_path, asked, fits):
     model = directory(tmp_path / "tiny", {"max_position_embeddings": 64})
     if fits:
-        check_context(model, asked)
+        check_context(model, LoadOptions(ctx_size=asked))
         return
     with pytest.raises(UsageError) as error:
-        check_context(model, asked)
+        check_context(model, LoadOptions(ctx_size=asked))
     assert error.value.problem == f"The context size {asked} is out of range."
     assert error.value.fix == "tiny takes 2 to 64 tokens."
 
@@ -33,19 +34,19 @@ def test_a_directory(tmp_path, asked, fits):
 def test_a_gguf_file_of_several(tmp_path):
     save_gguf(gguf_model("gpt_oss"), tmp_path / "m.gguf", shards=20)
     first = next(tmp_path.glob("*-00001-of-*"))
-    check_context(first, 2)
+    check_context(first, LoadOptions(ctx_size=2))
     with pytest.raises(UsageError, match=r"^The context size 1000000000 is out of range.\nm takes 2 to"):
-        check_context(first, 10**9)
+        check_context(first, LoadOptions(ctx_size=10**9))
 
 
 @pytest.mark.parametrize("config", [{}, [], {"max_position_embeddings": None}, {"text_config": {}}])
 def test_what_the_files_do_not_say_is_left_to_loading(tmp_path, config):
-    check_context(directory(tmp_path / "tiny", config), 10**9)
+    check_context(directory(tmp_path / "tiny", config), LoadOptions(ctx_size=10**9))
 
 
 def test_damaged_files_are_left_to_loading(tmp_path):
     (tmp_path / "m.gguf").write_bytes(b"GGUF")
-    check_context(tmp_path / "m.gguf", 10**9)
-    check_context(tmp_path, 10**9)
+    check_context(tmp_path / "m.gguf", LoadOptions(ctx_size=10**9))
+    check_context(tmp_path, LoadOptions(ctx_size=10**9))
     (tmp_path / "config.json").write_text("{")
-    check_context(tmp_path, 10**9)
+    check_context(tmp_path, LoadOptions(ctx_size=10**9))

@@ -20,18 +20,20 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 import dali
 from dali.errors import DaliError, UsageError
+from dali.hooks.seam import experts_modules
 from dali.kernels.activation import Activation
 from dali.kernels.expert import ExpertLayout, ExpertShape
 from dali.kernels.formats import FORMATS
 from dali.loading.budget import HEADROOM, choose_layout
 from dali.loading.loaded import LoadedModel
+from dali.loading.locate import BUNDLED
 from dali.loading.safetensors import SafetensorsModel
 from dali.options import LoadOptions
 from dali.store.arena import Arena
 from dali.store.experts_module import ExpertsModule
 from dali.store.packed.reader import DamagedStore
 from dali.units import parse_size
-from families import COMMON, random_model, save_model, save_mxfp4_model
+from families import COMMON, random_model, save_fp8_model, save_model, save_mxfp4_model
 
 PLENTY = 2**40
 
@@ -283,17 +285,17 @@ def test_no_causal_language_model(tmp_path):
     assert "is a t5 model" in refusal(tmp_path).problem
 
 
-@pytest.mark.parametrize("method", ["gptq", "awq", "fp8", "bitsandbytes"])
+@pytest.mark.parametrize("method", ["gptq", "awq", "bitsandbytes"])
 def test_a_quantization_dali_cannot_read(directory, method):
     edit_config(directory, quantization_config={"quant_method": method, "bits": 4})
     error = refusal(directory)
     assert f"is quantized with {method}" in error.problem
-    assert "unquantized" in error.fix
+    assert "bfloat16 or FP8" in error.fix
 
 
 def test_an_activation_dali_does_not_know(directory):
     edit_config(directory, hidden_act="mish")
-    assert "activation dali does not know (mish)" in refusal(directory).problem
+    assert "activation dali does not know (Mish" in refusal(directory).problem
 
 
 def test_custom_code_is_never_run(directory, monkeypatch):
@@ -369,6 +371,82 @@ def test_truncated_weights(directory):
     assert "model.safetensors is damaged" in refusal(directory).problem
 
 
+def test_a_tokenizer_that_brings_its_library_down(tmp_path):
+    model = shutil.copytree(BUNDLED / "dali-tiny", tmp_path / "tiny")
+    said = json.loads((model / "tokenizer.json").read_text())
+    said["model"]["continuing_subword_prefix"] = "null"  # longer than what it is cut off from
+    (model / "tokenizer.json").write_text(json.dumps(said))
+    assert f"Cannot load the tokenizer of {model} (range end index" in refusal(model).problem
+
+
+def test_packages_that_a_tokenizer_takes_are_named(directory, monkeypatch):
+    """transformers asks for tiktoken whatever the file is."""
+    (directory / "tokenizer.json").unlink()
+    for content, packages in (
+        (b"\n\x0e\n\x05<unk>", "sentencepiece and protobuf"),
+        (b"IQ== 0\n", "tiktoken"),
+    ):
+        (directory / "tokenizer.model").write_bytes(content)
+        with monkeypatch.context() as patch:
+            patch.setattr("dali.loading.safetensors.find_spec", lambda module: None)
+            error = refusal(directory)
+            assert f"is a tokenizer.model, which takes {packages} to be read" in error.problem
+            assert f"`pip install {packages.replace(' and', '')}`" in error.fix
+            patch.setattr("dali.loading.safetensors.find_spec", lambda module: object())
+            assert "Cannot load the tokenizer" in refusal(directory).problem
+
+
+def test_a_tied_weight_of_another_shape(directory):
+    edit_config(directory, tie_word_embeddings=True)
+    edit_weights(directory, lambda tensors: tensors.update({"lm_head.weight": torch.zeros(10, 64)}))
+    assert "lm_head.weight" in refusal(directory).problem
+    assert refusal(directory).problem.endswith("is [10, 64], its config says [97, 64].")
+
+
+def test_shards_without_their_index(directory):
+    (directory / "model.safetensors").rename(directory / "model-00001-of-00001.safetensors")
+    assert (
+        "has model-00001-of-00001.safetensors, and lacks model.safetensors.index.json"
+        in refusal(directory).problem
+    )
+
+
+def test_more_layers_than_any_model_has(directory):
+    edit_config(directory, num_hidden_layers=2**31)
+    assert "has 2147483648 layers, says its config" in refusal(directory).problem
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors"])
+def test_a_file_that_may_not_be_read_is_not_called_damaged(directory, monkeypatch, name):
+    """Whoever runs the tests may read everything, so opening is what refuses."""
+
+    def refuse(opened):
+        def call(path, *arguments, **options):
+            if str(path).endswith(name):
+                raise PermissionError(errno.EACCES, "Permission denied", str(path))
+            return opened(path, *arguments, **options)
+
+        return call
+
+    monkeypatch.setattr("builtins.open", refuse(open))
+    monkeypatch.setattr(Path, "open", refuse(Path.open))
+    monkeypatch.setattr(Path, "read_bytes", refuse(Path.read_bytes))
+    error = refusal(directory)
+    assert error.problem == f"Cannot read {directory / name} (Permission denied)."
+    assert error.fix == "Make it readable, or pick another."
+
+
+@pytest.mark.parametrize("dtype", [-0.5, "int8"])
+def test_a_type_that_weights_cannot_have(directory, dtype):
+    edit_config(directory, dtype=dtype)
+    assert "its dtype is" in refusal(directory).problem
+
+
+def test_a_quantization_that_says_nothing(directory):
+    edit_config(directory, quantization_config={})
+    assert load(directory).format_name == "f32"
+
+
 @pytest.mark.parametrize("damage", [None, "{", "[]", "{}"])
 def test_a_missing_or_damaged_tokenizer(directory, damage):
     (directory / "tokenizer_config.json").unlink()
@@ -434,3 +512,44 @@ def test_auto_takes_w8_if_it_fits_and_else_w4(directory, monkeypatch):
 def test_errors_come_through_the_front_door(tmp_path):
     with pytest.raises(UsageError, match=r"no config\.json"):
         dali.load(tmp_path)
+
+
+@pytest.mark.parametrize("block", [(24, 20), (128, 128), None], ids=["odd blocks", "one block", "no blocks"])
+def test_a_checkpoint_in_fp8_is_the_model_it_stands_for(tmp_path, block):
+    expected = save_fp8_model(tmp_path / "model", block=block)
+    loaded = load(tmp_path / "model")
+    wanted = {name: p for name, p in expected.state_dict().items() if ".experts." not in name}
+    found = loaded.model.state_dict()
+    assert wanted.keys() == found.keys()
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    for layer, module in enumerate(experts_modules(expected).values()):
+        lease = loaded.pool.lease(layer)
+        for expert, record in enumerate(lease.records):
+            weights = lease.layout.unpack(record)
+            assert torch.equal(torch.cat([weights.gate, weights.up]), module.gate_up_proj[expert])
+            assert torch.equal(weights.down, module.down_proj[expert])
+
+
+def test_the_generation_config_of_a_checkpoint_in_fp8_is_read(tmp_path):
+    save_fp8_model(tmp_path / "model")
+    path = tmp_path / "model" / "generation_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"do_sample": True, "temperature": 0.375}))
+    assert load(tmp_path / "model").sampling["temperature"] == 0.375
+
+
+@pytest.mark.parametrize("part", ["mlp.experts.3.up_proj", "self_attn.o_proj"])
+def test_a_weight_in_fp8_without_its_scales(tmp_path, part):
+    save_fp8_model(tmp_path / "model")
+    path, name = tmp_path / "model" / "model.safetensors", f"model.layers.1.{part}.weight_scale_inv"
+    tensors = load_file(path)
+    del tensors[name]
+    save_file(tensors, path, metadata={"format": "pt"})
+    assert f"no {name}" in refusal(tmp_path / "model").problem
+
+
+def test_a_weight_in_fp8_with_other_scales(tmp_path):
+    save_fp8_model(tmp_path / "model")
+    edit_config(
+        tmp_path / "model", quantization_config={"quant_method": "fp8", "weight_block_size": [16, 16]}
+    )
+    assert "cannot be dequantized (its scales are" in refusal(tmp_path / "model").problem

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import huggingface_hub
@@ -15,7 +20,7 @@ from huggingface_hub.errors import (
 
 from dali.errors import DaliError, UsageError
 from dali.loading import locate as module
-from dali.loading.locate import locate
+from dali.loading.locate import display_name, locate
 
 
 @pytest.fixture(autouse=True)
@@ -38,12 +43,17 @@ def make(directory):
     return directory
 
 
+def make_checkpoint(directory):
+    (make(directory) / "model.safetensors").touch()
+    return directory
+
+
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
     """Stands in for the hub: answers with a directory, or raises what it is told to."""
 
     class Hub:
-        answer: object = make(tmp_path / "snapshot")
+        answer: object = make_checkpoint(tmp_path / "snapshot")
         asked: dict[str, object]
 
         def __call__(self, name: str, **options: object) -> str:
@@ -66,11 +76,43 @@ def test_a_directory(tmp_path, monkeypatch):
     assert locate("~/some/model") == model
 
 
+def test_config_json_alone_makes_no_checkpoint(tmp_path):
+    """Who publishes GGUF files often puts the original's config.json beside them."""
+    folder = make(tmp_path / "quantized")
+    assert locate(folder) == folder  # what it lacks is said by loading
+    (folder / "m-Q8_0.gguf").write_bytes(b"GGUF")
+    assert locate(folder) == folder / "m-Q8_0.gguf"
+    (folder / "m-Q4_0.gguf").write_bytes(b"GGUF")
+    assert problem_of(str(folder)) == f"{folder} holds 2 GGUF models."
+    (folder / "model-00001-of-00001.safetensors").touch()
+    assert locate(folder) == folder
+
+
+def test_a_directory_whose_name_no_library_takes(tmp_path):
+    folder = make(tmp_path / os.fsdecode(b"mod\xe9le"))
+    assert "mod\ufffdle is not UTF-8" in problem_of(str(folder))
+    (tmp_path / "link").symlink_to(folder)
+    assert locate(tmp_path / "link") == tmp_path / "link"
+
+
+def test_what_people_call_a_model(tmp_path, monkeypatch):
+    folder = make(tmp_path / "tiny")
+    (folder / "m-Q8_0-00001-of-00002.gguf").touch()
+    monkeypatch.chdir(folder)
+    assert display_name(folder) == display_name(Path(".")) == display_name(folder / "inner" / "..") == "tiny"
+    assert display_name(folder / "m-Q8_0-00001-of-00002.gguf") == "m-Q8_0"
+    assert display_name(Path("hub/models--org--big-model/snapshots/0123abcd")) == "org/big-model"
+
+
 def test_the_bundled_model_and_cached_ones(tmp_path):
     bundled = make(tmp_path / "bundled" / "dali-tiny")
     cached = make(tmp_path / "cache" / "models" / "smollm2-moe")
     assert locate("dali-tiny") == bundled
     assert locate("smollm2-moe") == cached
+    (cached / "m-Q8_0.gguf").touch()
+    assert (
+        locate("smollm2-moe") == cached / "m-Q8_0.gguf"
+    )  # config.json alone makes no checkpoint here, either
     (tmp_path / "dali-tiny").mkdir()  # of the user's; the default model is not looked for here
     assert locate(None) == bundled
 
@@ -99,6 +141,39 @@ def test_a_gguf_file(tmp_path):
     (tmp_path / "sha256-ab").write_bytes(b"GGUF, as Ollama keeps it")
     assert str(locate("model.gguf")) == "model.gguf"
     assert locate(tmp_path / "sha256-ab") == tmp_path / "sha256-ab"
+
+
+def test_what_is_neither_a_file_nor_a_directory(tmp_path):
+    os.mkfifo(tmp_path / "m.gguf")
+    assert problem_of("m.gguf") == "m.gguf is neither a file nor a directory."
+    (tmp_path / "gone").symlink_to("nowhere")
+    assert problem_of("gone") == "gone is a link to what is not there."
+    (tmp_path / "folder.gguf").mkdir()
+    assert problem_of(str(tmp_path)) == f"{tmp_path} is not a model directory: it has no config.json."
+
+
+@pytest.mark.parametrize("asked", ["os.stat", "os.listdir"])
+def test_what_may_not_be_looked_into(tmp_path, monkeypatch, asked):
+    def refuse(path: object, *arguments: object, **options: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    folder = make(tmp_path / "private")
+    path = folder if asked == "os.listdir" else folder / "m.gguf"
+    monkeypatch.setattr(asked, refuse)
+    with pytest.raises(DaliError, match=r"^Cannot read .*private.* \(Permission denied\).\nMake it readable"):
+        locate(path)
+
+
+def test_the_hub_is_asked_in_a_fresh_process(tmp_path):
+    """Where nothing else has imported the parts of its library."""
+    done = subprocess.run(
+        [sys.executable, "-m", "dali", "run", "org/name", "hi there"],
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        env=os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)},
+    )
+    assert "org/name is not in the local Hugging Face cache, and dali is offline." in done.stderr
 
 
 @pytest.mark.parametrize("name", ["model.gguf", "org/model.GGUF", "/none/model.gguf"])
@@ -207,7 +282,7 @@ def test_a_quantization_that_is_not_there(hub, monkeypatch):
     ],
 )
 def test_what_no_model_can_be_called(name):
-    assert problem_of(name).startswith(f"No model called {name!r}")
+    assert problem_of(name).startswith(f"No model called {name!r:.100}")
 
 
 @pytest.mark.parametrize(
@@ -306,3 +381,14 @@ def test_an_interrupted_download_found_offline(hub, tmp_path):
     hub.answer.mkdir()
     with pytest.raises(DaliError, match=r"org/name has no config.json here"):
         locate("org/name", offline=True)
+
+
+def test_a_repository_of_gguf_files_needs_a_quantization(hub, monkeypatch):
+    listing(monkeypatch, REPOSITORY)
+    (hub.answer / "model.safetensors").unlink()
+    with pytest.raises(
+        UsageError, match=r"^org/name holds GGUF files.*\n.*org/name:BF16; it has BF16, Q4_K_M, Q8_0"
+    ):
+        locate("org/name")  # with a config.json and without
+    (hub.answer / "config.json").unlink()
+    assert problem_of("org/name") == "org/name holds GGUF files, and no safetensors weights."

@@ -45,7 +45,10 @@ def ask(
 ) -> Any:
     routers = seam.routers(llm.model, 64)
     assert routers is not None
-    return load_predictor(kind, distance, llm.engine, llm.tokenizer, routers, "tiny", fingerprint, meter)
+    top_k = llm.loaded.top_k
+    return load_predictor(
+        kind, distance, llm.engine, llm.tokenizer, routers, top_k, "tiny", fingerprint, meter
+    )
 
 
 @pytest.fixture

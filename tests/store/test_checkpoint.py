@@ -358,3 +358,16 @@ def test_the_fingerprint_follows_every_file(sharded):
     weight_map = json.loads((sharded / INDEX).read_text())["weight_map"]
     write_index(sharded, {name: shard.replace("shard0", "shard9") for name, shard in weight_map.items()})
     assert fingerprint() not in seen
+
+
+def test_one_expert_of_a_fused_tensor_in_fp8_with_its_own_scales(tmp_path):
+    weight = torch.randn(3, 30, 40, generator=torch.Generator().manual_seed(0)).to(torch.float8_e4m3fn)
+    scales = torch.arange(1.0, 13).view(3, 2, 2)
+    save_file({"experts.up_proj": weight, "experts.up_proj_scale_inv": scales}, tmp_path / SINGLE)
+    (tmp_path / "config.json").write_text(
+        json.dumps({"quantization_config": {"weight_block_size": [16, 32]}})
+    )
+    found = Checkpoint(tmp_path).read("experts.up_proj", 1)
+    for row, column in ((0, 0), (15, 31), (16, 31), (29, 39)):
+        expected = weight[1, row, column].float() * scales[1, row // 16, column // 32]
+        assert found[0, row, column] == expected

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dali.cli.flags.always import Always
 from dali.cli.flags.option import SWITCH, as_flag, flag
@@ -14,7 +16,7 @@ from dali.cli.flags.verb import Verb
 from dali.cli.importing import importing
 from dali.cli.terminal import log, passing_note
 from dali.errors import DaliError
-from dali.loading.locate import BUNDLED, gguf_models, quant_of
+from dali.loading.locate import BUNDLED, gguf_models, is_checkpoint, quant_of
 from dali.store.cache import cache_root
 from dali.store.gguf.header import split_files
 from dali.units import size
@@ -89,7 +91,7 @@ def _found() -> Iterator[tuple[str, Path]]:
 
     local = {folder.name: folder for root in (cache_root() / "models", BUNDLED) for folder in root.glob("*/")}
     for name, folder in local.items():
-        files = [] if (folder / "config.json").is_file() else gguf_models(folder)
+        files = _gguf_files(folder)
         yield from ((str(file), file) for file in files)
         if not files:
             yield name, folder
@@ -98,19 +100,38 @@ def _found() -> Iterator[tuple[str, Path]]:
         cache = huggingface_hub.scan_cache_dir(huggingface_hub.constants.HF_HUB_CACHE)
     except (CacheNotFound, ValueError):
         return
+    except OSError as error:
+        log.info(f"The Hugging Face cache is left out: {error.filename} cannot be read ({error.strerror}).")
+        return
     for repository in cache.repos:
         main = repository.refs.get("main")
         if repository.repo_type == "model" and main:
             files = gguf_models(main.snapshot_path)
             yield from ((f"{repository.repo_id}:{quant_of(file.name)}", file) for file in files)
-            if not files or (main.snapshot_path / "config.json").is_file():
+            if not files or not _gguf_files(main.snapshot_path):
                 yield repository.repo_id, main.snapshot_path
+
+
+def _gguf_files(folder: Path) -> list[Path]:
+    """The GGUF models of a folder that is no model itself; none where it may not be looked into, which examining it tells."""
+    try:
+        return [] if is_checkpoint(folder) else gguf_models(folder)
+    except OSError:
+        return []
+
+
+def _size(path: Path) -> int:
+    """Bytes of the model's files, those that may be looked at."""
+    total = 0
+    for file in path.rglob("*") if path.is_dir() else split_files(path):
+        with suppress(OSError):
+            total += file.stat().st_size if file.is_file() else 0
+    return total
 
 
 def _examine(name: str, path: Path) -> Listing:
     """Take the steps that loading takes before it reads weights; the first that fails is the obstacle."""
-    files = path.rglob("*") if path.is_dir() else split_files(path)
-    listing = Listing(name, str(path), sum(file.stat().st_size for file in files if file.is_file()))
+    listing = Listing(name, str(path), _size(path))
     steps = _directory_steps(listing, path) if path.is_dir() else _gguf_steps(listing, path)
     obstacle = "unreadable"
     try:
@@ -128,23 +149,26 @@ def _examine(name: str, path: Path) -> Listing:
 def _directory_steps(listing: Listing, directory: Path) -> Iterator[str]:
     """Fills `listing`; yields before each step what it means if that fails."""
     config_file = directory / "config.json"
-    yield "unreadable config.json" if config_file.is_file() else "no config.json"
+    yield (
+        "unreadable config.json"
+        if os.path.lexists(config_file) or not os.access(directory, os.X_OK)
+        else "no config.json"
+    )
     raw = json.loads(config_file.read_bytes())
     listing.family = raw.get("model_type")
     yield "quantized checkpoint" if "quantization_config" in raw else "unknown model type"
     with importing():
         from dali.hooks import seam
         from dali.loading.safetensors import SafetensorsModel
-        from dali.loading.skeleton import check_attention
 
     source = SafetensorsModel(directory)
     _ = source.config
     yield "not a language model"
     skeleton = source.skeleton
     yield "experts of an unsupported kind" if seam.experts_modules(skeleton) else "dense model"
-    _count(listing, seam.describe_model(skeleton, listing.name), source.config)
+    seam.describe_model(skeleton, listing.name)
     yield "unsupported layers"
-    check_attention(skeleton)
+    _count(listing, source.modules, source.calls.top_k)
     yield "incomplete download"
     if not source.checkpoint.location:
         raise DaliError(f"{directory} holds no weights.", "Download it again.")
@@ -164,7 +188,7 @@ def _gguf_steps(listing: Listing, path: Path) -> Iterator[str]:
     listing.family = family_of(gguf).model_type
     yield "damaged GGUF file"
     _ = source.dense
-    _count(listing, source.modules, source.config)
+    _count(listing, source.modules, source.calls.top_k)
     yield "unknown tokenizer"
     yield from _last_steps(listing, source)
 
@@ -177,6 +201,5 @@ def _last_steps(listing: Listing, source: ModelSource) -> Iterator[str]:
     listing.quant = ", ".join(dict.fromkeys(layout.format_name for layout in layouts))
 
 
-def _count(listing: Listing, modules: list[ExpertsModule], config: Any) -> None:
-    listing.experts, listing.moe_layers = modules[0].experts, len(modules)
-    listing.top_k = getattr(config, "num_experts_per_tok", None)
+def _count(listing: Listing, modules: list[ExpertsModule], top_k: int) -> None:
+    listing.experts, listing.moe_layers, listing.top_k = modules[0].experts, len(modules), top_k

@@ -29,7 +29,7 @@ def load_model(
 ) -> LLM:
     """The model that lies in `directory`. chat: it needs a chat template; `template` takes the place of its own."""
     passing_note(f"Loading {model} ...")
-    check_context(directory, options.ctx_size)
+    check_context(directory, options)
     with importing():
         from dali.entry import load_source, prepare
         from dali.loading.chat_template import check_chat_template

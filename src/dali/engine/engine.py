@@ -143,7 +143,8 @@ class Engine:
             )
         self.attention_seconds += step.attention_seconds
         logits: torch.Tensor = out.logits[0]
-        return logits
+        # Some models have no such argument, and answer for every row.
+        return logits if every_row or len(logits) == len(last_rows) else logits[last_rows]
 
     def _roll_back(self, plan: list[tuple[Sequence, int]], before: list[Snapshot]) -> None:
         """An interrupted step has left its mark on some layers only, or sequences without their token: take it back, so that the

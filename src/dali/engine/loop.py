@@ -6,6 +6,7 @@ steps on when it has what it wanted. Several streams of one thread may be interl
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from threading import Condition, get_ident
 from dali.engine.engine import Engine
 from dali.engine.sequence import Sequence
 from dali.engine.text.piece import Piece
+from dali.errors import DaliError
 
 
 class Loop:
@@ -22,6 +24,7 @@ class Loop:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
+        self._process = os.getpid()
         self._turn = Condition()
         self._stepper: int | None = None  # the thread that is in the engine's step
         self._entering = 0  # threads that wait for a step's end to let sequences join or leave
@@ -29,7 +32,10 @@ class Loop:
 
     @contextmanager
     def between_steps(self) -> Iterator[Engine]:
-        """The engine, while nobody steps it. Goes before the next step, however many wait for that."""
+        """The engine, while nobody steps it. Goes before the next step, however many wait for that.
+
+        DaliError in a forked process."""
+        check_process(self._process)
         with self._turn:
             self._entering += 1
             try:
@@ -93,6 +99,8 @@ class Loop:
 
     def abort(self, sequences: Iterable[Sequence]) -> None:
         """Take those that have not ended out of the engine; whoever waits for them has what there is."""
+        if self.forked:  # they are the parent's
+            return
         if self._stepper == get_ident():
             self._leaving.extend(
                 sequences
@@ -102,8 +110,14 @@ class Loop:
             for sequence in sequences:
                 engine.abort(sequence)
 
+    @property
+    def forked(self) -> bool:
+        """Whether this is a child of the process that made the loop: it has a copy of the memory, and none of the threads."""
+        return os.getpid() != self._process
+
     def _advance(self, enough: Callable[[], bool]) -> None:
         """Step the engine once, unless other threads' steps are `enough` before it is this one's turn."""
+        check_process(self._process)
         me = get_ident()
         try:
             with self._turn:
@@ -119,6 +133,16 @@ class Loop:
                     while self._leaving:
                         self.engine.abort(self._leaving.popleft())
                     self._turn.notify_all()
+
+
+def check_process(loaded_in: int) -> None:
+    """DaliError where this is not the process `loaded_in`: what a fork leaves behind, native threads and torch's, would be waited
+    for without end."""
+    if os.getpid() != loaded_in:
+        raise DaliError(
+            "This process was forked from one that has loaded a model, and a fork leaves behind the threads that compute.",
+            'Load the model in a process that was started anew, as by multiprocessing\'s "spawn" method.',
+        )
 
 
 def _any_ended(sequences: list[Sequence]) -> bool:

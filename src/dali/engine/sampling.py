@@ -92,8 +92,10 @@ class SamplingParams:
 
 
 class Sampling(TypedDict, total=False):
-    """The fields of SamplingParams as the methods of LLM take them by name; None is as good as not given."""
+    """What the methods of LLM take by name: the fields of SamplingParams, over the model's own defaults or over `params`, which
+    takes their place. None is as good as not given."""
 
+    params: SamplingParams | None
     max_tokens: int | None
     temperature: float | None
     top_k: int | None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dali.fused import attention, dense, layer
+from dali.fused import attention, dense, layer, mlp, router
 from dali.fused import model as whole
 from dali.fused.model import DecodingModel
 from dali.kernels.formats import Format
@@ -20,7 +20,8 @@ def fuse(model: Any, linears: Format | None) -> DecodingModel | None:
     if linears is not None:
         dense.pack_linears(model, linears)
     dense.fuse_norms(model)
-    dense.fuse_routers(model)
+    router.fuse_routers(model)
+    mlp.fuse_mlps(model)
     attention.fuse_attention(model)
     layer.fuse_layers(model)
     return whole.fuse_model(model)

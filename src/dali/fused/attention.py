@@ -1,11 +1,14 @@
 """Attention modules that decode in one native call.
 
-A module is told by its parts (packed q, k, v and o projections, perhaps norms of q and k) and by a probe: both ways must give
-the same bits. Whatever does not, and every step that is not all decoding, runs as transformers wrote it.
+A module is told by its parts and by a probe: both ways must give the same bits. Its parts are packed q, k, v and o projections,
+perhaps norms of q and k, before or after they are rotated; or keys and values, and perhaps queries, come from a latent. The probe
+also tells in which of the known ways it rotates. Whatever does not, and every step that is not all decoding, runs as transformers
+wrote it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -13,74 +16,109 @@ from torch import Tensor, nn
 
 from dali.fused.dense import FusedRMSNorm, PackedLinear
 from dali.fused.probe import POSITIONS, REFUSALS, probe
+from dali.fused.rotation import Kind, Turns, kind_of, rotary_of, rotate, turns
 from dali.fused.watch import Watch
 from dali.kernels import native
 from dali.step.context import AttentionArguments, StepContext, current_step
+
+LINEARS = {"q_proj", "k_proj", "v_proj", "o_proj"}
+LATENT = {"kv_a_proj_with_mqa", "kv_a_layernorm", "kv_b_proj", "o_proj"}
+QUERIES = (
+    {"q_proj"},
+    {"q_a_proj", "q_a_layernorm", "q_b_proj"},
+)  # beside LATENT: from the input, or from a latent as well
+NORMS = (("q_norm", "k_norm"), ("query_layernorm", "key_layernorm"))  # what modules call those of q and k
+CLIPS = ("clip_qkv",)  # of a configuration: a probe may not reach the limit
 
 
 class DecodingAttention:
     """Takes the place of an attention module's forward."""
 
-    def __init__(self, module: Any, fused: native.Attention, window: int | None) -> None:
+    def __init__(self, module: Any, fused: native.Attention, window: int | None, kind: Kind) -> None:
+        """`kind`: of the rotation it is given."""
         self.plain: Any = module.forward
         self._layer: int = module.layer_idx
-        self.native, self._window = fused, window
+        self.dtype: torch.dtype = module.config.dtype
+        self.native, self.kind, self._window = fused, kind, window
         self.watch = Watch(module)
-        self._sample = torch.empty(0, dtype=torch.uint8)  # what a token's keys look like
+        keys, values = (
+            torch.empty(fused.kv_heads, 1, each, dtype=self.dtype)
+            for each in (fused.width, fused.value_width)
+        )
+        self._samples = keys, values  # what a token's look like
 
     def __call__(self, hidden_states: Tensor, *arguments: Any, **keywords: Any) -> Any:
-        step, rotation = current_step(), keywords.get("position_embeddings")
-        if step is None or not step.decoding or rotation is None or not self.watch.untouched:
+        step, rotation = current_step(), turns(keywords.get("position_embeddings"))
+        if (
+            step is None
+            or rotation is None
+            or hidden_states.dtype != self.dtype
+            or not step.decoding
+            or not self.takes(rotation, step)
+            or not self.watch.untouched
+        ):
             return self.plain(hidden_states, *arguments, **keywords)
         cos, sin = rotation
-        return self.native.decode(hidden_states, cos, sin, self.places(step, hidden_states.dtype)), None
+        return self.native.decode(hidden_states, cos, sin, self.places(step)), None
 
-    def places(self, step: StepContext, dtype: torch.dtype) -> list[native.DecodingToken]:
+    def takes(self, rotation: Turns, step: StepContext) -> bool:
+        """Whether this is a rotation of the step's tokens, one a sequence, as the module was probed with."""
+        return self.native.rotary.takes(*rotation, len(step.segments))
+
+    def places(self, step: StepContext) -> list[native.DecodingToken]:
         """Where the step's tokens, one a sequence, keep their keys and values."""
-        sample = self._sample
-        if sample.dtype != dtype:
-            sample = self._sample = torch.empty(self.native.kv_heads, 1, self.native.width, dtype=dtype)
         index, window = self._layer, self._window
-        return [s.state.kv(index).place(s.start, sample, sample, window) for s in step.segments]
+        return [s.state.kv(index).place(s.start, *self._samples, window) for s in step.segments]
 
 
 def fuse_attention(model: nn.Module) -> None:
     """Let every attention module that can decode in one native call do so."""
-    rotary = [m for m in model.modules() if type(m).__name__.endswith("RotaryEmbedding")]
-    if len(rotary) != 1:
+    rotary = rotary_of(model)
+    if rotary is None:
         return
     for module in model.modules():
-        if isinstance(getattr(module, "o_proj", None), PackedLinear) and (fused := _fused(module, rotary[0])):
+        if isinstance(getattr(module, "o_proj", None), PackedLinear) and (fused := _fused(module, rotary)):
             module.forward = fused
             fused.watch = Watch(
                 module
             )  # only now: what takes the forward's place is no change by anybody else
 
 
-@torch.inference_mode()
 def _fused(module: Any, rotary: Any) -> DecodingAttention | None:
-    linears: list[Any] = [getattr(module, f"{name}_proj", None) for name in "qkvo"]
-    norms: list[Any] = [getattr(module, f"{name}_norm", None) for name in "qk"]
-    width, hidden = getattr(module, "head_dim", 0), getattr(linears[0], "in_features", 0)
-    if (
-        not all(isinstance(linear, PackedLinear) for linear in linears)
-        or not width
-        or not hasattr(module, "layer_idx")
-    ):
+    try:
+        with torch.inference_mode():
+            return _probed(module, rotary) if _known(module) else None
+    except REFUSALS:
         return None
-    if not all(norm is None or isinstance(norm, FusedRMSNorm) for norm in norms):
-        return None
-    dtype = module.config.dtype
-    if dtype not in native.ATTENTION_DTYPES:
-        return None
+
+
+def _known(module: Any) -> bool:
+    """Whether a module has all the parts of attention, and none that are something else."""
+    parts = dict(module.named_children())
+    names = set(parts) - {name for names in NORMS for name in names}
+    own = {name for name, _ in module.named_parameters(recurse=False)}
+    return (
+        (names == LINEARS or any(names == LATENT | queries for queries in QUERIES))
+        and all(isinstance(part, PackedLinear | FusedRMSNorm) for part in parts.values())
+        and all(
+            part.weight.dtype == module.config.dtype
+            for part in parts.values()
+            if isinstance(part, FusedRMSNorm)
+        )
+        and own <= {"sinks"}
+        and module.config.dtype in native.ATTENTION_DTYPES
+        and all(getattr(module.config, clip, None) is None for clip in CLIPS)
+    )
+
+
+def _probed(module: Any, rotary: Any) -> DecodingAttention | None:
+    """Takes whichever known way gives the bits of the module's own."""
+    dtype, kind = module.config.dtype, kind_of(rotary, module)
     generator = torch.Generator().manual_seed(0)
     steps = []
     for positions in POSITIONS:
-        x = torch.randn(1, len(positions), hidden, generator=generator).to(dtype)
-        rotation = rotary(x, torch.tensor([positions]))
-        if not isinstance(rotation, tuple) or rotation[0].shape[-1] != width:
-            return None
-        steps.append((x, rotation))
+        x = torch.randn(1, len(positions), _hidden(module), generator=generator).to(dtype)
+        steps.append((x, rotate(rotary, x, torch.tensor([positions]), kind)))
 
     def run(attend: Any, seen: list[AttentionArguments] | None) -> list[Tensor]:
         def call(at: int) -> Tensor:
@@ -90,17 +128,58 @@ def _fused(module: Any, rotary: Any) -> DecodingAttention | None:
         return probe(call, seen)
 
     seen: list[AttentionArguments] = []
-    try:
-        expected = run(module.forward, seen)
-    except REFUSALS:
-        return None
+    expected = run(module.forward, seen)
     if len(seen) != len(steps) or any(arguments.window != seen[0].window for arguments in seen):
         return None
-    parts = [None if norm is None else (norm.weight, norm.variance_epsilon) for norm in norms]
-    fused = native.Attention(
-        [linear.native for linear in linears], parts, width, seen[0].scale, seen[0].sinks
-    )
-    attention = DecodingAttention(module, fused, seen[0].window)
-    if getattr(module.config, "clip_qkv", None) is not None:  # a probe may not reach the limit
-        return None
-    return attention if all(map(torch.equal, run(attention, None), expected)) else None
+    turned = turns(steps[0][1])
+    for fused in () if turned is None else _ways(module, turned[0], seen[0]):
+        attention = DecodingAttention(module, fused, seen[0].window, kind)
+        if all(map(torch.equal, run(attention, None), expected)):
+            return attention
+    return None
+
+
+def _hidden(module: Any) -> int:
+    return int(next(part.in_features for part in module.children() if isinstance(part, PackedLinear)))
+
+
+def _ways(module: Any, cos: Tensor, arguments: AttentionArguments) -> Iterator[native.Attention]:
+    """The ways in which a module of these parts may compute."""
+    latent = hasattr(module, "kv_b_proj")
+    width, given = module.qk_rope_head_dim if latent else module.head_dim, cos.shape[-1]
+    rotaries = [
+        native.Rotary(turning, rotated, given, cos.dtype)
+        for rotated in (given, 2 * given)
+        for turning in ("halves", "neighbours", "unzipped")
+        if rotated == width or (rotated < width and not latent)
+    ]
+    if not latent:
+        rotaries.append(native.Rotary("none", 0, 0, cos.dtype))
+    for projections in [_latent(module)] if latent else _projections(module):
+        for rotary in rotaries:
+            yield native.Attention(
+                projections, module.o_proj.native, rotary, arguments.scale, arguments.sinks
+            )
+
+
+def _projections(module: Any) -> Iterator[native.Projections]:
+    query, key, value = (getattr(module, name).native for name in ("q_proj", "k_proj", "v_proj"))
+    names = next((names for names in NORMS if any(hasattr(module, name) for name in names)), NORMS[0])
+    norms = [_norm(getattr(module, name, None)) for name in names]
+    for follow in (False, True) if any(norms) else (False,):
+        yield native.Projections(
+            query, key, value, module.head_dim, norms[0], norms[1], follow, getattr(module, "v_scale", 1.0)
+        )
+
+
+def _latent(module: Any) -> native.LatentProjections:
+    keys = module.kv_a_proj_with_mqa.native, _norm(module.kv_a_layernorm), module.kv_b_proj.native
+    heads = module.o_proj.in_features // module.v_head_dim
+    if getattr(module, "q_a_proj", None) is None:
+        return native.LatentProjections(module.q_proj.native, *keys, heads)
+    queries = module.q_a_proj.native, _norm(module.q_a_layernorm)
+    return native.LatentProjections(module.q_b_proj.native, *keys, heads, *queries)
+
+
+def _norm(norm: Any) -> native.NormParts | None:
+    return None if norm is None else (norm.weight, norm.variance_epsilon)

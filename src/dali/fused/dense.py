@@ -1,7 +1,7 @@
-"""A model's dense modules on the native kernels: packed linears, fused norms and routers.
+"""A model's dense modules on the native kernels: packed linears and fused norms.
 
 Modules are told by what they are, not by the family they come from: every `nn.Linear` but routers and a few rows' worth of
-gates, every RMSNorm and router whose output on a probe is the plain formula's. Whatever else a model has stays as it was.
+gates, every RMSNorm whose output on a probe is the plain formula's. Whatever else a model has stays as it was.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dali.fused.probe import REFUSALS
 from dali.hooks import seam
 from dali.kernels import native
 from dali.kernels.formats import TILE_ROWS, Format, round_up
@@ -19,10 +20,6 @@ from dali.kernels.packing import pack
 from dali.store.arena import Arena
 
 PACKED_ROWS = 1024  # at a time: what packing needs beside the matrices stays small
-Routed = tuple[Tensor, Tensor, Tensor]  # logits, weights, ids, as routers answer
-
-ROUTED_TOKENS = 8  # beyond, the model's own matrix product is faster
-PROBED_TOKENS, TELLING_TOKENS = 128, 16
 FEWEST_ROWS = TILE_ROWS  # fewer are a shared expert's gate and such: nothing to gain
 
 
@@ -100,8 +97,15 @@ def linears_of(model: nn.Module) -> dict[str, nn.Linear]:
     return {
         path: module
         for path, module in model.named_modules()
-        if type(module) is nn.Linear and module.out_features >= FEWEST_ROWS and path not in routers
+        if type(module) is nn.Linear
+        and module.out_features >= FEWEST_ROWS
+        and not any(f"{path}.".startswith(f"{router}.") for router in routers)
     }
+
+
+def is_plain_memory(weight: Tensor) -> bool:
+    """Whether compiled kernels can read a weight where it lies."""
+    return weight.device.type == "cpu" and weight.is_contiguous()
 
 
 def fuse_norms(model: nn.Module) -> None:
@@ -112,74 +116,6 @@ def fuse_norms(model: nn.Module) -> None:
                 setattr(parent, name, FusedRMSNorm(child))
 
 
-class FusedRouter(nn.Module):
-    """A router that takes the largest of a softmax. A few tokens go through one call, more through the model's own."""
-
-    def __init__(self, router: Any, top_k: int, normalise: bool, weights_dtype: torch.dtype) -> None:
-        super().__init__()
-        self.weight = router.weight
-        self._plain, self.how = router.forward, (top_k, normalise, weights_dtype)
-
-    def forward(self, hidden: Tensor) -> Routed:
-        x = hidden.reshape(-1, hidden.shape[-1])
-        if len(x) > ROUTED_TOKENS or x.dtype != self.weight.dtype:
-            return self._plain(hidden)  # type: ignore[no-any-return]
-        return native.route(x, self.weight, *self.how)
-
-
-def fuse_routers(model: nn.Module) -> None:
-    """Replace every router that is a linear, a softmax and its largest, as a probe tells, by the fused one."""
-    for name in seam.experts_modules(model):
-        parent = model.get_submodule(name.rpartition(".")[0])
-        for label, router in list(parent.named_children()):
-            if label in seam.ROUTERS and (fused := _fused_router(router)) is not None:
-                setattr(parent, label, fused)
-
-
-@torch.inference_mode()
-def _fused_router(router: Any) -> FusedRouter | None:
-    if [name for name, _ in router.named_parameters()] != ["weight"] or list(router.buffers()):
-        return None
-    weight: Tensor = router.weight
-    if weight.dim() != 2 or weight.dtype not in native.ROUTED_DTYPES or not _is_plain_memory(weight):
-        return None
-    probe = torch.randn(PROBED_TOKENS, weight.shape[1], generator=torch.Generator().manual_seed(0)).to(
-        weight.dtype
-    )
-    try:
-        logits, weights, ids = router(probe)
-    except (TypeError, ValueError):  # it wants more than the gate input, or says something else
-        return None
-    for normalise in (False, True):
-        fused = FusedRouter(router, ids.shape[1], normalise, weights.dtype)
-        ours = native.route(probe, weight.detach(), ids.shape[1], normalise, weights.dtype)
-        if (ours[0].shape, ours[0].dtype) != (logits.shape, logits.dtype):
-            return None
-        close = max(4 * torch.finfo(weight.dtype).eps, 1e-5)
-        same = torch.allclose(ours[0], logits, rtol=0, atol=close * float(logits.abs().amax()))
-        if same and _agree((logits, weights, ids), ours, close):
-            return fused
-    return None
-
-
-def _is_plain_memory(weight: Tensor) -> bool:
-    """Whether compiled kernels can read a weight where it lies."""
-    return weight.device.type == "cpu" and weight.is_contiguous()
-
-
-def _agree(expected: Routed, ours: Routed, close: float) -> bool:
-    """Whether both give each expert the same weight. Tokens whose last choice the logits' difference may turn cannot tell."""
-    logits, top_k = expected[0].float(), expected[1].shape[1]
-    if top_k == logits.shape[1]:
-        return False
-    last = logits.sort(descending=True).values[:, top_k - 1 : top_k + 1]
-    telling = last[:, 0] - last[:, 1] > 2 * (ours[0].float() - logits).abs().amax()
-    theirs, mine = (
-        torch.zeros_like(logits).scatter(1, i, w.float())[telling] for _, w, i in (expected, ours)
-    )
-    return int(telling.sum()) >= TELLING_TOKENS and torch.allclose(theirs, mine, rtol=close, atol=close / 4)
-
-
 @torch.inference_mode()
 def _is_plain(norm: nn.Module) -> bool:
     """Whether a norm's parameters and its output on a probe are those of the plain formula."""
@@ -187,10 +123,13 @@ def _is_plain(norm: nn.Module) -> bool:
     if names != {"weight"} or not hasattr(norm, "variance_epsilon"):
         return False
     weight: Any = norm.weight
-    if weight.dim() != 1 or not _is_plain_memory(weight):
+    if weight.dim() != 1 or not is_plain_memory(weight):
         return False
     probe = torch.linspace(-3, 5, weight.numel()).to(weight.dtype)[None]
-    expected: Tensor = norm(probe)
+    try:
+        expected: Tensor = norm(probe)
+    except REFUSALS:
+        return False
     ours = native.rms_norm(probe, weight.detach(), float(norm.variance_epsilon))  # type: ignore[arg-type]
     tolerance = max(
         torch.finfo(weight.dtype).eps, 4 * torch.finfo(torch.float32).eps

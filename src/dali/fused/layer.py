@@ -1,12 +1,14 @@
 """Decoder layers that decode natively, as many as follow one another in one call.
 
-A layer is told by its parts (a norm, attention that decodes natively, a norm, a fused router and experts on the CPU, nothing
-else) and by a probe: both ways must give the same bits. Any other layer, watched ones, and every step that is not a few
-sequences decoding run part by part.
+A layer is told by its parts and by a probe: both ways must give the same bits. The parts are attention that decodes natively,
+norms around it and around what follows, and then a fused router with experts on the CPU, a dense network, or both. Any other
+layer, watched ones, and every step that is not a few sequences decoding run part by part.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
@@ -14,8 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from dali.fused.attention import DecodingAttention
-from dali.fused.dense import ROUTED_TOKENS, FusedRMSNorm, FusedRouter
+from dali.fused.dense import FusedRMSNorm
+from dali.fused.mlp import FusedGate, mlp_of, sigmoids_agree
 from dali.fused.probe import POSITIONS, REFUSALS, probe
+from dali.fused.rotation import Turns, rotary_of, rotate, turns
+from dali.fused.router import FusedRouter
 from dali.fused.watch import Watch
 from dali.hooks import seam
 from dali.hooks.moe_layer import MoELayer
@@ -23,53 +28,94 @@ from dali.kernels import native
 from dali.step.context import StepContext, current_step
 from dali.store.expert_pool import Lease
 
-PARTS = ("input_layernorm", "self_attn", "post_attention_layernorm", "mlp")
+# What layers call their norms: before and after attention, before and after what follows it.
+MOST_SEQUENCES = 8  # that decode in one call; with more of them the parts are large enough to be called one by one
+NORMS = (
+    ("input_layernorm", None, "post_attention_layernorm", None),
+    (None, "post_attention_layernorm", None, "post_feedforward_layernorm"),
+    ("input_layernorm", "post_self_attn_layernorm", "post_attention_layernorm", "post_mlp_layernorm"),
+)
+
+
+@dataclass(frozen=True)
+class Routed:
+    """A layer's experts and what chooses them. `module`: the experts module; `experts`: its dali layer, of a pool that leases
+    whole layers to compiled kernels."""
+
+    router: FusedRouter
+    module: nn.Module
+    experts: MoELayer
+    shared_gate: Tensor | None
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a decoder layer is made of."""
+
+    norms: native.LayerNorms
+    dtype: torch.dtype
+    hidden: int
+    attention: DecodingAttention
+    routed: Routed | None
+    mlp: native.Mlp | None
 
 
 class DecodingLayer:
     """Takes the place of a decoder layer's forward. The first of a run computes them all; the others hand on its output."""
 
-    def __init__(
-        self,
-        layer: Any,
-        attention: DecodingAttention,
-        router: FusedRouter,
-        module: nn.Module,
-        experts: MoELayer,
-    ) -> None:
-        """`experts`: the dali layer of `module`, of a pool that leases whole layers to compiled kernels."""
+    def __init__(self, layer: Any, parts: Parts) -> None:
         self.plain: Any = layer.forward
-        self.layer, self.attention, self.experts, self.top_k = layer, attention, experts, router.how[0]
-        self.module = module  # an accelerator may take over its experts
-        norms: list[Any] = [layer.input_layernorm, layer.post_attention_layernorm]
-        before_attention, before_experts = ((norm.weight, norm.variance_epsilon) for norm in norms)
+        self.layer, self.parts = layer, parts
+        self.attention, self.routed = parts.attention, parts.routed
+        experts, gate = None, None
+        if (routed := parts.routed) is not None:
+            pool = routed.experts.pool
+            experts, gate = (routed.router.native, pool.layouts[routed.experts.index]), routed.shared_gate
         self.native = native.DecoderLayer(
-            before_attention,
-            attention.native,
-            before_experts,
-            (router.weight, *router.how),
-            experts.pool.layouts[experts.index],
+            parts.hidden,
+            parts.dtype,
+            parts.norms,
+            parts.attention.native,
+            experts,
+            parts.mlp,
+            gate,
+            float(getattr(layer, "residual_multiplier", 1.0)),
         )
         self.run = Run([self])
 
     def __call__(self, hidden_states: Tensor, *arguments: Any, **keywords: Any) -> Any:
-        step, rotation = current_step(), keywords.get("position_embeddings")
-        if step is not None and rotation is not None:
+        step, rotation = current_step(), turns(keywords.get("position_embeddings"))
+        if step is not None and rotation is not None and hidden_states.dtype == self.parts.dtype:
             if step.computed is self.run:
                 return hidden_states
-            if self is self.run.layers[0] and self.run.serves(step):
+            if self is self.run.layers[0] and self.run.serves(step) and self.run.takes(rotation, step):
                 step.computed = self.run
                 return self.run.decode(step, hidden_states, *rotation)
         return self.plain(hidden_states, *arguments, **keywords)
 
     @property
     def keeps_experts(self) -> bool:
-        """Whether the experts still are those it was made of."""
-        return seam.dali_layer(self.module) is self.experts
+        """Whether the experts, which an accelerator may take over, still are those it was made of."""
+        return self.routed is None or seam.dali_layer(self.routed.module) is self.routed.experts
 
-    def lease(self) -> Lease:
-        """All of the layer's experts, for one call."""
-        return self.experts.pool.lease(self.experts.index)
+    def lease(self) -> Lease | None:
+        """All of the layer's experts, if it has any, for one call."""
+        return None if self.routed is None else self.routed.experts.pool.lease(self.routed.experts.index)
+
+    def count(self, tokens: int, active: int, seconds: float) -> None:
+        """Note a step in the telemetry: the experts that took part, and the time they took."""
+        if self.routed is not None:
+            self.routed.experts.count(tokens * self.routed.router.routing.top_k, active, seconds)
+
+    def forget(self) -> None:
+        """Take back what a probe has counted, which is no step."""
+        if self.routed is not None:
+            self.routed.experts.telemetry.layers.clear()
+
+
+def records(leases: Sequence[Lease | None]) -> list[Any]:
+    """Where each layer's experts lie: whole layers have handles, as fusing has seen."""
+    return [None if lease is None else lease.native for lease in leases]
 
 
 class Run:
@@ -82,31 +128,32 @@ class Run:
 
     def serves(self, step: StepContext) -> bool:
         """Whether the step is a few sequences decoding, nobody watches the parts, and these still are those it was made of."""
-        if not step.decoding or len(step.segments) > ROUTED_TOKENS or not self.watch.untouched:
+        if not step.decoding or len(step.segments) > MOST_SEQUENCES or not self.watch.untouched:
             return False
         return all(layer.keeps_experts for layer in self.layers)
 
+    def takes(self, rotation: Turns, step: StepContext) -> bool:
+        """Whether all layers were probed with such rotations."""
+        return all(layer.attention.takes(rotation, step) for layer in self.layers)
+
     def decode(self, step: StepContext, hidden: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """hidden [1, tokens, hidden], cos and sin [1, tokens, width] -> the last layer's output."""
-        places = [layer.attention.places(step, hidden.dtype) for layer in self.layers]
+        places = [layer.attention.places(step) for layer in self.layers]
         leases = [layer.lease() for layer in self.layers]  # their bytes stay until the call has ended
-        records: list[Any] = [
-            lease.native for lease in leases
-        ]  # whole layers have handles, as fusing has seen
-        out, outcomes = native.decode_layers(self._natives, records, hidden, cos, sin, places)
+        out, outcomes = native.decode_layers(self._natives, records(leases), hidden, cos, sin, places)
         del leases
-        for layer, (active, seconds) in zip(self.layers, outcomes, strict=True):
-            layer.experts.count(len(step.segments) * layer.top_k, active, seconds)
+        for layer, outcome in zip(self.layers, outcomes, strict=True):
+            layer.count(len(step.segments), *outcome)
         return out
 
 
 def fuse_layers(model: nn.Module) -> None:
     """Let every decoder layer that can decode natively do so."""
-    rotary = [m for m in model.modules() if type(m).__name__.endswith("RotaryEmbedding")]
-    stacks = [m for m in model.modules() if isinstance(m, nn.ModuleList)] if len(rotary) == 1 else []
+    rotary = rotary_of(model)
+    stacks = [m for m in model.modules() if isinstance(m, nn.ModuleList)] if rotary is not None else []
     for stack in stacks:
-        pairs = [(layer, _fused(layer, rotary[0])) for layer in stack]
-        for _, neighbours in groupby(pairs, lambda pair: pair[1] is not None):
+        pairs = [(layer, _fused(layer, rotary)) for layer in stack]
+        for _, neighbours in groupby(pairs, lambda pair: pair[1] and (pair[1].attention.kind,)):
             fused = [(layer, decoding) for layer, decoding in neighbours if decoding is not None]
             for layer, decoding in fused:
                 layer.forward = decoding
@@ -115,36 +162,87 @@ def fuse_layers(model: nn.Module) -> None:
                 decoding.run = run
 
 
-@torch.inference_mode()
-def _fused(layer: Any, rotary: Any) -> DecodingLayer | None:
-    parts = dict(layer.named_children())
-    if set(parts) != set(PARTS):
+def _parts(layer: Any) -> Parts | None:
+    """A layer's parts; None where one of them is missing, or there is another."""
+    children = dict(layer.named_children())
+    norms: dict[str | None, Any] = {n: c for n, c in children.items() if isinstance(c, FusedRMSNorm)}
+    places = next((names for names in NORMS if {n for n in names if n} == set(norms)), None)
+    attentions = [c.forward for c in children.values() if isinstance(c.forward, DecodingAttention)]
+    others = [
+        c for n, c in children.items() if n not in norms and not isinstance(c.forward, DecodingAttention)
+    ]
+    if places is None or len(attentions) != 1 or list(layer.parameters(recurse=False)):
         return None
-    attention = parts["self_attn"].forward
-    inside = list(parts["mlp"].children())
-    router = next((child for child in inside if isinstance(child, FusedRouter)), None)
-    module = next((child for child in inside if seam.dali_layer(child) is not None), None)
+    blocks = [child for child in others if mlp_of(child) is None]
+    dense = [mlp for child in others if (mlp := mlp_of(child)) is not None]
+    routed = None
+    if len(blocks) == 1:
+        routed, inside = _routed(blocks[0])
+        dense += inside
+    if len(blocks) > 1 or len(dense) > 1 or (blocks and routed is None) or not (routed or dense):
+        return None
+    found = [norms.get(name) for name in places]
+    weight = next(norm.weight for norm in found if norm is not None)
+    parts = native.LayerNorms(*(norm and (norm.weight, norm.variance_epsilon) for norm in found))
+    dtypes = [norm.weight.dtype for norm in norms.values()] + [attentions[0].dtype]
+    dtypes += [] if routed is None else [routed.router.dtype]
+    if any(dtype != weight.dtype for dtype in dtypes):
+        return None
+    mlp = dense[0] if dense else None
+    return Parts(parts, weight.dtype, len(weight), attentions[0], routed, mlp)
+
+
+def _routed(block: Any) -> tuple[Routed | None, list[native.Mlp]]:
+    """A block's experts with their router, and the shared expert, if there is one, in it."""
+    router, module, gate, dense = None, None, None, []
+    for child in block.children():
+        if isinstance(child, FusedRouter):
+            router = child
+        elif seam.dali_layer(child) is not None:
+            module = child
+        elif isinstance(child, FusedGate):
+            gate = child
+        elif (mlp := mlp_of(child)) is not None:
+            dense.append(mlp)
+        else:
+            return None, []
     experts = None if module is None else seam.dali_layer(module)
-    if (
-        len(inside) != 2
-        or router is None
-        or module is None
-        or type(experts) is not MoELayer
-        or not experts.compiled
-        or not isinstance(attention, DecodingAttention)
-        or not all(isinstance(parts[name], FusedRMSNorm) for name in PARTS[::2])
-        or parts["input_layernorm"].weight.dtype != router.weight.dtype
-    ):
+    if router is None or module is None or type(experts) is not MoELayer or not experts.compiled:
+        return None, []
+    if gate is not None and not (dense and sigmoids_agree(gate.weight.dtype, MOST_SEQUENCES)):
+        return None, []
+    return Routed(router, module, experts, None if gate is None else gate.weight), dense
+
+
+def _fused(layer: Any, rotary: Any) -> DecodingLayer | None:
+    try:
+        with torch.inference_mode():
+            return _probed(layer, rotary)
+    except REFUSALS:
         return None
-    fused = DecodingLayer(layer, attention, router, module, experts)
+
+
+def _probed(layer: Any, rotary: Any) -> DecodingLayer | None:
+    parts = _parts(layer)
+    if parts is None:
+        return None
+    fused = DecodingLayer(layer, parts)
     if not fused.run.watch.untouched:  # watched: a probe would run the parts
         return None
-    weight: Tensor = layer.input_layernorm.weight
+    try:
+        return fused if _agree(layer, fused, rotary) else None
+    finally:
+        fused.forget()
+
+
+def _agree(layer: Any, fused: DecodingLayer, rotary: Any) -> bool:
+    """Whether both ways give the same bits on a probe."""
     generator = torch.Generator().manual_seed(0)
+    hidden, dtype = fused.parts.hidden, fused.parts.dtype
     steps = []
     for positions in POSITIONS:
-        x = torch.randn(1, len(positions), len(weight), generator=generator).to(weight.dtype)
-        steps.append((x, rotary(x, torch.tensor([positions]))))
+        x = torch.randn(1, len(positions), hidden, generator=generator).to(dtype)
+        steps.append((x, rotate(rotary, x, torch.tensor([positions]), fused.attention.kind)))
 
     def run(forward: Any) -> list[Any]:
         def call(at: int) -> Any:
@@ -153,13 +251,5 @@ def _fused(layer: Any, rotary: Any) -> DecodingLayer | None:
 
         return probe(call)
 
-    try:
-        expected = run(layer.forward)
-        same = all(isinstance(out, Tensor) for out in expected) and all(
-            map(torch.equal, run(fused), expected)
-        )
-    except REFUSALS:
-        return None
-    finally:
-        experts.telemetry.layers.clear()  # a probe is no step
-    return fused if same else None
+    expected = run(layer.forward)
+    return all(isinstance(out, Tensor) for out in expected) and all(map(torch.equal, run(fused), expected))

@@ -7,36 +7,36 @@ is not a few sequences decoding runs as transformers wrote it.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from dali.fused.dense import ROUTED_TOKENS, FusedRMSNorm, PackedLinear
-from dali.fused.layer import DecodingLayer
+from dali.fused.dense import FusedRMSNorm, PackedLinear
+from dali.fused.layer import MOST_SEQUENCES, DecodingLayer, records
 from dali.fused.probe import POSITIONS, REFUSALS, probe
+from dali.fused.rotation import Kind, is_fixed, rotate, turns
 from dali.fused.watch import Watch
 from dali.kernels import native
 from dali.step.context import StepContext, current_step
 
 OUTSIDE = {"model", "lm_head"}
 INSIDE = {"embed_tokens", "layers", "norm", "rotary_emb"}
-FIXED = {"default", "linear", "llama3", "yarn"}  # rotations that depend on nothing but the position
 
 
 class Rotations:
-    """cos and sin of positions as a rotary module gives them, kept in blocks of positions."""
+    """cos and sin of positions as a rotary module gives them for one kind of layer, kept in blocks of positions."""
 
     BLOCK = 64
     MOST_BLOCKS = 64
 
-    def __init__(self, rotary: Any, like: Tensor) -> None:
-        """`like`: of the dtype they should have."""
-        self._rotary, self._like = rotary, like
+    def __init__(self, rotary: Any, kind: Kind, like: Tensor) -> None:
+        """`like`: of the dtype of the model's activations."""
+        self._rotary, self._kind, self._like = rotary, kind, like
         self._blocks: dict[int, tuple[int, int, int, tuple[Tensor, Tensor]]] = {}
 
     def of(self, positions: list[int]) -> list[tuple[int, int]]:
-        """Addresses of each position's cos and sin, [width]: good until the next call of `of` or `forget`."""
+        """Addresses of each position's cos and sin, [given]: good until the next call of `of` or `forget`."""
         if len(self._blocks) > self.MOST_BLOCKS:
             self.forget()
         addresses = []
@@ -52,7 +52,9 @@ class Rotations:
 
     def _make(self, number: int) -> tuple[int, int, int, tuple[Tensor, Tensor]]:
         positions = torch.arange(number * self.BLOCK, (number + 1) * self.BLOCK)
-        cos, sin = (part.contiguous() for part in self._rotary(self._like, positions[None]))
+        rotation = turns(rotate(self._rotary, self._like, positions[None], self._kind))
+        assert rotation is not None  # as fusing has seen
+        cos, sin = (part.contiguous() for part in rotation)
         row_bytes = cos.shape[-1] * cos.element_size()
         self._blocks[number] = cos.data_ptr(), sin.data_ptr(), row_bytes, (cos, sin)
         return self._blocks[number]
@@ -67,63 +69,88 @@ class DecodingModel:
         table, norm, head = inner.embed_tokens.weight, inner.norm, model.lm_head
         self._layers = layers
         self.watch = Watch(model)
-        self._dtype = table.dtype
-        self._rotations = Rotations(inner.rotary_emb, table.new_empty(0))
+        kinds = list(dict.fromkeys(layer.attention.kind for layer in layers))
+        self._rotations = [Rotations(inner.rotary_emb, kind, table.new_empty(0)) for kind in kinds]
         self._native = native.DecodingModel(
-            table, [layer.native for layer in layers], (norm.weight, norm.variance_epsilon), head.native
+            table,
+            [layer.native for layer in layers],
+            [kinds.index(layer.attention.kind) for layer in layers],
+            (norm.weight, norm.variance_epsilon),
+            head.native,
+            float(getattr(inner, "embedding_multiplier", 1.0)),
+            float(getattr(model, "logits_scaling", 1.0)),
         )
         self._serves: bool | None = None  # None: to be found out
 
     def serves(self, step: StepContext) -> bool:
         """Whether the step is a few sequences decoding, nobody watches a part of the model, and the parts still are those it was
         made of. That is found out after a step with a prompt, and holds until the next one: it takes as long as a layer."""
-        if not step.decoding or len(step.segments) > ROUTED_TOKENS:
+        if not step.decoding or len(step.segments) > MOST_SEQUENCES:
             self._serves = None
             return False
         if self._serves is None or any(segment.prefill for segment in step.segments):
-            self._rotations.forget()
+            for rotations in self._rotations:
+                rotations.forget()
             self._serves = self.watch.untouched and all(layer.keeps_experts for layer in self._layers)
         return self._serves
 
     def decode(self, step: StepContext, ids: list[int], positions: list[int]) -> Tensor:
         """The token of each of the step's segments -> logits [tokens, vocabulary]."""
-        rotations = self._rotations.of(positions)
-        places = [layer.attention.places(step, self._dtype) for layer in self._layers]
+        rotations = [kind.of(positions) for kind in self._rotations]
+        places = [layer.attention.places(step) for layer in self._layers]
         leases = [layer.lease() for layer in self._layers]  # their bytes stay until the call has ended
-        records: list[Any] = [
-            lease.native for lease in leases
-        ]  # whole layers have handles, as fusing has seen
-        logits, outcomes = self._native.decode(records, ids, rotations, places)
+        logits, outcomes = self._native.decode(records(leases), ids, rotations, places)
         del leases
-        for layer, (active, seconds) in zip(self._layers, outcomes, strict=True):
-            layer.experts.count(len(ids) * layer.top_k, active, seconds)
+        for layer, outcome in zip(self._layers, outcomes, strict=True):
+            layer.count(len(ids), *outcome)
         return logits
+
+    def forget(self) -> None:
+        """Take back what a probe has counted, which is no step."""
+        for layer in self._layers:
+            layer.forget()
 
 
 def fuse_model(model: Any) -> DecodingModel | None:
     """The model's way to decode in one call, if it has one."""
-    if {name for name, _ in model.named_children()} != OUTSIDE:
+    try:
+        with torch.inference_mode():
+            return _probed(model) if _known(model) else None
+    except REFUSALS:
         return None
+
+
+def _known(model: Any) -> bool:
+    """Whether a model has all the parts of a causal one, and none that are something else."""
+    if {name for name, _ in model.named_children()} != OUTSIDE:
+        return False
     inner = model.model
     if {name for name, _ in inner.named_children()} != INSIDE or not isinstance(inner.layers, nn.ModuleList):
-        return None
+        return False
     forwards: list[Any] = [layer.forward for layer in inner.layers]
-    if (
-        not all(isinstance(forward, DecodingLayer) and forward.run is forwards[0].run for forward in forwards)
-        or type(inner.embed_tokens) is not nn.Embedding
-        or not isinstance(inner.norm, FusedRMSNorm)
-        or not isinstance(model.lm_head, PackedLinear)
-        or getattr(inner.rotary_emb, "rope_type", None) not in FIXED
-        or inner.embed_tokens.weight.dtype != inner.norm.weight.dtype
-        or any(forward.native.dtype != inner.norm.weight.dtype for forward in forwards)
-    ):
-        return None
+    return (
+        bool(forwards)
+        and all(isinstance(forward, DecodingLayer) for forward in forwards)
+        and type(inner.embed_tokens) is nn.Embedding
+        and isinstance(inner.norm, FusedRMSNorm)
+        and isinstance(model.lm_head, PackedLinear)
+        and is_fixed(inner.rotary_emb)
+        and inner.embed_tokens.weight.dtype == inner.norm.weight.dtype
+        and all(forward.native.dtype == inner.norm.weight.dtype for forward in forwards)
+    )
+
+
+def _probed(model: Any) -> DecodingModel | None:
     fused = DecodingModel(model)
-    return fused if fused.watch.untouched and _agree(model, fused, forwards[0]) else None
+    if not fused.watch.untouched:  # watched: a probe would run the parts
+        return None
+    try:
+        return fused if _agree(model, fused) else None
+    finally:
+        fused.forget()
 
 
-@torch.inference_mode()
-def _agree(model: Any, fused: DecodingModel, layer: DecodingLayer) -> bool:
+def _agree(model: Any, fused: DecodingModel) -> bool:
     """Whether both ways give the same bits on a probe."""
     rows = len(POSITIONS[0])
 
@@ -132,13 +159,7 @@ def _agree(model: Any, fused: DecodingModel, layer: DecodingLayer) -> bool:
         return model(input_ids=ids, position_ids=positions, use_cache=False, logits_to_keep=0).logits[0]
 
     def natively(at: int) -> Tensor:
-        step = current_step()
-        assert step is not None  # the probe has just begun one
+        step = cast(StepContext, current_step())
         return fused.decode(step, list(range(at, at + rows)), list(POSITIONS[at]))
 
-    try:
-        return all(map(torch.equal, probe(plainly), probe(natively)))
-    except REFUSALS:
-        return False
-    finally:
-        layer.experts.telemetry.layers.clear()  # a probe is no step
+    return all(map(torch.equal, probe(plainly), probe(natively)))

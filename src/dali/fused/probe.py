@@ -1,4 +1,5 @@
-"""What a probe is: two decoding steps of two sequences, run in both ways that must give the same bits."""
+"""What a probe is: two decoding steps of two sequences, run in both ways that must give the same bits and keep the same: queries
+and keys that are turned alike, but otherwise than the model does, would attend alike as long as all are."""
 
 from __future__ import annotations
 
@@ -9,16 +10,17 @@ from dali.step.context import AttentionArguments, Segment, StepContext, running
 from dali.step.state import SequenceState
 
 POSITIONS = ((3, 7), (4, 8))  # of the two sequences, in each of the two steps
-# What a part raises that wants more than a probe gives it, or that is something else than it looks like.
-REFUSALS = (RuntimeError, TypeError, ValueError, AttributeError)
+# A part that raises wants more than a probe gives it, or is something else than it looks like: whatever it raises, it stays as
+# it was.
+REFUSALS = Exception
 
 
 def probe(call: Callable[[int], Any], seen: list[AttentionArguments] | None = None) -> list[Any]:
-    """What `call` gives in each step, whose number it is given; `seen` as in StepContext."""
+    """What `call` gives in each step, whose number it is given, and then what the sequences keep; `seen` as in StepContext."""
     caches = [SequenceState() for _ in POSITIONS[0]]
     outputs = []
     for number in range(len(POSITIONS)):
         segments = [Segment(cache, row, 1, number, False) for row, cache in enumerate(caches)]
         with running(StepContext(segments, len(POSITIONS), native=True, seen=seen)):
             outputs.append(call(number))
-    return outputs
+    return [*outputs, *(tensor for cache in caches for tensor in cache.kept)]

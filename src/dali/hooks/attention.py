@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,6 +16,14 @@ from dali.kernels import native
 from dali.step.context import AttentionArguments, Segment, StepContext, current_step
 
 IMPLEMENTATION = "dali"
+_WINDOW = "dali_window"  # an attribute in a module's __dict__
+
+
+def set_windows(model: nn.Module, windows: Mapping[str, int | None]) -> None:
+    """Let the attention module at each path see so many tokens back, itself included (None: all), whatever it asks for when it
+    is called: transformers' own attention goes by the mask that told (hooks/calls.py)."""
+    for name, window in windows.items():
+        model.get_submodule(name).__dict__[_WINDOW] = window
 
 
 def _attention_forward(
@@ -27,7 +36,6 @@ def _attention_forward(
     dropout: float = 0.0,
     sliding_window: int | None = None,
     s_aux: Tensor | None = None,
-    softcap: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """query [1, heads, tokens, width], key and value [1, kv heads, tokens, their width] -> [1, tokens, heads, value width].
@@ -40,22 +48,24 @@ def _attention_forward(
             "This model's attention belongs to dali's engine and was called outside of it.",
             "Use llm.generate / stream / chat, or dali.attach(model) to keep using model.generate.",
         )
-    if softcap is not None:
-        raise DaliError(
-            f"{type(module).__name__} soft-caps its attention logits, which dali's engine lacks.",
-            "Load the model with transformers and use dali.attach(model).",
-        )
+    sliding_window = module.__dict__.get(_WINDOW, sliding_window)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     out = query.new_empty(1, query.shape[2], query.shape[1], value.shape[-1])
     if step.seen is not None:
         step.seen.append(AttentionArguments(scale, sliding_window, s_aux))
     decoding = []
-    native_decode = step.native and query.device.type == "cpu" and query.dtype in native.ATTENTION_DTYPES
+    compiled = step.native and query.device.type == "cpu" and query.dtype in native.ATTENTION_DTYPES
     for segment in step.segments:
         rows = slice(segment.start, segment.start + segment.tokens)
         layer = segment.state.kv(module.layer_idx)  # type: ignore[arg-type]
-        if native_decode and segment.tokens == 1:
-            decoding.append(layer.place(segment.start, key[0, :, rows], value[0, :, rows], sliding_window))
+        if compiled:
+            place = layer.place(segment.start, key[0, :, rows], value[0, :, rows], sliding_window)
+            if segment.tokens == 1:
+                decoding.append(place)
+            else:
+                native.attend_prompt(
+                    query[0], key[0], value[0], place, segment.tokens, sliding_window, scale, s_aux, out[0]
+                )
             continue
         keys, values = layer.append(key[0, :, rows], value[0, :, rows], sliding_window)
         started = time.perf_counter()

@@ -21,6 +21,11 @@ from dali.store.experts_module import ExpertsModule
 
 IMPLEMENTATION = "dali"
 ROUTERS = ("gate", "router")  # what a router is called beside its experts
+# Magnitudes of gate and up that an activation is probed with: a clamp shows only beyond its limit.
+PROBED = (0.0, 0.01, 0.3, 1.0, 1.7, 3.0, 5.0, 8.0, 12.0, 20.0, 50.0, 1e2, 1e3, 1e4, 1e6)
+CLAMPED = "clamped_swiglu"
+COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")  # in configurations
+ALPHAS, LIMITS = ("alpha", "swiglu_alpha"), ("limit", "swiglu_limit")  # what experts call theirs
 DaliLayer = Callable[[Tensor, Tensor, Tensor], Tensor]  # (hidden, ids, weights), as MoELayer is called
 _LAYER = "dali_layer"  # an attribute in a module's __dict__, so that torch takes it for no part of the model
 
@@ -44,7 +49,25 @@ def _experts_forward(module: nn.Module, hidden: Tensor, ids: Tensor, weights: Te
             f"{type(module).__name__} has the experts implementation 'dali' but no dali experts.",
             "Load the model with dali.load, or give it dali's experts with dali.attach(model).",
         )
+    if torch.is_grad_enabled() and (hidden.requires_grad or weights.requires_grad):
+        result: Tensor = _Untrainable.apply(layer, hidden, ids, weights)  # type: ignore[no-untyped-call]
+        return result
     return layer(hidden, ids, weights)
+
+
+class _Untrainable(torch.autograd.Function):
+    """dali's experts where gradients may be asked for: whoever does is refused, as the graph would go on around the experts."""
+
+    @staticmethod
+    def forward(ctx: Any, layer: DaliLayer, hidden: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
+        return layer(hidden, ids, weights)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        raise DaliError(
+            "dali's experts compute no gradients, so this model cannot be trained.",
+            "Train it before dali.attach, or with transformers alone.",
+        )
 
 
 ALL_EXPERTS_FUNCTIONS.register(IMPLEMENTATION, _experts_forward)
@@ -78,26 +101,38 @@ def describe(name: str, module: nn.Module) -> ExpertsModule:
 
 def _activation(module: Any) -> Activation:
     """The activation that agrees with the module's own gate on a probe; naming it by value needs no family names."""
-    gate, up = (
-        torch.linspace(-12, 12, 64, dtype=torch.float64),
-        torch.linspace(9, -9, 64, dtype=torch.float64),
-    )
+    sizes = torch.tensor(PROBED, dtype=torch.float64)
+    values = torch.cat([-sizes.flip(0), sizes])
+    pairs = torch.cartesian_prod(values, values) if module.has_gate else torch.stack([values, values], dim=1)
+    gate, up = pairs.unbind(1)
     if not module.has_gate:
         expected = module.act_fn(up)
     elif module.is_concatenated:
         expected = module._apply_gate(torch.cat([gate, up])[None])[0]
     else:
-        expected = module._apply_gate(torch.stack([gate, up], dim=-1).flatten()[None])[0]
-    alpha, limit = (float(getattr(module, name, None) or 0) for name in ("alpha", "limit"))
-    for kind in KINDS:
-        clamped = kind == "clamped_swiglu"
-        if clamped and not module.has_gate:
-            continue
-        activation = Activation(kind, alpha, limit) if clamped else Activation(kind)
-        if torch.allclose(activation(gate if module.has_gate else None, up), expected, rtol=1e-9, atol=1e-12):
+        expected = module._apply_gate(pairs.flatten()[None])[0]
+    alpha, limit = (
+        next((float(getattr(module, name)) for name in names if getattr(module, name, None)), 0.0)
+        for names in (ALPHAS, LIMITS)
+    )
+    kinds = [Activation(kind, alpha, limit) if kind == CLAMPED else Activation(kind) for kind in KINDS]
+    if not module.has_gate:
+        kinds = [activation for activation in kinds if activation.kind != CLAMPED]
+    # Some families compute theirs in float32, whose errors are those of the activation times `up`.
+    allowed = 1e-5 * expected.abs() + 1e-6 * up.abs().clamp(min=1)
+    small = pairs.abs().amax(1) <= 1
+    for activation in kinds:
+        agrees = (activation(gate if module.has_gate else None, up) - expected).abs() <= allowed
+        if agrees.all():
             return activation
+        if agrees[small].all():
+            raise DaliError(
+                f"{type(module).__name__} limits what goes into its activation ({activation.kind}), "
+                "which dali's kernels do not.",
+                "Run this model with transformers.",
+            )
     raise DaliError(
-        f"{type(module).__name__} has an activation dali does not know ({module.config.hidden_act}).",
+        f"{type(module).__name__} has an activation dali does not know ({type(module.act_fn).__name__}).",
         f"Known activations: {', '.join(KINDS)}. Run this model with transformers.",
     )
 
@@ -106,6 +141,14 @@ def describe_model(model: nn.Module, what: str) -> list[ExpertsModule]:
     """All experts modules of a model, in layer order. DaliError if there are none or they differ in shape."""
     modules = [describe(name, module) for name, module in experts_modules(model).items()]
     if not modules:
+        config: Any = getattr(model, "config", None)
+        config = config.get_text_config() if hasattr(config, "get_text_config") else config
+        if any((getattr(config, name, None) or 0) > 1 for name in COUNTS):
+            raise DaliError(
+                f"{what} has experts that dali cannot take over: transformers' code of {type(model).__name__} does not route "
+                "through its experts interface.",
+                "Run this model with transformers, or choose one of those in docs/MODELS.md.",
+            )
         raise DaliError(
             f"{what} is not a Mixture-of-Experts model that dali can run: {type(model).__name__} has no routed experts.",
             "dali is for MoE models (Mixtral, Qwen3-MoE, DeepSeek-V2, OLMoE, gpt-oss, ...); "
@@ -121,8 +164,10 @@ def describe_model(model: nn.Module, what: str) -> list[ExpertsModule]:
 
 def strip_experts(model: nn.Module) -> None:
     """Take the experts' parameters out of a model on meta."""
-    for module in experts_modules(model).values():
+    for name, module in experts_modules(model).items():
         strip(module, *module._parameters)
+        parent: Any = model.get_submodule(name.rpartition(".")[0])
+        parent._is_hf_initialized = True  # where it is what initialises its experts
 
 
 def strip(module: nn.Module, *names: str) -> None:

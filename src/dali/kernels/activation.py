@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-_PLAIN: dict[str, Callable[[Tensor], Tensor]] = {
+PLAIN: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
     "gelu": F.gelu,
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
@@ -33,8 +33,8 @@ class Activation:
             assert gate is not None
             gate = gate.clamp(max=self.limit)
             return (up.clamp(-self.limit, self.limit) + 1) * gate * torch.sigmoid(gate * self.alpha)
-        act = _PLAIN[self.kind]
+        act = PLAIN[self.kind]
         return act(up) if gate is None else act(gate) * up
 
 
-KINDS = (*_PLAIN, "clamped_swiglu")
+KINDS = (*PLAIN, "clamped_swiglu")

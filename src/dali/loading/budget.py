@@ -15,18 +15,31 @@ from dali.kernels.expert import ExpertLayout
 from dali.kernels.formats import get_format
 from dali.loading.context import check_range
 from dali.loading.loaded import describe_layouts
+from dali.loading.rope import scale_rope
+from dali.options import LoadOptions
 from dali.store.experts_module import ExpertsModule
 from dali.units import enough, size
 
 HEADROOM = 2**30  # bytes left to activations, keys and values, and Python, when quant "auto" decides
 
 
-def choose_context(config: Any, asked: int | None, name: str) -> int:
-    """Tokens a sequence may have: `asked`, or all that `config` says the model can. UsageError: it cannot."""
-    most: int = config.max_position_embeddings
-    if asked is not None:
-        check_range(asked, most, name)
-    return most if asked is None else asked
+def choose_context(config: Any, options: LoadOptions, name: str) -> int:
+    """Tokens a sequence may have: as `options` ask, or all that `config` says the model can, which then holds the rotary scaling
+    that they ask for. UsageError: it cannot. DaliError: `config` does not say."""
+    config = config.get_text_config()
+    most = getattr(config, "max_position_embeddings", None)
+    if type(most) is not int or most < 2:
+        raise DaliError(
+            f"The config of {name} gives it a context of {most!r} tokens, which it cannot have.",
+            "Correct its max_position_embeddings, or download it again.",
+        )
+    rope, most = scale_rope(getattr(config, "rope_parameters", None) or {}, most, options, name)
+    if options.ctx_size is not None:
+        check_range(options.ctx_size, most, name)
+    if rope:
+        config.rope_parameters = rope
+    config.max_position_embeddings = most
+    return most if options.ctx_size is None else options.ctx_size
 
 
 def count_dense_bytes(skeleton: nn.Module, dtype: torch.dtype) -> int:

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import GenerationConfig
 
 from dali.errors import DaliError, reason
 from dali.hooks import attention, seam
-from dali.loading.skeleton import quiet_transformers
+from dali.loading.skeleton import keep_text, quiet_transformers, text_model
 
 
 def load_dense(
@@ -21,38 +21,27 @@ def load_dense(
     dtype: torch.dtype,
     state: Mapping[str, Tensor] | None = None,
     without: Iterable[str] = (),
+    generation: GenerationConfig | None = None,
 ) -> Any:
     """transformers' own loading of all but the experts, by a throw-away subclass that drops them on meta.
 
     The weights come from the directory `path`, or are `state`, parameter -> tensor of `dtype`, which the model keeps.
-    The linears `without` get none but what is tied to others'.
+    The linears `without` get none but what is tied to others'. `generation`: its configuration for generating, in place of what
+    transformers would read.
     """
-    base: Any = AutoModelForCausalLM._model_mapping[type(config)]
-
-    class Stub(base):  # type: ignore[misc]
-        def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
-            super().__init__(config, *args, **kwargs)
-            names = seam.experts_modules(self)
-            seam.strip_experts(self)
-            for name in without:
-                if f"{name}.weight" not in self.all_tied_weights_keys:
-                    seam.strip(self.get_submodule(name), "weight")
-            patterns = {_any_layer(name) for name in names}
-            ignored: set[str] = set(getattr(self, "_keys_to_ignore_on_load_unexpected", None) or ())
-            self._keys_to_ignore_on_load_unexpected = ignored | patterns
-            self.__class__ = base
-
-    # transformers' conversion mapping keys on both
-    Stub.__name__, Stub.__module__ = base.__name__, base.__module__
+    found = text_model(config)
+    assert found is not None, "its skeleton was built"
+    cls, config = found
     with quiet_transformers():
         try:
-            model, info = Stub.from_pretrained(
+            model, info = _without_experts(cls, without).from_pretrained(
                 path if state is None else None,
                 state_dict=state,
                 config=config,
                 dtype=dtype,
                 experts_implementation=seam.IMPLEMENTATION,
-                attn_implementation=attention.IMPLEMENTATION,
+                generation_config=generation,
+                attn_implementation={"": attention.IMPLEMENTATION, "text_config": attention.IMPLEMENTATION},
                 use_safetensors=True,
                 ignore_mismatched_sizes=True,  # refused below, by name
                 output_loading_info=True,
@@ -72,6 +61,29 @@ def load_dense(
     for tensor in (*model.parameters(), *model.buffers()) if state is None else ():
         tensor.data = tensor.data.clone()
     return model.eval().requires_grad_(False)
+
+
+def _without_experts(base: Any, without: Iterable[str]) -> Any:
+    """A throw-away subclass of a transformers model that drops experts, what text does not pass through, and the weights of the
+    linears `without`, and turns itself back into `base`."""
+
+    class Stub(base):  # type: ignore[misc]
+        def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
+            super().__init__(config, *args, **kwargs)
+            dropped = keep_text(self)
+            names = seam.experts_modules(self)
+            seam.strip_experts(self)
+            for name in without:
+                if f"{name}.weight" not in self.all_tied_weights_keys:
+                    seam.strip(self.get_submodule(name), "weight")
+            patterns = {_any_layer(name) for name in (*names, *dropped)}
+            ignored: set[str] = set(getattr(self, "_keys_to_ignore_on_load_unexpected", None) or ())
+            self._keys_to_ignore_on_load_unexpected = ignored | patterns
+            self.__class__ = base
+
+    # transformers' conversion mapping keys on both
+    Stub.__name__, Stub.__module__ = base.__name__, base.__module__
+    return Stub
 
 
 def _any_layer(name: str) -> str:

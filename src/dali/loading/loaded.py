@@ -22,6 +22,10 @@ class LoadedModel:
     pool: ExpertPool
     telemetry: Telemetry
     ctx_size: int  # tokens a sequence may have
+    top_k: int  # experts a token is routed to
+    sampling: dict[str, Any] = field(
+        default_factory=dict
+    )  # fields of SamplingParams, as the model's files have them
     converted: dict[str, float] = field(default_factory=dict)  # "Q6_K to w8" -> relative L2 error, measured
 
     @property

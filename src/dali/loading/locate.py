@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from dali.errors import DaliError, UsageError, parameter, reason
+from dali.errors import DaliError, UsageError, parameter, reason, unreadable
 from dali.store.cache import cache_root
 
 BUNDLED = Path(__file__).parent.parent / "models"
@@ -29,18 +29,7 @@ def locate(model: str | os.PathLike[str] | None, offline: bool = False) -> Path:
     name = os.fspath(model)
     path = Path(os.path.expanduser(name))
     if name and os.path.isdir(path):  # os.path: False, not an error, for what no path can be
-        if (path / "config.json").is_file():
-            return path
-        files = gguf_models(path)
-        if len(files) == 1:
-            return files[0]
-        found = ", ".join(str(file.relative_to(path)) for file in files[:MOST_NAMED])
-        found += f" and {len(files) - MOST_NAMED} more" if len(files) > MOST_NAMED else ""
-        raise UsageError(
-            f"{path} is not a model directory: it has no config.json"
-            + (f", and {len(files)} GGUF models." if files else "."),
-            f"Give one of its files: {found}." if files else "Give a directory with config.json and weights.",
-        )
+        return _in_directory(path)
     if os.path.isfile(path):
         if path.suffix.lower() == ".gguf" or _starts_as_gguf(path):
             return path
@@ -50,16 +39,24 @@ def locate(model: str | os.PathLike[str] | None, offline: bool = False) -> Path:
         )
     if (link := _linked(name)) is not None:
         return locate(link, offline)
+    _check_reachable(path)
+    if name and os.path.lexists(path):
+        kind = (
+            "is a link to what is not there" if os.path.islink(path) else "is neither a file nor a directory"
+        )
+        raise UsageError(
+            f"{path} {kind}.", "Give a .gguf file, or the directory that holds config.json and the weights."
+        )
     if path.suffix.lower() == ".gguf":
         raise UsageError(f"There is no file {path}.", "Check its name, or give org/name:QUANT.")
     for folder in (BUNDLED, cache_root() / "models"):
         if "/" not in name and os.path.isfile(folder / name / "config.json"):
-            return folder / name
+            return _in_directory(folder / name)
     if match := re.fullmatch(r"([\w-][\w.-]*/[\w.-]+):([\w.-]+)", name):
         return _gguf_from_hub(match[1], match[2], offline)
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.startswith((".", "/")):
         raise UsageError(
-            f"No model called {name!r}: no such directory, and not an org/name.",
+            f"No model called {name!r:.100}: no such directory, and not an org/name.",
             "See `dali list` for the models found here; those on the Hugging Face hub are called org/name, or org/name:QUANT for "
             "GGUF files.",
         )
@@ -75,6 +72,68 @@ def _linked(name: str) -> str | None:
     return f"{link[1]}:{quant_of(file)}" if file.lower().endswith(".gguf") else link[1]
 
 
+def _check_reachable(path: Path) -> None:
+    """DaliError where folders on the way to `path` may not be looked into."""
+    try:
+        with suppress(FileNotFoundError, ValueError):
+            os.stat(path)
+    except PermissionError as error:
+        raise unreadable(path, error) from error
+    except OSError:  # a loop of links, a name of too many letters
+        return
+
+
+def _in_directory(path: Path) -> Path:
+    """The checkpoint or the one GGUF model that a directory holds."""
+    try:
+        files = [] if is_checkpoint(path) else gguf_models(path)
+        has_config = (path / "config.json").is_file()
+    except OSError as error:
+        raise unreadable(error.filename or path, error) from error
+    if len(files) == 1:
+        return files[0]
+    if not files and has_config:
+        _check_spelling(path)
+        return path
+    found = ", ".join(str(file.relative_to(path)) for file in files[:MOST_NAMED])
+    found += f" and {len(files) - MOST_NAMED} more" if len(files) > MOST_NAMED else ""
+    raise UsageError(
+        f"{path} holds {len(files)} GGUF models."
+        if files
+        else f"{path} is not a model directory: it has no config.json.",
+        f"Give one of its files: {found}." if files else "Give a directory with config.json and weights.",
+    )
+
+
+def is_checkpoint(directory: Path) -> bool:
+    """Whether a directory holds safetensors weights of its own: people put config.json beside GGUF files, too."""
+    names = os.listdir(directory)
+    return "config.json" in names and any(
+        name.endswith((".safetensors", ".safetensors.index.json")) for name in names
+    )
+
+
+def _check_spelling(directory: Path) -> None:
+    """The libraries that read tokenizers and weights take names as UTF-8 alone."""
+    try:
+        os.path.abspath(directory).encode()
+    except UnicodeEncodeError as error:
+        shown = os.fsencode(directory).decode(errors="replace")
+        raise UsageError(
+            f"The name of the directory {shown} is not UTF-8, and the libraries that read it take no other.",
+            "Rename it, or give a link to it.",
+        ) from error
+
+
+def display_name(path: Path) -> str:
+    """What people call the model at `path`, a directory or a GGUF file: org/name of one in the Hugging Face cache, a file without
+    its number and suffix."""
+    path = Path(os.path.abspath(path))  # "." has no name
+    if path.parent.name == "snapshots" and path.parent.parent.name.startswith("models--"):
+        return path.parent.parent.name.removeprefix("models--").replace("--", "/")
+    return re.sub(r"-\d{5}-of-\d{5}$", "", path.stem) if path.is_file() else path.name
+
+
 def gguf_models(directory: Path) -> list[Path]:
     """The GGUF models in a directory and those right below it, as the hub's quantizations are: the first file of each."""
     from dali.store.gguf.header import split_files  # and numpy, too slow to import for --help
@@ -83,7 +142,7 @@ def gguf_models(directory: Path) -> list[Path]:
         file
         for pattern in ("*.gguf", "*/*.gguf")
         for file in directory.glob(pattern)
-        if not file.name.startswith("mmproj")
+        if not file.name.startswith("mmproj") and file.is_file()
     )
     return [file for file in files if split_files(file)[0] == file]
 
@@ -97,13 +156,13 @@ def _starts_as_gguf(path: Path) -> bool:
     try:
         with path.open("rb") as file:
             return file.read(4) == b"GGUF"
-    except OSError:
-        return False
+    except OSError as error:
+        raise unreadable(path, error) from error
 
 
 def _gguf_from_hub(name: str, quant: str, offline: bool) -> Path:
     """The first file of the GGUF model whose name ends in `quant`; the shortest name of several."""
-    import huggingface_hub  # here as below, since local models do without its tenth of a second
+    import huggingface_hub.constants  # here as below, since local models do without its tenth of a second
 
     offline = offline or huggingface_hub.constants.HF_HUB_OFFLINE
     with _hub_errors(name, offline):
@@ -151,17 +210,26 @@ def _files(name: str, offline: bool) -> tuple[list[str], str]:
 
 
 def _from_hub(name: str, offline: bool) -> Path:
-    import huggingface_hub
+    import huggingface_hub.constants
 
     offline = offline or huggingface_hub.constants.HF_HUB_OFFLINE
     with _hub_errors(name, offline):
         path = huggingface_hub.snapshot_download(
             name, allow_patterns=FILES, ignore_patterns=DUPLICATES, local_files_only=offline
         )
+    if not is_checkpoint(Path(path)):
+        files: list[str] = []
+        with suppress(Exception):  # what else there is only makes the error more helpful
+            files, _ = _files(name, offline)
+        if quants := sorted({quant_of(file) for file in files if file.lower().endswith(".gguf")}):
+            raise UsageError(
+                f"{name} holds GGUF files, and no safetensors weights.",
+                f"Name a quantization, as in {name}:{quants[0]}; it has {', '.join(quants)}.",
+            )
     if not os.path.isfile(os.path.join(path, "config.json")):
         raise DaliError(
             f"{name} has no config.json here: its download was interrupted, or it holds no such model.",
-            "Load it once with a connection; a repository of GGUF files needs a quantization, as in org/name:Q4_K_M.",
+            "Load it once with a connection, or pick another.",
         )
     return Path(path)
 

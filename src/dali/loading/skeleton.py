@@ -1,4 +1,4 @@
-"""A model on meta, shapes without memory, and whether the engine can step it."""
+"""A model on meta: shapes without memory."""
 
 from __future__ import annotations
 
@@ -9,21 +9,44 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, GenerationMixin
 from transformers.utils import logging as transformers_logging
 
 from dali.errors import DaliError, reason
 
-ATTENTION_TYPES = {"full_attention", "sliding_attention"}
+
+def text_model(config: Any) -> tuple[Any, Any] | None:
+    """transformers' class that generates text by `config`, and the configuration it takes: this one, or its part about text.
+
+    None where it has no such class, or one that generates in its own way. One made for images and text does it, too: `keep_text`
+    leaves out the rest.
+    """
+    for auto in (AutoModelForCausalLM, AutoModelForImageTextToText):
+        cls = auto._model_mapping.get(type(config), None)
+        if cls is not None and issubclass(cls, GenerationMixin):
+            of_text = getattr(config, "sub_configs", {}).get("text_config")
+            about_text = of_text is not None and cls.config_class is of_text
+            return cls, config.get_text_config() if about_text else config
+    return None
+
+
+MOST_LAYERS = 2000  # they are built one after another: a damaged number would take hours
 
 
 def build_skeleton(config: Any, path: Path) -> nn.Module:
     """The model on meta, experts included: shapes without memory. `path`: where `config` is from."""
-    cls = AutoModelForCausalLM._model_mapping.get(type(config), None)
-    if cls is None:
+    found = text_model(config)
+    if found is None:
         raise DaliError(
-            f"{path} is a {config.model_type} model, which transformers has no text generation for.",
-            "dali runs causal language models.",
+            f"{path} is a {config.model_type} model, which transformers generates no text with, token by token.",
+            "dali runs models that do.",
+        )
+    cls, config = found
+    layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
+    if layers > MOST_LAYERS:
+        raise DaliError(
+            f"{path} has {layers} layers, says its config, and no model has more than {MOST_LAYERS}.",
+            "Download it again.",
         )
     try:
         with quiet_transformers(), torch.device("meta"):
@@ -33,18 +56,22 @@ def build_skeleton(config: Any, path: Path) -> nn.Module:
             f"transformers cannot build a {cls.__name__} from {path} ({reason(error)}).",
             "Download it again; if it is as published, a newer transformers may be needed.",
         ) from error
+    keep_text(model)
     return model
 
 
-def check_attention(model: Any) -> None:
-    """The engine keeps keys and values a sequence; layers with another kind of state cannot be stepped so."""
-    kinds = set(getattr(model.config, "layer_types", None) or ()) - ATTENTION_TYPES
-    if model._is_stateful or kinds or not model._supports_attention_backend:
-        what = ", ".join(sorted(kinds)) or "state or attention of its own kind"
-        raise DaliError(
-            f"{type(model).__name__} has layers the engine cannot step ({what}).",
-            "Load it with transformers and use dali.attach(model) to give it dali's experts.",
-        )
+def keep_text(model: Any) -> list[str]:
+    """Take what text does not pass through (towers for images, projectors) out of a model on meta; returns its paths."""
+    decoder = model.get_decoder()
+    path = next(name for name, module in model.named_modules() if module is decoder)
+    around = {path.rpartition(".")[0]} - {""}
+    dropped = []
+    for parent in sorted(around):
+        for name, child in list(model.get_submodule(parent).named_children()):
+            if child is not decoder:
+                del model.get_submodule(parent)._modules[name]
+                dropped.append(f"{parent}.{name}")
+    return dropped
 
 
 @contextmanager

@@ -16,9 +16,10 @@ import torch
 from torch import nn
 
 from dali.hooks import seam
+from dali.hooks.calls import ModelCalls, model_calls
 from dali.kernels.expert import ExpertLayout
 from dali.loading.loaded import LoadedModel
-from dali.loading.skeleton import build_skeleton, check_attention
+from dali.loading.skeleton import build_skeleton
 from dali.options import LoadOptions
 from dali.progress import Meter
 from dali.store.experts_module import ExpertsModule
@@ -49,8 +50,13 @@ class ModelSource(ABC):
     def modules(self) -> list[ExpertsModule]:
         """Its experts modules, in layer order, of a model whose layers the engine can step."""
         modules = seam.describe_model(self.skeleton, str(self.path))
-        check_attention(self.skeleton)
+        _ = self.calls
         return modules
+
+    @cached_property
+    def calls(self) -> ModelCalls:
+        """How a step calls its attention and experts. DaliError: the engine cannot step its layers."""
+        return model_calls(self.skeleton)
 
     @property
     @abstractmethod

@@ -102,7 +102,7 @@ def measure(llm: LLM, tests: list[Test], repetitions: int) -> Iterator[Measureme
 def _run(llm: LLM, test: Test, draw: random.Random) -> float:
     """Seconds of one repetition on random tokens, nothing kept from earlier ones."""
     llm.engine.forget()
-    prompt = draw.choices(range(llm.model.config.vocab_size), k=test.prompt or 1)
+    prompt = draw.choices(range(llm.model.config.get_text_config().vocab_size), k=test.prompt or 1)
     params = SamplingParams(temperature=0, ignore_eos=True)
     # Made here, as the last token needs no room: nothing is computed from it.
     request = Request(tuple(prompt), len(prompt) + (test.generate or 1), params)

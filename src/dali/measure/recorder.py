@@ -96,7 +96,7 @@ def record(
     watch = _Watch(llm.model, routers, hidden)
 
     def keep(live: list[Sequence]) -> None:
-        _keep(watch, live, recordings, llm.model.config, hidden)
+        _keep(watch, live, recordings, llm.model.config.get_text_config(), hidden)
         advance(sum(sequence.finish_reason is not None for sequence in live))
 
     try:
@@ -179,9 +179,17 @@ def _predictions(
     for kind, distances in PREDICTIONS:
         for distance in (ahead for ahead in distances if ahead < layers):
             predictor = load_predictor(
-                kind, distance, llm.engine, llm.tokenizer, routers, llm.name, llm.loaded.fingerprint, meter
+                kind,
+                distance,
+                llm.engine,
+                llm.tokenizer,
+                routers,
+                llm.loaded.top_k,
+                llm.name,
+                llm.loaded.fingerprint,
+                meter,
             )
-            ids = np.zeros((tokens, layers, llm.model.config.num_experts_per_tok), dtype)
+            ids = np.zeros((tokens, layers, llm.loaded.top_k), dtype)
             for layer in range(layers - distance):
                 for begin in range(0, tokens, 1024):
                     rows = torch.from_numpy(gate_inputs[begin : begin + 1024, layer]).to(like)

@@ -86,7 +86,7 @@ def accelerate(
     profile = options.planning_profile() or _nearest_profile(device, notify)
     costs = _costs(loaded, profile)
     routers = seam.routers(model, loaded.layout.shape.hidden)
-    scores = None if routers is None else seam.scores(routers, model.config)
+    scores = None if routers is None else seam.scores(routers, model.config.get_text_config())
     residency, policies = _residency(loaded, device, options, costs, notify)
     parts, fingerprint = options.lossy_parts(), loaded.fingerprint
     beside: CpuExperts | None = None
@@ -190,7 +190,7 @@ def _step_tokens(loaded: LoadedModel, costs: CostModel, residency: Residency) ->
     return prefill_chunk(
         costs.costs,
         loaded.pool.experts,
-        loaded.model.config.num_experts_per_tok,
+        loaded.top_k,
         residency.resident_slots // loaded.pool.layers,
         residency.scratch_slots,
     )
@@ -232,7 +232,15 @@ def _predictor(
         return None
     predictors = [
         load_predictor(
-            prefetch.predictor, far, engine, loaded.tokenizer, routers, loaded.name, fingerprint, meter
+            prefetch.predictor,
+            far,
+            engine,
+            loaded.tokenizer,
+            routers,
+            loaded.top_k,
+            loaded.name,
+            fingerprint,
+            meter,
         )
         for far in range(prefetch.distance, min(prefetch.distance + prefetch.depth, loaded.pool.layers))
     ]
@@ -249,7 +257,7 @@ def _residency(
     link = costs.costs.link, costs.costs.link_contended
     while True:
         capacity = split(slots, layers, experts)
-        policies = options.policies(layers, experts, loaded.model.config.num_experts_per_tok, capacity)
+        policies = options.policies(layers, experts, loaded.top_k, capacity)
         resident_slots = sum(len(policies.cache.initial(layer)) for layer in range(layers))
         if isinstance(policies.cache, WholeLayers):
             policies.cache.check(slots, size, device.name)

@@ -34,6 +34,7 @@ def load_predictor(
     engine: Engine,
     tokenizer: Any,
     routers: Many[Any],
+    top_k: int,
     model: str,
     fingerprint: str,
     meter: Meter,
@@ -54,7 +55,6 @@ def load_predictor(
     like = next(engine.model.parameters())
     if kind == "residual":
         return GateShift(routers, distance, [shift.to(like) for shift in found])
-    top_k = engine.model.config.num_experts_per_tok
     return LinearMap([weights.to(like.device) for weights in found], distance, top_k)
 
 
@@ -63,7 +63,7 @@ def calibrate(
 ) -> list[Tensor]:
     """Run the model on `tokens` and fit a predictor for each layer that has one `distance` ahead."""
     fits = [FITS[kind]() for _ in range(len(routers) - distance)]
-    window = min(WINDOW, engine.model.config.max_position_embeddings - 1)
+    window = min(WINDOW, engine.model.config.get_text_config().max_position_embeddings - 1)
     tokens = tokens[: CALIBRATED[kind]]
     seen: list[tuple[Tensor, Tensor]] = []  # gate input and router logits, a layer
 

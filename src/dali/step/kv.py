@@ -28,6 +28,11 @@ class LayerKV:
     def nbytes(self) -> int:
         return sum(buffer.nbytes for buffer in (self._keys, self._values) if buffer is not None)
 
+    @property
+    def kept(self) -> list[Tensor]:
+        """Keys and values of all tokens that are kept."""
+        return [buffer[:, : self.length] for buffer in (self._keys, self._values) if buffer is not None]
+
     def append(self, keys: Tensor, values: Tensor, window: int | None) -> tuple[Tensor, Tensor]:
         """Add new tokens, [heads, new, width]; returns views of all that are kept."""
         new = keys.shape[1]
@@ -42,12 +47,13 @@ class LayerKV:
     def place(
         self, row: int, keys: Tensor, values: Tensor, window: int | None
     ) -> tuple[int, int, int, int, int, int]:
-        """Make room for one token of shape [heads, 1, width], row `row` of its step, and say where: as native.attend() wants it,
-        which writes it there."""
-        if self.length >= self._capacity or self._window != window:
+        """Make room for new tokens, [heads, new, width] from row `row` of their step on, and say where the first goes: as
+        native.attend() and attend_prompt() want it, which write them there."""
+        new = keys.shape[1]
+        if self.length + new > self._capacity or self._window != window:
             self._reserve(keys, values, window)
         place = self.length
-        self.length = place + 1
+        self.length = place + new
         first = max(0, place + 1 - window) if window else 0
         return row, *self._addresses, self._capacity, place, first
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
+from torch import Tensor
+
 from dali.step.kv import LayerKV
 
 
@@ -67,6 +69,12 @@ class SequenceState:
     @property
     def nbytes(self) -> int:
         return sum(layer.nbytes for layer in self._layers.values())
+
+    @property
+    def kept(self) -> list[Tensor]:
+        """All that its layers keep of tokens, layer by layer."""
+        layers = (self._layers[index] for index in sorted(self._layers))
+        return [tensor for layer in layers if isinstance(layer, LayerKV) for tensor in layer.kept]
 
     def snapshot(self, tokens: int) -> Snapshot:
         """Remember this place, after `tokens` tokens. Costs nothing where all layers can be cut back."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -28,9 +29,10 @@ from transformers.core_model_loading import (
 )
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
-from dali.errors import DaliError
+from dali.errors import DaliError, unreadable
 from dali.kernels.expert import ExpertWeights
 from dali.store.experts_module import ExpertsModule
+from dali.store.fp8 import SCALE, dequantize
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -43,6 +45,7 @@ class Checkpoint:
 
     directory: Path
     _open: dict[str, Any] = field(default_factory=dict)
+    _float8: list[str] = field(default_factory=list)  # weights in float8, once the shards were looked at
 
     @cached_property
     def shards(self) -> list[str]:
@@ -62,7 +65,9 @@ class Checkpoint:
             for shard in weight_map.values():
                 if not isinstance(shard, str) or Path(shard).name != shard:
                     raise ValueError(f"{shard!r} does not name a file beside it")
-        except (OSError, ValueError, RecursionError) as error:
+        except OSError as error:
+            raise unreadable(path, error) from error
+        except (ValueError, RecursionError) as error:
             raise DaliError(f"The index {path} is damaged ({error}).", "Download it again.") from error
         return weight_map
 
@@ -74,18 +79,35 @@ class Checkpoint:
     def _read_shapes(self, shard: str) -> dict[str, list[int]]:
         path = self.directory / shard
         if not os.path.isfile(path):  # False, not an error, for what no file can be called
+            if not self._index and (pieces := sorted(self.directory.glob("*-00001-of-*.safetensors"))):
+                raise DaliError(
+                    f"{self.directory} has {pieces[0].name}, and lacks {INDEX}, which lists all such files.",
+                    "Download that, too.",
+                )
             why = f"which {INDEX} lists" if self._index else "its weights"
             raise DaliError(f"{self.directory} lacks {shard}, {why}.", "Download the model, as safetensors.")
         try:
+            path.open("rb").close()  # of what it may not read, safetensors says that it is not there
+        except OSError as error:
+            raise unreadable(path, error) from error
+        try:
             with safe_open(path, framework="pt") as file:  # compares the header with the file's size
-                return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+                slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+                self._float8 += [name for name, piece in slices.items() if piece.get_dtype() == "F8_E4M3"]
+                return {name: piece.get_shape() for name, piece in slices.items()}
         except (SafetensorError, OSError) as error:
             raise DaliError(f"The weight file {path} is damaged ({error}).", "Download it again.") from error
 
     @cached_property
     def location(self) -> dict[str, str]:
-        """Tensor name -> shard; every name of the index must be there."""
+        """Tensor name -> shard; every name of the index must be there, and the scales of every weight in float8."""
         location = {name: shard for shard, shapes in self._shapes.items() for name in shapes}
+        for name in self._float8:
+            if name + SCALE not in location:
+                raise DaliError(
+                    f"{self.directory} has {name} in float8, and no {name}{SCALE}.",
+                    "Download the model again, or take it in another precision.",
+                )
         for name, shard in self._index.items():
             if name not in self._shapes[shard]:
                 raise DaliError(
@@ -93,6 +115,16 @@ class Checkpoint:
                     "Download the model again.",
                 )
         return location
+
+    def check_shapes(self, expected: Mapping[str, Tensor]) -> None:
+        """DaliError where a tensor called as one of `expected` has another shape."""
+        for name, shard in self.location.items():
+            found = self._shapes[shard][name]
+            if name in expected and found != list(expected[name].shape):
+                raise DaliError(
+                    f"{name} in {self.directory} is {found}, its config says {list(expected[name].shape)}.",
+                    "Download the model again.",
+                )
 
     def shape(self, name: str) -> list[int]:
         return self._shapes[self.location[name]][name]
@@ -107,8 +139,26 @@ class Checkpoint:
             digest.update(json.dumps(self._shapes[shard], sort_keys=True).encode())
         return digest.hexdigest()
 
+    @cached_property
+    def _block(self) -> tuple[int, int] | None:
+        """Rows and columns that share a scale, of weights in float8."""
+        config = json.loads((self.directory / "config.json").read_bytes())
+        block = (config.get("quantization_config") or {}).get("weight_block_size")
+        return None if block is None else (block[0], block[1])
+
     def read(self, name: str, expert: int | None = None) -> Tensor:
-        """Tensor `name`, or of a fused one only `expert`: [1, ...]."""
+        """Tensor `name`, or of a fused one only `expert`: [1, ...]; one in float8 as the float32 that it stands for."""
+        tensor = self._read(name, expert)
+        if tensor.dtype != torch.float8_e4m3fn:
+            return tensor
+        try:
+            return dequantize(tensor, self._read(name + SCALE, expert), self._block)
+        except (ValueError, RuntimeError) as error:
+            raise DaliError(
+                f"{name} in {self.directory} cannot be dequantized ({error}).", "Download the model again."
+            ) from error
+
+    def _read(self, name: str, expert: int | None) -> Tensor:
         shard = self.location[name]
         try:
             if shard not in self._open:
@@ -126,6 +176,20 @@ class Checkpoint:
     def close(self) -> None:
         """Unmap the shards."""
         self._open.clear()
+
+
+class _OneExpert:
+    """A model on meta as transformers' operations look at it while they convert one expert: that is all its parameters hold."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def get_parameter(self, name: str) -> Tensor:
+        parameter: Tensor = self._model.get_parameter(name)
+        return parameter[:1]
 
 
 class CheckpointExperts:
@@ -147,6 +211,8 @@ class CheckpointExperts:
         self._sources: dict[str, dict[str | None, list[str]]] = defaultdict(lambda: defaultdict(list))
         state = model.state_dict()
         for key in sorted(checkpoint.location, key=dot_natural_key):
+            if key.endswith(SCALE):  # read with the weight it belongs to
+                continue
             parameter, pattern = rename_source_key(
                 key, self._renamings, self._converters, model.base_model_prefix, state
             )
@@ -156,6 +222,18 @@ class CheckpointExperts:
             self._sources[parameter][pattern].append(key)
         for module in modules:
             self._check(module)
+
+    @property
+    def dense(self) -> list[str]:
+        """The names of all tensors that are part of the model, but the experts'."""
+        experts = {name for module in self.modules for name in self._parameters(module)}
+        parameters = self._model.state_dict().keys() - experts
+        return [
+            name
+            for parameter in sorted(parameters & self._sources.keys())
+            for names in self._sources[parameter].values()
+            for name in names
+        ]
 
     def _check(self, module: ExpertsModule) -> None:
         for name in self._parameters(module):
@@ -217,7 +295,7 @@ class CheckpointExperts:
                 source_patterns=converter.source_patterns,
                 target_patterns=converter.target_patterns,
                 full_layer_name=parameter,
-                model=self._model,
+                model=_OneExpert(self._model),
                 config=self._model.config,
             )
         value = next(value for target, value in tensors.items() if target in parameter)

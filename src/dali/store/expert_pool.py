@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
+from dali.errors import DaliError
 from dali.kernels import native
 from dali.kernels.expert import ExpertLayout
 from dali.kernels.native import ExpertRecords
@@ -58,6 +60,13 @@ class ExpertPool:
     def nbytes(self) -> int:
         """Bytes of RAM the experts take."""
         return sum(record.nbytes for layer in self.records for record in layer)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """There is one copy of a model's experts, so no copy or pickle of a model can have them, too."""
+        raise DaliError(
+            "This model can be neither copied nor pickled: dali holds its experts, once.",
+            "Copy it before dali.attach, or load it again.",
+        )
 
     def lease(self, layer: int, ids: Sequence[int] | None = None) -> Lease:
         """The experts `ids` of a layer, in that order; for None all of them, which only a pool of `whole_layers` gives."""

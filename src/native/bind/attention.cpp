@@ -1,9 +1,25 @@
 #include "ops/attention.h"
 
+#include <stdexcept>
+
 #include "bind/bind.h"
 #include "threads/spent.h"
 
 namespace dali {
+
+namespace {
+
+using RotaryParts = std::tuple<std::string, int, int, Dtype>;  // turning, width, given, dtype
+
+Rotary rotary_of(const RotaryParts& parts) {
+    const auto& [name, width, given, dtype] = parts;
+    const char* names[] = {"none", "halves", "neighbours", "unzipped"};
+    for (int i = 0; i < 4; i++)
+        if (name == names[i]) return {Turning(i), width, given, dtype};
+    throw std::invalid_argument("no turning: " + name);
+}
+
+}  // namespace
 
 void bind_attention(nb::module_& m) {
     // query, keys, values: (address, row stride, head stride)
@@ -16,12 +32,43 @@ void bind_attention(nb::module_& m) {
         attend({dtype, heads, kv_heads, key_width, value_width, scale, rows(query), rows(keys), rows(values),
                 pointer<const float>(sinks), pointer<void>(out)}, decoding(tokens));
     });
+    // `count` tokens of one sequence, the first as given
+    m.def("attend_prompt", [](Dtype dtype, int heads, int kv_heads, int key_width, int value_width, float scale, const Strided& query,
+                              const Strided& keys, const Strided& values, uintptr_t sinks, const Token& first, int count, int64_t window,
+                              uintptr_t out) {
+        nb::gil_scoped_release unlocked;
+        const Timed timed(Part::attention);
+        const auto rows = [](const Strided& s) { return Rows{pointer<const void>(std::get<0>(s)), std::get<1>(s), std::get<2>(s)}; };
+        attend({dtype, heads, kv_heads, key_width, value_width, scale, rows(query), rows(keys), rows(values),
+                pointer<const float>(sinks), pointer<void>(out)}, decoding({first}).front(), count, window);
+    });
+    nb::class_<Projections>(m, "Projections")
+        .def("__init__", [](Projections* self, const PackedLinear& query, const PackedLinear& key, const PackedLinear& value,
+                            const NormParts& query_norm, const NormParts& key_norm, bool norms_follow, float value_scale) {
+            new (self) Projections{query, key, value, norm_of(query_norm), norm_of(key_norm), norms_follow, value_scale};
+        });
+    nb::class_<LatentProjections>(m, "LatentProjections")
+        .def("__init__", [](LatentProjections* self, const std::vector<const PackedLinear*>& query_down, const NormParts& query_norm,
+                            const PackedLinear& query, const PackedLinear& keys_down, const NormParts& keys_norm,
+                            const PackedLinear& keys_up) {
+            new (self) LatentProjections{{}, norm_of(query_norm), query, keys_down, norm_of(keys_norm), keys_up};
+            for (const PackedLinear* linear : query_down) self->query_down.push_back(*linear);
+        });
+    using Sizes = std::tuple<int, int, int, int>;  // heads, kv heads, width, value width
+    const auto module = [](const auto& projections, const PackedLinear& out, const RotaryParts& rotary, const Sizes& sizes, float scale,
+                           uintptr_t sinks) {
+        const auto& [heads, kv_heads, width, value_width] = sizes;
+        return AttentionModule{projections, out, rotary_of(rotary), heads, kv_heads, width, value_width, scale,
+                               pointer<const float>(sinks)};
+    };
     nb::class_<AttentionModule>(m, "AttentionModule")
-        .def("__init__", [](AttentionModule* self, const PackedLinear& query, const PackedLinear& key, const PackedLinear& value,
-                            const PackedLinear& out, const NormParts& query_norm, const NormParts& key_norm, int heads, int kv_heads,
-                            int width, float scale, uintptr_t sinks) {
-            new (self) AttentionModule{query, key, value, out, norm_of(query_norm), norm_of(key_norm), heads, kv_heads, width, scale,
-                                       pointer<const float>(sinks)};
+        .def("__init__", [module](AttentionModule* self, const Projections& projections, const PackedLinear& out, const RotaryParts& rotary,
+                                  const Sizes& sizes, float scale, uintptr_t sinks) {
+            new (self) AttentionModule(module(projections, out, rotary, sizes, scale, sinks));
+        })
+        .def("__init__", [module](AttentionModule* self, const LatentProjections& projections, const PackedLinear& out,
+                                  const RotaryParts& rotary, const Sizes& sizes, float scale, uintptr_t sinks) {
+            new (self) AttentionModule(module(projections, out, rotary, sizes, scale, sinks));
         });
     m.def("decode", [](const AttentionModule& module, uintptr_t x, Dtype dtype, int rows, uintptr_t cos, uintptr_t sin,
                        const std::vector<Token>& tokens, uintptr_t out) {

@@ -12,6 +12,7 @@
 
 #include "model/attention_module.h"
 #include "model/layer.h"
+#include "ops/route.h"
 
 namespace dali {
 
@@ -58,5 +59,14 @@ inline Norm norm_of(const NormParts& parts) {
     const auto& [weight, width, epsilon] = parts;
     return {pointer<const void>(weight), width, epsilon};
 }
+
+using ValueParts = std::tuple<uintptr_t, Dtype>;  // address, or 0
+
+inline Values values_of(const ValueParts& parts) {
+    const auto& [address, dtype] = parts;
+    return {pointer<const void>(address), dtype};
+}
+
+Activation activation_of(const std::string& name);  // std::invalid_argument for a name that is none
 
 }  // namespace dali

@@ -5,6 +5,13 @@
 
 namespace dali {
 
+Activation activation_of(const std::string& name) {
+    const char* names[] = {"silu", "gelu", "gelu_tanh", "relu", "relu2", "clamped_swiglu"};
+    for (int i = 0; i < 6; i++)
+        if (name == names[i]) return Activation(i);
+    throw std::invalid_argument("unknown activation " + name);
+}
+
 namespace {
 
 Format format_of(const std::string& name) {
@@ -12,13 +19,6 @@ Format format_of(const std::string& name) {
     for (int i = 0; i < FORMATS; i++)
         if (name == names[i]) return Format(i);
     throw std::invalid_argument("unknown format " + name);
-}
-
-Activation activation_of(const std::string& name) {
-    const char* names[] = {"silu", "gelu", "gelu_tanh", "relu", "relu2", "clamped_swiglu"};
-    for (int i = 0; i < 6; i++)
-        if (name == names[i]) return Activation(i);
-    throw std::invalid_argument("unknown activation " + name);
 }
 
 // formats, offsets, biases: of gate (if there is one), up, down.

@@ -1,6 +1,7 @@
 // Whole decoder layers, and models of them.
 #include "bind/bind.h"
 #include "model/decoding_model.h"
+#include "model/activation.h"
 
 namespace dali {
 
@@ -12,19 +13,35 @@ std::vector<std::tuple<int, double>> reported(const std::vector<LayerOutcome>& o
     return all;
 }
 
-}  // namespace
+void bind_mlp(nb::module_& m) {
+    m.def("activate", [](const std::string& activation, uintptr_t x, Dtype dtype, int64_t values, uintptr_t out) {
+        const Activation kind = activation_of(activation);
+        nb::gil_scoped_release unlocked;
+        activate(kind, pointer<const void>(x), dtype, values, pointer<void>(out));
+    });
+    m.def("sigmoid", [](uintptr_t x, Dtype dtype, int values, uintptr_t out) {
+        sigmoid(pointer<const void>(x), dtype, values, pointer<void>(out));
+    });
+    nb::class_<Mlp>(m, "Mlp").def("__init__", [](Mlp* self, const std::vector<const PackedLinear*>& first, const PackedLinear& down,
+                                                 const std::string& activation) {
+        new (self) Mlp{{}, down, activation_of(activation)};
+        for (const PackedLinear* linear : first) self->first.push_back(*linear);
+    });
+}
 
-void bind_model(nb::module_& m) {
-    using RouterParts = std::tuple<uintptr_t, int, int, bool, Dtype>;  // weight, experts, top_k, normalise, dtype of the weights
+void bind_layer(nb::module_& m) {
+    using Norms = std::tuple<NormParts, NormParts, NormParts, NormParts>;  // before and after attention, before and after the MLP
     nb::class_<DecoderLayer>(m, "DecoderLayer")
         .def("__init__",
-             [](DecoderLayer* self, const NormParts& before_attention, const AttentionModule& attention, const NormParts& before_experts,
-                const RouterParts& router, const ExpertLayout& layout) {
-                 const auto& [weight, experts, top_k, normalise, weights_dtype] = router;
-                 new (self) DecoderLayer{norm_of(before_attention), norm_of(before_experts), attention,
-                                         {pointer<const void>(weight), experts, top_k, normalise, weights_dtype}, layout};
+             [](DecoderLayer* self, int hidden, const Norms& norms, const AttentionModule* attention, const Router* router,
+                const ExpertLayout* layout, const Mlp* mlp, const ValueParts& shared_gate, float residual_scale) {
+                 const auto& [before_attention, after_attention, before_mlp, after_mlp] = norms;
+                 new (self) DecoderLayer{hidden, norm_of(before_attention), norm_of(after_attention), norm_of(before_mlp),
+                                         norm_of(after_mlp), attention, router, layout, mlp, values_of(shared_gate), residual_scale};
              },
-             nb::keep_alive<1, 3>(), nb::keep_alive<1, 6>());
+             nb::arg("hidden"), nb::arg("norms"), nb::arg("attention"), nb::arg("router").none(), nb::arg("layout").none(),
+             nb::arg("mlp").none(), nb::arg("shared_gate"), nb::arg("residual_scale"),
+             nb::keep_alive<1, 4>(), nb::keep_alive<1, 5>(), nb::keep_alive<1, 6>(), nb::keep_alive<1, 7>());
     // Layers one after another; tokens and records: of each layer. Returns each one's (experts that took part, seconds they took).
     m.def("decode_layers", [](const std::vector<const DecoderLayer*>& layers, const std::vector<const ExpertRecords*>& records,
                               uintptr_t x, Dtype dtype, int rows, uintptr_t cos, uintptr_t sin,
@@ -37,19 +54,31 @@ void bind_model(nb::module_& m) {
                                             pointer<const void>(sin), decoding(tokens.at(i)), pointer<void>(out)));
         return reported(outcomes);
     });
+}
+
+}  // namespace
+
+void bind_model(nb::module_& m) {
+    bind_mlp(m);
+    bind_layer(m);
+    using Rotations = std::vector<std::vector<std::tuple<uintptr_t, uintptr_t>>>;  // (cos, sin): of each kind, of each token
     nb::class_<DecodingModel>(m, "DecodingModel")
         .def("__init__",
-             [](DecodingModel* self, Dtype dtype, uintptr_t embeddings, int64_t vocabulary, const std::vector<const DecoderLayer*>& layers,
-                const NormParts& before_head, const PackedLinear& head) {
-                 new (self) DecodingModel{dtype, pointer<const void>(embeddings), vocabulary, layers, norm_of(before_head), head};
+             [](DecodingModel* self, Dtype dtype, uintptr_t embeddings, int64_t vocabulary, float embedding_scale,
+                const std::vector<const DecoderLayer*>& layers, const std::vector<int>& rotations, const NormParts& before_head,
+                const PackedLinear& head, float logits_divisor) {
+                 new (self) DecodingModel{dtype, pointer<const void>(embeddings), vocabulary, embedding_scale, layers, rotations,
+                                          norm_of(before_head), head, logits_divisor};
              })
-        // rotations: (cos, sin) of each token; records, tokens and result as above
+        // records, tokens and result as above
         .def("decode", [](const DecodingModel& self, const std::vector<const ExpertRecords*>& records, const std::vector<int64_t>& ids,
-                          const std::vector<std::tuple<uintptr_t, uintptr_t>>& rotations, const std::vector<std::vector<Token>>& tokens,
-                          uintptr_t logits) {
+                          const Rotations& rotations, const std::vector<std::vector<Token>>& tokens, uintptr_t logits) {
             nb::gil_scoped_release unlocked;
-            std::vector<Rotation> turns;
-            for (const auto& [cos, sin] : rotations) turns.push_back({pointer<const void>(cos), pointer<const void>(sin)});
+            std::vector<std::vector<Rotation>> turns;
+            for (const auto& kind : rotations) {
+                turns.emplace_back();
+                for (const auto& [cos, sin] : kind) turns.back().push_back({pointer<const void>(cos), pointer<const void>(sin)});
+            }
             std::vector<std::vector<DecodingToken>> tokens_of;
             for (const std::vector<Token>& layer : tokens) tokens_of.push_back(decoding(layer));
             std::vector<const Records*> records_of;

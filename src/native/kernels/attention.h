@@ -149,6 +149,9 @@ struct AttentionKernels {
             for (; first + 2 <= part.group; first += 2) score<2>(part, first, begin, end);
             for (; first < part.group; first++) score<1>(part, first, begin, end);
         }
+        // What a query does not see weighs exactly nothing, so it ends as if it had been alone.
+        for (int g = 0; part.seen && g < part.group; g++)
+            for (int64_t j = part.seen[g]; j < part.count; j++) part.scores[g * padded(part.count) + j] = -INFINITE;
         for (int g = 0; g < part.group; g++) total[g] = weigh(part.scores + g * padded(part.count), part.count, most[g]);
         for (int64_t begin = 0; begin < part.count; begin += TILE) {
             const int64_t end = least(begin + TILE, part.count);

@@ -36,6 +36,7 @@ struct AttentionPart {
     const float* query;  // [group][padded key width]
     float* scores;       // [group][padded count]
     float* out;          // [group][padded value width]
+    const int64_t* seen = nullptr;  // [group]: keys from the first on that a query sees; null: all
 };
 
 // GGUF's blocks that are decoded to floats.

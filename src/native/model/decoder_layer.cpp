@@ -1,62 +1,93 @@
 #include "model/decoder_layer.h"
 
+#include "model/activation.h"
 #include "threads/spent.h"
-#include "model/layer.h"
-#include "ops/norm.h"
-#include "ops/route.h"
 #include "threads/workspace.h"
 
 namespace dali {
 
 namespace {
 
-// sum [count] = a + b.
-void add(const void* a, const void* b, Dtype dtype, int count, void* sum) {
+// The step's rows as they go through a layer.
+struct Shape {
+    Dtype dtype;
+    int rows, hidden;
+    int values() const { return rows * hidden; }
+    size_t bytes() const { return size_t(values()) * item_bytes(dtype); }
+};
+
+LayerOutcome compute_routed(const DecoderLayer& layer, const Records& records, const Shape& of, const void* x, void* out) {
+    const Router& router = *layer.router;
     Workspace workspace;
-    float* left = workspace.take<float>(count);
-    float* right = workspace.take<float>(count);
-    read_row(a, dtype, 0, count, left);
-    read_row(b, dtype, 0, count, right);
-    for (int i = 0; i < count; i++) left[i] += right[i];
-    write(left, count, dtype, sum, 0);
+    char* logits = workspace.take<char>(size_t(of.rows) * router.experts * item_bytes(router.logits_dtype));
+    char* weights = workspace.take<char>(size_t(of.rows) * router.top_k * item_bytes(router.weights_dtype));
+    int64_t* ids = workspace.take<int64_t>(size_t(of.rows) * router.top_k);
+    {
+        const Timed timed(Part::router);
+        route(router, x, of.dtype, of.rows, logits, weights, ids);
+    }
+    const Timed timed(Part::experts);
+    LayerOutcome outcome{};
+    outcome.active = compute_layer(*layer.layout, {records, ids, weights, router.weights_dtype, of.rows, router.top_k, x, of.dtype, out});
+    outcome.expert_seconds = double(timed.so_far()) * 1e-9;
+    return outcome;
+}
+
+// shared [rows, hidden] times the sigmoid of each row of x times the gate's weight.
+void gate_shared(const Values& weight, const Shape& of, const void* x, char* shared) {
+    const size_t item = item_bytes(of.dtype);
+    Workspace workspace;
+    char* gates = workspace.take<char>(of.rows * item);
+    gate_logits(weight, of.hidden, x, of.dtype, of.rows, gates);
+    sigmoid(gates, of.dtype, of.rows, gates);
+    for (int row = 0; row < of.rows; row++) {
+        float gate;
+        read_row(gates, of.dtype, row, 1, &gate);
+        scale(shared + size_t(row) * of.hidden * item, gate, of.dtype, of.hidden);
+    }
+}
+
+// What follows attention: experts, a dense MLP, or the sum of both.
+LayerOutcome compute_block(const DecoderLayer& layer, const Records& records, const Shape& of, const void* x, void* out) {
+    if (!layer.router) {
+        compute(*layer.mlp, x, of.dtype, of.rows, out);
+        return {};
+    }
+    const LayerOutcome outcome = compute_routed(layer, records, of, x, out);
+    if (!layer.mlp) return outcome;
+    Workspace workspace;
+    char* shared = workspace.take<char>(of.bytes());
+    compute(*layer.mlp, x, of.dtype, of.rows, shared);
+    if (layer.shared_gate.at) gate_shared(layer.shared_gate, of, x, shared);
+    add(out, shared, of.dtype, of.values(), out);
+    return outcome;
+}
+
+// sum = residual + part, after its norm and scale.
+void join(const DecoderLayer& layer, const Norm& norm, const Shape& of, const void* residual, char* part, void* sum) {
+    if (norm.weight) normalise(norm, part, of.dtype, of.values(), part);
+    if (layer.residual_scale != 1) scale(part, layer.residual_scale, of.dtype, of.values());
+    add(residual, part, of.dtype, of.values(), sum);
 }
 
 }  // namespace
 
 LayerOutcome decode_layer(const DecoderLayer& layer, const DecoderLayer* next, const Records& records, const void* x, Dtype dtype,
                           int rows, const void* cos, const void* sin, const std::vector<DecodingToken>& tokens, void* out) {
-    const int hidden = layer.before_attention.width, experts = layer.router.experts, top_k = layer.router.top_k;
-    const size_t item = item_bytes(dtype), bytes = size_t(rows) * hidden * item;
+    const Shape of{dtype, rows, layer.hidden};
     Workspace workspace;
-    char* normed = workspace.take<char>(bytes);
-    char* attended = workspace.take<char>(bytes);
-    char* between = workspace.take<char>(bytes);
-    char* logits = workspace.take<char>(size_t(rows) * experts * item);
-    char* weights = workspace.take<char>(size_t(rows) * top_k * item_bytes(layer.router.weights_dtype));
-    int64_t* ids = workspace.take<int64_t>(size_t(rows) * top_k);
-    const auto normalise = [&](const Norm& norm, const void* from) {
-        const Timed timed(Part::norm);
-        rms_norm(from, norm.weight, dtype, rows, hidden, norm.epsilon, normed);
+    const auto rows_of = [&] { return workspace.take<char>(of.bytes()); };
+    char *normed = rows_of(), *part = rows_of(), *between = rows_of();
+    const auto input = [&](const Norm& norm, const void* from) -> const void* {
+        if (!norm.weight) return from;
+        normalise(norm, from, dtype, of.values(), normed);
+        return normed;
     };
-
-    normalise(layer.before_attention, x);
-    decode(layer.attention, normed, dtype, rows, cos, sin, tokens, attended);
-    add(x, attended, dtype, rows * hidden, between);
-    normalise(layer.before_experts, between);
-    {
-        const Timed timed(Part::router);
-        route({normed, layer.router.weight, dtype, rows, hidden, experts, top_k, layer.router.normalise, logits,
-               weights, layer.router.weights_dtype, ids});
-    }
-    LayerOutcome outcome{};
-    {
-        const Timed timed(Part::experts);
-        outcome.active = compute_layer(layer.layout, {records, ids, weights, layer.router.weights_dtype, rows,
-                                                      top_k, normed, dtype, attended});
-        outcome.expert_seconds = double(timed.so_far()) * 1e-9;
-    }
-    if (next) announce(next->attention);
-    add(between, attended, dtype, rows * hidden, out);
+    decode(*layer.attention, input(layer.before_attention, x), dtype, rows, cos, sin, tokens, part);
+    join(layer, layer.after_attention, of, x, part, between);
+    const LayerOutcome outcome = compute_block(layer, records, of, input(layer.before_mlp, between), part);
+    if (next) announce(*next->attention);
+    join(layer, layer.after_mlp, of, between, part, out);
     return outcome;
 }
 

@@ -1,26 +1,25 @@
-// A whole decoder layer while decoding: norm, attention, norm, router, experts, and the sums around them.
+// A whole decoder layer while decoding: attention, then experts or a dense MLP or both, with norms and sums around them.
 #pragma once
 
 #include <vector>
 
 #include "model/attention_module.h"
 #include "model/layer.h"
+#include "model/mlp.h"
+#include "ops/route.h"
 
 namespace dali {
 
-// As RouteCall has it; `dtype` of the weight is the layer's.
-struct Router {
-    const void* weight;  // [experts, hidden]
-    int experts, top_k;
-    bool normalise;
-    Dtype weights_dtype;
-};
-
+// A layer without experts has no router, one without anything dense no MLP. Norms without a weight are left out.
 struct DecoderLayer {
-    Norm before_attention, before_experts;
-    const AttentionModule& attention;
-    Router router;
-    const ExpertLayout& layout;
+    int hidden;
+    Norm before_attention, after_attention, before_mlp, after_mlp;
+    const AttentionModule* attention;
+    const Router* router;
+    const ExpertLayout* layout;  // of the router's experts
+    const Mlp* mlp;              // beside experts: the shared one
+    Values shared_gate;          // [hidden]: the shared expert's output is multiplied by the sigmoid of x times this
+    float residual_scale;        // of what is added to x
 };
 
 struct LayerOutcome {

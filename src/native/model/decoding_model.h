@@ -12,19 +12,23 @@ struct DecodingModel {
     Dtype dtype;               // of everything but the packed weights
     const void* embeddings;    // [vocabulary, hidden]
     int64_t vocabulary;
+    float embedding_scale;
     std::vector<const DecoderLayer*> layers;
+    std::vector<int> rotations;  // of each layer: which of a call's it takes
     Norm before_head;
     PackedLinear head;
+    float logits_divisor;
 };
 
-// Where one token's rotation lies, [width] each.
+// Where one token's rotation lies, as many values each as the layers that take it want.
 struct Rotation {
     const void *cos, *sin;
 };
 
-// ids [rows]; `tokens` of each layer, as in attend(), and `records` of each -> logits [rows, head's rows]. std::out_of_range for an id
-// beyond the vocabulary.
-std::vector<LayerOutcome> decode(const DecodingModel& model, const std::vector<int64_t>& ids, const std::vector<Rotation>& rotations,
+// ids [rows]; rotations: of each kind, one a row; `tokens` of each layer, as in attend(), and `records` of each -> logits [rows, head's
+// rows]. std::out_of_range for an id beyond the vocabulary.
+std::vector<LayerOutcome> decode(const DecodingModel& model, const std::vector<int64_t>& ids,
+                                 const std::vector<std::vector<Rotation>>& rotations,
                                  const std::vector<std::vector<DecodingToken>>& tokens, const std::vector<const Records*>& records,
                                  void* logits);
 

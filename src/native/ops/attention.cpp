@@ -15,6 +15,8 @@ namespace dali {
 namespace {
 
 constexpr int64_t ALONE = 1 << 15;  // multiplications that take less than handing them out
+constexpr int QUERIES = 32;              // of a block's head: tokens x the heads that share it
+constexpr size_t MOST_FLOATS = 1 << 20;  // found by the items of a step
 constexpr int64_t PART = 1024;      // keys of an item; the same on any number of threads, so that the sums are
 
 const char* at(const Rows& rows, int64_t row, int64_t head, Dtype dtype) {
@@ -28,37 +30,55 @@ float power(float x) {
     return values[0];
 }
 
-// What a token's queries of one head found in one part of its keys.
+// Neighbouring tokens of one sequence that see their keys from the same one on: they meet each key together.
+struct Block {
+    int first, count;  // tokens
+};
+
+// What a block's queries of one head found in one part of its keys.
 struct Item {
-    int token, head;
+    int block, head;
     int64_t part;
-    float *most, *total, *out;  // [group], [group], [group][padded value width]
+    float *most, *total, *out;  // [queries], [queries], [queries][padded value width]; queries: tokens x group
 };
 
 class Step {
   public:
-    Step(const AttentionCall& call, const std::vector<DecodingToken>& tokens)
-        : call_(call), tokens_(tokens), variant_(current_variant()), group_(call.heads / call.kv_heads), value_row_(padded(call.value_width)) {
-        for (size_t token = 0; token < tokens.size(); token++)
-            for (int head = 0; head < call.kv_heads; head++)
-                for (int64_t part = 0; part * PART <= tokens[token].place - tokens[token].first; part++)
-                    items_.push_back({int(token), head, part, nullptr, nullptr, nullptr});
-        const size_t each = size_t(group_) * (value_row_ + 2);
-        float* found = workspace_.take<float>(items_.size() * each);
-        std::fill_n(found, items_.size() * each, 0.0f);
-        for (size_t i = 0; i < items_.size(); i++) {
-            items_[i].out = found + i * each;
-            items_[i].most = items_[i].out + group_ * value_row_;
-            items_[i].total = items_[i].most + group_;
-            if (items_[i].part == 0) firsts_.push_back(int(i));
-        }
+    // `tokens`: of `count` blocks from `blocks` on; their keys and values are in place.
+    Step(const AttentionCall& call, const std::vector<DecodingToken>& tokens, const Block* blocks, size_t count)
+        : call_(call), tokens_(tokens), blocks_(blocks), variant_(current_variant()), group_(call.heads / call.kv_heads),
+          value_row_(padded(call.value_width)) {
+        size_t floats = 0;
+        for (size_t block = 0; block < count; block++)
+            for (int head = 0; head < call.kv_heads; head++) {
+                firsts_.push_back(int(items_.size()));
+                for (int64_t part = 0; part < parts_of(last(blocks[block])); part++) {
+                    items_.push_back({int(block), head, part, nullptr, nullptr, nullptr});
+                    floats += item_floats(blocks[block]);
+                }
+            }
         firsts_.push_back(int(items_.size()));
+        float* found = workspace_.take<float>(floats);
+        std::fill_n(found, floats, 0.0f);
+        for (Item& item : items_) {
+            const size_t queries = size_t(blocks[item.block].count) * group_;
+            item.out = found;
+            item.most = item.out + queries * value_row_;
+            item.total = item.most + queries;
+            found += item_floats(blocks[item.block]);
+        }
+    }
+
+    // Floats that an item of a block's finds.
+    static size_t floats_of(const AttentionCall& call, const Block& block) {
+        return size_t(block.count) * (call.heads / call.kv_heads) * (padded(call.value_width) + 2);
     }
 
     void run() {
         int64_t work = 0;
-        for (const DecodingToken& token : tokens_)
-            work += (token.place + 1 - token.first) * call_.heads * (call_.key_width + call_.value_width);
+        for (const Item& item : items_)
+            work += (std::min(PART, last(blocks_[item.block]).place + 1 - last(blocks_[item.block]).first)) * blocks_[item.block].count *
+                    group_ * (call_.key_width + call_.value_width);
         if (work < ALONE) {
             for (const Item& item : items_) compute(item);
             for (int i = 0; i < heads(); i++) merge(firsts_[i], firsts_[i + 1]);
@@ -78,59 +98,63 @@ class Step {
   private:
     int heads() const { return int(firsts_.size()) - 1; }
 
+    size_t item_floats(const Block& block) const { return floats_of(call_, block); }
+    const DecodingToken& last(const Block& block) const { return tokens_[block.first + block.count - 1]; }
+    static int64_t parts_of(const DecodingToken& token) { return (token.place - token.first) / PART + 1; }
+
     void compute(const Item& item) const {
-        const DecodingToken& token = tokens_[item.token];
+        const Block& block = blocks_[item.block];
+        const DecodingToken& token = last(block);
         const size_t bytes = item_bytes(call_.dtype);
-        char* keys = token.keys + item.head * token.capacity * call_.key_width * bytes;
-        char* values = token.values + item.head * token.capacity * call_.value_width * bytes;
         const int64_t begin = token.first + item.part * PART, end = std::min(begin + PART, token.place + 1);
-        if (end == token.place + 1) {  // the new token's own
-            std::memcpy(keys + token.place * call_.key_width * bytes, at(call_.keys, token.row, item.head, call_.dtype),
-                        call_.key_width * bytes);
-            std::memcpy(values + token.place * call_.value_width * bytes, at(call_.values, token.row, item.head, call_.dtype),
-                        call_.value_width * bytes);
-        }
-        const int query_row = padded(call_.key_width);
+        const char* keys = token.keys + (item.head * token.capacity + begin) * call_.key_width * bytes;
+        const char* values = token.values + (item.head * token.capacity + begin) * call_.value_width * bytes;
+        const int queries = block.count * group_, query_row = padded(call_.key_width);
         Workspace workspace;
-        float* query = workspace.take<float>(size_t(group_) * query_row);
-        float* scores = workspace.take<float>(size_t(group_) * padded(end - begin));
-        std::fill_n(query, size_t(group_) * query_row, 0.0f);
-        for (int g = 0; g < group_; g++)
-            read_row(at(call_.query, token.row, item.head * group_ + g, call_.dtype), call_.dtype, 0, call_.key_width,
-                     query + size_t(g) * query_row);
-        keys += begin * call_.key_width * bytes;
-        values += begin * call_.value_width * bytes;
+        float* query = workspace.take<float>(size_t(queries) * query_row);
+        float* scores = workspace.take<float>(size_t(queries) * padded(end - begin));
+        int64_t* seen = workspace.take<int64_t>(queries);
+        std::fill_n(query, size_t(queries) * query_row, 0.0f);
+        for (int q = 0; q < queries; q++) {
+            const DecodingToken& asking = tokens_[block.first + q / group_];
+            read_row(at(call_.query, asking.row, item.head * group_ + q % group_, call_.dtype), call_.dtype, 0, call_.key_width,
+                     query + size_t(q) * query_row);
+            seen[q] = std::clamp(asking.place + 1 - begin, int64_t(0), end - begin);
+        }
         const auto part = [&](auto* of) {
             using T = std::remove_pointer_t<decltype(of)>;
-            return AttentionPart<T>{reinterpret_cast<const T*>(keys), reinterpret_cast<const T*>(values), end - begin, group_, call_.key_width,
-                           call_.value_width, call_.scale, query, scores, item.out};
+            return AttentionPart<T>{reinterpret_cast<const T*>(keys), reinterpret_cast<const T*>(values), end - begin, queries, call_.key_width,
+                           call_.value_width, call_.scale, query, scores, item.out, block.count > 1 ? seen : nullptr};
         };
         if (call_.dtype == Dtype::f32) variant_.attend_f32(part(static_cast<float*>(nullptr)), item.most, item.total);
         else variant_.attend_bf16(part(static_cast<uint16_t*>(nullptr)), item.most, item.total);
     }
 
-    // The items [begin, end) are all of one token and head.
-    void merge(int begin, int end) const {
+    // The items [begin, ...) are all of one block and head.
+    void merge(int begin, int) const {
         const Item& first = items_[begin];
-        for (int g = 0; g < group_; g++) {
-            const float* sink = call_.sinks ? call_.sinks + first.head * group_ + g : nullptr;
-            float most = sink ? *sink : first.most[g];
-            for (int i = begin; i < end; i++) most = std::max(most, items_[i].most[g]);
+        const Block& block = blocks_[first.block];
+        for (int q = 0; q < block.count * group_; q++) {
+            const DecodingToken& token = tokens_[block.first + q / group_];
+            const int head = first.head * group_ + q % group_, end = begin + int(parts_of(token));
+            const float* sink = call_.sinks ? call_.sinks + head : nullptr;
+            float most = sink ? *sink : first.most[q];
+            for (int i = begin; i < end; i++) most = std::max(most, items_[i].most[q]);
             float total = sink ? power(*sink - most) : 0.0f;
-            for (int i = begin; i < end; i++) total += items_[i].total[g] * power(items_[i].most[g] - most);
-            float* out = first.out + g * value_row_;
+            for (int i = begin; i < end; i++) total += items_[i].total[q] * power(items_[i].most[q] - most);
+            float* out = first.out + q * value_row_;
             for (int i = begin; i < end; i++) {
-                const float share = power(items_[i].most[g] - most) / total;
-                const float* part = items_[i].out + g * value_row_;
+                const float share = power(items_[i].most[q] - most) / total;
+                const float* part = items_[i].out + q * value_row_;
                 for (int c = 0; c < call_.value_width; c++) out[c] = i == begin ? part[c] * share : out[c] + part[c] * share;
             }
-            const size_t to = (size_t(tokens_[first.token].row) * call_.heads + size_t(first.head) * group_ + g) * call_.value_width;
-            write(out, call_.value_width, call_.dtype, call_.out, to);
+            write(out, call_.value_width, call_.dtype, call_.out, (size_t(token.row) * call_.heads + head) * call_.value_width);
         }
     }
 
     const AttentionCall& call_;
     const std::vector<DecodingToken>& tokens_;
+    const Block* blocks_;
     const Variant& variant_;
     Workspace workspace_;
     const int group_, value_row_;
@@ -140,6 +164,42 @@ class Step {
 
 }  // namespace
 
-void attend(const AttentionCall& call, const std::vector<DecodingToken>& tokens) { Step(call, tokens).run(); }
+void attend(const AttentionCall& call, const std::vector<DecodingToken>& tokens) {
+    if (tokens.empty()) return;
+    const size_t bytes = item_bytes(call.dtype);
+    std::vector<Block> blocks;
+    const int most = std::max(1, QUERIES / (call.heads / call.kv_heads));
+    for (size_t i = 0; i < tokens.size(); i++) {
+        const DecodingToken& token = tokens[i];
+        for (int head = 0; head < call.kv_heads; head++) {
+            const int64_t place = head * token.capacity + token.place;
+            std::memcpy(token.keys + place * call.key_width * bytes, at(call.keys, token.row, head, call.dtype), call.key_width * bytes);
+            std::memcpy(token.values + place * call.value_width * bytes, at(call.values, token.row, head, call.dtype), call.value_width * bytes);
+        }
+        const DecodingToken* before = i ? &tokens[i - 1] : nullptr;
+        const bool joins = before && before->keys == token.keys && before->place + 1 == token.place && before->first == token.first;
+        if (joins && blocks.back().count < most) blocks.back().count++;
+        else blocks.push_back({int(i), 1});
+    }
+    for (size_t begin = 0, end = 0; begin < blocks.size(); begin = end) {  // as much at a time as stays in the caches
+        size_t floats = 0;
+        while (end < blocks.size() && (end == begin || floats < MOST_FLOATS)) {
+            const DecodingToken& last = tokens[blocks[end].first + blocks[end].count - 1];
+            floats += Step::floats_of(call, blocks[end]) * call.kv_heads * ((last.place - last.first) / PART + 1);
+            end++;
+        }
+        Step(call, tokens, blocks.data() + begin, end - begin).run();
+    }
+}
+
+void attend(const AttentionCall& call, const DecodingToken& first, int count, int64_t window) {
+    std::vector<DecodingToken> tokens(count, first);
+    for (int i = 0; i < count; i++) {
+        tokens[i].row += i;
+        tokens[i].place += i;
+        if (window) tokens[i].first = std::max(first.first, tokens[i].place + 1 - window);
+    }
+    attend(call, tokens);
+}
 
 }  // namespace dali

@@ -1,4 +1,4 @@
-// Attention while decoding: one new token a sequence.
+// Attention of a step's tokens to what their sequences keep.
 #pragma once
 
 #include <cstdint>
@@ -33,8 +33,12 @@ struct AttentionCall {
     void* out;                 // [tokens, heads, value width], contiguous
 };
 
-// Keeps the keys and values of `tokens` and writes their rows of `out`. Long sequences are attended to in parts of one fixed length,
+// Keeps the keys and values of `tokens`, several of which may be of one sequence, in order, and writes their rows of `out`. Long sequences are attended to in parts of one fixed length,
 // merged in order (as FlashDecoding does), so a result depends on nothing but its sequence.
 void attend(const AttentionCall& call, const std::vector<DecodingToken>& tokens);
+
+// The same for `count` tokens of one sequence, of which `first` is the first; each sees those before it, and of them at most `window`,
+// itself included, if that is not 0.
+void attend(const AttentionCall& call, const DecodingToken& first, int count, int64_t window);
 
 }  // namespace dali

@@ -7,19 +7,34 @@
 
 namespace dali {
 
-struct RouteCall {
-    const void* x;       // [tokens, hidden]
-    const void* weight;  // [experts, hidden]
-    Dtype dtype;         // float32 or bfloat16, of x, weight and logits
-    int tokens, hidden, experts, top_k;
-    bool normalise;  // weights sum to 1
-    void* logits;    // [tokens, experts]
-    void* weights;   // [tokens, top_k], of weights_dtype
-    Dtype weights_dtype;
-    int64_t* ids;  // [tokens, top_k], the likeliest first
+enum class Score : int { softmax, sigmoid };
+
+// Values of one of torch's tensors; null if there are none.
+struct Values {
+    const void* at = nullptr;
+    Dtype dtype = Dtype::f32;
 };
 
-// weights = the top_k largest of softmax(x weight^T); softmax in float32 of logits as they were rounded.
-void route(const RouteCall& call);
+// logits = x weight^T + bias, rounded to `rounded`; scores of them in float32. A token takes the experts of the highest score (or
+// logit) plus correction, those of its best groups alone. Their scores are the weights: over their sum (`floor` at least) plus epsilon if
+// `normalise`, times `scale`.
+struct Router {
+    Values weight;  // [experts, hidden], float32 or bfloat16
+    int hidden, experts, top_k;
+    Score score;
+    Values bias, correction;  // [experts]
+    bool by_logit;            // a token takes the highest logits, not scores
+    int groups, kept_groups, judged;  // a group's worth is the sum of its `judged` highest
+    bool normalise;
+    float epsilon, floor, scale;
+    Dtype rounded, logits_dtype, weights_dtype;
+};
+
+// x [tokens, hidden] of `dtype` -> logits [tokens, experts] of logits_dtype, weights [tokens, top_k] of weights_dtype, and ids
+// [tokens, top_k], the highest first. NaN ranks highest, as in torch.
+void route(const Router& router, const void* x, Dtype dtype, int tokens, void* logits, void* weights, int64_t* ids);
+
+// One logit a token, out [tokens] of `dtype`: x [tokens, hidden] times weight [hidden], which is as a router's.
+void gate_logits(const Values& weight, int hidden, const void* x, Dtype dtype, int tokens, void* out);
 
 }  // namespace dali

@@ -2,10 +2,13 @@
 
 #include <algorithm>
 #include <chrono>
+#include <new>
 #include <utility>
 
-#ifdef __linux__
+#ifndef _WIN32
 #include <pthread.h>
+#endif
+#ifdef __linux__
 #include <sched.h>
 #endif
 
@@ -100,7 +103,25 @@ Phase::Phase(int count) : count_(count), parts_(std::max(1, std::min(count, Pool
 
 Pool& Pool::instance() {
     static Pool pool;
+#ifndef _WIN32
+    static const int followed = pthread_atfork(nullptr, nullptr, [] { instance().begin_anew(); });
+    (void)followed;
+#endif
     return pool;
+}
+
+// In a forked child only the thread that forked goes on. The others are not there to be joined, nor to let go of what they hold: the
+// child would wait for them when it exits.
+void Pool::begin_anew() {
+    new std::vector<std::thread>(std::move(workers_));  // never destroyed, which would end the process
+    workers_.clear();
+    new (&busy_) std::mutex;
+    new (&sleep_) std::mutex;
+    new (&wake_) std::condition_variable;
+    stopping_ = false;
+    sleeping_ = 0;
+    threads_ = 1;
+    inside_ = CLOSED;
 }
 
 Pool::~Pool() { stop(); }

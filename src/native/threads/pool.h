@@ -116,6 +116,7 @@ class Pool {
     void serve(int thread, int core, uint64_t seen);
     void attempt(const std::function<void()>& work);
     void stop();
+    void begin_anew();
 
     std::mutex busy_;  // held through a call
     std::mutex sleep_;

@@ -12,6 +12,10 @@ import dali
 from dali.errors import DaliError
 from gguf_models import gguf_model, rewrite, save_gguf
 
+UINT32, INT32, UINT64, FLOAT32, STRING = (
+    gguf.GGUFValueType[name] for name in ("UINT32", "INT32", "UINT64", "FLOAT32", "STRING")
+)
+
 
 @pytest.fixture(scope="module", params=["qwen3_moe"])
 def saved(request, tmp_path_factory):
@@ -52,11 +56,53 @@ def refusal(path) -> str:
         ({"tokenizer.ggml.merges": ["no such"]}, "its tokenizer is damaged"),
         ({"tokenizer.ggml.model": "rwkv"}, "has a 'rwkv' tokenizer, which dali cannot read"),
         ({"tokenizer.ggml.pre": "unheard-of"}, "splits text as 'unheard-of', which dali does not know"),
-        ({"tokenizer.ggml.eos_token_id": 97}, "its key tokenizer.ggml.eos_token_id is 97, of 97 tokens"),
+        ({"tokenizer.ggml.tokens": [f"t{i}" for i in range(98)]}, "it has 98 tokens, and embeddings of 97"),
     ],
 )  # fmt: skip
 def test_metadata(path, keys, problem):
     assert problem in refusal(rewrite(path, keys))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "kind", "wrong"),
+    [
+        ("eos_token_id", 97, UINT32, "is 97, of 97 tokens"),
+        ("padding_token_id", 2**32 - 1, UINT32, "is 4294967295, of 97 tokens"),
+        ("bos_token_id", -1, INT32, "is -1, of 97 tokens"),
+        ("unknown_token_id", "<unk>", STRING, "is '<unk>', not int"),
+        ("eot_token_id", float("nan"), FLOAT32, "is nan, not int"),
+        ("add_bos_token", 1, UINT32, "is 1, not bool"),
+        ("token_type", 3, UINT32, "is 3, not list"),
+    ],
+)
+def test_a_model_does_without_optional_metadata_that_cannot_be_meant(path, key, value, kind, wrong):
+    key = f"tokenizer.ggml.{key}"
+    rewrite(path, {key: None}, added={key: (value, kind)})
+    notes: list[str] = []
+    llm = dali.load(path, notify=notes.append)
+    assert notes == [f"{path} is read without its key {key}, which {wrong}."]
+    assert llm.generate("ab", max_tokens=2, temperature=0).tokens
+
+
+@pytest.mark.parametrize(("value", "kind"), [(-1, INT32), (2**63, UINT64)])
+@pytest.mark.parametrize("key", ["context_length", "attention.key_length"])
+def test_sizes_that_none_can_be(path, key, value, kind):
+    key = f"qwen3moe.{key}"
+    rewrite(path, {key: None}, added={key: (value, kind)})
+    assert f"its key {key} is {value}, which it cannot be" in refusal(path)
+
+
+def test_texts_that_are_not_utf_8(path):
+    content = path.read_bytes()
+    template = b"{% for m in messages %}"
+    assert content.count(template) == 1
+    path.write_bytes(content.replace(template, b"\xff" + template[1:]))
+    notes: list[str] = []
+    llm = dali.load(path, notify=notes.append)
+    assert llm.tokenizer.chat_template is None
+    assert 'without its key tokenizer.chat_template, which is b"\\xff' in notes[0]
+    path.write_bytes(content.replace(b"qwen3moe", b"qwen3mo\xff", 1))
+    assert "its key general.architecture is b'qwen3mo\\xff', not str" in refusal(path)
 
 
 def without(part):

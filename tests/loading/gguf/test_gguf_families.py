@@ -78,8 +78,9 @@ YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max
         ("qwen3_moe", {"rope_parameters": YARN, "tie_word_embeddings": True}, {}),
         ("mixtral", {"sliding_window": None, "head_dim": 24}, {}),
         ("phimoe", {"attention_bias": False, "lm_head_bias": False}, {}),
+        ("phimoe", {"sliding_window": 7}, {}),
     ],
-    ids=["mla-yarn", "lora", "gpt-oss-yarn", "yarn-tied", "head", "unbiased"],
+    ids=["mla-yarn", "lora", "gpt-oss-yarn", "yarn-tied", "head", "unbiased", "window"],
 )
 def test_what_a_family_can_be_otherwise(family, changes, options, tmp_path):
     model = gguf_model(family, **changes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,6 +26,8 @@ def test_metadata_and_tensors(tmp_path):
         key("yes", BOOL, True),
         key("words", ARRAY, (STRING, 2, text("a") + text(""))),
         key("numbers", ARRAY, (U8, 3, b"\1\2\3")),
+        key("rows", ARRAY, (ARRAY, 2, struct.pack("<IQB", U8, 1, 7) + struct.pack("<IQ", U8, 0))),
+        key("latin", STRING, b"\xe9"),
     )
     data = np.arange(16, dtype="<f4").tobytes()
     path = write(tmp_path / "m.gguf", gguf(keys, TWO, data))
@@ -36,6 +39,8 @@ def test_metadata_and_tensors(tmp_path):
         "yes": True,
         "words": ["a", ""],
         "numbers": [1, 2, 3],
+        "rows": [[7], []],
+        "latin": b"\xe9",
     }
     a, b = model.tensors.values()
     assert (a.name, a.shape, a.type.name, a.nbytes, b.shape) == ("a", (2, 4), "F32", 32, (8,))
@@ -50,11 +55,23 @@ def test_other_alignments_and_version_2(tmp_path):
     assert [t.offset % 64 for t in tensors.values()] == [0, 0]
 
 
+def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
+    def refuse(path, *arguments):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(DaliError, match=r"^Cannot read .*m\.gguf \(Permission denied\)\.\nMake it readable"):
+        read_gguf(tmp_path / "m.gguf")
+
+
 def test_values_of_the_wrong_type(tmp_path):
     model = read_gguf(write(tmp_path / "m.gguf", gguf((key("n", STRING, "7"), key("b", BOOL, True)))))
     assert model.get("absent", int, 3) == 3
     with pytest.raises(DaliError, match=r"m\.gguf: its key n is '7', not int"):
         model.get("n", int)
+    assert model.optional("n", int, 3) == model.optional("absent", int, 3) == 3
+    assert (model.optional("n", str), model.optional("b", bool)) == ("7", True)
+    assert model.ignored == {"n": "is '7', not int"}
     with pytest.raises(DaliError, match="its key b is True, not int"):
         model.require("b", int)
     with pytest.raises(DaliError, match=r"it lacks the key absent"):
@@ -75,13 +92,15 @@ HOSTILE = {
         "ends inside its key s",
     ),
     "key not UTF-8": (gguf((key(b"\xff\xfe", U32, 1),)), "key 0 is not UTF-8"),
-    "string not UTF-8": (gguf((key("s", STRING, b"\xff"),)), "its key s is not UTF-8"),
     "key type": (gguf((text("x") + struct.pack("<I", 13) + b"\0" * 8,)), "its key x has the unknown type 13"),
     "array type": (
         gguf((key("x", ARRAY, (99, 1, b"\0" * 8)),)),
         "its key x is an array of the unknown type 99",
     ),
-    "array of arrays": (gguf((key("x", ARRAY, (ARRAY, 1, b"\0" * 20)),)), "array of the unknown type 9"),
+    "arrays in arrays": (
+        gguf((key("x", ARRAY, (ARRAY, 1, struct.pack("<IQ", ARRAY, 1) * 9)),)),
+        "its key x has arrays in arrays, more than 4 deep",
+    ),
     "array count": (
         gguf((key("x", ARRAY, (U8, 2**40, b"\0" * 8)),)),
         "its key x is an array of 1099511627776",

@@ -245,6 +245,27 @@ def test_who_waits_for_another_build_says_so(path):
     assert_whole(path)
 
 
+@pytest.mark.parametrize("error", ["ENOSYS", "ENOLCK", "EOPNOTSUPP"])
+def test_a_file_system_without_locks(path, monkeypatch, recwarn, error):
+    def refuse(*arguments: object) -> None:
+        raise OSError(getattr(errno, error), "no locks")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    path.parent.mkdir(parents=True)
+    of_another = path.with_name(f"{path.name}.0123.tmp")
+    of_another.touch()
+    notes: list[str] = []
+    assert ensure_store(path, header(), RandomExperts(), silent, notes.append) is True
+    assert notes == [
+        f"The file system of {path.parent} has no locks: let one process at a time pack the experts."
+    ]
+    assert of_another.exists()
+    assert not recwarn
+    of_another.unlink()
+    assert leftovers(path) == [path.name]
+    assert_whole(path)
+
+
 def test_two_processes_build_one_store(path):
     """Both start with nothing: one builds, the other waits, says so, and finds it built."""
     spawn = multiprocessing.get_context("spawn")

@@ -60,6 +60,6 @@ def _answer(text: str, conversation: Conversation, verbose: bool) -> None:
         log.info(styled(answer.summary(verbose), DIM) + "\n")
         if answer.filled_context:
             llm = conversation.llm
-            most = llm.model.config.max_position_embeddings
+            most = llm.model.config.get_text_config().max_position_embeddings
             larger = f"; --ctx-size up to {most} holds more" if llm.ctx_size < most else ""
             log.info(f"The answer ends where the context of {llm.ctx_size} tokens is full{larger}.")

@@ -35,6 +35,13 @@ def wholes(least: int) -> Kind:
     return Kind("N", f"whole numbers from {least}, with commas between them", parse)
 
 
+def _factor(text: str) -> float:
+    value = float(text)
+    if not 1 <= value < 2**20:
+        raise ValueError
+    return value
+
+
 def one_of(names: tuple[str, ...], metavar: str = "NAME", near: Mapping[str, str] | None = None) -> Kind:
     """near: what others call one of `names`."""
 
@@ -65,4 +72,5 @@ TEXT = Kind("TEXT", "some text in UTF-8", _some_text)
 FILE = Kind("FILE", "the name of a file", _some_name)
 NAMES = Kind("NAMES", "names with commas between them", _names)
 COUNTS = wholes(1)
+FACTOR = Kind("F", "a number from 1, such as 4", _factor)
 SIZE = Kind("SIZE", "a size like 8GiB or 500MB", parse_size)

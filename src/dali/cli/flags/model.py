@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from dali.cli.flags.kinds import FILE, SIZE, one_of, whole
+from dali.cli.flags.kinds import FACTOR, FILE, SIZE, one_of, whole
 from dali.cli.flags.option import SWITCH, flag
-from dali.options import DTYPES, QUANTS, LoadOptions
+from dali.options import DTYPES, QUANTS, ROPE_SCALINGS, LoadOptions
 
 # What others call a format of QUANTS.
 NEAR = {
@@ -32,6 +32,17 @@ class Model:
         "tokens a conversation may have (default, and 0: all the model can)",
         "-c",
     )
+    rope_scaling: str | None = flag(
+        "model",
+        one_of(ROPE_SCALINGS),
+        "stretch the context by linear or yarn scaling (default: as the model says)",
+    )
+    rope_scale: float | None = flag("model", FACTOR, "how many times more tokens than in training")
+    yarn_orig_ctx: int | None = flag(
+        "model",
+        whole(1, 0, "as the model says"),
+        "tokens in training, for yarn (default, and 0: as the model says)",
+    )
     quant: str | None = flag(
         "model",
         one_of(QUANTS, near=NEAR),
@@ -52,6 +63,9 @@ class Model:
     def _parameters(self) -> dict[str, Any]:
         return {
             "ctx_size": self.ctx_size,
+            "rope_scaling": self.rope_scaling,
+            "rope_scale": self.rope_scale,
+            "yarn_orig_ctx": self.yarn_orig_ctx,
             "quant": self.quant,
             "dtype": self.dtype,
             "ram": self.ram,

@@ -6,18 +6,18 @@ share out a call.
 """
 
 from dali.compiled import AVAILABLE, VARIABLE, enabled, use, variant, variants
-from dali.kernels.native.decode import (
+from dali.kernels.native.attention import (
     ATTENTION_DTYPES,
-    ROUTED_DTYPES,
     Attention,
-    DecoderLayer,
-    DecodingModel,
     DecodingToken,
+    LatentProjections,
+    NormParts,
+    Projections,
+    Rotary,
     attend,
-    decode_layers,
-    rms_norm,
-    route,
+    attend_prompt,
 )
+from dali.kernels.native.decode import DecoderLayer, DecodingModel, LayerNorms, Mlp, decode_layers
 from dali.kernels.native.experts import (
     ExpertRecords,
     compute_experts,
@@ -28,8 +28,11 @@ from dali.kernels.native.experts import (
 from dali.kernels.native.library import set_threads, threads
 from dali.kernels.native.linear import DEQUANTIZED, Linear, dequantize_blocks, repack
 from dali.kernels.native.measure import read_seconds, seconds
+from dali.kernels.native.route import ROUTED_DTYPES, Router, Routing, gate_logits
+from dali.kernels.native.rows import ACTIVATED_DTYPES, activate, rms_norm, sigmoid
 
 __all__ = [
+    "ACTIVATED_DTYPES",
     "ATTENTION_DTYPES",
     "AVAILABLE",
     "DEQUANTIZED",
@@ -40,21 +43,32 @@ __all__ = [
     "DecodingModel",
     "DecodingToken",
     "ExpertRecords",
+    "LatentProjections",
+    "LayerNorms",
     "Linear",
+    "Mlp",
+    "NormParts",
+    "Projections",
+    "Rotary",
+    "Router",
+    "Routing",
+    "activate",
     "attend",
+    "attend_prompt",
     "compute_experts",
     "count_pairs",
     "decode_layers",
     "dequantize_blocks",
     "enabled",
+    "gate_logits",
     "order_pairs",
     "read_seconds",
     "reduce_choices",
     "repack",
     "rms_norm",
-    "route",
     "seconds",
     "set_threads",
+    "sigmoid",
     "threads",
     "use",
     "variant",

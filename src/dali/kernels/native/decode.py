@@ -1,196 +1,102 @@
-"""What a decoding step does beside experts and linears: norms, routers, attention."""
+"""Whole decoder layers while decoding, and models of them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from dali.compiled import library
 from dali.kernels.expert import ExpertLayout
+from dali.kernels.native.attention import Attention, DecodingToken, NormParts, norm_parts
 from dali.kernels.native.experts import ExpertRecords, native_layout
 from dali.kernels.native.library import DTYPES
 from dali.kernels.native.linear import Linear
-
-DecodingToken = tuple[int, int, int, int, int, int]  # as attend() has it
-ATTENTION_DTYPES = (torch.float32, torch.bfloat16)
-
-ROUTED_DTYPES = (torch.float32, torch.bfloat16)
+from dali.kernels.native.route import Router, address_of
 
 
-def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-    """weight * (x / sqrt(mean(x^2) + epsilon)) over the last dimension, in float32; rounded before and after weight."""
-    x = x.contiguous()
-    width = x.shape[-1]
-    assert weight.dtype == x.dtype and weight.is_contiguous() and weight.shape == (width,)
-    out = torch.empty_like(x)
-    library.rms_norm(
-        x.data_ptr(), weight.data_ptr(), DTYPES[x.dtype], x.numel() // width, width, epsilon, out.data_ptr()
-    )
-    return out
+class Mlp:
+    """A dense feed-forward network: down of activation(gate) * up. first: gate and up, or one linear with the rows of both."""
+
+    def __init__(self, first: Sequence[Linear], down: Linear, activation: str) -> None:
+        assert sum(linear.rows for linear in first) == 2 * down.columns
+        self._linears = first, down
+        self._mlp = library.Mlp([linear._packed for linear in first], down._packed, activation)
 
 
-def route(
-    x: Tensor, weight: Tensor, top_k: int, normalise: bool, weights_dtype: torch.dtype
-) -> tuple[Tensor, Tensor, Tensor]:
-    """x [tokens, hidden], weight [experts, hidden], both of one of ROUTED_DTYPES -> (logits [tokens, experts], the top_k largest
-    of their softmax [tokens, top_k], over their sum if `normalise`, whose experts these are [tokens, top_k])."""
-    x = x.contiguous()
-    tokens, hidden = x.shape
-    experts = weight.shape[0]
-    assert weight.dtype == x.dtype and weight.is_contiguous() and weight.shape[1] == hidden
-    logits = x.new_empty(tokens, experts)
-    weights = torch.empty(tokens, top_k, dtype=weights_dtype)
-    ids = torch.empty(tokens, top_k, dtype=torch.int64)
-    library.route(
-        x.data_ptr(),
-        weight.data_ptr(),
-        DTYPES[x.dtype],
-        tokens,
-        hidden,
-        experts,
-        top_k,
-        normalise,
-        logits.data_ptr(),
-        weights.data_ptr(),
-        DTYPES[weights_dtype],
-        ids.data_ptr(),
-    )
-    return logits, weights, ids
+@dataclass(frozen=True)
+class LayerNorms:
+    """A decoder layer's norms; None: there is none."""
 
-
-def attend(
-    query: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    tokens: list[DecodingToken],
-    scale: float,
-    sinks: Tensor | None,
-    out: Tensor,
-) -> None:
-    """Decoding: each of `tokens` attends to its own sequence's keys and values, after its own were added to them.
-
-    query [heads, step's tokens, width], keys and values [kv heads, step's tokens, their width], of one of ATTENTION_DTYPES; out
-    [step's tokens, heads, value width], of which the tokens' rows are written. tokens: (row, address of the sequence's keys
-    [kv heads, capacity, width], of its values, capacity, place of the new token, first place it sees) each. sinks: one more
-    logit a head, without a value.
-    """
-    assert query.stride(2) == keys.stride(2) == values.stride(2) == 1 and out.is_contiguous()
-    if sinks is not None:
-        sinks = sinks.to(torch.float32).contiguous()
-    library.attend(
-        DTYPES[query.dtype],
-        query.shape[0],
-        keys.shape[0],
-        query.shape[2],
-        values.shape[2],
-        scale,
-        (query.data_ptr(), query.stride(1), query.stride(0)),
-        (keys.data_ptr(), keys.stride(1), keys.stride(0)),
-        (values.data_ptr(), values.stride(1), values.stride(0)),
-        0 if sinks is None else sinks.data_ptr(),
-        tokens,
-        out.data_ptr(),
-    )
-
-
-class Attention:
-    """A whole attention module while decoding: query, key, value and output projections, norms of query and key (weight and
-    epsilon), heads of one width, rotated in halves; `sinks` as in attend()."""
-
-    def __init__(
-        self,
-        linears: Sequence[Linear],
-        norms: Sequence[tuple[Tensor, float] | None],
-        width: int,
-        scale: float,
-        sinks: Tensor | None,
-    ) -> None:
-        query, key, _, self._out = linears
-        self.linears = linears
-        self.width, self.kv_heads = width, key.rows // width
-        self._tensors = linears, norms, sinks = (
-            linears,
-            norms,
-            None if sinks is None else sinks.float().contiguous(),
-        )
-        address = 0 if sinks is None else sinks.data_ptr()
-        self._module = library.AttentionModule(
-            *(linear._packed for linear in linears),
-            *map(_norm, norms),
-            query.rows // width,
-            self.kv_heads,
-            width,
-            scale,
-            address,
-        )
-
-    def decode(self, x: Tensor, cos: Tensor, sin: Tensor, tokens: list[DecodingToken]) -> Tensor:
-        """x [..., hidden], cos and sin [..., width] for as many rows; tokens as in attend() -> the module's output, as x."""
-        x, cos, sin = x.contiguous(), cos.contiguous(), sin.contiguous()
-        assert cos.dtype == sin.dtype == x.dtype and cos.shape == sin.shape and cos.shape[-1] == self.width
-        rows = cos.numel() // self.width
-        assert x.numel() == rows * x.shape[-1]
-        out = x.new_empty((*x.shape[:-1], self._out.rows))
-        library.decode(
-            self._module,
-            x.data_ptr(),
-            DTYPES[x.dtype],
-            rows,
-            cos.data_ptr(),
-            sin.data_ptr(),
-            tokens,
-            out.data_ptr(),
-        )
-        return out
+    before_attention: NormParts | None = None
+    after_attention: NormParts | None = None
+    before_mlp: NormParts | None = None
+    after_mlp: NormParts | None = None
 
 
 class DecoderLayer:
-    """A whole decoder layer while decoding: norms (weight and epsilon) before attention and before the experts, the router (its
-    arguments as in route()), the experts' layout. Where the experts lie is told anew in every call."""
+    """A whole decoder layer while decoding: norms, attention, and then experts with their router, a dense MLP, or both, the MLP
+    being the experts' shared one. `shared_gate` [hidden]: the sigmoid of its product with the input scales the shared one's
+    output. `residual_scale` multiplies what is added to the input. Where the experts lie is told anew in every call."""
 
     def __init__(
         self,
-        before_attention: tuple[Tensor, float],
+        hidden: int,
+        dtype: torch.dtype,
+        norms: LayerNorms,
         attention: Attention,
-        before_experts: tuple[Tensor, float],
-        router: tuple[Tensor, int, bool, torch.dtype],
-        layout: ExpertLayout,
+        experts: tuple[Router, ExpertLayout] | None = None,
+        mlp: Mlp | None = None,
+        shared_gate: Tensor | None = None,
+        residual_scale: float = 1.0,
     ) -> None:
-        self._tensors = before_attention, before_experts, router
-        self.dtype = before_attention[0].dtype
-        weight, top_k, normalise, weights_dtype = router
+        assert experts is not None or mlp is not None
+        router, layout = experts or (None, None)
+        self.dtype, self.rotary = dtype, attention.rotary
+        every = norms.before_attention, norms.after_attention, norms.before_mlp, norms.after_mlp
+        self._parts = norms, attention, router, mlp, shared_gate
         self._layer = library.DecoderLayer(
-            _norm(before_attention),
+            hidden,
+            tuple(map(norm_parts, every)),
             attention._module,
-            _norm(before_experts),
-            (weight.data_ptr(), weight.shape[0], top_k, normalise, DTYPES[weights_dtype]),
-            native_layout(layout),
+            None if router is None else router._router,
+            None if layout is None else native_layout(layout),
+            None if mlp is None else mlp._mlp,
+            address_of(shared_gate),
+            residual_scale,
         )
-        self._attention = attention
+
+
+NO_EXPERTS = None if library is None else library.ExpertRecords([])
+
+
+def _addresses(records: Sequence[ExpertRecords | None]) -> list[object]:
+    return [NO_EXPERTS if layer is None else layer._addresses for layer in records]
 
 
 def decode_layers(
     layers: Sequence[DecoderLayer],
-    records: Sequence[ExpertRecords],
+    records: Sequence[ExpertRecords | None],
     x: Tensor,
     cos: Tensor,
     sin: Tensor,
     tokens: list[list[DecodingToken]],
 ) -> tuple[Tensor, list[tuple[int, float]]]:
-    """One layer after another. records: of each layer's experts; x [1, rows, hidden], cos and sin [1, rows, width]; tokens as in
-    attend(), of each layer -> (the last one's output, as x, and of each layer how many experts took part and the seconds they
-    took). IndexError for a router's choice that has no record."""
+    """One layer after another. records: of each layer's experts, if it has any; x [1, rows, hidden], cos and sin [1, rows,
+    given]; tokens as in attend(), of each layer -> (the last one's output, as x, and of each layer how many experts took part
+    and the seconds they took). IndexError for a router's choice that has no record."""
     x, cos, sin = x.contiguous(), cos.contiguous(), sin.contiguous()
-    assert cos.dtype == sin.dtype == x.dtype and cos.shape == sin.shape
+    rows = x.numel() // x.shape[-1]
+    assert all(layer.rotary.takes(cos, sin, rows) for layer in layers)
     out = torch.empty_like(x)
     outcomes = library.decode_layers(
         [layer._layer for layer in layers],
-        [layer._addresses for layer in records],
+        _addresses(records),
         x.data_ptr(),
         DTYPES[x.dtype],
-        x.shape[-2],
+        rows,
         cos.data_ptr(),
         sin.data_ptr(),
         tokens,
@@ -200,39 +106,45 @@ def decode_layers(
 
 
 class DecodingModel:
-    """A whole model while decoding: embeddings [vocabulary, hidden], layers, norm (weight and epsilon), head."""
+    """A whole model while decoding: embeddings [vocabulary, hidden] times embedding_scale, layers, norm, head, whose logits are
+    divided by logits_divisor. rotations: of each layer, which of a call's rotations it takes."""
 
     def __init__(
-        self, embeddings: Tensor, layers: Sequence[DecoderLayer], norm: tuple[Tensor, float], head: Linear
+        self,
+        embeddings: Tensor,
+        layers: Sequence[DecoderLayer],
+        rotations: list[int],
+        norm: NormParts,
+        head: Linear,
+        embedding_scale: float = 1.0,
+        logits_divisor: float = 1.0,
     ) -> None:
         vocabulary, hidden = embeddings.shape
         assert embeddings.is_contiguous() and norm[0].shape == (hidden,) and head.columns == hidden
-        assert norm[0].dtype == embeddings.dtype
+        assert norm[0].dtype == embeddings.dtype and len(rotations) == len(layers)
         self._tensors, self._layers, self._head = (embeddings, norm), layers, head
         self._dtype = embeddings.dtype
         self._model = library.DecodingModel(
             DTYPES[embeddings.dtype],
             embeddings.data_ptr(),
             vocabulary,
+            embedding_scale,
             [layer._layer for layer in layers],
-            _norm(norm),
+            rotations,
+            norm_parts(norm),
             head._packed,
+            logits_divisor,
         )
 
     def decode(
         self,
-        records: Sequence[ExpertRecords],
+        records: Sequence[ExpertRecords | None],
         ids: list[int],
-        rotations: list[tuple[int, int]],
+        rotations: list[list[tuple[int, int]]],
         tokens: list[list[DecodingToken]],
     ) -> tuple[Tensor, list[tuple[int, float]]]:
-        """One token a sequence. records: of each layer's experts; rotations: addresses of each one's cos and sin, [width] of the
-        embeddings' dtype; tokens: of each layer, as in attend() -> (logits [tokens, vocabulary], of each layer what
+        """One token a sequence. records: of each layer's experts, if it has any; rotations: of each kind, addresses of each
+        token's cos and sin, [given]; tokens: of each layer, as in attend() -> (logits [tokens, vocabulary], of each layer what
         decode_layers() tells). IndexError for an id beyond the vocabulary."""
         logits = torch.empty(len(ids), self._head.rows, dtype=self._dtype)
-        addresses = [layer._addresses for layer in records]
-        return logits, self._model.decode(addresses, ids, rotations, tokens, logits.data_ptr())
-
-
-def _norm(parts: tuple[Tensor, float] | None) -> tuple[int, int, float]:
-    return (0, 0, 0.0) if parts is None else (parts[0].data_ptr(), parts[0].numel(), parts[1])
+        return logits, self._model.decode(_addresses(records), ids, rotations, tokens, logits.data_ptr())

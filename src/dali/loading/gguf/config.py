@@ -10,6 +10,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from dali.errors import reason
 from dali.loading.gguf.families import family_of
 from dali.loading.gguf.keys import NUMBER, Fields, Keys
+from dali.loading.gguf.tokenizer import TOKENS, special_id
 from dali.loading.skeleton import quiet_transformers
 from dali.store.gguf.header import Gguf, damaged
 
@@ -23,8 +24,11 @@ def read_config(gguf: Gguf, eos_ids: list[int]) -> Any:
     layers = _count_blocks(keys)
     if not keys.has("token_embd.weight"):
         raise damaged(gguf.path, "it lacks the tensor token_embd.weight")
+    tokens, rows = len(gguf.strings(TOKENS)), gguf.tensors["token_embd.weight"].shape[0]
+    if tokens > rows:
+        raise damaged(gguf.path, f"it has {tokens} tokens, and embeddings of {rows}")
     fields: Fields = {
-        "vocab_size": gguf.tensors["token_embd.weight"].shape[0],
+        "vocab_size": rows,
         "hidden_size": keys.required("embedding_length"),
         "intermediate_size": keys.key("feed_forward_length"),
         "num_hidden_layers": layers,
@@ -36,9 +40,9 @@ def read_config(gguf: Gguf, eos_ids: list[int]) -> Any:
         family.experts: keys.required("expert_count"),
         "tie_word_embeddings": not keys.has("output.weight"),
         "rope_parameters": keys.rope(),
-        "bos_token_id": gguf.get("tokenizer.ggml.bos_token_id", int),
+        "bos_token_id": special_id(gguf, "bos"),
         "eos_token_id": eos_ids or None,
-        "pad_token_id": gguf.get("tokenizer.ggml.padding_token_id", int),
+        "pad_token_id": None,  # nothing is padded here
     } | family.fields(keys)
     if not 0 < fields["num_experts_per_tok"] <= fields[family.experts]:
         used, count = fields["num_experts_per_tok"], fields[family.experts]

@@ -23,10 +23,18 @@ class Keys:
     architecture: str
 
     def key(self, name: str, default: Any = None, kind: type | tuple[type, ...] = int) -> Any:
-        return self.gguf.get(f"{self.architecture}.{name}", kind, default)
+        return self._in_range(name, self.gguf.get(f"{self.architecture}.{name}", kind, default))
 
     def required(self, name: str, kind: type | tuple[type, ...] = int) -> Any:
-        return self.gguf.require(f"{self.architecture}.{name}", kind)
+        return self._in_range(name, self.gguf.require(f"{self.architecture}.{name}", kind))
+
+    def _in_range(self, name: str, value: Any) -> Any:
+        """`value`; DaliError for a whole number that no size can be, which torch would only call an overflow."""
+        if isinstance(value, int) and not 0 <= value < 2**32:
+            raise damaged(
+                self.gguf.path, f"its key {self.architecture}.{name} is {value}, which it cannot be"
+            )
+        return value
 
     def shape(self, tensor: str) -> tuple[int, ...] | None:
         """The shape of the first tensor of that name (a pattern), in any block; None where there is none."""
@@ -49,13 +57,21 @@ class Keys:
             "rope_type": "default",
             "rope_theta": float(self.key("rope.freq_base", 10000.0, NUMBER)),
         }
-        kind = self.key("rope.scaling.type", "none", str)
-        if kind in ("linear", "yarn"):
-            rope |= {"rope_type": kind, "factor": float(self.required("rope.scaling.factor", NUMBER))}
-        elif kind not in ("none", "longrope"):
-            raise damaged(self.gguf.path, f"its rope.scaling.type is {kind!r}, which dali does not know")
+        # llama.cpp's defaults: a factor alone is linear, by its older name too, and 0 stands for none.
+        kind = self.key("rope.scaling.type", "linear", str)
+        factor = (
+            self.key("rope.scaling.factor", None, NUMBER) or self.key("rope.scale_linear", 0, NUMBER) or 1
+        )
+        if kind not in ("none", "linear", "yarn", "longrope"):
+            raise damaged(self.gguf.path, f"its rope.scaling.type is {kind!r:.60}, which dali does not know")
+        if factor < 0:
+            raise damaged(self.gguf.path, f"its rope.scaling.factor is {factor}")
+        if kind in ("none", "longrope") or factor == 1:
+            return rope
+        rope |= {"rope_type": kind, "factor": float(factor)}
         if kind == "yarn":
-            rope["original_max_position_embeddings"] = self.required("rope.scaling.original_context_length")
+            original = self.key("rope.scaling.original_context_length") or self.required("context_length")
+            rope["original_max_position_embeddings"] = original
             for ours, key in (("beta_fast", "yarn_beta_fast"), ("beta_slow", "yarn_beta_slow")):
                 value = self.key(f"rope.scaling.{key}", None, NUMBER)
                 rope |= {} if value is None else {ours: float(value)}

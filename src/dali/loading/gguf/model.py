@@ -6,7 +6,6 @@ There is no store on disk: it would take the file's space once more to save the 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from dali.fused.dense import put_linears
 from dali.hooks import seam
+from dali.hooks.attention import set_windows
 from dali.hooks.moe_layer import MoELayer
 from dali.kernels.expert import ExpertLayout
 from dali.kernels.formats import Format, get_format
@@ -27,6 +27,7 @@ from dali.loading.gguf.dense import GgufDense
 from dali.loading.gguf.families import family_of
 from dali.loading.gguf.tokenizer import end_ids, read_tokenizer
 from dali.loading.loaded import LoadedModel
+from dali.loading.locate import display_name
 from dali.loading.source import ModelSource
 from dali.options import LoadOptions
 from dali.progress import Meter
@@ -55,8 +56,7 @@ class GgufModel(ModelSource):
 
     @property
     def name(self) -> str:
-        """The file's name without its number and suffix."""
-        return re.sub(r"-\d{5}-of-\d{5}$", "", self.gguf.path.stem)
+        return display_name(self.path)
 
     @cached_property
     def config(self) -> Any:
@@ -80,12 +80,12 @@ class GgufModel(ModelSource):
 
     @property
     def has_chat_template(self) -> bool:
-        return bool(self.gguf.get("tokenizer.chat_template", str))
+        return bool(self.gguf.optional("tokenizer.chat_template", str))
 
     @property
     def fingerprint(self) -> str:
         """Changes when the header or any file does."""
-        digest = xxhash.xxh3_128(json.dumps(self.gguf.metadata, sort_keys=True).encode())
+        digest = xxhash.xxh3_128(json.dumps(self.gguf.metadata, sort_keys=True, default=repr).encode())
         for path in sorted({tensor.path for tensor in self.gguf.tensors.values()}):
             stat = path.stat()
             digest.update(f"{path.name} {stat.st_size} {stat.st_mtime_ns}".encode())
@@ -133,10 +133,12 @@ class GgufModel(ModelSource):
         """As ModelSource's. Beside quantized experts the compiled kernels take linears as the file has quantized them."""
         # Asking for the dense weights' type goes over the whole header: what can be refused by it is, before weights are read.
         self.config.dtype = self.dense.dtype
-        ctx_size = choose_context(self.config, options.ctx_size, self.name)
+        ctx_size = choose_context(self.config, options, self.name)
         dtype = self.dtype(options.dtype, compiled)
         layouts = self.layouts(options.quant, dtype, options.ram_bytes)
         tokenizer = self.tokenizer
+        for key, wrong in self.gguf.ignored.items():
+            notify(f"{self.path} is read without its key {key}, which {wrong}.")
         pack_linears = compiled and layouts[0].format.quantized
         weights = self.read(layouts, dtype, pack_linears, meter("Loading weights", self.nbytes))
         loaded, linears = weights.experts, weights.linears
@@ -144,9 +146,18 @@ class GgufModel(ModelSource):
             notify(f"Experts are converted from {conversion}: relative error {error:.2%}.")
         model = load_dense(self.path, self.config, dtype, weights.dense, without=linears)
         put_linears(model, linears)
+        set_windows(model, self.calls.windows)
         telemetry = Telemetry()
         pool = ExpertPool(layouts, loaded.records)
         seam.install(model, [MoELayer(index, pool, telemetry) for index in range(pool.layers)])
         return LoadedModel(
-            self.name, self.fingerprint, model, tokenizer, pool, telemetry, ctx_size, loaded.converted
+            self.name,
+            self.fingerprint,
+            model,
+            tokenizer,
+            pool,
+            telemetry,
+            ctx_size,
+            self.calls.top_k,
+            converted=loaded.converted,
         )

@@ -25,6 +25,7 @@ from transformers.tokenization_utils_base import generate_merges
 from dali.errors import DaliError, reason
 from dali.loading.gguf.families import family_of
 from dali.loading.gguf.splits import SPLITS
+from dali.loading.panic import panics_as_errors
 from dali.store.gguf.header import Gguf, damaged
 
 WHOLE_WORDS = {  # a word that is a token is not put together by merges
@@ -34,20 +35,20 @@ UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4  # ggml's token types: those that text 
 # Phi's tokens take the white space after them, but these.
 NOT_STRIPPED = {"<unk>", "<s>", "<|endoftext|>"}
 NO_BYTES = {chr(byte) for byte in (0xC0, 0xC1, *range(0xF5, 0x100))}  # would spell bytes that UTF-8 never has
+TOKENS = "tokenizer.ggml.tokens"
 SPACE = "\u2581"  # how sentencepiece writes one
 
 
 def end_ids(gguf: Gguf) -> list[int]:
     """The tokens that the file itself says end an answer."""
-    count = len(_tokens(gguf))
-    named = (_special(gguf, f"{name}_token_id", count) for name in ("eos", "eot", "eom"))
+    named = (special_id(gguf, name) for name in ("eos", "eot", "eom"))
     return list(dict.fromkeys(token for token in named if token is not None))
 
 
 def read_tokenizer(gguf: Gguf) -> Any:
     """The tokenizer of a file, its chat template in it. DaliError for a kind nobody knows, or a damaged one."""
     kind = gguf.require("tokenizer.ggml.model", str)
-    split = gguf.get("tokenizer.ggml.pre", str, "default")
+    split = gguf.get("tokenizer.ggml.pre", str, "default") if kind == "gpt2" else ""
     if kind not in ("gpt2", "llama"):
         raise DaliError(
             f"{gguf.path} has a {kind!r:.60} tokenizer, which dali cannot read.", "Known ones: gpt2, llama."
@@ -57,18 +58,21 @@ def read_tokenizer(gguf: Gguf) -> Any:
             f"{gguf.path} splits text as {split!r:.60}, which dali does not know.",
             f"Known splits: {', '.join(sorted(SPLITS))}. Use a newer file, or safetensors weights.",
         )
-    tokens = _tokens(gguf)
+    tokens = gguf.strings(TOKENS)
+    if not tokens:
+        raise damaged(gguf.path, f"its key {TOKENS} is empty")
     gguf.require("tokenizer.ggml.merges" if kind == "gpt2" else "tokenizer.ggml.scores", list)
     try:
-        backend = _backend(gguf, kind, split, tokens)
+        with panics_as_errors():
+            backend = _backend(gguf, kind, split, tokens)
     except Exception as error:  # whatever transformers and tokenizers stumble over
         raise damaged(gguf.path, f"its tokenizer is damaged ({reason(error)})") from error
     names = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
-    ids = {name: _special(gguf, f"{key}_token_id", len(tokens)) for name, key in names.items()}
+    ids = {name: special_id(gguf, key) for name, key in names.items()}
     special = {f"{name}_token": tokens[i] for name, i in ids.items() if i is not None}
     # llama.cpp's defaults for files that do not say.
-    begin = gguf.get("tokenizer.ggml.add_bos_token", bool, kind == "llama" or split in WHOLE_WORDS)
-    end = gguf.get("tokenizer.ggml.add_eos_token", bool, False)
+    begin = gguf.optional("tokenizer.ggml.add_bos_token", bool, kind == "llama" or split in WHOLE_WORDS)
+    end = gguf.optional("tokenizer.ggml.add_eos_token", bool, False)
     around = [special.get("bos_token") if begin else None, "$A", special.get("eos_token") if end else None]
     backend.post_processor = processors.TemplateProcessing(
         single=[piece for piece in around if piece],
@@ -77,12 +81,12 @@ def read_tokenizer(gguf: Gguf) -> Any:
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend, clean_up_tokenization_spaces=False, **special
     )
-    tokenizer.chat_template = gguf.get("tokenizer.chat_template", str)
+    tokenizer.chat_template = gguf.optional("tokenizer.chat_template", str)
     return tokenizer
 
 
 def _backend(gguf: Gguf, kind: str, split: str, tokens: list[str]) -> Tokenizer:
-    typed = list(zip(tokens, gguf.get("tokenizer.ggml.token_type", list) or [], strict=False))
+    typed = list(zip(tokens, gguf.optional("tokenizer.ggml.token_type", list) or [], strict=False))
     special = [token for token, type in typed if type in (UNKNOWN, CONTROL)]
     words = [token for token, type in typed if type == USER_DEFINED]
     backend = _byte_level(gguf, split, tokens, words) if kind == "gpt2" else _sentencepiece(gguf, tokens)
@@ -93,7 +97,9 @@ def _backend(gguf: Gguf, kind: str, split: str, tokens: list[str]) -> Tokenizer:
 
 
 def _byte_level(gguf: Gguf, split: str, tokens: list[str], words: list[str]) -> Tokenizer:
-    merges = [tuple(merge.split(" ", 1)) for merge in gguf.require("tokenizer.ggml.merges", list)]
+    merges = [
+        (left, right) for left, _, right in (m.partition(" ") for m in gguf.strings("tokenizer.ggml.merges"))
+    ]
     vocabulary = {token: i for i, token in enumerate(tokens)}
     for merge in merges:  # one that is too long brings tokenizers down
         if "".join(merge) not in vocabulary:
@@ -114,7 +120,7 @@ def _sentencepiece(gguf: Gguf, tokens: list[str]) -> Tokenizer:
     one space more."""
     vocabulary = {token: i for i, token in enumerate(tokens)}
     scores = dict(zip(tokens, gguf.require("tokenizer.ggml.scores", list), strict=False))
-    unknown = _special(gguf, "unknown_token_id", len(tokens))
+    unknown = special_id(gguf, "unknown")
     backend = Tokenizer(
         models.BPE(
             vocabulary,
@@ -124,7 +130,7 @@ def _sentencepiece(gguf: Gguf, tokens: list[str]) -> Tokenizer:
             byte_fallback=True,
         )
     )
-    prefixed = gguf.get("tokenizer.ggml.add_space_prefix", bool, True)
+    prefixed = gguf.optional("tokenizer.ggml.add_space_prefix", bool, True)
     prefix = [normalizers.Prepend(SPACE)] if prefixed else []
     backend.normalizer = normalizers.Sequence([*prefix, normalizers.Replace(" ", SPACE)])
     strip = [decoders.Strip(" ", 1, 0)] if prefixed else []
@@ -133,16 +139,12 @@ def _sentencepiece(gguf: Gguf, tokens: list[str]) -> Tokenizer:
     return backend
 
 
-def _tokens(gguf: Gguf) -> list[str]:
-    tokens: list[str] = gguf.require("tokenizer.ggml.tokens", list)
-    if not tokens or not isinstance(tokens[0], str):
-        raise damaged(gguf.path, "its key tokenizer.ggml.tokens holds no strings")
-    return tokens
-
-
-def _special(gguf: Gguf, name: str, count: int) -> int | None:
-    key = f"tokenizer.ggml.{name}"
-    found: int | None = gguf.get(key, int)
+def special_id(gguf: Gguf, name: str) -> int | None:
+    """The id of the token that is for instance the "padding"; None where a file names none, or one that is no token."""
+    key = f"tokenizer.ggml.{name}_token_id"
+    found: int | None = gguf.optional(key, int)
+    count = len(gguf.require(TOKENS, list))
     if found is not None and not 0 <= found < count:
-        raise damaged(gguf.path, f"its key {key} is {found}, of {count} tokens")
+        gguf.ignored[key] = f"is {found}, of {count} tokens"
+        return None
     return found

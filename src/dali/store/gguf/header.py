@@ -12,13 +12,13 @@ import mmap
 import os
 import re
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from math import prod
 from pathlib import Path
 from typing import Any
 
-from dali.errors import DaliError
+from dali.errors import DaliError, unreadable
 from dali.store.gguf.blocks import BLOCK_TYPES, UNSUPPORTED, BlockType
 
 MAGIC = b"GGUF"
@@ -27,6 +27,7 @@ MOST_DIMENSIONS = 4
 MOST_FILES = 10_000  # of a split model
 LONGEST_NAME = 2**16
 LONGEST_ARRAY = 2**24
+DEEPEST_ARRAY = 4  # arrays in arrays, which nothing that dali reads has
 STRING, ARRAY = 8, 9
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 READERS = {code: struct.Struct(f"<{code}") for code in SCALARS.values()}
@@ -61,28 +62,49 @@ class Gguf:
     path: Path
     metadata: Metadata  # of the first file
     tensors: dict[str, GgufTensor]
+    ignored: dict[str, str] = field(default_factory=dict)
+    """Metadata that says what cannot be meant, and that a model does without: key -> what it is."""
 
     def get(self, key: str, kind: type | tuple[type, ...], default: Any = None) -> Any:
         """A metadata value of type `kind`, or `default` where there is none. DaliError for another type, NaN or infinity."""
         value = self.metadata.get(key)
         if value is None:
             return default
-        wanted = kind if isinstance(kind, tuple) else (kind,)
-        odd = (
-            (isinstance(value, bool) and bool not in wanted)
-            or value != value
-            or value in (math.inf, -math.inf)
-        )
-        if odd or not isinstance(value, wanted):
-            expected = " or ".join(one.__name__ for one in wanted)
-            raise damaged(self.path, f"its key {key} is {value!r:.60}, not {expected}")
+        if wrong := _not_of(kind, value):
+            raise damaged(self.path, f"its key {key} {wrong}")
         return value
+
+    def optional(self, key: str, kind: type, default: Any = None) -> Any:
+        """As `get`, of what a model does without: in place of an error `default`, and the key is among the `ignored`."""
+        value = self.metadata.get(key)
+        if value is None:
+            return default
+        if wrong := _not_of(kind, value):
+            self.ignored[key] = wrong
+            return default
+        return value
+
+    def strings(self, key: str) -> list[str]:
+        """A row of texts that must be there. DaliError when it is not, or holds something else."""
+        values: list[str] = self.require(key, list)
+        if not all(isinstance(value, str) for value in values):
+            raise damaged(self.path, f"its key {key} holds something else than UTF-8 text")
+        return values
 
     def require(self, key: str, kind: type | tuple[type, ...]) -> Any:
         """A metadata value that must be there. DaliError when it is not, or has another type."""
         if key not in self.metadata:
             raise damaged(self.path, f"it lacks the key {key}")
         return self.get(key, kind)
+
+
+def _not_of(kind: type | tuple[type, ...], value: Any) -> str | None:
+    """What `value` is, where that is not of type `kind`, or no finite number; None where it is."""
+    wanted = kind if isinstance(kind, tuple) else (kind,)
+    odd = (isinstance(value, bool) and bool not in wanted) or value != value or value in (math.inf, -math.inf)
+    if isinstance(value, wanted) and not odd:
+        return None
+    return f"is {value!r:.60}, not {' or '.join(one.__name__ for one in wanted)}"
 
 
 def damaged(path: Path, why: str) -> DaliError:
@@ -158,7 +180,7 @@ def _read_file(path: Path) -> tuple[Metadata, list[GgufTensor]]:
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
                 return _Header(path, data).read()
     except OSError as error:
-        raise damaged(path, error.strerror or str(error)) from error
+        raise unreadable(path, error) from error
 
 
 class _Header:
@@ -185,15 +207,25 @@ class _Header:
         reader = READERS[code]
         return reader.unpack_from(self.data, self._take(reader.size))[0]
 
-    def string(self, longest: int | None = None) -> str:
+    def name(self) -> str:
         length = self.scalar("Q")
-        if longest is not None and length > longest:
+        if length > LONGEST_NAME:
             raise self.fail(f"{self.at} has a name of {length} bytes")
         begin = self._take(length)
         try:
             return self.data[begin : begin + length].decode()
         except UnicodeDecodeError:
             raise self.fail(f"{self.at} is not UTF-8") from None
+
+    def text(self) -> str | bytes:
+        """What is not UTF-8 stays bytes, which is an error for those alone who ask for the text."""
+        length = self.scalar("Q")
+        begin = self._take(length)
+        raw = self.data[begin : begin + length]
+        try:
+            return raw.decode()
+        except UnicodeDecodeError:
+            return raw
 
     def read(self) -> tuple[Metadata, list[GgufTensor]]:
         if self.data[self._take(4) : 4] != MAGIC:
@@ -209,7 +241,7 @@ class _Header:
         metadata: Metadata = {}
         for index in range(keys):
             self.at = f"key {index}"
-            key = self.string(LONGEST_NAME)
+            key = self.name()
             self.at = f"its key {key[:100]}"
             if key in metadata:
                 raise self.fail(f"{self.at} is there twice")
@@ -220,18 +252,20 @@ class _Header:
         table = [self._tensor(index, alignment) for index in range(tensors)]
         return metadata, self._place(table, -(-self.position // alignment) * alignment)
 
-    def _value(self, kind: int) -> Any:
+    def _value(self, kind: int, depth: int = 0) -> Any:
         if kind == STRING:
-            return self.string()
+            return self.text()
         if kind != ARRAY:
             if kind not in SCALARS:
                 raise self.fail(f"{self.at} has the unknown type {kind}")
             return self.scalar(SCALARS[kind])
+        if depth == DEEPEST_ARRAY:
+            raise self.fail(f"{self.at} has arrays in arrays, more than {DEEPEST_ARRAY} deep")
         kind, count = self.scalar("I"), self.scalar("Q")
         if count > LONGEST_ARRAY:
             raise self.fail(f"{self.at} is an array of {count} values")
-        if kind == STRING:
-            return [self.string() for _ in range(count)]
+        if kind in (STRING, ARRAY):
+            return [self._value(kind, depth + 1) for _ in range(count)]
         if kind not in SCALARS:
             raise self.fail(f"{self.at} is an array of the unknown type {kind}")
         begin = self._take(count * READERS[SCALARS[kind]].size)
@@ -240,7 +274,7 @@ class _Header:
     def _tensor(self, index: int, alignment: int) -> GgufTensor:
         """One entry of the table; its offset still counts from the start of the data."""
         self.at = f"tensor {index}"
-        name = self.string(LONGEST_NAME)
+        name = self.name()
         self.at = f"the tensor {name[:100]}"
         dimensions = self.scalar("I")
         if not 1 <= dimensions <= MOST_DIMENSIONS:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dali.errors import unreadable
 from dali.store.arena import populate
 from dali.store.direct_io import DirectFile, ReadError, Ring
 from dali.store.gguf.blocks import Bytes
@@ -59,7 +60,7 @@ class GgufReader:
                 self._files[path] = DirectFile(path, unless_cached=True)
         except OSError as error:
             self._close()
-            raise damaged(path, error.strerror or str(error)) from error
+            raise unreadable(path, error) from error
 
     def _close(self) -> None:
         for file in self._files.values():

@@ -5,17 +5,19 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import sys
 from collections import deque
 from collections.abc import Callable, Generator
 from concurrent.futures import Future
 from contextlib import closing
 from pathlib import Path
+from secrets import token_hex
 from typing import Protocol
 
 import numpy as np
 import torch
 import xxhash
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, Timeout
 from torch import Tensor
 
 from dali.errors import DaliError, parameter
@@ -23,6 +25,8 @@ from dali.kernels.expert import ExpertWeights
 from dali.store.packed.header import StoreHeader
 from dali.store.packed.reader import StoreReader
 from dali.store.workers import workers
+
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP)
 
 Progress = Callable[[int], None]
 
@@ -44,18 +48,14 @@ def ensure_store(
 
     A store of another source, layout or version is replaced. `progress` is called when a build starts and
     returns the function that is told of each record's bytes. DaliError: no space, unwritable cache, an
-    unreadable source, weights that the format cannot hold.
+    unreadable source, weights that the format cannot hold. Where the file system knows no locks, each of several processes builds
+    its own, and the last one's stays.
     """
     if _is_current(path, header):  # no lock: a store appears whole, and its folder may be read-only
         return False
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(f"{path}.lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            notify("Another process is building the expert store; waiting for it.")
-            lock.acquire()
+        lock = _lock(path, notify)
     except OSError as error:
         raise DaliError(
             f"Cannot write to the cache folder {path.parent} ({error.strerror or error}).",
@@ -64,10 +64,44 @@ def ensure_store(
     try:
         if _is_current(path, header):
             return False
-        build(path, header, source, progress())
+        build(path, header, source, progress(), alone=lock is not None)
         return True
     finally:
-        lock.release()
+        if lock is not None:
+            lock.release()
+
+
+def _lock(path: Path, notify: Callable[[str], None]) -> BaseFileLock | None:
+    """The right to build `path`, waited for; None where the file system has no locks to give."""
+    name = f"{path}.lock"
+    if not _has_locks(name):
+        notify(f"The file system of {path.parent} has no locks: let one process at a time pack the experts.")
+        return None
+    lock = FileLock(name)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        notify("Another process is building the expert store; waiting for it.")
+        lock.acquire()
+    return lock
+
+
+def _has_locks(name: str) -> bool:
+    """Whether the file `name`, which is made if it is not there, can be locked: network file systems may refuse that."""
+    if sys.platform == "win32":  # every file system there has them
+        return True
+    import fcntl
+
+    with open(name, "ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError as error:
+            if error.errno in NO_LOCKS:
+                return False
+            raise
+    return True
 
 
 def _is_current(path: Path, header: StoreHeader) -> bool:
@@ -78,11 +112,14 @@ def _is_current(path: Path, header: StoreHeader) -> bool:
         return False
 
 
-def build(path: Path, header: StoreHeader, source: ExpertSource, progress: Progress) -> None:
-    """Write the store under a temporary name, sync it and rename it; leaves nothing behind when it fails."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+def build(
+    path: Path, header: StoreHeader, source: ExpertSource, progress: Progress, alone: bool = True
+) -> None:
+    """Write the store under a temporary name, sync it and rename it; leaves nothing behind when it fails. alone: nobody else is
+    building it, so what killed processes left is removed."""
+    temporary = path.with_name(f"{path.name}.{token_hex(4)}.tmp")  # other computers may have our number
     try:
-        for killed in path.parent.glob(f"{path.name}.*.tmp"):  # the lock says that none is running
+        for killed in path.parent.glob(f"{path.name}.*.tmp") if alone else ():
             killed.unlink(missing_ok=True)
         path.unlink(missing_ok=True)  # outdated: free its space before its successor needs it
         free = shutil.disk_usage(path.parent).free

@@ -1,0 +1,195 @@
+"""Attention while decoding: the products of queries, keys and values, and whole modules."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dali.compiled import library
+from dali.kernels.native.library import DTYPES
+from dali.kernels.native.linear import Linear
+
+DecodingToken = tuple[int, int, int, int, int, int]  # as attend() has it
+NormParts = tuple[Tensor, float]  # weight and epsilon
+ATTENTION_DTYPES = (torch.float32, torch.bfloat16)
+
+
+def attend(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    tokens: list[DecodingToken],
+    scale: float,
+    sinks: Tensor | None,
+    out: Tensor,
+) -> None:
+    """Decoding: each of `tokens` attends to its own sequence's keys and values, after its own were added to them.
+
+    query [heads, step's tokens, width], keys and values [kv heads, step's tokens, their width], of one of ATTENTION_DTYPES; out
+    [step's tokens, heads, value width], of which the tokens' rows are written. tokens: (row, address of the sequence's keys
+    [kv heads, capacity, width], of its values, capacity, place of the new token, first place it sees) each. sinks: one more
+    logit a head, without a value.
+    """
+    sinks = None if sinks is None else sinks.to(torch.float32).contiguous()
+    library.attend(*_arguments(query, keys, values, scale, sinks, out), tokens, out.data_ptr())
+
+
+def attend_prompt(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    first: DecodingToken,
+    count: int,
+    window: int | None,
+    scale: float,
+    sinks: Tensor | None,
+    out: Tensor,
+) -> None:
+    """As attend(), for `count` tokens of one sequence in a row of the step, of which `first` is the first: the same bits as one
+    after another. window: tokens that each sees, itself included; None: all before it."""
+    sinks = None if sinks is None else sinks.to(torch.float32).contiguous()
+    arguments = _arguments(query, keys, values, scale, sinks, out)
+    library.attend_prompt(*arguments, first, count, window or 0, out.data_ptr())
+
+
+def _arguments(
+    query: Tensor, keys: Tensor, values: Tensor, scale: float, sinks: Tensor | None, out: Tensor
+) -> tuple[Any, ...]:
+    assert query.stride(2) == keys.stride(2) == values.stride(2) == 1 and out.is_contiguous()
+    return (
+        DTYPES[query.dtype],
+        query.shape[0],
+        keys.shape[0],
+        query.shape[2],
+        values.shape[2],
+        scale,
+        *((part.data_ptr(), part.stride(1), part.stride(0)) for part in (query, keys, values)),
+        0 if sinks is None else sinks.data_ptr(),
+    )
+
+
+@dataclass(frozen=True)
+class Rotary:
+    """How queries and keys are rotated: `width` values of a head, by `given` values of cos and of sin, as many or half, of
+    `dtype`. `turning`: `halves` (value i with the one half the width later, as transformers' rotate_half), `neighbours` (2i with
+    2i + 1), `unzipped` (neighbours, which lie half the width apart afterwards) or `none`."""
+
+    turning: str
+    width: int
+    given: int
+    dtype: torch.dtype
+
+    def takes(self, cos: Tensor, sin: Tensor, rows: int) -> bool:
+        """Whether these are cos and sin of `rows` tokens as the rotation reads them."""
+        return self.turning == "none" or all(
+            part.dtype == self.dtype and part.numel() == rows * self.given and part.shape[-1] == self.given
+            for part in (cos, sin)
+        )
+
+
+@dataclass(frozen=True)
+class Projections:
+    """Queries, keys and values from linears of their own; norms of queries and keys before the rotation, or after it:
+    `norms_follow`. Heads of `width` for queries and keys, of which the first values are rotated. Values times value_scale."""
+
+    query: Linear
+    key: Linear
+    value: Linear
+    width: int
+    query_norm: NormParts | None = None
+    key_norm: NormParts | None = None
+    norms_follow: bool = False
+    value_scale: float = 1.0
+
+    def sizes(self, out: Linear, rotary: Rotary) -> tuple[int, int, int, int]:
+        """Heads, heads of keys and values, width of a query's or key's head, of a value's."""
+        heads, kv_heads = self.query.rows // self.width, self.key.rows // self.width
+        value_width = self.value.rows // kv_heads
+        assert out.columns == heads * value_width and heads % kv_heads == 0 and rotary.width <= self.width
+        return heads, kv_heads, self.width, value_width
+
+    def native(self) -> Any:
+        norms = norm_parts(self.query_norm), norm_parts(self.key_norm)
+        linears = (linear._packed for linear in (self.query, self.key, self.value))
+        return library.Projections(*linears, *norms, self.norms_follow, self.value_scale)
+
+
+@dataclass(frozen=True)
+class LatentProjections:
+    """Keys and values from a latent: keys_down makes it, and behind it what all heads' keys end with, which is rotated; keys_up
+    makes of it, for each of `heads`, how its key begins, and its value. query_down and query_norm: of the queries' own latent."""
+
+    query: Linear
+    keys_down: Linear
+    keys_norm: NormParts | None
+    keys_up: Linear
+    heads: int
+    query_down: Linear | None = None
+    query_norm: NormParts | None = None
+
+    def sizes(self, out: Linear, rotary: Rotary) -> tuple[int, int, int, int]:
+        """As of Projections."""
+        width, value_width = self.query.rows // self.heads, out.columns // self.heads
+        assert self.keys_down.rows == self.keys_up.columns + rotary.width
+        assert self.keys_up.rows == self.heads * (width - rotary.width + value_width)
+        return self.heads, self.heads, width, value_width
+
+    def native(self) -> Any:
+        down = [] if self.query_down is None else [self.query_down._packed]
+        norms = norm_parts(self.query_norm), norm_parts(self.keys_norm)
+        return library.LatentProjections(
+            down, norms[0], self.query._packed, self.keys_down._packed, norms[1], self.keys_up._packed
+        )
+
+
+class Attention:
+    """A whole attention module while decoding: what makes queries, keys and values, their rotation, attention, the output
+    projection; `sinks` as in attend()."""
+
+    def __init__(
+        self,
+        projections: Projections | LatentProjections,
+        out: Linear,
+        rotary: Rotary,
+        scale: float,
+        sinks: Tensor | None = None,
+    ) -> None:
+        assert rotary.given in (rotary.width, rotary.width // 2)
+        self.projections, self.out, self.rotary = projections, out, rotary
+        sizes = projections.sizes(out, rotary)
+        _, self.kv_heads, self.width, self.value_width = sizes
+        self._sinks = None if sinks is None else sinks.float().contiguous()
+        self._module = library.AttentionModule(
+            projections.native(),
+            out._packed,
+            (rotary.turning, rotary.width, rotary.given, DTYPES[rotary.dtype]),
+            sizes,
+            scale,
+            0 if self._sinks is None else self._sinks.data_ptr(),
+        )
+
+    def decode(self, x: Tensor, cos: Tensor, sin: Tensor, tokens: list[DecodingToken]) -> Tensor:
+        """x [..., hidden], cos and sin [..., given] for as many rows; tokens as in attend() -> the module's output, as x."""
+        x, cos, sin = x.contiguous(), cos.contiguous(), sin.contiguous()
+        rows = x.numel() // x.shape[-1]
+        assert self.rotary.takes(cos, sin, rows)
+        out = x.new_empty((*x.shape[:-1], self.out.rows))
+        library.decode(
+            self._module,
+            x.data_ptr(),
+            DTYPES[x.dtype],
+            rows,
+            cos.data_ptr(),
+            sin.data_ptr(),
+            tokens,
+            out.data_ptr(),
+        )
+        return out
+
+
+def norm_parts(parts: NormParts | None) -> tuple[int, int, float]:
+    """A norm as the library takes one that may be missing."""
+    return (0, 0, 0.0) if parts is None else (parts[0].data_ptr(), parts[0].numel(), parts[1])

@@ -1,0 +1,40 @@
+"""What is computed row by row: norms, activations, sigmoids."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dali.compiled import library
+from dali.kernels.native.library import DTYPES
+
+ACTIVATED_DTYPES = tuple(DTYPES)
+
+
+def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    """weight * (x / sqrt(mean(x^2) + epsilon)) over the last dimension, in float32; rounded before and after weight."""
+    x = x.contiguous()
+    width = x.shape[-1]
+    assert weight.dtype == x.dtype and weight.is_contiguous() and weight.shape == (width,)
+    out = torch.empty_like(x)
+    library.rms_norm(
+        x.data_ptr(), weight.data_ptr(), DTYPES[x.dtype], x.numel() // width, width, epsilon, out.data_ptr()
+    )
+    return out
+
+
+def activate(x: Tensor, kind: str) -> Tensor:
+    """The activation `kind`, one of kernels.activation.KINDS but clamped_swiglu, of each value, in float32 and rounded to x's
+    dtype. It does not depend on the value's place, as torch's may."""
+    x = x.contiguous()
+    out = torch.empty_like(x)
+    library.activate(kind, x.data_ptr(), DTYPES[x.dtype], x.numel(), out.data_ptr())
+    return out
+
+
+def sigmoid(x: Tensor) -> Tensor:
+    """The sigmoid of each value by the C library's exponential, in float32 and rounded to x's dtype."""
+    x = x.contiguous()
+    out = torch.empty_like(x)
+    library.sigmoid(x.data_ptr(), DTYPES[x.dtype], x.numel(), out.data_ptr())
+    return out
