@@ -46,7 +46,8 @@ def random_llm(config: Any, format: str = "w4") -> LLM:
     telemetry, pool = Telemetry(), ExpertPool([layout] * layers, arena.by_layer(layers))
     seam.install(model, [MoELayer(index, pool, telemetry) for index in range(layers)])
     tokenizer = AutoTokenizer.from_pretrained(Path(dali.__file__).parent / "models" / "dali-tiny")
-    return LLM(LoadedModel("random Qwen3-MoE", "random", model, tokenizer, pool, telemetry, CONTEXT))
+    top_k = config.num_experts_per_tok
+    return LLM(LoadedModel("random Qwen3-MoE", "random", model, tokenizer, pool, telemetry, CONTEXT, top_k))
 
 
 def dense_part(config: Any) -> Any:

@@ -39,7 +39,7 @@ STAGES = (
     Stage("overlap", 45, "copies, the CPU's experts and the GPU's at once"),
     Stage("host", 45, "the host's work for a layer"),
     Stage("decode", 150, "decoding in Qwen3-30B-A3B's shape"),
-    Stage("policies", 60, "published systems, measured and modelled"),
+    Stage("policies", 90, "published systems, measured and modelled"),
 )
 # Run on its own, as torch takes seconds to import and may end the process. Prints why there is no GPU.
 PROBE = """

@@ -85,7 +85,7 @@ def build_gpu(
     gpu: Gpu, pool: ExpertPool, resident: float, costs: CostModel, predictor: Any, system: str | None = None
 ) -> GpuExecutor:
     """The layers as offload/build.py puts them over a GPU."""
-    loaded = LoadedModel("random", "", dense_model(qwen3_30b_a3b()), None, pool, Telemetry(), 0)
+    loaded = LoadedModel("random", "", dense_model(qwen3_30b_a3b()), None, pool, Telemetry(), 0, TOP_K)
     nbytes, (slots, _) = loaded.layout.record_bytes, slots_for(resident)
     make = layers_maker(gpu, loaded)
     device = GpuSlots(gpu, lambda count: TimedLayers(make(count)), nbytes, slots * nbytes)

@@ -10,11 +10,14 @@ import torch
 from one_layer import OneLayer, differing, random_records, random_step
 
 import dali
+from dali.devices.cuda import Gpu
 from dali.errors import DaliError
 from dali.kernels import native
 from dali.kernels.activation import KINDS, Activation
 from dali.kernels.expert import ExpertLayout, ExpertShape
 from dali.kernels.formats import FORMATS, get_format
+from dali.kernels.gpu.compiler import cubin
+from dali.store.cache import cache_root
 from families import FAMILIES, random_model, save_model, save_mxfp4_model
 
 pytestmark = [
@@ -31,22 +34,29 @@ FLOATS, ROUNDED = 2e-3, 0.1
 
 @pytest.fixture(scope="module")
 def gpu():
-    from dali.devices.cuda import Gpu
-
     torch.zeros(1, device="cuda")
     return Gpu("cuda")
 
 
 @pytest.fixture(scope="module")
-def build(gpu, tmp_path_factory):
-    from dali.kernels.gpu.compiler import cubin
+def cubins():
+    """Where compiled kernels are kept for all tests here."""
+    return cache_root() / "cubins"
 
-    folder = tmp_path_factory.mktemp("cubins")
-    return lambda name, macros: cubin(name, macros, gpu.native.sm, folder)
+
+@pytest.fixture(scope="module")
+def build(gpu, cubins):
+    return lambda name, macros: cubin(name, macros, gpu.native.sm, cubins)
+
+
+@pytest.fixture
+def kept_cubins(cubins, monkeypatch):
+    """Models do not compile them anew, though their cache is empty."""
+    monkeypatch.setattr("dali.offload.gpu.cubin", lambda name, macros, sm, _: cubin(name, macros, sm, cubins))
 
 
 @pytest.fixture(autouse=True)
-def empty_cache(monkeypatch, tmp_path):
+def empty_cache(cubins, monkeypatch, tmp_path):
     monkeypatch.setenv("DALI_CACHE_DIR", str(tmp_path / "cache"))
 
 
@@ -99,18 +109,18 @@ def compare(directory, tolerance: float = FLOATS, **options) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_family_answers_as_on_the_cpu(family, tmp_path):
+def test_every_family_answers_as_on_the_cpu(family, tmp_path, kept_cubins):
     compare(save_model(random_model(family), tmp_path / "model"), quant="f32")
 
 
 @pytest.mark.parametrize("format", [name for name in FORMATS if name not in ("mxfp4", "q4k")])
-def test_models_of_every_format_answer_as_on_the_cpu(format, tmp_path):
+def test_models_of_every_format_answer_as_on_the_cpu(format, tmp_path, kept_cubins):
     sizes = {"hidden_size": 64, "moe_intermediate_size": 64}
     model = save_model(random_model("qwen3_moe", **sizes), tmp_path / "model")
     compare(model, ROUNDED if get_format(format).quantized else FLOATS, quant=format)
 
 
-def test_mxfp4_answers_as_on_the_cpu(tmp_path):
+def test_mxfp4_answers_as_on_the_cpu(tmp_path, kept_cubins):
     (tmp_path / "model").mkdir()
     compare(save_mxfp4_model(tmp_path / "model"), ROUNDED, quant="mxfp4")
 
@@ -136,7 +146,7 @@ def test_attach_serves_a_model_on_the_gpu():
     assert torch.allclose(found, expected, atol=2e-3)  # float32, summed in other orders
 
 
-def test_a_closed_model_gives_the_memory_back(dali_tiny, gpu):
+def test_a_closed_model_gives_the_memory_back(dali_tiny, gpu, kept_cubins):
     gc.collect()
     before = gpu.free_bytes()
     llm = dali.load(dali_tiny, device="cuda")

@@ -39,7 +39,9 @@ def build_library(result: Result) -> None:
                 f"{command[0]} failed: {done.stderr.strip()[-300:] or done.stdout.strip()[-300:]}"
             )
     suffix = sysconfig.get_config_var("EXT_SUFFIX")
-    shutil.copy2(folder / f"_native{suffix}", ROOT / "src" / "dali" / "kernels")
+    place = ROOT / "src" / "dali" / "kernels" / f"_native{suffix}"
+    shutil.copy2(folder / place.name, place.with_suffix(".new"))
+    place.with_suffix(".new").replace(place)  # whoever has the old one open keeps it
     result.row(what="library", seconds=time.monotonic() - started)
 
 
