@@ -39,7 +39,7 @@ import report
 from dali.hardware.cost import CostModel
 from dali.hooks import seam
 from dali.offload.build import dense_size
-from gpu_host_time import LIMIT_US, build, idle_gpu, measure
+from gpu_host_time import LIMIT_US, ROUNDS, build, idle_gpu, measure
 from qwen3_layers import (
     HIDDEN,
     LAYERS,
@@ -151,7 +151,7 @@ def main() -> None:
             costs, foresight = cost_model(name), Foresight()
             executor = build(gpu, RESIDENT, costs, foresight)
             found, asked = measure(driver, executor, foresight, 1, options.steps)
-            plans = executor.device.layers.plans[-options.steps * LAYERS :]
+            plans = executor.device.layers.plans[-ROUNDS * options.steps * LAYERS :]
             executor.device.close()
             row = modelled(costs, plans, asked, found.median_us(), kernels)
             for part, counts in zip(
