@@ -215,8 +215,11 @@ def read_config(directory: Path) -> Any:
             f"Cannot read {path} ({reason(error)}).",
             "It must be the config.json of a model that transformers knows.",
         ) from error
-    for part in (config, config.get_text_config()):
-        part.pad_token_id = None  # nothing is padded here, and one that is no token keeps transformers from building the model
+    text = config.get_text_config()
+    # Nothing is padded here, and an id that is no token keeps transformers from building the model. Models that take images, too,
+    # ask for their text's in each step.
+    if text is config or not 0 <= (text.pad_token_id or 0) < text.vocab_size:
+        text.pad_token_id = None
     if method in READ or (method is None and hasattr(config, "quantization_config")):
         del config.quantization_config  # or transformers would quantize what dali gives it
     elif method is not None:

@@ -15,6 +15,7 @@ import time
 from types import SimpleNamespace
 
 import pytest
+from transformers import PreTrainedConfig
 
 from dali.cli.chat import loop as chat_module
 from dali.cli.chat.commands import COMMANDS
@@ -203,7 +204,7 @@ def test_ways_to_leave(typed, keys):
 )
 def test_a_full_context_comes_with_advice(monkeypatch, capsys, size, advice):
     llm = SimpleNamespace(
-        ctx_size=size, model=SimpleNamespace(config=SimpleNamespace(max_position_embeddings=512))
+        ctx_size=size, model=SimpleNamespace(config=PreTrainedConfig(max_position_embeddings=512))
     )
     answer = SimpleNamespace(stream=lambda: None, summary=lambda long: "summed up", filled_context=True)
     conversation = SimpleNamespace(llm=llm, answer_to=lambda line: answer, remember=lambda line, answer: None)
