@@ -3,13 +3,14 @@
 PYTHON ?= python3
 TORCH ?=
 TESTS ?=
+STAGES ?=
 VENV := .venv
 BIN := $(VENV)/bin
 # An editable install keeps a list of the package's modules: one that is added, moved or deleted changes its folder's time.
 INGREDIENTS := pyproject.toml requirements.lock setup/environment.py $(shell find src/native -type f) \
 	$(shell find src/dali -type d ! -name __pycache__)
 
-.PHONY: run test test-newest test-oldest lint types sweep models-page packages sanitize lock clean
+.PHONY: run test test-newest test-oldest gpu-tests gpu-check lint types sweep models-page packages sanitize lock clean
 .DEFAULT_GOAL := run
 
 run: $(VENV)/.installed  ## install what is needed and let the model that ships inside answer
@@ -24,6 +25,12 @@ test-newest:  ## the suite with the newest transformers that pyproject.toml allo
 
 test-oldest: $(VENV)-oldest/.installed  ## the suite with the oldest
 	$(VENV)-oldest/bin/python -m pytest $(TESTS)
+
+gpu-tests: $(VENV)/.installed  ## what can be tested of the GPU path without a GPU
+	$(BIN)/python -m pytest tests/gpu tests/kernels/gpu
+
+gpu-check:  ## check and measure dali on this machine's GPU, with the PYTHON that has torch for it; STAGES="env link ..." for some
+	$(PYTHON) benchmarks/gpu_check/run.py $(if $(STAGES),--stages $(STAGES))
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

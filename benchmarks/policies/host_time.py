@@ -12,11 +12,10 @@ devices:
 - `cpu`: dali's CPU device, whose streams really run: the activations' copies and packing and a copying thread are in its time.
   Experts' records are shortened (copies of whole ones would measure this machine's memory).
 
-Routing is drawn at random around expert popularities that differ from layer to layer; the prediction is made to be right
-about seven of eight experts. The modelled step is that of the simulated device: the same executor and routing under the
-profile's times, host time and prediction not included. The share of planning and prediction beside the paper's (DALI, arXiv
-2602.03495: 4.2-4.8 % of end-to-end time, 4.5 taken) is measured / (modelled step + all measured host time), as if nothing of the
-host's work hid behind the device's.
+Routing and prediction are those of benchmarks/tools/qwen3_layers.py. The modelled step is that of the simulated device: the same
+executor and routing under the profile's times, host time and prediction not included. The share of planning and prediction
+beside the paper's (DALI, arXiv 2602.03495: 4.2-4.8 % of end-to-end time, 4.5 taken) is measured / (modelled step + all measured
+host time), as if nothing of the host's work hid behind the device's.
 
     python benchmarks/policies/host_time.py [--steps N] [--profile NAME]
 """
@@ -35,16 +34,14 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+from transformers import Qwen3MoeConfig
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 
 import report
 from dali.devices import Buffer, CpuDevice, Device, Operation, SimDevice, Stream, host_memory
 from dali.devices.dependencies import dependencies
-from dali.hardware.cost import CostModel, ExpertSize
-from dali.hardware.profile import load
-from dali.hooks.seam import strip_experts
+from dali.hardware.cost import CostModel
 from dali.kernels.activation import Activation
 from dali.kernels.expert import ExpertLayout, ExpertShape
 from dali.kernels.formats import get_format
@@ -53,18 +50,31 @@ from dali.policies import Policies, create
 from dali.policies.registry import DEFAULT
 from dali.runtime import executor as runtime
 from dali.runtime.executor import Executor
-from dali.runtime.predict import LinearMap
 from dali.runtime.residency import Residency
 from dali.store.expert_pool import ExpertPool
 from dali.telemetry import Telemetry
+from qwen3_layers import (
+    EXPERTS,
+    FORMAT,
+    HIDDEN,
+    INTERMEDIATE,
+    LAYERS,
+    SHAPE,
+    TOP_K,
+    WARM_UP,
+    AlwaysOn,
+    Foresight,
+    cost_model,
+    dense_model,
+    microseconds,
+    no_kernel,
+    qwen3_30b_a3b,
+    routing,
+)
 
-LAYERS, EXPERTS, TOP_K, HIDDEN, INTERMEDIATE = 48, 128, 8, 2048, 768
 BATCHES, RESIDENT = (1, 32), (0.25, 0.5)
 LIMIT_US = {1: 150, 32: 400}
 PAPER_PERCENT = 4.5
-FORMAT = "w4"
-SPREAD = 0.5  # of the popularities' logarithms: 32 tokens then reach some 104 of the experts
-WARM_UP = 30  # steps, until the guard of the swaps has judged
 
 
 class Queues(Device):
@@ -104,64 +114,6 @@ class Queues(Device):
         return bool(operation.handle <= self._time)
 
 
-class Foresight:
-    """A prediction as costly as the ridge's, right about all but the last of each token's experts."""
-
-    def __init__(self) -> None:
-        self._map = LinearMap([0.02 * torch.randn(HIDDEN + 1, EXPERTS) for _ in range(LAYERS - 1)], 1, TOP_K)
-        self.routing = torch.empty(0)  # of the present step, [layers, batch, top_k]
-
-    def predict(self, layer: int, hidden: torch.Tensor) -> tuple[int, torch.Tensor] | None:
-        predicted = self._map.predict(layer, hidden)
-        if predicted is not None:
-            predicted[1][:, :-1] = self.routing[layer + 1, :, :-1]
-        return predicted
-
-
-class AlwaysOn:
-    """A guard that never stops anything."""
-
-    on = True
-
-    def note(self, cost: float, benefit: float) -> None:
-        pass
-
-
-def no_kernel(*arguments: Any) -> None:
-    pass
-
-
-def cost_model(profile: str) -> CostModel:
-    shape = ExpertShape(HIDDEN, INTERMEDIATE, Activation("silu"))
-    size = {FORMAT: ExpertLayout(shape, get_format(FORMAT)).weight_bytes}
-    return CostModel(load(profile), ExpertSize(HIDDEN, INTERMEDIATE, 3, size), FORMAT, max_tokens=256)
-
-
-def dense_model(config: Qwen3MoeConfig) -> Qwen3MoeForCausalLM:
-    """All of the model but its experts, without memory."""
-    with torch.device("meta"):
-        model = Qwen3MoeForCausalLM(config).to(torch.bfloat16)
-    strip_experts(model)
-    return model
-
-
-def qwen3_30b_a3b() -> Qwen3MoeConfig:
-    """The published config.json of Qwen/Qwen3-30B-A3B, as far as it gives sizes."""
-    return Qwen3MoeConfig(
-        vocab_size=151936,
-        hidden_size=HIDDEN,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=32,
-        num_key_value_heads=4,
-        head_dim=128,
-        moe_intermediate_size=INTERMEDIATE,
-        num_experts=EXPERTS,
-        num_experts_per_tok=TOP_K,
-        norm_topk_prob=True,
-        tie_word_embeddings=False,
-    )
-
-
 def build(
     device: Device, resident: float, model: CostModel, config: Qwen3MoeConfig, foresight: Foresight
 ) -> Executor:
@@ -196,17 +148,6 @@ def build(
     )
     executor.guards.prefetch = AlwaysOn()  # type: ignore[assignment]
     return executor
-
-
-def routing(batch: int, steps: int) -> list[torch.Tensor]:
-    """Top-k ids [layers, batch, top_k] a step: popularity by layer, and a draw of its own for every token."""
-    generator = torch.Generator().manual_seed(0)
-    popularity = SPREAD * torch.randn(LAYERS, 1, EXPERTS, generator=generator)
-    drawn = []
-    for _ in range(steps):
-        gumbel = -torch.empty(LAYERS, batch, EXPERTS).exponential_(generator=generator).log()
-        drawn.append((popularity + gumbel).topk(TOP_K, dim=-1).indices)
-    return drawn
 
 
 @torch.inference_mode()
@@ -257,12 +198,6 @@ def operation_us(count: int = 3000) -> float:
         device.launch(streams[turn % 2], no_kernel, (one, other), (third,), 1e-6, label="launch")
         found.append(time.perf_counter() - started)
     return 1e6 * statistics.median(found)
-
-
-def microseconds(seconds: Sequence[float]) -> tuple[float, float]:
-    """Median and 90th percentile."""
-    deciles = statistics.quantiles(seconds, n=10)
-    return round(1e6 * deciles[4], 1), round(1e6 * deciles[8], 1)
 
 
 def main() -> None:
@@ -325,13 +260,7 @@ def main() -> None:
     report.write(
         "host_time",
         rows,
-        shape={
-            "layers": LAYERS,
-            "experts": EXPERTS,
-            "top_k": TOP_K,
-            "hidden": HIDDEN,
-            "intermediate": INTERMEDIATE,
-        },
+        shape=SHAPE,
         layer_steps=options.steps * LAYERS,
         profile={"name": model.profile.name, "label": model.label},
         shares=shares,

@@ -13,6 +13,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent.parent / "kernels" / "gpu"))
 import shimmed
 
+from dali.devices.cuda import Gpu
+
 COMPILER = shimmed.COMPILER
 
 
@@ -46,6 +48,10 @@ class FakeDriver:
         """Forget what was counted and seen; `total`: bytes of the device's memory."""
         self.library.fake_reset(seed, int(eager), ctypes.c_size_t(total))
 
+    def idle(self) -> None:
+        """From now on do nothing but count, post what the host waits for, and give zeros; "cubins" are not read."""
+        self.library.fake_idle()
+
     def fail(self, call: str, nth: int, code: int) -> None:
         """Let the `nth` call of this name from now on fail."""
         self.library.fake_fail(call.encode(), nth, code, 0)
@@ -67,6 +73,26 @@ class FakeDriver:
         while (race := self.library.fake_race(len(found))) is not None:
             found.append(race.decode())
         return found
+
+
+class FakeGpu(Gpu):
+    """A GPU that `driver` stands in for; torch's part of it is the CPU."""
+
+    def __init__(self, device: str, driver: FakeDriver) -> None:
+        self._driver = driver
+        super().__init__(device, str(driver.path))
+
+    def _torch_device(self) -> torch.device:
+        return torch.device("cpu")
+
+    def queue(self) -> int:
+        return 0
+
+    def free_bytes(self) -> int:
+        return int(self.native.memory()[0])
+
+    def hand_over(self) -> None:
+        self._driver.library.cuStreamSynchronize(ctypes.c_void_p(0))
 
 
 def address(tensor: torch.Tensor) -> int:

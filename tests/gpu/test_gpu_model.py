@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 from pathlib import Path
 
 import pytest
-import torch
-from fake import COMPILER, FakeDriver, shimmed
+from fake import COMPILER, FakeDriver, FakeGpu, shimmed
 
 import dali
-from dali.devices.cuda import Gpu
 from dali.errors import DaliError, UsageError
 from dali.kernels import native
 from dali.llm import LLM
@@ -50,27 +47,11 @@ def stand_in(driver, folder, monkeypatch, tmp_path_factory):
     monkeypatch.setenv("DALI_CACHE_DIR", str(folder / "cache"))
     driver.reset(0)
 
-    class FakeGpu(Gpu):
-        def __init__(self, device: str) -> None:
-            super().__init__(device, str(driver.path))
-
-        def _torch_device(self) -> torch.device:
-            return torch.device("cpu")
-
-        def queue(self) -> int:
-            return 0
-
-        def free_bytes(self) -> int:
-            return int(self.native.memory()[0])
-
-        def hand_over(self) -> None:
-            driver.library.cuStreamSynchronize(ctypes.c_void_p(0))
-
     def cubin(name: str, macros: dict[str, int], sm: int, kept: Path) -> bytes:
         return str(shimmed.build_macros(macros or COMMON, folder)).encode()
 
     for module in ("build", "gpu"):
-        monkeypatch.setattr(f"dali.offload.{module}.Gpu", FakeGpu)
+        monkeypatch.setattr(f"dali.offload.{module}.Gpu", lambda device: FakeGpu(device, driver))
     monkeypatch.setattr("dali.offload.gpu.cubin", cubin)
     monkeypatch.setattr("dali.offload.gpu.TEMPORARIES", 0)
 

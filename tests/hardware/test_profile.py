@@ -6,7 +6,7 @@ import pytest
 from dali.errors import DaliError, UsageError
 from dali.hardware.profile import SCHEMA, UNITS, Figure, Profile, Table, known, load
 
-SHIPPED = ["egpu-x4", "laptop-8gb", "paper", "rtx4090-desktop"]
+SHIPPED = ["egpu-x4", "laptop-8gb", "paper", "rtx3060-desktop", "rtx4090-desktop"]
 TABLE = Table("cpu", "w4", 64, 32, 3, ((1, 1e-5), (4, 2e-5)), "measured", "probe of 3 May")
 
 

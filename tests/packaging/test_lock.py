@@ -30,7 +30,7 @@ ASKED = [
 @pytest.mark.parametrize("asked", sorted(set(ASKED)))
 @pytest.mark.parametrize("python", ["3.11", "3.12", "3.13", "3.14"])
 @pytest.mark.parametrize("system", ["linux", "darwin", "win32"])
-def test_every_requirement_is_pinned_once_on_every_platform(asked, python, system):
+def test_every_requirement_is_pinned_once_on_every_platform_it_is_for(asked, python, system):
     wanted = Requirement(asked)
     here = {"python_version": python, "python_full_version": f"{python}.1", "sys_platform": system}
     pins = [
@@ -39,6 +39,9 @@ def test_every_requirement_is_pinned_once_on_every_platform(asked, python, syste
         if canonicalize_name(pin.name) == canonicalize_name(wanted.name)
         and (pin.marker is None or pin.marker.evaluate(here))
     ]
+    if wanted.marker is not None and not wanted.marker.evaluate(here):
+        assert not pins
+        return
     assert len(pins) == 1
     [version] = pins[0].specifier
     assert version.operator == "=="

@@ -29,7 +29,9 @@ from dali.step.context import StepContext, current_step
 from dali.store.expert_pool import Lease
 
 # What layers call their norms: before and after attention, before and after what follows it.
-MOST_SEQUENCES = 8  # that decode in one call; with more of them the parts are large enough to be called one by one
+MOST_SEQUENCES = (
+    8  # that decode in one call; with more of them the parts are large enough to be called one by one
+)
 NORMS = (
     ("input_layernorm", None, "post_attention_layernorm", None),
     (None, "post_attention_layernorm", None, "post_feedforward_layernorm"),

@@ -64,12 +64,11 @@ def layers_maker(gpu: Gpu, loaded: LoadedModel) -> Callable[[int], Any]:
 
     def make(slots: int) -> Any:
         pool, shape = loaded.pool, loaded.layout.shape
-        top_k = most_choices(loaded)
         layers = library.GpuLayers(
             gpu.native,
             module("common", {}),
             pool.experts,
-            top_k,
+            loaded.top_k,
             shape.hidden,
             GpuExecutor.most_tokens,
             GpuExecutor.most_tokens * MOST_AHEAD,
@@ -86,11 +85,6 @@ def layers_maker(gpu: Gpu, loaded: LoadedModel) -> Callable[[int], Any]:
         return layers
 
     return make
-
-
-def most_choices(loaded: LoadedModel) -> int:
-    """Experts that a token is routed to."""
-    return int(loaded.model.config.get_text_config().num_experts_per_tok)
 
 
 def kv_bytes(engine: Engine, tokens: int) -> int:

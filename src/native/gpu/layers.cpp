@@ -11,6 +11,7 @@ namespace dali::gpu {
 namespace {
 
 constexpr size_t ALIGNED = 256;  // as the driver's own allocations are
+constexpr size_t MOST_POSTED = 8192;  // bytes of activations that one warp posts; more are copied
 
 // Cuts memory into parts.
 class Cut {
@@ -137,7 +138,8 @@ void Layers::begin(int layer, int tokens, Address x, Address ids, Address weight
     };
     part(0, ids, ids_host_, size_t(tokens) * sizes_.top_k * 8);
     part(1, ahead, ahead_host_, size_t(ahead_count) * 8);
-    part(2, x, x_host_, x_bytes);
+    if (x_bytes <= MOST_POSTED) part(2, x, x_host_, x_bytes);
+    else DALI_CUDA(device_.driver, copy_down, x_host_, x, x_bytes, stream);  // over before the post runs
     post.flag = const_cast<uint32_t*>(flag_);
     post.number = ++number_;
     gpu::launch(device_, post_, 1, stream, post);

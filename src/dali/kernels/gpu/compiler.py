@@ -19,6 +19,7 @@ import xxhash
 from dali.errors import DaliError
 
 SOURCE = Path(__file__).parent / "source"
+BUILTINS = "nvrtc-builtins64_*.dll" if os.name == "nt" else "libnvrtc-builtins.so.*"
 LEAST = 75  # sm: integer tensor cores
 # Results must not depend on how a compiler fuses or reorders floating-point operations.
 OPTIONS = ("--std=c++17", "--fmad=false", "--ftz=false", "--prec-div=true", "--prec-sqrt=true")
@@ -28,6 +29,9 @@ class Compiler:
     """One libnvrtc."""
 
     def __init__(self, library: str) -> None:
+        # Some libnvrtc look for this part of theirs by its bare name alone, and find it only where it is loaded already.
+        for part in Path(library).parent.glob(BUILTINS) if os.path.isabs(library) else ():
+            ctypes.CDLL(str(part))
         self._nvrtc = ctypes.CDLL(library)
         major, minor = ctypes.c_int(), ctypes.c_int()
         self._check(self._nvrtc.nvrtcVersion(ctypes.byref(major), ctypes.byref(minor)), "")

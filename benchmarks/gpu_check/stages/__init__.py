@@ -1,0 +1,1 @@
+"""One file a stage: `run(result)` measures and writes what it finds."""

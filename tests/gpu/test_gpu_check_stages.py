@@ -1,0 +1,133 @@
+"""The stages of `make gpu-check` that run dali's own code, on a stand-in for the driver: they measure nothing, but end."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import torch
+from fake import COMPILER, FakeDriver, FakeGpu, shimmed
+
+from dali.kernels import native
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+COMMON = {"GATE": 4, "UP": 4, "DOWN": 4, "ACTIVATION": 0, "GATED": 1, "BIASED": 0, "PASSES": 1}
+pytestmark = [
+    pytest.mark.skipif(COMPILER is None, reason="there is no g++"),
+    pytest.mark.skipif(
+        not native.enabled() or native.variant() == "portable", reason="needs fused multiply-adds"
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("gpu")
+
+
+@pytest.fixture(scope="module")
+def driver(folder):
+    return FakeDriver(folder)
+
+
+@pytest.fixture(autouse=True)
+def importable(monkeypatch):
+    before = set(sys.modules)
+    for name in ("gpu_check", "tools", "policies"):
+        monkeypatch.syspath_prepend(str(BENCHMARKS / name))
+    yield
+    for name in set(sys.modules) - before:
+        if "benchmarks" in str(getattr(sys.modules[name], "__file__", None)):
+            del sys.modules[name]
+
+
+@pytest.fixture
+def result():
+    return import_module("result").Result()
+
+
+@pytest.fixture
+def idle(driver, monkeypatch):
+    """A GPU that does nothing."""
+    driver.reset(0, total=1 << 40)
+    driver.idle()
+    gpu = FakeGpu("cuda", driver)
+    monkeypatch.setattr("torch.cuda.synchronize", lambda: None)
+    monkeypatch.setattr("dali.offload.gpu.cubin", lambda *arguments: b"none is read")
+    for module in ("build", "gpu"):
+        monkeypatch.setattr(f"dali.offload.{module}.Gpu", lambda device: gpu)
+    return gpu
+
+
+def test_the_right_kernels_are_found_right_and_a_wrong_one_wrong(driver, folder, result):
+    driver.reset(0)
+    right = import_module("stages.right")
+    layout = dict(right.layouts())["w4 40 x 40"]
+
+    def build(name, macros):
+        return str(shimmed.build_macros(macros or COMMON, folder)).encode()
+
+    given = {"seeds": 2, "tokens": (1, 9)}
+    assert right.check(result, FakeGpu("cuda", driver), build, "w4", layout, **given) == 0
+    wrong = build("", {**COMMON, "ACTIVATION": 1})
+    found = right.check(
+        result,
+        FakeGpu("cuda", driver),
+        lambda name, macros: wrong if macros.get("PASSES") == 1 else build(name, macros),
+        "w4",
+        layout,
+        **given,
+    )
+    assert found > 0
+    assert [row["differ"] for row in result.found["rows"]] == [0, found]
+
+
+def test_overlap_measures_each_alone_in_pairs_and_all_at_once(idle, result, monkeypatch):
+    overlap = import_module("stages.overlap")
+    monkeypatch.setattr(overlap, "open_gpu", lambda: idle)
+    monkeypatch.setattr(overlap, "builder", lambda gpu: lambda name, macros: b"none is read")
+    monkeypatch.setattr(overlap, "RECORDS", 128)
+    overlap.run(result)
+    assert len(result.found["rows"]) == 7
+    assert {"link_contended", "memory_bandwidth", "cpu_bandwidth", "cpu_rate"} == result.found[
+        "figures"
+    ].keys()
+
+
+def test_decoding_runs_over_the_gpu_with_each_share_and_then_on_the_cpu(idle, result):
+    decode, model = import_module("stages.decode"), import_module("random_model")
+    config = import_module("qwen3_layers").qwen3_30b_a3b()
+    config.num_hidden_layers, config.moe_intermediate_size, config.vocab_size = 2, 32, 64
+    with torch.inference_mode():
+        speeds = decode.measure(result, model.random_llm(config), (0.0, 0.25, 1.0), 6, 1e12)
+    assert len(speeds) == 8
+    rows = {(row["what"], row["batch"]): row for row in result.found["rows"]}
+    assert rows["cuda 0%", 1]["cpu"] == rows["cuda 100%", 1]["resident"] == 8  # top-8, as replayed
+    assert rows["cuda 100%", 8]["resident"] > 40
+    assert rows["cuda 25%", 8]["cpu"] > 0
+
+
+def test_systems_are_measured_and_modelled(idle, result, monkeypatch):
+    policies, host, layers = (
+        import_module(name) for name in ("stages.policies", "stages.host", "qwen3_layers")
+    )
+    for module in (policies, host):
+        monkeypatch.setattr(module, "Foresight", lambda place="cpu": layers.Foresight())
+        monkeypatch.setattr(module, "WARM_UP", 2)
+    monkeypatch.setattr(policies, "STEPS", 2)
+    costs, pool = layers.cost_model("rtx4090-desktop"), host.several_records(layers.LAYERS, layers.EXPERTS)
+    assert host.a_layer(result, idle, pool, costs, 1) > 0
+    seconds, of_host = policies.measure(idle, pool, costs, 0.25, "ktransformers")
+    assert seconds > layers.LAYERS * of_host / 2
+    slower = policies.modelled(costs, 0.25, "ktransformers", 1e-3)
+    assert slower - policies.modelled(costs, 0.25, "ktransformers", 0.0) > 0.9e-3 * layers.LAYERS
+
+
+@pytest.mark.parametrize(
+    ("pairs", "tau"),
+    [([(1, 1), (2, 3), (3, 9)], 1), ([(1, 9), (2, 3), (3, 1)], -1), ([(1, 1), (2, 3), (3, 2)], 1 / 3)],
+)
+def test_kendalls_tau(pairs, tau):
+    assert import_module("stages.policies").kendall(pairs) == pytest.approx(tau)
