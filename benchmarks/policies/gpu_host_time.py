@@ -4,11 +4,10 @@ The driver is the tests' stand-in (tests/gpu/fake_cuda.cpp) told to do nothing b
 left is the host's own work. Host time of a layer = all of GpuExecutor.run but the prediction and the CPU's experts, which are
 computed truly and timed by the native layers themselves. Its parts:
 
-- begin: queueing what posts the routing, and the activations' quantization
-- routing: reading it, and sorting (token, choice) pairs
-- plan: the assignment policy
+- routing: queueing what posts it and the activations' quantization, reading it, and sorting (token, choice) pairs
+- plan: all of planning: assignment, residency, prefetching, cache replacement, guards
 - execute: queueing copies, waits, launches and the sum, the CPU's experts taken out
-- rest: Python's: residency, prefetching, cache replacement, guards, counters
+- rest: Python's around the native call
 
 Each setting is run in five rounds, of which the one with the lowest median counts.
 

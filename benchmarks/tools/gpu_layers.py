@@ -55,6 +55,24 @@ class TimedLayers:
         self.seconds["execute"] -= cpu
         return cpu
 
+    def step(self, *arguments: Any) -> Any:
+        return self._whole(self._layers.step, *arguments)
+
+    def finish(self, *arguments: Any) -> Any:
+        return self._whole(self._layers.finish, *arguments)
+
+    def _whole(self, call: Callable[..., Any], *arguments: Any) -> Any:
+        """A call that plans, too. What comes before the routing has arrived counts as `routing`: queueing, and waiting for it."""
+        started = time.perf_counter()
+        outcome = call(*arguments)
+        total = time.perf_counter() - started
+        on_cpu, resident, prefetched, fetched, *_, ahead, seconds, plan, cpu = outcome
+        self.plans.append((on_cpu, resident + prefetched, fetched, ahead))
+        self.seconds["routing"] += total - seconds
+        self.seconds["execute"] += seconds - plan - cpu
+        self.seconds["cpu"] += cpu
+        return outcome
+
     def _timed(self, name: str, *arguments: Any) -> Any:
         started = time.perf_counter()
         try:

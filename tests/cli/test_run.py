@@ -224,7 +224,7 @@ def test_a_system_is_chosen_by_name_and_its_losses_are_named(run, story):
     assert " | hobbit" in err
     assert "lossy" not in err
     choice = ("--device", "sim:paper", "--policy", "mixtral-offloading", "--lossy")
-    code, out, err = run("run", STORY, "--temp", "0", "-n", "9", *choice)
+    code, out, err = run("run", STORY, "--temp", "0", "-n", "60", *choice)
     assert code == 0
     assert not story.startswith(out.strip())
     assert " | mixtral-offloading, lossy: 2-3 bit experts" in err

@@ -6,7 +6,6 @@ from __future__ import annotations
 import itertools
 import statistics
 import time
-from collections.abc import Iterable
 
 import torch
 from one_layer import OneLayer, random_records
@@ -83,18 +82,14 @@ def measure(layer: OneLayer, amounts: dict[str, int], repeat: int = 7) -> float:
         starts = itertools.islice(itertools.cycle(range(0, RECORDS // 2, unit)), amounts.get("gpu", 0))
         launches = [(gpu, list(range(start, start + unit)), False) for start in starts]
         fetches = [(0, RECORDS - 1 - i, RECORDS - 1 - i) for i in range(amounts.get("copies", 0))]
+        landed = layer.layers.landed() + len(fetches)
         started = time.perf_counter()
         layer.layers.execute(cpu, launches, fetches, out.data_ptr())
-        wait(layer, (slot for _, _, slot in fetches))
+        while layer.layers.landed() < landed:
+            pass
         torch.cuda.synchronize()
         found.append(time.perf_counter() - started)
     return statistics.median(found[1:])
-
-
-def wait(layer: OneLayer, slots: Iterable[int]) -> None:
-    for slot in slots:
-        while not layer.layers.landed(slot):
-            pass
 
 
 def figures(result: Result, layer: OneLayer, experts: int, seconds: float) -> None:
