@@ -11,6 +11,7 @@ from gguf import GGMLQuantizationType as Type
 import dali
 from families import FAMILIES
 from gguf_models import encode_as, gguf_model, rewrite, save_gguf
+from logits import Forced
 
 TOKENS = torch.randint(3, 97, (23,), generator=torch.Generator().manual_seed(7)).tolist()
 DECODED = 4
@@ -20,18 +21,6 @@ DECODED = 4
 def exact(monkeypatch):
     """The reference kernels compute with float activations, as transformers does."""
     monkeypatch.setenv("DALI_KERNELS", "torch")
-
-
-class Forced:
-    """Stands in for a sampler: keeps the logits it is shown and answers with given tokens."""
-
-    def __init__(self, tokens: list[int]) -> None:
-        self.tokens = iter(tokens)
-        self.logits: list[torch.Tensor] = []
-
-    def sample(self, logits: torch.Tensor, tokens: object = ()) -> int:
-        self.logits.append(logits.clone())
-        return next(self.tokens)
 
 
 def logits_of(llm) -> torch.Tensor:
