@@ -6,8 +6,16 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import transformers
+from packaging.version import Version
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from families import random_model
+
+# Granite's routers are written otherwise there, and DeepSeek-V2's complex numbers lie so that torch rounds their products by how
+# many tokens there are.
+OLDER = Version(transformers.__version__) < Version("5.24")
+WRITTEN_OTHERWISE = {"granitemoe", "granitemoeshared", "deepseek_v2"} if OLDER else set()
 
 MOE = {"moe_intermediate_size": 48, "intermediate_size": 96, "num_experts_per_tok": 3}
 MANY = MOE | {"num_experts": 8}
@@ -70,6 +78,11 @@ DECODING: dict[str, dict[str, Any]] = {
     | WINDOWS
     | {"shared_expert_intermediate_size": 64, "head_dim": 16},
     "flint": MANY | WINDOWS | {"shared_expert_intermediate_size": 64, "head_dim": 16},
+}
+DECODING = {
+    family: changes
+    for family, changes in DECODING.items()
+    if family in CONFIG_MAPPING and family not in WRITTEN_OTHERWISE
 }
 
 

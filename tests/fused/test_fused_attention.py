@@ -116,6 +116,7 @@ def test_latent_attention(tmp_path, monkeypatch, query_rank, interleaved, turnin
     assert all(map(torch.equal, natively, decoded(llm)))
 
 
+@pytest.mark.skipif(OLDER, reason="this transformers lays complex numbers out otherwise")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("width", "fuses"), [(32, True), (8, False)])
 def test_rotations_by_complex_numbers(tmp_path, monkeypatch, width, fuses, dtype):

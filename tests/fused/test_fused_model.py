@@ -10,7 +10,7 @@ from dali.fused.attention import DecodingAttention
 from dali.fused.layer import DecodingLayer
 from dali.fused.model import Rotations, fuse_model
 from dali.kernels import native
-from decoding_families import DECODING, decoding_model
+from decoding_families import DECODING, OLDER, decoding_model
 from families import FAMILIES, random_model
 
 pytestmark = pytest.mark.skipif(not native.AVAILABLE, reason="the kernels were not compiled")
@@ -96,6 +96,7 @@ def test_a_layer_of_another_kind_keeps_the_models_forward(tmp_path, monkeypatch)
     assert fuse_model(llm.model) is None
 
 
+@pytest.mark.skipif(OLDER, reason="this transformers writes Granite's routers otherwise")
 def test_a_scale_that_is_not_the_one_told_keeps_it(tmp_path, monkeypatch):
     llm = load(tmp_path, monkeypatch, decoding_model("granitemoe"))
     llm.model.logits_scaling = 3.0

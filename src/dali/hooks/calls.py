@@ -23,6 +23,7 @@ from dali.errors import DaliError, reason
 from dali.hooks import seam
 
 PROBE = "dali-probe"
+ROUTER_LOGITS = "output_router_logits"
 # What transformers' cache keeps of layers that the engine can step: keys and values, all or a window's, or nothing.
 PLAIN = {
     getattr(cache_utils, name, None) for name in ("DynamicLayer", "DynamicSlidingWindowLayer", "DummyLayer")
@@ -171,12 +172,16 @@ def _probing(skeleton: Any) -> Iterator[None]:
     """Every attention and mask of the model on meta is the probe's, and its experts compute nothing."""
     configs = {id(module.config): module.config for module in skeleton.modules() if hasattr(module, "config")}
     before = [(config, config._attn_implementation) for config in configs.values()]
+    # What a configuration may ask for beside logits counts the router's choices, which are not there.
+    extra = [config for config in configs.values() if getattr(config, ROUTER_LOGITS, False)]
     rotary = [module for module in skeleton.modules() if hasattr(module, "rope_type")]
     experts = list(seam.experts_modules(skeleton).values())
     training = skeleton.training
     try:
         for config in configs.values():
             config._attn_implementation = PROBE
+        for config in extra:
+            setattr(config, ROUTER_LOGITS, False)
         for module in experts:
             module.forward = _route
         for module in rotary:
@@ -189,6 +194,8 @@ def _probing(skeleton: Any) -> Iterator[None]:
             module.__dict__.pop("forward", None)
         for config, implementation in before:
             config._attn_implementation = implementation
+        for config in extra:
+            setattr(config, ROUTER_LOGITS, True)
 
 
 def _on_meta(rotary: Any) -> Callable[..., Any]:
