@@ -9,7 +9,7 @@ import dali
 from dali.fused.attention import DecodingAttention, fuse_attention
 from dali.fused.layer import DecodingLayer, fuse_layers
 from dali.kernels import native
-from decoding_families import DECODING, decoding_model
+from decoding_families import DECODING, OLDER, decoding_model
 from families import FAMILIES, random_model, save_model
 
 pytestmark = pytest.mark.skipif(not native.AVAILABLE, reason="the kernels were not compiled")
