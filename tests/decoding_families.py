@@ -53,7 +53,7 @@ LATENT = {
     "num_key_value_heads": 4,
 }
 
-DECODING: dict[str, dict[str, Any]] = {
+CHANGES: dict[str, dict[str, Any]] = {
     "dots1": GROUPED,
     "glm4_moe": GROUPED | PARTIAL | {"use_qk_norm": True, "head_dim": 32, "attention_bias": True},
     "solar_open": {k: v for k, v in GROUPED.items() if k != "first_k_dense_replace"} | {"head_dim": 16},
@@ -81,14 +81,14 @@ DECODING: dict[str, dict[str, Any]] = {
 }
 DECODING = {
     family: changes
-    for family, changes in DECODING.items()
+    for family, changes in CHANGES.items()
     if family in CONFIG_MAPPING and family not in WRITTEN_OTHERWISE
 }
 
 
 def decoding_model(family: str, dtype: torch.dtype = torch.float32, **changes: Any) -> Any:
     """A transformers model of `family` with random weights, biases, corrections and sinks."""
-    model = random_model(family, dtype=dtype, **(DECODING[family] | changes))
+    model = random_model(family, dtype=dtype, **(CHANGES[family] | changes))
     with torch.no_grad():
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
             if "correction_bias" in name:
