@@ -54,7 +54,7 @@ class FakeDriver:
 
     def fail(self, call: str, nth: int, code: int) -> None:
         """Let the `nth` call of this name from now on fail."""
-        self.library.fake_fail(call.encode(), nth, code, 0)
+        self.library.fake_fail(call.encode(), nth, code)
 
     def calls(self, name: str = "") -> int:
         return int(self.library.fake_calls(name.encode()))

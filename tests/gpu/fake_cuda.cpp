@@ -76,7 +76,7 @@ struct State {
     std::map<std::string, int> calls;
     std::map<std::string, size_t> copied;  // bytes, by call
     std::string failing;
-    int failing_in = 0, failing_code = 0, broken = 0;
+    int failing_in = 0, failing_code = 0;
 };
 
 State& state() {
@@ -170,10 +170,9 @@ struct Call {
         s.calls[name]++;
         if (!s.eager && !s.idle) progress(int(s.random() % 4));
         if (s.failing == name && --s.failing_in == 0) error = s.failing_code;
-        else error = s.broken;
     }
     std::lock_guard<std::mutex> lock;
-    int error;
+    int error = 0;
 };
 #define BEGIN(name) \
     Call call(name); \
@@ -249,18 +248,16 @@ void fake_reset(unsigned seed, int eager, size_t total) {
     s.calls.clear();
     s.copied.clear();
     s.failing.clear();
-    s.broken = 0;
 }
 // From now on nothing is done but counting, posting what the host waits for, and putting zeros where outputs go; "cubins" are not read.
 void fake_idle() { state().idle = true; }
-// The `nth` call of `name` from now on fails with `code`; `sticky`: and so does every call after it, as after a kernel's fault.
-void fake_fail(const char* name, int nth, int code, int sticky) {
+// The `nth` call of `name` from now on fails with `code`.
+void fake_fail(const char* name, int nth, int code) {
     State& s = state();
     std::lock_guard<std::mutex> lock(s.mutex);
     s.failing = name;
     s.failing_in = nth;
     s.failing_code = code;
-    (void)sticky;
 }
 int fake_calls(const char* name) {
     State& s = state();
@@ -275,12 +272,6 @@ size_t fake_used() { return state().used; }
 const char* fake_race(int i) {
     State& s = state();
     return i < int(s.races.size()) ? s.races[i].c_str() : nullptr;
-}
-// What is queued runs, as at any call; whoever polls memory calls no driver.
-void fake_progress(int most) {
-    State& s = state();
-    std::lock_guard<std::mutex> lock(s.mutex);
-    progress(most);
 }
 
 int cuGetErrorName(int code, const char** name) {

@@ -9,9 +9,12 @@ import pytest
 from fake import COMPILER, FakeDriver, FakeGpu, shimmed
 
 import dali
+from dali.compiled import library
+from dali.devices.base import MisuseError
 from dali.errors import DaliError, UsageError
 from dali.kernels import native
 from dali.llm import LLM
+from dali.units import size
 from families import random_model, save_model
 
 pytestmark = [
@@ -209,6 +212,24 @@ def test_experts_that_cannot_be_pinned_are_said_once(driver, directory, expected
     llm = load(directory, notes)
     assert sum("could not be page-locked" in note for note in notes) == 1
     assert answers(llm) == expected
+
+
+def test_what_layers_share_is_asked_to_be_pinned_once(directory, monkeypatch):
+    notes: list[str] = []
+
+    def refuse(*arguments):
+        raise library.GpuFailure("no")
+
+    monkeypatch.setattr(library, "gpu_register", refuse)
+    llm = load(directory, notes)
+    (note,) = [note for note in notes if "could not be page-locked" in note]
+    assert note.startswith(size(llm.loaded.pool.records[0][0].untyped_storage().nbytes()))
+
+
+def test_a_single_operation_on_a_gpu_is_a_bug(directory):
+    device = load(directory).executor.device
+    with pytest.raises(MisuseError, match="whose steps are queued as a whole"):
+        device.launch(device.stream("compute"), lambda: None, (), ())
 
 
 def test_lossy_parts_are_refused(directory):

@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
 from dali.compiled import library
-from dali.devices.base import Buffer, Device, Event
+from dali.devices.base import Buffer, Device, Event, MisuseError
 from dali.devices.dependencies import Operation, Stream
 from dali.errors import DaliError, parameter
 
@@ -118,6 +118,7 @@ class GpuSlots(Device):
         storage = tensor.untyped_storage()
         address, nbytes = storage.data_ptr(), storage.nbytes()
         if address not in self._pinned:
+            self._pinned[address] = None  # asked once: layers share their memory
             try:
                 self._pinned[address] = library.gpu_register(self.gpu.native, address, nbytes)
             except library.GpuFailure:  # copies then pass through the driver's own buffers
@@ -178,14 +179,18 @@ class GpuSlots(Device):
             nbytes, dtype=torch.uint8, device="meta"
         )  # `layers` has it: buffers only tell slots apart
 
-    def _enqueue(self, operation: Operation, reads: Sequence[Buffer], writes: Sequence[Buffer]) -> None:
-        raise NotImplementedError("a GPU's steps are queued as a whole")
+    # Single operations are other devices': a GPU's steps are queued as a whole.
 
-    def _finish(self, operation: Operation) -> None:
-        raise NotImplementedError("a GPU's steps are queued as a whole")
+    def _enqueue(self, operation: Operation, reads: Sequence[Buffer], writes: Sequence[Buffer]) -> None:
+        self._finish(operation)
+
+    def _finish(self, operation: Operation) -> NoReturn:
+        raise MisuseError(
+            f"{operation} was queued by itself on {self.name}, whose steps are queued as a whole."
+        )
 
     def _poll(self, operation: Operation) -> bool:
-        raise NotImplementedError("a GPU's steps are queued as a whole")
+        self._finish(operation)
 
 
 @dataclass(slots=True)
