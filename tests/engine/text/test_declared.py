@@ -48,4 +48,4 @@ def test_its_fields_are_reasoning_or_text(begun, said, expected):
 
 
 def test_an_answer_of_another_form_is_shown_all_the_same():
-    assert divided("<|why|>Hm.<|so|>A <call>{no</call> B<|so|> C") == ("Hm.", "A {no B C")
+    assert divided("<|why|>Hm.<|so|>A <call>{no</call> B<|so|> C") == ("Hm.", "A {no> B C")

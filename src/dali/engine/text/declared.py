@@ -26,9 +26,9 @@ class Declared:
             return [Piece(text)] if text else []
         try:
             return self._pieces(self._parser.feed(text))
-        except Exception:  # a part that has ended and is not of the form; the rest is still an answer
+        except Exception:  # a part that has ended and is not of the form: it and the rest still are an answer
             self._parser = None
-            return []
+            return self.push(text)
 
     def mark(self, marker: str) -> list[Piece]:
         return self.push("" if self._parser is None else marker)
