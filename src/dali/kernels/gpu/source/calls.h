@@ -62,13 +62,20 @@ struct JoinCall {
     int tokens, top_k, hidden, dtype, weights_dtype;
 };
 
-struct LinearCall {
+// One of the matrices that are multiplied by the same activations.
+struct Product {
     void* out;  // [tokens, matrix.rows]
     const uint8_t* packed;
     const float* bias;  // null if there is none
-    Panel panel;        // of tokens, as wide as the matrix
     Matrix matrix;
-    int tokens, dtype;
+};
+
+constexpr int PRODUCTS = 3;  // of one launch, whose strips follow one another
+struct LinearCall {
+    Product products[PRODUCTS];
+    Panel panel;  // of tokens, as wide as the matrices
+    int count, tokens, dtype;
+    float divisor;  // of what comes out, once it is rounded to dtype; 1 for none
 };
 
 struct NormCall {
@@ -78,11 +85,41 @@ struct NormCall {
     float epsilon;
 };
 
+// A norm's weight, null for none, of as many values as it spans.
+struct NormPart {
+    const void* weight;
+    float epsilon;
+};
+
+// What goes on from one part of a layer to the next: sum = residual + scale * before(part), then after(sum), as activations and as a panel.
+struct AddNormCall {
+    const void *residual, *part;  // [.., width]; part null: the sum is the residual
+    const int* from;              // [rows]: which row of residual and part each takes; null: its own
+    void* sum;                    // [rows, width], which may be residual where rows are their own; null: nobody wants it
+    void* out;                    // [rows, width], likewise
+    Panel panel;                  // quants null: no integers wanted; values null: no floats
+    NormPart before, after;
+    int rows, width, dtype;
+    float scale;
+};
+
 // Where a decoding token's sequence keeps a layer's keys and values, [kv heads, capacity, width] each.
 struct KeptToken {
     void *keys, *values;
     int64_t capacity, place, first;  // tokens; of the new one and of the first that it sees
     int row;                         // of query, key, value and out
+};
+
+// Heads of queries, keys and values as attention wants them: normed, rotated, scaled; keys and values in their places.
+struct TurnCall {
+    void *query, *keys, *values;  // [tokens, heads, key width], [tokens, kv heads, their width]; query changes in place
+    const KeptToken* kept;        // [tokens]
+    const void *cos, *sin;        // [tokens, given] of rotary_dtype
+    NormPart query_norm, key_norm;  // of a head each
+    int norms_follow;               // the rotation
+    int turning, turned, given, rotary_dtype;  // as src/native/model/attention_module.h has them: a head's first `turned` values
+    int tokens, heads, kv_heads, key_width, value_width, dtype;
+    float value_scale;
 };
 
 struct AttendCall {
@@ -91,11 +128,38 @@ struct AttendCall {
     const KeptToken* kept;              // [tokens]
     const float* sinks;                 // a logit more a head, without a value; null for none
     float *scores, *most, *total, *sums;  // of each (token, head, part): [PART], [1], [1], [value width]
-    int tokens, parts;                  // parts: of the longest sequence
+    Panel panel;                          // of what comes out, in rows of all heads' values; as AddNormCall's, beside `out` or for it
+    int tokens, parts;                  // parts: of the longest sequence, or more
     int heads, kv_heads, key_width, value_width, dtype;
     float scale;
 };
 constexpr int PART = 1024;  // keys that are summed in one go
+
+// A router, as src/native/ops/route.h describes it. A warp an expert of a token for the products, then a warp a token to choose.
+struct RouteCall {
+    const void *x, *weight, *bias, *correction;  // [tokens, hidden] of dtype, [experts, hidden], [experts] twice, or null
+    float *products, *scores, *ranks;            // [tokens, experts] each, to work in
+    float* weights;                              // [tokens, top_k], rounded as weights_dtype holds them
+    int64_t* ids;                                // [tokens, top_k]
+    int tokens, hidden, experts, top_k, score, by_logit, groups, kept_groups, judged, normalise;
+    int dtype, weight_dtype, bias_dtype, correction_dtype, rounded, logits_dtype, weights_dtype;
+    float epsilon, floor, scale;
+};
+
+// out = act(gate) * up, rounded to dtype after each.
+struct GateUpCall {
+    const void *gate, *up;  // [tokens, width], rows `stride` values apart
+    Panel panel;            // as AddNormCall's
+    int tokens, width, stride, dtype, activation;
+};
+
+// part += shared, times the sigmoid of x times gate where there is one.
+struct ShareCall {
+    void* part;              // [tokens, hidden]
+    const void *shared, *x;  // likewise
+    const void* gate;        // [hidden] of gate_dtype, or null
+    int tokens, hidden, dtype, gate_dtype;
+};
 
 // What the host must know of a step: copied to its memory, and then `flag`, which it waits for, set to `number`.
 constexpr int POSTED = 4;
@@ -104,7 +168,8 @@ struct PostCall {
     void* to[POSTED];
     int words[POSTED];
     uint32_t* flag;
-    uint32_t number;
+    uint32_t number;       // `flag` becomes this, plus
+    const uint32_t* base;  // what is here, unless null: calls that are replayed say something else each time
 };
 
 }  // namespace dali::gpu
