@@ -16,6 +16,7 @@ from dali.kernels.native.attention import (
     Rotary,
     attend,
     attend_prompt,
+    following,
 )
 from dali.kernels.native.decode import DecoderLayer, DecodingModel, LayerNorms, Mlp, decode_layers
 from dali.kernels.native.experts import (
@@ -25,6 +26,7 @@ from dali.kernels.native.experts import (
     order_pairs,
     reduce_choices,
 )
+from dali.kernels.native.latent import LatentHeads
 from dali.kernels.native.library import set_threads, threads
 from dali.kernels.native.linear import DEQUANTIZED, Linear, dequantize_blocks, repack
 from dali.kernels.native.measure import read_seconds, seconds
@@ -43,6 +45,7 @@ __all__ = [
     "DecodingModel",
     "DecodingToken",
     "ExpertRecords",
+    "LatentHeads",
     "LatentProjections",
     "LayerNorms",
     "Linear",
@@ -60,6 +63,7 @@ __all__ = [
     "decode_layers",
     "dequantize_blocks",
     "enabled",
+    "following",
     "gate_logits",
     "order_pairs",
     "read_seconds",
