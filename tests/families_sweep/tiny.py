@@ -12,7 +12,7 @@ import torch
 import transformers
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from dali.loading.skeleton import keep_text, text_model
+from dali.loading.skeleton import keep_decoder, text_model
 from families import randomize
 
 LAYERS = 3  # at least
@@ -298,7 +298,7 @@ def random_model(variant: Variant, seed: int = 0) -> Any:
     torch.manual_seed(seed)
     with torch.device("meta"):
         model = cls(config)
-    keep_text(model)
+    keep_decoder(model)
     model.to_empty(device="cpu").float()
     for buffer in model.buffers():
         buffer.zero_()
