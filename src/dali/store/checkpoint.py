@@ -299,7 +299,8 @@ class CheckpointExperts:
         targets = self._targets(sources)
         part = next((i for i, target in enumerate(targets) if target in parameter), 0)
         tensors: dict[str, Any] = {
-            str(pattern): [self.checkpoint.read(keys[part * (len(keys) // len(targets)) + expert])] * len(targets)
+            str(pattern): [self.checkpoint.read(keys[part * (len(keys) // len(targets)) + expert])]
+            * len(targets)
             if pattern and "*" in pattern
             else [self.checkpoint.read(keys[0], expert)]
             for pattern, keys in sources.items()
