@@ -60,7 +60,7 @@ void bind_gpu(nb::module_& m) {
         .def("begin", [](gpu::Layers& self, int layer, int tokens, uint64_t x, uint64_t ids, uint64_t weights, uint64_t ahead, int ahead_count,
                          uintptr_t stream) {
             nb::gil_scoped_release unlocked;
-            self.begin(layer, tokens, x, ids, weights, ahead, ahead_count, pointer<void>(stream));
+            self.begin(layer, {tokens, x, ids, weights, ahead, ahead_count}, pointer<void>(stream));
         })
         // The ids, and those ahead, [count] and [ahead_count].
         .def("routing", [](gpu::Layers& self, int count, int ahead_count) {
@@ -82,7 +82,7 @@ void bind_gpu(nb::module_& m) {
         .def("step", [](gpu::Layers& self, Planner& planner, int layer, int tokens, uint64_t x, uint64_t ids, uint64_t weights, uint64_t ahead,
                         int ahead_count, uintptr_t stream, int ahead_layer, double ahead_seconds, uint64_t out) {
             nb::gil_scoped_release unlocked;
-            self.begin(layer, tokens, x, ids, weights, ahead, ahead_count, pointer<void>(stream));
+            self.begin(layer, {tokens, x, ids, weights, ahead, ahead_count}, pointer<void>(stream));
             return outcome_of(self.finish(planner, ahead_layer, ahead_seconds, out));
         })
         // What follows begin(); -> counts as Planner.plan() has them, then seconds in all, to plan, and of the CPU's experts.
