@@ -11,11 +11,11 @@ import torch
 
 from dali.engine.scheduler import Scheduler
 from dali.engine.sequence import Sequence
-from dali.fused.model import DecodingModel
 from dali.hooks import rope
 from dali.kernels import native
 from dali.policies.signals import Step
 from dali.step.context import Segment, StepContext, running
+from dali.step.decoder import Decoder
 from dali.step.state import Snapshot
 
 
@@ -28,7 +28,7 @@ class Engine:
         self.clock: Callable[[], float] = time.perf_counter  # a simulated device puts its own here
         self.begin: Callable[[Step], None] | None = None  # policies that tell requests apart put theirs here
         self.embeddings = False  # whether they are told the tokens' embeddings
-        self.decoder: DecodingModel | None = None  # decodes in one native call
+        self.decoder: Decoder | None = None  # takes the model's place in steps that it serves
         self.attention_seconds = (
             0.0  # spent in torch's attention, measured; the native kernels count their own
         )
@@ -129,8 +129,9 @@ class Engine:
             self.begin(Step(numbers, prefill, embeddings))
         step = StepContext(segments, longest, self._native)
         if self.decoder is not None and self.decoder.serves(step):
-            rows = self.decoder.decode(step, ids, positions)
-            return rows if every_row or len(last_rows) == len(ids) else rows[last_rows]
+            return self.decoder.decode(
+                step, ids, positions, list(range(len(ids))) if every_row else last_rows
+            )
         # One way to the model's device for all three.
         sent = torch.tensor([*ids, *positions, *last_rows], dtype=torch.long).to(self.model.device)
         there = sent[None, : 2 * len(ids)]

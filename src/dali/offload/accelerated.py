@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from dali.hooks import seam
 from dali.policies.signals import Step
 from dali.runtime.executor import Executor
+from dali.step.decoder import Decoder
 from dali.telemetry import Telemetry
 
 ComputeExperts = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -31,10 +32,15 @@ class AcceleratedExperts:
     lossy: dict[str, Any] = field(
         default_factory=dict
     )  # its lossy "parts", and what they have done; none: all are off
+    decoder: Decoder | None = (
+        None  # computes whole steps, with the experts; then the model's layers stay the CPU's
+    )
 
     def install(self, model: nn.Module, telemetry: Telemetry) -> None:
         """Take the place of the CPU's layers in `model`; `telemetry` begins anew."""
         telemetry.layers.clear()
         telemetry.modelled = self.modelled
+        if self.decoder is not None:
+            return
         for module, layer in zip(seam.experts_modules(model).values(), self.layers, strict=True):
             seam.set_dali_layer(module, layer)

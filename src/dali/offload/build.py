@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from dali import systems, units
 from dali.devices import Device, OutOfDeviceMemoryError, SimDevice
@@ -15,6 +15,8 @@ from dali.devices.dependencies import dependencies
 from dali.engine.engine import Engine
 from dali.errors import UsageError, parameter
 from dali.fused.dense import PackedLinear
+from dali.fused.model import DecodingModel
+from dali.fused.release import release
 from dali.hardware.cost import CostModel, ExpertSize
 from dali.hardware.profile import Profile
 from dali.hooks import seam
@@ -22,7 +24,8 @@ from dali.hooks.shared import early_shared
 from dali.loading.loaded import LoadedModel
 from dali.offload.accelerated import AcceleratedExperts
 from dali.offload.calibrate import load_predictor
-from dali.offload.gpu import move_dense, nearest_profile, open_gpu
+from dali.offload.gpu import gpu_model, move_dense, nearest_profile, open_gpu
+from dali.offload.gpu_model import GpuModel
 from dali.offload.lossy import CpuExperts, LossyLayers, Scores, cpu_experts
 from dali.offload.low_bits import reduce_bits
 from dali.options import LoadOptions
@@ -75,14 +78,27 @@ def accelerate(
     notify: Callable[[str], None],
     device: Device | None = None,
     room: int | None = None,
+    decoder: DecodingModel | None = None,
 ) -> AcceleratedExperts:
     """The runtime for a model that runs on the CPU so far, on `engine`, which predictors are calibrated with.
 
     `device` stands in for the one `options` names; `room`: bytes of host memory that a second set of experts may take, None for
-    what is free.
+    what is free; `decoder`: the CPU's way to decode the model in one call, by which a GPU's kernels go.
     """
     model = loaded.model
-    device = device or _open(options, loaded, engine)
+    on_gpu: GpuModel | None = None
+    if device is None and options.device_kind == "cuda":
+        gpu = Gpu(options.device)
+        on_gpu = gpu_model(gpu, loaded, decoder)
+        if on_gpu is None:
+            release(model)
+            notify(
+                f"{loaded.name} has parts that dali's GPU kernels lack: torch computes all but its experts, and more slowly."
+            )
+        device = open_gpu(options, loaded, engine, gpu, on_gpu)
+        if on_gpu is not None:
+            on_gpu.put()
+    device = device or _simulated(options, loaded)
     profile = options.planning_profile() or _nearest_profile(device, notify)
     costs = _costs(loaded, profile)
     routers = seam.routers(model, loaded.layout.shape.hidden)
@@ -102,9 +118,14 @@ def accelerate(
         notify(
             f"{system.title} decides without router scores: the routers of {type(model).__name__} give none."
         )
-    if isinstance(device, GpuSlots):  # only now: calibration ran on the CPU
+    if isinstance(device, GpuSlots) and on_gpu is None:  # only now: calibration ran on the CPU
         predictor = move_dense(loaded, device, predictor)
-    executor = _executor(loaded, device, residency, policies, predictor, costs, routers, scores, system)
+    beside_experts = [] if on_gpu else [early_shared(model, name) for name in seam.experts_modules(model)]
+    executor = _executor(
+        loaded, device, residency, policies, predictor, costs, routers, scores, system, beside_experts
+    )
+    if on_gpu is not None and isinstance(executor, GpuExecutor):
+        on_gpu.follow(executor, predictor)
     if isinstance(device, GpuSlots) and device.unpinned:
         notify(
             f"{units.size(device.unpinned)} of experts could not be page-locked: copies to {device.name} are slower. "
@@ -126,14 +147,14 @@ def accelerate(
         isinstance(device, SimDevice),
         None if system is None else system.name,
         lossy,
+        on_gpu,
     )
 
 
-def _open(options: LoadOptions, loaded: LoadedModel, engine: Engine) -> Device:
-    """The device that `options` name."""
+def _simulated(options: LoadOptions, loaded: LoadedModel) -> Device:
+    """The simulated device that `options` name."""
     profile = options.planning_profile()
-    if options.device_kind == "cuda" or profile is None:
-        return open_gpu(options, loaded, engine)
+    assert profile is not None
     return _simulate(options, profile, loaded.model)
 
 
@@ -157,6 +178,7 @@ def _executor(
     routers: Sequence[nn.Module] | None,
     scores: Scores | None,
     system: systems.System | None,
+    beside: Sequence[Callable[[Tensor], None] | None],
 ) -> Executor:
     model, layers = loaded.model, loaded.pool.layers
     for layer in loaded.pool.records:
@@ -172,7 +194,7 @@ def _executor(
         loaded.telemetry,
         dense_seconds(model, costs, layers),
         predict_seconds(routers, costs, policies.prefetch.depth),
-        [early_shared(model, name) for name in seam.experts_modules(model)],
+        beside,
         scores=scores,
         guarded=system is None or system.guarded,
     )

@@ -14,6 +14,7 @@ from dali.engine.engine import Engine
 from dali.engine.request import Request
 from dali.engine.sequence import Sequence
 from dali.errors import DaliError, parameter
+from dali.fused.model import DecodingModel
 from dali.hardware import profile as profiles
 from dali.hardware.profile import Profile
 from dali.kernels import native
@@ -23,6 +24,7 @@ from dali.kernels.gpu.experts import PASSES, experts_macros
 from dali.kernels.native.experts import ExpertRecords, native_layout
 from dali.kernels.native.library import DTYPES
 from dali.loading.loaded import LoadedModel
+from dali.offload.gpu_model import GpuModel
 from dali.options import LoadOptions
 from dali.runtime.gpu import GpuExecutor
 from dali.runtime.prefetch import Predictor
@@ -32,23 +34,40 @@ from dali.units import size
 
 MOST_AHEAD = 64  # ids that are predicted of later layers, a token
 TEMPORARIES = 2**30  # bytes left to torch: activations, libraries' workspaces, fragmentation
+LOGITS = 2**29  # bytes where torch has but the logits; the driver's graphs and what predicts routing, too
 
 
-def open_gpu(options: LoadOptions, loaded: LoadedModel, engine: Engine, gpu: Gpu | None = None) -> GpuSlots:
-    """The slots of the GPU that `options` names, for a model that still is on the CPU. DaliError where it has no memory left for
-    experts beside dense weights, keys and values of the whole context, and temporaries."""
+def check_native(options: LoadOptions) -> None:
+    """DaliError where there are no compiled kernels, without which a GPU is of no use."""
     if not native.enabled():
         raise DaliError(
             f"Device {options.device!r} needs dali's compiled kernels, which are missing or turned off.",
             f"Install a C++ compiler and reinstall dali, or use {parameter('device')} cpu.",
         )
-    gpu = gpu or Gpu(options.device)
-    free, dense, kept = gpu.free_bytes(), loaded.dense_bytes, kv_bytes(engine, loaded.ctx_size)
-    room = free - dense - kept - TEMPORARIES
+
+
+def gpu_model(gpu: Gpu, loaded: LoadedModel, decoder: DecodingModel | None) -> GpuModel | None:
+    """The whole model by dali's kernels, where it has no parts that there are none for."""
+    if decoder is None:
+        return None
+    try:
+        return GpuModel(gpu, loaded.model, decoder, module_maker(gpu), loaded.ctx_size)
+    except ValueError:
+        return None
+
+
+def open_gpu(
+    options: LoadOptions, loaded: LoadedModel, engine: Engine, gpu: Gpu, model: GpuModel | None
+) -> GpuSlots:
+    """The slots of a GPU, for a model that still is on the CPU. DaliError where it has no memory left for experts beside the
+    dense part, keys and values of the whole context, and temporaries."""
+    free, kept = gpu.free_bytes(), kv_bytes(engine, loaded.ctx_size)
+    dense, temporaries = (loaded.dense_bytes, TEMPORARIES) if model is None else (model.bytes, LOGITS)
+    room = free - dense - kept - temporaries
     if room < 0:
         raise DaliError(
             f"{gpu.name} has {size(free)} free; {loaded.name} needs {size(dense)} for dense weights, {size(kept)} for the keys "
-            f"and values of {loaded.ctx_size} tokens, and {size(TEMPORARIES)} to work in.",
+            f"and values of {loaded.ctx_size} tokens, and {size(temporaries)} to work in.",
             f"Lower {parameter('ctx_size')}, close other programs that use the GPU, or use {parameter('device')} cpu.",
         )
     asked = options.vram_bytes
@@ -56,11 +75,24 @@ def open_gpu(options: LoadOptions, loaded: LoadedModel, engine: Engine, gpu: Gpu
     return GpuSlots(gpu, layers_maker(gpu, loaded), loaded.layout.record_bytes, budget)
 
 
+def module_maker(gpu: Gpu) -> Callable[[str, dict[str, int]], Any]:
+    """(file, macros) -> its compiled kernels; each is loaded once."""
+
+    def module(name: str, macros: dict[str, int]) -> Any:
+        key = name, *macros.items()
+        if key not in modules:
+            data = cubin(name, macros, gpu.native.sm, cache_root() / "cubins")
+            modules[key] = library.GpuModule(gpu.native, data)
+        return modules[key]
+
+    modules: dict[Any, Any] = {}
+    return module
+
+
 def layers_maker(gpu: Gpu, loaded: LoadedModel) -> Callable[[int], Any]:
     """slots -> the native layers of a model's experts."""
 
-    def module(name: str, macros: dict[str, int]) -> Any:
-        return library.GpuModule(gpu.native, cubin(name, macros, gpu.native.sm, cache_root() / "cubins"))
+    module = module_maker(gpu)
 
     def make(slots: int) -> Any:
         pool, shape = loaded.pool, loaded.layout.shape

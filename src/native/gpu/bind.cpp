@@ -3,17 +3,10 @@
 
 #include "bind/bind.h"
 #include "bind/plan/step_plan.h"
+#include "gpu/bind_outcome.h"
 #include "gpu/layers.h"
 
 namespace dali {
-
-namespace {
-
-auto outcome_of(const gpu::StepOutcome& outcome) {
-    return std::tuple_cat(counts_of(outcome.counts), std::make_tuple(outcome.seconds, outcome.plan_seconds, outcome.cpu_seconds));
-}
-
-}  // namespace
 
 void bind_gpu(nb::module_& m) {
     nb::exception<gpu::Failure>(m, "GpuFailure", PyExc_RuntimeError);
@@ -90,8 +83,12 @@ void bind_gpu(nb::module_& m) {
             nb::gil_scoped_release unlocked;
             return outcome_of(self.finish(planner, ahead_layer, ahead_seconds, out));
         })
+        // Where begin()'s x and weights lie on the host once routing() has returned.
+        .def_prop_ro("x", [](const gpu::Layers& self) { return reinterpret_cast<uintptr_t>(self.x()); })
+        .def_prop_ro("weights", [](const gpu::Layers& self) { return reinterpret_cast<uintptr_t>(self.weights()); })
         .def("landed", &gpu::Layers::landed, nb::call_guard<nb::gil_scoped_release>())
         .def("recover", &gpu::Layers::recover, nb::call_guard<nb::gil_scoped_release>());
+    bind_gpu_model(m);
 }
 
 }  // namespace dali

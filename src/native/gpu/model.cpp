@@ -8,6 +8,8 @@ namespace dali::gpu {
 
 namespace {
 
+constexpr int MOST_GRAPH_ROWS = 8;  // with more, launching takes little beside what is launched
+constexpr size_t MOST_GRAPHS = 4096;
 constexpr size_t MOST_SCORES = 1 << 24;  // floats that attention works in at a time, unless one token wants more
 
 const Projections& projections_of(const AttentionModule& module) {
@@ -120,29 +122,40 @@ void Model::cut_tables(int rows, int wanted) {
     at_.bytes = cut.bytes();
 }
 
-void Model::load(Layers& experts, const std::vector<Foresight>& foresight) {
+void Model::put() {
+    device_.enter();
+    capturing_ = create_stream(device_);
+    weights_.put(device_, capturing_.get());
+    work_ = allocate(device_, cut_work(0));
+    cut_work(work_.get());
+    tables_ = allocate(device_, table_bytes_);
+    tables_host_ = allocate_host(device_, table_bytes_);
+}
+
+void Model::follow(Layers& experts, const std::vector<Foresight>& foresight) {
     device_.enter();
     experts_ = &experts;
     foresight_ = foresight;
-    int most = 0;
+    size_t most = 0;
     for (size_t moe = 0; moe < foresight.size(); moe++) {
         for (const Router* router : foresight[moe].routers) {
             foresight_weights_.add(router->weight.at, bytes_of(router->weight, size_t(router->experts) * router->hidden));
             foresight_weights_.add(router->bias.at, bytes_of(router->bias, router->experts));
             foresight_weights_.add(router->correction.at, bytes_of(router->correction, router->experts));
         }
-        most = std::max(most, foreseen(int(moe)));
+        most = std::max(most, size_t(foreseen(int(moe))) * most_rows_);
     }
-    StreamHandle stream = create_stream(device_);
-    weights_.put(device_, stream.get());
-    if (foresight_weights_.bytes()) foresight_weights_.put(device_, stream.get());
-    const size_t work = cut_work(0), ahead = size_t(most) * most_rows_;
-    work_ = allocate(device_, work + ahead * (sizeof(int64_t) + sizeof(float)));
-    cut_work(work_.get());
-    ahead_ = reinterpret_cast<int64_t*>(work_.get() + work);
-    ahead_weights_ = reinterpret_cast<float*>(ahead_ + ahead);  // nobody reads them
-    tables_ = allocate(device_, table_bytes_);
-    tables_host_ = allocate_host(device_, table_bytes_);
+    if (!most) return;
+    foresight_weights_.put(device_, capturing_.get());
+    const auto cut_ahead = [&](uint64_t base) {
+        Cut cut;
+        cut.begin(base);
+        ahead_ = cut.take<int64_t>(most);
+        ahead_weights_ = cut.take<float>(most);  // nobody reads them
+        return cut.bytes();
+    };
+    foresight_work_ = allocate(device_, cut_ahead(0));
+    cut_ahead(foresight_work_.get());
 }
 
 int Model::foreseen(int moe) const {
@@ -157,6 +170,10 @@ void Model::start(const StepInput& input, Handle stream) {
     const size_t item = item_bytes(model_.dtype), row_bytes = hidden * item;
     if (rows < 1 || rows > most_rows_ || wanted > rows) throw Failure(0, "a step of " + std::to_string(rows) + " rows was not planned for");
     device_.enter();
+    if (graphs_.size() > MOST_GRAPHS) {
+        DALI_CUDA(device_.driver, finish_stream, stream);
+        graphs_.clear();
+    }
     stream_ = stream, rows_ = rows, wanted_ = wanted;
     cut_tables(rows, wanted);
     first_number_ = experts_->take_numbers(moe_layers_) - moe_layers_ + 1;
@@ -403,7 +420,12 @@ void Model::end_layer(const DecoderLayer* layer, Handle stream) const {
 bool Model::dense(int layer, bool foresee) {
     const int moe = moe_.at(layer);
     foresee = foresee && moe >= 0 && foreseen(moe);
-    queue(layer, foresee, stream_);
+    if (rows_ > MOST_GRAPH_ROWS) queue(layer, foresee, stream_);
+    else {
+        Graph& graph = graphs_[{layer, rows_, parts_[layer], foresee}];
+        if (!graph) graph = capture(device_, capturing_.get(), [&] { queue(layer, foresee, capturing_.get()); });
+        graph.launch(stream_);
+    }
     if (moe >= 0)
         experts_->expect(moe, rows_, reinterpret_cast<Address>(router_weights_), foresee ? rows_ * foreseen(moe) : 0, stream_,
                          first_number_ + uint32_t(moe));

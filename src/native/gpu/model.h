@@ -4,8 +4,10 @@
 #pragma once
 
 #include <map>
+#include <tuple>
 #include <vector>
 
+#include "gpu/graph.h"
 #include "gpu/layers.h"
 #include "gpu/uploads.h"
 #include "model/decoding_model.h"
@@ -44,11 +46,13 @@ class Model {
     Model(const Device& device, const DecodingModel& model, const Module& common, const std::vector<LinearModules>& linears, int most_rows,
           int64_t most_tokens);
 
-    // What load() takes of the GPU's memory.
+    // What put() takes of the GPU's memory.
     size_t bytes() const { return weights_.bytes() + work_bytes_; }
 
-    // Sends the weights. `foresight`: of each MoE layer, or none at all. Failure where the GPU lacks the memory.
-    void load(Layers& experts, const std::vector<Foresight>& foresight);
+    // Sends the weights. Failure where the GPU lacks the memory.
+    void put();
+    // Who computes the experts, and what predicts their routing: of each MoE layer, or nothing. Failure as above.
+    void follow(Layers& experts, const std::vector<Foresight>& foresight);
 
     // A step in one call: logits [wanted, vocabulary] on the GPU, complete once `stream` is; what each MoE layer did.
     std::vector<StepOutcome> step(Planner& planner, const StepInput& input, Address logits, Handle stream);
@@ -101,7 +105,7 @@ class Model {
     size_t kinds_ = 0;
 
     // Work memory on the GPU.
-    DeviceMemory work_, tables_;
+    DeviceMemory work_, tables_, foresight_work_;
     size_t work_bytes_ = 0, table_bytes_ = 0;
     char *part_ = nullptr, *normed_ = nullptr, *query_ = nullptr, *key_ = nullptr, *value_ = nullptr, *mixed_ = nullptr, *first_ = nullptr,
          *shared_ = nullptr;
@@ -120,6 +124,11 @@ class Model {
         char* x;
         size_t bytes;
     } at_{};
+
+    // A layer's dense part for so many rows and parts of keys, with or without foresight: nothing else in it changes from step to step.
+    using GraphKey = std::tuple<int, int, int, bool>;
+    std::map<GraphKey, Graph> graphs_;
+    StreamHandle capturing_;
 
     // Of the step under way.
     Handle stream_ = nullptr;
