@@ -22,9 +22,9 @@ def watch(llm, monkeypatch) -> list[int]:
     steps: list[int] = []
     plain = llm.engine.decoder.decode
 
-    def decode(step, ids, positions):
+    def decode(step, *rows):
         steps.append(len(step.segments))
-        return plain(step, ids, positions)
+        return plain(step, *rows)
 
     monkeypatch.setattr(llm.engine.decoder, "decode", decode)
     return steps

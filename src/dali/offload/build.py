@@ -87,18 +87,8 @@ def accelerate(
     """
     model = loaded.model
     on_gpu: GpuModel | None = None
-    if device is None and options.device_kind == "cuda":
-        gpu = Gpu(options.device)
-        on_gpu = gpu_model(gpu, loaded, decoder)
-        if on_gpu is None:
-            release(model)
-            notify(
-                f"{loaded.name} has parts that dali's GPU kernels lack: torch computes all but its experts, and more slowly."
-            )
-        device = open_gpu(options, loaded, engine, gpu, on_gpu)
-        if on_gpu is not None:
-            on_gpu.put()
-    device = device or _simulated(options, loaded)
+    if device is None:
+        device, on_gpu = _open(options, loaded, engine, decoder, notify)
     profile = options.planning_profile() or _nearest_profile(device, notify)
     costs = _costs(loaded, profile)
     routers = seam.routers(model, loaded.layout.shape.hidden)
@@ -113,24 +103,15 @@ def accelerate(
         fingerprint += f" {parts.bits} bits"  # predictors are calibrated on the experts as they are
     _tell_budget(loaded, device, options, notify)
     predictor = _predictor(loaded, fingerprint, engine, policies.prefetch, residency, routers, meter, notify)
-    system = None if options.policy is None else systems.get(options.policy)
-    if system is not None and "scores" in system.signals and scores is None:
-        notify(
-            f"{system.title} decides without router scores: the routers of {type(model).__name__} give none."
-        )
+    system = _system(options, scores is not None, type(model).__name__, notify)
     if isinstance(device, GpuSlots) and on_gpu is None:  # only now: calibration ran on the CPU
         predictor = move_dense(loaded, device, predictor)
-    beside_experts = [] if on_gpu else [early_shared(model, name) for name in seam.experts_modules(model)]
+    beside_each = [] if on_gpu else [early_shared(model, name) for name in seam.experts_modules(model)]
     executor = _executor(
-        loaded, device, residency, policies, predictor, costs, routers, scores, system, beside_experts
+        loaded, device, residency, policies, predictor, costs, routers, scores, system, beside_each, notify
     )
     if on_gpu is not None and isinstance(executor, GpuExecutor):
         on_gpu.follow(executor, predictor)
-    if isinstance(device, GpuSlots) and device.unpinned:
-        notify(
-            f"{units.size(device.unpinned)} of experts could not be page-locked: copies to {device.name} are slower. "
-            "Raise the limit on locked memory (`ulimit -l`) or free RAM."
-        )
     runner: Executor | LossyLayers = executor
     lossy: dict[str, Any] = {}
     if system is not None and parts is not None:
@@ -151,11 +132,41 @@ def accelerate(
     )
 
 
-def _simulated(options: LoadOptions, loaded: LoadedModel) -> Device:
-    """The simulated device that `options` name."""
-    profile = options.planning_profile()
-    assert profile is not None
-    return _simulate(options, profile, loaded.model)
+def _open(
+    options: LoadOptions,
+    loaded: LoadedModel,
+    engine: Engine,
+    decoder: DecodingModel | None,
+    notify: Callable[[str], None],
+) -> tuple[Device, GpuModel | None]:
+    """The device that `options` name, and the whole model on it where that is a GPU with kernels for all of it."""
+    if options.device_kind != "cuda":
+        profile = options.planning_profile()
+        assert profile is not None
+        return _simulate(options, profile, loaded.model), None
+    gpu = Gpu(options.device)
+    on_gpu = gpu_model(gpu, loaded, decoder)
+    if on_gpu is None:
+        release(loaded.model)
+        notify(
+            f"{loaded.name} has parts that dali's GPU kernels lack: torch computes all but its experts, and more slowly."
+        )
+    device = open_gpu(options, loaded, engine, gpu, on_gpu)
+    if on_gpu is not None:
+        on_gpu.put()
+    return device, on_gpu
+
+
+def _system(
+    options: LoadOptions, scored: bool, model: str, notify: Callable[[str], None]
+) -> systems.System | None:
+    """The system that `options` name, if any; `scored`: whether the model's routers give scores."""
+    if options.policy is None:
+        return None
+    system = systems.get(options.policy)
+    if "scores" in system.signals and not scored:
+        notify(f"{system.title} decides without router scores: the routers of {model} give none.")
+    return system
 
 
 def _nearest_profile(device: Device, notify: Callable[[str], None]) -> Profile:
@@ -179,10 +190,16 @@ def _executor(
     scores: Scores | None,
     system: systems.System | None,
     beside: Sequence[Callable[[Tensor], None] | None],
+    notify: Callable[[str], None],
 ) -> Executor:
     model, layers = loaded.model, loaded.pool.layers
     for layer in loaded.pool.records:
         device.pin(layer[0])  # its whole arena, once
+    if isinstance(device, GpuSlots) and device.unpinned:
+        notify(
+            f"{units.size(device.unpinned)} of experts could not be page-locked: copies to {device.name} are slower. "
+            "Raise the limit on locked memory (`ulimit -l`) or free RAM."
+        )
     kind: type[Executor] = GpuExecutor if isinstance(device, GpuSlots) else Executor
     return kind(
         device,
