@@ -52,6 +52,12 @@ class FakeDriver:
         """From now on do nothing but count, post what the host waits for, and give zeros; "cubins" are not read."""
         self.library.fake_idle()
 
+    def route(self, ids: torch.Tensor, ahead: torch.Tensor) -> None:
+        """ids and ahead, int64 [posts, pairs]: what an idle GPU posts from now on, in turn, over and over."""
+        self._routing = ids.contiguous(), ahead.contiguous()  # which the library only points at
+        addresses = (ctypes.c_void_p(part.data_ptr()) for part in self._routing)
+        self.library.fake_route(*addresses, ctypes.c_size_t(ids.shape[1]), ctypes.c_size_t(len(ids)))
+
     def fail(self, call: str, nth: int, code: int) -> None:
         """Let the `nth` call of this name from now on fail."""
         self.library.fake_fail(call.encode(), nth, code)
