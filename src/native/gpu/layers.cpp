@@ -30,6 +30,7 @@ Layers::Layers(const Device& device, const Sizes& sizes, const Module& common)
         above_ = cut.take<float>(pairs * sizes.hidden);
         x_host_ = cut.take<float>(size_t(sizes.most_tokens) * sizes.hidden);
         ids_host_ = cut.take<int64_t>(pairs);
+        weights_host_ = cut.take<float>(pairs);
         ahead_host_ = cut.take<int64_t>(size_t(sizes.most_ahead));
         flag_ = cut.take<uint32_t>(1);
         tables_host_ = cut.take<char>(tables_bytes_);
