@@ -12,6 +12,7 @@ from dali import systems, units
 from dali.devices import Device, OutOfDeviceMemoryError, SimDevice
 from dali.devices.cuda import Gpu, GpuSlots
 from dali.devices.dependencies import dependencies
+from dali.engine.budget import StateBudget
 from dali.engine.engine import Engine
 from dali.errors import UsageError, parameter
 from dali.fused.dense import PackedLinear
@@ -82,7 +83,9 @@ def accelerate(
     what is free.
     """
     model = loaded.model
-    device = device or _open(options, loaded, engine)
+    budget = None
+    if device is None:
+        device, budget = _open(options, loaded, engine)
     profile = options.planning_profile() or _nearest_profile(device, notify)
     costs = _costs(loaded, profile)
     routers = seam.routers(model, loaded.layout.shape.hidden)
@@ -125,16 +128,17 @@ def accelerate(
         min(_step_tokens(loaded, costs, residency), executor.most_tokens),
         isinstance(device, SimDevice),
         None if system is None else system.name,
+        budget,
         lossy,
     )
 
 
-def _open(options: LoadOptions, loaded: LoadedModel, engine: Engine) -> Device:
-    """The device that `options` name."""
+def _open(options: LoadOptions, loaded: LoadedModel, engine: Engine) -> tuple[Device, StateBudget | None]:
+    """The device that `options` name, and its memory for what sequences keep, where that is counted."""
     profile = options.planning_profile()
     if options.device_kind == "cuda" or profile is None:
         return open_gpu(options, loaded, engine)
-    return _simulate(options, profile, loaded.model)
+    return _simulate(options, profile, loaded.model), None
 
 
 def _nearest_profile(device: Device, notify: Callable[[str], None]) -> Profile:

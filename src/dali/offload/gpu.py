@@ -10,6 +10,7 @@ import torch
 
 from dali.compiled import library
 from dali.devices.cuda import Gpu, GpuSlots
+from dali.engine.budget import StateBudget
 from dali.engine.engine import Engine
 from dali.engine.request import Request
 from dali.engine.sequence import Sequence
@@ -26,7 +27,8 @@ from dali.loading.loaded import LoadedModel
 from dali.options import LoadOptions
 from dali.runtime.gpu import GpuExecutor
 from dali.runtime.prefetch import Predictor
-from dali.step.kv import INITIAL_TOKENS
+from dali.step.kv import Reservation
+from dali.step.size import StateSize
 from dali.store.cache import cache_root
 from dali.units import size
 
@@ -34,16 +36,21 @@ MOST_AHEAD = 64  # ids that are predicted of later layers, a token
 TEMPORARIES = 2**30  # bytes left to torch: activations, libraries' workspaces, fragmentation
 
 
-def open_gpu(options: LoadOptions, loaded: LoadedModel, engine: Engine, gpu: Gpu | None = None) -> GpuSlots:
-    """The slots of the GPU that `options` names, for a model that still is on the CPU. DaliError where it has no memory left for
-    experts beside dense weights, keys and values of the whole context, and temporaries."""
+def open_gpu(
+    options: LoadOptions, loaded: LoadedModel, engine: Engine, gpu: Gpu | None = None
+) -> tuple[GpuSlots, StateBudget]:
+    """The slots of the GPU that `options` names, for a model that still is on the CPU, and what all sequences together may keep
+    there: as much as one of the whole context. DaliError where it has no memory left for experts beside that, dense weights, and
+    temporaries."""
     if not native.enabled():
         raise DaliError(
             f"Device {options.device!r} needs dali's compiled kernels, which are missing or turned off.",
             f"Install a C++ compiler and reinstall dali, or use {parameter('device')} cpu.",
         )
     gpu = gpu or Gpu(options.device)
-    free, dense, kept = gpu.free_bytes(), loaded.dense_bytes, kv_bytes(engine, loaded.ctx_size)
+    whole, keeps = Reservation(loaded.ctx_size, GpuExecutor.most_tokens), state_size(engine)
+    states = StateBudget(keeps.nbytes(whole), keeps)
+    free, dense, kept = gpu.free_bytes(), loaded.dense_bytes, states.nbytes + keeps.moving(whole)
     room = free - dense - kept - TEMPORARIES
     if room < 0:
         raise DaliError(
@@ -53,7 +60,7 @@ def open_gpu(options: LoadOptions, loaded: LoadedModel, engine: Engine, gpu: Gpu
         )
     asked = options.vram_bytes
     budget = room if asked is None else min(asked, room)
-    return GpuSlots(gpu, layers_maker(gpu, loaded), loaded.layout.record_bytes, budget)
+    return GpuSlots(gpu, layers_maker(gpu, loaded), loaded.layout.record_bytes, budget), states
 
 
 def layers_maker(gpu: Gpu, loaded: LoadedModel) -> Callable[[int], Any]:
@@ -87,12 +94,12 @@ def layers_maker(gpu: Gpu, loaded: LoadedModel) -> Callable[[int], Any]:
     return make
 
 
-def kv_bytes(engine: Engine, tokens: int) -> int:
-    """What a sequence of so many tokens keeps, told by a short one."""
+def state_size(engine: Engine) -> StateSize:
+    """What sequences keep, told by a short one."""
     short = Sequence(Request((0, 1), limit=3))
     for _ in engine.score(short):
         pass
-    return short.state.nbytes * math.ceil(tokens / INITIAL_TOKENS)
+    return short.state.size
 
 
 def nearest_profile(gpu_bytes: int) -> Profile:
