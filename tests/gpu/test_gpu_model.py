@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gc
+import itertools
 from pathlib import Path
 
 import pytest
+import torch
 from fake import COMPILER, FakeDriver, FakeGpu, shimmed
 
 import dali
@@ -14,6 +16,7 @@ from dali.devices.base import MisuseError
 from dali.errors import DaliError, UsageError
 from dali.kernels import native
 from dali.llm import LLM
+from dali.step.kv import LayerKV
 from dali.units import size
 from families import random_model, save_model
 
@@ -178,6 +181,62 @@ def test_after_a_failure_amid_the_recovery_from_one_the_next_request_works(
             answers(llm)
     driver.fail("", 0, 0)
     assert answers(llm) == expected
+
+
+def test_the_plan_holds_one_whole_context_that_whoever_is_live_shares(driver, directory, expected):
+    llm = load(directory)
+    budget = llm.engine.scheduler.budget
+    assert budget == 64 * kv_token_bytes(llm)
+    live = []
+    plain = llm.engine.step
+    llm.engine.step = lambda: (plain(), live.append(len(llm.engine.scheduler.live)))[0]
+    assert answers(llm) == expected
+    assert max(live) == len(PROMPTS)  # small ones side by side
+    live.clear()
+    llm.generate(PROMPTS, temperature=0, ignore_eos=True)
+    assert max(live) == 1  # each may take the whole context
+    assert answers(llm) == expected
+
+
+def kv_token_bytes(llm: LLM) -> int:
+    config = llm.model.config
+    width = config.num_key_value_heads * config.head_dim
+    return 2 * width * config.num_hidden_layers * llm.model.dtype.itemsize
+
+
+def test_the_plan_counts_what_sequences_keep_and_what_a_layer_has_twice_while_it_moves(driver, directory):
+    gc.collect()
+    llm = load(directory)
+    most, dense, token = llm.executor.device.budget, llm.dense_bytes, kv_token_bytes(llm)
+    layers = llm.model.config.num_hidden_layers
+    llm.close()
+    assert most == driver.total - dense - 64 * token - 64 * token // layers
+
+
+@pytest.mark.parametrize("where", ["place", "append"])
+def test_after_memory_ran_out_amid_a_step_the_next_request_works(
+    driver, directory, expected, planned, monkeypatch, where
+):
+    llm = load(directory)
+    llm.engine._native = where == "place"
+    for nth in (1, 4, 12):
+        calls = itertools.count(1)
+        with monkeypatch.context() as patch:
+            plain = getattr(LayerKV, where)
+
+            def run_out(*arguments, nth=nth, calls=calls, plain=plain):
+                if next(calls) == nth:
+                    raise torch.OutOfMemoryError("CUDA out of memory")
+                return plain(*arguments)
+
+            patch.setattr(LayerKV, where, run_out)
+            with pytest.raises(
+                DaliError, match=r"ran out amid a step \(CUDA out of memory\).*\n.*fewer or shorter"
+            ):
+                answers(llm)
+        assert not llm.engine.scheduler.live
+        assert answers(llm) == expected
+    assert driver.races == []
 
 
 def test_closing_gives_the_memory_back(driver, directory):

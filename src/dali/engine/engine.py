@@ -10,10 +10,10 @@ import numpy as np
 import torch
 
 from dali.engine.budget import StateBudget
-from dali.engine.memory import memory_errors
+from dali.engine.memory import MemoryErrors
 from dali.engine.scheduler import Scheduler
 from dali.engine.sequence import Sequence
-from dali.errors import DaliError, parameter
+from dali.errors import DaliError
 from dali.fused.model import DecodingModel
 from dali.hooks import rope
 from dali.kernels import native
@@ -90,7 +90,7 @@ class Engine:
 
     def step(self) -> bool:
         """Advance live sequences; False when there are none. DaliError where memory runs out: the step then was not made."""
-        with memory_errors(self.model):
+        with MemoryErrors(self.model):
             return self._step()
 
     def _step(self) -> bool:
@@ -135,7 +135,7 @@ class Engine:
         self._reserve(sequence)
         while sequence.pending:
             tokens = min(sequence.pending, self.scheduler.step_tokens)
-            with memory_errors(self.model):
+            with MemoryErrors(self.model):
                 logits = self._forward([(sequence, tokens)], every_row=True)
             yield logits
             sequence.computed += tokens
@@ -150,7 +150,7 @@ class Engine:
             raise DaliError(
                 f"A sequence of up to {tokens} tokens may need {size(sequence.state_bytes)} for keys and values; all that may be "
                 f"live at once have {size(self._budget.nbytes)}.",
-                f"Shorten the prompt of {sequence.prompt_tokens} tokens, or lower {parameter('max_tokens')}.",
+                f"Shorten the prompt of {sequence.prompt_tokens} tokens, or allow its answer fewer tokens.",
             )
 
     def _make_room(self, sequence: Sequence) -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -14,24 +13,34 @@ from dali.errors import DaliError, parameter, reason
 SIGNS = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
 
 
-@contextmanager
-def memory_errors(model: Any) -> Iterator[None]:
-    """DaliError where memory runs out while `model` computes."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        if not _ran_out(error):
-            raise
-        on_cpu = model.device.type == "cpu"
-        lower = "" if on_cpu else f"lower {parameter('vram')} or {parameter('ctx_size')}, "
-        # Without its traceback, whose frames hold the step's tensors as long as somebody holds the error.
+class MemoryErrors:
+    """DaliError where memory runs out while `model` computes.
+
+    No frame that the error leaves behind holds what was computed: whoever keeps the error would keep that memory. So this is not
+    contextlib's, whose frames do.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        del traceback
+        if error is None or not _ran_out(error):
+            return
+        place = self._model.device
+        lower = "" if place.type == "cpu" else f"lower {parameter('vram')} or {parameter('ctx_size')}, "
         raise DaliError(
-            f"The memory of {model.device} ran out amid a step ({reason(error)}).",
+            f"The memory of {place} ran out amid a step ({reason(error)}).",
             f"Give fewer or shorter prompts at once, {lower}or close other programs that use memory.",
         ) from error.with_traceback(None)
 
 
 def _ran_out(error: BaseException) -> bool:
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
-        sign in str(error) for sign in SIGNS
-    )
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in SIGNS)
