@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gc
 import itertools
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -206,33 +208,39 @@ def kv_token_bytes(llm: LLM) -> int:
 
 def test_the_plan_counts_what_sequences_keep_and_what_a_layer_has_twice_while_it_moves(driver, directory):
     gc.collect()
-    llm = load(directory)
-    most, dense, token = llm.executor.device.budget, llm.dense_bytes, kv_token_bytes(llm)
-    layers = llm.model.config.num_hidden_layers
+    free = (1 << 30) - driver.used
+    llm = load(directory, vram=None)
+    token, layers = kv_token_bytes(llm), llm.model.config.num_hidden_layers
+    assert llm.executor.device.budget == free - llm.dense_bytes - 64 * token - 64 * token // layers
     llm.close()
-    assert most == driver.total - dense - 64 * token - 64 * token // layers
 
 
-@pytest.mark.parametrize("where", ["place", "append"])
+def run_out(calls: Iterator[int], nth: int, plain: Callable[..., Any] = lambda hidden: None) -> Any:
+    """In place of `plain`: the `nth` call finds no memory."""
+
+    def call(*arguments: Any) -> Any:
+        if next(calls) == nth:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return plain(*arguments)
+
+    return call
+
+
+@pytest.mark.parametrize("where", ["keys and values", "a layer's beginning", "amid a layer"])
 def test_after_memory_ran_out_amid_a_step_the_next_request_works(
     driver, directory, expected, planned, monkeypatch, where
 ):
     llm = load(directory)
-    llm.engine._native = where == "place"
     for nth in (1, 4, 12):
         calls = itertools.count(1)
         with monkeypatch.context() as patch:
-            plain = getattr(LayerKV, where)
-
-            def run_out(*arguments, nth=nth, calls=calls, plain=plain):
-                if next(calls) == nth:
-                    raise torch.OutOfMemoryError("CUDA out of memory")
-                return plain(*arguments)
-
-            patch.setattr(LayerKV, where, run_out)
-            with pytest.raises(
-                DaliError, match=r"ran out amid a step \(CUDA out of memory\).*\n.*fewer or shorter"
-            ):
+            if where == "keys and values":
+                patch.setattr(LayerKV, "append", run_out(calls, nth, LayerKV.append))
+            elif where == "a layer's beginning":
+                patch.setattr(llm.executor, "_begin", run_out(calls, nth, llm.executor._begin))
+            else:  # where shared experts run
+                patch.setattr(llm.executor, "_beside", [run_out(calls, nth)] * len(llm.executor._beside))
+            with pytest.raises(DaliError, match=r"ran out .*\(CUDA out of memory\).*\n.*fewer or shorter"):
                 answers(llm)
         assert not llm.engine.scheduler.live
         assert answers(llm) == expected
