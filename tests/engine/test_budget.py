@@ -125,7 +125,7 @@ def test_no_byte_more_is_taken_than_was_counted_and_the_answers_are_the_same(llm
             found += run(llm, REQUESTS[begin : begin + together])
         assert found == expected
     assert counted.now <= budget.nbytes
-    # What a layer that moves has twice comes on top, and the tests' own probes are there no longer.
+    # What a layer that moves has twice comes on top.
     assert budget.nbytes / 3 < counted.most <= budget.nbytes + budget.size.moving(Reservation(CONTEXT, STEP))
 
 

@@ -108,11 +108,7 @@ def accelerate(
     if isinstance(device, GpuSlots):  # only now: calibration ran on the CPU
         predictor = move_dense(loaded, device, predictor)
     executor = _executor(loaded, device, residency, policies, predictor, costs, routers, scores, system)
-    if isinstance(device, GpuSlots) and device.unpinned:
-        notify(
-            f"{units.size(device.unpinned)} of experts could not be page-locked: copies to {device.name} are slower. "
-            "Raise the limit on locked memory (`ulimit -l`) or free RAM."
-        )
+    _tell_pinned(device, notify)
     runner: Executor | LossyLayers = executor
     lossy: dict[str, Any] = {}
     if system is not None and parts is not None:
@@ -213,6 +209,14 @@ def _tell_budget(
         notify(
             f"The {units.size(device.budget)} of {device.name} hold no expert of {units.enough(record_bytes)}: all run "
             "on the CPU."
+        )
+
+
+def _tell_pinned(device: Device, notify: Callable[[str], None]) -> None:
+    if isinstance(device, GpuSlots) and device.unpinned:
+        notify(
+            f"{units.size(device.unpinned)} of experts could not be page-locked: copies to {device.name} are slower. "
+            "Raise the limit on locked memory (`ulimit -l`) or free RAM."
         )
 
 
