@@ -251,9 +251,7 @@ def main() -> None:
                     found, asked = measure(driver, llm, executor, batch, options.steps)
                 row: dict[str, Any] = {"batch": batch, "resident": resident}
                 row["host_us"], row["host_p90"] = microseconds(found.host)
-                row |= {
-                    f"{part}_us": microseconds(getattr(found, part))[0] for part in ("plan", "python")
-                }
+                row |= {f"{part}_us": microseconds(getattr(found, part))[0] for part in ("plan", "python")}
                 row |= {"limit_us": LIMIT_US, "mib": round(asked["bytes"] / 2**20, 2)}
                 counts = {name: round(value, 2) for name, value in asked.items() if name != "bytes"}
                 rows.append(row | counts)

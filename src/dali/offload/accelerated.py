@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from dali.engine.budget import StateBudget
 from dali.hooks import seam
 from dali.policies.signals import Step
 from dali.runtime.executor import Executor
@@ -29,6 +30,7 @@ class AcceleratedExperts:
     step_tokens: int  # of a prefill chunk
     modelled: bool  # whether times come from a virtual clock
     system: str | None = None  # whose policies run, where one was named
+    budget: StateBudget | None = None  # of its memory, for what sequences keep; None: nobody counts it
     lossy: dict[str, Any] = field(
         default_factory=dict
     )  # its lossy "parts", and what they have done; none: all are off

@@ -12,6 +12,7 @@ from dali import systems, units
 from dali.devices import Device, OutOfDeviceMemoryError, SimDevice
 from dali.devices.cuda import Gpu, GpuSlots
 from dali.devices.dependencies import dependencies
+from dali.engine.budget import StateBudget
 from dali.engine.engine import Engine
 from dali.errors import UsageError, parameter
 from dali.fused.dense import PackedLinear
@@ -87,8 +88,9 @@ def accelerate(
     """
     model = loaded.model
     on_gpu: GpuModel | None = None
+    budget = None
     if device is None:
-        device, on_gpu = _open(options, loaded, engine, decoder, notify)
+        device, on_gpu, budget = _open(options, loaded, engine, decoder, notify)
     profile = options.planning_profile() or _nearest_profile(device, notify)
     costs = _costs(loaded, profile)
     routers = seam.routers(model, loaded.layout.shape.hidden)
@@ -108,10 +110,11 @@ def accelerate(
         predictor = move_dense(loaded, device, predictor)
     beside_each = [] if on_gpu else [early_shared(model, name) for name in seam.experts_modules(model)]
     executor = _executor(
-        loaded, device, residency, policies, predictor, costs, routers, scores, system, beside_each, notify
+        loaded, device, residency, policies, predictor, costs, routers, scores, system, beside_each
     )
     if on_gpu is not None and isinstance(executor, GpuExecutor):
         on_gpu.follow(executor, predictor)
+    _tell_pinned(device, notify)
     runner: Executor | LossyLayers = executor
     lossy: dict[str, Any] = {}
     if system is not None and parts is not None:
@@ -127,6 +130,7 @@ def accelerate(
         min(_step_tokens(loaded, costs, residency), executor.most_tokens),
         isinstance(device, SimDevice),
         None if system is None else system.name,
+        budget,
         lossy,
         on_gpu,
     )
@@ -138,12 +142,13 @@ def _open(
     engine: Engine,
     decoder: DecodingModel | None,
     notify: Callable[[str], None],
-) -> tuple[Device, GpuModel | None]:
-    """The device that `options` name, and the whole model on it where that is a GPU with kernels for all of it."""
+) -> tuple[Device, GpuModel | None, StateBudget | None]:
+    """The device that `options` name; the whole model on it where that is a GPU with kernels for all of it; and its memory for what
+    sequences keep, where that is counted."""
     if options.device_kind != "cuda":
         profile = options.planning_profile()
         assert profile is not None
-        return _simulate(options, profile, loaded.model), None
+        return _simulate(options, profile, loaded.model), None, None
     gpu = Gpu(options.device)
     on_gpu = gpu_model(gpu, loaded, decoder)
     if on_gpu is None:
@@ -151,10 +156,10 @@ def _open(
         notify(
             f"{loaded.name} has parts that dali's GPU kernels lack: torch computes all but its experts, and more slowly."
         )
-    device = open_gpu(options, loaded, engine, gpu, on_gpu)
+    device, budget = open_gpu(options, loaded, engine, gpu, on_gpu)
     if on_gpu is not None:
         on_gpu.put()
-    return device, on_gpu
+    return device, on_gpu, budget
 
 
 def _system(
@@ -190,16 +195,10 @@ def _executor(
     scores: Scores | None,
     system: systems.System | None,
     beside: Sequence[Callable[[Tensor], None] | None],
-    notify: Callable[[str], None],
 ) -> Executor:
     model, layers = loaded.model, loaded.pool.layers
     for layer in loaded.pool.records:
         device.pin(layer[0])  # its whole arena, once
-    if isinstance(device, GpuSlots) and device.unpinned:
-        notify(
-            f"{units.size(device.unpinned)} of experts could not be page-locked: copies to {device.name} are slower. "
-            "Raise the limit on locked memory (`ulimit -l`) or free RAM."
-        )
     kind: type[Executor] = GpuExecutor if isinstance(device, GpuSlots) else Executor
     return kind(
         device,
@@ -248,6 +247,14 @@ def _tell_budget(
         notify(
             f"The {units.size(device.budget)} of {device.name} hold no expert of {units.enough(record_bytes)}: all run "
             "on the CPU."
+        )
+
+
+def _tell_pinned(device: Device, notify: Callable[[str], None]) -> None:
+    if isinstance(device, GpuSlots) and device.unpinned:
+        notify(
+            f"{units.size(device.unpinned)} of experts could not be page-locked: copies to {device.name} are slower. "
+            "Raise the limit on locked memory (`ulimit -l`) or free RAM."
         )
 
 

@@ -10,6 +10,7 @@ import torch
 
 from dali.compiled import library
 from dali.devices.cuda import Gpu, GpuSlots
+from dali.engine.budget import StateBudget
 from dali.engine.engine import Engine
 from dali.engine.request import Request
 from dali.engine.sequence import Sequence
@@ -28,7 +29,8 @@ from dali.offload.gpu_model import GpuModel
 from dali.options import LoadOptions
 from dali.runtime.gpu import GpuExecutor
 from dali.runtime.prefetch import Predictor
-from dali.step.kv import INITIAL_TOKENS
+from dali.step.kv import Reservation
+from dali.step.size import StateSize
 from dali.store.cache import cache_root
 from dali.units import size
 
@@ -58,10 +60,12 @@ def gpu_model(gpu: Gpu, loaded: LoadedModel, decoder: DecodingModel | None) -> G
 
 def open_gpu(
     options: LoadOptions, loaded: LoadedModel, engine: Engine, gpu: Gpu, model: GpuModel | None
-) -> GpuSlots:
-    """The slots of a GPU, for a model that still is on the CPU. DaliError where it has no memory left for experts beside the
-    dense part, keys and values of the whole context, and temporaries."""
-    free, kept = gpu.free_bytes(), kv_bytes(engine, loaded.ctx_size)
+) -> tuple[GpuSlots, StateBudget]:
+    """The slots of a GPU, for a model that still is on the CPU, and what all sequences together may keep there: as much as one of
+    the whole context. DaliError where it has no memory left for experts beside that, the dense part, and temporaries."""
+    whole, keeps = Reservation(loaded.ctx_size, GpuExecutor.most_tokens), state_size(engine)
+    states = StateBudget(keeps.nbytes(whole), keeps)
+    free, kept = gpu.free_bytes(), states.nbytes + keeps.moving(whole)
     dense, temporaries = (loaded.dense_bytes, TEMPORARIES) if model is None else (model.bytes, LOGITS)
     room = free - dense - kept - temporaries
     if room < 0:
@@ -72,7 +76,7 @@ def open_gpu(
         )
     asked = options.vram_bytes
     budget = room if asked is None else min(asked, room)
-    return GpuSlots(gpu, layers_maker(gpu, loaded), loaded.layout.record_bytes, budget)
+    return GpuSlots(gpu, layers_maker(gpu, loaded), loaded.layout.record_bytes, budget), states
 
 
 def module_maker(gpu: Gpu) -> Callable[[str, dict[str, int]], Any]:
@@ -119,12 +123,12 @@ def layers_maker(gpu: Gpu, loaded: LoadedModel) -> Callable[[int], Any]:
     return make
 
 
-def kv_bytes(engine: Engine, tokens: int) -> int:
-    """What a sequence of so many tokens keeps, told by a short one."""
+def state_size(engine: Engine) -> StateSize:
+    """What sequences keep, told by a short one."""
     short = Sequence(Request((0, 1), limit=3))
     for _ in engine.score(short):
         pass
-    return short.state.nbytes * math.ceil(tokens / INITIAL_TOKENS)
+    return short.state.size
 
 
 def nearest_profile(gpu_bytes: int) -> Profile:
