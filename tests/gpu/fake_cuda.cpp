@@ -274,13 +274,14 @@ std::vector<Access> accesses(const Kernel& kernel, const void* at) {
                 all.push_back({call.from[i], size_t(call.words[i]) * 4, false});
                 all.push_back({call.to[i], size_t(call.words[i]) * 4, true});
             }
+        if (call.base) all.push_back({call.base, sizeof *call.base, false});
     }
     return all;
 }
 
 void post(const PostCall& call) {
     for (int i = 0; i < POSTED; i++) std::memcpy(call.to[i], call.from[i], size_t(call.words[i]) * 4);
-    *call.flag = call.number;
+    *call.flag = call.number + (call.base ? *call.base : 0);
 }
 
 std::pair<const char*, const char*> error(int code) {

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import sys
+import time
 from importlib import import_module
 from pathlib import Path
 
@@ -84,13 +86,61 @@ def test_the_right_kernels_are_found_right_and_a_wrong_one_wrong(driver, folder,
     assert [row["differ"] for row in result.found["rows"]] == [0, found]
 
 
-def test_overlap_measures_each_alone_in_pairs_and_all_at_once(idle, result, monkeypatch):
+class HostEvent:
+    """An event of a queue that is empty whenever it is asked."""
+
+    def record(self, queue: int = 0) -> None:
+        self.at = time.perf_counter()
+
+    def synchronize(self) -> None:
+        pass
+
+    def elapsed_time(self, later: HostEvent) -> float:
+        return 1e3 * (later.at - self.at)
+
+
+@pytest.fixture
+def host_events(monkeypatch):
+    timeline = import_module("timeline")
+    monkeypatch.setattr(timeline, "timed_event", HostEvent)
+    return timeline
+
+
+def test_a_timeline_has_lanes_on_one_time_base(host_events, tmp_path):
+    made = host_events.Timeline()
+    made.mark("copies", "")
+    made.on_host("the CPU", "work", lambda: time.sleep(2e-3))
+    made.mark("copies", "three experts")
+    made.write(tmp_path / "trace.json")
+    written = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    copies, cpu = (one for one in written if one["ph"] == "X")
+    assert (copies["name"], cpu["name"]) == ("three experts", "work")
+    assert copies["tid"] != cpu["tid"]
+    assert copies["ts"] <= cpu["ts"]
+    assert cpu["dur"] >= 2e3  # microseconds
+    assert cpu["ts"] + cpu["dur"] <= copies["ts"] + copies["dur"] + 1e-3
+    names = {one["tid"]: one["args"]["name"] for one in written if one["ph"] == "M"}
+    assert (names[copies["tid"]], names[cpu["tid"]]) == ("copies", "the CPU")
+
+
+def test_overlap_measures_each_alone_in_pairs_and_all_at_once(idle, host_events, monkeypatch, tmp_path):
+    (tmp_path / "work").mkdir()
+    result = import_module("result").Result(tmp_path / "work" / "overlap.json")
     overlap = import_module("stages.overlap")
+    monkeypatch.setattr(overlap, "queue_at", int)
     monkeypatch.setattr(overlap, "open_gpu", lambda: idle)
     monkeypatch.setattr(overlap, "builder", lambda gpu: lambda name, macros: b"none is read")
     monkeypatch.setattr(overlap, "RECORDS", 128)
     overlap.run(result)
     assert len(result.found["rows"]) == 7
+    said, shown = result.found["notes"]
+    assert "no figure here was measured on silicon" in said
+    assert "timeline.json" in shown
+    spans = [
+        one for one in json.loads((tmp_path / "timeline.json").read_text())["traceEvents"] if one["ph"] == "X"
+    ]
+    assert len({one["tid"] for one in spans}) == 3
+    assert all(one["dur"] >= 0 for one in spans)
     assert {"link_contended", "memory_bandwidth", "cpu_bandwidth", "cpu_rate"} == result.found[
         "figures"
     ].keys()

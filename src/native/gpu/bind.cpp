@@ -90,6 +90,7 @@ void bind_gpu(nb::module_& m) {
             nb::gil_scoped_release unlocked;
             return outcome_of(self.finish(planner, ahead_layer, ahead_seconds, out));
         })
+        .def_prop_ro("copy_stream", [](const gpu::Layers& self) { return reinterpret_cast<uintptr_t>(self.copy_stream()); })  // for measuring
         .def("landed", &gpu::Layers::landed, nb::call_guard<nb::gil_scoped_release>())
         .def("recover", &gpu::Layers::recover, nb::call_guard<nb::gil_scoped_release>());
 }
