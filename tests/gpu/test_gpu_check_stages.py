@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -157,6 +159,74 @@ def test_decoding_runs_over_the_gpu_with_each_share_and_then_on_the_cpu(idle, re
     assert rows["cuda 0%", 1]["cpu"] == rows["cuda 100%", 1]["resident"] == 8  # top-8, as replayed
     assert rows["cuda 100%", 8]["resident"] > 40
     assert rows["cuda 25%", 8]["cpu"] > 0
+
+
+WAITING = ("cuStreamSynchronize", "cuEventSynchronize")
+
+
+def test_the_host_waits_once_a_layer_and_for_no_call(driver, idle, result, monkeypatch):
+    host, layers = (import_module(name) for name in ("stages.host", "qwen3_layers"))
+    monkeypatch.setattr(host, "Foresight", lambda place="cpu": layers.Foresight())
+    monkeypatch.setattr(host, "open_gpu", lambda: idle)
+    monkeypatch.setattr(host, "launches", lambda result: None)
+    monkeypatch.setattr(host, "builder", lambda gpu: lambda name, macros: b"none is read")
+    monkeypatch.setattr(host, "WARM_UP", 2)
+    monkeypatch.setattr(host, "STEPS", 4)
+
+    def count(work):
+        before = sum(map(driver.calls, WAITING))
+        work()
+        return sum(map(driver.calls, WAITING)) - before
+
+    monkeypatch.setattr(host, "synchronisations", count)
+    monkeypatch.setattr(idle, "hand_over", lambda: None)  # only the stand-in's waits there
+    host.run(result)
+    limits = {limit["what"]: limit["value"] for limit in result.found["limits"]}
+    assert [limits[f"waits of the host, a layer, batch {batch}"] for batch in (1, 8)] == [1, 1]
+    assert limits["host's work for a layer, us"] > 0
+    assert result.found["figures"].keys() == {"sync"}
+    assert "no figure here was measured on silicon" in result.found["notes"][0]
+
+
+def test_synchronising_calls_are_counted_beyond_what_is_done_once(idle, monkeypatch):
+    host, layers = (import_module(name) for name in ("stages.host", "qwen3_layers"))
+    costs, pool = layers.cost_model("rtx4090-desktop"), host.several_records(layers.LAYERS, layers.EXPERTS)
+    foresight = layers.Foresight()
+    executor = host.build_gpu(idle, pool, 0.25, costs, foresight)
+    counts = iter((7 + 2 * layers.LAYERS, 7 + 4 * layers.LAYERS))  # seven at first, then one a layer
+    drawn = layers.routing(1, 4)
+    counted = lambda work: (work(), next(counts))[1]  # noqa: E731
+    assert host.waits(executor, foresight, 1, drawn, counted) == 2  # one more than the flag
+    executor.device.close()
+
+
+def test_what_waits_is_told_by_name_and_no_count_is_taken_for_none(monkeypatch):
+    host = import_module("stages.host")
+
+    def seeing(*names):
+        class Profile:
+            def __init__(self, **options):
+                pass
+
+            def __enter__(self):
+                return self
+
+            def __exit__(self, *error):
+                pass
+
+            def events(self):
+                return [SimpleNamespace(name=name) for name in names]
+
+        monkeypatch.setattr(host, "profile", Profile)
+        return host.synchronisations(lambda: None)
+
+    assert math.isnan(seeing("aten::add"))
+    launched = ("cudaLaunchKernel", "cudaMemcpyAsync", "Stream Wait Event", "cudaStreamWaitEvent")
+    assert seeing(*launched) == 0
+    assert (
+        seeing(*launched, "cudaStreamSynchronize", "Stream Sync", "cudaDeviceSynchronize", "Context Sync")
+        == 2
+    )
 
 
 def test_systems_are_measured_and_modelled(idle, result, monkeypatch):

@@ -100,7 +100,7 @@ def measure(layer: OneLayer, amounts: dict[str, int], repeat: int = 7) -> float:
 
 
 def trace(layer: OneLayer, amounts: dict[str, int]) -> Timeline:
-    """All three at once, in pieces. The CPU's experts are computed once all is queued, as in a step, but nothing waits for them."""
+    """All three at once, in pieces. The CPU's experts are computed once all is queued, as in a step; nothing waits for them."""
     place = layer.gpu.place
     x, ids = torch.randn(TOKENS, HIDDEN).to(torch.bfloat16), torch.arange(TOP_K).repeat(TOKENS, 1)
     weights = torch.full((TOKENS, TOP_K), 1 / TOP_K)
