@@ -14,6 +14,7 @@ import pytest
 import torch
 from fake import COMPILER, FakeDriver, FakeGpu, shimmed
 
+from dali.hardware import profile as profiles
 from dali.kernels import native
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -148,17 +149,68 @@ def test_overlap_measures_each_alone_in_pairs_and_all_at_once(idle, host_events,
     ].keys()
 
 
-def test_decoding_runs_over_the_gpu_with_each_share_and_then_on_the_cpu(idle, result):
+@pytest.fixture
+def with_profile(tmp_path):
+    """A result of a stage before which a profile was measured."""
+    (tmp_path / "work").mkdir()
+    (tmp_path / "profile.json").write_text(profiles.load("rtx4090-desktop").to_json())
+    return import_module("result").Result(tmp_path / "work" / "decode.json")
+
+
+def test_decoding_runs_over_the_gpu_with_each_share_and_then_on_the_cpu(idle, with_profile):
+    result = with_profile
     decode, model = import_module("stages.decode"), import_module("random_model")
     config = import_module("qwen3_layers").qwen3_30b_a3b()
     config.num_hidden_layers, config.moe_intermediate_size, config.vocab_size = 2, 32, 64
+    assert decode.transformers(result, config, idle, 4).keys() == {
+        (decode.TRANSFORMERS, 1),
+        (decode.TRANSFORMERS, 8),
+    }
     with torch.inference_mode():
         speeds = decode.measure(result, model.random_llm(config), (0.0, 0.25, 1.0), 6, 1e12)
     assert len(speeds) == 8
-    rows = {(row["what"], row["batch"]): row for row in result.found["rows"]}
+    rows = {(row["what"], row.get("batch")): row for row in result.found["rows"]}
     assert rows["cuda 0%", 1]["cpu"] == rows["cuda 100%", 1]["resident"] == 8  # top-8, as replayed
     assert rows["cuda 100%", 8]["resident"] > 40
     assert rows["cuda 25%", 8]["cpu"] > 0
+    assert rows[decode.TRANSFORMERS, 1]["layers"] == 2
+    assert rows["cuda 25% and its model", None]["modelled_ms"] > 0
+    assert [limit["what"] for limit in result.found["limits"]] == [
+        "cuda 25 % of the floor",
+        "cuda 25 % against its model, error",
+    ]
+
+
+def test_a_quarter_resident_is_held_against_the_cpu_and_transformers(result):
+    decode = import_module("stages.decode")
+    decode.compare(result, {("cuda 25%", 1): 30.0, ("cpu", 1): 20.0, (decode.TRANSFORMERS, 1): 40.0})
+    assert [(limit["value"], limit["kept"]) for limit in result.found["limits"]] == [
+        (1.5, True),
+        (0.75, False),
+    ]
+
+
+def test_transformers_model_is_scaled_by_what_its_second_half_takes(monkeypatch):
+    bf16, layers = import_module("bf16_model"), import_module("qwen3_layers")
+    config = layers.qwen3_30b_a3b()
+    config.hidden_size, config.moe_intermediate_size, config.vocab_size, config.num_experts = 64, 32, 64, 8
+    monkeypatch.setattr(bf16, "decode", lambda model, batch, tokens: batch + len(model.model.layers))
+    assert bf16.step_seconds(config, 4, torch.device("cpu"), (1, 8), 2) == [
+        1 + layers.LAYERS,
+        8 + layers.LAYERS,
+    ]
+    one = sum(part.numel() for part in bf16.on_meta(config, 1).model.layers.parameters()) * 2
+    head = 2 * 2 * 64 * 64
+    assert bf16.fitting_layers(config, 2**30 + head + 3 * one) == 3
+    assert bf16.fitting_layers(config, 2**40) == 12
+    assert bf16.fitting_layers(config, 2**20) == 0
+
+
+def test_transformers_without_room_is_said(result, monkeypatch):
+    decode = import_module("stages.decode")
+    tight = SimpleNamespace(free_bytes=lambda: 2**30, place=torch.device("cpu"))
+    assert decode.transformers(result, import_module("qwen3_layers").qwen3_30b_a3b(), tight, 2) == {}
+    assert "does not hold two" in result.found["notes"][0]
 
 
 WAITING = ("cuStreamSynchronize", "cuEventSynchronize")
@@ -238,7 +290,7 @@ def test_systems_are_measured_and_modelled(idle, result, monkeypatch):
         monkeypatch.setattr(module, "WARM_UP", 2)
     monkeypatch.setattr(policies, "STEPS", 2)
     costs, pool = layers.cost_model("rtx4090-desktop"), host.several_records(layers.LAYERS, layers.EXPERTS)
-    assert host.a_layer(result, idle, pool, costs, 1) > 0
+    assert host.a_layer(result, idle, pool, costs, 1, lambda work: 0.0 * (work() is None)) > 0
     seconds, of_host = policies.measure(idle, pool, costs, 0.25, "ktransformers")
     assert seconds > layers.LAYERS * of_host / 2
     slower = policies.modelled(costs, 0.25, "ktransformers", 1e-3)

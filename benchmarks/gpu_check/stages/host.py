@@ -19,6 +19,7 @@ from dali.kernels.formats import get_format
 from dali.store.expert_pool import ExpertPool
 from device import builder, gpu_seconds, note_stand_in, open_gpu
 from gpu_layers import PARTS, build_gpu, run_steps
+from layer_seconds import LIMIT_US
 from qwen3_layers import (
     FORMAT,
     HIDDEN,
@@ -32,7 +33,7 @@ from qwen3_layers import (
 )
 from result import CannotRun, Result
 
-LIMIT_US, STEPS, SEVERAL = 30, 20, 64
+STEPS, SEVERAL = 20, 64
 WAITS = 1  # of the host, a layer
 # As CUPTI names calls that wait, and what they did.
 CALLS = re.compile(r"cu(da)?(Stream|Event|Device|Ctx|Thread)Synchronize|cudaMemcpy$")
