@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from result import CannotRun
+from result import CannotRun, Result
 
 HBM = 1.9e12  # bytes a second, read and written: no card with GDDR has so many
 
@@ -22,6 +22,12 @@ def open_gpu() -> Any:
         raise CannotRun("dali's library is not built for this Python; the stage `build` does it.")
     torch.zeros(1, device="cuda")  # torch's context, which is dali's too
     return Gpu("cuda")
+
+
+def note_stand_in(result: Result, gpu: Any) -> None:
+    """Say so where torch's part runs on the CPU, as over a stand-in for the driver."""
+    if gpu.place.type != "cuda":
+        result.note("There is no GPU under this: a stand-in ran, and no figure here was measured on silicon.")
 
 
 def builder(gpu: Any) -> Callable[[str, Mapping[str, int]], bytes]:

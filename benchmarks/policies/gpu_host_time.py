@@ -1,9 +1,9 @@
 """What the host does for a decode step over a GPU, without one: Qwen3-30B-A3B's shape (48 layers, 128 experts, top-8), w4.
 
-The driver is the tests' stand-in (tests/gpu/fake_cuda.cpp) told to do nothing but count, and to post a drawn routing at once, with
-a prediction that is right about seven of a token's eight experts: what is left is the host's own work. The model is whole, its
-weights of noise; a step is one native call, and is timed with all that Python does around it but choosing the token. The CPU's
-experts, which are computed truly, are timed by the native layers themselves and taken out. What is left, a layer:
+The driver is the tests' stand-in (tests/gpu/fake_cuda.cpp) told to do nothing but count, and to post a drawn routing at once,
+with a prediction that is right about seven of a token's eight experts: what is left is the host's own work. The model is whole,
+its weights of noise; a step is one native call, and is timed with all that Python does around it but choosing the token. The
+CPU's experts, which are computed truly, are timed by the native layers themselves and taken out. What is left, a layer:
 
 - host: all of it
 - plan: assignment, residency, prefetching, cache replacement, guards
@@ -35,8 +35,9 @@ from unittest.mock import patch
 import torch
 from transformers import AutoTokenizer
 
-for folder in ("benchmarks/tools", "benchmarks/gpu_check", "tests/gpu"):
-    sys.path.insert(0, str(Path(__file__).parents[2] / folder))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "gpu_check"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "gpu"))
 
 from fake import FakeDriver, FakeGpu
 
@@ -60,6 +61,7 @@ from dali.progress import silent
 from dali.runtime.predict import LinearMap
 from dali.store.expert_pool import ExpertPool
 from dali.telemetry import Telemetry
+from layer_seconds import LIMIT_US
 from qwen3_layers import (
     EXPERTS,
     FORMAT,
@@ -76,7 +78,6 @@ from qwen3_layers import (
 from random_model import CONTEXT, dense_part
 
 BATCHES, RESIDENT = (1, 8), (0.25, 0.5)
-LIMIT_US = 30
 ROUNDS = 5  # of which the quietest counts: what else runs on the machine only adds
 CALLS = {
     "launches": "cuLaunchKernel",

@@ -39,12 +39,12 @@ import report
 from dali.hardware.cost import CostModel
 from dali.hooks import seam
 from dali.offload.build import dense_size
-from gpu_host_time import LIMIT_US, ROUNDS, build, idle_gpu, measure
+from gpu_host_time import ROUNDS, build, idle_gpu, measure
+from layer_seconds import LAUNCH_US, layer_seconds
 from qwen3_layers import (
     HIDDEN,
     LAYERS,
     SHAPE,
-    TOP_K,
     Foresight,
     cost_model,
     dense_model,
@@ -53,8 +53,7 @@ from qwen3_layers import (
 
 PROFILES = ("rtx4090-desktop", "rtx3060-desktop")
 RESIDENT = 0.25
-LAUNCH_US = 1.2  # cuLaunchKernel; an assumption, to be measured
-CALL_US = 0.5  # a copy, a wait, a record: likewise
+CALL_US = 0.5  # a copy, a wait, a record; an assumption, to be measured, as layer_seconds.LAUNCH_US is
 EAGER_US = 5.0  # a kernel that torch launches from Python, its views and allocations included: likewise
 TARGET = 80  # percent of the floor
 
@@ -99,40 +98,18 @@ def modelled(
     kernels: int,
 ) -> dict[str, Any]:
     """One profile's row."""
-    profile, size = costs.profile, costs.costs
     nbytes, _, _ = dense_size(dense_model(qwen3_30b_a3b()))
-    dense = nbytes / LAYERS / profile["gpu_bandwidth"]
-    expert, ram = costs.shape.bytes[costs.format], profile["memory_bandwidth"]
-    lanes, link, memory = [], [], []
-    for on_cpu, there, fetched, ahead in plans:
-        on_gpu = (there + fetched) * size.gpu[1]
-        copied = fetched * size.link + (size.gpu[1] if fetched else 0.0)
-        lanes.append(max(on_cpu * size.cpu[1], on_gpu, copied, (on_cpu + fetched) * expert / ram))
-        link.append((fetched + ahead) * size.link)
-        memory.append((on_cpu + fetched + ahead) * expert / ram)
-    work, least = statistics.fmean(lanes), max(map(statistics.fmean, (link, memory)))
-    hits = asked["resident_experts"]
-    floor = dense + max((TOP_K - hits) * expert / ram, hits * expert / profile["gpu_bandwidth"])
+    hits, issue, host = asked["resident_experts"], 1e-6 * EAGER_US * kernels, 1e-6 * host_us
     driver = 1e-6 * (LAUNCH_US * asked["launches"] + CALL_US * (asked["calls"] - asked["launches"]))
-    issue = 1e-6 * EAGER_US * kernels
-    now = max(max(dense, issue) + costs.sync + 1e-6 * host_us + driver + work, least)
-    planned = dense + 1e-6 * LAUNCH_US + costs.sync + 1e-6 * min(host_us, LIMIT_US) + driver + work
-    planned = max(planned, least)
-    row: dict[str, Any] = {"profile": profile.name}
-    for name, seconds in (("floor", floor), ("now", now), ("planned", planned)):
+    layer = layer_seconds(costs, plans, hits, nbytes / LAYERS, issue, host, driver)
+    row: dict[str, Any] = {"profile": costs.profile.name}
+    for name, seconds in (("floor", layer.floor), ("now", layer.now), ("planned", layer.planned)):
         row[f"{name}_tps"] = round(1 / (LAYERS * seconds), 1)
-    row["now_percent"] = round(100 * floor / now, 1)
-    row["planned_percent"] = round(100 * floor / planned, 1)
+    row["now_percent"] = round(100 * layer.floor / layer.now, 1)
+    row["planned_percent"] = round(100 * layer.floor / layer.planned, 1)
     row["target_percent"] = TARGET
-    parts = {
-        "dense": dense,
-        "issue": issue,
-        "wait": costs.sync,
-        "host": 1e-6 * host_us,
-        "driver": driver,
-        "experts": work,
-    }
-    parts["copies"] = statistics.fmean(link)
+    parts = {"dense": layer.dense, "issue": issue, "wait": costs.sync, "host": host, "driver": driver}
+    parts |= {"experts": layer.experts, "copies": layer.copies}
     row["hits"] = round(hits, 2)
     return row | {f"{name}_us": round(1e6 * seconds, 1) for name, seconds in parts.items()}
 

@@ -286,6 +286,7 @@ std::vector<Access> accesses(const Kernel& kernel, const void* at) {
                 all.push_back({call.from[i], size_t(call.words[i]) * 4, false});
                 all.push_back({call.to[i], size_t(call.words[i]) * 4, true});
             }
+        if (call.base) all.push_back({call.base, sizeof *call.base, false});
     }
     return all;
 }

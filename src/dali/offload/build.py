@@ -96,13 +96,8 @@ def accelerate(
     routers = seam.routers(model, loaded.layout.shape.hidden)
     scores = None if routers is None else seam.scores(routers, model.config.get_text_config())
     residency, policies = _residency(loaded, device, options, costs, notify)
-    parts, fingerprint = options.lossy_parts(), loaded.fingerprint
-    beside: CpuExperts | None = None
-    if parts is not None and parts.reroute is not None:
-        beside = cpu_experts(parts, loaded, costs, scores is not None, room, meter)
-    if parts is not None and parts.bits is not None:  # after all that refuses, as it cannot be undone
-        reduce_bits(loaded.layouts, loaded.pool.records, parts.bits, meter)
-        fingerprint += f" {parts.bits} bits"  # predictors are calibrated on the experts as they are
+    parts = options.lossy_parts()
+    beside, fingerprint = _make_lossy(parts, loaded, costs, scores is not None, room, meter)
     _tell_budget(loaded, device, options, notify)
     predictor = _predictor(loaded, fingerprint, engine, policies.prefetch, residency, routers, meter, notify)
     system = _system(options, scores is not None, type(model).__name__, notify)
@@ -136,6 +131,25 @@ def accelerate(
     )
 
 
+def _make_lossy(
+    parts: systems.LossyParts | None,
+    loaded: LoadedModel,
+    costs: CostModel,
+    scored: bool,
+    room: int | None,
+    meter: Meter,
+) -> tuple[CpuExperts | None, str]:
+    """What a system's lossy parts make of the experts: a second set of them, if it wants one, and the fingerprint of the model as
+    it is then."""
+    beside, fingerprint = None, loaded.fingerprint
+    if parts is not None and parts.reroute is not None:
+        beside = cpu_experts(parts, loaded, costs, scored, room, meter)
+    if parts is not None and parts.bits is not None:  # after all that refuses, as it cannot be undone
+        reduce_bits(loaded.layouts, loaded.pool.records, parts.bits, meter)
+        fingerprint += f" {parts.bits} bits"  # predictors are calibrated on the experts as they are
+    return beside, fingerprint
+
+
 def _open(
     options: LoadOptions,
     loaded: LoadedModel,
@@ -143,8 +157,8 @@ def _open(
     decoder: DecodingModel | None,
     notify: Callable[[str], None],
 ) -> tuple[Device, GpuModel | None, StateBudget | None]:
-    """The device that `options` name; the whole model on it where that is a GPU with kernels for all of it; and its memory for what
-    sequences keep, where that is counted."""
+    """The device that `options` name; the whole model on it where that is a GPU with kernels for all of it; and its memory for
+    what sequences keep, where that is counted."""
     if options.device_kind != "cuda":
         profile = options.planning_profile()
         assert profile is not None

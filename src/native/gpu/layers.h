@@ -75,6 +75,8 @@ class Layers {
     // `ahead` is predicted of, and the seconds that took.
     StepOutcome finish(Planner& planner, int ahead_layer, double ahead_seconds, Address out);
 
+    Handle copy_stream() const { return copy_stream_.get(); }
+
     // How many copies are over, of all that were queued since the start or the last recover(); in the order they were queued.
     uint64_t landed();
 
