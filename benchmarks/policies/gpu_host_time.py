@@ -148,9 +148,15 @@ def over_gpu(llm: LLM, gpu: FakeGpu, resident: float, profile: str) -> Iterator[
 
 def measure(
     driver: FakeDriver, llm: LLM, executor: Any, batch: int, steps: int
-) -> tuple[Steps, dict[str, Any]]:
-    """(The quietest round's host times, what a layer's step asked of the driver and where experts ran, of all rounds.)"""
+) -> tuple[Steps, dict[str, Any], int]:
+    """(The quietest round's host times, what a layer's step asked of the driver and where experts ran, of all rounds, and the
+    kernels of a layer's dense part, which its graph was captured with.)"""
     drawn = routing(batch, WARM_UP + steps)
+    captured = driver.calls(CALLS["launches"])
+    run_steps(driver, llm, executor, batch, drawn[:1])
+    again = driver.calls(CALLS["launches"])
+    run_steps(driver, llm, executor, batch, drawn[:1])
+    kernels = round((2 * again - captured - driver.calls(CALLS["launches"])) / LAYERS)
     run_steps(driver, llm, executor, batch, drawn[:WARM_UP])
     before = counted(driver), llm.telemetry.total()
     rounds = [run_steps(driver, llm, executor, batch, drawn[WARM_UP:]) for _ in range(ROUNDS)]
@@ -161,7 +167,7 @@ def measure(
     asked = {name: (after[0][name] - value) / layers for name, value in before[0].items()}
     for name in ("cpu", "resident", "fetched", "prefetched"):
         asked[f"{name}_experts"] = (getattr(after[1], name) - getattr(before[1], name)) / layers
-    return found, asked
+    return found, asked, kernels
 
 
 def run_steps(driver: FakeDriver, llm: LLM, executor: Any, batch: int, drawn: list[torch.Tensor]) -> Steps:
@@ -249,13 +255,13 @@ def main() -> None:
         for batch in BATCHES:
             for resident in RESIDENT:
                 with over_gpu(llm, gpu, resident, options.profile) as executor:
-                    found, asked = measure(driver, llm, executor, batch, options.steps)
+                    found, asked, kernels = measure(driver, llm, executor, batch, options.steps)
                 row: dict[str, Any] = {"batch": batch, "resident": resident}
                 row["host_us"], row["host_p90"] = microseconds(found.host)
                 row |= {f"{part}_us": microseconds(getattr(found, part))[0] for part in ("plan", "python")}
                 row |= {"limit_us": LIMIT_US, "mib": round(asked["bytes"] / 2**20, 2)}
                 counts = {name: round(value, 2) for name, value in asked.items() if name != "bytes"}
-                rows.append(row | counts)
+                rows.append(row | counts | {"kernels": kernels})
         stand_in = call_us(driver)
     report.table(rows)
     profile = load_profile(options.profile)

@@ -175,10 +175,12 @@ class Keeper:
         """Of each segment, all its tokens."""
         found, row = [], 0
         for segment in segments:
-            keys, values = (part.expand(-1, segment.tokens, -1) for part in (self._keys, self._values))
+            keys, values, tokens = self._keys, self._values, segment.tokens
+            if tokens > 1:
+                keys, values = (part.expand(-1, tokens, -1) for part in (keys, values))
             place = segment.state.kv(self._layer).place(row, keys, values, self._window)
-            found.append((place, segment.tokens, self._window or 0))
-            row += segment.tokens
+            found.append((place, tokens, self._window or 0))
+            row += tokens
         return found
 
 
