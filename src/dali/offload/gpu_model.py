@@ -92,8 +92,8 @@ class GpuModel:
 
     def serves(self, step: StepContext) -> bool:
         """All steps: the model's own forward knows nothing of the GPU. DaliError where somebody has changed or watches a part
-        of the model, which would not be seen."""
-        if not self._decoder.watch.untouched:
+        of the model, which would not be seen; found out in steps with a prompt, as it takes as long as a few layers."""
+        if any(segment.prefill for segment in step.segments) and not self._decoder.watch.untouched:
             raise DaliError(
                 "A part of the model was changed, or is watched, since it was loaded; on a GPU it would not be seen.",
                 "Take the hook away, or load the model on the CPU.",
