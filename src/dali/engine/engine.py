@@ -69,9 +69,9 @@ class Engine:
 
     def forget(self) -> None:
         """Give up the keys and values of the last finished sequence: the next prompt is computed in full."""
-        if self._last is not None:
-            self._last.state = SequenceState()  # somebody may hold the sequence still
-        self._last = None
+        last, self._last = self._last, None
+        if last is not None:
+            last.state.clear()  # somebody may hold the sequence still
 
     def abort(self, sequence: Sequence) -> None:
         if sequence in self.scheduler.live:

@@ -80,6 +80,11 @@ class SequenceState:
             if isinstance(layer, LayerKV):
                 layer.reserve(reservation)
 
+    def clear(self) -> None:
+        """Keep nothing any longer, whoever still holds it."""
+        self._layers.clear()
+        self._overwriting.clear()
+
     def anew(self) -> SequenceState:
         """An empty one with the same reservation."""
         state = SequenceState()
