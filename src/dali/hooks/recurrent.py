@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dali.kernels import recurrence
+from dali.kernels import native, recurrence
+from dali.kernels.recurrence import Stretch
 from dali.step.context import StepContext, current_step
 from dali.step.recurrent import RecurrentState
 
@@ -30,6 +31,27 @@ class LinearAttentionState(RecurrentState):
 _layer: ContextVar[int | None] = ContextVar("dali_recurrent_layer", default=None)  # that is running
 
 
+def _stretches(
+    kind: type[RecurrentState],
+    layer: int,
+    step: StepContext,
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Iterator[list[Stretch]]:
+    """The step's tokens, a few sequences' at a time: what can be computed before the next are asked for."""
+    pieces = []
+    for segment in step.segments:
+        state = segment.state.layer(layer, kind)
+        places = segment.state.places
+        pieces.append((segment.start, state.pieces(segment.tokens, places, shape, dtype, device)))
+    while some := [(start, piece) for start, rest in pieces if (piece := next(rest, None)) is not None]:
+        yield [
+            (slice(start + rows.start, start + rows.stop), before, after)
+            for start, (rows, before, after) in some
+        ]
+
+
 def _convolve(
     layer: int,
     step: StepContext,
@@ -41,15 +63,14 @@ def _convolve(
 ) -> Tensor:
     """hidden_states [1, channels, step's tokens], weight [channels, width] -> as hidden_states."""
     x = hidden_states[0].T
-    out = torch.empty_like(x)
+    out = x.new_empty(x.shape)
+    compiled = step.native and x.is_cpu and x.dtype in native.CONVOLVED_DTYPES and activation in native.SILU
+    convolve = native.convolve if compiled else recurrence.convolve
+    if compiled and x.stride(1) != 1:
+        x = x.contiguous()
     shape = weight.shape[1] - 1, weight.shape[0]
-    for segment in step.segments:
-        state = segment.state.layer(layer, ConvolutionWindow)
-        for piece, before, after in state.pieces(
-            segment.tokens, segment.state.places, shape, x.dtype, x.device
-        ):
-            rows = slice(segment.start + piece.start, segment.start + piece.stop)
-            out[rows] = recurrence.convolve(x[rows], weight, bias, activation, before, after)
+    for stretches in _stretches(ConvolutionWindow, layer, step, shape, x.dtype, x.device):
+        convolve(x, weight, bias, activation, stretches, out)
     return out.T[None]
 
 
@@ -64,19 +85,14 @@ def _delta_rule(
     use_qk_l2norm_in_kernel: bool = False,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Of [1, step's tokens, ...] each, as recurrence.delta_rule() takes one sequence's."""
-    parts = [part[0] for part in (query, key, value, g, beta)]
-    out = torch.empty_like(value)
-    shape = value.shape[2], key.shape[3], value.shape[3]
-    for segment in step.segments:
-        state = segment.state.layer(layer, LinearAttentionState)
-        for piece, before, after in state.pieces(
-            segment.tokens, segment.state.places, shape, torch.float32, value.device
-        ):
-            rows = slice(segment.start + piece.start, segment.start + piece.stop)
-            q, k, v, decay, rate = (part[rows] for part in parts)
-            out[0, rows] = recurrence.delta_rule(q, k, v, decay, rate, use_qk_l2norm_in_kernel, before, after)
-    return out, None
+    """Of [1, step's tokens, ...] each, as recurrence.delta_rule() takes them."""
+    q, k, v, decay, rate = (part[0] for part in (query, key, value, g, beta))
+    out = v.new_empty(v.shape)
+    rule = native.delta_rule if step.native and v.is_cpu else recurrence.delta_rule
+    shape = v.shape[1], k.shape[2], v.shape[2]
+    for stretches in _stretches(LinearAttentionState, layer, step, shape, torch.float32, v.device):
+        rule(q, k, v, decay, rate, use_qk_l2norm_in_kernel, stretches, out)
+    return out[None], None
 
 
 # What transformers' recurrent layers call, and what it is within a step. Each is asked once a layer.

@@ -26,6 +26,7 @@ void bind_pairs(nb::module_& m);
 void bind_norm(nb::module_& m);
 void bind_route(nb::module_& m);
 void bind_attention(nb::module_& m);
+void bind_recurrence(nb::module_& m);
 void bind_model(nb::module_& m);
 void bind_dependencies(nb::module_& m);
 void bind_two_lane(nb::module_& m);

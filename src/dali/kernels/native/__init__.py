@@ -28,6 +28,7 @@ from dali.kernels.native.experts import (
 from dali.kernels.native.library import set_threads, threads
 from dali.kernels.native.linear import DEQUANTIZED, Linear, dequantize_blocks, repack
 from dali.kernels.native.measure import read_seconds, seconds
+from dali.kernels.native.recurrence import CONVOLVED_DTYPES, SILU, convolve, delta_rule
 from dali.kernels.native.route import ROUTED_DTYPES, Router, Routing, gate_logits
 from dali.kernels.native.rows import ACTIVATED_DTYPES, activate, rms_norm, sigmoid
 
@@ -35,8 +36,10 @@ __all__ = [
     "ACTIVATED_DTYPES",
     "ATTENTION_DTYPES",
     "AVAILABLE",
+    "CONVOLVED_DTYPES",
     "DEQUANTIZED",
     "ROUTED_DTYPES",
+    "SILU",
     "VARIABLE",
     "Attention",
     "DecoderLayer",
@@ -56,8 +59,10 @@ __all__ = [
     "attend",
     "attend_prompt",
     "compute_experts",
+    "convolve",
     "count_pairs",
     "decode_layers",
+    "delta_rule",
     "dequantize_blocks",
     "enabled",
     "gate_logits",
