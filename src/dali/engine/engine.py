@@ -14,14 +14,16 @@ from dali.engine.memory import MemoryErrors
 from dali.engine.scheduler import Scheduler
 from dali.engine.sequence import Sequence
 from dali.errors import DaliError
-from dali.hooks import rope
+from dali.hooks import recurrent, rope
 from dali.kernels import native
 from dali.policies.signals import Step
 from dali.step.context import Segment, StepContext, running
 from dali.step.decoder import Decoder
 from dali.step.kv import Reservation
-from dali.step.state import SequenceState, Snapshot
+from dali.step.state import SequenceState
 from dali.units import size
+
+OPENING = 32  # tokens at most with which templates open an answer
 
 
 class Engine:
@@ -44,6 +46,7 @@ class Engine:
         self._budget: StateBudget | None = None  # None: states take what they need
         self._last: Sequence | None = None  # finished; its keys and values serve a prompt that continues it
         rope.bind_to_step(model)
+        recurrent.bind_to_step(model)
 
     def follow(
         self,
@@ -102,7 +105,7 @@ class Engine:
             return False
         started = self.clock()
         prefill = [sequence.in_prefill for sequence, _ in plan]
-        before = [sequence.state.snapshot(sequence.computed) for sequence, _ in plan]
+        before = [sequence.computed for sequence, _ in plan]
         try:
             sampled = iter(self._forward(plan))
             for sequence, tokens in plan:
@@ -168,6 +171,10 @@ class Engine:
             self._take_over_prefix(sequence)
             self._make_room(sequence)
             self._reserve(sequence)
+            # Where a later prompt may part from this one: at its last token if it is asked anew, and in a conversation before the
+            # opening of the answer, which templates write otherwise once the answer is there.
+            end = sequence.prompt_tokens
+            sequence.state.keep(place for place in (end - OPENING, end - 1) if place > sequence.computed)
             scheduler.join()
 
     @torch.inference_mode()
@@ -214,15 +221,15 @@ class Engine:
         # Some models have no such argument, and answer for every row.
         return logits if every_row or len(logits) == len(last_rows) else logits[last_rows]
 
-    def _roll_back(self, plan: list[tuple[Sequence, int]], before: list[Snapshot]) -> None:
+    def _roll_back(self, plan: list[tuple[Sequence, int]], before: list[int]) -> None:
         """An interrupted step has left its mark on some layers only, or sequences without their token: take it back, so that the
         step can be tried again."""
-        for (sequence, _), snapshot in zip(plan, before, strict=True):
+        for (sequence, _), tokens in zip(plan, before, strict=True):
             if sequence.finish_reason is not None:
                 self._retire(sequence)
-            elif sequence.computed != snapshot.tokens:  # it has its token: only others' were still to come
+            elif sequence.computed != tokens:  # it has its token: only others' were still to come
                 continue
-            elif not sequence.state.rollback(snapshot):
+            elif not sequence.state.rollback(tokens):
                 self.abort(sequence)
 
     def _cross_limits(self) -> None:
@@ -245,6 +252,7 @@ class Engine:
             if ours != theirs:
                 break
             shared += 1
-        if shared and last.state.truncate(shared):
+        place = last.state.nearest(shared)
+        if place and last.state.rollback(place):
             sequence.state, last.state, self._last = last.state, SequenceState(), None
-            sequence.computed = sequence.cached_tokens = shared
+            sequence.computed = sequence.cached_tokens = place

@@ -69,12 +69,12 @@ class DecodingModel:
         table, norm, head = inner.embed_tokens.weight, inner.norm, model.lm_head
         self.layers, self.dtype, self.vocabulary = layers, table.dtype, head.out_features
         self.watch = Watch(model)
-        kinds = list(dict.fromkeys(layer.attention.kind for layer in layers))
+        kinds = list(dict.fromkeys(layer.mixer.kind for layer in layers))
         self.rotations = [Rotations(inner.rotary_emb, kind, table.new_empty(0)) for kind in kinds]
         self.native = native.DecodingModel(
             table,
             [layer.native for layer in layers],
-            [kinds.index(layer.attention.kind) for layer in layers],
+            [kinds.index(layer.mixer.kind) for layer in layers],
             (norm.weight, norm.variance_epsilon),
             head.native,
             float(getattr(inner, "embedding_multiplier", 1.0)),
@@ -97,7 +97,7 @@ class DecodingModel:
     def decode(self, step: StepContext, ids: list[int], positions: list[int], wanted: list[int]) -> Tensor:
         """The token of each of the step's segments -> logits [wanted, vocabulary]."""
         rotations = [kind.of(positions) for kind in self.rotations]
-        places = [layer.attention.places(step) for layer in self.layers]
+        places = [layer.mixer.kept(step) for layer in self.layers]
         leases = [layer.lease() for layer in self.layers]  # their bytes stay until the call has ended
         logits, outcomes = self.native.decode(records(leases), ids, rotations, places)
         del leases
@@ -135,8 +135,8 @@ def _known(model: Any) -> bool:
         and isinstance(inner.norm, FusedRMSNorm)
         and isinstance(model.lm_head, PackedLinear)
         and is_fixed(inner.rotary_emb)
-        and inner.embed_tokens.weight.dtype == inner.norm.weight.dtype
-        and all(forward.native.dtype == inner.norm.weight.dtype for forward in forwards)
+        and inner.embed_tokens.weight.dtype == inner.norm.dtype
+        and all(forward.native.dtype == inner.norm.dtype for forward in forwards)
     )
 
 

@@ -11,6 +11,7 @@ from dali.fused.attention import DecodingAttention
 from dali.fused.dense import FusedRMSNorm, PackedLinear
 from dali.fused.layer import DecodingLayer
 from dali.fused.mlp import FusedActivation, FusedGate
+from dali.fused.recurrent import FusedRecurrent
 from dali.fused.router import FusedRouter
 from dali.kernels.packing import unpack
 
@@ -20,7 +21,7 @@ def release(model: Any) -> None:
     own dtype."""
     dtype: torch.dtype = model.get_input_embeddings().weight.dtype
     for module in model.modules():
-        if isinstance(module.__dict__.get("forward"), DecodingAttention | DecodingLayer):
+        if isinstance(module.__dict__.get("forward"), DecodingAttention | DecodingLayer | FusedRecurrent):
             del module.forward
     for path, module in list(model.named_modules()):
         if isinstance(module, PackedLinear):

@@ -52,6 +52,9 @@ class GpuModel:
     ) -> None:
         """`module(name, macros)`: the compiled kernels of a file. ValueError for a model with parts that there are none for."""
         self._gpu, self._decoder = gpu, decoder
+        attention = [layer.mixer for layer in decoder.layers if isinstance(layer.mixer, DecodingAttention)]
+        if len(attention) < len(decoder.layers):
+            raise ValueError("there are no kernels for recurrent layers")
         numbers = {name: number for number, name in enumerate(FORMATS)}
         formats = {linear.format.name for linear in model.modules() if isinstance(linear, PackedLinear)}
         linears = [
@@ -67,7 +70,7 @@ class GpuModel:
             ctx_size,
         )
         self.bytes: int = self._native.bytes  # of the GPU's memory, from put() on
-        self._keeps = [Keeper(layer.attention, gpu.place) for layer in decoder.layers]
+        self._keeps = [Keeper(mixer, gpu.place) for mixer in attention]
         self._routers = [layer.routed.router for layer in decoder.layers if layer.routed is not None]
         routed = iter(range(len(self._routers)))
         self._moe = [None if layer.routed is None else next(routed) for layer in decoder.layers]

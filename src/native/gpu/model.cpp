@@ -12,9 +12,16 @@ constexpr int MOST_GRAPH_ROWS = 8;  // with more, launching takes little beside 
 constexpr size_t MOST_GRAPHS = 4096;
 constexpr size_t MOST_SCORES = 1 << 24;  // floats that attention works in at a time, unless one token wants more
 
+const AttentionModule& attention_of(const DecoderLayer& layer) {
+    const auto* module = std::get_if<const AttentionModule*>(&layer.mixer);
+    if (!module) throw std::invalid_argument("recurrent layers");
+    return **module;
+}
+
 const Projections& projections_of(const AttentionModule& module) {
     const Projections* projections = std::get_if<Projections>(&module.projections);
     if (!projections) throw std::invalid_argument("attention over a latent");
+    if (projections->gated) throw std::invalid_argument("gated attention");
     const bool whole = projections->query_norm.width > module.width || projections->key_norm.width > module.width;
     if (projections->norms_follow && whole) throw std::invalid_argument("norms of all heads after their rotation");
     return *projections;
@@ -44,10 +51,13 @@ Model::Model(const Device& device, const DecodingModel& model, const Module& com
         weights_.add(of.packed, of.matrix.bytes());
         if (of.bias) weights_.add(of.bias, of.matrix.rows * sizeof(float));
     };
-    const auto norm = [&](const Norm& of) { weights_.add(of.weight, of.width * item_bytes(model.dtype)); };
+    const auto norm = [&](const Norm& of) {
+        if (of.weight && of.dtype != model.dtype) throw std::invalid_argument("norms of another type");
+        weights_.add(of.weight, of.width * item_bytes(model.dtype));
+    };
     const int most_parts = int((most_tokens - 1) / PART + 1);
     for (const DecoderLayer* layer : model.layers) {
-        const AttentionModule& module = *layer->attention;
+        const AttentionModule& module = attention_of(*layer);
         const Projections& projections = projections_of(module);
         for (const PackedLinear* one : {&projections.query, &projections.key, &projections.value, &module.out}) linear(*one);
         for (const Norm* one : {&projections.query_norm, &projections.key_norm, &layer->before_attention, &layer->after_attention,
@@ -80,7 +90,7 @@ size_t Model::cut_work(uint64_t base) {
     const size_t item = item_bytes(model_.dtype);
     int hidden = model_.before_head.width, query = 0, key = 0, value = 0, mixed = 0, first = 0, experts = 0, top_k = 0, widest = hidden;
     for (const DecoderLayer* layer : model_.layers) {
-        const AttentionModule& module = *layer->attention;
+        const AttentionModule& module = attention_of(*layer);
         query = std::max(query, module.heads * module.width);
         key = std::max(key, module.kv_heads * module.width);
         value = std::max(value, module.kv_heads * module.value_width);
@@ -110,7 +120,7 @@ void Model::cut_tables(int rows, int wanted) {
     at_.wanted = cut.take<int>(wanted);
     at_.cos.assign(kinds_, nullptr), at_.sin.assign(kinds_, nullptr);
     for (size_t i = 0; i < model_.layers.size(); i++) {
-        const Rotary& rotary = model_.layers[i]->attention->rotary;
+        const Rotary& rotary = attention_of(*model_.layers[i]).rotary;
         const int kind = model_.rotations[i];
         if (at_.cos[kind] || rotary.turning == Turning::none) continue;
         const size_t bytes = rows * rotary.given * item_bytes(rotary.dtype);
@@ -187,7 +197,7 @@ void Model::start(const StepInput& input, Handle stream) {
     std::vector<bool> sent(kinds_);
     parts_.assign(model_.layers.size(), 1);
     for (size_t i = 0; i < model_.layers.size(); i++) {
-        const Rotary& rotary = model_.layers[i]->attention->rotary;
+        const Rotary& rotary = attention_of(*model_.layers[i]).rotary;
         const int kind = model_.rotations[i];
         if (!sent[kind] && rotary.turning != Turning::none) {
             sent[kind] = true;
@@ -370,7 +380,7 @@ void Model::route(const Router& router, const Uploads& at, int64_t* ids, float* 
 void Model::queue(int layer, bool foresee, Handle stream) const {
     const DecoderLayer& here = *model_.layers[layer];
     const DecoderLayer* before = layer ? model_.layers[layer - 1] : nullptr;
-    const Projections& projections = projections_of(*here.attention);
+    const Projections& projections = projections_of(attention_of(here));
     end_layer(before, stream);
     gpu::AddNormCall entry = add_norm(before ? before->after_mlp : Norm{}, before ? before->residual_scale : 1, here.before_attention,
                                       panel({&projections.query, &projections.key, &projections.value}), rows_);
@@ -378,7 +388,7 @@ void Model::queue(int layer, bool foresee, Handle stream) const {
     if (before) entry.sum = x;
     else entry.part = nullptr;
     launch(device_, add_norm_, rows_, stream, entry);
-    attend(*here.attention, entry.panel, layer, stream);
+    attend(attention_of(here), entry.panel, layer, stream);
 
     std::vector<const PackedLinear*> readers;
     if (here.mlp)
