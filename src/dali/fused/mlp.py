@@ -122,7 +122,7 @@ def _kind(activation: Any) -> str | None:
 @cache
 @torch.inference_mode()
 def sigmoids_agree(dtype: torch.dtype, rows: int) -> bool:
-    """Whether torch's sigmoid of up to `rows` rows of one value gives the bits of the C library's, as native code computes it."""
+    """Whether torch's sigmoid of up to `rows` rows of one value gives the bits of glibc's, as native code computes it."""
     values = torch.linspace(-20, 20, 64 * rows).to(dtype)
     return all(
         torch.equal(native.sigmoid(some), torch.sigmoid(some))

@@ -129,3 +129,30 @@ class PostCall(Structure):
         ("number", c_uint32),
         ("base", c_void_p),
     )
+
+
+class RouteCall(Structure):
+    _fields_ = (
+        *((name, c_void_p) for name in ("x", "weight", "bias", "correction")),
+        *((name, c_void_p) for name in ("products", "scores", "ranks", "weights", "ids")),
+        *((name, c_int) for name in ("tokens", "hidden", "experts", "top_k", "score", "by_logit")),
+        *((name, c_int) for name in ("groups", "kept_groups", "judged", "normalise")),
+        *((f"{name}dtype", c_int) for name in ("", "weight_", "bias_", "correction_")),
+        *((name, c_int) for name in ("rounded", "logits_dtype", "weights_dtype")),
+        *((name, c_float) for name in ("epsilon", "floor", "scale")),
+    )
+
+
+class GateUpCall(Structure):
+    _fields_ = (
+        *((name, c_void_p) for name in ("gate", "up")),
+        ("panel", Panel),
+        *((name, c_int) for name in ("tokens", "width", "stride", "dtype", "activation")),
+    )
+
+
+class ShareCall(Structure):
+    _fields_ = (
+        *((name, c_void_p) for name in ("part", "shared", "x", "gate")),
+        *((name, c_int) for name in ("tokens", "hidden", "dtype", "gate_dtype")),
+    )

@@ -146,5 +146,19 @@ inline float __fmul_rn(float a, float b) { return a * b; }
 inline float __fdiv_rn(float a, float b) { return a / b; }
 inline float __fsqrt_rn(float a) { return std::sqrt(a); }
 inline float __fmaf_rn(float a, float b, float c) { return std::fmaf(a, b, c); }
+inline double __dsub_rn(double a, double b) { return a - b; }
+inline double __dmul_rn(double a, double b) { return a * b; }
+inline double __fma_rn(double a, double b, double c) { return std::fma(a, b, c); }
+inline float __double2float_rn(double a) { return float(a); }
+inline int64_t __double_as_longlong(double value) {
+    int64_t bits;
+    std::memcpy(&bits, &value, 8);
+    return bits;
+}
+inline double __longlong_as_double(int64_t bits) {
+    double value;
+    std::memcpy(&value, &bits, 8);
+    return value;
+}
 inline float __int2float_rn(int a) { return float(a); }
 inline int __float2int_rn(float a) { return std::isnan(a) ? 0 : int(std::nearbyintf(a)); }

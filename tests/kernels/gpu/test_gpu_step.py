@@ -49,7 +49,9 @@ def test_the_sum_of_choices_from_both_sides(folder, dtype, weights_dtype):
         assert shimmed.same_bits(out, native.reduce_choices(every, weights, dtype))
 
 
-def test_what_is_posted_arrives_with_its_number(folder):
+@pytest.mark.parametrize("base", [None, 40])
+def test_what_is_posted_arrives_with_its_number(folder, base):
+    added = torch.tensor([base or 0], dtype=torch.int32)
     parts = [torch.randint(-9, 9, (count,), dtype=torch.int32) for count in (3, 100)]
     there = [torch.full((len(part) + 1,), 77, dtype=torch.int32) for part in parts]
     flag = torch.zeros(1, dtype=torch.int32)
@@ -59,9 +61,10 @@ def test_what_is_posted_arrives_with_its_number(folder):
         (ctypes.c_int * 4)(*(len(part) for part in parts)),
         flag.data_ptr(),
         5,
+        None if base is None else added.data_ptr(),
     )
     shimmed.run(shimmed.common(folder).run_post, call, 1)
-    assert flag.item() == 5
+    assert flag.item() == 5 + added.item()
     for sent, arrived in zip(parts, there, strict=True):
         assert arrived.tolist() == [*sent.tolist(), 77]
 
@@ -77,6 +80,9 @@ def test_the_calls_have_the_sizes_that_the_device_code_gives_them(folder):
         "post": calls.PostCall,
         "add_norm": calls.AddNormCall,
         "turn": calls.TurnCall,
+        "route_products": calls.RouteCall,
+        "gate_up": calls.GateUpCall,
+        "share": calls.ShareCall,
         "attend": calls.AttendCall,
     }
     modules = shimmed.common(folder), shimmed.linears(folder, "w4"), shimmed.build(experts, folder)

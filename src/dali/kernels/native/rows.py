@@ -41,7 +41,7 @@ def activate(x: Tensor, kind: str) -> Tensor:
 
 
 def sigmoid(x: Tensor) -> Tensor:
-    """The sigmoid of each value by the C library's exponential, in float32 and rounded to x's dtype."""
+    """The sigmoid of each value by glibc's exponential, in float32 and rounded to x's dtype."""
     x = x.contiguous()
     out = torch.empty_like(x)
     library.sigmoid(x.data_ptr(), DTYPES[x.dtype], x.numel(), out.data_ptr())

@@ -142,7 +142,7 @@ struct RouteCall {
     float *products, *scores, *ranks;            // [tokens, experts] each, to work in
     float* weights;                              // [tokens, top_k], rounded as weights_dtype holds them
     int64_t* ids;                                // [tokens, top_k]
-    int tokens, hidden, experts, top_k, score, by_logit, groups, kept_groups, judged, normalise;
+    int tokens, hidden, experts, top_k, score, by_logit, groups, kept_groups, judged, normalise;  // at most 32 groups
     int dtype, weight_dtype, bias_dtype, correction_dtype, rounded, logits_dtype, weights_dtype;
     float epsilon, floor, scale;
 };

@@ -3,6 +3,8 @@
 
 #include "attention.cuh"
 #include "join.cuh"
+#include "mlp.cuh"
 #include "norm.cuh"
 #include "post.cuh"
+#include "router.cuh"
 #include "turn.cuh"

@@ -12,6 +12,7 @@ typedef unsigned short uint16_t;
 typedef unsigned int uint32_t;
 typedef int int32_t;
 typedef long long int64_t;
+typedef unsigned long long uint64_t;
 
 #define DALI_DEVICE __device__ __forceinline__
 #define DALI_CALL(Call) const __grid_constant__ Call  // read in place: copies of tables would go to local memory
