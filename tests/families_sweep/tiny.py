@@ -12,7 +12,7 @@ import torch
 import transformers
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from dali.loading.skeleton import keep_text, text_model
+from dali.loading.skeleton import keep_decoder, text_model
 from families import randomize
 
 LAYERS = 3  # at least
@@ -127,7 +127,27 @@ CHANGES: dict[str, dict[str, dict[str, Any]]] = {
     "ernie4_5_vl_moe_text": {
         "": {"moe_intermediate_size": [40, 24], "rope_parameters": ROPE | {"mrope_section": [3, 3, 2]}}
     },
-    "gemma4_text": {"": GEMMA, "attending to later tokens": {"use_bidirectional_attention": "all"}},
+    "gemma4_text": {
+        "": GEMMA,
+        # As the one with experts is published; and what the smaller ones without have, with experts.
+        "values are keys": GEMMA
+        | {
+            "attention_k_eq_v": True,
+            "num_global_key_value_heads": 1,
+            "global_head_dim": 32,
+            "final_logit_softcapping": 3.0,
+            "use_bidirectional_attention": "vision",
+            "hidden_size_per_layer_input": 0,
+        },
+        "layers share keys and values": GEMMA
+        | {
+            "num_hidden_layers": 5,
+            "num_kv_shared_layers": 3,
+            "layer_types": ["sliding_attention", "full_attention"] * 2 + ["full_attention"],
+            "use_double_wide_mlp": True,
+        },
+        "attending to later tokens": {"use_bidirectional_attention": "all"},
+    },
     "glm4v_moe_text": {
         "": {"rope_parameters": ROPE | {"partial_rotary_factor": 0.5, "mrope_section": [2, 1, 1]}}
     },
@@ -278,7 +298,7 @@ def random_model(variant: Variant, seed: int = 0) -> Any:
     torch.manual_seed(seed)
     with torch.device("meta"):
         model = cls(config)
-    keep_text(model)
+    keep_decoder(model)
     model.to_empty(device="cpu").float()
     for buffer in model.buffers():
         buffer.zero_()

@@ -14,14 +14,7 @@ from decoding_families import DECODING, OLDER, decoding_model
 from families import FAMILIES, random_model, save_model
 
 pytestmark = pytest.mark.skipif(not native.AVAILABLE, reason="the kernels were not compiled")
-WHOLE = {
-    "mixtral",
-    "qwen2_moe",
-    "qwen3_moe",
-    "olmoe",
-    "phimoe",
-    "gpt_oss",
-}  # not deepseek_v2: torch multiplies so few complex numbers otherwise
+NARROW = "deepseek_v2"  # torch multiplies so few complex numbers otherwise
 
 
 def attentions(llm) -> list[DecodingAttention]:
@@ -39,13 +32,13 @@ def load(tmp_path, monkeypatch, model, quant="w8"):
 def test_one_call_gives_the_bits_of_the_model_s_own_code(tmp_path, monkeypatch, family, dtype):
     llm = load(tmp_path, monkeypatch, random_model(family, dtype=dtype))
     fused = attentions(llm)
-    assert len(fused) == (3 if family in WHOLE else 0)
+    assert len(fused) == 3
     natively = decoded(llm)
     for module in llm.model.modules():
         if isinstance(module.forward, DecodingAttention):
             module.forward = module.forward.plain
     for logits, wanted in zip(natively, decoded(llm), strict=True):
-        assert torch.equal(logits, wanted)
+        assert close(logits, wanted) if family == NARROW else torch.equal(logits, wanted)
 
 
 def test_a_module_outside_of_a_fused_layer_does_decode_in_one_call(tmp_path, monkeypatch):
@@ -98,14 +91,18 @@ def test_latent_attention(tmp_path, monkeypatch, query_rank, interleaved, turnin
 
 @pytest.mark.skipif(OLDER, reason="this transformers lays complex numbers out otherwise")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("width", "fuses"), [(32, True), (8, False)])
-def test_rotations_by_complex_numbers(tmp_path, monkeypatch, width, fuses, dtype):
+@pytest.mark.parametrize(("width", "same"), [(32, torch.equal), (8, lambda *both: close(*both))])
+def test_rotations_by_complex_numbers(tmp_path, monkeypatch, width, same, dtype):
     model = random_model("deepseek_v2", dtype=dtype, qk_rope_head_dim=width)
     llm = load(tmp_path, monkeypatch, model)
-    assert len(attentions(llm)) == (3 if fuses else 0)
+    assert len(attentions(llm)) == 3
     natively = decoded(llm)
     run_as_written(llm)
-    assert all(map(torch.equal, natively, decoded(llm)))
+    assert all(map(same, natively, decoded(llm)))
+
+
+def close(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return float((one - other).abs().max()) < 0.05 * float(other.abs().max())
 
 
 def run_as_written(llm) -> None:

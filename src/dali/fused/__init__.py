@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dali.fused import attention, dense, layer, mlp, recurrent, router
+from dali.fused import attention, dense, latent, layer, mlp, recurrent, router
 from dali.fused import model as whole
 from dali.fused.model import DecodingModel
 from dali.kernels.formats import Format
@@ -17,6 +17,7 @@ def fuse(model: Any, linears: Format | None) -> DecodingModel | None:
     The order is the only one: each step tells the parts it joins by what the steps before have made of them. DaliError for
     weights that `linears` cannot hold.
     """
+    latent.keep_latents(model, linears)  # while the weights still are what they were
     if linears is not None:
         dense.pack_linears(model, linears)
     dense.fuse_norms(model)

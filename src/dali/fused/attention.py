@@ -1,9 +1,9 @@
 """Attention modules that decode in one native call.
 
 A module is told by its parts and by a probe: both ways must give the same bits. Its parts are packed q, k, v and o projections,
-perhaps norms of q and k, before or after they are rotated; or keys and values, and perhaps queries, come from a latent. The probe
-also tells in which of the known ways it rotates. Whatever does not, and every step that is not all decoding, runs as transformers
-wrote it.
+perhaps norms of q and k, before or after they are rotated; or it keeps latents (fused/latent.py), of which perhaps queries come,
+too, and computes prompts natively as well. The probe also tells in which of the known ways it rotates. Everything else runs as
+transformers wrote it.
 """
 
 from __future__ import annotations
@@ -17,19 +17,21 @@ from torch import Tensor, nn
 
 from dali.fused.dense import FusedRMSNorm, PackedLinear
 from dali.fused.probe import POSITIONS, REFUSALS, close, probe
-from dali.fused.rotation import Kind, Turns, kind_of, rotary_of, rotate, turns
+from dali.fused.rotation import Kind, Turns, is_whole, kind_of, rotary_of, rotate, turns
 from dali.fused.watch import Watch
+from dali.hooks.latent import LINEAR, SharedLatents, shared_latents
 from dali.kernels import native
 from dali.step.context import AttentionArguments, StepContext, current_step
 
 LINEARS = {"q_proj", "k_proj", "v_proj", "o_proj"}
-LATENT = {"kv_a_proj_with_mqa", "kv_a_layernorm", "kv_b_proj", "o_proj"}
+LATENT = {"kv_a_proj_with_mqa", "kv_a_layernorm", LINEAR, "o_proj"}
 QUERIES = (
     {"q_proj"},
     {"q_a_proj", "q_a_layernorm", "q_b_proj"},
 )  # beside LATENT: from the input, or from a latent as well
 NORMS = (("q_norm", "k_norm"), ("query_layernorm", "key_layernorm"))  # what modules call those of q and k
 CLIPS = ("clip_qkv",)  # of a configuration: a probe may not reach the limit
+CLOSE = 1e-2  # difference to the largest value, where torch rounds rotations otherwise, so that quants may differ by one
 
 
 class DecodingAttention:
@@ -43,11 +45,11 @@ class DecodingAttention:
         self.dtype: torch.dtype = module.config.dtype
         self.native, self.kind, self.window = fused, kind, window
         self.watch = Watch(module)
-        keys, values = (
-            torch.empty(fused.kv_heads, 1, each, dtype=self.dtype)
-            for each in (fused.width, fused.value_width)
-        )
+        heads, *widths = fused.kept
+        keys, values = (torch.empty(heads, 1, width, dtype=self.dtype) for width in widths)
         self.samples = keys, values  # what a token's look like
+        latent = isinstance(fused.projections, native.LatentProjections)
+        self._prompts = latent or fused.gated  # whether it computes them
 
     def __call__(self, hidden_states: Tensor, *arguments: Any, **keywords: Any) -> Any:
         step, rotation = current_step(), turns(keywords.get("position_embeddings"))
@@ -55,7 +57,7 @@ class DecodingAttention:
             step is None
             or rotation is None
             or hidden_states.dtype != self.dtype
-            or not (step.decoding or (self.native.gated and step.native))
+            or not (step.decoding or (self._prompts and step.native))
             or not self.takes(rotation, step)
             or not self.watch.untouched
         ):
@@ -64,7 +66,7 @@ class DecodingAttention:
         return self.native.decode(hidden_states, cos, sin, self._tokens(step)), None
 
     def takes(self, rotation: Turns, step: StepContext) -> bool:
-        """Whether this is a rotation of the step's tokens, one a sequence, as the module was probed with."""
+        """Whether this is a rotation of the step's tokens as the module was probed with."""
         return self.native.rotary.takes(*rotation, step.rows)
 
     def kept(self, step: StepContext) -> native.Kept:
@@ -73,15 +75,13 @@ class DecodingAttention:
 
     def _tokens(self, step: StepContext) -> list[native.DecodingToken]:
         index, window = self.layer, self.window
+        if step.decoding:
+            return [s.state.kv(index).place(s.start, *self.samples, window) for s in step.segments]
         tokens = []
         for s in step.segments:
-            sample, other = (each.expand(-1, s.tokens, -1) for each in self.samples)
-            row, keys, values, capacity, place, first = s.state.kv(index).place(
-                s.start, sample, other, window
-            )
-            for at in range(s.tokens):
-                seen = max(0, place + at + 1 - window) if window else first
-                tokens.append((row + at, keys, values, capacity, place + at, seen))
+            samples = [sample.expand(-1, s.tokens, -1) for sample in self.samples]
+            first = s.state.kv(index).place(s.start, samples[0], samples[1], window)
+            tokens += native.following(first, s.tokens, window)
         return tokens
 
 
@@ -113,7 +113,8 @@ def _known(module: Any) -> bool:
     own = {name for name, _ in module.named_parameters(recurse=False)}
     return (
         (names == LINEARS or any(names == LATENT | queries for queries in QUERIES))
-        and all(isinstance(part, PackedLinear | FusedRMSNorm) for part in parts.values())
+        and ((LINEAR in names) == (shared_latents(module) is not None))
+        and all(isinstance(part, PackedLinear | FusedRMSNorm | SharedLatents) for part in parts.values())
         and all(
             part.dtype == module.config.dtype for part in parts.values() if isinstance(part, FusedRMSNorm)
         )
@@ -143,13 +144,22 @@ def _probed(module: Any, rotary: Any) -> DecodingAttention | None:
     expected = run(module.forward, seen)
     if len(seen) != len(steps) or any(arguments.window != seen[0].window for arguments in seen):
         return None
-    turned = turns(steps[0][1])
-    for fused in () if turned is None else _ways(module, turned[0], seen[0]):
+    turned, whole = turns(steps[0][1]), is_whole(steps[0][1])
+    if turned is None or not (whole or shared_latents(module)):
+        return None
+    for fused in _ways(module, turned[0], seen[0]):
         attention = DecodingAttention(module, fused, seen[0].window, kind)
-        same = partial(close, dtype=dtype) if fused.gated else torch.equal
+        same: Any = torch.equal if whole else _close
+        if fused.gated:
+            same = partial(close, dtype=dtype)
         if all(map(same, run(attention, None), expected)):
             return attention
     return None
+
+
+def _close(one: Tensor, other: Tensor) -> bool:
+    """Whether both are alike, but for the last bits of what was rotated and what follows from them."""
+    return not one.numel() or float((one - other).abs().max()) <= CLOSE * float(other.abs().max())
 
 
 def _hidden(module: Any) -> int:
@@ -158,7 +168,7 @@ def _hidden(module: Any) -> int:
 
 def _ways(module: Any, cos: Tensor, arguments: AttentionArguments) -> Iterator[native.Attention]:
     """The ways in which a module of these parts may compute."""
-    latent = hasattr(module, "kv_b_proj")
+    latent = shared_latents(module) is not None
     width, given = module.qk_rope_head_dim if latent else module.head_dim, cos.shape[-1]
     rotaries = [
         native.Rotary(turning, rotated, given, cos.dtype)
@@ -186,12 +196,11 @@ def _projections(module: Any) -> Iterator[native.Projections]:
 
 
 def _latent(module: Any) -> native.LatentProjections:
-    keys = module.kv_a_proj_with_mqa.native, _norm(module.kv_a_layernorm), module.kv_b_proj.native
-    heads = module.o_proj.in_features // module.v_head_dim
+    keys = module.kv_a_proj_with_mqa.native, _norm(module.kv_a_layernorm), getattr(module, LINEAR).heads
     if getattr(module, "q_a_proj", None) is None:
-        return native.LatentProjections(module.q_proj.native, *keys, heads)
+        return native.LatentProjections(module.q_proj.native, *keys)
     queries = module.q_a_proj.native, _norm(module.q_a_layernorm)
-    return native.LatentProjections(module.q_b_proj.native, *keys, heads, *queries)
+    return native.LatentProjections(module.q_b_proj.native, *keys, *queries)
 
 
 def _norm(norm: Any) -> native.NormParts | None:

@@ -32,13 +32,18 @@ def rotate(rotary: Any, x: Tensor, positions: Tensor, kind: Kind) -> Any:
 
 def turns(rotation: Any) -> Turns | None:
     """cos and sin of what a rotary module answers: these two, or complex numbers that have them as their parts. None for anything
-    else, and for numbers of complex ones that torch does not multiply in whole vectors: the rest is rounded otherwise, and where
-    it lies depends on how many tokens there are."""
+    else."""
     if isinstance(rotation, tuple) and len(rotation) == 2:
         return rotation
-    if isinstance(rotation, Tensor) and rotation.is_complex() and rotation.shape[-1] % WHOLE == 0:
+    if isinstance(rotation, Tensor) and rotation.is_complex():
         return rotation.real, rotation.imag
     return None
+
+
+def is_whole(rotation: Any) -> bool:
+    """Whether torch rotates by these alike wherever a token stands. It multiplies complex numbers in whole vectors: the rest is
+    rounded otherwise, and where it lies depends on how many tokens there are."""
+    return not (isinstance(rotation, Tensor) and rotation.is_complex() and rotation.shape[-1] % WHOLE)
 
 
 def is_fixed(rotary: Any) -> bool:

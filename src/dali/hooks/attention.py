@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from transformers import AttentionInterface
 
 from dali.errors import DaliError
+from dali.hooks.latent import shared_latents
 from dali.kernels import native
 from dali.step.context import AttentionArguments, Segment, StepContext, current_step
 
@@ -50,9 +51,13 @@ def _attention_forward(
         )
     sliding_window = module.__dict__.get(_WINDOW, sliding_window)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    out = query.new_empty(1, query.shape[2], query.shape[1], value.shape[-1])
     if step.seen is not None:
         step.seen.append(AttentionArguments(scale, sliding_window, s_aux))
+    if (latents := shared_latents(module)) is not None:
+        index: Any = module.layer_idx
+        mixed = latents.attend(index, query[0], key[0], sliding_window, scale, s_aux, step)
+        return mixed[None].to(query.dtype), None
+    out = query.new_empty(1, query.shape[2], query.shape[1], value.shape[-1])
     decoding = []
     compiled = step.native and query.device.type == "cpu" and query.dtype in native.ATTENTION_DTYPES
     for segment in step.segments:

@@ -21,6 +21,7 @@ from dali.hooks.moe_layer import MoELayer
 from dali.kernels.expert import ExpertLayout
 from dali.loading.budget import choose_context, choose_layout, count_dense_bytes
 from dali.loading.dense import load_dense
+from dali.loading.further_tokens import left_out
 from dali.loading.generation_config import read_generation_config, read_token_ids
 from dali.loading.loaded import LoadedModel
 from dali.loading.locate import BUNDLED, display_name
@@ -137,7 +138,7 @@ class SafetensorsModel(ModelSource):
         named = read_token_ids(own, tokenizer, odd)
         text.eos_token_id = named[0] if len(named) == 1 else named or None
         unmeant = f"{self.path / 'config.json'} is read without what cannot be meant: {', '.join(odd)}."
-        for note in [unmeant] * bool(odd) + said.notes:
+        for note in [unmeant] * bool(odd) + said.notes + left_out(checkpoint.location):
             notify(note)
         ends = text.eos_token_id if said.ends is None else said.ends
         model = self._load_dense(experts, dtype, GenerationConfig(eos_token_id=ends or None))

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, Gene
 from transformers.utils import logging as transformers_logging
 
 from dali.errors import DaliError, reason
+from dali.hooks import seam
 
 
 def text_model(config: Any) -> tuple[Any, Any] | None:
@@ -30,6 +31,7 @@ def text_model(config: Any) -> tuple[Any, Any] | None:
     return None
 
 
+VISION = "vision"  # how what is for images is called within a decoder
 MOST_LAYERS = 2000  # they are built one after another: a damaged number would take hours
 
 
@@ -61,7 +63,19 @@ def build_skeleton(config: Any, path: Path) -> nn.Module:
 
 
 def keep_text(model: Any) -> list[str]:
-    """Take what text does not pass through (towers for images, projectors) out of a model on meta; returns its paths."""
+    """Take what text does not pass through out of a model on meta: what stands around its decoder, and experts for images within;
+    returns its paths."""
+    dropped = keep_decoder(model)
+    for path in seam.experts_modules(model):
+        if any(part.startswith(VISION) for part in path.split(".")):
+            parent, _, name = path.rpartition(".")
+            del model.get_submodule(parent)._modules[name]
+            dropped.append(path)
+    return dropped
+
+
+def keep_decoder(model: Any) -> list[str]:
+    """Take what stands around its decoder (towers for images, projectors) out of a model on meta; returns its paths."""
     decoder = model.get_decoder()
     path = next(name for name, module in model.named_modules() if module is decoder)
     around = {path.rpartition(".")[0]} - {""}

@@ -245,13 +245,24 @@ class CheckpointExperts:
                 )
             for pattern, keys in sources.items():
                 shape = self.checkpoint.shape(keys[0])
-                experts = len(keys) if pattern and "*" in pattern else shape[0] if shape else 0
+                lists = len(keys) // len(self._targets(sources))
+                experts = lists if pattern and "*" in pattern else shape[0] if shape else 0
                 if experts != module.experts:
                     raise DaliError(
                         f"{self.checkpoint.directory} has {experts} experts in {name}, "
                         f"its config says {module.experts}.",
                         "Download the model again.",
                     )
+
+    def _converter(self, sources: Mapping[str | None, list[str]]) -> WeightConverter | None:
+        """What makes a parameter of tensors of these patterns."""
+        patterns = {str(pattern) for pattern in sources}
+        return next((c for c in self._converters if patterns <= set(c.source_patterns)), None)
+
+    def _targets(self, sources: Mapping[str | None, list[str]]) -> list[str]:
+        """The parameters that lists of experts of these patterns are divided among, in order; at least one."""
+        converter = self._converter(sources)
+        return ["*"] if converter is None else list(converter.target_patterns)
 
     @staticmethod
     def _parameters(module: ExpertsModule) -> list[str]:
@@ -280,15 +291,20 @@ class CheckpointExperts:
             return decoded
         if list(sources) == [None]:
             return self.checkpoint.read(sources[None][0], expert)[0]
+        converter = self._converter(sources)
+        if converter is None:
+            raise ValueError(f"{parameter} cannot be made of {', '.join(sorted(map(str, sources)))}")
+        # Several parameters' experts may follow one another in one list: text's, then images'. An operation that divides it gets
+        # a list of so many of the one that is asked for.
+        targets = self._targets(sources)
+        part = next((i for i, target in enumerate(targets) if target in parameter), 0)
         tensors: dict[str, Any] = {
-            str(pattern): [self.checkpoint.read(keys[expert])]
+            str(pattern): [self.checkpoint.read(keys[part * (len(keys) // len(targets)) + expert])]
+            * len(targets)
             if pattern and "*" in pattern
             else [self.checkpoint.read(keys[0], expert)]
             for pattern, keys in sources.items()
         }
-        converter = next((c for c in self._converters if set(tensors) <= set(c.source_patterns)), None)
-        if converter is None:
-            raise ValueError(f"{parameter} cannot be made of {', '.join(sorted(tensors))}")
         for operation in converter.operations:
             tensors = operation.convert(
                 tensors,

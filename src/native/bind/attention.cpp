@@ -47,11 +47,30 @@ void bind_attention(nb::module_& m) {
                             const NormParts& query_norm, const NormParts& key_norm, bool norms_follow, float value_scale, bool gated) {
             new (self) Projections{query, key, value, norm_of(query_norm), norm_of(key_norm), norms_follow, value_scale, gated};
         });
+    // heads, rank, widths of a key without its rotated part and of a value; each head's matrices, and where all heads' lie
+    nb::class_<LatentHeads>(m, "LatentHeads")
+        .def("__init__", [](LatentHeads* self, int heads, int rank, int key_width, int value_width, const Matrix& keys,
+                            uintptr_t packed_keys, const Matrix& values, uintptr_t packed_values) {
+            new (self) LatentHeads{heads, rank, key_width, value_width, keys, values, pointer<const uint8_t>(packed_keys),
+                                   pointer<const uint8_t>(packed_values)};
+        });
+    // runs: the first token of each sequence, and how many; they fill the step's rows in order
+    m.def("attend_latent", [](const LatentHeads& heads, Dtype dtype, int rotated, float scale, const Strided& query, uintptr_t kept,
+                              uintptr_t sinks, const std::vector<std::tuple<Token, int>>& runs, int64_t window, uintptr_t out) {
+        nb::gil_scoped_release unlocked;
+        const Timed timed(Part::attention);
+        std::vector<DecodingToken> tokens;
+        for (const auto& [first, count] : runs)
+            for (const DecodingToken& token : following(decoding({first}).front(), count, window)) tokens.push_back(token);
+        const auto& [from, row_stride, head_stride] = query;
+        attend(heads, {dtype, rotated, scale, {pointer<const void>(from), row_stride, head_stride}, pointer<const void>(kept),
+                       pointer<const float>(sinks), pointer<void>(out)}, tokens);
+    });
     nb::class_<LatentProjections>(m, "LatentProjections")
         .def("__init__", [](LatentProjections* self, const std::vector<const PackedLinear*>& query_down, const NormParts& query_norm,
                             const PackedLinear& query, const PackedLinear& keys_down, const NormParts& keys_norm,
-                            const PackedLinear& keys_up) {
-            new (self) LatentProjections{{}, norm_of(query_norm), query, keys_down, norm_of(keys_norm), keys_up};
+                            const LatentHeads& heads) {
+            new (self) LatentProjections{{}, norm_of(query_norm), query, keys_down, norm_of(keys_norm), heads};
             for (const PackedLinear* linear : query_down) self->query_down.push_back(*linear);
         });
     using Sizes = std::tuple<int, int, int, int>;  // heads, kv heads, width, value width

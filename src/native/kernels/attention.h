@@ -85,10 +85,10 @@ struct AttentionKernels {
 #pragma GCC unroll 8
             for (int v = 0; v < vectors; v++) load(out + q * out_row + v * LANES, sum[q][v]);
         for (int64_t j = begin; j < end; j++) {
-            if (first == 0 && c == 0 && j + TILE < part.count) prefetch(part.values + (j + TILE) * width, width);
+            if (first == 0 && c == 0 && j + TILE < part.count) prefetch(part.values + (j + TILE) * part.value_row, width);
             Floats16 value[vectors];
 #pragma GCC unroll 8
-            for (int v = 0; v < vectors; v++) load_columns<whole>(part.values + j * width + c + v * LANES, width - c, value[v]);
+            for (int v = 0; v < vectors; v++) load_columns<whole>(part.values + j * part.value_row + c + v * LANES, width - c, value[v]);
 #pragma GCC unroll 8
             for (int q = 0; q < queries; q++) {
                 const float weight = scores[q * row + j];
@@ -141,7 +141,7 @@ struct AttentionKernels {
     static void attend_part(const AttentionPart<T>& part, float* most, float* total) {
         const int first_rows = int(least(TILE, part.count));
         prefetch(part.keys, first_rows * part.key_width);
-        prefetch(part.values, first_rows * part.value_width);
+        prefetch(part.values, first_rows * part.value_row);
         for (int64_t begin = 0; begin < part.count; begin += TILE) {
             const int64_t end = least(begin + TILE, part.count);
             int first = 0;

@@ -31,7 +31,7 @@ template <class T>
 struct AttentionPart {
     const T *keys, *values;
     int64_t count;
-    int group, key_width, value_width;
+    int group, key_width, value_width, value_row;  // value_row: values from one key's to the next one's
     float scale;
     const float* query;  // [group][padded key width]
     float* scores;       // [group][padded count]

@@ -85,11 +85,6 @@ struct Step {
     }
 };
 
-struct Heads {
-    Rows query, key, value;
-    const char* gate = nullptr;  // [rows, heads, value width], if there is one
-};
-
 // Parts the queries [rows, heads, 2, width] from the gates behind them.
 void part(const char* both, int64_t heads, size_t bytes, char* query, char* gate) {
     for (int64_t head = 0; head < heads; head++) {
@@ -116,7 +111,7 @@ void gate_found(const char* gate, Dtype dtype, int64_t count, char* found) {
     }
 }
 
-Heads project_heads(const Step& step, const Projections& from) {
+void attend_to(const Projections& from, const Step& step, const std::vector<DecodingToken>& tokens, void* mixed) {
     const AttentionModule& module = step.module;
     const int width = module.width, value_width = module.value_width;
     const int all = module.heads * width, kept = module.kv_heads * width, valued = module.kv_heads * value_width;
@@ -134,16 +129,17 @@ Heads project_heads(const Step& step, const Projections& from) {
     step.turn(query, module.heads, width, 0);
     step.turn(key, module.kv_heads, width, 0);
     if (from.norms_follow) norms();
-    return {{query, all, width}, {key, kept, width}, {value, valued, value_width}, gate};
+    const Timed timed(Part::attention);
+    attend({step.dtype, module.heads, module.kv_heads, width, value_width, module.scale, {query, all, width}, {key, kept, width},
+            {value, valued, value_width}, module.sinks, mixed}, tokens);
+    if (gate) gate_found(gate, step.dtype, int64_t(step.rows) * module.heads * value_width, static_cast<char*>(mixed));
 }
 
-Heads project_heads(const Step& step, const LatentProjections& from) {
+void attend_to(const LatentProjections& from, const Step& step, const std::vector<DecodingToken>& tokens, void* mixed) {
     const AttentionModule& module = step.module;
-    const int heads = module.heads, width = module.width, value_width = module.value_width;
-    const int turned = module.rotary.width, begun = width - turned, rank = from.keys_up.columns, raised = begun + value_width;
+    const int heads = module.heads, width = module.width, rotated = module.rotary.width, rank = from.heads.rank, kept = rank + rotated;
     const size_t item = item_bytes(step.dtype);
-    char *query = step.take(heads * width), *down = step.take(rank + turned), *latent = step.take(rank);
-    char *up = step.take(heads * raised), *key = step.take(heads * width);
+    char *query = step.take(heads * width), *down = step.take(kept), *latent = step.take(rank);
     if (from.query_down.empty()) project({{from.query, query}, {from.keys_down, down}}, step.x, step.dtype, step.rows);
     else {
         char* lowered = step.take(from.query.columns);
@@ -151,19 +147,14 @@ Heads project_heads(const Step& step, const LatentProjections& from) {
         step.norm(from.query_norm, lowered, from.query.columns);
         project({{from.query, query}}, lowered, step.dtype, step.rows);
     }
-    step.turn(query, heads, width, begun);
-    step.turn(down, 1, rank + turned, rank);
-    for (int row = 0; row < step.rows; row++) std::memcpy(latent + row * rank * item, down + row * (rank + turned) * item, rank * item);
+    step.turn(query, heads, width, width - rotated);
+    step.turn(down, 1, kept, rank);
+    for (int row = 0; row < step.rows; row++) std::memcpy(latent + row * rank * item, down + row * kept * item, rank * item);
     step.norm(from.keys_norm, latent, rank);
-    project({{from.keys_up, up}}, latent, step.dtype, step.rows);
+    for (int row = 0; row < step.rows; row++) std::memcpy(down + row * kept * item, latent + row * rank * item, rank * item);
     step.read_next(module.out);
-    for (int row = 0; row < step.rows; row++)
-        for (int head = 0; head < heads; head++) {
-            const size_t pair = size_t(row) * heads + head;
-            std::memcpy(key + pair * width * item, up + pair * raised * item, begun * item);
-            std::memcpy(key + (pair * width + begun) * item, down + (size_t(row) * (rank + turned) + rank) * item, turned * item);
-        }
-    return {{query, heads * width, width}, {key, heads * width, width}, {up + begun * item, heads * raised, raised}};
+    const Timed timed(Part::attention);
+    attend(from.heads, {step.dtype, rotated, module.scale, {query, int64_t(heads) * width, width}, down, module.sinks, mixed}, tokens);
 }
 
 void announce_first(const Projections& projections, const PackedLinear& out) {
@@ -173,8 +164,8 @@ void announce_first(const Projections& projections, const PackedLinear& out) {
 
 void announce_first(const LatentProjections& projections, const PackedLinear& out) {
     const Span spans[] = {span(projections.query_down.empty() ? projections.query : projections.query_down[0]),
-                          span(projections.keys_down), span(projections.keys_up), span(out)};
-    Pool::instance().announce(spans, 4);
+                          span(projections.keys_down), span(out)};
+    Pool::instance().announce(spans, 3);
 }
 
 }  // namespace
@@ -188,13 +179,7 @@ void decode(const AttentionModule& module, const void* x, Dtype dtype, int rows,
     Workspace workspace;
     const Step step{module, workspace, dtype, rows, x, cos, sin};
     char* mixed = step.take(module.heads * module.value_width);
-    const Heads heads = std::visit([&](const auto& projections) { return project_heads(step, projections); }, module.projections);
-    {
-        const Timed timed(Part::attention);
-        attend({dtype, module.heads, module.kv_heads, module.width, module.value_width, module.scale, heads.query, heads.key,
-                heads.value, module.sinks, mixed}, tokens);
-        if (heads.gate) gate_found(heads.gate, dtype, int64_t(rows) * module.heads * module.value_width, mixed);
-    }
+    std::visit([&](const auto& projections) { attend_to(projections, step, tokens, mixed); }, module.projections);
     project({{module.out, out}}, mixed, dtype, rows);
 }
 

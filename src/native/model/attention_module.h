@@ -6,6 +6,7 @@
 
 #include "model/parts.h"
 #include "ops/attention.h"
+#include "ops/latent/heads.h"
 
 namespace dali {
 
@@ -31,20 +32,20 @@ struct Projections {
 };
 
 // Keys and values from a latent, as DeepSeek-V2 has them: keys_down makes the latent [rank], and behind it what all heads' keys end
-// with, which is rotated; keys_up makes of the latent, for each head, how its key begins, and its value. Queries may have a latent too.
+// with, which is rotated; these are what is kept, and attended to. Queries may have a latent too.
 struct LatentProjections {
     std::vector<PackedLinear> query_down;  // none or one
     Norm query_norm;                       // of its latent
     PackedLinear query, keys_down;
     Norm keys_norm;
-    PackedLinear keys_up;
+    LatentHeads heads;
 };
 
 struct AttentionModule {
     std::variant<Projections, LatentProjections> projections;
     PackedLinear out;
     Rotary rotary;
-    int heads, kv_heads;
+    int heads, kv_heads;     // kv_heads: 1 where all share latents
     int width, value_width;  // of a head of queries and keys, of values
     float scale;             // of scores
     const float* sinks;
@@ -53,7 +54,7 @@ struct AttentionModule {
 // Tells the pool that the module's first projections are what is read next.
 void announce(const AttentionModule& module);
 
-// x [rows, hidden] -> out [rows, hidden]; cos and sin [rows, given]; `tokens` as in attend(). Rounds to `dtype` where torch would.
+// x [rows, hidden] -> out [rows, hidden]; cos and sin [rows, given]; `tokens`, of the rows in order, as in attend(). Rounds to `dtype` where torch would.
 void decode(const AttentionModule& module, const void* x, Dtype dtype, int rows, const void* cos, const void* sin,
             const std::vector<DecodingToken>& tokens, void* out);
 

@@ -97,6 +97,7 @@ class Step {
 
   private:
     int heads() const { return int(firsts_.size()) - 1; }
+    Dtype ends() const { return call_.latent ? Dtype::f32 : call_.dtype; }  // of queries and results
 
     size_t item_floats(const Block& block) const { return floats_of(call_, block); }
     const DecodingToken& last(const Block& block) const { return tokens_[block.first + block.count - 1]; }
@@ -107,8 +108,10 @@ class Step {
         const DecodingToken& token = last(block);
         const size_t bytes = item_bytes(call_.dtype);
         const int64_t begin = token.first + item.part * PART, end = std::min(begin + PART, token.place + 1);
-        const char* keys = token.keys + (item.head * token.capacity + begin) * call_.key_width * bytes;
-        const char* values = token.values + (item.head * token.capacity + begin) * call_.value_width * bytes;
+        const int64_t at_key = call_.latent ? begin : item.head * token.capacity + begin;
+        const char* keys = token.keys + at_key * call_.key_width * bytes;
+        const char* values = call_.latent ? keys : token.values + at_key * call_.value_width * bytes;
+        const Dtype asked = ends();
         const int queries = block.count * group_, query_row = padded(call_.key_width);
         Workspace workspace;
         float* query = workspace.take<float>(size_t(queries) * query_row);
@@ -117,14 +120,15 @@ class Step {
         std::fill_n(query, size_t(queries) * query_row, 0.0f);
         for (int q = 0; q < queries; q++) {
             const DecodingToken& asking = tokens_[block.first + q / group_];
-            read_row(at(call_.query, asking.row, item.head * group_ + q % group_, call_.dtype), call_.dtype, 0, call_.key_width,
+            read_row(at(call_.query, asking.row, item.head * group_ + q % group_, asked), asked, 0, call_.key_width,
                      query + size_t(q) * query_row);
             seen[q] = std::clamp(asking.place + 1 - begin, int64_t(0), end - begin);
         }
         const auto part = [&](auto* of) {
             using T = std::remove_pointer_t<decltype(of)>;
             return AttentionPart<T>{reinterpret_cast<const T*>(keys), reinterpret_cast<const T*>(values), end - begin, queries, call_.key_width,
-                           call_.value_width, call_.scale, query, scores, item.out, block.count > 1 ? seen : nullptr};
+                           call_.value_width, call_.latent ? call_.key_width : call_.value_width, call_.scale, query, scores, item.out,
+                           block.count > 1 ? seen : nullptr};
         };
         if (call_.dtype == Dtype::f32) variant_.attend_f32(part(static_cast<float*>(nullptr)), item.most, item.total);
         else variant_.attend_bf16(part(static_cast<uint16_t*>(nullptr)), item.most, item.total);
@@ -148,7 +152,7 @@ class Step {
                 const float* part = items_[i].out + q * value_row_;
                 for (int c = 0; c < call_.value_width; c++) out[c] = i == begin ? part[c] * share : out[c] + part[c] * share;
             }
-            write(out, call_.value_width, call_.dtype, call_.out, (size_t(token.row) * call_.heads + head) * call_.value_width);
+            write(out, call_.value_width, ends(), call_.out, (size_t(token.row) * call_.heads + head) * call_.value_width);
         }
     }
 
@@ -171,9 +175,10 @@ void attend(const AttentionCall& call, const std::vector<DecodingToken>& tokens)
     const int most = std::max(1, QUERIES / (call.heads / call.kv_heads));
     for (size_t i = 0; i < tokens.size(); i++) {
         const DecodingToken& token = tokens[i];
-        for (int head = 0; head < call.kv_heads; head++) {
+        for (int head = 0; head < (call.latent ? 1 : call.kv_heads); head++) {
             const int64_t place = head * token.capacity + token.place;
             std::memcpy(token.keys + place * call.key_width * bytes, at(call.keys, token.row, head, call.dtype), call.key_width * bytes);
+            if (call.latent) continue;
             std::memcpy(token.values + place * call.value_width * bytes, at(call.values, token.row, head, call.dtype), call.value_width * bytes);
         }
         const DecodingToken* before = i ? &tokens[i - 1] : nullptr;
@@ -192,14 +197,18 @@ void attend(const AttentionCall& call, const std::vector<DecodingToken>& tokens)
     }
 }
 
-void attend(const AttentionCall& call, const DecodingToken& first, int count, int64_t window) {
+std::vector<DecodingToken> following(const DecodingToken& first, int count, int64_t window) {
     std::vector<DecodingToken> tokens(count, first);
     for (int i = 0; i < count; i++) {
         tokens[i].row += i;
         tokens[i].place += i;
         if (window) tokens[i].first = std::max(first.first, tokens[i].place + 1 - window);
     }
-    attend(call, tokens);
+    return tokens;
+}
+
+void attend(const AttentionCall& call, const DecodingToken& first, int count, int64_t window) {
+    attend(call, following(first, count, window));
 }
 
 }  // namespace dali

@@ -31,14 +31,20 @@ struct AttentionCall {
     Rows query, keys, values;  // of the step's tokens
     const float* sinks;        // [heads], one more logit each without a value; null if there are none
     void* out;                 // [tokens, heads, value width], contiguous
+    // All heads share one of keys, whose first values are its values, too: `kv_heads` only says how heads are shared out. Queries and
+    // out are float32 then, and nothing is kept in a token's `values`.
+    bool latent = false;
 };
 
 // Keeps the keys and values of `tokens`, several of which may be of one sequence, in order, and writes their rows of `out`. Long sequences are attended to in parts of one fixed length,
 // merged in order (as FlashDecoding does), so a result depends on nothing but its sequence.
 void attend(const AttentionCall& call, const std::vector<DecodingToken>& tokens);
 
-// The same for `count` tokens of one sequence, of which `first` is the first; each sees those before it, and of them at most `window`,
-// itself included, if that is not 0.
+// The `count` tokens of one sequence of which `first` is the first; each sees those before it, and of them at most `window`, itself
+// included, if that is not 0.
+std::vector<DecodingToken> following(const DecodingToken& first, int count, int64_t window);
+
+// The same for those tokens.
 void attend(const AttentionCall& call, const DecodingToken& first, int count, int64_t window);
 
 }  // namespace dali

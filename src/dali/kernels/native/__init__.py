@@ -16,6 +16,7 @@ from dali.kernels.native.attention import (
     Rotary,
     attend,
     attend_prompt,
+    following,
 )
 from dali.kernels.native.decode import (
     DecoderLayer,
@@ -33,6 +34,7 @@ from dali.kernels.native.experts import (
     order_pairs,
     reduce_choices,
 )
+from dali.kernels.native.latent import LatentHeads
 from dali.kernels.native.library import set_threads, threads
 from dali.kernels.native.linear import DEQUANTIZED, Linear, dequantize_blocks, repack
 from dali.kernels.native.measure import read_seconds, seconds
@@ -70,6 +72,7 @@ __all__ = [
     "ExpertRecords",
     "Field",
     "Kept",
+    "LatentHeads",
     "LatentProjections",
     "LayerNorms",
     "Linear",
@@ -94,6 +97,7 @@ __all__ = [
     "delta_rule",
     "dequantize_blocks",
     "enabled",
+    "following",
     "gate_logits",
     "order_pairs",
     "read_seconds",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -11,6 +11,9 @@ from torch import Tensor
 from dali.compiled import library
 from dali.kernels.native.library import DTYPES
 from dali.kernels.native.linear import Linear
+
+if TYPE_CHECKING:
+    from dali.kernels.native.latent import LatentHeads
 
 DecodingToken = tuple[int, int, int, int, int, int]  # as attend() has it
 NormParts = tuple[Tensor, float]  # weight and epsilon
@@ -53,6 +56,15 @@ def attend_prompt(
     sinks = None if sinks is None else sinks.to(torch.float32).contiguous()
     arguments = _arguments(query, keys, values, scale, sinks, out)
     library.attend_prompt(*arguments, first, count, window or 0, out.data_ptr())
+
+
+def following(first: DecodingToken, count: int, window: int | None) -> list[DecodingToken]:
+    """The `count` tokens of one sequence of which `first` is the first, in as many rows; `window` as in attend_prompt()."""
+    row, keys, values, capacity, place, _ = first
+    return [
+        (row + i, keys, values, capacity, place + i, max(0, place + i + 1 - window) if window else 0)
+        for i in range(count)
+    ]
 
 
 def _arguments(
@@ -115,6 +127,11 @@ class Projections:
         assert not self.gated or value_width == self.width
         return heads, kv_heads, self.width, value_width
 
+    def kept(self, rotary: Rotary) -> tuple[int, int, int]:
+        """What is kept of a token: heads, and the widths of its keys and values."""
+        kv_heads = self.key.rows // self.width
+        return kv_heads, self.width, self.value.rows // kv_heads
+
     def native(self) -> Any:
         norms = norm_parts(self.query_norm), norm_parts(self.key_norm)
         linears = (linear._packed for linear in (self.query, self.key, self.value))
@@ -123,29 +140,33 @@ class Projections:
 
 @dataclass(frozen=True)
 class LatentProjections:
-    """Keys and values from a latent: keys_down makes it, and behind it what all heads' keys end with, which is rotated; keys_up
-    makes of it, for each of `heads`, how its key begins, and its value. query_down and query_norm: of the queries' own latent."""
+    """Keys and values from a latent: keys_down makes it, and behind it what all heads' keys end with, which is rotated. These two
+    are kept, as one head's keys, and `heads` attends to them. query_down and query_norm: of the queries' own latent."""
 
     query: Linear
     keys_down: Linear
     keys_norm: NormParts | None
-    keys_up: Linear
-    heads: int
+    heads: LatentHeads
     query_down: Linear | None = None
     query_norm: NormParts | None = None
 
     def sizes(self, out: Linear, rotary: Rotary) -> tuple[int, int, int, int]:
         """As of Projections."""
-        width, value_width = self.query.rows // self.heads, out.columns // self.heads
-        assert self.keys_down.rows == self.keys_up.columns + rotary.width
-        assert self.keys_up.rows == self.heads * (width - rotary.width + value_width)
-        return self.heads, self.heads, width, value_width
+        of = self.heads
+        width = of.key_width + rotary.width
+        assert self.keys_down.rows == of.rank + rotary.width
+        assert (self.query.rows, out.columns) == (of.heads * width, of.heads * of.value_width)
+        return of.heads, 1, width, of.value_width
+
+    def kept(self, rotary: Rotary) -> tuple[int, int, int]:
+        """As of Projections."""
+        return 1, self.heads.rank + rotary.width, 0
 
     def native(self) -> Any:
         down = [] if self.query_down is None else [self.query_down._packed]
         norms = norm_parts(self.query_norm), norm_parts(self.keys_norm)
         return library.LatentProjections(
-            down, norms[0], self.query._packed, self.keys_down._packed, norms[1], self.keys_up._packed
+            down, norms[0], self.query._packed, self.keys_down._packed, norms[1], self.heads.native
         )
 
 
@@ -165,7 +186,7 @@ class Attention:
         self.projections, self.out, self.rotary = projections, out, rotary
         self.gated = isinstance(projections, Projections) and projections.gated
         sizes = projections.sizes(out, rotary)
-        _, self.kv_heads, self.width, self.value_width = sizes
+        self.kept = projections.kept(rotary)
         self._sinks = None if sinks is None else sinks.float().contiguous()
         self._module = library.AttentionModule(
             projections.native(),
@@ -177,7 +198,8 @@ class Attention:
         )
 
     def decode(self, x: Tensor, cos: Tensor, sin: Tensor, tokens: list[DecodingToken]) -> Tensor:
-        """x [..., hidden], cos and sin [..., given] for as many rows; tokens as in attend() -> the module's output, as x."""
+        """x [..., hidden], cos and sin [..., given] for as many rows; tokens as in attend(), one a row in order -> the module's
+        output, as x."""
         x, cos, sin = x.contiguous(), cos.contiguous(), sin.contiguous()
         rows = x.numel() // x.shape[-1]
         assert self.rotary.takes(cos, sin, rows)
