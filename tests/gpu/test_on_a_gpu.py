@@ -46,7 +46,7 @@ def cubins():
 
 @pytest.fixture(scope="module")
 def build(gpu, cubins):
-    return lambda name, macros: cubin(name, macros, gpu.native.sm, cubins)
+    return lambda name, macros: cubin(name, macros, gpu.sm, cubins)
 
 
 @pytest.fixture

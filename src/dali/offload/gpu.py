@@ -60,7 +60,7 @@ def layers_maker(gpu: Gpu, loaded: LoadedModel) -> Callable[[int], Any]:
     """slots -> the native layers of a model's experts."""
 
     def module(name: str, macros: dict[str, int]) -> Any:
-        return library.GpuModule(gpu.native, cubin(name, macros, gpu.native.sm, cache_root() / "cubins"))
+        return library.GpuModule(gpu.native, cubin(name, macros, gpu.sm, cache_root() / "cubins"))
 
     def make(slots: int) -> Any:
         pool, shape = loaded.pool, loaded.layout.shape
