@@ -18,11 +18,10 @@ Plan = tuple[
 
 @dataclass(frozen=True)
 class LayerSeconds:
-    """Of one layer, on average. `planned`: with the host's work at its limit and the dense part in one launch."""
+    """Of one layer, on average."""
 
     floor: float
     now: float
-    planned: float
     dense: float
     experts: float
     copies: float
@@ -37,8 +36,8 @@ def layer_seconds(
     host: float,
     driver: float,
 ) -> LayerSeconds:
-    """`hits`: experts that a step found on the GPU; `dense_bytes`: the layer's; seconds: `issue`, of queueing the dense part;
-    `host`, of the host's work; `driver`, of the driver's calls that are not in it."""
+    """`hits`: experts that a step found on the GPU; `dense_bytes`: the layer's; seconds: `issue`, of the dense part where it
+    takes longer than its bytes; `host`, of the host's work; `driver`, of the driver's calls that are not in it."""
     profile, size = costs.profile, costs.costs
     expert, ram = costs.shape.bytes[costs.format], profile["memory_bandwidth"]
     lanes, link, memory = [], [], []
@@ -52,6 +51,5 @@ def layer_seconds(
     dense = dense_bytes / profile["gpu_bandwidth"]
     floor = dense + max((TOP_K - hits) * expert / ram, hits * expert / profile["gpu_bandwidth"])
     now = max(dense, issue) + costs.sync + host + driver + work
-    planned = dense + 1e-6 * LAUNCH_US + costs.sync + min(host, 1e-6 * LIMIT_US) + driver + work
     copies = statistics.fmean(link)
-    return LayerSeconds(floor, max(now, least), max(planned, least), dense, work, copies)
+    return LayerSeconds(floor, max(now, least), dense, work, copies)

@@ -56,6 +56,12 @@ class FakeDriver:
         """From now on be a driver for this CUDA, as it numbers them, and a GPU of this compute capability."""
         self.library.fake_describe(version, sm)
 
+    def route(self, ids: torch.Tensor, ahead: torch.Tensor) -> None:
+        """ids and ahead, int64 [posts, pairs]: what an idle GPU posts from now on, in turn, over and over."""
+        self._routing = ids.contiguous(), ahead.contiguous()  # which the library only points at
+        addresses = (ctypes.c_void_p(part.data_ptr()) for part in self._routing)
+        self.library.fake_route(*addresses, ctypes.c_size_t(ids.shape[1]), ctypes.c_size_t(len(ids)))
+
     def fail(self, call: str, nth: int, code: int) -> None:
         """Let the `nth` call of this name from now on fail."""
         self.library.fake_fail(call.encode(), nth, code)

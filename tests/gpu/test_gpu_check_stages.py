@@ -72,7 +72,7 @@ def test_the_right_kernels_are_found_right_and_a_wrong_one_wrong(driver, folder,
     layout = dict(right.layouts())["w4 40 x 40"]
 
     def build(name, macros):
-        return str(shimmed.build_macros(macros or COMMON, folder)).encode()
+        return str(shimmed.build_macros(macros, folder)).encode()
 
     given = {"seeds": 2, "tokens": (1, 9)}
     assert right.check(result, FakeGpu("cuda", driver), build, "w4", layout, **given) == 0

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import gc
+import itertools
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from fake import COMPILER, FakeDriver, FakeGpu, shimmed
 
 import dali
@@ -14,6 +18,7 @@ from dali.devices.base import MisuseError
 from dali.errors import DaliError, UsageError
 from dali.kernels import native
 from dali.llm import LLM
+from dali.step.kv import LayerKV
 from dali.units import size
 from families import random_model, save_model
 
@@ -51,15 +56,12 @@ def stand_in(driver, folder, monkeypatch, tmp_path_factory):
     driver.reset(0)
 
     def cubin(name: str, macros: dict[str, int], sm: int, kept: Path) -> bytes:
-        return str(shimmed.build_macros(macros or COMMON, folder)).encode()
+        return str(shimmed.build_macros(macros, folder)).encode()
 
     for module in ("build", "gpu"):
         monkeypatch.setattr(f"dali.offload.{module}.Gpu", lambda device: FakeGpu(device, driver))
     monkeypatch.setattr("dali.offload.gpu.cubin", cubin)
     monkeypatch.setattr("dali.offload.gpu.TEMPORARIES", 0)
-
-
-COMMON = {"GATE": 4, "UP": 4, "DOWN": 4, "ACTIVATION": 0, "GATED": 1, "BIASED": 0, "PASSES": 1}
 
 
 def answers(llm: LLM) -> list[list[int]]:
@@ -178,6 +180,68 @@ def test_after_a_failure_amid_the_recovery_from_one_the_next_request_works(
             answers(llm)
     driver.fail("", 0, 0)
     assert answers(llm) == expected
+
+
+def test_the_plan_holds_one_whole_context_that_whoever_is_live_shares(driver, directory, expected):
+    llm = load(directory)
+    budget = llm.engine.scheduler.budget
+    assert budget == 64 * kv_token_bytes(llm)
+    live = []
+    plain = llm.engine.step
+    llm.engine.step = lambda: (plain(), live.append(len(llm.engine.scheduler.live)))[0]
+    assert answers(llm) == expected
+    assert max(live) == len(PROMPTS)  # small ones side by side
+    live.clear()
+    llm.generate(PROMPTS, temperature=0, ignore_eos=True)
+    assert max(live) == 1  # each may take the whole context
+    assert answers(llm) == expected
+
+
+def kv_token_bytes(llm: LLM) -> int:
+    config = llm.model.config
+    width = config.num_key_value_heads * config.head_dim
+    return 2 * width * config.num_hidden_layers * llm.model.dtype.itemsize
+
+
+def test_the_plan_counts_what_sequences_keep_and_what_a_layer_has_twice_while_it_moves(driver, directory):
+    gc.collect()
+    free = (1 << 30) - driver.used
+    llm = load(directory, vram=None)
+    token, layers = kv_token_bytes(llm), llm.model.config.num_hidden_layers
+    assert llm.executor.device.budget == free - llm.dense_bytes - 64 * token - 64 * token // layers
+    llm.close()
+
+
+def run_out(calls: Iterator[int], nth: int, plain: Callable[..., Any] = lambda hidden: None) -> Any:
+    """In place of `plain`: the `nth` call finds no memory."""
+
+    def call(*arguments: Any) -> Any:
+        if next(calls) == nth:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return plain(*arguments)
+
+    return call
+
+
+@pytest.mark.parametrize("where", ["keys and values", "a layer's beginning", "amid a layer"])
+def test_after_memory_ran_out_amid_a_step_the_next_request_works(
+    driver, directory, expected, planned, monkeypatch, where
+):
+    llm = load(directory)
+    for nth in (1, 4, 12):
+        calls = itertools.count(1)
+        with monkeypatch.context() as patch:
+            if where == "keys and values":
+                patch.setattr(LayerKV, "append", run_out(calls, nth, LayerKV.append))
+            elif where == "a layer's beginning":
+                patch.setattr(llm.executor, "_begin", run_out(calls, nth, llm.executor._begin))
+            else:  # where shared experts run
+                patch.setattr(llm.executor, "_beside", [run_out(calls, nth)] * len(llm.executor._beside))
+            with pytest.raises(DaliError, match=r"ran out .*\(CUDA out of memory\).*\n.*fewer or shorter"):
+                answers(llm)
+        assert not llm.engine.scheduler.live
+        assert answers(llm) == expected
+    assert driver.races == []
 
 
 def test_closing_gives_the_memory_back(driver, directory):

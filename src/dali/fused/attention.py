@@ -37,15 +37,15 @@ class DecodingAttention:
     def __init__(self, module: Any, fused: native.Attention, window: int | None, kind: Kind) -> None:
         """`kind`: of the rotation it is given."""
         self.plain: Any = module.forward
-        self._layer: int = module.layer_idx
+        self.layer: int = module.layer_idx
         self.dtype: torch.dtype = module.config.dtype
-        self.native, self.kind, self._window = fused, kind, window
+        self.native, self.kind, self.window = fused, kind, window
         self.watch = Watch(module)
         keys, values = (
             torch.empty(fused.kv_heads, 1, each, dtype=self.dtype)
             for each in (fused.width, fused.value_width)
         )
-        self._samples = keys, values  # what a token's look like
+        self.samples = keys, values  # what a token's look like
 
     def __call__(self, hidden_states: Tensor, *arguments: Any, **keywords: Any) -> Any:
         step, rotation = current_step(), turns(keywords.get("position_embeddings"))
@@ -67,8 +67,8 @@ class DecodingAttention:
 
     def places(self, step: StepContext) -> list[native.DecodingToken]:
         """Where the step's tokens, one a sequence, keep their keys and values."""
-        index, window = self._layer, self._window
-        return [s.state.kv(index).place(s.start, *self._samples, window) for s in step.segments]
+        index, window = self.layer, self.window
+        return [s.state.kv(index).place(s.start, *self.samples, window) for s in step.segments]
 
 
 def fuse_attention(model: nn.Module) -> None:

@@ -47,11 +47,11 @@ class FusedRMSNorm(nn.Module):
     def __init__(self, norm: Any) -> None:
         super().__init__()
         self.weight, self.variance_epsilon = norm.weight, float(norm.variance_epsilon)
-        self._plain = norm.forward
+        self.plain = norm.forward
 
     def forward(self, x: Tensor) -> Tensor:
         if x.dtype != self.weight.dtype:
-            return self._plain(x)  # type: ignore[no-any-return]
+            return self.plain(x)  # type: ignore[no-any-return]
         return native.rms_norm(x, self.weight, self.variance_epsilon)
 
 

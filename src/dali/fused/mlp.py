@@ -30,11 +30,11 @@ class FusedActivation(nn.Module):
 
     def __init__(self, kind: str, module: nn.Module) -> None:
         super().__init__()
-        self.kind, self._plain = kind, module.forward
+        self.kind, self.plain = kind, module.forward
 
     def forward(self, x: Tensor) -> Tensor:
         if x.dtype not in native.ACTIVATED_DTYPES or x.device.type != "cpu":
-            return self._plain(x)  # type: ignore[no-any-return]
+            return self.plain(x)  # type: ignore[no-any-return]
         return native.activate(x, self.kind)
 
 
@@ -43,11 +43,11 @@ class FusedGate(nn.Module):
 
     def __init__(self, linear: Any) -> None:
         super().__init__()
-        self.weight, self._plain = linear.weight, linear.forward
+        self.weight, self.plain = linear.weight, linear.forward
 
     def forward(self, x: Tensor) -> Tensor:
         if x.dtype != self.weight.dtype:
-            return self._plain(x)  # type: ignore[no-any-return]
+            return self.plain(x)  # type: ignore[no-any-return]
         return native.gate_logits(x, self.weight)
 
 

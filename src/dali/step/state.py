@@ -12,7 +12,8 @@ from typing import Protocol, TypeVar
 
 from torch import Tensor
 
-from dali.step.kv import LayerKV
+from dali.step.kv import LayerKV, Reservation
+from dali.step.size import StateSize
 
 
 class LayerState(Protocol):
@@ -51,6 +52,7 @@ class SequenceState:
     def __init__(self) -> None:
         self._layers: dict[int, LayerState] = {}
         self._overwriting: list[int] = []  # layers that need a copy to return
+        self._reservation: Reservation | None = None
 
     def layer(self, index: int, kind: type[Layer]) -> Layer:
         """Layer `index`'s state, begun as a `kind` when it is first asked for."""
@@ -64,7 +66,35 @@ class SequenceState:
     def kv(self, index: int) -> LayerKV:
         """Layer `index`'s keys and values."""
         state = self._layers.get(index)
-        return state if isinstance(state, LayerKV) else self.layer(index, LayerKV)
+        if isinstance(state, LayerKV):
+            return state
+        state = self.layer(index, LayerKV)
+        if self._reservation is not None:
+            state.reserve(self._reservation)
+        return state
+
+    def reserve(self, reservation: Reservation) -> None:
+        """Let each layer take what `reservation` asks for at once, neither less nor more: its memory is known from here on."""
+        self._reservation = reservation
+        for layer in self._layers.values():
+            if isinstance(layer, LayerKV):
+                layer.reserve(reservation)
+
+    def anew(self) -> SequenceState:
+        """An empty one with the same reservation."""
+        state = SequenceState()
+        state._reservation = self._reservation
+        return state
+
+    @property
+    def size(self) -> StateSize:
+        """What follows from these layers, each of which has seen a token, for any other sequence."""
+        layers = self._layers.values()
+        kv = [layer for layer in layers if isinstance(layer, LayerKV)]
+        return StateSize(
+            tuple((layer.token_bytes, layer.window) for layer in kv),
+            sum(layer.nbytes for layer in layers if not isinstance(layer, LayerKV)),
+        )
 
     @property
     def nbytes(self) -> int:

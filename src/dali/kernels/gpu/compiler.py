@@ -21,7 +21,12 @@ from dali.errors import DaliError
 SOURCE = Path(__file__).parent / "source"
 BUILTINS = "nvrtc-builtins64_*.dll" if os.name == "nt" else "libnvrtc-builtins.so.*"
 # Results must not depend on how a compiler fuses or reorders floating-point operations.
-OPTIONS = ("--std=c++17", "--fmad=false", "--ftz=false", "--prec-div=true", "--prec-sqrt=true")
+ROUNDING = ("--fmad=false", "--ftz=false", "--prec-div=true", "--prec-sqrt=true")
+OPTIONS = (
+    "--std=c++17",
+    "--device-as-default-execution-space",
+    *ROUNDING,
+)  # lambdas of many types say no space
 
 
 class Compiler:

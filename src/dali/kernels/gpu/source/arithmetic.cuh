@@ -58,6 +58,33 @@ DALI_DEVICE float rounded(float value, int dtype) {
     return dtype == DTYPE_BF16 ? from_bits(uint32_t(to_bf16(value)) << 16) : from_half(to_half(value));
 }
 
+// `work` for each of these types by itself: what it reads at once is not held up by asking which.
+template <int dtype>
+struct Of {
+    static constexpr int value = dtype;
+};
+template <class Work>
+DALI_DEVICE void by_dtype(int dtype, Work work) {
+    if (dtype == DTYPE_F32) work(Of<DTYPE_F32>{});
+    else if (dtype == DTYPE_BF16) work(Of<DTYPE_BF16>{});
+    else work(Of<DTYPE_F16>{});
+}
+
+// Columns 0 to 31, 32 to 63 ... of a row, a lane each, summed as the CPU does (src/native/lanes/floats.h): in 16 sums, then their halves.
+struct SixteenSums {
+    float sum = 0;
+    DALI_DEVICE void add_columns(float own) {
+        const float other = from_bits(of_lane_xor(bits_of(own), 16));
+        const bool first = lane_of_warp() < 16;
+        sum = add(add(sum, first ? own : other), first ? other : own);
+    }
+    DALI_DEVICE float total() const {
+        float all = sum;
+        for (int half = 8; half; half >>= 1) all = add(all, from_bits(of_lane_xor(bits_of(all), half)));
+        return all;
+    }
+};
+
 // The nearest value a 16-bit float can hold, were its exponent not bounded above.
 DALI_DEVICE float to_half_precision(float value) {
     const uint32_t bits = bits_of(value);
@@ -79,6 +106,22 @@ DALI_DEVICE float exponential(float x) {
     p = fma(p, r, 1.0f);
     p = fma(p, r, 1.0f);
     return mul(p, from_bits(uint32_t(__float2int_rn(n) + 127) << 23));
+}
+
+// e^x as routers and attention have it (src/native/lanes/floats.h): no multiply-add is fused.
+DALI_DEVICE float power(float x) {
+    const float from = x < -87.0f ? -87.0f : x;
+    const float n = sub(add(mul(from, 1.44269504f), 12582912.0f), 12582912.0f);
+    const float r = add(sub(from, mul(n, 0.693359375f)), mul(n, 2.12194440e-4f));
+    float p = add(mul(r, 1.0f / 5040), 1.0f / 720);
+    p = add(mul(p, r), 1.0f / 120);
+    p = add(mul(p, r), 1.0f / 24);
+    p = add(mul(p, r), 1.0f / 6);
+    p = add(mul(p, r), 0.5f);
+    p = add(mul(p, r), 1.0f);
+    p = add(mul(p, r), 1.0f);
+    p = mul(p, from_bits(uint32_t(__float2int_rn(n) + 127) << 23));
+    return x < -87.0f ? 0.0f : p;
 }
 
 DALI_DEVICE float times_sigmoid(float x, float of) { return div(x, add(1.0f, exponential(sub(0.0f, of)))); }
