@@ -35,7 +35,7 @@ def builder(gpu: Any) -> Callable[[str, Mapping[str, int]], bytes]:
     from dali.kernels.gpu.compiler import cubin
     from dali.store.cache import cache_root
 
-    return lambda name, macros: cubin(name, macros, gpu.native.sm, cache_root() / "cubins")
+    return lambda name, macros: cubin(name, macros, gpu.sm, cache_root() / "cubins")
 
 
 def gpu_seconds(

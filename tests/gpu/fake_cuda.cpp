@@ -92,8 +92,9 @@ struct State {
     std::vector<std::string> races;
     std::map<std::string, int> calls;
     std::map<std::string, size_t> copied;  // bytes, by call
+    int version = 13000, sm = 89;
+    int held = 0;  // that was made and not given back: memory, streams, events, modules, graphs, contexts
     int captures = 0;
-    int graphs = 0;  // that there are, captured and executable
     std::string failing;
     int failing_in = 0, failing_code = 0;
 };
@@ -333,11 +334,14 @@ void fake_reset(unsigned seed, int eager, size_t total) {
     s.calls.clear();
     s.copied.clear();
     s.failing.clear();
+    s.version = 13000, s.sm = 89;
     for (Stream* stream : s.capturing) stream->capture.reset();
     s.capturing.clear();
 }
 // From now on nothing is done but counting, posting what the host waits for, and putting zeros where outputs go; "cubins" are not read.
 void fake_idle() { state().idle = true; }
+// What it says of itself from now on.
+void fake_describe(int version, int sm) { state().version = version, state().sm = sm; }
 // The ids, and the ids ahead, that posts in turn say from now on where nothing is done; the caller keeps them.
 void fake_route(const int64_t* ids, const int64_t* ahead, size_t each, size_t posts) {
     State& s = state();
@@ -363,7 +367,7 @@ int fake_calls(const char* name) {
 }
 size_t fake_copied(const char* name) { return state().copied[name]; }
 size_t fake_used() { return state().used; }
-int fake_graphs() { return state().graphs; }
+int fake_held() { return state().held; }
 const char* fake_race(int i) {
     State& s = state();
     return i < int(s.races.size()) ? s.races[i].c_str() : nullptr;
@@ -378,15 +382,18 @@ int cuGetErrorString(int code, const char** text) {
     return 0;
 }
 int cuInit(unsigned) { BEGIN("cuInit"); return 0; }
-int cuDriverGetVersion(int* version) { BEGIN("cuDriverGetVersion"); *version = 13000; return 0; }
+int cuDriverGetVersion(int* version) { BEGIN("cuDriverGetVersion"); *version = state().version; return 0; }
 int cuDeviceGetCount(int* count) { BEGIN("cuDeviceGetCount"); *count = 1; return 0; }
 int cuDeviceGet(int* device, int number) { BEGIN("cuDeviceGet"); *device = number; return 0; }
 int cuDeviceGetName(char* name, int most, int) { BEGIN("cuDeviceGetName"); std::snprintf(name, most, "a stand-in"); return 0; }
-int cuDeviceGetAttribute(int* value, int which, int) { BEGIN("cuDeviceGetAttribute"); *value = which == 75 ? 8 : which == 76 ? 9 : 128; return 0; }
+int cuDeviceGetAttribute(int* value, int which, int) { BEGIN("cuDeviceGetAttribute"); *value = which == 75 ? state().sm / 10 : which == 76 ? state().sm % 10 : 128; return 0; }
 int cuDeviceTotalMem_v2(size_t* bytes, int) { BEGIN("cuDeviceTotalMem_v2"); *bytes = state().total; return 0; }
-int cuDevicePrimaryCtxRetain(void** context, int) { BEGIN("cuDevicePrimaryCtxRetain"); *context = &state(); return 0; }
-int cuDevicePrimaryCtxRelease_v2(int) { BEGIN("cuDevicePrimaryCtxRelease_v2"); return 0; }
-int cuCtxSetCurrent(void*) { return 0; }
+int cuDevicePrimaryCtxRetain(void** context, int) { BEGIN("cuDevicePrimaryCtxRetain"); state().held++; *context = &state(); return 0; }
+int cuDevicePrimaryCtxRelease_v2(int) { BEGIN("cuDevicePrimaryCtxRelease_v2"); state().held--; return 0; }
+int cuCtxSetCurrent(void*) {  // asked at every turn, and too cheap to count
+    State& s = state();
+    return s.failing == "cuCtxSetCurrent" && --s.failing_in == 0 ? s.failing_code : 0;
+}
 int cuMemGetInfo_v2(size_t* free, size_t* all) {
     BEGIN("cuMemGetInfo_v2");
     *all = state().total;
@@ -395,11 +402,12 @@ int cuMemGetInfo_v2(size_t* free, size_t* all) {
 }
 int cuModuleLoadData(void** module, const void* image) {
     BEGIN_UNSAFE("cuModuleLoadData");
-    if (state().idle) return *module = &state(), 0;
-    *module = dlopen(static_cast<const char*>(image), RTLD_NOW | RTLD_LOCAL);
-    return *module ? 0 : 300;
+    *module = state().idle ? &state() : dlopen(static_cast<const char*>(image), RTLD_NOW | RTLD_LOCAL);
+    if (!*module) return 300;
+    state().held++;
+    return 0;
 }
-int cuModuleUnload(void*) { BEGIN_UNSAFE("cuModuleUnload"); return 0; }
+int cuModuleUnload(void*) { BEGIN_UNSAFE("cuModuleUnload"); state().held--; return 0; }
 int cuModuleGetFunction(void** function, void* module, const char* name) {
     BEGIN("cuModuleGetFunction");
     if (state().idle) return *function = new Kernel{name, nullptr, 0, false, false}, 0;
@@ -440,6 +448,7 @@ int cuMemAlloc_v2(uint64_t* at, size_t bytes) {
     if (!s.idle) std::memset(memory, 0xFE, bytes);
     s.memory[memory] = bytes;
     s.used += bytes;
+    s.held++;
     *at = reinterpret_cast<uint64_t>(memory);
     return 0;
 }
@@ -447,6 +456,7 @@ int cuMemFree_v2(uint64_t at) {
     BEGIN_UNSAFE("cuMemFree_v2");
     State& s = state();
     s.used -= s.memory[reinterpret_cast<void*>(at)];
+    s.held--;
     s.memory.erase(reinterpret_cast<void*>(at));
     std::free(reinterpret_cast<void*>(at));
     return 0;
@@ -455,11 +465,12 @@ int cuMemHostAlloc(void** at, size_t bytes, unsigned) {
     BEGIN_UNSAFE("cuMemHostAlloc");
     *at = std::aligned_alloc(4096, (bytes + 4095) / 4096 * 4096);
     std::memset(*at, 0xFD, bytes);
+    state().held++;
     return 0;
 }
-int cuMemFreeHost(void* at) { BEGIN_UNSAFE("cuMemFreeHost"); std::free(at); return 0; }
-int cuMemHostRegister_v2(void*, size_t, unsigned) { BEGIN_UNSAFE("cuMemHostRegister_v2"); return 0; }
-int cuMemHostUnregister(void*) { BEGIN_UNSAFE("cuMemHostUnregister"); return 0; }
+int cuMemFreeHost(void* at) { BEGIN_UNSAFE("cuMemFreeHost"); state().held--; std::free(at); return 0; }
+int cuMemHostRegister_v2(void*, size_t, unsigned) { BEGIN_UNSAFE("cuMemHostRegister_v2"); state().held++; return 0; }
+int cuMemHostUnregister(void*) { BEGIN_UNSAFE("cuMemHostUnregister"); state().held--; return 0; }
 int cuMemHostGetDevicePointer_v2(uint64_t* at, void* host, unsigned) { BEGIN("cuMemHostGetDevicePointer_v2"); *at = reinterpret_cast<uint64_t>(host); return 0; }
 constexpr size_t TABLES = 1 << 20;  // bytes: what is less is no expert, and tells kernels something
 static int copy(const char* name, void* to, const void* from, size_t bytes, void* stream) {
@@ -485,6 +496,7 @@ int cuMemcpyDtoHAsync_v2(void* to, uint64_t from, size_t bytes, void* stream) {
 int cuStreamCreate(void** stream, unsigned flags) {
     BEGIN("cuStreamCreate");
     State& s = state();
+    s.held++;
     s.streams.push_back(std::make_unique<Stream>());
     s.streams.back()->number = int(s.streams.size());
     s.streams.back()->blocking = !(flags & 1);
@@ -493,6 +505,7 @@ int cuStreamCreate(void** stream, unsigned flags) {
 }
 int cuStreamDestroy_v2(void* stream) {  // what is queued still runs
     BEGIN_UNSAFE("cuStreamDestroy_v2");
+    state().held--;
     finish([&] { return stream_of(stream).queue.empty(); });
     return 0;
 }
@@ -525,8 +538,8 @@ int cuStreamWaitEvent(void* handle, void* waited, unsigned) {
     operation.wait = event->latest;
     return queue(handle, std::move(operation));
 }
-int cuEventCreate(void** event, unsigned) { BEGIN("cuEventCreate"); *event = new Event; return 0; }
-int cuEventDestroy_v2(void*) { BEGIN("cuEventDestroy_v2"); return 0; }  // kept: what is queued may name it
+int cuEventCreate(void** event, unsigned) { BEGIN("cuEventCreate"); state().held++; *event = new Event; return 0; }
+int cuEventDestroy_v2(void*) { BEGIN("cuEventDestroy_v2"); state().held--; return 0; }  // kept: what is queued may name it
 int cuEventRecord(void* recorded, void* handle) {
     BEGIN("cuEventRecord");
     auto* event = static_cast<Event*>(recorded);
@@ -579,13 +592,13 @@ int cuStreamEndCapture(void* handle, void** graph) {
     s.capturing.erase(std::find(s.capturing.begin(), s.capturing.end(), &stream));
     if (call.error) return call.error;
     if (capture->lost) return INVALIDATED;
-    s.graphs++;
+    s.held++;
     *graph = new std::vector<Operation>(std::move(capture->operations));
     return 0;
 }
 int cuGraphInstantiateWithFlags(void** executable, void* graph, unsigned long long) {
     BEGIN_UNSAFE("cuGraphInstantiateWithFlags");
-    state().graphs++;
+    state().held++;
     *executable = new std::vector<Operation>(*static_cast<std::vector<Operation>*>(graph));
     return 0;
 }
@@ -597,7 +610,7 @@ int cuGraphLaunch(void* executable, void* stream) {
     return 0;
 }
 static int destroy(void* graph) {
-    state().graphs--;
+    state().held--;
     delete static_cast<std::vector<Operation>*>(graph);
     return 0;
 }

@@ -50,7 +50,7 @@ def cubins():
 
 @pytest.fixture(scope="module")
 def build(gpu, cubins):
-    return lambda name, macros: cubin(name, macros, gpu.native.sm, cubins)
+    return lambda name, macros: cubin(name, macros, gpu.sm, cubins)
 
 
 @pytest.fixture

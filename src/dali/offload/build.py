@@ -190,7 +190,7 @@ def _system(
 
 def _nearest_profile(device: Device, notify: Callable[[str], None]) -> Profile:
     assert isinstance(device, GpuSlots)
-    profile = nearest_profile(device.gpu.native.memory()[1])
+    profile = nearest_profile(device.gpu.memory()[1])
     notify(
         f"This machine was never measured: plans go by the published profile {profile.name}, whose GPU is nearest in memory. "
         f"{parameter('profile')} names another."
@@ -333,6 +333,8 @@ def _residency(
                 link,
             )
         except OutOfDeviceMemoryError as error:
+            if not slots:
+                raise
             fewer = slots * 3 // 4
             notify(f"{error.problem} Using {fewer} expert slots instead of {slots}.")
             slots = fewer

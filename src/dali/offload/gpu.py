@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from dali.compiled import library
-from dali.devices.cuda import Gpu, GpuSlots
+from dali.devices.cuda import Gpu, GpuSlots, gpu_errors
 from dali.engine.budget import StateBudget
 from dali.engine.engine import Engine
 from dali.engine.request import Request
@@ -53,7 +53,8 @@ def gpu_model(gpu: Gpu, loaded: LoadedModel, decoder: DecodingModel | None) -> G
     if decoder is None:
         return None
     try:
-        return GpuModel(gpu, loaded.model, decoder, module_maker(gpu), loaded.ctx_size)
+        with gpu_errors(gpu.name):
+            return GpuModel(gpu, loaded.model, decoder, module_maker(gpu), loaded.ctx_size)
     except ValueError:
         return None
 
@@ -85,7 +86,7 @@ def module_maker(gpu: Gpu) -> Callable[[str, dict[str, int]], Any]:
     def module(name: str, macros: dict[str, int]) -> Any:
         key = name, *macros.items()
         if key not in modules:
-            data = cubin(name, macros, gpu.native.sm, cache_root() / "cubins")
+            data = cubin(name, macros, gpu.sm, cache_root() / "cubins")
             modules[key] = library.GpuModule(gpu.native, data)
         return modules[key]
 
