@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from result import CannotRun
+from result import CannotRun, Result
 
 HBM = 1.9e12  # bytes a second, read and written: no card with GDDR has so many
 
@@ -24,12 +24,18 @@ def open_gpu() -> Any:
     return Gpu("cuda")
 
 
+def note_stand_in(result: Result, gpu: Any) -> None:
+    """Say so where torch's part runs on the CPU, as over a stand-in for the driver."""
+    if gpu.place.type != "cuda":
+        result.note("There is no GPU under this: a stand-in ran, and no figure here was measured on silicon.")
+
+
 def builder(gpu: Any) -> Callable[[str, Mapping[str, int]], bytes]:
     """What OneLayer builds kernels with: NVRTC, once each."""
     from dali.kernels.gpu.compiler import cubin
     from dali.store.cache import cache_root
 
-    return lambda name, macros: cubin(name, macros, gpu.native.sm, cache_root() / "cubins")
+    return lambda name, macros: cubin(name, macros, gpu.sm, cache_root() / "cubins")
 
 
 def gpu_seconds(

@@ -56,8 +56,13 @@ def dense_part(config: Any) -> Any:
             config, attn_implementation=attention.IMPLEMENTATION, dtype=torch.bfloat16
         )
     seam.strip_experts(model)
-    model = model.to_empty(device="cpu").eval()
-    noise = (torch.randn(2**22) * DEVIATION).to(torch.bfloat16)
+    return with_noise(model.to_empty(device="cpu"))
+
+
+def with_noise(model: Any) -> Any:
+    """A model whose parameters are noise, but its norms, which do nothing."""
+    model.eval()
+    noise = (torch.randn(2**22) * DEVIATION).to(model.device, torch.bfloat16)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             flat = parameter.view(-1)
@@ -65,9 +70,8 @@ def dense_part(config: Any) -> Any:
                 flat[at : at + len(noise)] = noise[: len(flat) - at]
             if "norm" in name:
                 parameter.fill_(1.0)
-    model.model.rotary_emb = type(model.model.rotary_emb)(
-        config=config
-    )  # its tables, which are no parameters
+    rotary = type(model.model.rotary_emb)(config=model.config)  # its tables, which are no parameters
+    model.model.rotary_emb = rotary.to(model.device)
     return model
 
 
@@ -95,9 +99,13 @@ class Replay:
 
     def __init__(self, layer: Callable[[Tensor, Tensor, Tensor], Tensor], ids: list[Tensor]) -> None:
         self._layer, self._ids, self._step = layer, ids, 0
+        self.seconds = 0.0  # of the host in the layer, its waits included
 
     def __call__(self, hidden: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
+        started = time.perf_counter()
         if len(hidden) == len(self._ids[0]):
             ids = self._ids[self._step % len(self._ids)].to(ids.device)
             self._step += 1
-        return self._layer(hidden, ids, weights)
+        out = self._layer(hidden, ids, weights)
+        self.seconds += time.perf_counter() - started
+        return out

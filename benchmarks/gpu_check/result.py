@@ -20,9 +20,14 @@ class Result:
         self.found: dict[str, Any] = {"ended": False, "rows": [], "limits": [], "figures": {}, "notes": []}
 
     @property
+    def folder(self) -> Path | None:
+        """Where the report lies."""
+        return None if self._path is None else self._path.parent.parent
+
+    @property
     def profile(self) -> Path | None:
         """What earlier stages measured of this machine, once there is a report."""
-        path = None if self._path is None else self._path.parent.parent / "profile.json"
+        path = None if self.folder is None else self.folder / "profile.json"
         return path if path is not None and path.is_file() else None
 
     def row(self, **columns: Any) -> None:

@@ -1,21 +1,22 @@
 """Modelled decoding speed over a GPU: Qwen3-30B-A3B as w4, batch 1, a quarter of the experts resident. No GPU takes part.
 
 What the runtime asks of the driver is counted on the tests' stand-in (gpu_host_time.py): each layer step's experts on the CPU, on
-the GPU, the copies. What that takes is computed from a published hardware profile, so every time here is modelled. A layer takes
+the GPU, the copies, the kernels of its dense part. What that takes is computed from a published hardware profile, so every time
+here is modelled. A layer takes
 
-    max(dense part on the GPU, torch's issuing it)    bytes / bandwidth; kernels x EAGER_US
+    the dense part on the GPU                         bytes / bandwidth + kernels x KERNEL_US
     + the wait for the routing                        the profile's sync
     + the host's work                                 measured on the machine that runs this, gpu_host_time.py
     + the driver's calls                              launches x LAUNCH_US, other calls x CALL_US
     + max(CPU's experts, GPU's experts, copies they wait for, both's bytes out of RAM / its bandwidth)
 
-and no less than all its copies take on the link, and all its bytes out of RAM, those for later layers included. The floor is what
-no runtime could beat with these residents: the dense part's bytes over the GPU's bandwidth, then the larger of the residents'
-bytes over the GPU's bandwidth and the others' over the RAM's, which CPU and link share.
+and no less than all its copies take on the link, and all its bytes out of RAM, those for later layers included. The head counts
+as the layers' dense part. The floor is what no runtime could beat with these residents: the dense part's bytes over the GPU's
+bandwidth, then the larger of the residents' bytes over the GPU's bandwidth and the others' over the RAM's, which CPU and link
+share.
 
-`now` is the code as it is. `planned` is the same with the host's work at its limit (30 us) and the dense part's launches replayed
-from a graph, one a layer. Plans go by the clock of the machine that runs this, where the stand-in's copies are over at once; so
-both are estimates of their sum, not of each part.
+Plans go by the clock of the machine that runs this, where the stand-in's copies are over at once; so this is an estimate of the
+sum, not of each part.
 
     python benchmarks/policies/gpu_modelled.py [--steps N]
 """
@@ -30,110 +31,47 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import Qwen3MoeForCausalLM
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 
 import report
+from dali.fused.dense import PackedLinear
 from dali.hardware.cost import CostModel
-from dali.hooks import seam
-from dali.offload.build import dense_size
-from gpu_host_time import LIMIT_US, ROUNDS, build, idle_gpu, measure
-from qwen3_layers import (
-    HIDDEN,
-    LAYERS,
-    SHAPE,
-    TOP_K,
-    Foresight,
-    cost_model,
-    dense_model,
-    qwen3_30b_a3b,
-)
+from dali.llm import LLM
+from gpu_host_time import ROUNDS, Steps, idle_gpu, measure, noise_model, over_gpu
+from layer_seconds import LAUNCH_US, layer_seconds
+from qwen3_layers import HIDDEN, LAYERS, SHAPE, cost_model
 
 PROFILES = ("rtx4090-desktop", "rtx3060-desktop")
 RESIDENT = 0.25
-LAUNCH_US = 1.2  # cuLaunchKernel; an assumption, to be measured
-CALL_US = 0.5  # a copy, a wait, a record: likewise
-EAGER_US = 5.0  # a kernel that torch launches from Python, its views and allocations included: likewise
+CALL_US = 0.5  # a copy, a wait, a record; an assumption, to be measured, as layer_seconds.LAUNCH_US is
+KERNEL_US = 1.0  # from the end of a graph's kernel to the start of the next: likewise
 TARGET = 80  # percent of the floor
 
 
-class Kernels(TorchDispatchMode):
-    """Counts the operators that compute something, which views do not."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.count += not any(one.alias_info is not None for one in func._schema.returns)
-        return func(*args, **(kwargs or {}))
-
-
-def dense_kernels() -> int:
-    """Kernels that torch launches for a layer's dense part: those of two layers, less those of one."""
-    counts = []
-    for layers in (1, 2):
-        config = qwen3_30b_a3b()  # in small: kernels do not grow in number with their work
-        config.num_hidden_layers, config.vocab_size, config.hidden_size, config.num_experts = (
-            layers,
-            128,
-            64,
-            8,
-        )
-        model = Qwen3MoeForCausalLM(config).to(torch.bfloat16).eval()
-        seam.strip_experts(model)
-        seam.install(model, [lambda hidden, ids, weights: hidden] * layers)
-        with torch.inference_mode(), Kernels() as kernels:
-            model(input_ids=torch.zeros(1, 1, dtype=torch.long), use_cache=False)
-        counts.append(kernels.count)
-    return counts[1] - counts[0]
+def dense_bytes(llm: LLM) -> int:
+    """Bytes that a token reads of the dense part, as the GPU has it: packed linears, and all else but the embeddings."""
+    embeddings = llm.model.get_input_embeddings()
+    linears = sum(module.packed.nbytes for module in llm.model.modules() if isinstance(module, PackedLinear))
+    others = sum(p.nbytes for p in llm.model.parameters() if p is not embeddings.weight)
+    return int(linears + others)
 
 
 def modelled(
-    costs: CostModel,
-    plans: list[tuple[int, int, int, int]],
-    asked: dict[str, Any],
-    host_us: float,
-    kernels: int,
+    costs: CostModel, found: Steps, asked: dict[str, Any], kernels: float, nbytes: float
 ) -> dict[str, Any]:
-    """One profile's row."""
-    profile, size = costs.profile, costs.costs
-    nbytes, _, _ = dense_size(dense_model(qwen3_30b_a3b()))
-    dense = nbytes / LAYERS / profile["gpu_bandwidth"]
-    expert, ram = costs.shape.bytes[costs.format], profile["memory_bandwidth"]
-    lanes, link, memory = [], [], []
-    for on_cpu, there, fetched, ahead in plans:
-        on_gpu = (there + fetched) * size.gpu[1]
-        copied = fetched * size.link + (size.gpu[1] if fetched else 0.0)
-        lanes.append(max(on_cpu * size.cpu[1], on_gpu, copied, (on_cpu + fetched) * expert / ram))
-        link.append((fetched + ahead) * size.link)
-        memory.append((on_cpu + fetched + ahead) * expert / ram)
-    work, least = statistics.fmean(lanes), max(map(statistics.fmean, (link, memory)))
-    hits = asked["resident_experts"]
-    floor = dense + max((TOP_K - hits) * expert / ram, hits * expert / profile["gpu_bandwidth"])
-    driver = 1e-6 * (LAUNCH_US * asked["launches"] + CALL_US * (asked["calls"] - asked["launches"]))
-    issue = 1e-6 * EAGER_US * kernels
-    now = max(max(dense, issue) + costs.sync + 1e-6 * host_us + driver + work, least)
-    planned = dense + 1e-6 * LAUNCH_US + costs.sync + 1e-6 * min(host_us, LIMIT_US) + driver + work
-    planned = max(planned, least)
-    row: dict[str, Any] = {"profile": profile.name}
-    for name, seconds in (("floor", floor), ("now", now), ("planned", planned)):
+    """One profile's row; `kernels` and `nbytes`: of a layer's dense part."""
+    hits, host = asked["resident_experts"], 1e-6 * found.median_us()
+    dense = nbytes / costs.profile["gpu_bandwidth"] + 1e-6 * KERNEL_US * kernels
+    launched = asked["launches"] + asked["graphs"]
+    driver = 1e-6 * (LAUNCH_US * launched + CALL_US * (asked["calls"] - launched))
+    layer = layer_seconds(costs, found.plans, hits, nbytes, dense, host, driver)
+    row: dict[str, Any] = {"profile": costs.profile.name}
+    for name, seconds in (("floor", layer.floor), ("now", layer.now)):
         row[f"{name}_tps"] = round(1 / (LAYERS * seconds), 1)
-    row["now_percent"] = round(100 * floor / now, 1)
-    row["planned_percent"] = round(100 * floor / planned, 1)
-    row["target_percent"] = TARGET
-    parts = {
-        "dense": dense,
-        "issue": issue,
-        "wait": costs.sync,
-        "host": 1e-6 * host_us,
-        "driver": driver,
-        "experts": work,
-    }
-    parts["copies"] = statistics.fmean(link)
-    row["hits"] = round(hits, 2)
+    row |= {"percent": round(100 * layer.floor / layer.now, 1), "target": TARGET, "hits": round(hits, 2)}
+    parts = {"dense": dense, "wait": costs.sync, "host": host, "driver": driver}
+    parts |= {"experts": layer.experts, "copies": layer.copies}
     return row | {f"{name}_us": round(1e6 * seconds, 1) for name, seconds in parts.items()}
 
 
@@ -144,27 +82,23 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=45, help="decode steps (default 45: 2,160 layer steps)")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    kernels, rows = dense_kernels(), []
-    with tempfile.TemporaryDirectory() as folder:
+    rows = []
+    with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
         driver, gpu = idle_gpu(Path(folder))
+        llm = noise_model()
+        nbytes = dense_bytes(llm) / LAYERS
         for name in PROFILES:
-            costs, foresight = cost_model(name), Foresight()
-            executor = build(gpu, RESIDENT, costs, foresight)
-            found, asked = measure(driver, executor, foresight, 1, options.steps)
-            plans = executor.device.layers.plans[-ROUNDS * options.steps * LAYERS :]
-            executor.device.close()
-            row = modelled(costs, plans, asked, found.median_us(), kernels)
-            for part, counts in zip(
-                ("cpu", "there", "fetched", "ahead"), zip(*plans, strict=True), strict=True
-            ):
-                row[f"{part}_experts"] = round(statistics.fmean(counts), 2)
-            rows.append(row)
+            with over_gpu(llm, gpu, RESIDENT, name) as executor:
+                found, asked, kernels = measure(driver, llm, executor, 1, options.steps)
+            row = modelled(cost_model(name), found, asked, kernels, nbytes)
+            experts = zip(("cpu", "there", "fetched", "ahead"), zip(*found.plans, strict=True), strict=True)
+            row |= {f"{part}_experts": round(statistics.fmean(counts), 2) for part, counts in experts}
+            rows.append(row | {"kernels": kernels, "dense_mib": round(nbytes / 2**20, 1)})
     print("Modelled: no GPU took part.")
     report.table(rows)
-    assumed = {"launch_us": LAUNCH_US, "call_us": CALL_US, "eager_us": EAGER_US, "dense_kernels": kernels}
-    report.write(
-        "gpu_modelled", rows, label="modelled", shape=SHAPE, resident=RESIDENT, hidden=HIDDEN, assumed=assumed
-    )
+    assumed = {"launch_us": LAUNCH_US, "call_us": CALL_US, "kernel_us": KERNEL_US}
+    about = {"shape": SHAPE, "resident": RESIDENT, "hidden": HIDDEN, "rounds": ROUNDS, "assumed": assumed}
+    report.write("gpu_modelled", rows, label="modelled", **about)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from dali.loading.budget import HEADROOM, choose_layout
 from dali.loading.locate import locate
 from dali.loading.source import ModelSource, open_source
 from dali.offload.build import accelerate, check_device
+from dali.offload.gpu import check_native
 from dali.options import LoadOptions
 from dali.progress import Meter, silent
 from dali.store.arena import Arena
@@ -90,20 +91,24 @@ def load_source(
     source: ModelSource, options: LoadOptions, meter: Meter, notify: Callable[[str], None]
 ) -> LLM:
     """As `load`, for a model that was found and opened; `prepare` was called."""
-    # A simulated accelerator's dense work is the CPU's, too.
-    compiled = native.enabled() and options.device_kind != "cuda"
+    compiled = native.enabled()
     llm = LLM(source.load(options, compiled, meter, notify))
     if llm.controls:
         notify(
             f"{', '.join(llm.controls)}: text in the model's files, but used by its chat template as control tokens, "
             "so dali takes them for such."
         )
+    linears = get_format("w8") if llm.layout.format.quantized else None
+    if options.device_kind == "cuda":  # whose kernels go by what the CPU's have told of the model
+        check_native(options)
+        decoder = fused.fuse(llm.model, linears)
+        llm.accelerate(accelerate(llm.loaded, llm.engine, options, meter, notify, decoder=decoder))
+        return llm
     if options.device != "cpu":
         ram = options.ram_bytes
         room = None if ram is None else ram - llm.expert_bytes - llm.dense_bytes - HEADROOM
         llm.accelerate(accelerate(llm.loaded, llm.engine, options, meter, notify, room=room))
-    if compiled:
-        linears = get_format("w8") if llm.layout.format.quantized else None
+    if compiled:  # a simulated accelerator's dense work is the CPU's, too
         llm.engine.decoder = fused.fuse(llm.model, linears)
     return llm
 

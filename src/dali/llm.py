@@ -122,7 +122,11 @@ class LLM:
         """From here on, compute routed experts as `experts` do; the telemetry begins anew."""
         self.accelerated = experts
         experts.install(self.model, self.telemetry)
-        self.engine.follow(experts.clock, experts.begin, experts.embeddings, experts.step_tokens)
+        self.engine.follow(
+            experts.clock, experts.begin, experts.embeddings, experts.step_tokens, experts.budget
+        )
+        if experts.decoder is not None:
+            self.engine.decoder = experts.decoder
 
     def stats(self) -> dict[str, Any]:
         """What the runtime has done so far: lookups by tier, bytes by link, prefetches, seconds, in all and a layer;

@@ -20,7 +20,7 @@ def modelled(monkeypatch):
     for folder in ("benchmarks/policies", "benchmarks/tools", "tests/gpu"):
         monkeypatch.syspath_prepend(str(ROOT / folder))
     yield import_module("gpu_modelled")
-    for name in ("gpu_modelled", "gpu_host_time", "gpu_layers", "qwen3_layers", "report"):
+    for name in ("gpu_modelled", "gpu_host_time", "gpu_layers", "layer_seconds", "qwen3_layers", "report"):
         sys.modules.pop(name, None)
 
 

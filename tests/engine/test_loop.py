@@ -23,15 +23,13 @@ class Counting:
 
     def __init__(self) -> None:
         self.live: list[Sequence] = []
-        self.forgotten = 0
+        self.fresh = 0
         self.most = 0
 
-    def add(self, sequence: Sequence) -> None:
+    def add(self, sequence: Sequence, fresh: bool = False) -> None:
         self.live.append(sequence)
         self.most = max(self.most, len(self.live))
-
-    def forget(self) -> None:
-        self.forgotten += 1
+        self.fresh += fresh
 
     def abort(self, sequence: Sequence) -> None:
         if sequence in self.live:
@@ -67,7 +65,7 @@ def test_so_many_at_once_and_the_next_when_one_leaves():
         sequences, at_once=2, fresh=True, after_step=lambda live: steps.append([s.tokens[0] for s in live])
     )
     assert engine.most == 2
-    assert engine.forgotten == 3
+    assert engine.fresh == 3
     assert steps == [[1, 2], [1, 2], [2, 3], [2, 3], [2, 3]]
 
 
@@ -102,9 +100,9 @@ class Meeting(Counting):
         self.inside -= 1
         return more
 
-    def add(self, sequence: Sequence) -> None:
+    def add(self, sequence: Sequence, fresh: bool = False) -> None:
         self.torn |= self.inside > 0
-        super().add(sequence)
+        super().add(sequence, fresh)
 
     def abort(self, sequence: Sequence) -> None:
         self.torn |= self.inside > 0

@@ -9,12 +9,12 @@ import dali
 from dali.fused.attention import DecodingAttention, fuse_attention
 from dali.fused.layer import DecodingLayer, fuse_layers
 from dali.kernels import native
+from decoded import decoded
 from decoding_families import DECODING, OLDER, decoding_model
 from families import FAMILIES, random_model, save_model
 
 pytestmark = pytest.mark.skipif(not native.AVAILABLE, reason="the kernels were not compiled")
 NARROW = "deepseek_v2"  # torch multiplies so few complex numbers otherwise
-TOKENS = [[5, 6, 7, 8, 9, 10, 11, 12, 13], [14, 15, 16, 17], [18]]
 
 
 def attentions(llm) -> list[DecodingAttention]:
@@ -25,26 +25,6 @@ def load(tmp_path, monkeypatch, model, quant="w8"):
     monkeypatch.setenv("DALI_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.delenv(native.VARIABLE, raising=False)
     return dali.load(save_model(model, tmp_path / "model"), quant=quant)
-
-
-def decoded(llm) -> list[torch.Tensor]:
-    """Logits of eight decoding steps of three sequences at once."""
-    sequences = [llm.sequence(tokens, max_tokens=9, temperature=0, ignore_eos=True) for tokens in TOKENS]
-    seen: list[torch.Tensor] = []
-    forward = llm.engine._forward
-
-    def watched(plan, every_row=False):
-        seen.append(forward(plan, every_row))
-        return seen[-1]
-
-    llm.engine.forget()
-    llm.engine._forward = watched
-    for sequence in sequences:
-        llm.engine.add(sequence)
-    while llm.engine.step():
-        pass
-    llm.engine._forward = forward
-    return seen
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

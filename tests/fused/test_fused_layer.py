@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_fused_attention import decoded, load
+from test_fused_attention import load
 
 from dali.fused.layer import DecodingLayer, fuse_layers
 from dali.hooks.moe_layer import MoELayer
@@ -12,6 +12,7 @@ from dali.hooks.seam import dali_layer
 from dali.kernels import native
 from dali.step.context import StepContext
 from dali.store.expert_pool import ExpertPool
+from decoded import decoded
 from decoding_families import decoding_model
 from families import FAMILIES, random_model
 

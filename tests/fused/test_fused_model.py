@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_fused_attention import decoded, load
+from test_fused_attention import load
 
 from dali.fused.attention import DecodingAttention
 from dali.fused.layer import DecodingLayer
 from dali.fused.model import Rotations, fuse_model
 from dali.kernels import native
+from decoded import decoded
 from decoding_families import DECODING, OLDER, decoding_model
 from families import FAMILIES, random_model
 
@@ -22,9 +23,9 @@ def watch(llm, monkeypatch) -> list[int]:
     steps: list[int] = []
     plain = llm.engine.decoder.decode
 
-    def decode(step, ids, positions):
+    def decode(step, *rows):
         steps.append(len(step.segments))
-        return plain(step, ids, positions)
+        return plain(step, *rows)
 
     monkeypatch.setattr(llm.engine.decoder, "decode", decode)
     return steps

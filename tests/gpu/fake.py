@@ -52,6 +52,16 @@ class FakeDriver:
         """From now on do nothing but count, post what the host waits for, and give zeros; "cubins" are not read."""
         self.library.fake_idle()
 
+    def describe(self, version: int = 13000, sm: int = 89) -> None:
+        """From now on be a driver for this CUDA, as it numbers them, and a GPU of this compute capability."""
+        self.library.fake_describe(version, sm)
+
+    def route(self, ids: torch.Tensor, ahead: torch.Tensor) -> None:
+        """ids and ahead, int64 [posts, pairs]: what an idle GPU posts from now on, in turn, over and over."""
+        self._routing = ids.contiguous(), ahead.contiguous()  # which the library only points at
+        addresses = (ctypes.c_void_p(part.data_ptr()) for part in self._routing)
+        self.library.fake_route(*addresses, ctypes.c_size_t(ids.shape[1]), ctypes.c_size_t(len(ids)))
+
     def fail(self, call: str, nth: int, code: int) -> None:
         """Let the `nth` call of this name from now on fail."""
         self.library.fake_fail(call.encode(), nth, code)
@@ -66,6 +76,11 @@ class FakeDriver:
     def used(self) -> int:
         """Bytes of device memory that are taken."""
         return int(self.library.fake_used())
+
+    @property
+    def held(self) -> int:
+        """How many things of the driver's were made and not given back: memory, streams, events, modules, graphs, contexts."""
+        return int(self.library.fake_held())
 
     @property
     def races(self) -> list[str]:
@@ -89,7 +104,7 @@ class FakeGpu(Gpu):
         return 0
 
     def free_bytes(self) -> int:
-        return int(self.native.memory()[0])
+        return self.memory()[0]
 
     def hand_over(self) -> None:
         self._driver.library.cuStreamSynchronize(ctypes.c_void_p(0))

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import math
 import sys
+import time
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from fake import COMPILER, FakeDriver, FakeGpu, shimmed
 
+from dali.hardware import profile as profiles
 from dali.kernels import native
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -67,7 +72,7 @@ def test_the_right_kernels_are_found_right_and_a_wrong_one_wrong(driver, folder,
     layout = dict(right.layouts())["w4 40 x 40"]
 
     def build(name, macros):
-        return str(shimmed.build_macros(macros or COMMON, folder)).encode()
+        return str(shimmed.build_macros(macros, folder)).encode()
 
     given = {"seeds": 2, "tokens": (1, 9)}
     assert right.check(result, FakeGpu("cuda", driver), build, "w4", layout, **given) == 0
@@ -84,29 +89,196 @@ def test_the_right_kernels_are_found_right_and_a_wrong_one_wrong(driver, folder,
     assert [row["differ"] for row in result.found["rows"]] == [0, found]
 
 
-def test_overlap_measures_each_alone_in_pairs_and_all_at_once(idle, result, monkeypatch):
+class HostEvent:
+    """An event of a queue that is empty whenever it is asked."""
+
+    def record(self, queue: int = 0) -> None:
+        self.at = time.perf_counter()
+
+    def synchronize(self) -> None:
+        pass
+
+    def elapsed_time(self, later: HostEvent) -> float:
+        return 1e3 * (later.at - self.at)
+
+
+@pytest.fixture
+def host_events(monkeypatch):
+    timeline = import_module("timeline")
+    monkeypatch.setattr(timeline, "timed_event", HostEvent)
+    return timeline
+
+
+def test_a_timeline_has_lanes_on_one_time_base(host_events, tmp_path):
+    made = host_events.Timeline()
+    made.mark("copies", "")
+    made.on_host("the CPU", "work", lambda: time.sleep(2e-3))
+    made.mark("copies", "three experts")
+    made.write(tmp_path / "trace.json")
+    written = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    copies, cpu = (one for one in written if one["ph"] == "X")
+    assert (copies["name"], cpu["name"]) == ("three experts", "work")
+    assert copies["tid"] != cpu["tid"]
+    assert copies["ts"] <= cpu["ts"]
+    assert cpu["dur"] >= 2e3  # microseconds
+    assert cpu["ts"] + cpu["dur"] <= copies["ts"] + copies["dur"] + 1e-3
+    names = {one["tid"]: one["args"]["name"] for one in written if one["ph"] == "M"}
+    assert (names[copies["tid"]], names[cpu["tid"]]) == ("copies", "the CPU")
+
+
+def test_overlap_measures_each_alone_in_pairs_and_all_at_once(idle, host_events, monkeypatch, tmp_path):
+    (tmp_path / "work").mkdir()
+    result = import_module("result").Result(tmp_path / "work" / "overlap.json")
     overlap = import_module("stages.overlap")
+    monkeypatch.setattr(overlap, "queue_at", int)
     monkeypatch.setattr(overlap, "open_gpu", lambda: idle)
     monkeypatch.setattr(overlap, "builder", lambda gpu: lambda name, macros: b"none is read")
     monkeypatch.setattr(overlap, "RECORDS", 128)
     overlap.run(result)
     assert len(result.found["rows"]) == 7
+    said, shown = result.found["notes"]
+    assert "no figure here was measured on silicon" in said
+    assert "timeline.json" in shown
+    spans = [
+        one for one in json.loads((tmp_path / "timeline.json").read_text())["traceEvents"] if one["ph"] == "X"
+    ]
+    assert len({one["tid"] for one in spans}) == 3
+    assert all(one["dur"] >= 0 for one in spans)
     assert {"link_contended", "memory_bandwidth", "cpu_bandwidth", "cpu_rate"} == result.found[
         "figures"
     ].keys()
 
 
-def test_decoding_runs_over_the_gpu_with_each_share_and_then_on_the_cpu(idle, result):
+@pytest.fixture
+def with_profile(tmp_path):
+    """A result of a stage before which a profile was measured."""
+    (tmp_path / "work").mkdir()
+    (tmp_path / "profile.json").write_text(profiles.load("rtx4090-desktop").to_json())
+    return import_module("result").Result(tmp_path / "work" / "decode.json")
+
+
+def test_decoding_runs_over_the_gpu_with_each_share_and_then_on_the_cpu(idle, with_profile):
+    result = with_profile
     decode, model = import_module("stages.decode"), import_module("random_model")
     config = import_module("qwen3_layers").qwen3_30b_a3b()
     config.num_hidden_layers, config.moe_intermediate_size, config.vocab_size = 2, 32, 64
+    assert decode.transformers(result, config, idle, 4).keys() == {
+        (decode.TRANSFORMERS, 1),
+        (decode.TRANSFORMERS, 8),
+    }
     with torch.inference_mode():
         speeds = decode.measure(result, model.random_llm(config), (0.0, 0.25, 1.0), 6, 1e12)
     assert len(speeds) == 8
-    rows = {(row["what"], row["batch"]): row for row in result.found["rows"]}
+    rows = {(row["what"], row.get("batch")): row for row in result.found["rows"]}
     assert rows["cuda 0%", 1]["cpu"] == rows["cuda 100%", 1]["resident"] == 8  # top-8, as replayed
     assert rows["cuda 100%", 8]["resident"] > 40
     assert rows["cuda 25%", 8]["cpu"] > 0
+    assert rows[decode.TRANSFORMERS, 1]["layers"] == 2
+    assert rows["cuda 25% and its model", None]["modelled_ms"] > 0
+    assert [limit["what"] for limit in result.found["limits"]] == [
+        "cuda 25 % of the floor",
+        "cuda 25 % against its model, error",
+    ]
+
+
+def test_a_quarter_resident_is_held_against_the_cpu_and_transformers(result):
+    decode = import_module("stages.decode")
+    decode.compare(result, {("cuda 25%", 1): 30.0, ("cpu", 1): 20.0, (decode.TRANSFORMERS, 1): 40.0})
+    assert [(limit["value"], limit["kept"]) for limit in result.found["limits"]] == [
+        (1.5, True),
+        (0.75, False),
+    ]
+
+
+def test_transformers_model_is_scaled_by_what_its_second_half_takes(monkeypatch):
+    bf16, layers = import_module("bf16_model"), import_module("qwen3_layers")
+    config = layers.qwen3_30b_a3b()
+    config.hidden_size, config.moe_intermediate_size, config.vocab_size, config.num_experts = 64, 32, 64, 8
+    monkeypatch.setattr(bf16, "decode", lambda model, batch, tokens: batch + len(model.model.layers))
+    assert bf16.step_seconds(config, 4, torch.device("cpu"), (1, 8), 2) == [
+        1 + layers.LAYERS,
+        8 + layers.LAYERS,
+    ]
+    one = sum(part.numel() for part in bf16.on_meta(config, 1).model.layers.parameters()) * 2
+    head = 2 * 2 * 64 * 64
+    assert bf16.fitting_layers(config, 2**30 + head + 3 * one) == 3
+    assert bf16.fitting_layers(config, 2**40) == 12
+    assert bf16.fitting_layers(config, 2**20) == 0
+
+
+def test_transformers_without_room_is_said(result, monkeypatch):
+    decode = import_module("stages.decode")
+    tight = SimpleNamespace(free_bytes=lambda: 2**30, place=torch.device("cpu"))
+    assert decode.transformers(result, import_module("qwen3_layers").qwen3_30b_a3b(), tight, 2) == {}
+    assert "does not hold two" in result.found["notes"][0]
+
+
+WAITING = ("cuStreamSynchronize", "cuEventSynchronize")
+
+
+def test_the_host_waits_once_a_layer_and_for_no_call(driver, idle, result, monkeypatch):
+    host, layers = (import_module(name) for name in ("stages.host", "qwen3_layers"))
+    monkeypatch.setattr(host, "Foresight", lambda place="cpu": layers.Foresight())
+    monkeypatch.setattr(host, "open_gpu", lambda: idle)
+    monkeypatch.setattr(host, "launches", lambda result: None)
+    monkeypatch.setattr(host, "builder", lambda gpu: lambda name, macros: b"none is read")
+    monkeypatch.setattr(host, "WARM_UP", 2)
+    monkeypatch.setattr(host, "STEPS", 4)
+
+    def count(work):
+        before = sum(map(driver.calls, WAITING))
+        work()
+        return sum(map(driver.calls, WAITING)) - before
+
+    monkeypatch.setattr(host, "synchronisations", count)
+    monkeypatch.setattr(idle, "hand_over", lambda: None)  # only the stand-in's waits there
+    host.run(result)
+    limits = {limit["what"]: limit["value"] for limit in result.found["limits"]}
+    assert [limits[f"waits of the host, a layer, batch {batch}"] for batch in (1, 8)] == [1, 1]
+    assert limits["host's work for a layer, us"] > 0
+    assert result.found["figures"].keys() == {"sync"}
+    assert "no figure here was measured on silicon" in result.found["notes"][0]
+
+
+def test_synchronising_calls_are_counted_beyond_what_is_done_once(idle, monkeypatch):
+    host, layers = (import_module(name) for name in ("stages.host", "qwen3_layers"))
+    costs, pool = layers.cost_model("rtx4090-desktop"), host.several_records(layers.LAYERS, layers.EXPERTS)
+    foresight = layers.Foresight()
+    executor = host.build_gpu(idle, pool, 0.25, costs, foresight)
+    counts = iter((7 + 2 * layers.LAYERS, 7 + 4 * layers.LAYERS))  # seven at first, then one a layer
+    drawn = layers.routing(1, 4)
+    counted = lambda work: (work(), next(counts))[1]  # noqa: E731
+    assert host.waits(executor, foresight, 1, drawn, counted) == 2  # one more than the flag
+    executor.device.close()
+
+
+def test_what_waits_is_told_by_name_and_no_count_is_taken_for_none(monkeypatch):
+    host = import_module("stages.host")
+
+    def seeing(*names):
+        class Profile:
+            def __init__(self, **options):
+                pass
+
+            def __enter__(self):
+                return self
+
+            def __exit__(self, *error):
+                pass
+
+            def events(self):
+                return [SimpleNamespace(name=name) for name in names]
+
+        monkeypatch.setattr(host, "profile", Profile)
+        return host.synchronisations(lambda: None)
+
+    assert math.isnan(seeing("aten::add"))
+    launched = ("cudaLaunchKernel", "cudaMemcpyAsync", "Stream Wait Event", "cudaStreamWaitEvent")
+    assert seeing(*launched) == 0
+    assert (
+        seeing(*launched, "cudaStreamSynchronize", "Stream Sync", "cudaDeviceSynchronize", "Context Sync")
+        == 2
+    )
 
 
 def test_systems_are_measured_and_modelled(idle, result, monkeypatch):
@@ -118,7 +290,7 @@ def test_systems_are_measured_and_modelled(idle, result, monkeypatch):
         monkeypatch.setattr(module, "WARM_UP", 2)
     monkeypatch.setattr(policies, "STEPS", 2)
     costs, pool = layers.cost_model("rtx4090-desktop"), host.several_records(layers.LAYERS, layers.EXPERTS)
-    assert host.a_layer(result, idle, pool, costs, 1) > 0
+    assert host.a_layer(result, idle, pool, costs, 1, lambda work: 0.0 * (work() is None)) > 0
     seconds, of_host = policies.measure(idle, pool, costs, 0.25, "ktransformers")
     assert seconds > layers.LAYERS * of_host / 2
     slower = policies.modelled(costs, 0.25, "ktransformers", 1e-3)

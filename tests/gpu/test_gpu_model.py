@@ -1,12 +1,15 @@
-"""Whole models over a GPU, on a stand-in for its driver: torch's part on the CPU, experts as on the GPU."""
+"""Whole models over a GPU, on a stand-in for its driver: every policy, order of things, failure and want of memory."""
 
 from __future__ import annotations
 
 import gc
+import itertools
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from fake import COMPILER, FakeDriver, FakeGpu, shimmed
+import torch
 
 import dali
 from dali.compiled import library
@@ -14,28 +17,13 @@ from dali.devices.base import MisuseError
 from dali.errors import DaliError, UsageError
 from dali.kernels import native
 from dali.llm import LLM
+from dali.step.kv import LayerKV
 from dali.units import size
 from families import random_model, save_model
 
-pytestmark = [
-    pytest.mark.skipif(COMPILER is None, reason="there is no g++"),
-    pytest.mark.skipif(
-        not native.enabled() or native.variant() == "portable", reason="needs fused multiply-adds"
-    ),
-]
 PROMPTS = [[5, 6, 7, 8, 9, 10, 11], [20, 21, 22], [40]]
 POLICIES = [{}, {"assign": "greedy"}, {"n_cpu_moe": 1, "vram": "200KiB"}]
 SYSTEMS = ["dali-paper", "hybrimoe", "freetoken", "ktransformers"]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("gpu")
-
-
-@pytest.fixture(scope="module")
-def driver(folder):
-    return FakeDriver(folder)
 
 
 @pytest.fixture(scope="module")
@@ -44,50 +32,22 @@ def directory(tmp_path_factory) -> Path:
     return save_model(random_model("qwen3_moe", **sizes), tmp_path_factory.mktemp("model"))
 
 
-@pytest.fixture(autouse=True)
-def stand_in(driver, folder, monkeypatch, tmp_path_factory):
-    """ "cuda" is the stand-in; torch's part of it is the CPU."""
-    monkeypatch.setenv("DALI_CACHE_DIR", str(folder / "cache"))
-    driver.reset(0)
-
-    def cubin(name: str, macros: dict[str, int], sm: int, kept: Path) -> bytes:
-        return str(shimmed.build_macros(macros or COMMON, folder)).encode()
-
-    for module in ("build", "gpu"):
-        monkeypatch.setattr(f"dali.offload.{module}.Gpu", lambda device: FakeGpu(device, driver))
-    monkeypatch.setattr("dali.offload.gpu.cubin", cubin)
-    monkeypatch.setattr("dali.offload.gpu.TEMPORARIES", 0)
-
-
-COMMON = {"GATE": 4, "UP": 4, "DOWN": 4, "ACTIVATION": 0, "GATED": 1, "BIASED": 0, "PASSES": 1}
-
-
 def answers(llm: LLM) -> list[list[int]]:
     found = llm.generate(PROMPTS, temperature=0, max_tokens=8, ignore_eos=True, logprobs=0)
     return [[one.logprob for one in answer.logprobs] for answer in found]
 
 
 @pytest.fixture(scope="module")
-def on_cpu(directory, tmp_path_factory):
-    """The CPU, its dense part torch's as over a GPU."""
+def expected(directory, tmp_path_factory):
+    """The CPU's."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DALI_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
-        patch.setattr("dali.fused.fuse", lambda model, linears: None)
-        llm = dali.load(directory, quant="w4")
-    llm.engine._native = False
-    return llm
-
-
-@pytest.fixture(scope="module")
-def expected(on_cpu):
-    return answers(on_cpu)
+        return answers(dali.load(directory, quant="w4"))
 
 
 def load(directory: Path, notes: list[str] | None = None, **options) -> LLM:
     chosen = {"quant": "w4", "device": "cuda", "vram": "120KiB"} | options
-    llm = dali.load(directory, notify=[].append if notes is None else notes.append, **chosen)
-    llm.engine._native = False  # torch's attention on both sides
-    return llm
+    return dali.load(directory, notify=[].append if notes is None else notes.append, **chosen)
 
 
 @pytest.mark.parametrize("policies", POLICIES + [{"policy": name} for name in SYSTEMS])
@@ -101,7 +61,7 @@ def test_whatever_the_policies_the_answers_are_the_cpus(driver, directory, expec
 
 
 @pytest.mark.parametrize("policies", POLICIES)
-def test_only_the_defaults_are_planned_in_compiled_code(directory, policies):
+def test_only_the_defaults_are_planned_in_compiled_code(driver, directory, policies):
     llm = load(directory, **policies)
     assert (llm.executor.planner is not None) == (policies == {})
     llm.close()
@@ -117,40 +77,18 @@ def planned(request, monkeypatch):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_whatever_the_order_of_things_the_answers_are_the_cpus(
-    driver, directory, on_cpu, seed, planned, monkeypatch
+    driver, directory, expected, seed, planned, monkeypatch
 ):
     driver.reset(seed)
     llm = load(directory)
     assert (llm.executor.planner is not None) == planned
-    for one in (llm, on_cpu):  # torch's products depend on how many tokens share them
-        monkeypatch.setattr(one.engine.scheduler, "step_tokens", 2 + seed)
-        one.engine.forget()
-    assert answers(llm) == answers(on_cpu)
+    monkeypatch.setattr(llm.engine.scheduler, "step_tokens", 2 + seed)
+    assert answers(llm) == expected
     assert driver.races == []
     assert llm.stats()["total"]["fetched"] > 0
 
 
-def test_shared_experts_run_while_the_routing_is_on_its_way(driver, tmp_path, planned, monkeypatch):
-    sizes = {"hidden_size": 64, "moe_intermediate_size": 64}
-    directory = save_model(random_model("qwen2_moe", **sizes), tmp_path)
-    with monkeypatch.context() as patch:
-        patch.setattr("dali.fused.fuse", lambda model, linears: None)
-        on_cpu = dali.load(directory, quant="w4")
-    on_cpu.engine._native = False
-    expected = answers(on_cpu)
-    llm = load(directory)
-    begun: list[str] = []
-    beside = llm.executor._beside
-    llm.executor._beside = [
-        lambda hidden, work=work: (begun.append("shared"), work(hidden)) for work in beside
-    ]
-    assert answers(llm) == expected
-    assert driver.races == []
-    assert len(begun) == llm.stats()["total"]["steps"]
-    llm.close()
-
-
-def test_defaults_need_no_profile_and_say_which_one_plans_go_by(directory):
+def test_defaults_need_no_profile_and_say_which_one_plans_go_by(driver, directory):
     notes: list[str] = []
     dali.load(directory, quant="w4", device="cuda", notify=notes.append)
     assert any("never measured" in note and "nearest" in note for note in notes)
@@ -180,6 +118,61 @@ def test_after_a_failure_amid_the_recovery_from_one_the_next_request_works(
     assert answers(llm) == expected
 
 
+def test_the_plan_holds_one_whole_context_that_whoever_is_live_shares(driver, directory, expected):
+    llm = load(directory)
+    budget = llm.engine.scheduler.budget
+    assert budget == 64 * kv_token_bytes(llm)
+    live = []
+    plain = llm.engine.step
+    llm.engine.step = lambda: (plain(), live.append(len(llm.engine.scheduler.live)))[0]
+    assert answers(llm) == expected
+    assert max(live) == len(PROMPTS)  # small ones side by side
+    live.clear()
+    llm.generate(PROMPTS, temperature=0, ignore_eos=True)
+    assert max(live) == 1  # each may take the whole context
+    assert answers(llm) == expected
+
+
+def kv_token_bytes(llm: LLM) -> int:
+    config = llm.model.config
+    width = config.num_key_value_heads * config.head_dim
+    return 2 * width * config.num_hidden_layers * llm.model.dtype.itemsize
+
+
+def test_the_plan_counts_what_sequences_keep_and_what_a_layer_has_twice_while_it_moves(driver, directory):
+    gc.collect()
+    free = (1 << 30) - driver.used
+    llm = load(directory, vram=None)
+    token, layers = kv_token_bytes(llm), llm.model.config.num_hidden_layers
+    assert llm.executor.device.budget == free - llm.engine.decoder.bytes - 64 * token - 64 * token // layers
+    llm.close()
+
+
+def run_out(calls: Iterator[int], nth: int, plain: Callable[..., Any]) -> Any:
+    """In place of `plain`: the `nth` call finds no memory."""
+
+    def call(*arguments: Any) -> Any:
+        if next(calls) == nth:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return plain(*arguments)
+
+    return call
+
+
+def test_after_memory_ran_out_amid_a_step_the_next_request_works(
+    driver, directory, expected, planned, monkeypatch
+):
+    llm = load(directory)
+    for nth in (1, 4, 12):
+        with monkeypatch.context() as patch:
+            patch.setattr(LayerKV, "place", run_out(itertools.count(1), nth, LayerKV.place))
+            with pytest.raises(DaliError, match=r"ran out .*\(CUDA out of memory\).*\n.*fewer or shorter"):
+                answers(llm)
+        assert not llm.engine.scheduler.live
+        assert answers(llm) == expected
+    assert driver.races == []
+
+
 def test_closing_gives_the_memory_back(driver, directory):
     gc.collect()
     before = driver.used
@@ -200,7 +193,7 @@ def test_too_little_memory_for_the_dense_part_is_said_with_what_to_lower(driver,
 
 def test_memory_that_others_took_meanwhile_means_fewer_slots(driver, directory, expected):
     notes: list[str] = []
-    driver.fail("cuMemAlloc_v2", 1, 2)
+    driver.fail("cuMemAlloc_v2", 4, 2)  # the model's own come first
     llm = load(directory, notes)
     assert any("OUT_OF_MEMORY" in note and "expert slots instead" in note for note in notes)
     assert answers(llm) == expected
@@ -214,7 +207,7 @@ def test_experts_that_cannot_be_pinned_are_said_once(driver, directory, expected
     assert answers(llm) == expected
 
 
-def test_what_layers_share_is_asked_to_be_pinned_once(directory, monkeypatch):
+def test_what_layers_share_is_asked_to_be_pinned_once(driver, directory, monkeypatch):
     notes: list[str] = []
 
     def refuse(*arguments):
@@ -226,18 +219,18 @@ def test_what_layers_share_is_asked_to_be_pinned_once(directory, monkeypatch):
     assert note.startswith(size(llm.loaded.pool.records[0][0].untyped_storage().nbytes()))
 
 
-def test_a_single_operation_on_a_gpu_is_a_bug(directory):
+def test_a_single_operation_on_a_gpu_is_a_bug(driver, directory):
     device = load(directory).executor.device
     with pytest.raises(MisuseError, match="whose steps are queued as a whole"):
         device.launch(device.stream("compute"), lambda: None, (), ())
 
 
-def test_lossy_parts_are_refused(directory):
+def test_lossy_parts_are_refused(driver, directory):
     with pytest.raises(UsageError, match="lossy needs a simulated accelerator"):
         load(directory, policy="hobbit", lossy=True)
 
 
-def test_without_compiled_kernels_it_is_refused(directory, monkeypatch):
+def test_without_compiled_kernels_it_is_refused(driver, directory, monkeypatch):
     monkeypatch.setenv(native.VARIABLE, "torch")
     with pytest.raises(DaliError, match="needs dali's compiled kernels"):
         load(directory)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Iterator
+from contextlib import suppress
 from unittest.mock import patch
 
 import pytest
@@ -17,6 +19,7 @@ from dali.kernels.activation import CLAMPED, KINDS, Activation
 from dali.kernels.expert import ExpertLayout, ExpertShape
 from dali.kernels.formats import FORMATS, get_format
 from dali.kernels.gpu.compiler import cubin
+from dali.offload.gpu import TEMPORARIES
 from dali.store.cache import cache_root
 from families import FAMILIES, random_model, save_model, save_mxfp4_model
 
@@ -30,6 +33,7 @@ PROMPTS = [[5, 6, 7, 8, 9, 10, 11], [20, 21, 22], [40]]
 # some 1e-5 (inputs changed in their last bits make as much on the CPU). Where activations are rounded to int8 between, a value
 # may fall to the other side; and in bfloat16 sums are rounded anew. A layer's experts are compared without any tolerance.
 FLOATS, ROUNDED = 2e-3, 0.1
+SLACK = 2**26  # bytes that torch and its libraries keep besides
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +50,7 @@ def cubins():
 
 @pytest.fixture(scope="module")
 def build(gpu, cubins):
-    return lambda name, macros: cubin(name, macros, gpu.native.sm, cubins)
+    return lambda name, macros: cubin(name, macros, gpu.sm, cubins)
 
 
 @pytest.fixture
@@ -153,6 +157,45 @@ def test_a_closed_model_gives_the_memory_back(dali_tiny, gpu, kept_cubins):
     llm.close()
     gc.collect()
     assert gpu.free_bytes() >= before - 64 * 2**20  # torch's and the libraries' own workspaces stay
+
+
+def test_keys_and_values_take_what_was_planned(dali_tiny, kept_cubins):
+    llm = dali.load(dali_tiny, device="cuda", vram="1MiB")
+    budget = llm.engine.scheduler.budget
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    prompts = [[token] * (llm.ctx_size // 2 - 16) for token in range(5, 9)]
+    for tokens in (8, llm.ctx_size):  # two at once, one by one
+        llm.generate(prompts, temperature=0, max_tokens=tokens, ignore_eos=True)
+        assert torch.cuda.memory_allocated() - before <= budget + SLACK
+    assert torch.cuda.max_memory_allocated() - before <= budget + TEMPORARIES
+    llm.close()
+
+
+def all_that_is_left() -> Iterator[torch.Tensor]:
+    """Of the blocks that torch has."""
+    for nbytes in (2**24, 2**20, 2**16, 2**9):
+        with suppress(torch.OutOfMemoryError):
+            while True:
+                yield torch.empty(nbytes, dtype=torch.uint8, device="cuda")
+
+
+def test_after_memory_ran_out_the_next_request_works(dali_tiny, kept_cubins):
+    llm = dali.load(dali_tiny, device="cuda", vram="1MiB")
+    expected = llm.generate([5, 6, 7], temperature=0, max_tokens=4, ignore_eos=True).tokens
+    llm.engine.forget()
+    torch.cuda.empty_cache()
+    most = torch.cuda.memory_reserved() / torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction(most)  # of torch's: no new block, whatever the GPU has
+    taken = list(all_that_is_left())
+    try:
+        with pytest.raises(DaliError, match=r"memory of cuda:0 ran out amid a step.*\n.*lower vram"):
+            llm.generate([5] * (llm.ctx_size // 2), temperature=0)
+    finally:
+        taken.clear()
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert llm.generate([5, 6, 7], temperature=0, max_tokens=4, ignore_eos=True).tokens == expected
+    llm.close()
 
 
 def test_a_number_there_is_not_is_refused():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
+import platform
 
 import pytest
 import torch
@@ -44,3 +46,24 @@ def test_sigmoids(dtype):
     x = torch.linspace(-30, 30, 999).to(dtype)
     expected = torch.tensor([1 / (1 + math.exp(-value)) for value in x.tolist()]).to(dtype)
     torch.testing.assert_close(native.sigmoid(x), expected)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="this is no glibc")
+@pytest.mark.skipif(
+    not native.AVAILABLE or native.variant() == "portable",
+    reason="glibc's exponential may fuse nothing here",
+)
+def test_sigmoids_have_the_bits_of_glibcs_exponential():
+    bits = torch.arange(0, 0x42E00000, 50021, dtype=torch.int32)  # 0 to 112
+    x = torch.cat((bits.view(torch.float32), -bits.view(torch.float32), torch.linspace(-20, 20, 40001)))
+    expf = ctypes.CDLL("libm.so.6").expf
+    expf.restype, expf.argtypes = ctypes.c_float, [ctypes.c_float]
+    powers = torch.tensor([expf(value) for value in (-x).tolist()])
+    assert torch.equal(native.sigmoid(x), 1 / (1 + powers))
+
+
+def test_gelu_is_as_good_as_its_rounding():
+    x = torch.linspace(-9, 9, 200_001)
+    exact = 0.5 * x.double() * (1 + torch.special.erf(x.double() / math.sqrt(2)))
+    error = (native.activate(x, "gelu") - exact).abs()
+    assert (error / (x.abs() * 2**-24).clamp(min=1e-30))[x != 0].max() < 4

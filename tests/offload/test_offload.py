@@ -361,7 +361,7 @@ def test_an_interrupted_step_can_be_tried_again(directory: Path, machine: str, r
         kernel(*arguments)
 
     llm.executor._kernel = interrupted
-    while llm.engine.scheduler.live:
+    while any(sequence.finish_reason is None for sequence in sequences):
         try:
             llm.engine.step()
         except KeyboardInterrupt:

@@ -1,29 +1,51 @@
-"""What the host takes: a layer's step, torch's launches, a graph's, a wait."""
+"""What the host takes: a layer's step and how often it waits, torch's launches, a graph's, a wait, a posted routing."""
 
 from __future__ import annotations
 
+import re
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
+from one_layer import Build, OneLayer, random_records
+from torch.profiler import ProfilerActivity, _ExperimentalConfig, profile
 
 from dali.hardware.cost import CostModel
 from dali.kernels.activation import Activation
 from dali.kernels.expert import ExpertLayout, ExpertShape
 from dali.kernels.formats import get_format
 from dali.store.expert_pool import ExpertPool
-from device import gpu_seconds, open_gpu
+from device import builder, gpu_seconds, note_stand_in, open_gpu
 from gpu_layers import PARTS, build_gpu, run_steps
-from qwen3_layers import FORMAT, HIDDEN, INTERMEDIATE, WARM_UP, Foresight, cost_model, routing
+from layer_seconds import LIMIT_US
+from qwen3_layers import (
+    FORMAT,
+    HIDDEN,
+    INTERMEDIATE,
+    LAYERS,
+    TOP_K,
+    WARM_UP,
+    Foresight,
+    cost_model,
+    routing,
+)
 from result import CannotRun, Result
 
-LIMIT_US, STEPS, SEVERAL = 30, 20, 64
+STEPS, SEVERAL = 20, 64
+WAITS = 1  # of the host, a layer
+# As CUPTI names calls that wait, and what they did.
+CALLS = re.compile(r"cu(da)?(Stream|Event|Device|Ctx|Thread)Synchronize|cudaMemcpy$")
+SEEN = re.compile(r"(Stream|Event|Context) Sync")
+Count = Callable[[Callable[[], object]], float]
 
 
 def run(result: Result) -> None:
     gpu = open_gpu()
+    note_stand_in(result, gpu)
     launches(result)
+    flag(result, gpu, builder(gpu))
     costs, pool = cost_model("rtx4090-desktop"), several_records(48, 128)
     needed = 48 * 32 * pool.layouts[0].record_bytes
     if needed > gpu.free_bytes() - 2**30:
@@ -44,17 +66,68 @@ def several_records(layers: int, experts: int) -> ExpertPool:
     return ExpertPool([layout] * layers, records)
 
 
-def a_layer(result: Result, gpu: object, pool: ExpertPool, costs: CostModel, batch: int) -> float:
-    """Microseconds of a layer's step but the waiting and the CPU's experts; median."""
+def a_layer(
+    result: Result, gpu: Any, pool: ExpertPool, costs: CostModel, batch: int, count: Count | None = None
+) -> float:
+    """Microseconds of a layer's step but the waiting and the CPU's experts; median. `count`: see waits()."""
     foresight = Foresight("cuda")
-    executor = build_gpu(gpu, pool, 0.25, costs, foresight)  # type: ignore[arg-type]
+    executor = build_gpu(gpu, pool, 0.25, costs, foresight)
     drawn = routing(batch, WARM_UP + STEPS)
     run_steps(executor, foresight, batch, drawn[:WARM_UP], torch.cuda.synchronize, waiting=True)
     found = run_steps(executor, foresight, batch, drawn[WARM_UP:], torch.cuda.synchronize, waiting=True)
+    drawn = [ids.to(gpu.place) for ids in drawn[WARM_UP:]]  # else copying them would wait
+    a_wait = waits(executor, foresight, batch, drawn, count or synchronisations)
+    result.limit(f"waits of the host, a layer, batch {batch}", a_wait, most=WAITS)
     executor.device.close()
     parts = {f"{part}_us": found.median_us(part) for part in PARTS}
     result.row(batch=batch, resident=0.25, host_us=found.median_us(), **parts)
     return found.median_us()
+
+
+def waits(executor: Any, foresight: Foresight, batch: int, drawn: Sequence[Any], count: Count) -> float:
+    """How often the host waits for the GPU in a layer's step: for the routing's flag, once in each native call, and in the
+    synchronising calls that `count` counts. Those of half the steps are taken off, so what is done once does not count."""
+    layers, half = executor.device.layers, len(drawn) // 2
+    before = len(layers.plans)
+    calls = [
+        count(lambda part=part: run_steps(executor, foresight, batch, part)) for part in (drawn[half:], drawn)
+    ]  # type: ignore[misc]
+    flags = (len(layers.plans) - before) / (LAYERS * (2 * len(drawn) - half))
+    return flags + (calls[1] - calls[0]) / (LAYERS * half)
+
+
+def synchronisations(work: Callable[[], object]) -> float:
+    """Calls that wait for the GPU, torch's and dali's, as CUPTI sees them; not a number where it sees nothing."""
+    sees = _ExperimentalConfig(enable_cuda_sync_events=True)
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA], experimental_config=sees) as found:
+        work()
+    names = [event.name for event in found.events() or []]
+    if not any("Launch" in name for name in names):
+        return float("nan")
+    return float(max(sum(bool(kind.match(name)) for name in names) for kind in (CALLS, SEEN)))
+
+
+def flag(result: Result, gpu: Any, build: Build, repeat: int = 200) -> None:
+    """A routing that is posted to an idle host."""
+    layout = ExpertLayout(ExpertShape(HIDDEN, INTERMEDIATE, Activation("silu")), get_format(FORMAT))
+    layer = OneLayer(gpu, build, layout, random_records(layout, TOP_K), TOP_K, most_tokens=1)
+    x = torch.zeros(1, HIDDEN, dtype=torch.bfloat16, device=gpu.place)
+    ids, weights = torch.arange(TOP_K, device=gpu.place), torch.full((TOP_K,), 1 / TOP_K, device=gpu.place)
+    addresses = [part.data_ptr() for part in (x, ids, weights)]
+    queueing, seeing = [], []
+    for _ in range(repeat):
+        torch.cuda.synchronize()
+        started = time.perf_counter()
+        layer.layers.begin(0, 1, *addresses, 0, 0, gpu.queue())
+        queued = time.perf_counter()
+        layer.layers.routing(TOP_K, 0)
+        queueing.append(queued - started)
+        seeing.append(time.perf_counter() - queued)
+    result.row(what="queueing what posts a routing", us=1e6 * statistics.median(queueing))
+    result.row(what="its flag, until the host sees it", us=1e6 * statistics.median(seeing))
+    result.figure(
+        "sync", statistics.median(seeing), "from queueing what posts a routing until the host sees it"
+    )
 
 
 def launches(result: Result) -> None:
@@ -81,17 +154,23 @@ def launches(result: Result) -> None:
     with torch.cuda.graph(graph):
         for _ in range(9):
             x.add_(1)
-    replayed = host_seconds(lambda: [graph.replay() for _ in range(count)]) / count
+
+    def replay() -> None:
+        for _ in range(count):
+            graph.replay()
+
+    replayed = host_seconds(replay) / count
+    computed = gpu_seconds(replay, ahead=20_000_000) / count
     rows = {
         "a kernel that torch launches": eager,
         "the same, for the GPU": queued,
         "the same, waited for": waited,
         "a graph of 9 kernels": replayed,
+        "such a graph, for the GPU": computed,
     }
     for what, seconds in rows.items():
         result.row(what=what, us=1e6 * seconds)
     result.figure("launch", queued, "a small kernel in a full queue")
-    result.figure("sync", max(waited - eager, 1e-7), "waiting for a small kernel")
 
 
 def host_seconds(work: Callable[[], object], repeat: int = 5) -> float:

@@ -1,8 +1,9 @@
 """Copies, the CPU's experts and the GPU's: each alone, in pairs, and all at once. What runs at once should take as long as the
-longest of it alone."""
+longest of it alone. A timeline of all at once is written beside the report."""
 
 from __future__ import annotations
 
+import functools
 import itertools
 import statistics
 import time
@@ -16,18 +17,21 @@ from dali.kernels.activation import Activation
 from dali.kernels.expert import ExpertLayout, ExpertShape
 from dali.kernels.formats import get_format
 from dali.store.arena import Arena
-from device import builder, open_gpu
+from device import builder, note_stand_in, open_gpu
 from qwen3_layers import HIDDEN, INTERMEDIATE
 from result import Result
+from timeline import Timeline, queue_at
 
 RECORDS, TOP_K, TOKENS = 256, 64, 1  # 650 MB: no cache of a CPU's holds them
 TARGET = 4e-3  # seconds that each lane is to take alone
 MOST = 1.15  # of the longest
 UNITS = {"copies": 1, "cpu": 1, "gpu": 32}  # experts that are asked for at once
+PIECES, TRACE = 8, "timeline.json"
 
 
 def run(result: Result) -> None:
     gpu = open_gpu()
+    note_stand_in(result, gpu)
     layer, held = make_layer(gpu)
     amounts = dict.fromkeys(UNITS, 8)
     for kind, most in {
@@ -50,6 +54,9 @@ def run(result: Result) -> None:
                 speed = amounts["copies"] * nbytes / max(together, alone["copies"])
                 result.figure("link_contended", speed, "experts' copies while the CPU computes others")
     result.limit("all at once over the longest alone", together / max(alone.values()), most=MOST)
+    if result.folder is not None:
+        trace(layer, amounts).write(result.folder / TRACE)
+        result.note(f"{TRACE}, beside this report, shows all three at once: open it in ui.perfetto.dev.")
     figures(result, layer, amounts["cpu"], alone["cpu"])
     del held
 
@@ -90,6 +97,36 @@ def measure(layer: OneLayer, amounts: dict[str, int], repeat: int = 7) -> float:
         torch.cuda.synchronize()
         found.append(time.perf_counter() - started)
     return statistics.median(found[1:])
+
+
+def trace(layer: OneLayer, amounts: dict[str, int]) -> Timeline:
+    """All three at once, in pieces. The CPU's experts are computed once all is queued, as in a step; nothing waits for them."""
+    place = layer.gpu.place
+    x, ids = torch.randn(TOKENS, HIDDEN).to(torch.bfloat16), torch.arange(TOP_K).repeat(TOKENS, 1)
+    weights = torch.full((TOKENS, TOP_K), 1 / TOP_K)
+    there = [part.to(place) for part in (x, ids, weights)]
+    out = torch.empty_like(there[0])
+    layer.begin(*there)
+    torch.cuda.synchronize()
+    timeline, copies = Timeline(), queue_at(layer.layers.copy_stream)
+    timeline.mark("copies", "", copies)
+    timeline.mark("the GPU's experts", "")
+    unit = UNITS["gpu"]
+    gpu, halves = list(range(TOP_K - unit, TOP_K)), RECORDS // 2 // unit
+    fetched = torch.arange(RECORDS // 2, RECORDS // 2 + amounts["copies"]).tensor_split(PIECES)
+    for launched, part in zip(torch.arange(amounts["gpu"]).tensor_split(PIECES), fetched, strict=True):
+        starts = [int(number) % halves * unit for number in launched]
+        launches = [(gpu, list(range(start, start + unit)), False) for start in starts]
+        fetches = [(0, record, record) for record in part.tolist()]
+        layer.layers.execute([], launches, fetches, out.data_ptr())
+        timeline.mark("copies", f"{len(fetches)} experts", copies)
+        timeline.mark("the GPU's experts", f"{unit * len(launches)} experts")
+    for part in torch.arange(amounts["cpu"]).tensor_split(PIECES):
+        if len(part):
+            work = functools.partial(layer.on_cpu.compute, x, ids[:, part], weights[:, part])
+            timeline.on_host("the CPU's experts", f"{len(part)} experts", work)
+    torch.cuda.synchronize()
+    return timeline
 
 
 def figures(result: Result, layer: OneLayer, experts: int, seconds: float) -> None:

@@ -17,12 +17,13 @@ import torch
 from torch import Tensor
 
 from dali.compiled import library
-from dali.devices.base import Buffer, Device, Event, MisuseError
+from dali.devices.base import Buffer, Device, Event, MisuseError, OutOfDeviceMemoryError
 from dali.devices.dependencies import Operation, Stream
 from dali.errors import DaliError, parameter
 
 Fetch = tuple[int, int, int]  # layer, expert, slot
 OLDEST_DRIVER = 12000  # as the driver numbers CUDA's versions
+LEAST_SM = 75  # compute capability: integer tensor cores
 
 
 @contextmanager
@@ -35,12 +36,12 @@ def gpu_errors(name: str) -> Iterator[None]:
 
 
 def gpu_error(name: str, failure: Exception) -> DaliError:
-    """A failure of the driver, as users are told."""
+    """A failure of the driver, as users are told; an OutOfDeviceMemoryError where it is one."""
+    problem = f"{name} failed ({failure})."
     if "OUT_OF_MEMORY" in str(failure):
         fix = f"Close other programs that use it, or lower {parameter('ctx_size')} or {parameter('vram')}."
-    else:
-        fix = f"Try again; if it repeats, restart dali, or use {parameter('device')} cpu."
-    return DaliError(f"{name} failed ({failure}).", fix)
+        return OutOfDeviceMemoryError(problem, fix)
+    return DaliError(problem, f"Try again; if it repeats, restart dali, or use {parameter('device')} cpu.")
 
 
 class Gpu:
@@ -52,17 +53,23 @@ class Gpu:
         self.place = self._torch_device()
         try:
             self.native = library.GpuDevice(driver, self.place.index or 0)
+            name, self.sm, version = self.native.name, self.native.sm, self.native.driver_version
         except library.GpuFailure as error:
             raise DaliError(
                 f"Device {device!r} cannot be used: {error}.",
                 f"Install or update NVIDIA's driver, or use {parameter('device')} cpu.",
             ) from error
-        self.name = f"{device} ({self.native.name})"
-        if self.native.driver_version < OLDEST_DRIVER:
-            version = f"{self.native.driver_version // 1000}.{self.native.driver_version % 1000 // 10}"
+        self.name = f"{device} ({name})"
+        if version < OLDEST_DRIVER:
             raise DaliError(
-                f"The driver of {self.name} is for CUDA {version}, and dali needs {OLDEST_DRIVER // 1000}.",
+                f"The driver of {self.name} is for CUDA {version // 1000}.{version % 1000 // 10}, and dali needs "
+                f"{OLDEST_DRIVER // 1000}.",
                 f"Update NVIDIA's driver, or use {parameter('device')} cpu.",
+            )
+        if self.sm < LEAST_SM:
+            raise DaliError(
+                f"{self.name} has compute capability {self.sm / 10}, and dali needs {LEAST_SM / 10} (RTX 20, GTX 16 or newer).",
+                f"Use another GPU, or {parameter('device')} cpu.",
             )
 
     def _torch_device(self) -> torch.device:
@@ -86,8 +93,13 @@ class Gpu:
     def free_bytes(self) -> int:
         """Memory that is free now, what torch keeps for later and could give back included."""
         torch.cuda.empty_cache()
-        free: int = self.native.memory()[0]
-        return free
+        return self.memory()[0]
+
+    def memory(self) -> tuple[int, int]:
+        """Bytes of its memory, those free and all."""
+        with gpu_errors(self.name):
+            free, everything = self.native.memory()
+        return free, everything
 
     def hand_over(self) -> None:
         """torch may use what the native layers have queued: both are in one queue."""
@@ -167,14 +179,12 @@ class GpuSlots(Device):
         """After a failure: wait until the queues are empty, and forget what was asked for."""
         self.asked.clear()
         self._copies = 0
-        self.layers.recover()
+        with gpu_errors(self.name):
+            self.layers.recover()
 
     def _memory(self, nbytes: int) -> Tensor:
         self._slots = nbytes // self.slot_bytes
-        try:
-            _ = self.layers
-        except DaliError as error:
-            raise MemoryError(error.problem.rstrip(".")) from error
+        _ = self.layers
         return torch.empty(
             nbytes, dtype=torch.uint8, device="meta"
         )  # `layers` has it: buffers only tell slots apart

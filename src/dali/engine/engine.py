@@ -9,18 +9,28 @@ from typing import Any
 import numpy as np
 import torch
 
+from dali.engine.budget import StateBudget
+from dali.engine.memory import MemoryErrors
 from dali.engine.scheduler import Scheduler
 from dali.engine.sequence import Sequence
-from dali.fused.model import DecodingModel
-from dali.hooks import rope
+from dali.errors import DaliError
+from dali.hooks import recurrent, rope
 from dali.kernels import native
 from dali.policies.signals import Step
 from dali.step.context import Segment, StepContext, running
-from dali.step.state import Snapshot
+from dali.step.decoder import Decoder
+from dali.step.kv import Reservation
+from dali.step.state import SequenceState
+from dali.units import size
+
+OPENING = 32  # tokens at most with which templates open an answer
 
 
 class Engine:
-    """Steps a model over the sequences that were added; they join and leave between steps."""
+    """Steps a model over the sequences that were added; they join and leave between steps.
+
+    With a budget (`follow`), the states of live sequences and of the last finished one never take more than that, but for what
+    a layer that moves has twice (`StateSize.moving`)."""
 
     def __init__(self, model: Any, step_tokens: int) -> None:
         self.model = model
@@ -28,13 +38,15 @@ class Engine:
         self.clock: Callable[[], float] = time.perf_counter  # a simulated device puts its own here
         self.begin: Callable[[Step], None] | None = None  # policies that tell requests apart put theirs here
         self.embeddings = False  # whether they are told the tokens' embeddings
-        self.decoder: DecodingModel | None = None  # decodes in one native call
+        self.decoder: Decoder | None = None  # takes the model's place in steps that it serves
         self.attention_seconds = (
             0.0  # spent in torch's attention, measured; the native kernels count their own
         )
         self._native = native.enabled()
+        self._budget: StateBudget | None = None  # None: states take what they need
         self._last: Sequence | None = None  # finished; its keys and values serve a prompt that continues it
         rope.bind_to_step(model)
+        recurrent.bind_to_step(model)
 
     def follow(
         self,
@@ -42,33 +54,50 @@ class Engine:
         begin: Callable[[Step], None] | None,
         embeddings: bool,
         step_tokens: int,
+        budget: StateBudget | None = None,
     ) -> None:
-        """Go by an accelerator: its clock, its policies' wish to know of each step, its size of prefill chunks."""
+        """Go by an accelerator: its clock, its policies' wish to know of each step, its size of prefill chunks, its memory for
+        states."""
         self.clock, self.begin, self.embeddings = clock, begin, embeddings
         self.scheduler.step_tokens = step_tokens
+        self.forget()
+        self._budget, self.scheduler.budget = budget, None if budget is None else budget.nbytes
 
-    def add(self, sequence: Sequence) -> None:
-        """Let a sequence join; a prefix it shares with the last finished one is not computed again."""
-        self._take_over_prefix(sequence)
+    def add(self, sequence: Sequence, fresh: bool = False) -> None:
+        """Let a sequence join with the next step, or when there is room for it: first come, first served. A prefix it shares with
+        the last finished one is not computed again, unless it shall be `fresh`. DaliError where there never will be room."""
+        self._measure(sequence, max(sequence.request.limit - 1, sequence.prompt_tokens))
+        sequence.fresh = fresh
         self.scheduler.add(sequence)
 
     def forget(self) -> None:
         """Give up the keys and values of the last finished sequence: the next prompt is computed in full."""
-        self._last = None
+        last, self._last = self._last, None
+        if last is not None:
+            last.state.clear()  # somebody may hold the sequence still
 
     def abort(self, sequence: Sequence) -> None:
         if sequence in self.scheduler.live:
             sequence.abort()
             self._retire(sequence)
+        elif sequence in self.scheduler.waiting:
+            sequence.abort()
+            self.scheduler.remove(sequence)
 
     def close(self) -> None:
         """Abort what is live and let go of the model; an engine that somebody still holds is empty."""
-        for sequence in list(self.scheduler.live):
+        for sequence in [*self.scheduler.live, *self.scheduler.waiting]:
             self.abort(sequence)
-        self.model = self.decoder = self.begin = self._last = None
+        self.forget()
+        self.model = self.decoder = self.begin = None
 
     def step(self) -> bool:
-        """Advance live sequences; False when there are none."""
+        """Advance live sequences; False when there are none. DaliError where memory runs out: the step then was not made."""
+        with MemoryErrors(self.model):
+            return self._step()
+
+    def _step(self) -> bool:
+        self._admit()
         if self.scheduler.limits:
             self._cross_limits()
         plan = self.scheduler.next()
@@ -76,7 +105,7 @@ class Engine:
             return False
         started = self.clock()
         prefill = [sequence.in_prefill for sequence, _ in plan]
-        before = [sequence.state.snapshot(sequence.computed) for sequence, _ in plan]
+        before = [sequence.computed for sequence, _ in plan]
         try:
             sampled = iter(self._forward(plan))
             for sequence, tokens in plan:
@@ -97,11 +126,56 @@ class Engine:
         return True
 
     def score(self, sequence: Sequence) -> Iterator[torch.Tensor]:
-        """Teacher-forced logits of a sequence that has not joined: [tokens, vocabulary] a chunk, all its tokens in order."""
+        """Teacher-forced logits of a sequence that has not joined: [tokens, vocabulary] a chunk, all its tokens in order. No
+        other may join meanwhile. DaliError where there is no room for it."""
+        self._measure(sequence, len(sequence.tokens))
+        self._make_room(sequence)
+        if not self.scheduler.has_room(sequence):
+            raise DaliError(
+                f"{len(sequence.tokens)} tokens cannot be scored beside {len(self.scheduler.live)} sequences under way.",
+                "Wait until they have ended.",
+            )
+        self._reserve(sequence)
         while sequence.pending:
             tokens = min(sequence.pending, self.scheduler.step_tokens)
-            yield self._forward([(sequence, tokens)], every_row=True)
+            with MemoryErrors(self.model):
+                logits = self._forward([(sequence, tokens)], every_row=True)
+            yield logits
             sequence.computed += tokens
+
+    def _measure(self, sequence: Sequence, tokens: int) -> None:
+        """Tell a sequence what its state may take when it has `tokens` tokens. DaliError where that is more than there is."""
+        if self._budget is None:
+            return
+        sequence.reservation = Reservation(tokens, self.scheduler.step_tokens)
+        sequence.state_bytes = self._budget.size.nbytes(sequence.reservation)
+        if sequence.state_bytes > self._budget.nbytes:
+            raise DaliError(
+                f"A sequence of up to {tokens} tokens may need {size(sequence.state_bytes)} for keys and values; all that may be "
+                f"live at once have {size(self._budget.nbytes)}.",
+                f"Shorten the prompt of {sequence.prompt_tokens} tokens, or allow its answer fewer tokens.",
+            )
+
+    def _make_room(self, sequence: Sequence) -> None:
+        if self._last is not None and not self.scheduler.has_room(sequence, self._last.state_bytes):
+            self.forget()
+
+    def _reserve(self, sequence: Sequence) -> None:
+        if sequence.reservation is not None:
+            sequence.state.reserve(sequence.reservation)
+
+    def _admit(self) -> None:
+        """Let those join that there is room for. What is kept of the last finished sequence is given up for them."""
+        scheduler = self.scheduler
+        while scheduler.waiting and scheduler.has_room(sequence := scheduler.waiting[0]):
+            self._take_over_prefix(sequence)
+            self._make_room(sequence)
+            self._reserve(sequence)
+            # Where a later prompt may part from this one: at its last token if it is asked anew, and in a conversation before the
+            # opening of the answer, which templates write otherwise once the answer is there.
+            end = sequence.prompt_tokens
+            sequence.state.keep(place for place in (end - OPENING, end - 1) if place > sequence.computed)
+            scheduler.join()
 
     @torch.inference_mode()
     def _forward(self, plan: list[tuple[Sequence, int]], every_row: bool = False) -> torch.Tensor:
@@ -129,8 +203,9 @@ class Engine:
             self.begin(Step(numbers, prefill, embeddings))
         step = StepContext(segments, longest, self._native)
         if self.decoder is not None and self.decoder.serves(step):
-            rows = self.decoder.decode(step, ids, positions)
-            return rows if every_row or len(last_rows) == len(ids) else rows[last_rows]
+            return self.decoder.decode(
+                step, ids, positions, list(range(len(ids))) if every_row else last_rows
+            )
         # One way to the model's device for all three.
         sent = torch.tensor([*ids, *positions, *last_rows], dtype=torch.long).to(self.model.device)
         there = sent[None, : 2 * len(ids)]
@@ -146,15 +221,15 @@ class Engine:
         # Some models have no such argument, and answer for every row.
         return logits if every_row or len(logits) == len(last_rows) else logits[last_rows]
 
-    def _roll_back(self, plan: list[tuple[Sequence, int]], before: list[Snapshot]) -> None:
+    def _roll_back(self, plan: list[tuple[Sequence, int]], before: list[int]) -> None:
         """An interrupted step has left its mark on some layers only, or sequences without their token: take it back, so that the
         step can be tried again."""
-        for (sequence, _), snapshot in zip(plan, before, strict=True):
+        for (sequence, _), tokens in zip(plan, before, strict=True):
             if sequence.finish_reason is not None:
                 self._retire(sequence)
-            elif sequence.computed != snapshot.tokens:  # it has its token: only others' were still to come
+            elif sequence.computed != tokens:  # it has its token: only others' were still to come
                 continue
-            elif not sequence.state.rollback(snapshot):
+            elif not sequence.state.rollback(tokens):
                 self.abort(sequence)
 
     def _cross_limits(self) -> None:
@@ -165,17 +240,19 @@ class Engine:
 
     def _retire(self, sequence: Sequence) -> None:
         self.scheduler.remove(sequence)
+        self.forget()
         self._last = sequence
 
     def _take_over_prefix(self, sequence: Sequence) -> None:
         last, sequence.regime = self._last, self.scheduler.regime(sequence)
-        if last is None or last.regime != sequence.regime:
+        if last is None or sequence.fresh or last.regime != sequence.regime:
             return
         shared = 0
         for ours, theirs in zip(sequence.tokens[:-1], last.tokens[: last.computed], strict=False):
             if ours != theirs:
                 break
             shared += 1
-        if shared and last.state.truncate(shared):
-            sequence.state, self._last = last.state, None
-            sequence.computed = sequence.cached_tokens = shared
+        place = last.state.nearest(shared)
+        if place and last.state.rollback(place):
+            sequence.state, last.state, self._last = last.state, SequenceState(), None
+            sequence.computed = sequence.cached_tokens = place

@@ -87,9 +87,7 @@ class Loop:
                     live = [sequence for sequence in live if sequence.finish_reason is None]
                     while waiting and (at_once is None or len(live) < at_once):
                         live.append(waiting.popleft())
-                        if fresh:
-                            engine.forget()
-                        engine.add(live[-1])
+                        engine.add(live[-1], fresh)
                 if not live:
                     return
                 self._advance(partial(_any_ended, live))

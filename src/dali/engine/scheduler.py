@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
+
 from dali.engine.sequence import Sequence
 
 
@@ -9,19 +11,34 @@ class Scheduler:
     """Every decoding sequence takes one token a step; what is left of `step_tokens` goes to prefill, oldest first.
 
     With `limits` (see hooks/rope.py) a step holds sequences of one regime; the regimes take turns.
+
+    With a `budget`, the bytes that states may take, sequences join in the order in which they were added: each when its
+    `state_bytes` fit beside those of live ones.
     """
 
     def __init__(self, step_tokens: int, limits: tuple[int, ...] = ()) -> None:
         self.step_tokens = step_tokens
         self.limits = limits
+        self.budget: int | None = None
+        self.waiting: deque[Sequence] = deque()
         self.live: list[Sequence] = []
         self._last_regime = 0
 
     def add(self, sequence: Sequence) -> None:
-        self.live.append(sequence)
+        self.waiting.append(sequence)
+
+    def has_room(self, sequence: Sequence, beside: int = 0) -> bool:
+        """Whether `sequence` fits beside the live ones and so many bytes."""
+        if self.budget is None:
+            return True
+        return beside + sequence.state_bytes + sum(one.state_bytes for one in self.live) <= self.budget
+
+    def join(self) -> None:
+        """Let the one that has waited longest take part in steps."""
+        self.live.append(self.waiting.popleft())
 
     def remove(self, sequence: Sequence) -> None:
-        self.live.remove(sequence)
+        (self.live if sequence in self.live else self.waiting).remove(sequence)
 
     def regime(self, sequence: Sequence) -> int:
         """How many of the limits the sequence is beyond, the token to be computed included."""

@@ -11,6 +11,7 @@ from dali.engine.request import Request
 from dali.engine.sampling import Sampler
 from dali.engine.text.text import Text
 from dali.errors import DaliError
+from dali.step.kv import Reservation
 from dali.step.state import SequenceState
 
 _NUMBERS = count()
@@ -32,6 +33,9 @@ class Sequence:
         self.cached_tokens = 0  # prompt tokens taken over from an earlier sequence
         self.computed = 0  # tokens that `state` has seen
         self.state = SequenceState()
+        self.reservation: Reservation | None = None  # of `state`, where memory has a budget,
+        self.state_bytes = 0  # and what it takes then
+        self.fresh = False  # whether nothing shall be taken over
         self.regime = 0  # of the rotary frequencies that `state` was computed with (see hooks/rope.py)
         self.sampler = Sampler(request.params)
         self.logprobs: list[TokenLogprob] = []  # of what was generated, where the request asks for them
@@ -57,7 +61,7 @@ class Sequence:
 
     def restart(self, regime: int) -> None:
         """Compute all tokens anew: what was kept belongs to another regime."""
-        self.state, self.computed, self.regime = SequenceState(), 0, regime
+        self.state, self.computed, self.regime = self.state.anew(), 0, regime
 
     def advance(self, logits: Tensor) -> None:
         """Choose the next token from logits [vocabulary]; what goes wrong ends this sequence and no other."""

@@ -9,13 +9,14 @@ transformers wrote it.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dali.fused.dense import FusedRMSNorm, PackedLinear
-from dali.fused.probe import POSITIONS, REFUSALS, probe
+from dali.fused.probe import POSITIONS, REFUSALS, close, probe
 from dali.fused.rotation import Kind, Turns, is_whole, kind_of, rotary_of, rotate, turns
 from dali.fused.watch import Watch
 from dali.hooks.latent import LINEAR, SharedLatents, shared_latents
@@ -34,19 +35,21 @@ CLOSE = 1e-2  # difference to the largest value, where torch rounds rotations ot
 
 
 class DecodingAttention:
-    """Takes the place of an attention module's forward."""
+    """Takes the place of an attention module's forward: while decoding; in all steps, where it has a gate, whose sigmoid torch
+    rounds by place."""
 
     def __init__(self, module: Any, fused: native.Attention, window: int | None, kind: Kind) -> None:
         """`kind`: of the rotation it is given."""
         self.plain: Any = module.forward
-        self._layer: int = module.layer_idx
+        self.layer: int = module.layer_idx
         self.dtype: torch.dtype = module.config.dtype
-        self.native, self.kind, self._window = fused, kind, window
+        self.native, self.kind, self.window = fused, kind, window
         self.watch = Watch(module)
         heads, *widths = fused.kept
         keys, values = (torch.empty(heads, 1, width, dtype=self.dtype) for width in widths)
-        self._samples = keys, values  # what a token's look like
-        self._prompts = isinstance(fused.projections, native.LatentProjections)  # whether it computes them
+        self.samples = keys, values  # what a token's look like
+        latent = isinstance(fused.projections, native.LatentProjections)
+        self._prompts = latent or fused.gated  # whether it computes them
 
     def __call__(self, hidden_states: Tensor, *arguments: Any, **keywords: Any) -> Any:
         step, rotation = current_step(), turns(keywords.get("position_embeddings"))
@@ -60,23 +63,26 @@ class DecodingAttention:
         ):
             return self.plain(hidden_states, *arguments, **keywords)
         cos, sin = rotation
-        return self.native.decode(hidden_states, cos, sin, self.places(step)), None
+        return self.native.decode(hidden_states, cos, sin, self._tokens(step)), None
 
     def takes(self, rotation: Turns, step: StepContext) -> bool:
         """Whether this is a rotation of the step's tokens as the module was probed with."""
-        return self.native.rotary.takes(*rotation, sum(segment.tokens for segment in step.segments))
+        return self.native.rotary.takes(*rotation, step.rows)
 
-    def places(self, step: StepContext) -> list[native.DecodingToken]:
+    def kept(self, step: StepContext) -> native.Kept:
         """Where the step's tokens keep their keys and values."""
-        index, window = self._layer, self._window
+        return self._tokens(step), []
+
+    def _tokens(self, step: StepContext) -> list[native.DecodingToken]:
+        index, window = self.layer, self.window
         if step.decoding:
-            return [s.state.kv(index).place(s.start, *self._samples, window) for s in step.segments]
-        places = []
+            return [s.state.kv(index).place(s.start, *self.samples, window) for s in step.segments]
+        tokens = []
         for s in step.segments:
-            samples = [sample.expand(-1, s.tokens, -1) for sample in self._samples]
+            samples = [sample.expand(-1, s.tokens, -1) for sample in self.samples]
             first = s.state.kv(index).place(s.start, samples[0], samples[1], window)
-            places += native.following(first, s.tokens, window)
-        return places
+            tokens += native.following(first, s.tokens, window)
+        return tokens
 
 
 def fuse_attention(model: nn.Module) -> None:
@@ -110,9 +116,7 @@ def _known(module: Any) -> bool:
         and ((LINEAR in names) == (shared_latents(module) is not None))
         and all(isinstance(part, PackedLinear | FusedRMSNorm | SharedLatents) for part in parts.values())
         and all(
-            part.weight.dtype == module.config.dtype
-            for part in parts.values()
-            if isinstance(part, FusedRMSNorm)
+            part.dtype == module.config.dtype for part in parts.values() if isinstance(part, FusedRMSNorm)
         )
         and own <= {"sinks"}
         and module.config.dtype in native.ATTENTION_DTYPES
@@ -145,7 +149,10 @@ def _probed(module: Any, rotary: Any) -> DecodingAttention | None:
         return None
     for fused in _ways(module, turned[0], seen[0]):
         attention = DecodingAttention(module, fused, seen[0].window, kind)
-        if all(map(torch.equal if whole else _close, run(attention, None), expected)):
+        same: Any = torch.equal if whole else _close
+        if fused.gated:
+            same = partial(close, dtype=dtype)
+        if all(map(same, run(attention, None), expected)):
             return attention
     return None
 
@@ -183,9 +190,9 @@ def _projections(module: Any) -> Iterator[native.Projections]:
     names = next((names for names in NORMS if any(hasattr(module, name) for name in names)), NORMS[0])
     norms = [_norm(getattr(module, name, None)) for name in names]
     for follow in (False, True) if any(norms) else (False,):
-        yield native.Projections(
-            query, key, value, module.head_dim, norms[0], norms[1], follow, getattr(module, "v_scale", 1.0)
-        )
+        scale = getattr(module, "v_scale", 1.0)
+        gated = query.rows == 2 * module.o_proj.in_features
+        yield native.Projections(query, key, value, module.head_dim, norms[0], norms[1], follow, scale, gated)
 
 
 def _latent(module: Any) -> native.LatentProjections:

@@ -44,14 +44,20 @@ class PackedLinear(nn.Module):
 class FusedRMSNorm(nn.Module):
     """A root-mean-square norm in one call."""
 
-    def __init__(self, norm: Any) -> None:
+    def __init__(self, norm: Any, weight: Tensor) -> None:
+        """`weight`: what it multiplies by, the norm's own or one more than that."""
         super().__init__()
-        self.weight, self.variance_epsilon = norm.weight, float(norm.variance_epsilon)
-        self._plain = norm.forward
+        self.dtype: torch.dtype = norm.weight.dtype  # of what it norms
+        self.variance_epsilon = _epsilon(norm)
+        if weight is norm.weight:
+            self.weight = weight
+        else:
+            self.register_buffer("weight", weight, persistent=False)
+        self.plain = norm.forward
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.dtype != self.weight.dtype:
-            return self._plain(x)  # type: ignore[no-any-return]
+        if x.dtype != self.dtype:
+            return self.plain(x)  # type: ignore[no-any-return]
         return native.rms_norm(x, self.weight, self.variance_epsilon)
 
 
@@ -112,26 +118,34 @@ def fuse_norms(model: nn.Module) -> None:
     """Replace every RMSNorm by the fused one."""
     for parent in list(model.modules()):
         for name, child in parent.named_children():
-            if type(child).__name__.endswith("RMSNorm") and _is_plain(child):
-                setattr(parent, name, FusedRMSNorm(child))
+            if type(child).__name__.endswith("RMSNorm") and (weight := _weight(child)) is not None:
+                setattr(parent, name, FusedRMSNorm(child, weight))
+
+
+def _epsilon(norm: Any) -> float:
+    """0 where there is none."""
+    return float(getattr(norm, "variance_epsilon", getattr(norm, "eps", 0)))
 
 
 @torch.inference_mode()
-def _is_plain(norm: nn.Module) -> bool:
-    """Whether a norm's parameters and its output on a probe are those of the plain formula."""
-    names = {name for name, _ in norm.named_parameters()}
-    if names != {"weight"} or not hasattr(norm, "variance_epsilon"):
-        return False
-    weight: Any = norm.weight
+def _weight(norm: Any) -> Tensor | None:
+    """What a norm multiplies by, whose output on a probe is that of the plain formula with it: its only parameter, or one more
+    than that, in float32."""
+    if {name for name, _ in norm.named_parameters()} != {"weight"} or not _epsilon(norm):
+        return None
+    weight: Tensor = norm.weight
     if weight.dim() != 1 or not is_plain_memory(weight):
-        return False
+        return None
     probe = torch.linspace(-3, 5, weight.numel()).to(weight.dtype)[None]
     try:
         expected: Tensor = norm(probe)
     except REFUSALS:
-        return False
-    ours = native.rms_norm(probe, weight.detach(), float(norm.variance_epsilon))  # type: ignore[arg-type]
+        return None
     tolerance = max(
         torch.finfo(weight.dtype).eps, 4 * torch.finfo(torch.float32).eps
     )  # sums taken in another order
-    return expected.dtype == ours.dtype and torch.allclose(ours, expected, rtol=tolerance, atol=tolerance)
+    for found in (weight, 1 + weight.detach().float()):
+        ours = native.rms_norm(probe, found.detach(), _epsilon(norm))
+        if expected.dtype == ours.dtype and torch.allclose(ours, expected, rtol=tolerance, atol=tolerance):
+            return found
+    return None

@@ -19,6 +19,7 @@ from dali.fused.attention import DecodingAttention
 from dali.fused.dense import FusedRMSNorm
 from dali.fused.mlp import FusedGate, mlp_of, sigmoids_agree
 from dali.fused.probe import POSITIONS, REFUSALS, probe
+from dali.fused.recurrent import FusedRecurrent
 from dali.fused.rotation import Turns, rotary_of, rotate, turns
 from dali.fused.router import FusedRouter
 from dali.fused.watch import Watch
@@ -35,8 +36,11 @@ MOST_SEQUENCES = (
 NORMS = (
     ("input_layernorm", None, "post_attention_layernorm", None),
     (None, "post_attention_layernorm", None, "post_feedforward_layernorm"),
+    ("operator_norm", None, "ffn_norm", None),
     ("input_layernorm", "post_self_attn_layernorm", "post_attention_layernorm", "post_mlp_layernorm"),
 )
+
+Mixer = DecodingAttention | FusedRecurrent  # where its tokens meet those before them
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,7 @@ class Parts:
     norms: native.LayerNorms
     dtype: torch.dtype
     hidden: int
-    attention: DecodingAttention
+    mixer: Mixer
     routed: Routed | None
     mlp: native.Mlp | None
 
@@ -68,7 +72,7 @@ class DecodingLayer:
     def __init__(self, layer: Any, parts: Parts) -> None:
         self.plain: Any = layer.forward
         self.layer, self.parts = layer, parts
-        self.attention, self.routed = parts.attention, parts.routed
+        self.mixer, self.routed = parts.mixer, parts.routed
         experts, gate = None, None
         if (routed := parts.routed) is not None:
             pool = routed.experts.pool
@@ -77,7 +81,7 @@ class DecodingLayer:
             parts.hidden,
             parts.dtype,
             parts.norms,
-            parts.attention.native,
+            parts.mixer.native,
             experts,
             parts.mlp,
             gate,
@@ -136,11 +140,11 @@ class Run:
 
     def takes(self, rotation: Turns, step: StepContext) -> bool:
         """Whether all layers were probed with such rotations."""
-        return all(layer.attention.takes(rotation, step) for layer in self.layers)
+        return all(layer.mixer.takes(rotation, step) for layer in self.layers)
 
     def decode(self, step: StepContext, hidden: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """hidden [1, tokens, hidden], cos and sin [1, tokens, width] -> the last layer's output."""
-        places = [layer.attention.places(step) for layer in self.layers]
+        places = [layer.mixer.kept(step) for layer in self.layers]
         leases = [layer.lease() for layer in self.layers]  # their bytes stay until the call has ended
         out, outcomes = native.decode_layers(self._natives, records(leases), hidden, cos, sin, places)
         del leases
@@ -155,7 +159,7 @@ def fuse_layers(model: nn.Module) -> None:
     stacks = [m for m in model.modules() if isinstance(m, nn.ModuleList)] if rotary is not None else []
     for stack in stacks:
         pairs = [(layer, _fused(layer, rotary)) for layer in stack]
-        for _, neighbours in groupby(pairs, lambda pair: pair[1] and (pair[1].attention.kind,)):
+        for _, neighbours in groupby(pairs, lambda pair: pair[1] and (pair[1].mixer.kind,)):
             fused = [(layer, decoding) for layer, decoding in neighbours if decoding is not None]
             for layer, decoding in fused:
                 layer.forward = decoding
@@ -169,11 +173,9 @@ def _parts(layer: Any) -> Parts | None:
     children = dict(layer.named_children())
     norms: dict[str | None, Any] = {n: c for n, c in children.items() if isinstance(c, FusedRMSNorm)}
     places = next((names for names in NORMS if {n for n in names if n} == set(norms)), None)
-    attentions = [c.forward for c in children.values() if isinstance(c.forward, DecodingAttention)]
-    others = [
-        c for n, c in children.items() if n not in norms and not isinstance(c.forward, DecodingAttention)
-    ]
-    if places is None or len(attentions) != 1 or list(layer.parameters(recurse=False)):
+    mixers = [c.forward for c in children.values() if isinstance(c.forward, Mixer)]
+    others = [c for n, c in children.items() if n not in norms and not isinstance(c.forward, Mixer)]
+    if places is None or len(mixers) != 1 or list(layer.parameters(recurse=False)):
         return None
     blocks = [child for child in others if mlp_of(child) is None]
     dense = [mlp for child in others if (mlp := mlp_of(child)) is not None]
@@ -184,14 +186,14 @@ def _parts(layer: Any) -> Parts | None:
     if len(blocks) > 1 or len(dense) > 1 or (blocks and routed is None) or not (routed or dense):
         return None
     found = [norms.get(name) for name in places]
-    weight = next(norm.weight for norm in found if norm is not None)
+    first = next(norm for norm in found if norm is not None)
     parts = native.LayerNorms(*(norm and (norm.weight, norm.variance_epsilon) for norm in found))
-    dtypes = [norm.weight.dtype for norm in norms.values()] + [attentions[0].dtype]
+    dtypes = [norm.dtype for norm in norms.values()] + [mixers[0].dtype]
     dtypes += [] if routed is None else [routed.router.dtype]
-    if any(dtype != weight.dtype for dtype in dtypes):
+    if any(dtype != first.dtype for dtype in dtypes):
         return None
     mlp = dense[0] if dense else None
-    return Parts(parts, weight.dtype, len(weight), attentions[0], routed, mlp)
+    return Parts(parts, first.dtype, len(first.weight), mixers[0], routed, mlp)
 
 
 def _routed(block: Any) -> tuple[Routed | None, list[native.Mlp]]:
@@ -244,7 +246,7 @@ def _agree(layer: Any, fused: DecodingLayer, rotary: Any) -> bool:
     steps = []
     for positions in POSITIONS:
         x = torch.randn(1, len(positions), hidden, generator=generator).to(dtype)
-        steps.append((x, rotate(rotary, x, torch.tensor([positions]), fused.attention.kind)))
+        steps.append((x, rotate(rotary, x, torch.tensor([positions]), fused.mixer.kind)))
 
     def run(forward: Any) -> list[Any]:
         def call(at: int) -> Any:

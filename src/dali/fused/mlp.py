@@ -30,11 +30,11 @@ class FusedActivation(nn.Module):
 
     def __init__(self, kind: str, module: nn.Module) -> None:
         super().__init__()
-        self.kind, self._plain = kind, module.forward
+        self.kind, self.plain = kind, module.forward
 
     def forward(self, x: Tensor) -> Tensor:
         if x.dtype not in native.ACTIVATED_DTYPES or x.device.type != "cpu":
-            return self._plain(x)  # type: ignore[no-any-return]
+            return self.plain(x)  # type: ignore[no-any-return]
         return native.activate(x, self.kind)
 
 
@@ -43,11 +43,11 @@ class FusedGate(nn.Module):
 
     def __init__(self, linear: Any) -> None:
         super().__init__()
-        self.weight, self._plain = linear.weight, linear.forward
+        self.weight, self.plain = linear.weight, linear.forward
 
     def forward(self, x: Tensor) -> Tensor:
         if x.dtype != self.weight.dtype:
-            return self._plain(x)  # type: ignore[no-any-return]
+            return self.plain(x)  # type: ignore[no-any-return]
         return native.gate_logits(x, self.weight)
 
 
@@ -122,7 +122,7 @@ def _kind(activation: Any) -> str | None:
 @cache
 @torch.inference_mode()
 def sigmoids_agree(dtype: torch.dtype, rows: int) -> bool:
-    """Whether torch's sigmoid of up to `rows` rows of one value gives the bits of the C library's, as native code computes it."""
+    """Whether torch's sigmoid of up to `rows` rows of one value gives the bits of glibc's, as native code computes it."""
     values = torch.linspace(-20, 20, 64 * rows).to(dtype)
     return all(
         torch.equal(native.sigmoid(some), torch.sigmoid(some))

@@ -67,14 +67,14 @@ class DecodingModel:
         inner = model.model
         layers: list[DecodingLayer] = [layer.forward for layer in inner.layers]
         table, norm, head = inner.embed_tokens.weight, inner.norm, model.lm_head
-        self._layers = layers
+        self.layers, self.dtype, self.vocabulary = layers, table.dtype, head.out_features
         self.watch = Watch(model)
-        kinds = list(dict.fromkeys(layer.attention.kind for layer in layers))
-        self._rotations = [Rotations(inner.rotary_emb, kind, table.new_empty(0)) for kind in kinds]
-        self._native = native.DecodingModel(
+        kinds = list(dict.fromkeys(layer.mixer.kind for layer in layers))
+        self.rotations = [Rotations(inner.rotary_emb, kind, table.new_empty(0)) for kind in kinds]
+        self.native = native.DecodingModel(
             table,
             [layer.native for layer in layers],
-            [kinds.index(layer.attention.kind) for layer in layers],
+            [kinds.index(layer.mixer.kind) for layer in layers],
             (norm.weight, norm.variance_epsilon),
             head.native,
             float(getattr(inner, "embedding_multiplier", 1.0)),
@@ -89,25 +89,25 @@ class DecodingModel:
             self._serves = None
             return False
         if self._serves is None or any(segment.prefill for segment in step.segments):
-            for rotations in self._rotations:
+            for rotations in self.rotations:
                 rotations.forget()
-            self._serves = self.watch.untouched and all(layer.keeps_experts for layer in self._layers)
+            self._serves = self.watch.untouched and all(layer.keeps_experts for layer in self.layers)
         return self._serves
 
-    def decode(self, step: StepContext, ids: list[int], positions: list[int]) -> Tensor:
-        """The token of each of the step's segments -> logits [tokens, vocabulary]."""
-        rotations = [kind.of(positions) for kind in self._rotations]
-        places = [layer.attention.places(step) for layer in self._layers]
-        leases = [layer.lease() for layer in self._layers]  # their bytes stay until the call has ended
-        logits, outcomes = self._native.decode(records(leases), ids, rotations, places)
+    def decode(self, step: StepContext, ids: list[int], positions: list[int], wanted: list[int]) -> Tensor:
+        """The token of each of the step's segments -> logits [wanted, vocabulary]."""
+        rotations = [kind.of(positions) for kind in self.rotations]
+        places = [layer.mixer.kept(step) for layer in self.layers]
+        leases = [layer.lease() for layer in self.layers]  # their bytes stay until the call has ended
+        logits, outcomes = self.native.decode(records(leases), ids, rotations, places)
         del leases
-        for layer, outcome in zip(self._layers, outcomes, strict=True):
+        for layer, outcome in zip(self.layers, outcomes, strict=True):
             layer.count(len(ids), *outcome)
-        return logits
+        return logits if len(wanted) == len(ids) else logits[wanted]
 
     def forget(self) -> None:
         """Take back what a probe has counted, which is no step."""
-        for layer in self._layers:
+        for layer in self.layers:
             layer.forget()
 
 
@@ -135,8 +135,8 @@ def _known(model: Any) -> bool:
         and isinstance(inner.norm, FusedRMSNorm)
         and isinstance(model.lm_head, PackedLinear)
         and is_fixed(inner.rotary_emb)
-        and inner.embed_tokens.weight.dtype == inner.norm.weight.dtype
-        and all(forward.native.dtype == inner.norm.weight.dtype for forward in forwards)
+        and inner.embed_tokens.weight.dtype == inner.norm.dtype
+        and all(forward.native.dtype == inner.norm.dtype for forward in forwards)
     )
 
 
@@ -160,6 +160,6 @@ def _agree(model: Any, fused: DecodingModel) -> bool:
 
     def natively(at: int) -> Tensor:
         step = cast(StepContext, current_step())
-        return fused.decode(step, list(range(at, at + rows)), list(POSITIONS[at]))
+        return fused.decode(step, list(range(at, at + rows)), list(POSITIONS[at]), list(range(rows)))
 
     return all(map(torch.equal, probe(plainly), probe(natively)))

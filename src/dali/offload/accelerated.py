@@ -8,9 +8,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from dali.engine.budget import StateBudget
 from dali.hooks import seam
 from dali.policies.signals import Step
 from dali.runtime.executor import Executor
+from dali.step.decoder import Decoder
 from dali.telemetry import Telemetry
 
 ComputeExperts = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -28,13 +30,19 @@ class AcceleratedExperts:
     step_tokens: int  # of a prefill chunk
     modelled: bool  # whether times come from a virtual clock
     system: str | None = None  # whose policies run, where one was named
+    budget: StateBudget | None = None  # of its memory, for what sequences keep; None: nobody counts it
     lossy: dict[str, Any] = field(
         default_factory=dict
     )  # its lossy "parts", and what they have done; none: all are off
+    decoder: Decoder | None = (
+        None  # computes whole steps, with the experts; then the model's layers stay the CPU's
+    )
 
     def install(self, model: nn.Module, telemetry: Telemetry) -> None:
         """Take the place of the CPU's layers in `model`; `telemetry` begins anew."""
         telemetry.layers.clear()
         telemetry.modelled = self.modelled
+        if self.decoder is not None:
+            return
         for module, layer in zip(seam.experts_modules(model).values(), self.layers, strict=True):
             seam.set_dali_layer(module, layer)

@@ -6,15 +6,18 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from dali import systems, units
 from dali.devices import Device, OutOfDeviceMemoryError, SimDevice
 from dali.devices.cuda import Gpu, GpuSlots
 from dali.devices.dependencies import dependencies
+from dali.engine.budget import StateBudget
 from dali.engine.engine import Engine
 from dali.errors import UsageError, parameter
 from dali.fused.dense import PackedLinear
+from dali.fused.model import DecodingModel
+from dali.fused.release import release
 from dali.hardware.cost import CostModel, ExpertSize
 from dali.hardware.profile import Profile
 from dali.hooks import seam
@@ -22,7 +25,8 @@ from dali.hooks.shared import early_shared
 from dali.loading.loaded import LoadedModel
 from dali.offload.accelerated import AcceleratedExperts
 from dali.offload.calibrate import load_predictor
-from dali.offload.gpu import move_dense, nearest_profile, open_gpu
+from dali.offload.gpu import gpu_model, move_dense, nearest_profile, open_gpu
+from dali.offload.gpu_model import GpuModel
 from dali.offload.lossy import CpuExperts, LossyLayers, Scores, cpu_experts
 from dali.offload.low_bits import reduce_bits
 from dali.options import LoadOptions
@@ -75,41 +79,37 @@ def accelerate(
     notify: Callable[[str], None],
     device: Device | None = None,
     room: int | None = None,
+    decoder: DecodingModel | None = None,
 ) -> AcceleratedExperts:
     """The runtime for a model that runs on the CPU so far, on `engine`, which predictors are calibrated with.
 
     `device` stands in for the one `options` names; `room`: bytes of host memory that a second set of experts may take, None for
-    what is free.
+    what is free; `decoder`: the CPU's way to decode the model in one call, by which a GPU's kernels go.
     """
     model = loaded.model
-    device = device or _open(options, loaded, engine)
+    on_gpu: GpuModel | None = None
+    budget = None
+    if device is None:
+        device, on_gpu, budget = _open(options, loaded, engine, decoder, notify)
     profile = options.planning_profile() or _nearest_profile(device, notify)
     costs = _costs(loaded, profile)
     routers = seam.routers(model, loaded.layout.shape.hidden)
     scores = None if routers is None else seam.scores(routers, model.config.get_text_config())
     residency, policies = _residency(loaded, device, options, costs, notify)
-    parts, fingerprint = options.lossy_parts(), loaded.fingerprint
-    beside: CpuExperts | None = None
-    if parts is not None and parts.reroute is not None:
-        beside = cpu_experts(parts, loaded, costs, scores is not None, room, meter)
-    if parts is not None and parts.bits is not None:  # after all that refuses, as it cannot be undone
-        reduce_bits(loaded.layouts, loaded.pool.records, parts.bits, meter)
-        fingerprint += f" {parts.bits} bits"  # predictors are calibrated on the experts as they are
+    parts = options.lossy_parts()
+    beside, fingerprint = _make_lossy(parts, loaded, costs, scores is not None, room, meter)
     _tell_budget(loaded, device, options, notify)
     predictor = _predictor(loaded, fingerprint, engine, policies.prefetch, residency, routers, meter, notify)
-    system = None if options.policy is None else systems.get(options.policy)
-    if system is not None and "scores" in system.signals and scores is None:
-        notify(
-            f"{system.title} decides without router scores: the routers of {type(model).__name__} give none."
-        )
-    if isinstance(device, GpuSlots):  # only now: calibration ran on the CPU
+    system = _system(options, scores is not None, type(model).__name__, notify)
+    if isinstance(device, GpuSlots) and on_gpu is None:  # only now: calibration ran on the CPU
         predictor = move_dense(loaded, device, predictor)
-    executor = _executor(loaded, device, residency, policies, predictor, costs, routers, scores, system)
-    if isinstance(device, GpuSlots) and device.unpinned:
-        notify(
-            f"{units.size(device.unpinned)} of experts could not be page-locked: copies to {device.name} are slower. "
-            "Raise the limit on locked memory (`ulimit -l`) or free RAM."
-        )
+    beside_each = [] if on_gpu else [early_shared(model, name) for name in seam.experts_modules(model)]
+    executor = _executor(
+        loaded, device, residency, policies, predictor, costs, routers, scores, system, beside_each
+    )
+    if on_gpu is not None and isinstance(executor, GpuExecutor):
+        on_gpu.follow(executor, predictor)
+    _tell_pinned(device, notify)
     runner: Executor | LossyLayers = executor
     lossy: dict[str, Any] = {}
     if system is not None and parts is not None:
@@ -125,21 +125,72 @@ def accelerate(
         min(_step_tokens(loaded, costs, residency), executor.most_tokens),
         isinstance(device, SimDevice),
         None if system is None else system.name,
+        budget,
         lossy,
+        on_gpu,
     )
 
 
-def _open(options: LoadOptions, loaded: LoadedModel, engine: Engine) -> Device:
-    """The device that `options` name."""
-    profile = options.planning_profile()
-    if options.device_kind == "cuda" or profile is None:
-        return open_gpu(options, loaded, engine)
-    return _simulate(options, profile, loaded.model)
+def _make_lossy(
+    parts: systems.LossyParts | None,
+    loaded: LoadedModel,
+    costs: CostModel,
+    scored: bool,
+    room: int | None,
+    meter: Meter,
+) -> tuple[CpuExperts | None, str]:
+    """What a system's lossy parts make of the experts: a second set of them, if it wants one, and the fingerprint of the model as
+    it is then."""
+    beside, fingerprint = None, loaded.fingerprint
+    if parts is not None and parts.reroute is not None:
+        beside = cpu_experts(parts, loaded, costs, scored, room, meter)
+    if parts is not None and parts.bits is not None:  # after all that refuses, as it cannot be undone
+        reduce_bits(loaded.layouts, loaded.pool.records, parts.bits, meter)
+        fingerprint += f" {parts.bits} bits"  # predictors are calibrated on the experts as they are
+    return beside, fingerprint
+
+
+def _open(
+    options: LoadOptions,
+    loaded: LoadedModel,
+    engine: Engine,
+    decoder: DecodingModel | None,
+    notify: Callable[[str], None],
+) -> tuple[Device, GpuModel | None, StateBudget | None]:
+    """The device that `options` name; the whole model on it where that is a GPU with kernels for all of it; and its memory for
+    what sequences keep, where that is counted."""
+    if options.device_kind != "cuda":
+        profile = options.planning_profile()
+        assert profile is not None
+        return _simulate(options, profile, loaded.model), None, None
+    gpu = Gpu(options.device)
+    on_gpu = gpu_model(gpu, loaded, decoder)
+    if on_gpu is None:
+        release(loaded.model)
+        notify(
+            f"{loaded.name} has parts that dali's GPU kernels lack: torch computes all but its experts, and more slowly."
+        )
+    device, budget = open_gpu(options, loaded, engine, gpu, on_gpu)
+    if on_gpu is not None:
+        on_gpu.put()
+    return device, on_gpu, budget
+
+
+def _system(
+    options: LoadOptions, scored: bool, model: str, notify: Callable[[str], None]
+) -> systems.System | None:
+    """The system that `options` name, if any; `scored`: whether the model's routers give scores."""
+    if options.policy is None:
+        return None
+    system = systems.get(options.policy)
+    if "scores" in system.signals and not scored:
+        notify(f"{system.title} decides without router scores: the routers of {model} give none.")
+    return system
 
 
 def _nearest_profile(device: Device, notify: Callable[[str], None]) -> Profile:
     assert isinstance(device, GpuSlots)
-    profile = nearest_profile(device.gpu.native.memory()[1])
+    profile = nearest_profile(device.gpu.memory()[1])
     notify(
         f"This machine was never measured: plans go by the published profile {profile.name}, whose GPU is nearest in memory. "
         f"{parameter('profile')} names another."
@@ -157,6 +208,7 @@ def _executor(
     routers: Sequence[nn.Module] | None,
     scores: Scores | None,
     system: systems.System | None,
+    beside: Sequence[Callable[[Tensor], None] | None],
 ) -> Executor:
     model, layers = loaded.model, loaded.pool.layers
     for layer in loaded.pool.records:
@@ -172,7 +224,7 @@ def _executor(
         loaded.telemetry,
         dense_seconds(model, costs, layers),
         predict_seconds(routers, costs, policies.prefetch.depth),
-        [early_shared(model, name) for name in seam.experts_modules(model)],
+        beside,
         scores=scores,
         guarded=system is None or system.guarded,
     )
@@ -209,6 +261,14 @@ def _tell_budget(
         notify(
             f"The {units.size(device.budget)} of {device.name} hold no expert of {units.enough(record_bytes)}: all run "
             "on the CPU."
+        )
+
+
+def _tell_pinned(device: Device, notify: Callable[[str], None]) -> None:
+    if isinstance(device, GpuSlots) and device.unpinned:
+        notify(
+            f"{units.size(device.unpinned)} of experts could not be page-locked: copies to {device.name} are slower. "
+            "Raise the limit on locked memory (`ulimit -l`) or free RAM."
         )
 
 
@@ -273,6 +333,8 @@ def _residency(
                 link,
             )
         except OutOfDeviceMemoryError as error:
+            if not slots:
+                raise
             fewer = slots * 3 // 4
             notify(f"{error.problem} Using {fewer} expert slots instead of {slots}.")
             slots = fewer

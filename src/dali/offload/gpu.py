@@ -9,11 +9,13 @@ from typing import Any
 import torch
 
 from dali.compiled import library
-from dali.devices.cuda import Gpu, GpuSlots
+from dali.devices.cuda import Gpu, GpuSlots, gpu_errors
+from dali.engine.budget import StateBudget
 from dali.engine.engine import Engine
 from dali.engine.request import Request
 from dali.engine.sequence import Sequence
 from dali.errors import DaliError, parameter
+from dali.fused.model import DecodingModel
 from dali.hardware import profile as profiles
 from dali.hardware.profile import Profile
 from dali.kernels import native
@@ -23,44 +25,79 @@ from dali.kernels.gpu.experts import PASSES, experts_macros
 from dali.kernels.native.experts import ExpertRecords, native_layout
 from dali.kernels.native.library import DTYPES
 from dali.loading.loaded import LoadedModel
+from dali.offload.gpu_model import GpuModel
 from dali.options import LoadOptions
 from dali.runtime.gpu import GpuExecutor
 from dali.runtime.prefetch import Predictor
-from dali.step.kv import INITIAL_TOKENS
+from dali.step.kv import Reservation
+from dali.step.size import StateSize
 from dali.store.cache import cache_root
 from dali.units import size
 
 MOST_AHEAD = 64  # ids that are predicted of later layers, a token
 TEMPORARIES = 2**30  # bytes left to torch: activations, libraries' workspaces, fragmentation
+LOGITS = 2**29  # bytes where torch has but the logits; the driver's graphs and what predicts routing, too
 
 
-def open_gpu(options: LoadOptions, loaded: LoadedModel, engine: Engine, gpu: Gpu | None = None) -> GpuSlots:
-    """The slots of the GPU that `options` names, for a model that still is on the CPU. DaliError where it has no memory left for
-    experts beside dense weights, keys and values of the whole context, and temporaries."""
+def check_native(options: LoadOptions) -> None:
+    """DaliError where there are no compiled kernels, without which a GPU is of no use."""
     if not native.enabled():
         raise DaliError(
             f"Device {options.device!r} needs dali's compiled kernels, which are missing or turned off.",
             f"Install a C++ compiler and reinstall dali, or use {parameter('device')} cpu.",
         )
-    gpu = gpu or Gpu(options.device)
-    free, dense, kept = gpu.free_bytes(), loaded.dense_bytes, kv_bytes(engine, loaded.ctx_size)
-    room = free - dense - kept - TEMPORARIES
+
+
+def gpu_model(gpu: Gpu, loaded: LoadedModel, decoder: DecodingModel | None) -> GpuModel | None:
+    """The whole model by dali's kernels, where it has no parts that there are none for."""
+    if decoder is None:
+        return None
+    try:
+        with gpu_errors(gpu.name):
+            return GpuModel(gpu, loaded.model, decoder, module_maker(gpu), loaded.ctx_size)
+    except ValueError:
+        return None
+
+
+def open_gpu(
+    options: LoadOptions, loaded: LoadedModel, engine: Engine, gpu: Gpu, model: GpuModel | None
+) -> tuple[GpuSlots, StateBudget]:
+    """The slots of a GPU, for a model that still is on the CPU, and what all sequences together may keep there: as much as one of
+    the whole context. DaliError where it has no memory left for experts beside that, the dense part, and temporaries."""
+    whole, keeps = Reservation(loaded.ctx_size, GpuExecutor.most_tokens), state_size(engine)
+    states = StateBudget(keeps.nbytes(whole), keeps)
+    free, kept = gpu.free_bytes(), states.nbytes + keeps.moving(whole)
+    dense, temporaries = (loaded.dense_bytes, TEMPORARIES) if model is None else (model.bytes, LOGITS)
+    room = free - dense - kept - temporaries
     if room < 0:
         raise DaliError(
             f"{gpu.name} has {size(free)} free; {loaded.name} needs {size(dense)} for dense weights, {size(kept)} for the keys "
-            f"and values of {loaded.ctx_size} tokens, and {size(TEMPORARIES)} to work in.",
+            f"and values of {loaded.ctx_size} tokens, and {size(temporaries)} to work in.",
             f"Lower {parameter('ctx_size')}, close other programs that use the GPU, or use {parameter('device')} cpu.",
         )
     asked = options.vram_bytes
     budget = room if asked is None else min(asked, room)
-    return GpuSlots(gpu, layers_maker(gpu, loaded), loaded.layout.record_bytes, budget)
+    return GpuSlots(gpu, layers_maker(gpu, loaded), loaded.layout.record_bytes, budget), states
+
+
+def module_maker(gpu: Gpu) -> Callable[[str, dict[str, int]], Any]:
+    """(file, macros) -> its compiled kernels; each is loaded once."""
+
+    def module(name: str, macros: dict[str, int]) -> Any:
+        key = name, *macros.items()
+        if key not in modules:
+            data = cubin(name, macros, gpu.sm, cache_root() / "cubins")
+            modules[key] = library.GpuModule(gpu.native, data)
+        return modules[key]
+
+    modules: dict[Any, Any] = {}
+    return module
 
 
 def layers_maker(gpu: Gpu, loaded: LoadedModel) -> Callable[[int], Any]:
     """slots -> the native layers of a model's experts."""
 
-    def module(name: str, macros: dict[str, int]) -> Any:
-        return library.GpuModule(gpu.native, cubin(name, macros, gpu.native.sm, cache_root() / "cubins"))
+    module = module_maker(gpu)
 
     def make(slots: int) -> Any:
         pool, shape = loaded.pool, loaded.layout.shape
@@ -87,12 +124,12 @@ def layers_maker(gpu: Gpu, loaded: LoadedModel) -> Callable[[int], Any]:
     return make
 
 
-def kv_bytes(engine: Engine, tokens: int) -> int:
-    """What a sequence of so many tokens keeps, told by a short one."""
+def state_size(engine: Engine) -> StateSize:
+    """What sequences keep, told by a short one."""
     short = Sequence(Request((0, 1), limit=3))
     for _ in engine.score(short):
         pass
-    return short.state.nbytes * math.ceil(tokens / INITIAL_TOKENS)
+    return short.state.size
 
 
 def nearest_profile(gpu_bytes: int) -> Profile:

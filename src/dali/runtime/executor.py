@@ -127,13 +127,25 @@ class Executor:
         self._failed = False
 
     def _run(self, layer: int, hidden: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
-        device, residency = self.device, self.residency
-        counters = self._telemetry.layer(layer)
-        device.charge(self._compute, self._dense_seconds(len(hidden)), "dense")
+        self.device.charge(self._compute, self._dense_seconds(len(hidden)), "dense")
         predicted = self.prefetcher.predict(layer, hidden)
         routed, ahead = self._routing(
             layer, hidden, ids, weights, None if predicted is None else predicted[1]
         )
+        later = None if predicted is None else predicted[0]
+        return self._execute(layer, hidden, routed, weights, later, ahead)
+
+    def _execute(
+        self,
+        layer: int,
+        hidden: Tensor,
+        routed: Tensor,
+        weights: Tensor,
+        later: int | None,
+        ahead: Tensor | None,
+    ) -> Tensor:
+        """Plan a layer's step and carry it out. routed: its ids, and `ahead` those predicted of layer `later`, on the host."""
+        residency, counters = self.residency, self._telemetry.layer(layer)
         workload = count_pairs(routed, self._experts)
 
         started = self._tick(layer, counters)
@@ -155,13 +167,13 @@ class Executor:
         step = self._queue(layer, hidden, routed, workload, plan, view)
         if (work := self._beside[layer]) is not None:
             work(hidden)
-        self._count(counters, ids.numel(), plan, self._layouts[layer])
+        self._count(counters, routed.numel(), plan, self._layouts[layer])
         signals = None
         if self.policies.cache.signals:
             scores = None if self._scores is None else self._scores(layer, hidden).cpu().numpy()
             signals = Signals(routed.numpy(), weights.float().cpu().numpy(), scores)
         swaps = self.replacement.swap_roles(layer, workload, view.link_free, counters, signals)
-        expected = self._expected(layer, len(ids), predicted, ahead, workload, signals)
+        expected = self._expected(layer, len(routed), later, ahead, workload, signals)
         if expected:
             self.prefetcher.queue(layer, expected, self.period.seconds, self._layouts)
         self.replacement.queue(layer, swaps, counters, self._layouts[layer].record_bytes)
@@ -210,18 +222,18 @@ class Executor:
         self,
         layer: int,
         tokens: int,
-        predicted: tuple[int, Tensor] | None,
+        later: int | None,
         ahead: Tensor | None,
         workload: Sequence[int],
         signals: Signals | None,
     ) -> Sequence[tuple[int, Sequence[float]]]:
-        """What later layers are expected to need: from the ids predicted of them, which came down as `ahead`, or from the
-        policy's own forecast."""
-        if predicted is not None and ahead is not None:
+        """What layers from `later` on are expected to need: from the ids predicted of them, or from the policy's own
+        forecast."""
+        if later is not None and ahead is not None:
             parts = (
                 [ahead] if len(ahead) == tokens else list(ahead.view(-1, tokens, ahead.shape[1]))
             )  # a layer each
-            return [(predicted[0] + i, count_pairs(part, self._experts)) for i, part in enumerate(parts)]
+            return [(later + i, count_pairs(part, self._experts)) for i, part in enumerate(parts)]
         return self.decisions.foresee(layer, workload, signals) if self.residency.scratch_slots else ()
 
     def _routing(

@@ -8,7 +8,8 @@ For the default policies a compiled planner takes the place of the Python parts,
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,12 +35,24 @@ class GpuStep:
     launches: list[Launch] = field(default_factory=list)
 
 
+@dataclass(slots=True)
+class Posted:
+    """What the host has of a posted step: its x [tokens, hidden] and weights [tokens, top_k], once the routing is there, and how
+    many ids were predicted of layers from `later` on; None: of none."""
+
+    x: Tensor
+    weights: Tensor
+    later: int | None
+    ahead: int
+
+
 class GpuExecutor(Executor):
     """Runs the MoE layers of one model over a GPU."""
 
     device: GpuSlots
     most_tokens = 512  # of a step
     _posted: list[Tensor]  # what the GPU reads of the step under way must stay
+    _out: int | None = None  # where the sum of a posted step goes
     _cpu_seconds = 0.0  # of the CPU's experts, in the last step
     planner: Any = None  # the compiled one, where it decides as the policies do
 
@@ -60,6 +73,40 @@ class GpuExecutor(Executor):
             return super().run(layer, hidden, ids, weights)
         pieces = zip(*(torch.split(part, self.most_tokens) for part in (hidden, ids, weights)), strict=True)
         return torch.cat([super(GpuExecutor, self).run(layer, *piece) for piece in pieces])
+
+    def execute_posted(self, layer: int, posted: Posted, out: int) -> None:
+        """Plan and carry out a layer's step that `library.GpuModel.dense` has posted, by policies in Python. out: address of
+        where the sum goes."""
+        layers, ids = self.device.layers, posted.weights.numel()
+        with gpu_errors(self.device.name):
+            routed, foreseen = layers.routing(ids, posted.ahead)
+        ahead = None if posted.later is None else torch.tensor(foreseen).view(-1, posted.weights.shape[1])
+        self._out = out
+        try:
+            self._execute(
+                layer,
+                posted.x,
+                torch.tensor(routed).view(posted.weights.shape),
+                posted.weights,
+                posted.later,
+                ahead,
+            )
+        finally:
+            self._out = None
+
+    @contextmanager
+    def whole_step(self) -> Iterator[None]:
+        """A step of all layers. As for run(): after a failure inside, the next starts from slots that were filled anew."""
+        if self._failed:
+            self._recover()
+        try:
+            yield
+        except library.GpuFailure as failure:
+            self._failed = True
+            raise gpu_error(self.device.name, failure) from failure
+        except BaseException:
+            self._failed = True
+            raise
 
     def _recover(self) -> None:
         self.device.recover()
@@ -93,7 +140,7 @@ class GpuExecutor(Executor):
         except library.GpuFailure as failure:  # not `gpu_errors`, which takes a twentieth of the step's time
             raise gpu_error(device.name, failure) from failure
         device.gpu.hand_over()
-        self._count_step(layer, ids.numel(), later, outcome)
+        self.count_step(layer, ids.numel(), later, outcome)
         return out
 
     def _tick(self, layer: int, counters: LayerCounters) -> float:
@@ -152,14 +199,18 @@ class GpuExecutor(Executor):
 
     def _sum(self, step: Any, weights: Tensor, hidden: Tensor) -> Tensor:
         device = self.device
-        out = torch.empty_like(self._posted[0])
         asked, device.asked = device.asked, []
+        if self._out is None:
+            result = torch.empty_like(self._posted[0])
+            out = result.data_ptr()
+        else:  # the GPU's own kernels go on from there: nobody asks for a tensor
+            result, out = hidden, self._out
         with gpu_errors(device.name):
-            self._cpu_seconds = device.layers.execute(step.cpu, step.launches, asked, out.data_ptr())
+            self._cpu_seconds = device.layers.execute(step.cpu, step.launches, asked, out)
         device.gpu.hand_over()
-        return out
+        return result
 
-    def _count_step(self, layer: int, pairs: int, later: int, outcome: tuple[Any, ...]) -> None:
+    def count_step(self, layer: int, pairs: int, later: int, outcome: tuple[Any, ...]) -> None:
         """Count what a native step did, as it says."""
         cpu, resident, prefetched, fetched, late, wasted, swaps, copied, ahead, *seconds = outcome
         counters, layout = self._telemetry.layer(layer), self._layouts[layer]

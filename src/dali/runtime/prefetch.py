@@ -56,10 +56,15 @@ class Prefetcher:
         self._modelled_seconds = modelled_seconds
         self.predict_seconds = 0.0  # of the present layer
 
+    @property
+    def wanted(self) -> bool:
+        """Whether a prediction is: there is a slot for what it names, and prefetching does not rest."""
+        return self._guards.prefetch.on and self._residency.scratch_slots > 0
+
     def predict(self, layer: int, hidden: Tensor) -> tuple[int, Tensor] | None:
         """The later layer and its predicted ids, unless prefetching rests."""
         self.predict_seconds = 0.0
-        if self._predictor is None or not self._guards.prefetch.on or self._residency.scratch_slots == 0:
+        if self._predictor is None or not self.wanted:
             return None
         started = time.perf_counter()
         predicted = self._predictor.predict(layer, hidden)

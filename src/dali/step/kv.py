@@ -2,24 +2,38 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from torch import Tensor
 
 INITIAL_TOKENS = 128
 
 
+@dataclass(frozen=True)
+class Reservation:
+    """Room for all that a sequence may come to: `tokens` in all, at most `chunk` of them a step."""
+
+    tokens: int
+    chunk: int
+
+    def capacity(self, window: int | None) -> int:
+        """Tokens of a layer's buffers. Beyond a window, half of them are free after each compaction, so that it stays rare."""
+        return self.tokens if window is None else min(self.tokens, 2 * (window - 1) + self.chunk)
+
+
 class LayerKV:
     """One layer's keys and values, [heads, tokens, width] each; both widths as the model has them.
 
-    A sliding-window layer forgets tokens no later query can see: `first` is the position of the oldest one kept.
+    A sliding-window layer forgets tokens no later query can see: `first` is the position of the oldest one kept. With a
+    reservation, buffers have its size from the beginning on; without one they double as tokens come.
     """
-
-    trims = True
 
     def __init__(self) -> None:
         self.first = 0
         self.length = 0  # tokens kept
         self._window: int | None = None
         self._capacity = 0  # tokens
+        self._reservation: Reservation | None = None
         self._keys: Tensor | None = None
         self._values: Tensor | None = None
         self._addresses = (0, 0)  # of keys and values
@@ -27,6 +41,16 @@ class LayerKV:
     @property
     def nbytes(self) -> int:
         return sum(buffer.nbytes for buffer in (self._keys, self._values) if buffer is not None)
+
+    @property
+    def token_bytes(self) -> int:
+        """Memory of one token, known once there was one."""
+        return self.nbytes // self._capacity
+
+    @property
+    def window(self) -> int | None:
+        """Tokens that a query sees, itself included; None for all."""
+        return self._window
 
     @property
     def kept(self) -> list[Tensor]:
@@ -57,6 +81,14 @@ class LayerKV:
         first = max(0, place + 1 - window) if window else 0
         return row, *self._addresses, self._capacity, place, first
 
+    def reserve(self, reservation: Reservation) -> None:
+        """Have the size that `reservation` asks for, from here on: what is kept moves."""
+        self._reservation = reservation
+        if self._keys is not None and self._values is not None:
+            capacity = max(reservation.capacity(self._window), self.length)
+            if capacity != self._capacity:
+                self._move(self._keys, self._values, capacity, self.length)
+
     def _reserve(self, keys: Tensor, values: Tensor, window: int | None) -> None:
         """Room for new tokens like these. Drops what the window has left behind; doubles the buffers if that is not enough."""
         new = keys.shape[1]
@@ -64,10 +96,16 @@ class LayerKV:
         if self.length + new <= self._capacity:
             return
         kept = min(self.length, window - 1) if window else self.length
-        dropped = self.length - kept
         capacity = self._capacity or INITIAL_TOKENS
+        if self._reservation is not None:
+            capacity = self._reservation.capacity(window)
         while capacity < kept + new or (window and capacity < 2 * kept):  # half free: compaction stays rare
             capacity *= 2
+        self._move(keys, values, capacity, kept)
+
+    def _move(self, keys: Tensor, values: Tensor, capacity: int, kept: int) -> None:
+        """Take buffers of `capacity` tokens, for keys and values like these, and the last `kept` tokens along."""
+        dropped = self.length - kept
         buffers = []
         for old, sample in ((self._keys, keys), (self._values, values)):
             buffer = sample.new_empty(sample.shape[0], capacity, sample.shape[2])
@@ -80,13 +118,11 @@ class LayerKV:
         self.first += dropped
         self.length = kept
 
-    def snapshot(self) -> None:
-        """Nothing: later tokens are appended, and `rollback` cuts them off."""
+    def nearest(self, tokens: int) -> int | None:
+        """`tokens` itself, if all that this position would see is still here."""
+        within = self.first == 0 or (self._window is not None and tokens - self._window + 1 >= self.first)
+        return tokens if within else None
 
-    def reaches(self, tokens: int, snapshot: object = None) -> bool:
-        """Whether all that position `tokens` would see is still here."""
-        return self.first == 0 or (self._window is not None and tokens - self._window + 1 >= self.first)
-
-    def rollback(self, tokens: int, snapshot: object = None) -> None:
+    def rollback(self, tokens: int) -> None:
         """Keep positions below `tokens`."""
         self.length = min(self.length, tokens - self.first)

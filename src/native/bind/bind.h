@@ -5,12 +5,13 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
+#include <nanobind/stl/variant.h>
 #include <nanobind/stl/vector.h>
 
 #include <tuple>
 #include <vector>
 
-#include "model/attention_module.h"
+#include "model/decoder_layer.h"
 #include "model/layer.h"
 #include "ops/route.h"
 
@@ -26,6 +27,7 @@ void bind_pairs(nb::module_& m);
 void bind_norm(nb::module_& m);
 void bind_route(nb::module_& m);
 void bind_attention(nb::module_& m);
+void bind_recurrence(nb::module_& m);
 void bind_model(nb::module_& m);
 void bind_dependencies(nb::module_& m);
 void bind_two_lane(nb::module_& m);
@@ -33,6 +35,7 @@ void bind_planner(nb::module_& m);
 void bind_threads(nb::module_& m);
 void bind_variants(nb::module_& m);
 void bind_gpu(nb::module_& m);
+void bind_gpu_model(nb::module_& m);
 
 template <class T>
 T* pointer(uintptr_t address) {
@@ -54,11 +57,34 @@ inline std::vector<DecodingToken> decoding(const std::vector<Token>& tokens) {
     return all;
 }
 
-using NormParts = std::tuple<uintptr_t, int, float>;  // weight, width, epsilon
+// (row, tokens, before, after, copies: (tokens, to) each)
+using StretchParts = std::tuple<int64_t, int64_t, uintptr_t, uintptr_t, std::vector<std::tuple<int64_t, uintptr_t>>>;
+
+inline std::vector<Stretch> stretches_of(const std::vector<StretchParts>& parts) {
+    std::vector<Stretch> all;
+    for (const auto& [row, tokens, before, after, copies] : parts) {
+        all.push_back({row, tokens, pointer<const void>(before), pointer<void>(after), {}});
+        for (const auto& [count, to] : copies) all.back().copies.push_back({count, pointer<void>(to)});
+    }
+    return all;
+}
+
+inline States states_of(const std::vector<std::vector<StretchParts>>& kinds) {
+    States all;
+    for (const std::vector<StretchParts>& kind : kinds) all.push_back(stretches_of(kind));
+    return all;
+}
+
+// What a layer's mixer keeps of a step's sequences: (tokens, states of each kind), one of them empty.
+using KeptParts = std::tuple<std::vector<Token>, std::vector<std::vector<StretchParts>>>;
+
+inline Kept kept_of(const KeptParts& parts) { return {decoding(std::get<0>(parts)), states_of(std::get<1>(parts))}; }
+
+using NormParts = std::tuple<uintptr_t, int, float, Dtype>;  // weight, width, epsilon, dtype of the weight
 
 inline Norm norm_of(const NormParts& parts) {
-    const auto& [weight, width, epsilon] = parts;
-    return {pointer<const void>(weight), width, epsilon};
+    const auto& [weight, width, epsilon, dtype] = parts;
+    return {pointer<const void>(weight), width, epsilon, dtype};
 }
 
 using ValueParts = std::tuple<uintptr_t, Dtype>;  // address, or 0
@@ -68,6 +94,8 @@ inline Values values_of(const ValueParts& parts) {
     return {pointer<const void>(address), dtype};
 }
 
-Activation activation_of(const std::string& name);  // std::invalid_argument for a name that is none
+// std::invalid_argument for a name that is none
+Activation activation_of(const std::string& name);
+Format format_of(const std::string& name);
 
 }  // namespace dali

@@ -12,14 +12,14 @@ Activation activation_of(const std::string& name) {
     throw std::invalid_argument("unknown activation " + name);
 }
 
-namespace {
-
 Format format_of(const std::string& name) {
     const char* names[FORMATS] = {"f32", "f16", "bf16", "w8", "w4", "mxfp4", "q4k"};
     for (int i = 0; i < FORMATS; i++)
         if (name == names[i]) return Format(i);
     throw std::invalid_argument("unknown format " + name);
 }
+
+namespace {
 
 // formats, offsets, biases: of gate (if there is one), up, down.
 ExpertLayout expert_layout(int hidden, int intermediate, bool biased, const Gate& gate_kind, const std::vector<std::string>& formats,

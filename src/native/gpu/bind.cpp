@@ -3,17 +3,10 @@
 
 #include "bind/bind.h"
 #include "bind/plan/step_plan.h"
+#include "gpu/bind_outcome.h"
 #include "gpu/layers.h"
 
 namespace dali {
-
-namespace {
-
-auto outcome_of(const gpu::StepOutcome& outcome) {
-    return std::tuple_cat(counts_of(outcome.counts), std::make_tuple(outcome.seconds, outcome.plan_seconds, outcome.cpu_seconds));
-}
-
-}  // namespace
 
 void bind_gpu(nb::module_& m) {
     nb::exception<gpu::Failure>(m, "GpuFailure", PyExc_RuntimeError);
@@ -60,7 +53,7 @@ void bind_gpu(nb::module_& m) {
         .def("begin", [](gpu::Layers& self, int layer, int tokens, uint64_t x, uint64_t ids, uint64_t weights, uint64_t ahead, int ahead_count,
                          uintptr_t stream) {
             nb::gil_scoped_release unlocked;
-            self.begin(layer, tokens, x, ids, weights, ahead, ahead_count, pointer<void>(stream));
+            self.begin(layer, {tokens, x, ids, weights, ahead, ahead_count}, pointer<void>(stream));
         })
         // The ids, and those ahead, [count] and [ahead_count].
         .def("routing", [](gpu::Layers& self, int count, int ahead_count) {
@@ -82,7 +75,7 @@ void bind_gpu(nb::module_& m) {
         .def("step", [](gpu::Layers& self, Planner& planner, int layer, int tokens, uint64_t x, uint64_t ids, uint64_t weights, uint64_t ahead,
                         int ahead_count, uintptr_t stream, int ahead_layer, double ahead_seconds, uint64_t out) {
             nb::gil_scoped_release unlocked;
-            self.begin(layer, tokens, x, ids, weights, ahead, ahead_count, pointer<void>(stream));
+            self.begin(layer, {tokens, x, ids, weights, ahead, ahead_count}, pointer<void>(stream));
             return outcome_of(self.finish(planner, ahead_layer, ahead_seconds, out));
         })
         // What follows begin(); -> counts as Planner.plan() has them, then seconds in all, to plan, and of the CPU's experts.
@@ -90,8 +83,13 @@ void bind_gpu(nb::module_& m) {
             nb::gil_scoped_release unlocked;
             return outcome_of(self.finish(planner, ahead_layer, ahead_seconds, out));
         })
+        // Where begin()'s x and weights lie on the host once routing() has returned.
+        .def_prop_ro("x", [](const gpu::Layers& self) { return reinterpret_cast<uintptr_t>(self.x()); })
+        .def_prop_ro("weights", [](const gpu::Layers& self) { return reinterpret_cast<uintptr_t>(self.weights()); })
+        .def_prop_ro("copy_stream", [](const gpu::Layers& self) { return reinterpret_cast<uintptr_t>(self.copy_stream()); })  // for measuring
         .def("landed", &gpu::Layers::landed, nb::call_guard<nb::gil_scoped_release>())
         .def("recover", &gpu::Layers::recover, nb::call_guard<nb::gil_scoped_release>());
+    bind_gpu_model(m);
 }
 
 }  // namespace dali

@@ -17,7 +17,12 @@ Device::Device(const std::string& library, int number) : driver(library) {
         throw Failure(0, "there are " + std::to_string(count) + " GPUs, and no number " + std::to_string(number));
     DALI_CUDA(driver, get_device, &device_, number);
     DALI_CUDA(driver, retain_context, &context_, device_);
-    enter();
+    try {
+        enter();
+    } catch (const Failure&) {
+        driver.release_context_(device_);
+        throw;
+    }
 }
 
 Device::~Device() { driver.release_context_(device_); }

@@ -9,7 +9,7 @@
 namespace dali::gpu {
 
 using Address = uint64_t;  // of device memory; on the host of what is mapped
-using Handle = void*;      // of a context, module, function, stream or event
+using Handle = void*;      // of a context, module, function, stream, event or graph
 
 // A driver's call that failed; `code` as cuda.h numbers them.
 struct Failure : std::runtime_error {
@@ -54,7 +54,13 @@ constexpr int OUT_OF_MEMORY = 2, NOT_READY = 600;
     call(destroy_event, "cuEventDestroy_v2", Handle)                                                                       \
     call(record_event, "cuEventRecord", Handle, Handle)                                                                    \
     call(query_event, "cuEventQuery", Handle)                                                                              \
-    call(finish_event, "cuEventSynchronize", Handle)
+    call(finish_event, "cuEventSynchronize", Handle)                                                                       \
+    call(begin_capture, "cuStreamBeginCapture_v2", Handle, int)                                                            \
+    call(end_capture, "cuStreamEndCapture", Handle, Handle*)                                                               \
+    call(make_graph, "cuGraphInstantiateWithFlags", Handle*, Handle, unsigned long long)                                   \
+    call(launch_graph, "cuGraphLaunch", Handle, Handle)                                                                    \
+    call(destroy_graph, "cuGraphExecDestroy", Handle)                                                                      \
+    call(destroy_captured, "cuGraphDestroy", Handle)
 
 class Driver {
   public:

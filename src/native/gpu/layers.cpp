@@ -4,40 +4,14 @@
 #include <chrono>
 #include <string>
 
+#include "gpu/cut.h"
 #include "threads/pool.h"
 
 namespace dali::gpu {
 
 namespace {
 
-constexpr size_t ALIGNED = 256;  // as the driver's own allocations are
 constexpr size_t MOST_POSTED = 8192;  // bytes of activations that one warp posts; more are copied
-
-// Cuts memory into parts.
-class Cut {
-  public:
-    template <class T>
-    T* take(size_t count) {
-        T* at = reinterpret_cast<T*>(base_ + used_);
-        used_ += (count * sizeof(T) + ALIGNED - 1) / ALIGNED * ALIGNED;
-        return at;
-    }
-    void begin(uint64_t base) { base_ = base, used_ = 0; }
-    size_t bytes() const { return used_; }
-
-  private:
-    uint64_t base_ = 0;
-    size_t used_ = 0;
-};
-
-gpu::Panel cut_panel(Cut& cut, size_t rows, int columns) {
-    const size_t groups = size_t(columns) / GROUP;
-    return {cut.take<int8_t>(rows * columns), cut.take<float>(rows * groups), cut.take<int>(rows * groups), cut.take<float>(rows * columns), columns};
-}
-
-gpu::Matrix matrix_of(const dali::Matrix& matrix, size_t at) { return {int64_t(at), matrix.rows, matrix.columns, int(matrix.plane_bytes)}; }
-
-size_t padded_columns(int columns) { return round_up(size_t(columns), 256); }  // enough for any format
 
 double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
@@ -56,6 +30,7 @@ Layers::Layers(const Device& device, const Sizes& sizes, const Module& common)
         above_ = cut.take<float>(pairs * sizes.hidden);
         x_host_ = cut.take<float>(size_t(sizes.most_tokens) * sizes.hidden);
         ids_host_ = cut.take<int64_t>(pairs);
+        weights_host_ = cut.take<float>(pairs);
         ahead_host_ = cut.take<int64_t>(size_t(sizes.most_ahead));
         flag_ = cut.take<uint32_t>(1);
         tables_host_ = cut.take<char>(tables_bytes_);
@@ -85,7 +60,7 @@ void Layers::add(const ExpertLayout& layout, const Records& records, const Modul
     call.alpha = layout.gate_kind.alpha;
     call.limit = layout.gate_kind.limit;
     layers_.push_back(layer);
-    const int inner = int(padded_columns(layout.intermediate)), outer = int(padded_columns(layout.hidden));
+    const int inner = padded_columns(layout.intermediate), outer = padded_columns(layout.hidden);
     if (inner <= inner_.columns && outer <= outer_.columns) return;
     // Work memory for the largest layer so far; nothing runs yet.
     const int inner_columns = std::max(inner, inner_.columns), outer_columns = std::max(outer, outer_.columns);
@@ -119,38 +94,56 @@ void Layers::place(const std::vector<Fetch>& fetches) {
     DALI_CUDA(device_.driver, finish_stream, copies_.stream());
 }
 
-void Layers::begin(int layer, int tokens, Address x, Address ids, Address weights, Address ahead, int ahead_count, Handle stream) {
+void Layers::expect(int layer, int tokens, Address weights, int ahead_count, Handle stream, uint32_t number) {
     if (tokens < 1 || tokens > sizes_.most_tokens || ahead_count > sizes_.most_ahead)
         throw Failure(0, "a step of " + std::to_string(tokens) + " tokens was not planned for");
-    device_.enter();
     layer_ = layer;
     tokens_ = tokens;
     ahead_count_ = ahead_count;
     weights_ = weights;
+    expected_ = number;
     compute_.follow(stream);
-    const Layer& here = layers_.at(layer);
-    const size_t x_bytes = size_t(tokens) * sizes_.hidden * item_bytes(sizes_.dtype);
-    gpu::PostCall post{};
+}
+
+void Layers::post(const Posted& posted, const uint32_t* base, uint32_t number, Handle stream) const {
+    const size_t pairs = size_t(posted.tokens) * sizes_.top_k, x_bytes = size_t(posted.tokens) * sizes_.hidden * item_bytes(sizes_.dtype);
+    gpu::PostCall call{};
     const auto part = [&](int i, Address from, void* to, size_t bytes) {
-        post.from[i] = reinterpret_cast<const void*>(from);
-        post.to[i] = to;
-        post.words[i] = int(bytes / 4);
+        call.from[i] = reinterpret_cast<const void*>(from);
+        call.to[i] = to;
+        call.words[i] = int(bytes / 4);
     };
-    part(0, ids, ids_host_, size_t(tokens) * sizes_.top_k * 8);
-    part(1, ahead, ahead_host_, size_t(ahead_count) * 8);
-    if (x_bytes <= MOST_POSTED) part(2, x, x_host_, x_bytes);
-    else DALI_CUDA(device_.driver, copy_down, x_host_, x, x_bytes, stream);  // over before the post runs
-    post.flag = const_cast<uint32_t*>(flag_);
-    post.number = ++number_;
-    gpu::launch(device_, post_, 1, stream, post);
-    gpu::Panel outer = outer_;
-    outer.columns = std::max(here.call.gate.columns, here.call.up.columns);
-    const gpu::GatherCall gather{reinterpret_cast<const void*>(x), outer, tokens, sizes_.hidden, int(sizes_.dtype)};
-    gpu::launch(device_, here.gather, int64_t(tokens) * (outer.columns / GROUP), stream, gather);
+    part(0, posted.ids, ids_host_, pairs * 8);
+    part(1, posted.ahead, ahead_host_, size_t(posted.ahead_count) * 8);
+    if (sizes_.weights_dtype == Dtype::f32) part(2, posted.weights, weights_host_, pairs * 4);
+    if (x_bytes <= MOST_POSTED) part(3, posted.x, x_host_, x_bytes);
+    else DALI_CUDA(device_.driver, copy_down, x_host_, posted.x, x_bytes, stream);  // over before the post runs
+    call.flag = const_cast<uint32_t*>(flag_);
+    call.number = number;
+    call.base = base;
+    gpu::launch(device_, post_, 1, stream, call);
+}
+
+gpu::Panel Layers::input(int layer) const {
+    const Layer& here = layers_.at(layer);
+    gpu::Panel panel = outer_;
+    panel.columns = std::max(here.call.gate.columns, here.call.up.columns);
+    if (is_quantized(here.layout.up.format)) panel.values = nullptr;
+    else panel.quants = nullptr;
+    return panel;
+}
+
+void Layers::begin(int layer, const Posted& posted, Handle stream) {
+    device_.enter();
+    expect(layer, posted.tokens, posted.weights, posted.ahead_count, stream, take_numbers(1));
+    post(posted, nullptr, expected_, stream);
+    const gpu::Panel outer = input(layer);
+    const gpu::GatherCall gather{reinterpret_cast<const void*>(posted.x), outer, posted.tokens, sizes_.hidden, int(sizes_.dtype)};
+    gpu::launch(device_, layers_.at(layer).gather, int64_t(posted.tokens) * (outer.columns / GROUP), stream, gather);
 }
 
 const int64_t* Layers::routing() {
-    for (int spins = 1; *flag_ != number_; spins++) {
+    for (int spins = 1; *flag_ != expected_; spins++) {
         pause();
         if (spins % 256) continue;  // a fault of the GPU would never be seen in the flag
         const int result = device_.driver.query_stream_(compute_.stream());

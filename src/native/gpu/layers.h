@@ -30,6 +30,14 @@ struct StepOutcome {
     double seconds, plan_seconds, cpu_seconds;
 };
 
+// What the host is told of a step: x [tokens, hidden], ids int64 and weights [tokens, top_k], ahead int64 [ahead_count], on the GPU, as
+// work queued before leaves them.
+struct Posted {
+    int tokens;
+    Address x, ids, weights, ahead;
+    int ahead_count;
+};
+
 class Layers {
   public:
     // `common`: the module with join and post. Failure: the GPU lacks the memory, and nothing is kept.
@@ -42,13 +50,22 @@ class Layers {
     // Copies of experts while no step runs, as the first residents are.
     void place(const std::vector<Fetch>& fetches);
 
-    // x [tokens, hidden], ids int64 and weights [tokens, top_k], ahead int64 [ahead_count], on the GPU, as work queued on `stream` leaves
-    // them.
-    void begin(int layer, int tokens, Address x, Address ids, Address weights, Address ahead, int ahead_count, Handle stream);
+    // begin() in parts, for who queues them with more, or again and again. expect(): the layer and step that routing() is to wait for;
+    // post(): what tells the host the step's routing, and then `number` plus what is at `base`, unless that is null; input(): the panel
+    // that the layer's experts read x from. `number` is one of those taken, each for one step.
+    void expect(int layer, int tokens, Address weights, int ahead_count, Handle stream, uint32_t number);
+    void post(const Posted& posted, const uint32_t* base, uint32_t number, Handle stream) const;
+    gpu::Panel input(int layer) const;
+    uint32_t take_numbers(int count) { return taken_ += count; }  // the last of them
+
+    void begin(int layer, const Posted& posted, Handle stream);
 
     // The ids, on the host; then those ahead.
     const int64_t* routing();
     const int64_t* ahead() const { return ahead_host_; }
+    // The step's x and, where they are float32, its weights, on the host.
+    const void* x() const { return x_host_; }
+    const float* weights() const { return weights_host_; }
 
     // Everything else of the layer that begin() was called for; out [tokens, hidden] is complete once `stream` is. Returns the seconds the
     // CPU's experts took.
@@ -57,6 +74,8 @@ class Layers {
     // routing(), `planner`'s plan and execute(): the rest of a step in one call. `ahead_layer` and `ahead_seconds`: the layer that begin()'s
     // `ahead` is predicted of, and the seconds that took.
     StepOutcome finish(Planner& planner, int ahead_layer, double ahead_seconds, Address out);
+
+    Handle copy_stream() const { return copy_stream_.get(); }
 
     // How many copies are over, of all that were queued since the start or the last recover(); in the order they were queued.
     uint64_t landed();
@@ -102,6 +121,7 @@ class Layers {
     float* rows_ = nullptr;       // on the GPU
     float* above_ = nullptr;      // on the host, seen by the GPU
     void* x_host_ = nullptr;
+    float* weights_host_ = nullptr;
     int64_t *ids_host_ = nullptr, *ahead_host_ = nullptr;
     volatile uint32_t* flag_ = nullptr;
     char *tables_host_ = nullptr, *tables_ = nullptr;  // of steps with more pairs than a call holds
@@ -109,7 +129,7 @@ class Layers {
 
     // Of the step under way.
     int layer_ = 0, tokens_ = 0, ahead_count_ = 0;
-    uint32_t number_ = 0;
+    uint32_t expected_ = 0, taken_ = 0;
     Address weights_ = 0;
     std::vector<std::vector<int>> pairs_of_;  // by expert
 };

@@ -39,6 +39,26 @@ struct AttentionPart {
     const int64_t* seen = nullptr;  // [group]: keys from the first on that a query sees; null: all
 };
 
+// Columns of a linear attention's state that are computed together: its values, which do not meet.
+constexpr int DELTA_COLUMNS = 32;
+
+// DELTA_COLUMNS columns of one head's state, and the tokens that change it (see recurrent/recurrence.h). Strides are in floats, from token
+// to token, and of the state from row to row.
+struct DeltaPart {
+    int64_t tokens;
+    int key_width;
+    const float *query, *key;  // [tokens][key width]
+    int64_t key_stride;
+    const float *value, *beta, *decay;  // [tokens][columns], [tokens], [tokens] or by_channel [tokens][key width]
+    int64_t value_stride, beta_stride, decay_stride;
+    bool by_channel;
+    const float* before;  // [key width][columns]
+    float* after;         // may be `before`
+    int64_t state_stride;
+    float* out;  // [tokens][columns]
+    int64_t out_stride;
+};
+
 // GGUF's blocks that are decoded to floats.
 enum class BlockType : int { q4_0, q8_0, q4_1, q5_0, q5_1, q5_k, q6_k };
 constexpr int BLOCK_TYPES = 7;
@@ -69,9 +89,16 @@ struct Variant {
     float (*sum_of_squares)(const float* x, int width);
     void (*scale)(float* x, float by, int width);
     void (*multiply)(float* x, const float* by, int width);
+    // In place, whole vectors of values.
+    void (*exponentials)(float* x, int width);
+    void (*sigmoids)(float* x, int width);
+    void (*silu)(float* x, int width);
     // out [rows] = matrix [rows, width] times x [width].
     void (*products_f32)(const float* matrix, const float* x, int rows, int width, float* out);
     void (*products_bf16)(const uint16_t* matrix, const float* x, int rows, int width, float* out);
+    // out [width] = bias + sum of rows[tap][..] * taps[tap * tap_stride + ..], in order; whole vectors; bias may be null.
+    void (*convolve)(const float* const* rows, const float* taps, int count, int64_t tap_stride, const float* bias, int width, float* out);
+    void (*delta_rule)(const DeltaPart& part);
     BlockKernels blocks[BLOCK_TYPES];
     // Reads all bytes, whole 256s; returns what no compiler can know without reading them.
     int (*read)(const char* from, size_t bytes);

@@ -43,6 +43,10 @@ struct Avx2 {
     static Floats at_least(Floats limit, Floats value) {
         return {_mm256_max_ps(limit.a, value.a), _mm256_max_ps(limit.b, value.b)};
     }
+    static Floats where_less(Floats a, Floats b, Floats x, Floats y) {
+        return {_mm256_blendv_ps(y.a, x.a, _mm256_cmp_ps(a.a, b.a, _CMP_LT_OQ)),
+                _mm256_blendv_ps(y.b, x.b, _mm256_cmp_ps(a.b, b.b, _CMP_LT_OQ))};
+    }
     static Floats round(Floats x) {
         constexpr int nearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
         return {_mm256_round_ps(x.a, nearest), _mm256_round_ps(x.b, nearest)};

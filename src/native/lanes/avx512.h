@@ -27,6 +27,10 @@ struct Avx512 {
     // NaN in `value` comes through.
     static Floats at_most(Floats limit, Floats value) { return _mm512_min_ps(limit, value); }
     static Floats at_least(Floats limit, Floats value) { return _mm512_max_ps(limit, value); }
+    // x where a < b, else y; y where either is NaN.
+    static Floats where_less(Floats a, Floats b, Floats x, Floats y) {
+        return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), y, x);
+    }
     static Floats round(Floats a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
     // 2^n of whole n in [-127, 128], which give 0 and infinity.
     static Floats power_of_two(Floats n) {

@@ -99,6 +99,18 @@ DALI_INLINE void exp(Floats16& x) {
     std::memcpy(&x, &bits, sizeof x);
 }
 
+// The same of `count` values, in place, padded to whole vectors; infinity above 88.
+DALI_INLINE void exp(float* values, int count) {
+    for (int i = 0; i < count; i += LANES) {
+        Floats16 x, e;
+        load(values + i, x);
+        e = x;
+        exp(e);
+        e = x > 88.0f ? Floats16{} + __builtin_inff() : e;
+        store(e, values + i);
+    }
+}
+
 template <class T>
 DALI_INLINE float dot(const T* row, const float* query, int width) {
     Floats16 total{}, other{};

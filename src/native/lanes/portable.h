@@ -58,6 +58,9 @@ struct Portable {
     static Floats at_least(const Floats& limit, const Floats& value) {
         return each([&](int i) { return limit.v[i] > value.v[i] ? limit.v[i] : value.v[i]; });
     }
+    static Floats where_less(const Floats& a, const Floats& b, const Floats& x, const Floats& y) {
+        return each([&](int i) { return a.v[i] < b.v[i] ? x.v[i] : y.v[i]; });
+    }
     static Floats round(const Floats& a) {
         return each([&](int i) { return std::nearbyintf(a.v[i]); });
     }

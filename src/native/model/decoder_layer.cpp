@@ -70,10 +70,25 @@ void join(const DecoderLayer& layer, const Norm& norm, const Shape& of, const vo
     add(residual, part, of.dtype, of.values(), sum);
 }
 
+struct Mixing {
+    const void* x;
+    const Shape& of;
+    const void *cos, *sin;
+    const Kept& kept;
+    void* out;
+    void operator()(const AttentionModule* module) const { decode(*module, x, of.dtype, of.rows, cos, sin, kept.tokens, out); }
+    void operator()(const DeltaNet* module) const { mix(*module, x, of.dtype, of.rows, kept.states, out); }
+    void operator()(const ShortConvolution* module) const { mix(*module, x, of.dtype, of.rows, kept.states, out); }
+};
+
 }  // namespace
 
+void announce(const Mixer& mixer) {
+    std::visit([](const auto* module) { announce(*module); }, mixer);
+}
+
 LayerOutcome decode_layer(const DecoderLayer& layer, const DecoderLayer* next, const Records& records, const void* x, Dtype dtype,
-                          int rows, const void* cos, const void* sin, const std::vector<DecodingToken>& tokens, void* out) {
+                          int rows, const void* cos, const void* sin, const Kept& kept, void* out) {
     const Shape of{dtype, rows, layer.hidden};
     Workspace workspace;
     const auto rows_of = [&] { return workspace.take<char>(of.bytes()); };
@@ -83,10 +98,10 @@ LayerOutcome decode_layer(const DecoderLayer& layer, const DecoderLayer* next, c
         normalise(norm, from, dtype, of.values(), normed);
         return normed;
     };
-    decode(*layer.attention, input(layer.before_attention, x), dtype, rows, cos, sin, tokens, part);
+    std::visit(Mixing{input(layer.before_attention, x), of, cos, sin, kept, part}, layer.mixer);
     join(layer, layer.after_attention, of, x, part, between);
     const LayerOutcome outcome = compute_block(layer, records, of, input(layer.before_mlp, between), part);
-    if (next) announce(*next->attention);
+    if (next) announce(next->mixer);
     join(layer, layer.after_mlp, of, between, part, out);
     return outcome;
 }

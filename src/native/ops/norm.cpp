@@ -8,17 +8,17 @@
 
 namespace dali {
 
-void rms_norm(const void* x, const void* weight, Dtype dtype, int64_t rows, int width, float epsilon, void* out) {
+void rms_norm(const void* x, const void* weight, Dtype weight_dtype, Dtype dtype, int64_t rows, int width, float epsilon, void* out) {
     const Variant& variant = current_variant();
     Workspace workspace;
     float* weights = workspace.take<float>(width);
-    read_row(weight, dtype, 0, width, weights);
+    read_row(weight, weight_dtype, 0, width, weights);
     const auto normalise = [&](int row) {
         Workspace workspace;
         float* values = workspace.take<float>(width);
         read_row(x, dtype, row, width, values);
         variant.scale(values, 1.0f / std::sqrt(variant.sum_of_squares(values, width) / float(width) + epsilon), width);
-        if (dtype != Dtype::f32) {  // as the model rounds
+        if (item_bytes(weight_dtype) == item_bytes(dtype) && dtype != Dtype::f32) {  // as the model rounds
             write(values, width, dtype, out, size_t(row) * width);
             read_row(out, dtype, row, width, values);
         }

@@ -6,6 +6,7 @@
 #include <numeric>
 
 #include "kernels/variants.h"
+#include "lanes/floats.h"
 #include "threads/pool.h"
 #include "threads/workspace.h"
 
@@ -71,15 +72,19 @@ void keep_groups(const Router& router, float* ranks) {
         std::fill_n(ranks + order[i] * size, size, -std::numeric_limits<float>::infinity());
 }
 
-// scores [experts] of logits.
+// scores [experts], padded to whole vectors, of logits. The exponential is dali's own: the same bits on every machine, and on a GPU.
 void score(const Router& router, const float* logits, float* scores) {
     if (router.score == Score::sigmoid) {
-        for (int i = 0; i < router.experts; i++) scores[i] = 1.0f / (1.0f + std::exp(-logits[i]));
+        for (int i = 0; i < router.experts; i++) scores[i] = -logits[i];
+        exp(scores, router.experts);
+        for (int i = 0; i < router.experts; i++) scores[i] = 1.0f / (1.0f + scores[i]);
         return;
     }
     float most = logits[0], total = 0;
     for (int i = 1; i < router.experts; i++) most = std::max(most, logits[i]);
-    for (int i = 0; i < router.experts; i++) total += scores[i] = std::exp(logits[i] - most);
+    for (int i = 0; i < router.experts; i++) scores[i] = logits[i] - most;
+    exp(scores, router.experts);
+    for (int i = 0; i < router.experts; i++) total += scores[i];
     for (int i = 0; i < router.experts; i++) scores[i] /= total;
 }
 
@@ -89,12 +94,15 @@ bool plain_softmax(const Router& router) {
            router.epsilon == 0 && router.floor == 0;
 }
 
-void weigh_by_logits(const Router& router, const float* logits, const int* order, float* weights) {
+// `powers` [experts], padded: to work in.
+void weigh_by_logits(const Router& router, const float* logits, const int* order, float* powers, float* weights) {
+    const int among = router.normalise ? router.top_k : router.experts;
     const float most = logits[order[0]];
+    for (int i = 0; i < among; i++) powers[i] = logits[router.normalise ? order[i] : i] - most;
+    exp(powers, among);
     float total = 0;
-    for (int i = 0; i < (router.normalise ? router.top_k : router.experts); i++)
-        total += std::exp(logits[router.normalise ? order[i] : i] - most);
-    for (int i = 0; i < router.top_k; i++) weights[i] = std::exp(logits[order[i]] - most) / total;
+    for (int i = 0; i < among; i++) total += powers[i];
+    for (int i = 0; i < router.top_k; i++) weights[i] = powers[router.normalise ? i : order[i]] / total;
 }
 
 void weigh_by_scores(const Router& router, const float* scores, const int* order, float* weights) {
@@ -109,7 +117,7 @@ void weigh_by_scores(const Router& router, const float* scores, const int* order
 class Answer {
   public:
     Answer(const Router& router, void* logits, void* weights, int64_t* ids)
-        : router_(router), logits_(logits), weights_(weights), ids_(ids), scores_(workspace_.take<float>(router.experts)),
+        : router_(router), logits_(logits), weights_(weights), ids_(ids), scores_(workspace_.take<float>(padded(router.experts))),
           ranks_(workspace_.take<float>(router.experts)), weighed_(workspace_.take<float>(router.top_k)),
           rounded_(workspace_.take<char>(size_t(router.experts) * item_bytes(router.rounded))), order_(workspace_.take<int>(router.experts)) {}
 
@@ -126,7 +134,7 @@ class Answer {
         add(router_.correction, experts, ranks_);
         keep_groups(router_, ranks_);
         highest(ranks_, experts, top_k, order_);
-        if (plain) weigh_by_logits(router_, found, order_, weighed_);
+        if (plain) weigh_by_logits(router_, found, order_, scores_, weighed_);
         else weigh_by_scores(router_, scores_, order_, weighed_);
         for (int i = 0; i < top_k; i++) {
             weighed_[i] *= router_.scale;

@@ -29,7 +29,7 @@ struct Lane {
     bool done = false;
     Meeting meeting = Meeting::none;
     uint32_t a0, a1, b, value, received;
-    int mask;
+    int from;  // the lane whose value is received
     int* c;
     static constexpr size_t STACK = 1 << 17;
 };
@@ -90,7 +90,7 @@ inline void run_warp(int64_t warp) {
             }
         if (lanes[0].meeting == Meeting::multiply) multiply();
         else if (lanes[0].meeting == Meeting::exchange)
-            for (int l = 0; l < 32; l++) lanes[l].received = lanes[l ^ lanes[l].mask].value;
+            for (int l = 0; l < 32; l++) lanes[l].received = lanes[lanes[l].from].value;
     }
 }
 
@@ -108,20 +108,22 @@ inline void multiply_add(int (&c)[4], uint32_t a0, uint32_t a1, uint32_t b) {
     lane.a0 = a0, lane.a1 = a1, lane.b = b, lane.c = c;
     shim::meet(shim::Meeting::multiply);
 }
-inline uint32_t of_lane_xor(uint32_t value, int mask) {
+inline uint32_t of_lane(uint32_t value, int from) {
     shim::Lane& lane = shim::lanes[shim::current];
-    lane.value = value, lane.mask = mask;
+    lane.value = value, lane.from = from;
     shim::meet(shim::Meeting::exchange);
     return shim::lanes[shim::current].received;
 }
+inline uint32_t of_lane_xor(uint32_t value, int mask) { return of_lane(value, shim::current ^ mask); }
 inline void together() { shim::meet(shim::Meeting::fence); }
 inline void for_the_host() { shim::meet(shim::Meeting::fence); }
-inline uint4 load_once(const uint8_t* from) {
+inline uint4 load_16(const void* from) {
     uint4 value;
     if (reinterpret_cast<uintptr_t>(from) % 16) std::abort();  // a misaligned address is an error there
     std::memcpy(&value, from, 16);
     return value;
 }
+inline uint4 load_once(const uint8_t* from) { return load_16(from); }
 inline uint32_t select_bytes(uint32_t low, uint32_t high, uint32_t which) {
     const uint64_t bytes = uint64_t(high) << 32 | low;
     uint32_t chosen = 0;
@@ -144,5 +146,19 @@ inline float __fmul_rn(float a, float b) { return a * b; }
 inline float __fdiv_rn(float a, float b) { return a / b; }
 inline float __fsqrt_rn(float a) { return std::sqrt(a); }
 inline float __fmaf_rn(float a, float b, float c) { return std::fmaf(a, b, c); }
+inline double __dsub_rn(double a, double b) { return a - b; }
+inline double __dmul_rn(double a, double b) { return a * b; }
+inline double __fma_rn(double a, double b, double c) { return std::fma(a, b, c); }
+inline float __double2float_rn(double a) { return float(a); }
+inline int64_t __double_as_longlong(double value) {
+    int64_t bits;
+    std::memcpy(&bits, &value, 8);
+    return bits;
+}
+inline double __longlong_as_double(int64_t bits) {
+    double value;
+    std::memcpy(&value, &bits, 8);
+    return value;
+}
 inline float __int2float_rn(int a) { return float(a); }
 inline int __float2int_rn(float a) { return std::isnan(a) ? 0 : int(std::nearbyintf(a)); }

@@ -1,12 +1,14 @@
-// The GPU's kernels for one layout (see experts.cuh), run on the CPU. Each takes its call as the driver would hand it over, and says how
-// many bytes that has.
-#include "attention.cuh"
+// The GPU's kernels of one module, run on the CPU: a layout's experts, or linears of one format, or what all share. Each takes its call
+// as the driver would hand it over, and says how many bytes that has.
+#if defined(UP)
 #include "experts.cuh"
 #include "join.cuh"
-#include "norm.cuh"
 #include "post.cuh"
-#define FORMAT UP
+#elif defined(FORMAT)
 #include "linear.cuh"
+#else
+#include "common.cuh"
+#endif
 
 #define DALI_RUN(kernel, Call)                                                 \
     extern "C" void run_##kernel(const dali::gpu::Call* call, int64_t warps) { \
@@ -14,15 +16,26 @@
     }                                                                          \
     extern "C" int64_t bytes_##kernel() { return sizeof(dali::gpu::Call); }
 
+#if defined(UP)
 DALI_RUN(gather, GatherCall)
 DALI_RUN(inner, ExpertsCall)
 DALI_RUN(down, ExpertsCall)
 DALI_RUN(join, JoinCall)
+DALI_RUN(post, PostCall)
+extern "C" const int quantized_up = dali::gpu::is_quantized(UP), quantized_down = dali::gpu::is_quantized(DOWN);  // which panels the kernels use
+#elif defined(FORMAT)
 DALI_RUN(gather_rows, GatherCall)
 DALI_RUN(linear, LinearCall)
-DALI_RUN(rms_norm, NormCall)
-DALI_RUN(post, PostCall)
-DALI_RUN(keep, AttendCall)
+#else
+DALI_RUN(add_norm, AddNormCall)
 DALI_RUN(attend, AttendCall)
+DALI_RUN(join, JoinCall)
 DALI_RUN(merge, AttendCall)
-extern "C" const int quantized_up = dali::gpu::is_quantized(UP), quantized_down = dali::gpu::is_quantized(DOWN);  // which panels the kernels use
+DALI_RUN(post, PostCall)
+DALI_RUN(gate_up, GateUpCall)
+DALI_RUN(route_products, RouteCall)
+DALI_RUN(route_choose, RouteCall)
+DALI_RUN(share, ShareCall)
+DALI_RUN(rms_norm, NormCall)
+DALI_RUN(turn, TurnCall)
+#endif

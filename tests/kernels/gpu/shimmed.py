@@ -1,20 +1,21 @@
-"""The GPU's kernels, compiled for the CPU by g++, one library a layout; and their calls as the device code declares them."""
+"""The GPU's kernels, compiled for the CPU by g++, one library a layout."""
 
 from __future__ import annotations
 
 import ctypes
 import shutil
 import subprocess
-from ctypes import POINTER, Structure, c_float, c_int, c_int64, c_uint32, c_void_p
+from ctypes import POINTER, Structure, c_int64
 from pathlib import Path
 from typing import Any
 
 import torch
+from device_calls import ExpertsCall, GatherCall, Matrix, Panel, Work
 from torch import Tensor
 
 import dali
 from dali.kernels.expert import ExpertLayout
-from dali.kernels.formats import Format, round_up
+from dali.kernels.formats import FORMATS, Format, round_up
 from dali.kernels.gpu.experts import experts_macros
 
 HERE = Path(__file__).parent
@@ -23,109 +24,25 @@ DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 COMPILER = shutil.which("g++")
 
 
-class Matrix(Structure):
-    _fields_ = (("at", c_int64), ("rows", c_int), ("columns", c_int), ("plane", c_int))
-
-
-class Panel(Structure):
-    _fields_ = (*((name, c_void_p) for name in ("quants", "scales", "sums", "values")), ("columns", c_int))
-
-
-class Work(Structure):
-    _fields_ = (
-        *((name, c_void_p) for name in ("records", "begin", "pairs")),
-        ("active", c_int),
-        ("few_records", c_void_p * 64),
-        ("few_begin", c_int * 65),
-        ("few_pairs", c_int * 256),
-    )
-
-
-class GatherCall(Structure):
-    _fields_ = (("x", c_void_p), ("panel", Panel), *((name, c_int) for name in ("tokens", "width", "dtype")))
-
-
-class ExpertsCall(Structure):
-    _fields_ = (
-        ("work", Work),
-        *((name, c_int) for name in ("top_k", "hidden", "intermediate")),
-        ("outer", Panel),
-        ("inner", Panel),
-        ("rows", c_void_p),
-        *((name, Matrix) for name in ("gate", "up", "down")),
-        *((f"{name}_bias", c_int64) for name in ("gate", "up", "down")),
-        ("alpha", c_float),
-        ("limit", c_float),
-    )
-
-
-class JoinCall(Structure):
-    _fields_ = (
-        ("rows", c_void_p),
-        ("above", c_void_p),
-        ("on_cpu", c_uint32 * 8),
-        *((name, c_void_p) for name in ("places", "weights", "out")),
-        *((name, c_int) for name in ("tokens", "top_k", "hidden", "dtype", "weights_dtype")),
-    )
-
-
-class LinearCall(Structure):
-    _fields_ = (
-        *((name, c_void_p) for name in ("out", "packed", "bias")),
-        ("panel", Panel),
-        ("matrix", Matrix),
-        ("tokens", c_int),
-        ("dtype", c_int),
-    )
-
-
-class NormCall(Structure):
-    _fields_ = (
-        *((name, c_void_p) for name in ("x", "weight", "out")),
-        *((name, c_int) for name in ("rows", "width", "dtype")),
-        ("epsilon", c_float),
-    )
-
-
-class KeptToken(Structure):
-    _fields_ = (
-        ("keys", c_void_p),
-        ("values", c_void_p),
-        *((name, c_int64) for name in ("capacity", "place", "first")),
-        ("row", c_int),
-    )
-
-
-class AttendCall(Structure):
-    _fields_ = (
-        *((name, c_void_p) for name in ("query", "keys", "values", "out", "kept", "sinks")),
-        *((name, c_void_p) for name in ("scores", "most", "total", "sums")),
-        *(
-            (name, c_int)
-            for name in ("tokens", "parts", "heads", "kv_heads", "key_width", "value_width", "dtype")
-        ),
-        ("scale", c_float),
-    )
-
-
-class PostCall(Structure):
-    _fields_ = (
-        ("from_", c_void_p * 4),
-        ("to", c_void_p * 4),
-        ("words", c_int * 4),
-        ("flag", c_void_p),
-        ("number", c_uint32),
-    )
-
-
 def build(layout: ExpertLayout, folder: Path, passes: int = 1) -> Any:
     """The kernels for one layout, `passes` blocks of 8 tokens at a time."""
     return ctypes.CDLL(str(build_macros(experts_macros(layout, passes), folder)))
 
 
+def common(folder: Path) -> Any:
+    """The kernels that all layouts share."""
+    return ctypes.CDLL(str(build_macros({}, folder)))
+
+
+def linears(folder: Path, format: str, passes: int = 1) -> Any:
+    """The kernels of linears of one format."""
+    macros = {"FORMAT": list(FORMATS).index(format), "PASSES": passes}
+    return ctypes.CDLL(str(build_macros(macros, folder)))
+
+
 def build_macros(macros: dict[str, int], folder: Path) -> Path:
     """The library of kernels compiled with these."""
-    library = folder / f"{'_'.join(map(str, macros.values()))}.so"
+    library = folder / f"{'_'.join(map(str, macros.values())) or 'common'}.so"
     if not library.exists():
         command = [COMPILER, "-O2", "-std=c++17", "-ffp-contract=off", "-march=native", "-shared", "-fPIC"]
         command += ["-Wall", "-Wextra", "-Wno-unknown-pragmas", "-DDALI_SHIM"]
@@ -147,6 +64,26 @@ class Memory:
         self.panel = Panel(
             *(t.data_ptr() for t in (self.quants, self.scales, self.sums, self.values)), columns
         )
+
+    def same_as(self, other: Memory) -> bool:
+        """Whether all the bits are, poison included."""
+        return all(
+            same_bits(getattr(self, name), getattr(other, name))
+            for name in ("quants", "scales", "sums", "values")
+        )
+
+
+def same_bits(found: Tensor, expected: Tensor) -> bool:
+    return torch.equal(found.view(torch.uint8), expected.view(torch.uint8))
+
+
+def gathered(x: Tensor, columns: int, folder: Path) -> Memory:
+    """The panel, quantized and floats, of x [rows, width]."""
+    memory = Memory(len(x), columns)
+    call = GatherCall(x.data_ptr(), memory.panel, len(x), x.shape[1], DTYPES[x.dtype])
+    for format in ("w8", "f32"):
+        run(linears(folder, format).run_gather_rows, call, len(x) * (columns // 32))
+    return memory
 
 
 def matrix(layout: ExpertLayout, name: str) -> Matrix:

@@ -11,19 +11,7 @@ from dali.kernels.activation import CLAMPED, KINDS, Activation
 from dali.kernels.expert import ExpertLayout, ExpertShape, ExpertWeights
 from dali.kernels.formats import FORMATS, get_format
 
-pytestmark = [
-    pytest.mark.skipif(shimmed.COMPILER is None, reason="there is no g++"),
-    pytest.mark.skipif(
-        not native.enabled() or native.variant() == "portable",
-        reason="the CPU's kernels do not fuse multiply-adds",
-    ),
-]
 EXPERTS = 6
-
-
-@pytest.fixture(scope="session")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("shimmed")
 
 
 def random_layout(shape: ExpertShape, formats: tuple[str, str]) -> ExpertLayout:

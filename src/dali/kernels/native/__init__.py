@@ -18,7 +18,15 @@ from dali.kernels.native.attention import (
     attend_prompt,
     following,
 )
-from dali.kernels.native.decode import DecoderLayer, DecodingModel, LayerNorms, Mlp, decode_layers
+from dali.kernels.native.decode import (
+    DecoderLayer,
+    DecodingModel,
+    Kept,
+    LayerNorms,
+    Mixer,
+    Mlp,
+    decode_layers,
+)
 from dali.kernels.native.experts import (
     ExpertRecords,
     compute_experts,
@@ -30,6 +38,19 @@ from dali.kernels.native.latent import LatentHeads
 from dali.kernels.native.library import set_threads, threads
 from dali.kernels.native.linear import DEQUANTIZED, Linear, dequantize_blocks, repack
 from dali.kernels.native.measure import read_seconds, seconds
+from dali.kernels.native.recurrence import (
+    CONVOLVED_DTYPES,
+    SILU,
+    Convolution,
+    DeltaNet,
+    Field,
+    NativeStretch,
+    RecurrentModule,
+    ShortConvolution,
+    addresses,
+    convolve,
+    delta_rule,
+)
 from dali.kernels.native.route import ROUTED_DTYPES, Router, Routing, gate_logits
 from dali.kernels.native.rows import ACTIVATED_DTYPES, activate, rms_norm, sigmoid
 
@@ -37,30 +58,43 @@ __all__ = [
     "ACTIVATED_DTYPES",
     "ATTENTION_DTYPES",
     "AVAILABLE",
+    "CONVOLVED_DTYPES",
     "DEQUANTIZED",
     "ROUTED_DTYPES",
+    "SILU",
     "VARIABLE",
     "Attention",
+    "Convolution",
     "DecoderLayer",
     "DecodingModel",
     "DecodingToken",
+    "DeltaNet",
     "ExpertRecords",
+    "Field",
+    "Kept",
     "LatentHeads",
     "LatentProjections",
     "LayerNorms",
     "Linear",
+    "Mixer",
     "Mlp",
+    "NativeStretch",
     "NormParts",
     "Projections",
+    "RecurrentModule",
     "Rotary",
     "Router",
     "Routing",
+    "ShortConvolution",
     "activate",
+    "addresses",
     "attend",
     "attend_prompt",
     "compute_experts",
+    "convolve",
     "count_pairs",
     "decode_layers",
+    "delta_rule",
     "dequantize_blocks",
     "enabled",
     "following",

@@ -12,13 +12,21 @@ ACTIVATED_DTYPES = tuple(DTYPES)
 
 
 def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-    """weight * (x / sqrt(mean(x^2) + epsilon)) over the last dimension, in float32; rounded before and after weight."""
+    """weight * (x / sqrt(mean(x^2) + epsilon)) over the last dimension, in float32; rounded before and after weight, and
+    after it alone where weight is float32 and x is narrower."""
     x = x.contiguous()
     width = x.shape[-1]
-    assert weight.dtype == x.dtype and weight.is_contiguous() and weight.shape == (width,)
+    assert weight.dtype in (x.dtype, torch.float32) and weight.is_contiguous() and weight.shape == (width,)
     out = torch.empty_like(x)
     library.rms_norm(
-        x.data_ptr(), weight.data_ptr(), DTYPES[x.dtype], x.numel() // width, width, epsilon, out.data_ptr()
+        x.data_ptr(),
+        weight.data_ptr(),
+        DTYPES[weight.dtype],
+        DTYPES[x.dtype],
+        x.numel() // width,
+        width,
+        epsilon,
+        out.data_ptr(),
     )
     return out
 
@@ -33,7 +41,7 @@ def activate(x: Tensor, kind: str) -> Tensor:
 
 
 def sigmoid(x: Tensor) -> Tensor:
-    """The sigmoid of each value by the C library's exponential, in float32 and rounded to x's dtype."""
+    """The sigmoid of each value by glibc's exponential, in float32 and rounded to x's dtype."""
     x = x.contiguous()
     out = torch.empty_like(x)
     library.sigmoid(x.data_ptr(), DTYPES[x.dtype], x.numel(), out.data_ptr())

@@ -2,48 +2,160 @@
 // in parts of 1024 keys, a dot product in 16 lanes, values key by key. So the bits are the CPU's, and depend on no neighbour.
 #pragma once
 
-#include "arithmetic.cuh"
-#include "calls.h"
+#include "panel.cuh"
 
 namespace dali::gpu {
 
-// The sum of 16 lanes' values, by halves; lanes 16 on do the same as those 16 before them.
-DALI_DEVICE float sum_of_lanes(float value) {
-    for (int half = 8; half; half >>= 1) value = add(value, from_bits(of_lane_xor(bits_of(value), half)));
-    return value;
-}
+DALI_DEVICE float never() { return from_bits(0xFF800000u); }  // -infinity: the score of what weighs nothing
 
-// As src/native/lanes/floats.h has it: no multiply-add is fused.
-DALI_DEVICE float power(float x) {
-    const float from = x < -87.0f ? -87.0f : x;
-    const float n = sub(add(mul(from, 1.44269504f), 12582912.0f), 12582912.0f);
-    const float r = add(sub(from, mul(n, 0.693359375f)), mul(n, 2.12194440e-4f));
-    float p = add(mul(r, 1.0f / 5040), 1.0f / 720);
-    p = add(mul(p, r), 1.0f / 120);
-    p = add(mul(p, r), 1.0f / 24);
-    p = add(mul(p, r), 1.0f / 6);
-    p = add(mul(p, r), 0.5f);
-    p = add(mul(p, r), 1.0f);
-    p = add(mul(p, r), 1.0f);
-    p = mul(p, from_bits(uint32_t(__float2int_rn(n) + 127) << 23));
-    return x < -87.0f ? 0.0f : p;
-}
+// One part of a head's keys, and the query.
+struct Part {
+    const void *keys, *values, *query;
+    int64_t key, value, asked;  // where each begins
+    int count;
+};
 
-DALI_DEVICE void copy_row(const void* from, int64_t at, void* to, int64_t there, int width, int dtype) {
-    for (int c = lane_of_warp(); c < width; c += 32) {
-        if (dtype == DTYPE_F32) static_cast<uint32_t*>(to)[there + c] = static_cast<const uint32_t*>(from)[at + c];
-        else static_cast<uint16_t*>(to)[there + c] = static_cast<const uint16_t*>(from)[at + c];
+// Eight columns of a row from `at` on, of which `left` are its own; zeros in the others.
+template <int dtype>
+DALI_DEVICE void read_eight(const void* from, int64_t at, int left, bool aligned, float (&to)[8]) {
+    if (left >= 8 && aligned && dtype == DTYPE_F32) {
+        const float* floats = static_cast<const float*>(from) + at;
+        const uint4 low = load_16(floats), high = load_16(floats + 4);
+        const uint32_t words[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+#pragma unroll
+        for (int i = 0; i < 8; i++) to[i] = from_bits(words[i]);
+    } else if (left >= 8 && aligned && dtype == DTYPE_BF16) {
+        const uint4 four = load_16(static_cast<const uint16_t*>(from) + at);
+        const uint32_t words[4] = {four.x, four.y, four.z, four.w};
+#pragma unroll
+        for (int i = 0; i < 8; i++) to[i] = from_bits(i % 2 ? words[i / 2] & 0xFFFF0000u : words[i / 2] << 16);
+    } else {
+#pragma unroll
+        for (int i = 0; i < 8; i++) to[i] = i < left ? read(from, dtype, at + i) : 0.0f;
     }
 }
 
-// The new tokens' keys and values into their places: a warp a (token, kv head).
-DALI_KERNEL keep(DALI_CALL(AttendCall) call) {
-    const int64_t warp = warp_of_launch();
-    if (warp >= int64_t(call.tokens) * call.kv_heads) return;
-    const KeptToken& kept = call.kept[warp / call.kv_heads];
-    const int64_t head = warp % call.kv_heads, from = int64_t(kept.row) * call.kv_heads + head, to = head * kept.capacity + kept.place;
-    copy_row(call.keys, from * call.key_width, kept.keys, to * call.key_width, call.key_width, call.dtype);
-    copy_row(call.values, from * call.value_width, kept.values, to * call.value_width, call.value_width, call.dtype);
+// The sum of 16 products that two lanes hold eight of each, by halves.
+DALI_DEVICE float sum_of_pair(float (&eight)[8]) {
+#pragma unroll
+    for (int i = 0; i < 8; i++) eight[i] = add(eight[i], from_bits(of_lane_xor(bits_of(eight[i]), 1)));
+#pragma unroll
+    for (int half = 4; half; half >>= 1)
+#pragma unroll
+        for (int i = 0; i < half; i++) eight[i] = add(eight[i], eight[i + half]);
+    return eight[0];
+}
+
+// Scores of all keys, into memory, and the highest. Two lanes a key, two keys at once.
+template <int dtype>
+DALI_DEVICE float score(const AttendCall& call, const Part& part, float* scores) {
+    const int lane = lane_of_warp(), side = lane % 2, width = call.key_width;
+    const bool aligned = width % 8 == 0;
+    float most = never();
+    for (int j = 0; j < part.count; j += 32) {
+        int64_t row[2];
+        float sums[2][8] = {};
+#pragma unroll
+        for (int k = 0; k < 2; k++) {
+            const int key = j + 16 * k + lane / 2;
+            row[k] = part.key + int64_t(key < part.count ? key : part.count - 1) * width;
+        }
+#pragma unroll 2
+        for (int block = 0; block < width; block += 16) {
+            const int c = block + 8 * side;
+            float query[8], key[2][8];
+            read_eight<dtype>(part.query, part.asked + c, width - c, aligned, query);
+#pragma unroll
+            for (int k = 0; k < 2; k++) read_eight<dtype>(part.keys, row[k] + c, width - c, aligned, key[k]);
+#pragma unroll
+            for (int k = 0; k < 2; k++)
+#pragma unroll
+                for (int i = 0; i < 8; i++) sums[k][i] = add(sums[k][i], mul(key[k][i], query[i]));
+        }
+        const float first = mul(sum_of_pair(sums[0]), call.scale), second = mul(sum_of_pair(sums[1]), call.scale);
+        most = first > most ? first : most;  // those beyond the last key are the last key's
+        most = second > most ? second : most;
+        const int mine = j + 16 * side + lane / 2;
+        if (mine < part.count) scores[mine] = side ? second : first;
+    }
+    for (int mask = 16; mask; mask >>= 1) {
+        const float other = from_bits(of_lane_xor(bits_of(most), mask));
+        most = other > most ? other : most;
+    }
+    return most;
+}
+
+// Scores to weights e^(score - most); returns their sum.
+DALI_DEVICE float weigh(int count, float most, float* scores) {
+    const float from = most == never() ? 0.0f : most;  // then none weighs anything
+    SixteenSums total;
+    for (int j = 0; j < count; j += 32) {
+        const int mine = j + lane_of_warp();
+        const float weight = mine < count ? power(sub(scores[mine], from)) : 0.0f;
+        if (mine < count) scores[mine] = weight;
+        total.add_columns(weight);
+    }
+    return total.total();
+}
+
+constexpr int VALUES = 16;  // keys whose values a lane reads before it adds any
+
+// `n` columns side by side of a row.
+template <int dtype, int n>
+DALI_DEVICE void read_columns(const void* from, int64_t at, float (&to)[n]) {
+    if (dtype == DTYPE_F32 && n == 4) {
+        const uint4 words = load_16(static_cast<const float*>(from) + at);
+        to[0] = from_bits(words.x), to[1] = from_bits(words.y), to[2 % n] = from_bits(words.z), to[3 % n] = from_bits(words.w);
+    } else if (dtype == DTYPE_BF16 && n == 4) {
+        const uint2 words = *reinterpret_cast<const uint2*>(static_cast<const uint16_t*>(from) + at);
+        to[0] = from_bits(words.x << 16), to[1 % n] = from_bits(words.x & 0xFFFF0000u);
+        to[2 % n] = from_bits(words.y << 16), to[3 % n] = from_bits(words.y & 0xFFFF0000u);
+    } else {
+#pragma unroll
+        for (int i = 0; i < n; i++) to[i] = read(from, dtype, at + i);
+    }
+}
+
+// The sums of all values times their weights, in order: n columns a lane.
+template <int dtype, int n>
+DALI_DEVICE void add_values(const Part& part, int width, const float* weights, float* sums) {
+    for (int first = 0; first < width; first += 32 * n) {
+        const int column = first + lane_of_warp() * n, from = column < width ? column : 0;
+        float sum[n] = {};
+        for (int j = 0; j < part.count; j += 32) {
+            const int mine = j + lane_of_warp(), left = part.count - j;
+            const uint32_t weight = bits_of(mine < part.count ? weights[mine] : 0.0f);
+#pragma unroll
+            for (int begin = 0; begin < 32; begin += VALUES) {
+                float values[VALUES][n];
+#pragma unroll
+                for (int k = 0; k < VALUES; k++) {
+                    const int key = j + (begin + k < left ? begin + k : 0);
+                    read_columns<dtype>(part.values, part.value + int64_t(key) * width + from, values[k]);
+                }
+#pragma unroll
+                for (int k = 0; k < VALUES; k++) {
+                    const float by = from_bits(of_lane(weight, begin + k));
+#pragma unroll
+                    for (int i = 0; i < n; i++) sum[i] = begin + k < left ? add(sum[i], mul(values[k][i], by)) : sum[i];
+                }
+            }
+        }
+        if (column < width)
+            for (int i = 0; i < n; i++) sums[column + i] = sum[i];
+    }
+}
+
+template <int dtype>
+DALI_DEVICE void attend_part(const AttendCall& call, const Part& part, int64_t warp) {
+    float *scores = call.scores + warp * PART, *sums = call.sums + warp * call.value_width;
+    const float most = score<dtype>(call, part, scores);
+    together();
+    const float total = weigh(part.count, most, scores);
+    together();
+    if (call.value_width % 128 == 0) add_values<dtype, 4>(part, call.value_width, scores, sums);
+    else add_values<dtype, 1>(part, call.value_width, scores, sums);
+    if (lane_of_warp() == 0) call.most[warp] = most, call.total[warp] = total;
 }
 
 // One part of a head's keys: a warp a (token, head, part).
@@ -55,47 +167,10 @@ DALI_KERNEL attend(DALI_CALL(AttendCall) call) {
     const int64_t begin = kept.first + int64_t(part) * PART;
     const int count = int(begin + PART < kept.place + 1 ? PART : kept.place + 1 - begin);
     if (count <= 0) return;
-    const int lane = lane_of_warp(), half = lane / 16, column = lane % 16;
-    const int64_t kv_head = head / (call.heads / call.kv_heads) * kept.capacity + begin;
-    const int64_t query = (int64_t(kept.row) * call.heads + head) * call.key_width;
-    float* scores = call.scores + warp * PART;
-
-    float most = from_bits(0xFF800000u);  // -infinity
-    for (int j = 0; j < count; j += 2) {  // each half of the warp a key
-        const int key = j + half < count ? j + half : count - 1;
-        float product = 0;
-        for (int c = 0; c < call.key_width; c += 16) {
-            const bool within = c + column < call.key_width;
-            const float a = within ? read(kept.keys, call.dtype, (kv_head + key) * call.key_width + c + column) : 0.0f;
-            const float b = within ? read(call.query, call.dtype, query + c + column) : 0.0f;
-            product = add(product, mul(a, b));
-        }
-        const float score = mul(sum_of_lanes(product), call.scale);
-        if (column == 0 && j + half < count) scores[key] = score;
-        most = score > most ? score : most;
-    }
-    const float other = from_bits(of_lane_xor(bits_of(most), 16));
-    most = other > most ? other : most;
-    together();
-
-    const float from = most == from_bits(0xFF800000u) ? 0.0f : most;  // then none weighs anything
-    float total = 0;
-    for (int j = 0; j < count; j += 16) {
-        const float weight = j + column < count ? power(sub(scores[j + column], from)) : 0.0f;
-        total = add(total, weight);
-        together();
-        if (half == 0 && j + column < count) scores[j + column] = weight;
-        together();
-    }
-    total = sum_of_lanes(total);
-    float* sums = call.sums + warp * call.value_width;
-    for (int c = lane; c < call.value_width; c += 32) {
-        float sum = 0;
-        for (int j = 0; j < count; j++)
-            sum = add(sum, mul(read(kept.values, call.dtype, (kv_head + j) * call.value_width + c), scores[j]));
-        sums[c] = sum;
-    }
-    if (lane == 0) call.most[warp] = most, call.total[warp] = total;
+    const int64_t row = head / (call.heads / call.kv_heads) * kept.capacity + begin;
+    const int64_t asked = (int64_t(kept.row) * call.heads + head) * call.key_width;
+    const Part of{kept.keys, kept.values, call.query, row * call.key_width, row * call.value_width, asked, count};
+    by_dtype(call.dtype, [&](auto dtype) { attend_part<dtype.value>(call, of, warp); });
 }
 
 // A head's parts together: a warp a (token, head).
@@ -104,18 +179,22 @@ DALI_KERNEL merge(DALI_CALL(AttendCall) call) {
     if (warp >= int64_t(call.tokens) * call.heads) return;
     const KeptToken& kept = call.kept[warp / call.heads];
     const int head = int(warp % call.heads), parts = int((kept.place - kept.first) / PART) + 1;
-    const int64_t first = warp * call.parts;
+    const int64_t first = warp * call.parts, row = kept.row;
     float most = call.sinks ? call.sinks[head] : call.most[first];
     for (int i = 0; i < parts; i++) most = most < call.most[first + i] ? call.most[first + i] : most;
     float total = call.sinks ? power(sub(call.sinks[head], most)) : 0.0f;
     for (int i = 0; i < parts; i++) total = add(total, mul(call.total[first + i], power(sub(call.most[first + i], most))));
-    for (int c = lane_of_warp(); c < call.value_width; c += 32) {
+    for (int c = lane_of_warp(); c - lane_of_warp() < call.value_width; c += 32) {
+        const bool within = c < call.value_width;
         float sum = 0;
         for (int i = 0; i < parts; i++) {
-            const float part = mul(call.sums[(first + i) * call.value_width + c], div(power(sub(call.most[first + i], most)), total));
-            sum = i ? add(sum, part) : part;
+            const float part = within ? call.sums[(first + i) * call.value_width + c] : 0.0f;
+            const float share = mul(part, div(power(sub(call.most[first + i], most)), total));
+            sum = i ? add(sum, share) : share;
         }
-        write(call.out, call.dtype, (int64_t(kept.row) * call.heads + head) * call.value_width + c, sum);
+        sum = rounded(sum, call.dtype);
+        if (call.out && within) write(call.out, call.dtype, (row * call.heads + head) * call.value_width + c, sum);
+        if (is_wanted(call.panel)) put_group(call.panel, row, (head * call.value_width + c) / GROUP, sum);
     }
 }
 

@@ -112,12 +112,13 @@ struct KeptToken {
 
 // Heads of queries, keys and values as attention wants them: normed, rotated, scaled; keys and values in their places.
 struct TurnCall {
-    void *query, *keys, *values;  // [tokens, heads, key width], [tokens, kv heads, their width]; query changes in place
+    void *query, *keys, *values;  // [rows, heads, key width], [rows, kv heads, their width]; query changes in place
     const KeptToken* kept;        // [tokens]
-    const void *cos, *sin;        // [tokens, given] of rotary_dtype
+    const void *cos, *sin;        // [rows, given] of rotary_dtype
     NormPart query_norm, key_norm;  // of a head each
     int norms_follow;               // the rotation
-    int turning, turned, given, rotary_dtype;  // as src/native/model/attention_module.h has them: a head's first `turned` values
+    int turning, turned, given, rotary_dtype;  // as src/native/model/attention_module.h has them: a head's first `turned` values, of
+                                               // unzipped ones 256 at most
     int tokens, heads, kv_heads, key_width, value_width, dtype;
     float value_scale;
 };
@@ -141,7 +142,7 @@ struct RouteCall {
     float *products, *scores, *ranks;            // [tokens, experts] each, to work in
     float* weights;                              // [tokens, top_k], rounded as weights_dtype holds them
     int64_t* ids;                                // [tokens, top_k]
-    int tokens, hidden, experts, top_k, score, by_logit, groups, kept_groups, judged, normalise;
+    int tokens, hidden, experts, top_k, score, by_logit, groups, kept_groups, judged, normalise;  // at most 32 groups
     int dtype, weight_dtype, bias_dtype, correction_dtype, rounded, logits_dtype, weights_dtype;
     float epsilon, floor, scale;
 };

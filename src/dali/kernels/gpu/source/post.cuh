@@ -13,7 +13,7 @@ DALI_KERNEL post(DALI_CALL(PostCall) call) {
         for (int i = lane_of_warp(); i < call.words[part]; i += 32)
             static_cast<uint32_t*>(call.to[part])[i] = static_cast<const uint32_t*>(call.from[part])[i];
     for_the_host();
-    if (lane_of_warp() == 0) *call.flag = call.number;
+    if (lane_of_warp() == 0) *call.flag = call.number + (call.base ? *call.base : 0);
 }
 
 }  // namespace dali::gpu

@@ -5,14 +5,13 @@
 // columns. Integer sums are exact in any order. So a result depends on nothing but its row and its token.
 #pragma once
 
-#include "arithmetic.cuh"
-#include "calls.h"
+#include "panel.cuh"
 
 namespace dali::gpu {
 
 enum Format { F32, F16, BF16, W8, W4, MXFP4, Q4K };  // as src/native/layout/format.h numbers them
 
-constexpr int GROUP = 32, TILE_ROWS = 16, LINE = 64, STRIP_ROWS = 32, PASS = 8;  // PASS: tokens the tensor cores take at once
+constexpr int TILE_ROWS = 16, LINE = 64, STRIP_ROWS = 32, PASS = 8;  // PASS: tokens the tensor cores take at once
 
 DALI_DEVICE constexpr bool is_quantized(int format) { return format >= W8; }
 // What unsigned quants stand above their value by; q4k's minimum is a float of its own.
@@ -180,30 +179,6 @@ DALI_DEVICE void multiply_rows(const uint8_t* record, const Matrix& matrix, int6
 }
 
 // --- Panels. Kernels that fill them: a warp a group of a token's columns.
-
-// Writes one group of a panel's row: lane l has value l of it. The panel is of a quantized format.
-DALI_DEVICE void quantize_group(const Panel& panel, int64_t row, int group, float value) {
-    uint32_t most = bits_of(value) & 0x7FFFFFFFu;
-    for (int mask = 16; mask; mask >>= 1) {
-        const uint32_t other = of_lane_xor(most, mask);
-        most = other > most ? other : most;
-    }
-    int quant = 0;
-    float scale = from_bits(0x7FC00000u);  // infinity or NaN: no integers stand for it; 0 * NaN carries it on
-    if (most < 0x7F800000u) {
-        const float largest = from_bits(most), factor = div(127.0f, largest);
-        scale = to_half_precision(div(largest, 127.0f));
-        quant = __float2int_rn(mul(value, bits_of(factor) == 0x7F800000u ? 0.0f : factor));  // zeros, or denormals
-    }
-    int sum = quant;
-    for (int mask = 16; mask; mask >>= 1) sum += int(of_lane_xor(uint32_t(sum), mask));
-    const int lane = lane_of_warp();
-    panel.quants[row * panel.columns + group * GROUP + lane] = int8_t(quant);
-    if (lane == 0) {
-        panel.scales[row * (panel.columns / GROUP) + group] = scale;
-        panel.sums[row * (panel.columns / GROUP) + group] = sum;
-    }
-}
 
 template <int format>
 DALI_DEVICE void fill_panel(const GatherCall& call) {

@@ -12,6 +12,7 @@ typedef unsigned short uint16_t;
 typedef unsigned int uint32_t;
 typedef int int32_t;
 typedef long long int64_t;
+typedef unsigned long long uint64_t;
 
 #define DALI_DEVICE __device__ __forceinline__
 #define DALI_CALL(Call) const __grid_constant__ Call  // read in place: copies of tables would go to local memory
@@ -36,6 +37,8 @@ DALI_DEVICE void multiply_add(int (&c)[4], uint32_t a0, uint32_t a1, uint32_t b)
 #endif
 }
 DALI_DEVICE uint32_t of_lane_xor(uint32_t value, int mask) { return __shfl_xor_sync(0xFFFFFFFFu, value, mask); }
+DALI_DEVICE uint32_t of_lane(uint32_t value, int lane) { return __shfl_sync(0xFFFFFFFFu, value, lane); }
+DALI_DEVICE uint4 load_16(const void* from) { return *reinterpret_cast<const uint4*>(from); }
 DALI_DEVICE uint4 load_once(const uint8_t* from) { return __ldcs(reinterpret_cast<const uint4*>(from)); }  // weights are read once
 // What any lane wrote so far is seen by all lanes from here on.
 DALI_DEVICE void together() { __syncwarp(); }
@@ -47,3 +50,28 @@ DALI_DEVICE void for_the_host() {
 DALI_DEVICE uint32_t select_bytes(uint32_t low, uint32_t high, uint32_t which) { return __byte_perm(low, high, which); }
 
 #endif
+
+namespace dali::gpu {
+
+// Of all lanes, exactly: one instruction from compute capability 8.0 on.
+DALI_DEVICE uint32_t largest_of_lanes(uint32_t value) {
+#if __CUDA_ARCH__ >= 800
+    return __reduce_max_sync(0xFFFFFFFFu, value);
+#else
+    for (int mask = 16; mask; mask >>= 1) {
+        const uint32_t other = of_lane_xor(value, mask);
+        value = other > value ? other : value;
+    }
+    return value;
+#endif
+}
+DALI_DEVICE int sum_of_lanes(int value) {
+#if __CUDA_ARCH__ >= 800
+    return __reduce_add_sync(0xFFFFFFFFu, value);
+#else
+    for (int mask = 16; mask; mask >>= 1) value += int(of_lane_xor(uint32_t(value), mask));
+    return value;
+#endif
+}
+
+}  // namespace dali::gpu

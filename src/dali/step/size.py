@@ -1,0 +1,27 @@
+"""How much memory the state of a sequence takes that was given a reservation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dali.step.kv import Reservation
+
+
+@dataclass(frozen=True)
+class StateSize:
+    """`layers`: of each layer with keys and values, the bytes of a token and the window; `fixed`: bytes of layers whose state
+    does not grow."""
+
+    layers: tuple[tuple[int, int | None], ...]
+    fixed: int = 0
+
+    def nbytes(self, reservation: Reservation) -> int:
+        """All that a state keeps."""
+        return self.fixed + sum(self._layers(reservation))
+
+    def moving(self, reservation: Reservation) -> int:
+        """What is there beside it while a layer takes new buffers and still has the old: layers do so one by one."""
+        return max(self._layers(reservation), default=0)
+
+    def _layers(self, reservation: Reservation) -> list[int]:
+        return [token_bytes * reservation.capacity(window) for token_bytes, window in self.layers]

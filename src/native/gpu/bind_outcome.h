@@ -1,0 +1,16 @@
+// What an MoE layer's step did, as Python is told.
+#pragma once
+
+#include <tuple>
+
+#include "bind/plan/step_plan.h"
+#include "gpu/layers.h"
+
+namespace dali {
+
+// Counts as Planner.plan() has them, then seconds in all, to plan, and of the CPU's experts.
+inline auto outcome_of(const gpu::StepOutcome& outcome) {
+    return std::tuple_cat(counts_of(outcome.counts), std::make_tuple(outcome.seconds, outcome.plan_seconds, outcome.cpu_seconds));
+}
+
+}  // namespace dali

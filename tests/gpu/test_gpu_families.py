@@ -1,0 +1,35 @@
+"""Whole models over a GPU, dense part included, by our kernels on a stand-in: prompts and decoding have the CPU's bits."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import dali
+from dali.offload.gpu_model import GpuModel
+from decoded import decoded
+from decoding_families import DECODING, decoding_model
+from families import random_model, save_model
+
+PLAIN = ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "gpt_oss")
+LATENT = {
+    "deepseek_v2",
+    "deepseek_v3",
+    "glm4_moe_lite",
+}  # there are no kernels for attention over a latent yet
+FAMILIES = [*PLAIN, *(family for family in DECODING if family not in LATENT)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_gpu_gives_the_bits_of_the_cpu(driver, tmp_path, family, dtype):
+    model = random_model(family, dtype=dtype) if family in PLAIN else decoding_model(family, dtype)
+    directory = save_model(model, tmp_path)
+    expected = decoded(dali.load(directory, quant="w4"))
+    llm = dali.load(directory, quant="w4", device="cuda", vram="300KiB", notify=[].append)
+    assert isinstance(llm.engine.decoder, GpuModel)
+    found = decoded(llm)
+    assert len(found) == len(expected)
+    assert all(map(torch.equal, found, expected))
+    assert driver.races == []
+    llm.close()
