@@ -83,15 +83,15 @@ def test_every_familys_norms_are_fused_and_agree(family, dtype):
         torch.testing.assert_close(module(x[norm]), wanted)
 
 
-class OffsetRMSNorm(nn.Module):
-    """As Gemma's: weights count from one."""
+class SquaredRMSNorm(nn.Module):
+    """No model's: weights count squared."""
 
     def __init__(self) -> None:
         super().__init__()
         self.weight, self.variance_epsilon = nn.Parameter(torch.rand(32)), 1e-6
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return (1 + self.weight) * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
+        return self.weight**2 * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -104,9 +104,9 @@ def test_every_layer_of_a_trained_model_is_fused(dtype):
 
 
 def test_a_norm_of_another_formula_is_left_alone():
-    model = nn.Sequential(OffsetRMSNorm())
+    model = nn.Sequential(SquaredRMSNorm())
     dense.fuse_norms(model)
-    assert isinstance(model[0], OffsetRMSNorm)
+    assert isinstance(model[0], SquaredRMSNorm)
 
 
 @pytest.mark.parametrize(("quant", "packed"), [("w8", True), ("w4", True), ("f32", False), ("bf16", False)])

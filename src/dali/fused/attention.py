@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dali.fused.dense import FusedRMSNorm, PackedLinear
-from dali.fused.probe import POSITIONS, REFUSALS, close, probe
+from dali.fused.dense import VALUE_NORM, FusedRMSNorm, PackedLinear
+from dali.fused.probe import POSITIONS, REFUSALS, close, probe, wanted
 from dali.fused.rotation import Kind, Turns, is_whole, kind_of, rotary_of, rotate, turns
 from dali.fused.watch import Watch
 from dali.hooks.latent import LINEAR, SharedLatents, shared_latents
@@ -24,6 +24,7 @@ from dali.kernels import native
 from dali.step.context import AttentionArguments, StepContext, current_step
 
 LINEARS = {"q_proj", "k_proj", "v_proj", "o_proj"}
+VALUES_ARE_KEYS = LINEARS - {"v_proj"}  # before their norms
 LATENT = {"kv_a_proj_with_mqa", "kv_a_layernorm", LINEAR, "o_proj"}
 QUERIES = (
     {"q_proj"},
@@ -109,10 +110,11 @@ def _fused(module: Any, rotary: Any) -> DecodingAttention | None:
 def _known(module: Any) -> bool:
     """Whether a module has all the parts of attention, and none that are something else."""
     parts = dict(module.named_children())
-    names = set(parts) - {name for names in NORMS for name in names}
+    names = set(parts) - {name for names in NORMS for name in names} - {VALUE_NORM}
     own = {name for name, _ in module.named_parameters(recurse=False)}
     return (
-        (names == LINEARS or any(names == LATENT | queries for queries in QUERIES))
+        (names in (LINEARS, VALUES_ARE_KEYS) or any(names == LATENT | queries for queries in QUERIES))
+        and not getattr(module.config, "num_kv_shared_layers", 0)
         and ((LINEAR in names) == (shared_latents(module) is not None))
         and all(isinstance(part, PackedLinear | FusedRMSNorm | SharedLatents) for part in parts.values())
         and all(
@@ -136,11 +138,12 @@ def _probed(module: Any, rotary: Any) -> DecodingAttention | None:
     def run(attend: Any, seen: list[AttentionArguments] | None) -> list[Tensor]:
         def call(at: int) -> Tensor:
             x, rotation = steps[at]
-            return attend(hidden_states=x, position_embeddings=rotation, attention_mask=None)[0]  # type: ignore[no-any-return]
+            return attend(hidden_states=x, position_embeddings=rotation, attention_mask=None, **others)[0]  # type: ignore[no-any-return]
 
         return probe(call, seen)
 
     seen: list[AttentionArguments] = []
+    others = wanted(module.forward)
     expected = run(module.forward, seen)
     if len(seen) != len(steps) or any(arguments.window != seen[0].window for arguments in seen):
         return None
@@ -186,13 +189,17 @@ def _ways(module: Any, cos: Tensor, arguments: AttentionArguments) -> Iterator[n
 
 
 def _projections(module: Any) -> Iterator[native.Projections]:
-    query, key, value = (getattr(module, name).native for name in ("q_proj", "k_proj", "v_proj"))
+    query, key = module.q_proj.native, module.k_proj.native
+    value = key if getattr(module, "v_proj", None) is None else module.v_proj.native
+    value_norm = _norm(getattr(module, VALUE_NORM, None))
     names = next((names for names in NORMS if any(hasattr(module, name) for name in names)), NORMS[0])
     norms = [_norm(getattr(module, name, None)) for name in names]
     for follow in (False, True) if any(norms) else (False,):
         scale = getattr(module, "v_scale", 1.0)
         gated = query.rows == 2 * module.o_proj.in_features
-        yield native.Projections(query, key, value, module.head_dim, norms[0], norms[1], follow, scale, gated)
+        yield native.Projections(
+            query, key, value, module.head_dim, norms[0], norms[1], follow, scale, gated, value_norm
+        )
 
 
 def _latent(module: Any) -> native.LatentProjections:

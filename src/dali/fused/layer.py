@@ -7,7 +7,7 @@ layer, watched ones, and every step that is not a few sequences decoding run par
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from dali.fused.attention import DecodingAttention
 from dali.fused.dense import FusedRMSNorm
 from dali.fused.mlp import FusedGate, mlp_of, sigmoids_agree
-from dali.fused.probe import POSITIONS, REFUSALS, probe
+from dali.fused.probe import POSITIONS, REFUSALS, probe, wanted
 from dali.fused.recurrent import FusedRecurrent
 from dali.fused.rotation import Turns, rotary_of, rotate, turns
 from dali.fused.router import FusedRouter
@@ -39,6 +39,20 @@ NORMS = (
     ("operator_norm", None, "ffn_norm", None),
     ("input_layernorm", "post_self_attn_layernorm", "post_attention_layernorm", "post_mlp_layernorm"),
 )
+
+# The same of layers whose experts stand beside a dense network, and of these: before and after the experts, after the network.
+BESIDE = (
+    "input_layernorm",
+    "post_attention_layernorm",
+    "pre_feedforward_layernorm",
+    "post_feedforward_layernorm",
+)
+BESIDE_INSIDE = (
+    "pre_feedforward_layernorm_2",
+    "post_feedforward_layernorm_2",
+    "post_feedforward_layernorm_1",
+)
+OUTPUT_SCALE = "layer_scalar"
 
 Mixer = DecodingAttention | FusedRecurrent  # where its tokens meet those before them
 
@@ -64,6 +78,7 @@ class Parts:
     mixer: Mixer
     routed: Routed | None
     mlp: native.Mlp | None
+    beside: native.BesideNorms | None
 
 
 class DecodingLayer:
@@ -86,6 +101,8 @@ class DecodingLayer:
             parts.mlp,
             gate,
             float(getattr(layer, "residual_multiplier", 1.0)),
+            parts.beside,
+            getattr(layer, OUTPUT_SCALE, None),
         )
         self.run = Run([self])
 
@@ -172,7 +189,10 @@ def _parts(layer: Any) -> Parts | None:
     """A layer's parts; None where one of them is missing, or there is another."""
     children = dict(layer.named_children())
     norms: dict[str | None, Any] = {n: c for n, c in children.items() if isinstance(c, FusedRMSNorm)}
-    places = next((names for names in NORMS if {n for n in names if n} == set(norms)), None)
+    beside = set(norms) == {*BESIDE, *BESIDE_INSIDE}
+    places = (
+        BESIDE if beside else next((names for names in NORMS if {n for n in names if n} == set(norms)), None)
+    )
     mixers = [c.forward for c in children.values() if isinstance(c.forward, Mixer)]
     others = [c for n, c in children.items() if n not in norms and not isinstance(c.forward, Mixer)]
     if places is None or len(mixers) != 1 or list(layer.parameters(recurse=False)):
@@ -180,8 +200,11 @@ def _parts(layer: Any) -> Parts | None:
     blocks = [child for child in others if mlp_of(child) is None]
     dense = [mlp for child in others if (mlp := mlp_of(child)) is not None]
     routed = None
-    if len(blocks) == 1:
-        routed, inside = _routed(blocks[0])
+    if beside:
+        routed, _ = _routed(blocks)
+        blocks = []
+    elif len(blocks) == 1:
+        routed, inside = _routed(blocks[0].children())
         dense += inside
     if len(blocks) > 1 or len(dense) > 1 or (blocks and routed is None) or not (routed or dense):
         return None
@@ -193,13 +216,21 @@ def _parts(layer: Any) -> Parts | None:
     if any(dtype != first.dtype for dtype in dtypes):
         return None
     mlp = dense[0] if dense else None
-    return Parts(parts, first.dtype, len(first.weight), mixers[0], routed, mlp)
+    apart = None
+    if beside:
+        if routed is None or mlp is None or routed.router.before is None:
+            return None
+        own = [(norms[name].weight, norms[name].variance_epsilon) for name in BESIDE_INSIDE]
+        apart = native.BesideNorms(routed.router.before, *own)
+    elif routed is not None and routed.router.before is not None:
+        return None
+    return Parts(parts, first.dtype, len(first.weight), mixers[0], routed, mlp, apart)
 
 
-def _routed(block: Any) -> tuple[Routed | None, list[native.Mlp]]:
-    """A block's experts with their router, and the shared expert, if there is one, in it."""
+def _routed(block: Iterable[Any]) -> tuple[Routed | None, list[native.Mlp]]:
+    """The experts among a block's modules with their router, and the shared expert, if there is one."""
     router, module, gate, dense = None, None, None, []
-    for child in block.children():
+    for child in block:
         if isinstance(child, FusedRouter):
             router = child
         elif seam.dali_layer(child) is not None:
@@ -251,9 +282,10 @@ def _agree(layer: Any, fused: DecodingLayer, rotary: Any) -> bool:
     def run(forward: Any) -> list[Any]:
         def call(at: int) -> Any:
             x, rotation = steps[at]
-            return forward(hidden_states=x, position_embeddings=rotation, attention_mask=None)
+            return forward(hidden_states=x, position_embeddings=rotation, attention_mask=None, **others)
 
         return probe(call)
 
+    others = wanted(layer.forward)
     expected = run(layer.forward)
     return all(isinstance(out, Tensor) for out in expected) and all(map(torch.equal, run(fused), expected))

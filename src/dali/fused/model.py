@@ -77,9 +77,10 @@ class DecodingModel:
             [kinds.index(layer.mixer.kind) for layer in layers],
             (norm.weight, norm.variance_epsilon),
             head.native,
-            float(getattr(inner, "embedding_multiplier", 1.0)),
+            _embedding_scale(inner),
             float(getattr(model, "logits_scaling", 1.0)),
         )
+        self.softcap: float | None = getattr(model.config, "final_logit_softcapping", None)
         self._serves: bool | None = None  # None: to be found out
 
     def serves(self, step: StepContext) -> bool:
@@ -103,7 +104,9 @@ class DecodingModel:
         del leases
         for layer, outcome in zip(self.layers, outcomes, strict=True):
             layer.count(len(ids), *outcome)
-        return logits if len(wanted) == len(ids) else logits[wanted]
+        logits = logits if len(wanted) == len(ids) else logits[wanted]
+        # torch's own, as no kernel has its curve's bits.
+        return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
 
     def forget(self) -> None:
         """Take back what a probe has counted, which is no step."""
@@ -131,13 +134,21 @@ def _known(model: Any) -> bool:
     return (
         bool(forwards)
         and all(isinstance(forward, DecodingLayer) for forward in forwards)
-        and type(inner.embed_tokens) is nn.Embedding
+        and isinstance(inner.embed_tokens, nn.Embedding)
         and isinstance(inner.norm, FusedRMSNorm)
         and isinstance(model.lm_head, PackedLinear)
         and is_fixed(inner.rotary_emb)
         and inner.embed_tokens.weight.dtype == inner.norm.dtype
         and all(forward.native.dtype == inner.norm.dtype for forward in forwards)
     )
+
+
+def _embedding_scale(inner: Any) -> float:
+    """What a model multiplies its embeddings by, or their module does."""
+    scale = getattr(inner.embed_tokens, "embed_scale", None)
+    if isinstance(scale, Tensor):
+        return float(scale.to(inner.embed_tokens.weight.dtype))
+    return float(getattr(inner, "embedding_multiplier", 1.0))
 
 
 def _probed(model: Any) -> DecodingModel | None:

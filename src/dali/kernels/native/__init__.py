@@ -19,6 +19,7 @@ from dali.kernels.native.attention import (
     following,
 )
 from dali.kernels.native.decode import (
+    BesideNorms,
     DecoderLayer,
     DecodingModel,
     Kept,
@@ -64,6 +65,7 @@ __all__ = [
     "SILU",
     "VARIABLE",
     "Attention",
+    "BesideNorms",
     "Convolution",
     "DecoderLayer",
     "DecodingModel",
