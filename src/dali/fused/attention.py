@@ -147,12 +147,12 @@ def _probed(module: Any, rotary: Any) -> DecodingAttention | None:
     expected = run(module.forward, seen)
     if len(seen) != len(steps) or any(arguments.window != seen[0].window for arguments in seen):
         return None
-    turned, whole = turns(steps[0][1]), is_whole(steps[0][1])
-    if turned is None or not (whole or shared_latents(module)):
+    turned = turns(steps[0][1])
+    if turned is None or not (is_whole(steps[0][1]) or shared_latents(module)):
         return None
     for fused in _ways(module, turned[0], seen[0]):
         attention = DecodingAttention(module, fused, seen[0].window, kind)
-        same: Any = torch.equal if whole else _close
+        same: Any = _close if isinstance(steps[0][1], Tensor) else torch.equal  # complex numbers
         if fused.gated:
             same = partial(close, dtype=dtype)
         if all(map(same, run(attention, None), expected)):
