@@ -12,6 +12,7 @@
 
 #include "model/attention_module.h"
 #include "model/layer.h"
+#include "ops/recurrent/convolution.h"
 #include "ops/route.h"
 
 namespace dali {
@@ -27,6 +28,8 @@ void bind_norm(nb::module_& m);
 void bind_route(nb::module_& m);
 void bind_attention(nb::module_& m);
 void bind_model(nb::module_& m);
+void bind_convolution(nb::module_& m);
+void bind_mamba2(nb::module_& m);
 void bind_dependencies(nb::module_& m);
 void bind_two_lane(nb::module_& m);
 void bind_planner(nb::module_& m);
@@ -51,6 +54,15 @@ inline std::vector<DecodingToken> decoding(const std::vector<Token>& tokens) {
     std::vector<DecodingToken> all;
     for (const auto& [row, keys, values, capacity, place, first] : tokens)
         all.push_back({row, pointer<char>(keys), pointer<char>(values), capacity, place, first});
+    return all;
+}
+
+using KeptRows = std::tuple<int64_t, int, uintptr_t, uintptr_t>;  // (row, tokens, what is kept before, after)
+
+inline std::vector<SequenceRows> kept_rows(const std::vector<KeptRows>& sequences) {
+    std::vector<SequenceRows> all;
+    for (const auto& [row, tokens, before, after] : sequences)
+        all.push_back({row, tokens, pointer<const void>(before), pointer<void>(after)});
     return all;
 }
 

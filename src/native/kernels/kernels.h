@@ -7,6 +7,7 @@
 #include "kernels/attention.h"
 #include "kernels/blocks.h"
 #include "kernels/norms_and_routers.h"
+#include "kernels/recurrence.h"
 #include "kernels/tiles.h"
 
 namespace dali {
@@ -18,6 +19,7 @@ Variant make_variant(const char* name) {
     TileKernels<V>::put_into(variant);
     AttentionKernels<V>::put_into(variant);
     RowKernels<V>::put_into(variant);
+    RecurrenceKernels<V>::put_into(variant);
     BlockKernelsOf<V>::put_into(variant);
     return variant;
 }

@@ -39,6 +39,29 @@ struct AttentionPart {
     const int64_t* seen = nullptr;  // [group]: keys from the first on that a query sees; null: all
 };
 
+// Rows of a convolution's input and what it is of them, `count` channels side by side, whole vectors of them.
+struct ConvolutionPart {
+    const float* rows;    // [window - 1 + tokens][count]: the tokens, and what came before them
+    const float* weight;  // [window][count]
+    const float* bias;    // [count]
+    int tokens, window, count;
+    float* out;  // [tokens][count]
+};
+
+// Tokens of one head of a selective state space (Mamba2). `width`: of the head, padded to whole vectors.
+struct ScanPart {
+    int tokens, width, state;
+    const float* decay;  // [tokens]
+    const float* input;  // [tokens][width]
+    const float* in;  // the vectors B, [tokens] of [state], in_stride values apart
+    int64_t in_stride;
+    const float* out;  // C
+    int64_t out_stride;
+    const float* from;  // [state][width]
+    float* to;          // the same, behind the last token; may be `from`
+    float* found;       // [tokens][width], which the head's outputs are added to
+};
+
 // GGUF's blocks that are decoded to floats.
 enum class BlockType : int { q4_0, q8_0, q4_1, q5_0, q5_1, q5_k, q6_k };
 constexpr int BLOCK_TYPES = 7;
@@ -72,6 +95,14 @@ struct Variant {
     // out [rows] = matrix [rows, width] times x [width].
     void (*products_f32)(const float* matrix, const float* x, int rows, int width, float* out);
     void (*products_bf16)(const uint16_t* matrix, const float* x, int rows, int width, float* out);
+    // Each channel's bias and the sum of its weights times its last `window` values, the oldest first.
+    void (*convolve)(const ConvolutionPart& part);
+    // Each token: state = state * decay + input (x) in, and found += state times out, in the order of the state's rows.
+    void (*scan)(const ScanPart& part);
+    // Whole vectors of values: x = silu(x), softplus(x), e^x.
+    void (*silu)(float* x, int count);
+    void (*softplus)(float* x, int count);
+    void (*exp)(float* x, int count);
     BlockKernels blocks[BLOCK_TYPES];
     // Reads all bytes, whole 256s; returns what no compiler can know without reading them.
     int (*read)(const char* from, size_t bytes);
