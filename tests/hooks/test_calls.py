@@ -76,11 +76,6 @@ def test_top_k_by_another_name():
             {"attention_chunk_size": 8, "head_dim": 16, "intermediate_size": 40},
             "attends neither to all earlier tokens",
         ),
-        (
-            "qwen3_next",
-            {"layer_types": ["linear_attention", "full_attention", "linear_attention"]},
-            "linear_attention",
-        ),
         ("jamba", {"attn_layer_period": 2, "attn_layer_offset": 1}, "linear_attention"),
         ("gemma2", {"head_dim": 16, "intermediate_size": 40, "attn_logit_softcapping": 50.0}, "soft-caps"),
     ],

@@ -35,20 +35,20 @@ def test_a_window_bounds_the_memory():
     assert layer.nbytes <= 2 * 4 * 128
 
 
-def test_truncate_forgets_the_end():
+def test_rollback_forgets_the_end():
     cache = SequenceState()
     cache.kv(0).append(tokens(0, 10), tokens(0, 10), None)
-    assert cache.truncate(4)
+    assert cache.rollback(4)
     keys, _ = cache.kv(0).append(tokens(4, 1), tokens(4, 1), None)
     assert keys.flatten().tolist() == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize(("target", "possible"), [(299, True), (260, True), (100, False)])
-def test_truncate_behind_a_window_is_refused(target, possible):
+def test_rollback_behind_a_window_is_refused(target, possible):
     cache = SequenceState()
     for position in range(300):
         cache.kv(0).append(tokens(position, 1), tokens(position, 1), 8)
     length = cache.kv(0).length
-    assert cache.truncate(target) is possible
+    assert cache.rollback(target) is possible
     if not possible:
         assert cache.kv(0).length == length

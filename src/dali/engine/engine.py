@@ -12,11 +12,12 @@ import torch
 from dali.engine.scheduler import Scheduler
 from dali.engine.sequence import Sequence
 from dali.fused.model import DecodingModel
-from dali.hooks import rope
+from dali.hooks import recurrent, rope
 from dali.kernels import native
 from dali.policies.signals import Step
 from dali.step.context import Segment, StepContext, running
-from dali.step.state import Snapshot
+
+OPENING = 32  # tokens at most with which templates open an answer
 
 
 class Engine:
@@ -35,6 +36,7 @@ class Engine:
         self._native = native.enabled()
         self._last: Sequence | None = None  # finished; its keys and values serve a prompt that continues it
         rope.bind_to_step(model)
+        recurrent.bind_to_step(model)
 
     def follow(
         self,
@@ -50,6 +52,10 @@ class Engine:
     def add(self, sequence: Sequence) -> None:
         """Let a sequence join; a prefix it shares with the last finished one is not computed again."""
         self._take_over_prefix(sequence)
+        # Where a later prompt may part from this one: at its last token if it is asked anew, and in a conversation before the
+        # opening of the answer, which templates write otherwise once the answer is there.
+        end = sequence.prompt_tokens
+        sequence.state.keep(place for place in (end - OPENING, end - 1) if place > sequence.computed)
         self.scheduler.add(sequence)
 
     def forget(self) -> None:
@@ -76,7 +82,7 @@ class Engine:
             return False
         started = self.clock()
         prefill = [sequence.in_prefill for sequence, _ in plan]
-        before = [sequence.state.snapshot(sequence.computed) for sequence, _ in plan]
+        before = [sequence.computed for sequence, _ in plan]
         try:
             sampled = iter(self._forward(plan))
             for sequence, tokens in plan:
@@ -146,15 +152,15 @@ class Engine:
         # Some models have no such argument, and answer for every row.
         return logits if every_row or len(logits) == len(last_rows) else logits[last_rows]
 
-    def _roll_back(self, plan: list[tuple[Sequence, int]], before: list[Snapshot]) -> None:
+    def _roll_back(self, plan: list[tuple[Sequence, int]], before: list[int]) -> None:
         """An interrupted step has left its mark on some layers only, or sequences without their token: take it back, so that the
         step can be tried again."""
-        for (sequence, _), snapshot in zip(plan, before, strict=True):
+        for (sequence, _), tokens in zip(plan, before, strict=True):
             if sequence.finish_reason is not None:
                 self._retire(sequence)
-            elif sequence.computed != snapshot.tokens:  # it has its token: only others' were still to come
+            elif sequence.computed != tokens:  # it has its token: only others' were still to come
                 continue
-            elif not sequence.state.rollback(snapshot):
+            elif not sequence.state.rollback(tokens):
                 self.abort(sequence)
 
     def _cross_limits(self) -> None:
@@ -176,6 +182,7 @@ class Engine:
             if ours != theirs:
                 break
             shared += 1
-        if shared and last.state.truncate(shared):
+        place = last.state.nearest(shared)
+        if place and last.state.rollback(place):
             sequence.state, self._last = last.state, None
-            sequence.computed = sequence.cached_tokens = shared
+            sequence.computed = sequence.cached_tokens = place

@@ -20,7 +20,11 @@ from transformers import AttentionInterface, DynamicCache, cache_utils
 from transformers.masking_utils import AttentionMaskInterface
 
 from dali.errors import DaliError, reason
-from dali.hooks import seam
+from dali.hooks import recurrent, seam
+from dali.hooks.attention import IMPLEMENTATION
+from dali.hooks.recurrent import ConvolutionWindow, LinearAttentionState
+from dali.step.context import Segment, StepContext, running
+from dali.step.state import SequenceState
 
 PROBE = "dali-probe"
 ROUTER_LOGITS = "output_router_logits"
@@ -28,6 +32,8 @@ ROUTER_LOGITS = "output_router_logits"
 PLAIN = {
     getattr(cache_utils, name, None) for name in ("DynamicLayer", "DynamicSlidingWindowLayer", "DummyLayer")
 }
+# What it keeps of recurrent layers: a convolution's window, a matrix, or both.
+RECURRENT = getattr(cache_utils, "LinearAttentionLayer", None)
 # Tensors that attention may be handed beside query, key, value and mask, as the engine's attention knows what they are for.
 KNOWN = {"s_aux", "position_ids", "cache_position"}
 POSITIONS, SAMPLED_KEYS = (
@@ -70,6 +76,7 @@ def model_calls(skeleton: Any) -> ModelCalls:
             raise _refused(call.module, "attends several times in a step")
         layers.add(layer)
         windows[names[call.module]] = _window(call, step)
+    _check_recurrent(skeleton, cache)
     for index, kept in enumerate(cache.layers):
         if index not in layers and getattr(kept, "keys", None) is not None:
             raise _refused(skeleton, f"attends by code of its own in layer {index}")
@@ -126,38 +133,63 @@ AttentionMaskInterface.register(PROBE, _mask)
 
 
 def _plain_cache(skeleton: Any) -> Any:
-    """transformers' cache for the model. DaliError where it keeps more than keys and values."""
+    """transformers' cache for the model. DaliError where it keeps what the engine does not know."""
     config = skeleton.config.get_text_config()
     kinds = getattr(config, "layer_types", None) or ()
     try:
         cache = DynamicCache(config=config)
     except Exception as error:  # a kind of layer that transformers has no cache for
         raise _unsteppable(skeleton, reason(error)) from error
-    other = {index for index, layer in enumerate(cache.layers) if type(layer) not in PLAIN}
+    other = [i for i, layer in enumerate(cache.layers) if type(layer) not in PLAIN and not _recurrent(layer)]
     if other:
-        named = {
-            kinds[index] if index < len(kinds) else type(cache.layers[index]).__name__ for index in other
-        }
-        raise _unsteppable(skeleton, ", ".join(sorted(named)))
+        raise _unsteppable(skeleton, _kinds(skeleton, cache, other))
     if skeleton._is_stateful and not kinds:
         raise _unsteppable(skeleton, "state of their own kind")
     return cache
+
+
+def _recurrent(kept: Any) -> bool:
+    return type(kept) is RECURRENT and kept.number_of_states == 1
+
+
+def _kinds(skeleton: Any, cache: Any, layers: list[int]) -> str:
+    """What layers are called, for people."""
+    kinds = getattr(skeleton.config.get_text_config(), "layer_types", None) or ()
+    named = {kinds[index] if index < len(kinds) else type(cache.layers[index]).__name__ for index in layers}
+    return ", ".join(sorted(named))
+
+
+def _check_recurrent(skeleton: Any, cache: Any) -> None:
+    """DaliError for a recurrent layer that keeps something in transformers' cache, `cache` after a step, and nothing, or
+    something else, in the state of a sequence of dali's: it computes by functions that dali does not know."""
+    layers = [index for index, kept in enumerate(cache.layers) if _recurrent(kept)]
+    if not layers:
+        return
+    state = SequenceState()
+    with recurrent.bound_to_step(skeleton), running(StepContext([Segment(state, 0, 1, 0, True)], 1)):
+        _run(skeleton, None, IMPLEMENTATION)
+    for index in layers:
+        kept = cache.layers[index]
+        ours = state.layer(index, ConvolutionWindow).tokens, state.layer(index, LinearAttentionState).tokens
+        if ours != (int(kept.is_conv_states_initialized[0]), int(kept.is_recurrent_states_initialized[0])):
+            raise _unsteppable(skeleton, _kinds(skeleton, cache, [index]))
 
 
 def _unsteppable(skeleton: Any, kinds: str) -> DaliError:
     return DaliError(f"{type(skeleton).__name__} has layers the engine cannot step ({kinds}).", ATTACH)
 
 
-def _run(skeleton: Any, cache: Any) -> _Step:
-    """A step of one token, watched. DaliError where transformers' code does not run on meta."""
+def _run(skeleton: Any, cache: Any, implementation: str = PROBE) -> _Step:
+    """A step of one token, watched, with transformers' cache or without. DaliError where transformers' code does not run on
+    meta."""
     global _step
     _step = step = _Step()
     # transformers 5.24 renamed the argument, and warns of the old name.
     name = "cache" if "cache" in inspect.signature(skeleton.forward).parameters else "past_key_values"
     try:
-        with _probing(skeleton), torch.inference_mode(), torch.device("meta"):
+        with _probing(skeleton, implementation), torch.inference_mode(), torch.device("meta"):
             ids = torch.zeros(1, 1, dtype=torch.long)
-            skeleton(input_ids=ids, position_ids=ids, use_cache=True, **{name: cache})
+            skeleton(input_ids=ids, position_ids=ids, use_cache=cache is not None, **{name: cache})
     except Exception as error:  # it may fail wherever it looks at values
         raise DaliError(
             f"{type(skeleton).__name__} does not say how its layers attend ({reason(error)}).", ATTACH
@@ -168,8 +200,8 @@ def _run(skeleton: Any, cache: Any) -> _Step:
 
 
 @contextmanager
-def _probing(skeleton: Any) -> Iterator[None]:
-    """Every attention and mask of the model on meta is the probe's, and its experts compute nothing."""
+def _probing(skeleton: Any, implementation: str) -> Iterator[None]:
+    """Every attention and mask of the model on meta is of that implementation, and its experts compute nothing."""
     configs = {id(module.config): module.config for module in skeleton.modules() if hasattr(module, "config")}
     before = [(config, config._attn_implementation) for config in configs.values()]
     # What a configuration may ask for beside logits counts the router's choices, which are not there.
@@ -179,7 +211,7 @@ def _probing(skeleton: Any) -> Iterator[None]:
     training = skeleton.training
     try:
         for config in configs.values():
-            config._attn_implementation = PROBE
+            config._attn_implementation = implementation
         for config in extra:
             setattr(config, ROUTER_LOGITS, False)
         for module in experts:

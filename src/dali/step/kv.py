@@ -13,8 +13,6 @@ class LayerKV:
     A sliding-window layer forgets tokens no later query can see: `first` is the position of the oldest one kept.
     """
 
-    trims = True
-
     def __init__(self) -> None:
         self.first = 0
         self.length = 0  # tokens kept
@@ -80,13 +78,11 @@ class LayerKV:
         self.first += dropped
         self.length = kept
 
-    def snapshot(self) -> None:
-        """Nothing: later tokens are appended, and `rollback` cuts them off."""
+    def nearest(self, tokens: int) -> int | None:
+        """`tokens` itself, if all that this position would see is still here."""
+        within = self.first == 0 or (self._window is not None and tokens - self._window + 1 >= self.first)
+        return tokens if within else None
 
-    def reaches(self, tokens: int, snapshot: object = None) -> bool:
-        """Whether all that position `tokens` would see is still here."""
-        return self.first == 0 or (self._window is not None and tokens - self._window + 1 >= self.first)
-
-    def rollback(self, tokens: int, snapshot: object = None) -> None:
+    def rollback(self, tokens: int) -> None:
         """Keep positions below `tokens`."""
         self.length = min(self.length, tokens - self.first)

@@ -1,94 +1,110 @@
 """What one sequence keeps between steps, a layer at a time.
 
-Keys and values can be cut back to any earlier length. A layer with recurrent state cannot: it returns only to a place of which it
-took a snapshot. The engine asks both in the same words, so an interrupted step, a prompt that continues an earlier one and a
-failed draft are undone alike.
+Keys and values can be cut back to any earlier length. A layer with recurrent state cannot: it returns only to where its last step
+began, and to places of which it kept a copy. The engine asks both in the same words, so an interrupted step, a prompt that
+continues an earlier one and a failed draft are undone alike.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 from typing import Protocol, TypeVar
 
 from torch import Tensor
 
 from dali.step.kv import LayerKV
+from dali.step.recurrent import RecurrentState
+
+MOST_PLACES = 4  # of which recurrent layers keep copies, the last ones
+MOST_COPIED_BYTES = 512 << 20  # fewer places, but two, where their copies take more
 
 
 class LayerState(Protocol):
-    """One layer's state of one sequence. `trims`: whether `rollback` needs no snapshot, as nothing is overwritten."""
-
-    trims: bool
+    """What one layer keeps of one sequence."""
 
     @property
     def nbytes(self) -> int:
         """Memory it takes."""
 
-    def snapshot(self) -> object:
-        """What `rollback` needs to return here: a copy of what later tokens overwrite, None where nothing is."""
+    @property
+    def kept(self) -> list[Tensor]:
+        """All that it keeps of tokens."""
 
-    def reaches(self, tokens: int, snapshot: object) -> bool:
-        """Whether `rollback` to `tokens` tokens, with what was `snapshot` there, is possible."""
+    def nearest(self, tokens: int) -> int | None:
+        """The last place, of at most `tokens` tokens, that `rollback` can return to; None: there is none."""
 
-    def rollback(self, tokens: int, snapshot: object) -> None:
-        """Be as after the first `tokens` tokens again."""
+    def rollback(self, tokens: int) -> None:
+        """Be as after the first `tokens` tokens again, which `nearest` names for them."""
 
 
 Layer = TypeVar("Layer", bound=LayerState)
 
 
-@dataclass(frozen=True)
-class Snapshot:
-    """A place in a sequence to return to: after how many tokens, and the copies of layers that overwrite."""
-
-    tokens: int
-    copies: dict[int, object] = field(default_factory=dict)
-
-
 class SequenceState:
-    """All layers of one sequence."""
+    """All layers of one sequence. A place in it is a number of tokens: what its layers are after those."""
 
     def __init__(self) -> None:
-        self._layers: dict[int, LayerState] = {}
-        self._overwriting: list[int] = []  # layers that need a copy to return
+        self._layers: dict[tuple[int, type], LayerState] = {}
+        self.places: list[int] = []  # of which recurrent layers keep copies, ascending
 
     def layer(self, index: int, kind: type[Layer]) -> Layer:
-        """Layer `index`'s state, begun as a `kind` when it is first asked for."""
-        state = self._layers.get(index)
+        """What layer `index` keeps of this kind, begun when it is first asked for."""
+        state = self._layers.get((index, kind))
         if state is None:
-            state = self._layers[index] = kind()
-            if not state.trims:
-                self._overwriting.append(index)
-        return state  # type: ignore[return-value]  # a layer asks for one kind only
+            state = self._layers[index, kind] = kind()
+        return state  # type: ignore[return-value]  # the kind is part of the key
 
     def kv(self, index: int) -> LayerKV:
         """Layer `index`'s keys and values."""
-        state = self._layers.get(index)
-        return state if isinstance(state, LayerKV) else self.layer(index, LayerKV)
+        return self.layer(index, LayerKV)
 
     @property
     def nbytes(self) -> int:
         return sum(layer.nbytes for layer in self._layers.values())
 
     @property
+    def recurrent_nbytes(self) -> int:
+        """What of it does not grow with the sequence."""
+        return sum(layer.nbytes for layer in self._recurrent)
+
+    @property
+    def _recurrent(self) -> list[RecurrentState]:
+        return [layer for layer in self._layers.values() if isinstance(layer, RecurrentState)]
+
+    @property
     def kept(self) -> list[Tensor]:
         """All that its layers keep of tokens, layer by layer."""
-        layers = (self._layers[index] for index in sorted(self._layers))
-        return [tensor for layer in layers if isinstance(layer, LayerKV) for tensor in layer.kept]
+        layers = (
+            self._layers[key] for key in sorted(self._layers, key=lambda key: (key[0], key[1].__name__))
+        )
+        return [tensor for layer in layers for tensor in layer.kept]
 
-    def snapshot(self, tokens: int) -> Snapshot:
-        """Remember this place, after `tokens` tokens. Costs nothing where all layers can be cut back."""
-        return Snapshot(tokens, {index: self._layers[index].snapshot() for index in self._overwriting})
+    def keep(self, places: Iterable[int]) -> None:
+        """Let recurrent layers copy what they are at these places when they come by, too, and give up the earliest of all copies
+        where they are too many."""
+        recurrent = self._recurrent
+        bytes_each = sum(layer.copy_bytes for layer in recurrent)
+        most = max(2, min(MOST_PLACES, MOST_COPIED_BYTES // max(bytes_each, 1)))
+        self.places = sorted({*self.places, *places})[-most:]
+        for layer in recurrent:
+            layer.forget(self.places)
 
-    def rollback(self, to: Snapshot) -> bool:
-        """Be as at `to` again. False, and nothing done, where a layer cannot: a window has moved on, or no copy was taken."""
-        places = [(layer, to.copies.get(index)) for index, layer in self._layers.items()]
-        if not all(layer.reaches(to.tokens, copy) for layer, copy in places):
+    def nearest(self, tokens: int) -> int | None:
+        """The last place, of at most `tokens` tokens, that all layers can return to; None: there is none."""
+        place: int | None = tokens
+        while place is not None:
+            reached = [layer.nearest(place) for layer in self._layers.values()]
+            if all(each == place for each in reached):
+                return place
+            place = None if None in reached else min(each for each in reached if each is not None)
+        return None
+
+    def rollback(self, tokens: int) -> bool:
+        """Be as after the first `tokens` tokens again. False, and nothing done, where a layer cannot: a window has moved on, or
+        no copy was kept."""
+        if self.nearest(tokens) != tokens:
             return False
-        for layer, copy in places:
-            layer.rollback(to.tokens, copy)
+        self.places = [place for place in self.places if place <= tokens]
+        for layer in self._layers.values():
+            layer.rollback(tokens)
         return True
-
-    def truncate(self, tokens: int) -> bool:
-        """Forget positions from `tokens` on, without a snapshot of that place. As `rollback`."""
-        return self.rollback(Snapshot(tokens))

@@ -1,0 +1,145 @@
+"""dali's entry in layers that keep recurrent state: transformers' code calls a few functions by name, which take the tokens of a
+sequence and know nothing of those before or beside them. Within a step they are dali's: each sequence of the row goes on from its
+own state."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dali.kernels import recurrence
+from dali.step.context import StepContext, current_step
+from dali.step.recurrent import RecurrentState
+
+
+class ConvolutionWindow(RecurrentState):
+    """The last inputs of a convolution, [width - 1, channels]."""
+
+
+class LinearAttentionState(RecurrentState):
+    """What linear attention made of all tokens so far, [heads, key width, value width]."""
+
+
+_layer: ContextVar[int | None] = ContextVar("dali_recurrent_layer", default=None)  # that is running
+
+
+def _convolve(
+    layer: int,
+    step: StepContext,
+    hidden_states: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    activation: str | None = None,
+    **_: Any,
+) -> Tensor:
+    """hidden_states [1, channels, step's tokens], weight [channels, width] -> as hidden_states."""
+    x = hidden_states[0].T
+    out = torch.empty_like(x)
+    shape = weight.shape[1] - 1, weight.shape[0]
+    for segment in step.segments:
+        state = segment.state.layer(layer, ConvolutionWindow)
+        for piece, before, after in state.pieces(
+            segment.tokens, segment.state.places, shape, x.dtype, x.device
+        ):
+            rows = slice(segment.start + piece.start, segment.start + piece.stop)
+            out[rows] = recurrence.convolve(x[rows], weight, bias, activation, before, after)
+    return out.T[None]
+
+
+def _delta_rule(
+    layer: int,
+    step: StepContext,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    g: Tensor,
+    beta: Tensor,
+    use_qk_l2norm_in_kernel: bool = False,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Of [1, step's tokens, ...] each, as recurrence.delta_rule() takes one sequence's."""
+    parts = [part[0] for part in (query, key, value, g, beta)]
+    out = torch.empty_like(value)
+    shape = value.shape[2], key.shape[3], value.shape[3]
+    for segment in step.segments:
+        state = segment.state.layer(layer, LinearAttentionState)
+        for piece, before, after in state.pieces(
+            segment.tokens, segment.state.places, shape, torch.float32, value.device
+        ):
+            rows = slice(segment.start + piece.start, segment.start + piece.stop)
+            q, k, v, decay, rate = (part[rows] for part in parts)
+            out[0, rows] = recurrence.delta_rule(q, k, v, decay, rate, use_qk_l2norm_in_kernel, before, after)
+    return out, None
+
+
+# What transformers' recurrent layers call, and what it is within a step. Each is asked once a layer.
+FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "causal_conv1d_fn": _convolve,
+    "torch_chunk_gated_delta_rule": _delta_rule,
+    "chunk_kimi_delta_attention": _delta_rule,
+}
+
+
+class _StepFunction:
+    """Takes the place of one of the functions in a file of transformers'."""
+
+    def __init__(self, plain: Callable[..., Any], ours: Callable[..., Any]) -> None:
+        self.plain, self.ours = plain, ours
+        self.__name__ = plain.__name__  # transformers looks at it
+
+    def __call__(self, *arguments: Any, **keywords: Any) -> Any:
+        layer, step = _layer.get(), current_step()
+        if layer is None or step is None:
+            return self.plain(*arguments, **keywords)
+        return self.ours(layer, step, *arguments, **keywords)
+
+
+class _RecurrentForward:
+    """Takes the place of a recurrent module's forward, and says whose functions are called."""
+
+    def __init__(self, module: Any) -> None:
+        self._plain, self._layer = module.forward, int(module.layer_idx)
+
+    def __call__(self, *arguments: Any, **keywords: Any) -> Any:
+        token = _layer.set(self._layer)
+        try:
+            return self._plain(*arguments, **keywords)
+        finally:
+            _layer.reset(token)
+
+
+def bind_to_step(model: nn.Module) -> list[nn.Module]:
+    """Let recurrent modules keep their state in the step's sequences; returns those modules."""
+    modules = [module for module in model.modules() if hasattr(module, "layer_idx") and _called(module)]
+    for module in modules:
+        file = sys.modules[type(module).__module__]
+        for name in _called(module):
+            plain = getattr(file, name)
+            if not isinstance(plain, _StepFunction):
+                setattr(file, name, _StepFunction(plain, FUNCTIONS[name]))
+        module.forward = _RecurrentForward(module)
+    return modules
+
+
+@contextmanager
+def bound_to_step(model: nn.Module) -> Iterator[None]:
+    """As bind_to_step(), for a while."""
+    modules = bind_to_step(model)
+    try:
+        yield
+    finally:
+        for module in modules:
+            del module.__dict__["forward"]
+
+
+def _called(module: nn.Module) -> list[str]:
+    """Those of the functions that a module's forward calls."""
+    code = getattr(inspect.unwrap(type(module).forward), "__code__", None)
+    return [name for name in FUNCTIONS if code is not None and name in code.co_names]

@@ -1,0 +1,99 @@
+"""What a layer keeps that each token overwrites: a convolution's window, a linear attention's matrix (see step/state.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+
+import torch
+from torch import Tensor
+
+
+class RecurrentState:
+    """One tensor of one layer, zeros at first. A subclass for each use, as a layer may keep several.
+
+    A step reads one buffer and writes the other, so that it can be taken back; further back are copies of some places.
+    """
+
+    def __init__(self) -> None:
+        self.tokens = 0  # seen
+        self._before: int | None = None  # tokens seen when the last step began, if it can be taken back
+        self._now: Tensor | None = None
+        self._then: Tensor | None = None  # as it was at `_before`
+        self._copies: dict[int, Tensor] = {}
+
+    @property
+    def nbytes(self) -> int:
+        return sum(
+            buffer.nbytes for buffer in (self._now, self._then, *self._copies.values()) if buffer is not None
+        )
+
+    @property
+    def copy_bytes(self) -> int:
+        """Memory that a copy takes."""
+        return 0 if self._now is None else self._now.nbytes
+
+    @property
+    def kept(self) -> list[Tensor]:
+        return [] if self._now is None else [self._now]
+
+    def advance(
+        self,
+        tokens: int,
+        places: Collection[int],
+        shape: tuple[int, ...],
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> tuple[Tensor, Tensor]:
+        """Go on by `tokens`: (what to read, what to write), buffers of this shape; copies what it is now if that is one of
+        `places`. The caller computes all of the step's tokens from the one and leaves the result in the other. It does not come
+        by a place within the step: see pieces()."""
+        if self._now is None or self._then is None:
+            self._now, self._then = (torch.zeros(shape, dtype=dtype, device=device) for _ in range(2))
+        if self.tokens in places and self.tokens not in self._copies:
+            self._copies[self.tokens] = self._now.clone()
+        # Together: Ctrl-C must not leave one without the others.
+        self._before, self.tokens, self._now, self._then = (
+            self.tokens,
+            self.tokens + tokens,
+            self._then,
+            self._now,
+        )
+        return self._then, self._now
+
+    def pieces(
+        self,
+        tokens: int,
+        places: Collection[int],
+        shape: tuple[int, ...],
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """As advance(), piece by piece between those of `places` that the step comes by: (which of its tokens, what to read, what
+        to write), to be computed one after another."""
+        begin = self.tokens
+        source, target = self.advance(tokens, places, shape, dtype, device)
+        inside = sorted(place - begin for place in places if begin < place < begin + tokens)
+        for first, end in zip([0, *inside], [*inside, tokens], strict=True):
+            yield slice(first, end), source if first == 0 else target, target
+            if end < tokens and begin + end not in self._copies:
+                self._copies[begin + end] = target.clone()
+
+    def forget(self, places: Collection[int]) -> None:
+        """Keep copies of these places alone."""
+        self._copies = {place: copy for place, copy in self._copies.items() if place in places}
+
+    def nearest(self, tokens: int) -> int | None:
+        places = [*self._copies, self.tokens] + ([] if self._before is None else [self._before])
+        return max((place for place in places if place <= tokens), default=None)
+
+    def rollback(self, tokens: int) -> None:
+        self._copies = {place: copy for place, copy in self._copies.items() if place <= tokens}
+        if tokens == self.tokens:
+            return
+        if tokens == self._before:
+            self._before, self.tokens, self._now, self._then = None, tokens, self._then, self._now
+            return
+        assert self._now is not None
+        self._before = None
+        self._now.copy_(self._copies[tokens])
+        self.tokens = tokens
