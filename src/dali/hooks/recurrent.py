@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dali.kernels import recurrence
+from dali.kernels import native, recurrence
 from dali.step.context import StepContext, current_step
 from dali.step.recurrent import RecurrentState
 
@@ -24,7 +24,8 @@ class ConvolutionWindow(RecurrentState):
 
 
 class LinearAttentionState(RecurrentState):
-    """What linear attention made of all tokens so far, [heads, key width, value width]."""
+    """What linear attention made of all tokens so far, [heads, key width, value width]: of a selective state space [heads, state,
+    head width, padded to what the compiled kernels take at once]."""
 
 
 _layer: ContextVar[int | None] = ContextVar("dali_recurrent_layer", default=None)  # that is running
@@ -41,14 +42,17 @@ def _convolve(
 ) -> Tensor:
     """hidden_states [1, channels, step's tokens], weight [channels, width] -> as hidden_states."""
     x = hidden_states[0].T
-    out = torch.empty_like(x)
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     shape = weight.shape[1] - 1, weight.shape[0]
-    for segment in step.segments:
-        state = segment.state.layer(layer, ConvolutionWindow)
-        for piece, before, after in state.pieces(
-            segment.tokens, segment.state.places, shape, x.dtype, x.device
-        ):
-            rows = slice(segment.start + piece.start, segment.start + piece.stop)
+    compiled = None
+    if _compiled(step, x) and activation in SILU:
+        compiled = native.Convolution(weight.contiguous(), bias, SILU[activation])
+    for pieces in _pieces(layer, step, ConvolutionWindow, shape, x.dtype, x.device):
+        if compiled is not None:
+            compiled(x, pieces, out)
+            continue
+        for row, tokens, before, after in pieces:
+            rows = slice(row, row + tokens)
             out[rows] = recurrence.convolve(x[rows], weight, bias, activation, before, after)
     return out.T[None]
 
@@ -79,11 +83,82 @@ def _delta_rule(
     return out, None
 
 
+def _selective_scan(
+    layer: int,
+    step: StepContext,
+    hidden_states: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    chunk_size: int,
+    D: Tensor | None,
+    dt_bias: Tensor,
+    dt_softplus: bool,
+    dt_limit: tuple[float, float] = (0.0, float("inf")),
+    z: Tensor | None = None,
+    **_: Any,
+) -> Tensor:
+    """Of [1, step's tokens, ...] each, as recurrence.selective_scan() takes one sequence's."""
+    assert dt_softplus and z is None
+    x, steps, b, c = (part[0] for part in (hidden_states, dt, B, C))
+    sizes = x.shape[2], b.shape[1], b.shape[2]
+    shape = native.scan_state(x.shape[1], *sizes)
+    out = torch.empty(x.shape, dtype=torch.float32, device=x.device)
+    compiled = native.SelectiveScan(A, dt_bias, D, dt_limit, sizes) if _compiled(step, x) else None
+    for pieces in _pieces(layer, step, LinearAttentionState, shape, torch.float32, x.device):
+        if compiled is not None:
+            compiled(x, b, c, steps, pieces, out)
+            continue
+        for row, tokens, before, after in pieces:
+            rows = slice(row, row + tokens)
+            own = x[rows], steps[rows], A, b[rows], c[rows], D, dt_bias, dt_limit
+            out[rows] = recurrence.selective_scan(*own, before, after)
+    return out[None]
+
+
+SILU = {None: False, "silu": True, "swish": True}  # activations that the compiled convolution has
+
+
+def _compiled(step: StepContext, x: Tensor) -> bool:
+    return step.native and x.device.type == "cpu" and x.dtype in native.RECURRENT_DTYPES
+
+
+def _pieces(
+    layer: int,
+    step: StepContext,
+    kind: type[RecurrentState],
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Iterator[list[native.KeptRows]]:
+    """The step's tokens, piece by piece: of each sequence that has any left, those that can be computed together, to be computed
+    before the next pieces are asked for."""
+    sequences = [
+        (
+            segment,
+            segment.state.layer(layer, kind).pieces(
+                segment.tokens, segment.state.places, shape, dtype, device
+            ),
+        )
+        for segment in step.segments
+    ]
+    while True:
+        found = [(segment, piece) for segment, left in sequences if (piece := next(left, None)) is not None]
+        if not found:
+            return
+        yield [
+            (segment.start + rows.start, rows.stop - rows.start, before, after)
+            for segment, (rows, before, after) in found
+        ]
+
+
 # What transformers' recurrent layers call, and what it is within a step. Each is asked once a layer.
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     "causal_conv1d_fn": _convolve,
     "torch_chunk_gated_delta_rule": _delta_rule,
     "chunk_kimi_delta_attention": _delta_rule,
+    "mamba2_chunk_scan": _selective_scan,
 }
 
 

@@ -64,3 +64,38 @@ def delta_rule(
         out[token] = (state * q[token][..., None]).sum(-2)
     after.copy_(state)
     return out
+
+
+def selective_scan(
+    x: Tensor,
+    steps: Tensor,
+    rate: Tensor,
+    b: Tensor,
+    c: Tensor,
+    skip: Tensor | None,
+    step_bias: Tensor,
+    limits: tuple[float, float],
+    before: Tensor,
+    after: Tensor,
+) -> Tensor:
+    """A selective state space (Mamba2, arXiv 2405.21060): for each token and head, the state is multiplied by e^(rate * step) and
+    takes step * x along b; the output is what c reads of it, and skip * x. A step is the softplus of what is given and its bias,
+    within limits.
+
+    x [tokens, heads, width]; steps [tokens, heads]; rate, skip and step_bias [heads]; b and c [tokens, groups, state], each group
+    for as many consecutive heads; before and after [heads, state, width or more], float32 -> float32, as x.
+    """
+    heads, width = x.shape[1:]
+    each = heads // b.shape[1]
+    out = torch.empty(x.shape, dtype=torch.float32, device=x.device)
+    state = before[..., :width]
+    for token in range(len(x)):
+        step = F.softplus(steps[token] + step_bias).clamp(*limits).float()
+        put, read = (part[token].float().repeat_interleave(each, 0)[..., None] for part in (b, c))
+        taken = x[token].float()
+        state = state * (rate.float() * step).exp()[:, None, None] + put * (taken * step[:, None])[:, None]
+        out[token] = (state * read).sum(1)
+        if skip is not None:
+            out[token] += taken * skip.float()[:, None]
+    after[..., :width] = state
+    return out

@@ -28,6 +28,13 @@ from dali.kernels.native.experts import (
 from dali.kernels.native.library import set_threads, threads
 from dali.kernels.native.linear import DEQUANTIZED, Linear, dequantize_blocks, repack
 from dali.kernels.native.measure import read_seconds, seconds
+from dali.kernels.native.recurrent import (
+    RECURRENT_DTYPES,
+    Convolution,
+    KeptRows,
+    SelectiveScan,
+    scan_state,
+)
 from dali.kernels.native.route import ROUTED_DTYPES, Router, Routing, gate_logits
 from dali.kernels.native.rows import ACTIVATED_DTYPES, activate, rms_norm, sigmoid
 
@@ -36,13 +43,16 @@ __all__ = [
     "ATTENTION_DTYPES",
     "AVAILABLE",
     "DEQUANTIZED",
+    "RECURRENT_DTYPES",
     "ROUTED_DTYPES",
     "VARIABLE",
     "Attention",
+    "Convolution",
     "DecoderLayer",
     "DecodingModel",
     "DecodingToken",
     "ExpertRecords",
+    "KeptRows",
     "LatentProjections",
     "LayerNorms",
     "Linear",
@@ -52,6 +62,7 @@ __all__ = [
     "Rotary",
     "Router",
     "Routing",
+    "SelectiveScan",
     "activate",
     "attend",
     "attend_prompt",
@@ -66,6 +77,7 @@ __all__ = [
     "reduce_choices",
     "repack",
     "rms_norm",
+    "scan_state",
     "seconds",
     "set_threads",
     "sigmoid",

@@ -14,8 +14,8 @@ from dali.kernels.native.route import address_of
 RECURRENT_DTYPES = tuple(DTYPES)
 LANES = 16  # to whole numbers of which a head's state is padded
 
-# Tokens of one sequence: the first one's row in the step, how many, and what the sequence keeps before and after them, which may be
-# the same memory.
+# Tokens of one sequence: the first one's row in the step, how many, and what the sequence keeps before and after them, which may
+# be the same memory.
 KeptRows = tuple[int, int, Tensor, Tensor]
 
 
@@ -30,11 +30,12 @@ class Convolution:
             address_of(weight), address_of(bias), self.channels, self.width, silu
         )
 
-    def __call__(self, x: Tensor, sequences: Sequence[KeptRows]) -> Tensor:
-        """x [tokens, channels], rows contiguous -> as x. A sequence keeps [width - 1, channels] of x's dtype."""
+    def __call__(self, x: Tensor, sequences: Sequence[KeptRows], out: Tensor) -> None:
+        """x [tokens, channels], each token's contiguous; out, of the same dtype, of which the sequences' tokens are written. A
+        sequence keeps [width - 1, channels] of that dtype."""
         assert x.shape[1] == self.channels and x.stride(1) == 1
+        assert out.shape == x.shape and out.dtype == x.dtype and out.is_contiguous()
         kept = (self.width - 1, self.channels)
-        out = torch.empty(x.shape, dtype=x.dtype)
         library.convolve(
             self._convolution,
             x.data_ptr(),
@@ -64,22 +65,22 @@ class SelectiveScan:
         per_head = address_of(rate), address_of(step_bias), address_of(skip)
         self._scan = library.SelectiveScan((self.heads, *sizes), per_head, limits)
 
-    @property
-    def kept(self) -> tuple[int, int, int]:
-        """Shape of what a sequence keeps, float32."""
-        return self.heads, self.state, (self.width + LANES - 1) // LANES * LANES
-
     def __call__(
-        self, x: Tensor, b: Tensor, c: Tensor, steps: Tensor, sequences: Sequence[KeptRows]
-    ) -> Tensor:
-        """x [tokens, heads, width], b and c [tokens, groups, state], steps [tokens, heads], each token's contiguous ->
-        float32, as x."""
+        self, x: Tensor, b: Tensor, c: Tensor, steps: Tensor, sequences: Sequence[KeptRows], out: Tensor
+    ) -> None:
+        """x [tokens, heads, width], b and c [tokens, groups, state], steps [tokens, heads], each token's contiguous; out float32,
+        as x, of which the sequences' tokens are written. A sequence keeps what scan_state() says."""
+        assert out.shape == x.shape and out.dtype == torch.float32 and out.is_contiguous()
         assert x.shape[1:] == (self.heads, self.width) and steps.shape == (len(x), self.heads)
         assert b.shape == c.shape == (len(x), self.groups, self.state)
-        found = torch.empty(x.shape, dtype=torch.float32)
         strided = [(part.data_ptr(), DTYPES[part.dtype], part.stride(0)) for part in (x, b, c, steps)]
-        library.scan(self._scan, *strided, _addresses(sequences, self.kept, torch.float32), found.data_ptr())
-        return found
+        kept = scan_state(self.heads, self.width, self.groups, self.state)
+        library.scan(self._scan, *strided, _addresses(sequences, kept, torch.float32), out.data_ptr())
+
+
+def scan_state(heads: int, width: int, groups: int, state: int) -> tuple[int, int, int]:
+    """Shape of what a sequence keeps of a selective state space: float32 [heads, state, width padded]."""
+    return heads, state, (width + LANES - 1) // LANES * LANES
 
 
 def _addresses(
