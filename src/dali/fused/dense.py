@@ -55,6 +55,21 @@ class FusedRMSNorm(nn.Module):
         return native.rms_norm(x, self.weight, self.variance_epsilon)
 
 
+class FusedGatedRMSNorm(nn.Module):
+    """A root-mean-square norm of groups of float32 values times silu of a gate, in one call."""
+
+    def __init__(self, norm: Any) -> None:
+        super().__init__()
+        self.weight, self.variance_epsilon = norm.weight, float(norm.variance_epsilon)
+        self.group_size = int(norm.group_size)
+        self._plain = norm.forward
+
+    def forward(self, x: Tensor, gate: Tensor | None = None) -> Tensor:
+        if gate is None or x.dtype != torch.float32:
+            return self._plain(x, gate)  # type: ignore[no-any-return]
+        return native.gated_rms_norm(x, gate, self.weight, self.group_size, self.variance_epsilon)
+
+
 def pack_linears(model: nn.Module, format: Format) -> None:
     """Replace the model's linears by packed ones; a matrix is freed as soon as it is packed, unless embeddings share it.
 
@@ -114,24 +129,47 @@ def fuse_norms(model: nn.Module) -> None:
         for name, child in parent.named_children():
             if type(child).__name__.endswith("RMSNorm") and _is_plain(child):
                 setattr(parent, name, FusedRMSNorm(child))
+            elif type(child).__name__.endswith("RMSNormGated") and _is_gated(child):
+                setattr(parent, name, FusedGatedRMSNorm(child))
 
 
 @torch.inference_mode()
-def _is_plain(norm: nn.Module) -> bool:
+def _is_plain(norm: Any) -> bool:
     """Whether a norm's parameters and its output on a probe are those of the plain formula."""
-    names = {name for name, _ in norm.named_parameters()}
-    if names != {"weight"} or not hasattr(norm, "variance_epsilon"):
+    if not _has_weight_alone(norm):
         return False
-    weight: Any = norm.weight
-    if weight.dim() != 1 or not is_plain_memory(weight):
-        return False
+    weight = norm.weight.detach()
     probe = torch.linspace(-3, 5, weight.numel()).to(weight.dtype)[None]
     try:
         expected: Tensor = norm(probe)
     except REFUSALS:
         return False
-    ours = native.rms_norm(probe, weight.detach(), float(norm.variance_epsilon))  # type: ignore[arg-type]
-    tolerance = max(
-        torch.finfo(weight.dtype).eps, 4 * torch.finfo(torch.float32).eps
-    )  # sums taken in another order
+    return _agree(native.rms_norm(probe, weight, float(norm.variance_epsilon)), expected, weight.dtype)
+
+
+@torch.inference_mode()
+def _is_gated(norm: Any) -> bool:
+    """As _is_plain, for a norm of groups that a gate multiplies before."""
+    if not _has_weight_alone(norm) or not hasattr(norm, "group_size"):
+        return False
+    weight = norm.weight.detach()
+    x, gate = torch.linspace(-3, 5, weight.numel())[None], torch.linspace(4, -2, weight.numel())[None]
+    try:
+        expected: Tensor = norm(x, gate)
+    except REFUSALS:
+        return False
+    ours = native.gated_rms_norm(x, gate, weight, int(norm.group_size), float(norm.variance_epsilon))
+    return _agree(ours, expected, torch.float32)
+
+
+def _has_weight_alone(norm: Any) -> bool:
+    names = {name for name, _ in norm.named_parameters()}
+    if names != {"weight"} or not hasattr(norm, "variance_epsilon"):
+        return False
+    return norm.weight.dim() == 1 and is_plain_memory(norm.weight)
+
+
+def _agree(ours: Tensor, expected: Tensor, dtype: torch.dtype) -> bool:
+    """Whether they differ by no more than sums taken in another order do."""
+    tolerance = max(torch.finfo(dtype).eps, 4 * torch.finfo(torch.float32).eps)
     return expected.dtype == ours.dtype and torch.allclose(ours, expected, rtol=tolerance, atol=tolerance)

@@ -36,7 +36,7 @@ from dali.kernels.native.recurrent import (
     scan_state,
 )
 from dali.kernels.native.route import ROUTED_DTYPES, Router, Routing, gate_logits
-from dali.kernels.native.rows import ACTIVATED_DTYPES, activate, rms_norm, sigmoid
+from dali.kernels.native.rows import ACTIVATED_DTYPES, activate, gated_rms_norm, rms_norm, sigmoid
 
 __all__ = [
     "ACTIVATED_DTYPES",
@@ -72,6 +72,7 @@ __all__ = [
     "dequantize_blocks",
     "enabled",
     "gate_logits",
+    "gated_rms_norm",
     "order_pairs",
     "read_seconds",
     "reduce_choices",

@@ -44,7 +44,6 @@ class Convolution:
             _addresses(sequences, kept, x.dtype),
             out.data_ptr(),
         )
-        return out
 
 
 class SelectiveScan:

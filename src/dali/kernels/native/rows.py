@@ -7,6 +7,7 @@ from torch import Tensor
 
 from dali.compiled import library
 from dali.kernels.native.library import DTYPES
+from dali.kernels.native.route import address_of
 
 ACTIVATED_DTYPES = tuple(DTYPES)
 
@@ -19,6 +20,27 @@ def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     out = torch.empty_like(x)
     library.rms_norm(
         x.data_ptr(), weight.data_ptr(), DTYPES[x.dtype], x.numel() // width, width, epsilon, out.data_ptr()
+    )
+    return out
+
+
+def gated_rms_norm(x: Tensor, gate: Tensor, weight: Tensor, group: int, epsilon: float) -> Tensor:
+    """weight [width] * each `group` values of x * silu(gate) over their root mean square: x float32 [..., width], gate as x, of
+    any float type, each token's contiguous -> float32, as x."""
+    x, width = x.contiguous(), x.shape[-1]
+    gate = gate.reshape(-1, width)
+    assert x.dtype == torch.float32 and gate.numel() == x.numel() and gate.stride(1) == 1
+    assert weight.is_contiguous() and weight.shape == (width,) and width % group == 0
+    out = torch.empty_like(x)
+    library.gated_rms_norm(
+        x.data_ptr(),
+        (gate.data_ptr(), DTYPES[gate.dtype], gate.stride(0)),
+        address_of(weight),
+        len(gate),
+        width,
+        group,
+        epsilon,
+        out.data_ptr(),
     )
     return out
 

@@ -24,17 +24,6 @@ struct SequenceRows {
     void* after;
 };
 
-// Rows `stride` values apart.
-struct StridedRows {
-    const void* at;
-    Dtype dtype;
-    int64_t stride;
-
-    const void* row(int64_t number, int64_t column = 0) const {
-        return static_cast<const char*>(at) + (number * stride + column) * int64_t(item_bytes(dtype));
-    }
-};
-
 // Behind the last row.
 int64_t rows_of(const std::vector<SequenceRows>& sequences);
 
