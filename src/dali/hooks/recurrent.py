@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dali.kernels import native, recurrence
+from dali.kernels.recurrence import Stretch
 from dali.step.context import StepContext, current_step
 from dali.step.recurrent import RecurrentState
 
@@ -31,6 +32,27 @@ class LinearAttentionState(RecurrentState):
 _layer: ContextVar[int | None] = ContextVar("dali_recurrent_layer", default=None)  # that is running
 
 
+def _stretches(
+    kind: type[RecurrentState],
+    layer: int,
+    step: StepContext,
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Iterator[list[Stretch]]:
+    """The step's tokens, a few sequences' at a time: what can be computed before the next are asked for."""
+    pieces = []
+    for segment in step.segments:
+        state = segment.state.layer(layer, kind)
+        places = segment.state.places
+        pieces.append((segment.start, state.pieces(segment.tokens, places, shape, dtype, device)))
+    while some := [(start, piece) for start, rest in pieces if (piece := next(rest, None)) is not None]:
+        yield [
+            (slice(start + rows.start, start + rows.stop), before, after)
+            for start, (rows, before, after) in some
+        ]
+
+
 def _convolve(
     layer: int,
     step: StepContext,
@@ -42,18 +64,14 @@ def _convolve(
 ) -> Tensor:
     """hidden_states [1, channels, step's tokens], weight [channels, width] -> as hidden_states."""
     x = hidden_states[0].T
-    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    out = x.new_empty(x.shape)
+    compiled = step.native and x.is_cpu and x.dtype in native.CONVOLVED_DTYPES and activation in native.SILU
+    convolve = native.convolve if compiled else recurrence.convolve
+    if compiled and x.stride(1) != 1:
+        x = x.contiguous()
     shape = weight.shape[1] - 1, weight.shape[0]
-    compiled = None
-    if _compiled(step, x) and activation in SILU:
-        compiled = native.Convolution(weight.contiguous(), bias, SILU[activation])
-    for pieces in _pieces(layer, step, ConvolutionWindow, shape, x.dtype, x.device):
-        if compiled is not None:
-            compiled(x, pieces, out)
-            continue
-        for row, tokens, before, after in pieces:
-            rows = slice(row, row + tokens)
-            out[rows] = recurrence.convolve(x[rows], weight, bias, activation, before, after)
+    for stretches in _stretches(ConvolutionWindow, layer, step, shape, x.dtype, x.device):
+        convolve(x, weight, bias, activation, stretches, out)
     return out.T[None]
 
 
@@ -68,19 +86,14 @@ def _delta_rule(
     use_qk_l2norm_in_kernel: bool = False,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Of [1, step's tokens, ...] each, as recurrence.delta_rule() takes one sequence's."""
-    parts = [part[0] for part in (query, key, value, g, beta)]
-    out = torch.empty_like(value)
-    shape = value.shape[2], key.shape[3], value.shape[3]
-    for segment in step.segments:
-        state = segment.state.layer(layer, LinearAttentionState)
-        for piece, before, after in state.pieces(
-            segment.tokens, segment.state.places, shape, torch.float32, value.device
-        ):
-            rows = slice(segment.start + piece.start, segment.start + piece.stop)
-            q, k, v, decay, rate = (part[rows] for part in parts)
-            out[0, rows] = recurrence.delta_rule(q, k, v, decay, rate, use_qk_l2norm_in_kernel, before, after)
-    return out, None
+    """Of [1, step's tokens, ...] each, as recurrence.delta_rule() takes them."""
+    q, k, v, decay, rate = (part[0] for part in (query, key, value, g, beta))
+    out = v.new_empty(v.shape)
+    rule = native.delta_rule if step.native and v.is_cpu else recurrence.delta_rule
+    shape = v.shape[1], k.shape[2], v.shape[2]
+    for stretches in _stretches(LinearAttentionState, layer, step, shape, torch.float32, v.device):
+        rule(q, k, v, decay, rate, use_qk_l2norm_in_kernel, stretches, out)
+    return out[None], None
 
 
 def _selective_scan(
@@ -99,58 +112,15 @@ def _selective_scan(
     z: Tensor | None = None,
     **_: Any,
 ) -> Tensor:
-    """Of [1, step's tokens, ...] each, as recurrence.selective_scan() takes one sequence's."""
+    """Of [1, step's tokens, ...] each, as recurrence.selective_scan() takes them."""
     assert dt_softplus and z is None
     x, steps, b, c = (part[0] for part in (hidden_states, dt, B, C))
-    sizes = x.shape[2], b.shape[1], b.shape[2]
-    shape = native.scan_state(x.shape[1], *sizes)
     out = torch.empty(x.shape, dtype=torch.float32, device=x.device)
-    compiled = native.SelectiveScan(A, dt_bias, D, dt_limit, sizes) if _compiled(step, x) else None
-    for pieces in _pieces(layer, step, LinearAttentionState, shape, torch.float32, x.device):
-        if compiled is not None:
-            compiled(x, b, c, steps, pieces, out)
-            continue
-        for row, tokens, before, after in pieces:
-            rows = slice(row, row + tokens)
-            own = x[rows], steps[rows], A, b[rows], c[rows], D, dt_bias, dt_limit
-            out[rows] = recurrence.selective_scan(*own, before, after)
+    scan = native.selective_scan if step.native and x.is_cpu else recurrence.selective_scan
+    shape = recurrence.scan_state(x.shape[1], x.shape[2], b.shape[2])
+    for stretches in _stretches(LinearAttentionState, layer, step, shape, torch.float32, x.device):
+        scan(x, steps, A, b, c, D, dt_bias, dt_limit, stretches, out)
     return out[None]
-
-
-SILU = {None: False, "silu": True, "swish": True}  # activations that the compiled convolution has
-
-
-def _compiled(step: StepContext, x: Tensor) -> bool:
-    return step.native and x.device.type == "cpu" and x.dtype in native.RECURRENT_DTYPES
-
-
-def _pieces(
-    layer: int,
-    step: StepContext,
-    kind: type[RecurrentState],
-    shape: tuple[int, ...],
-    dtype: torch.dtype,
-    device: torch.device,
-) -> Iterator[list[native.KeptRows]]:
-    """The step's tokens, piece by piece: of each sequence that has any left, those that can be computed together, to be computed
-    before the next pieces are asked for."""
-    sequences = [
-        (
-            segment,
-            segment.state.layer(layer, kind).pieces(
-                segment.tokens, segment.state.places, shape, dtype, device
-            ),
-        )
-        for segment in step.segments
-    ]
-    while True:
-        found = [(segment, piece) for segment, left in sequences if (piece := next(left, None)) is not None]
-        if not found:
-            return
-        yield [
-            (segment.start + rows.start, rows.stop - rows.start, before, after)
-            for segment, (rows, before, after) in found
-        ]
 
 
 # What transformers' recurrent layers call, and what it is within a step. Each is asked once a layer.

@@ -1,5 +1,6 @@
-"""What recurrent layers do with a sequence's tokens, one after another: in this order whoever calls and however many tokens come
-at once, so that a token's bits depend on those before it alone. torch's arithmetic, where there is no compiled code for it."""
+"""What recurrent layers do with a step's tokens: each sequence's one after another, in this order however many tokens come at
+once, so that a token's bits depend on those before it in its sequence alone. By torch, whose activations may round by place;
+native/recurrence.py has the same compiled."""
 
 from __future__ import annotations
 
@@ -9,26 +10,39 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dali.kernels.formats import round_up
+
 ACTIVATIONS: dict[str | None, Callable[[Tensor], Tensor]] = {
     None: lambda x: x,
     "silu": F.silu,
     "swish": F.silu,
 }
-EPSILON = 1e-6  # of the norm of queries and keys
+LANES = 16  # to whole numbers of which a head of a selective state space is padded
+EPSILON = 1e-6  # of the norms of queries and keys
+
+Stretch = tuple[
+    slice, Tensor, Tensor
+]  # tokens of one sequence, its state before and after, which may be the same memory
 
 
 def convolve(
-    x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, before: Tensor, after: Tensor
-) -> Tensor:
-    """A causal convolution of each channel: x [tokens, channels], weight [channels, width], bias [channels] -> as x. `before`
-    and `after` [width - 1, channels]: the inputs before x and before what follows it; they may be the same memory."""
-    padded = torch.cat([before, x])
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: str | None,
+    stretches: list[Stretch],
+    out: Tensor,
+) -> None:
+    """A causal convolution of each channel: x [tokens, channels], weight [channels, width], bias [channels] -> the stretches'
+    rows of out, as x. States are the inputs before, [width - 1, channels]."""
     taps = weight.float().unbind(-1)
-    total = 0 if bias is None else bias.float()
-    for tap, first in zip(taps, range(len(taps)), strict=True):
-        total = total + padded[first : first + len(x)].float() * tap
-    after.copy_(padded[len(padded) - len(after) :])
-    return ACTIVATIONS[activation](total).to(x.dtype)  # type: ignore[arg-type]
+    for rows, before, after in stretches:
+        padded = torch.cat([before, x[rows]])
+        total = torch.zeros(x[rows].shape, device=x.device) if bias is None else bias.float()
+        for first, tap in enumerate(taps):
+            total = total + padded[first : len(padded) - len(before) + first].float() * tap
+        after.copy_(padded[len(padded) - len(after) :])
+        out[rows] = ACTIVATIONS[activation](total).to(out.dtype)
 
 
 def delta_rule(
@@ -38,15 +52,15 @@ def delta_rule(
     decay: Tensor,
     beta: Tensor,
     normalised: bool,
-    before: Tensor,
-    after: Tensor,
-) -> Tensor:
+    stretches: list[Stretch],
+    out: Tensor,
+) -> None:
     """The gated delta rule (arXiv 2412.06464), and with a decay a channel Kimi's (arXiv 2510.26692): for each token and head, the
     state S [key width, value width] is decayed, corrected by beta * (value - S^T key) along the key, and read by the query.
 
     query and key [tokens, key heads, key width], each head for as many consecutive heads of values; value [tokens, heads, value
-    width]; decay, a logarithm, [tokens, heads] or [tokens, heads, key width]; beta [tokens, heads]; before and after [heads, key
-    width, value width], float32 -> as value. normalised: queries and keys are divided by their norms first.
+    width]; decay, a logarithm, [tokens, heads] or [tokens, heads, key width]; beta [tokens, heads] -> the stretches' rows of out,
+    as value. States are [heads, key width, value width], float32. normalised: queries and keys are divided by their norms first.
     """
     groups = value.shape[1] // key.shape[1]
     q, k = (part.float().repeat_interleave(groups, 1) for part in (query, key))
@@ -55,15 +69,20 @@ def delta_rule(
     q = q * query.shape[-1] ** -0.5
     kept = decay.float().exp()
     kept = kept[..., None, None] if decay.dim() == 2 else kept[..., None]
-    out = torch.empty_like(value)
-    state = before
-    for token in range(len(value)):
-        state = state * kept[token]
-        delta = (value[token].float() - (state * k[token][..., None]).sum(-2)) * beta[token].float()[:, None]
-        state = state + k[token][..., None] * delta[:, None]
-        out[token] = (state * q[token][..., None]).sum(-2)
-    after.copy_(state)
-    return out
+    for rows, before, after in stretches:
+        state = before
+        for token in range(rows.start, rows.stop):
+            state = state * kept[token]
+            found = (state * k[token][..., None]).sum(-2)
+            delta = (value[token].float() - found) * beta[token].float()[:, None]
+            state = state + k[token][..., None] * delta[:, None]
+            out[token] = (state * q[token][..., None]).sum(-2)
+        after.copy_(state)
+
+
+def scan_state(heads: int, width: int, state: int) -> tuple[int, int, int]:
+    """Shape of the state of a selective state space."""
+    return heads, state, round_up(width, LANES)
 
 
 def selective_scan(
@@ -75,27 +94,28 @@ def selective_scan(
     skip: Tensor | None,
     step_bias: Tensor,
     limits: tuple[float, float],
-    before: Tensor,
-    after: Tensor,
-) -> Tensor:
+    stretches: list[Stretch],
+    out: Tensor,
+) -> None:
     """A selective state space (Mamba2, arXiv 2405.21060): for each token and head, the state is multiplied by e^(rate * step) and
     takes step * x along b; the output is what c reads of it, and skip * x. A step is the softplus of what is given and its bias,
     within limits.
 
     x [tokens, heads, width]; steps [tokens, heads]; rate, skip and step_bias [heads]; b and c [tokens, groups, state], each group
-    for as many consecutive heads; before and after [heads, state, width or more], float32 -> float32, as x.
+    for as many consecutive heads -> the stretches' rows of out, as x, float32. States are scan_state(), float32.
     """
     heads, width = x.shape[1:]
     each = heads // b.shape[1]
-    out = torch.empty(x.shape, dtype=torch.float32, device=x.device)
-    state = before[..., :width]
-    for token in range(len(x)):
-        step = F.softplus(steps[token] + step_bias).clamp(*limits).float()
-        put, read = (part[token].float().repeat_interleave(each, 0)[..., None] for part in (b, c))
-        taken = x[token].float()
-        state = state * (rate.float() * step).exp()[:, None, None] + put * (taken * step[:, None])[:, None]
-        out[token] = (state * read).sum(1)
-        if skip is not None:
-            out[token] += taken * skip.float()[:, None]
-    after[..., :width] = state
-    return out
+    for rows, before, after in stretches:
+        state = before[..., :width]
+        for token in range(rows.start, rows.stop):
+            step = F.softplus(steps[token] + step_bias).clamp(*limits).float()
+            put, read = (part[token].float().repeat_interleave(each, 0)[..., None] for part in (b, c))
+            taken = x[token].float()
+            state = (
+                state * (rate.float() * step).exp()[:, None, None] + put * (taken * step[:, None])[:, None]
+            )
+            out[token] = (state * read).sum(1)
+            if skip is not None:
+                out[token] += taken * skip.float()[:, None]
+        after[..., :width] = state

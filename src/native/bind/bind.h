@@ -12,8 +12,8 @@
 
 #include "model/attention_module.h"
 #include "model/layer.h"
-#include "ops/recurrent/convolution.h"
 #include "ops/route.h"
+#include "recurrent/recurrence.h"
 
 namespace dali {
 
@@ -27,9 +27,9 @@ void bind_pairs(nb::module_& m);
 void bind_norm(nb::module_& m);
 void bind_route(nb::module_& m);
 void bind_attention(nb::module_& m);
+void bind_recurrence(nb::module_& m);
+void bind_selective_scan(nb::module_& m);
 void bind_model(nb::module_& m);
-void bind_convolution(nb::module_& m);
-void bind_mamba2(nb::module_& m);
 void bind_dependencies(nb::module_& m);
 void bind_two_lane(nb::module_& m);
 void bind_planner(nb::module_& m);
@@ -57,12 +57,11 @@ inline std::vector<DecodingToken> decoding(const std::vector<Token>& tokens) {
     return all;
 }
 
-using KeptRows = std::tuple<int64_t, int, uintptr_t, uintptr_t>;  // (row, tokens, what is kept before, after)
+using StretchParts = std::tuple<int64_t, int64_t, uintptr_t, uintptr_t>;  // row, tokens, before, after
 
-inline std::vector<SequenceRows> kept_rows(const std::vector<KeptRows>& sequences) {
-    std::vector<SequenceRows> all;
-    for (const auto& [row, tokens, before, after] : sequences)
-        all.push_back({row, tokens, pointer<const void>(before), pointer<void>(after)});
+inline std::vector<Stretch> stretches_of(const std::vector<StretchParts>& parts) {
+    std::vector<Stretch> all;
+    for (const auto& [row, tokens, before, after] : parts) all.push_back({row, tokens, pointer<const void>(before), pointer<void>(after)});
     return all;
 }
 

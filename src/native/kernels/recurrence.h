@@ -1,4 +1,4 @@
-// What layers with recurrent state compute, token by token: convolutions over a few tokens, and scans of a state.
+// What recurrent layers do with one sequence's tokens, one after another.
 #pragma once
 
 #include "kernels/variant.h"
@@ -8,85 +8,97 @@ namespace dali {
 
 template <class V>
 struct RecurrenceKernels {
-    static void convolve(const ConvolutionPart& part) {
-        for (int token = 0; token < part.tokens; token++)
-            for (int c = 0; c < part.count; c += LANES) {
-                Floats16 total;
-                load(part.bias + c, total);
-                for (int k = 0; k < part.window; k++) {
-                    Floats16 value, weight;
-                    load(part.rows + int64_t(token + k) * part.count + c, value);
-                    load(part.weight + k * part.count + c, weight);
-                    total += value * weight;
-                }
-                store(total, part.out + int64_t(token) * part.count + c);
+    static constexpr int VECTORS = DELTA_COLUMNS / LANES;
+
+    static void convolve(const float* const* rows, const float* taps, int count, int64_t tap_stride, const float* bias, int width, float* out) {
+        for (int c = 0; c < width; c += LANES) {
+            Floats16 total{}, x, w;
+            if (bias) load(bias + c, total);
+            for (int tap = 0; tap < count; tap++) {
+                load(rows[tap] + c, x);
+                load(taps + tap * tap_stride + c, w);
+                total += x * w;
             }
+            store(total, out + c);
+        }
     }
 
-    // `rows` rows of the state from `first` on, `vectors` vectors of them from column c on: they stay in registers for all tokens.
-    template <int rows, int vectors>
-    static DALI_INLINE void scan_tile(const ScanPart& part, int first, int c) {
-        Floats16 state[rows][vectors];
+    static void silu(float* x, int width) {
+        for (int c = 0; c < width; c += LANES) {
+            Floats16 value, power;
+            load(x + c, value);
+            power = -value;
+            limit(power);
+            exp(power);
+            store(value / (power + 1.0f), x + c);
+        }
+    }
+
+    static void exponentials(float* x, int width) {
+        for (int c = 0; c < width; c += LANES) {
+            Floats16 value;
+            load(x + c, value);
+            limit(value);
+            exp(value);
+            store(value, x + c);
+        }
+    }
+
+    // Where exp() begins to overflow; NaN stays.
+    static DALI_INLINE void limit(Floats16& x) {
+        constexpr float most = 88.0f;
+        x = x > most ? Floats16{} + most : x;
+    }
+
+    // A token: reads the state `from`, writes it `to`, which may be the same.
+    template <bool by_channel>
+    static DALI_INLINE void step(const DeltaPart& part, int64_t token, const float* from, float* to) {
+        const int width = part.key_width;
+        const int64_t row = part.state_stride;
+        const float *key = part.key + token * part.key_stride, *query = part.query + token * part.key_stride;
+        const float* decay = part.decay + token * part.decay_stride;
+        Floats16 found[VECTORS] = {}, out[VECTORS] = {}, delta[VECTORS], state;
+        for (int i = 0; i < width; i++) {
+            const float weight = decay[by_channel ? i : 0] * key[i];
 #pragma GCC unroll 8
-        for (int i = 0; i < rows; i++)
-#pragma GCC unroll 8
-            for (int v = 0; v < vectors; v++) load(part.from + int64_t(first + i) * part.width + c + v * LANES, state[i][v]);
-        for (int token = 0; token < part.tokens; token++) {
-            const float decay = part.decay[token];
-            const float *in = part.in + token * part.in_stride + first, *out = part.out + token * part.out_stride + first;
-            const float* input = part.input + int64_t(token) * part.width + c;
-            float* found = part.found + int64_t(token) * part.width + c;
-            Floats16 x[vectors], sum[vectors];
-#pragma GCC unroll 8
-            for (int v = 0; v < vectors; v++) {
-                load(input + v * LANES, x[v]);
-                load(found + v * LANES, sum[v]);
+            for (int v = 0; v < VECTORS; v++) {
+                load(from + i * row + v * LANES, state);
+                found[v] += state * weight;
             }
+        }
+        const float rate = part.beta[token * part.beta_stride];
 #pragma GCC unroll 8
-            for (int i = 0; i < rows; i++)
+        for (int v = 0; v < VECTORS; v++) {
+            load(part.value + token * part.value_stride + v * LANES, delta[v]);
+            delta[v] = (delta[v] - found[v]) * rate;
+        }
+        for (int i = 0; i < width; i++) {
+            const float kept = decay[by_channel ? i : 0], along = key[i], asked = query[i];
 #pragma GCC unroll 8
-                for (int v = 0; v < vectors; v++) {
-                    state[i][v] = state[i][v] * decay + x[v] * in[i];
-                    sum[v] += state[i][v] * out[i];
-                }
-#pragma GCC unroll 8
-            for (int v = 0; v < vectors; v++) store(sum[v], found + v * LANES);
+            for (int v = 0; v < VECTORS; v++) {
+                load(from + i * row + v * LANES, state);
+                state = state * kept + delta[v] * along;
+                store(state, to + i * row + v * LANES);
+                out[v] += state * asked;
+            }
         }
 #pragma GCC unroll 8
-        for (int i = 0; i < rows; i++)
-#pragma GCC unroll 8
-            for (int v = 0; v < vectors; v++) store(state[i][v], part.to + int64_t(first + i) * part.width + c + v * LANES);
+        for (int v = 0; v < VECTORS; v++) store(out[v], part.out + token * part.out_stride + v * LANES);
     }
 
-    template <int vectors>
-    static DALI_INLINE void scan_columns(const ScanPart& part, int c) {
-        int first = 0;
-        for (; first + 4 <= part.state; first += 4) scan_tile<4, vectors>(part, first, c);
-        for (; first < part.state; first++) scan_tile<1, vectors>(part, first, c);
-    }
-
-    static void scan(const ScanPart& part) {
-        int c = 0;
-        for (; c + 4 * LANES <= part.width; c += 4 * LANES) scan_columns<4>(part, c);
-        for (; c < part.width; c += LANES) scan_columns<1>(part, c);
-    }
-
-    template <void (*function)(Floats16&)>
-    static void each(float* x, int count) {
-        for (int i = 0; i < count; i += LANES) {
-            Floats16 values;
-            load(x + i, values);
-            function(values);
-            store(values, x + i);
+    static void delta_rule(const DeltaPart& part) {
+        for (int64_t token = 0; token < part.tokens; token++) {
+            const float* from = token ? part.after : part.before;
+            if (part.by_channel) step<true>(part, token, from, part.after);
+            else step<false>(part, token, from, part.after);
         }
     }
 
     static void put_into(Variant& variant) {
         variant.convolve = convolve;
-        variant.scan = scan;
-        variant.silu = each<dali::silu>;
-        variant.softplus = each<dali::softplus>;
-        variant.exp = each<dali::exp>;
+        variant.silu = silu;
+        variant.exponentials = exponentials;
+        variant.delta_rule = delta_rule;
     }
 };
 

@@ -39,27 +39,38 @@ struct AttentionPart {
     const int64_t* seen = nullptr;  // [group]: keys from the first on that a query sees; null: all
 };
 
-// Rows of a convolution's input and what it is of them, `count` channels side by side, whole vectors of them.
-struct ConvolutionPart {
-    const float* rows;    // [window - 1 + tokens][count]: the tokens, and what came before them
-    const float* weight;  // [window][count]
-    const float* bias;    // [count]
-    int tokens, window, count;
-    float* out;  // [tokens][count]
+// Columns of a linear attention's state that are computed together: its values, which do not meet.
+constexpr int DELTA_COLUMNS = 32;
+
+// DELTA_COLUMNS columns of one head's state, and the tokens that change it (see ops/recurrence.h). Strides are in floats, from token
+// to token, and of the state from row to row.
+struct DeltaPart {
+    int64_t tokens;
+    int key_width;
+    const float *query, *key;  // [tokens][key width]
+    int64_t key_stride;
+    const float *value, *beta, *decay;  // [tokens][columns], [tokens], [tokens] or by_channel [tokens][key width]
+    int64_t value_stride, beta_stride, decay_stride;
+    bool by_channel;
+    const float* before;  // [key width][columns]
+    float* after;         // may be `before`
+    int64_t state_stride;
+    float* out;  // [tokens][columns]
+    int64_t out_stride;
 };
 
-// Tokens of one head of a selective state space (Mamba2). `width`: of the head, padded to whole vectors.
+// Tokens of one head of a selective state space. `width`: of the head, padded to whole vectors.
 struct ScanPart {
     int tokens, width, state;
     const float* decay;  // [tokens]
     const float* input;  // [tokens][width]
-    const float* in;  // the vectors B, [tokens] of [state], in_stride values apart
+    const float* in;     // the vectors B, [tokens] of [state], in_stride values apart
     int64_t in_stride;
     const float* out;  // C
     int64_t out_stride;
-    const float* from;  // [state][width]
-    float* to;          // the same, behind the last token; may be `from`
-    float* found;       // [tokens][width], which the head's outputs are added to
+    const float* before;  // [state][width]
+    float* after;         // may be `before`
+    float* found;         // [tokens][width], which the head's outputs are added to
 };
 
 // GGUF's blocks that are decoded to floats.
@@ -95,14 +106,14 @@ struct Variant {
     // out [rows] = matrix [rows, width] times x [width].
     void (*products_f32)(const float* matrix, const float* x, int rows, int width, float* out);
     void (*products_bf16)(const uint16_t* matrix, const float* x, int rows, int width, float* out);
-    // Each channel's bias and the sum of its weights times its last `window` values, the oldest first.
-    void (*convolve)(const ConvolutionPart& part);
+    // out [width] = bias + sum of rows[tap][..] * taps[tap * tap_stride + ..], in order; whole vectors; bias may be null.
+    void (*convolve)(const float* const* rows, const float* taps, int count, int64_t tap_stride, const float* bias, int width, float* out);
+    void (*silu)(float* x, int width);          // whole vectors
+    void (*exponentials)(float* x, int width);  // whole vectors
+    void (*delta_rule)(const DeltaPart& part);
     // Each token: state = state * decay + input (x) in, and found += state times out, in the order of the state's rows.
     void (*scan)(const ScanPart& part);
-    // Whole vectors of values: x = silu(x), softplus(x), e^x.
-    void (*silu)(float* x, int count);
-    void (*softplus)(float* x, int count);
-    void (*exp)(float* x, int count);
+    void (*softplus)(float* x, int width);  // whole vectors
     BlockKernels blocks[BLOCK_TYPES];
     // Reads all bytes, whole 256s; returns what no compiler can know without reading them.
     int (*read)(const char* from, size_t bytes);

@@ -99,15 +99,6 @@ DALI_INLINE void exp(Floats16& x) {
     std::memcpy(&x, &bits, sizeof x);
 }
 
-// x times its sigmoid.
-DALI_INLINE void silu(Floats16& x) {
-    constexpr float most = 88.0f;  // beyond it the sigmoid is nothing beside any value
-    Floats16 power = -x;
-    power = power > most ? Floats16{} + most : power;
-    exp(power);
-    x /= power + 1.0f;
-}
-
 // log(1 + e^x), within 4 units in the last place; x itself above 20, as torch has it.
 DALI_INLINE void softplus(Floats16& x) {
     const Floats16 negative = -x, size = x > negative ? negative : x;  // -|x|

@@ -28,13 +28,7 @@ from dali.kernels.native.experts import (
 from dali.kernels.native.library import set_threads, threads
 from dali.kernels.native.linear import DEQUANTIZED, Linear, dequantize_blocks, repack
 from dali.kernels.native.measure import read_seconds, seconds
-from dali.kernels.native.recurrent import (
-    RECURRENT_DTYPES,
-    Convolution,
-    KeptRows,
-    SelectiveScan,
-    scan_state,
-)
+from dali.kernels.native.recurrence import CONVOLVED_DTYPES, SILU, convolve, delta_rule, selective_scan
 from dali.kernels.native.route import ROUTED_DTYPES, Router, Routing, gate_logits
 from dali.kernels.native.rows import ACTIVATED_DTYPES, activate, gated_rms_norm, rms_norm, sigmoid
 
@@ -42,17 +36,16 @@ __all__ = [
     "ACTIVATED_DTYPES",
     "ATTENTION_DTYPES",
     "AVAILABLE",
+    "CONVOLVED_DTYPES",
     "DEQUANTIZED",
-    "RECURRENT_DTYPES",
     "ROUTED_DTYPES",
+    "SILU",
     "VARIABLE",
     "Attention",
-    "Convolution",
     "DecoderLayer",
     "DecodingModel",
     "DecodingToken",
     "ExpertRecords",
-    "KeptRows",
     "LatentProjections",
     "LayerNorms",
     "Linear",
@@ -62,13 +55,14 @@ __all__ = [
     "Rotary",
     "Router",
     "Routing",
-    "SelectiveScan",
     "activate",
     "attend",
     "attend_prompt",
     "compute_experts",
+    "convolve",
     "count_pairs",
     "decode_layers",
+    "delta_rule",
     "dequantize_blocks",
     "enabled",
     "gate_logits",
@@ -78,8 +72,8 @@ __all__ = [
     "reduce_choices",
     "repack",
     "rms_norm",
-    "scan_state",
     "seconds",
+    "selective_scan",
     "set_threads",
     "sigmoid",
     "threads",

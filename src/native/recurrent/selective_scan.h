@@ -3,7 +3,7 @@
 
 #include <vector>
 
-#include "ops/recurrent/convolution.h"
+#include "recurrent/recurrence.h"
 
 namespace dali {
 
@@ -19,8 +19,8 @@ struct ScanCall {
     StridedRows steps;       // [rows, heads], before their bias and softplus
 };
 
-// found [rows][heads * width]. A sequence keeps [heads, state, width padded to 16], float32. Steps round to their dtype as torch would, the
+// found [rows][heads * width]. States are [heads, state, width padded to 16], float32. Steps round to their dtype as torch would, the
 // rest is float32, in one order: a token's bits depend on what comes before it in its sequence alone.
-void scan(const SelectiveScan& of, const ScanCall& call, const std::vector<SequenceRows>& sequences, float* found);
+void scan(const SelectiveScan& of, const ScanCall& call, const std::vector<Stretch>& stretches, float* found);
 
 }  // namespace dali

@@ -1,11 +1,11 @@
-#include "ops/recurrent/mamba2.h"
+#include "recurrent/selective_scan.h"
 
 #include "bind/bind.h"
 #include "threads/spent.h"
 
 namespace dali {
 
-void bind_mamba2(nb::module_& m) {
+void bind_selective_scan(nb::module_& m) {
     using Sizes = std::tuple<int, int, int, int>;                    // heads, width, groups, state
     using PerHead = std::tuple<ValueParts, ValueParts, ValueParts>;  // rate, bias of steps, skip
     using Limits = std::tuple<float, float>;
@@ -18,11 +18,11 @@ void bind_mamba2(nb::module_& m) {
             new (self) SelectiveScan{heads, width, groups, state, values_of(rate), values_of(step_bias), values_of(skip), least, most};
         });
     m.def("scan", [](const SelectiveScan& of, const Strided& x, const Strided& in, const Strided& out, const Strided& steps,
-                     const std::vector<KeptRows>& sequences, uintptr_t found) {
+                     const std::vector<StretchParts>& stretches, uintptr_t found) {
         nb::gil_scoped_release unlocked;
         const Timed timed(Part::attention);
         const auto rows = [](const Strided& s) { return StridedRows{pointer<const void>(std::get<0>(s)), std::get<1>(s), std::get<2>(s)}; };
-        scan(of, {rows(x), rows(in), rows(out), rows(steps)}, kept_rows(sequences), pointer<float>(found));
+        scan(of, {rows(x), rows(in), rows(out), rows(steps)}, stretches_of(stretches), pointer<float>(found));
     });
 }
 

@@ -1,4 +1,4 @@
-#include "ops/recurrent/mamba2.h"
+#include "recurrent/selective_scan.h"
 
 #include <algorithm>
 
@@ -45,15 +45,22 @@ class FloatRows {
     float* copy_;
 };
 
+// Behind the last row.
+int64_t end_of(const std::vector<Stretch>& stretches) {
+    int64_t rows = 0;
+    for (const Stretch& stretch : stretches) rows = std::max(rows, stretch.row + stretch.tokens);
+    return rows;
+}
+
 class Step {
   public:
-    Step(const SelectiveScan& of, const ScanCall& call, const std::vector<SequenceRows>& sequences, float* found)
-        : of_(of), steps_(call.steps), sequences_(sequences), found_(found), variant_(current_variant()), rows_(rows_of(sequences)),
+    Step(const SelectiveScan& of, const ScanCall& call, const std::vector<Stretch>& stretches, float* found)
+        : of_(of), steps_(call.steps), stretches_(stretches), found_(found), variant_(current_variant()), rows_(end_of(stretches)),
           x_(call.x, of.heads * of.width, rows_, workspace_), in_(call.in, of.groups * of.state, rows_, workspace_),
           out_(call.out, of.groups * of.state, rows_, workspace_) {}
 
     void run() {
-        const int items = int(sequences_.size()) * of_.heads;
+        const int items = int(stretches_.size()) * of_.heads;
         if (rows_ * of_.heads * of_.width * of_.state < ALONE) {
             for (int64_t row = 0; row < rows_; row++) fill(row);
             for (int item = 0; item < items; item++) scan(item);
@@ -91,7 +98,7 @@ class Step {
     }
 
     void scan(int item) const {
-        const SequenceRows& sequence = sequences_[item / of_.heads];
+        const Stretch& stretch = stretches_[item / of_.heads];
         const int head = item % of_.heads, width = of_.width, wide = padded(width), inner = of_.heads * width;
         const int64_t group = int64_t(head / (of_.heads / of_.groups)) * of_.state, place = int64_t(head) * of_.state * wide;
         Workspace workspace;
@@ -99,31 +106,31 @@ class Step {
         float *input = workspace.take<float>(size_t(TOKENS) * wide), *found = workspace.take<float>(size_t(TOKENS) * wide);
         std::fill_n(input, size_t(TOKENS) * wide, 0.0f);
         const float rate = at(of_.rate, head), skip = of_.skip.at ? at(of_.skip, head) : 0.0f;
-        const float* from = static_cast<const float*>(sequence.before) + place;
-        float* to = static_cast<float*>(sequence.after) + place;
-        for (int done = 0; done < sequence.tokens; done += TOKENS) {
-            const int tokens = std::min(TOKENS, sequence.tokens - done);
-            const int64_t row = sequence.row + done;
+        const float* before = static_cast<const float*>(stretch.before) + place;
+        float* after = static_cast<float*>(stretch.after) + place;
+        for (int64_t done = 0; done < stretch.tokens; done += TOKENS) {
+            const int tokens = int(std::min<int64_t>(TOKENS, stretch.tokens - done));
+            const int64_t row = stretch.row + done;
             time_steps(row, tokens, head, steps);
             for (int token = 0; token < padded(tokens); token++) decay[token] = rate * steps[token];
-            variant_.exp(decay, padded(tokens));
+            variant_.exponentials(decay, padded(tokens));
             std::fill_n(found, size_t(tokens) * wide, 0.0f);
             for (int token = 0; token < tokens; token++)
                 for (int i = 0; i < width; i++) input[token * wide + i] = x_.row(row + token)[head * width + i] * steps[token];
             variant_.scan({tokens, wide, of_.state, decay, input, in_.row(row) + group, in_.stride(), out_.row(row) + group, out_.stride(),
-                           from, to, found});
+                           before, after, found});
             for (int token = 0; token < tokens; token++) {
                 const float* x = x_.row(row + token) + head * width;
                 float* answer = found_ + (row + token) * inner + head * width;
                 for (int i = 0; i < width; i++) answer[i] = found[token * wide + i] + x[i] * skip;
             }
-            from = to;
+            before = after;
         }
     }
 
     const SelectiveScan& of_;
     const StridedRows& steps_;
-    const std::vector<SequenceRows>& sequences_;
+    const std::vector<Stretch>& stretches_;
     float* found_;
     const Variant& variant_;
     const int64_t rows_;
@@ -133,8 +140,8 @@ class Step {
 
 }  // namespace
 
-void scan(const SelectiveScan& of, const ScanCall& call, const std::vector<SequenceRows>& sequences, float* found) {
-    Step(of, call, sequences, found).run();
+void scan(const SelectiveScan& of, const ScanCall& call, const std::vector<Stretch>& stretches, float* found) {
+    Step(of, call, stretches, found).run();
 }
 
 }  // namespace dali
