@@ -114,6 +114,7 @@ HYBRIDS: dict[str, dict[str, Any]] = {
         "n_group": 2,
         "topk_group": 1,
         "routed_scaling_factor": 2.5,
+        "time_step_min": 1e-9,  # below any: transformers forgets it when it decodes
         "mamba_num_heads": 6,
         "mamba_head_dim": 20,
         "ssm_state_size": 18,
