@@ -86,7 +86,8 @@ def mlp_of(module: Any) -> native.Mlp | None:
     if len(list(module.children())) != len(linears) + 1 or _limited(module):
         return None
     *first, down = (linear.native for linear in linears)
-    if sum(linear.rows for linear in first) != 2 * down.columns:
+    rows = sum(linear.rows for linear in first)
+    if rows != 2 * down.columns and (rows != down.columns or len(first) > 1):
         return None
     return native.Mlp(first, down, activation.kind)
 

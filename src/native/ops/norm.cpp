@@ -58,7 +58,7 @@ void gated_rms_norm(const float* x, const StridedRows& gate, const Values& weigh
         read_row(gate.row(row), gate.dtype, 0, width, gates);
         std::fill(gates + width, gates + padded(width), 0.0f);
         variant.silu(gates, padded(width));
-        std::copy_n(x + int64_t(row) * width, width, values);
+        if (x != out) std::copy_n(x + int64_t(row) * width, width, values);
         variant.multiply(values, gates, width);
         for (int first = 0; first < width; first += group)
             variant.scale(values + first, 1.0f / std::sqrt(variant.sum_of_squares(values + first, group) / float(group) + epsilon), group);

@@ -18,10 +18,12 @@ from dali.kernels.native.route import Router, address_of
 
 
 class Mlp:
-    """A dense feed-forward network: down of activation(gate) * up. first: gate and up, or one linear with the rows of both."""
+    """A dense feed-forward network: down of activation(gate) * up, or of activation(up). first: gate and up, one linear with the
+    rows of both, or up."""
 
     def __init__(self, first: Sequence[Linear], down: Linear, activation: str) -> None:
-        assert sum(linear.rows for linear in first) == 2 * down.columns
+        rows = sum(linear.rows for linear in first)
+        assert rows == 2 * down.columns or (rows == down.columns and len(first) == 1)
         self._linears = first, down
         self._mlp = library.Mlp([linear._packed for linear in first], down._packed, activation)
 
