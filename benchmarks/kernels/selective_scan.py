@@ -53,7 +53,7 @@ class Layer:
 
     def compiled(self) -> None:
         before, after = self.states
-        stretches = [(slice(0, len(self.x)), before, after)]
+        stretches = [(slice(0, len(self.x)), before, after, [])]
         limits = 0.0, float("inf")
         native.selective_scan(
             self.x, self.steps, self.rate, self.b, self.c, self.skip, self.bias, limits, stretches, self.out

@@ -24,12 +24,12 @@ def stepped(call, states: list[torch.Tensor], cuts: list[tuple[int, int]], rows:
         stretches, parts, begin = [], [], 0
         for which, count in enumerate(counts):
             if count:
-                stretches.append((slice(begin, begin + count), *buffers[which]))
+                stretches.append((slice(begin, begin + count), *buffers[which], []))
                 parts.append((which, [part[done[which] : done[which] + count] for part in rows[which]]))
                 begin += count
         joined = [torch.cat(some) for some in zip(*(part for _, part in parts), strict=True)]
         result = call(joined, stretches)
-        for (which, _), (span, _, _) in zip(parts, stretches, strict=True):
+        for (which, _), (span, *_) in zip(parts, stretches, strict=True):
             done[which] += span.stop - span.start
             out[which].append(result[span])
             buffers[which].reverse()

@@ -54,7 +54,7 @@ class Case:
         out, kept = torch.empty(self.parts[0].shape), torch.zeros(self.shape)
         begin = 0
         for tokens in pieces:
-            self(scan, [(slice(begin, begin + tokens), kept, kept)], out)
+            self(scan, [(slice(begin, begin + tokens), kept, kept, [])], out)
             begin += tokens
         return out, kept
 
@@ -116,7 +116,21 @@ def test_sequences_that_share_a_call_do_not_meet():
     out = torch.empty(case.parts[0].shape)
     kept = [torch.zeros(case.shape) for _ in range(6)]
     rows = slice(12, 32), slice(0, 12), slice(32, 40)
-    case(native.selective_scan, list(zip(rows, kept[::2], kept[1::2], strict=True)), out)
+    case(native.selective_scan, [(*each, []) for each in zip(rows, kept[::2], kept[1::2], strict=True)], out)
     assert torch.equal(out[:12], expected[:12])
     assert torch.equal(kept[3], state)
     assert not kept[2].any()  # what was before stays
+
+
+@pytest.mark.parametrize("scan", [native.selective_scan, recurrence.selective_scan])
+def test_copies_of_the_state_on_the_way(scan):
+    case = Case(SIZES[2], torch.float32)
+    out, kept, states = torch.empty(case.parts[0].shape), torch.zeros(case.shape), []
+    for tokens in (5, 39):
+        states.append(case.cut(scan, [tokens])[1])
+    copies = [(tokens, torch.full(case.shape, torch.nan)) for tokens in (5, 39)]
+    case(scan, [(slice(0, 40), kept, kept, copies)], out)
+    expected, after = case.cut(scan, [40])
+    assert torch.equal(out, expected)
+    assert torch.equal(kept, after)
+    assert all(torch.equal(found, wanted) for (_, found), wanted in zip(copies, states, strict=True))

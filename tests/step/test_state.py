@@ -19,11 +19,14 @@ def push(state: SequenceState, tokens: list[int], recurrent: bool) -> None:
     if not recurrent:
         return
     layer = state.layer(1, RecurrentState)
-    for piece, before, after in layer.pieces(len(tokens), state.places, (1,), torch.float64, CPU):
-        number = float(before)
-        for token in tokens[piece]:
-            number = 3 * number + token
-        after.fill_(number)
+    before, after, copies = layer.advance(len(tokens), state.places, (1,), torch.float64, CPU)
+    number = float(before)
+    for at, token in enumerate(tokens):
+        number = 3 * number + token
+        for place, copy in copies:
+            if place == at + 1:
+                copy.fill_(number)
+    after.fill_(number)
 
 
 def seen(state: SequenceState) -> list[float]:

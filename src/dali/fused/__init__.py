@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dali.fused import attention, dense, layer, mlp, router
+from dali.fused import attention, dense, layer, mlp, recurrent, router
 from dali.fused import model as whole
 from dali.fused.model import DecodingModel
 from dali.kernels.formats import Format
@@ -23,5 +23,6 @@ def fuse(model: Any, linears: Format | None) -> DecodingModel | None:
     router.fuse_routers(model)
     mlp.fuse_mlps(model)
     attention.fuse_attention(model)
+    recurrent.fuse_recurrent(model)
     layer.fuse_layers(model)
     return whole.fuse_model(model)

@@ -9,13 +9,14 @@ wrote it.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dali.fused.dense import FusedRMSNorm, PackedLinear
-from dali.fused.probe import POSITIONS, REFUSALS, probe
+from dali.fused.probe import POSITIONS, REFUSALS, close, probe
 from dali.fused.rotation import Kind, Turns, kind_of, rotary_of, rotate, turns
 from dali.fused.watch import Watch
 from dali.kernels import native
@@ -32,7 +33,8 @@ CLIPS = ("clip_qkv",)  # of a configuration: a probe may not reach the limit
 
 
 class DecodingAttention:
-    """Takes the place of an attention module's forward."""
+    """Takes the place of an attention module's forward: while decoding; in all steps, where it has a gate, whose sigmoid torch
+    rounds by place."""
 
     def __init__(self, module: Any, fused: native.Attention, window: int | None, kind: Kind) -> None:
         """`kind`: of the rotation it is given."""
@@ -53,22 +55,34 @@ class DecodingAttention:
             step is None
             or rotation is None
             or hidden_states.dtype != self.dtype
-            or not step.decoding
+            or not (step.decoding or (self.native.gated and step.native))
             or not self.takes(rotation, step)
             or not self.watch.untouched
         ):
             return self.plain(hidden_states, *arguments, **keywords)
         cos, sin = rotation
-        return self.native.decode(hidden_states, cos, sin, self.places(step)), None
+        return self.native.decode(hidden_states, cos, sin, self._tokens(step)), None
 
     def takes(self, rotation: Turns, step: StepContext) -> bool:
         """Whether this is a rotation of the step's tokens, one a sequence, as the module was probed with."""
-        return self.native.rotary.takes(*rotation, len(step.segments))
+        return self.native.rotary.takes(*rotation, step.rows)
 
-    def places(self, step: StepContext) -> list[native.DecodingToken]:
-        """Where the step's tokens, one a sequence, keep their keys and values."""
+    def kept(self, step: StepContext) -> native.Kept:
+        """Where the step's tokens keep their keys and values."""
+        return self._tokens(step), []
+
+    def _tokens(self, step: StepContext) -> list[native.DecodingToken]:
         index, window = self._layer, self._window
-        return [s.state.kv(index).place(s.start, *self._samples, window) for s in step.segments]
+        tokens = []
+        for s in step.segments:
+            sample, other = (each.expand(-1, s.tokens, -1) for each in self._samples)
+            row, keys, values, capacity, place, first = s.state.kv(index).place(
+                s.start, sample, other, window
+            )
+            for at in range(s.tokens):
+                seen = max(0, place + at + 1 - window) if window else first
+                tokens.append((row + at, keys, values, capacity, place + at, seen))
+        return tokens
 
 
 def fuse_attention(model: nn.Module) -> None:
@@ -101,9 +115,7 @@ def _known(module: Any) -> bool:
         (names == LINEARS or any(names == LATENT | queries for queries in QUERIES))
         and all(isinstance(part, PackedLinear | FusedRMSNorm) for part in parts.values())
         and all(
-            part.weight.dtype == module.config.dtype
-            for part in parts.values()
-            if isinstance(part, FusedRMSNorm)
+            part.dtype == module.config.dtype for part in parts.values() if isinstance(part, FusedRMSNorm)
         )
         and own <= {"sinks"}
         and module.config.dtype in native.ATTENTION_DTYPES
@@ -134,7 +146,8 @@ def _probed(module: Any, rotary: Any) -> DecodingAttention | None:
     turned = turns(steps[0][1])
     for fused in () if turned is None else _ways(module, turned[0], seen[0]):
         attention = DecodingAttention(module, fused, seen[0].window, kind)
-        if all(map(torch.equal, run(attention, None), expected)):
+        same = partial(close, dtype=dtype) if fused.gated else torch.equal
+        if all(map(same, run(attention, None), expected)):
             return attention
     return None
 
@@ -147,12 +160,16 @@ def _ways(module: Any, cos: Tensor, arguments: AttentionArguments) -> Iterator[n
     """The ways in which a module of these parts may compute."""
     latent = hasattr(module, "kv_b_proj")
     width, given = module.qk_rope_head_dim if latent else module.head_dim, cos.shape[-1]
-    rotaries = [
-        native.Rotary(turning, rotated, given, cos.dtype)
-        for rotated in (given, 2 * given)
-        for turning in ("halves", "neighbours", "unzipped")
-        if rotated == width or (rotated < width and not latent)
-    ]
+    rotaries = (
+        []
+        if not given
+        else [
+            native.Rotary(turning, rotated, given, cos.dtype)
+            for rotated in (given, 2 * given)
+            for turning in ("halves", "neighbours", "unzipped")
+            if rotated == width or (rotated < width and not latent)
+        ]
+    )
     if not latent:
         rotaries.append(native.Rotary("none", 0, 0, cos.dtype))
     for projections in [_latent(module)] if latent else _projections(module):
@@ -167,9 +184,9 @@ def _projections(module: Any) -> Iterator[native.Projections]:
     names = next((names for names in NORMS if any(hasattr(module, name) for name in names)), NORMS[0])
     norms = [_norm(getattr(module, name, None)) for name in names]
     for follow in (False, True) if any(norms) else (False,):
-        yield native.Projections(
-            query, key, value, module.head_dim, norms[0], norms[1], follow, getattr(module, "v_scale", 1.0)
-        )
+        scale = getattr(module, "v_scale", 1.0)
+        gated = query.rows == 2 * module.o_proj.in_features
+        yield native.Projections(query, key, value, module.head_dim, norms[0], norms[1], follow, scale, gated)
 
 
 def _latent(module: Any) -> native.LatentProjections:

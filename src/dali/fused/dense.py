@@ -44,30 +44,21 @@ class PackedLinear(nn.Module):
 class FusedRMSNorm(nn.Module):
     """A root-mean-square norm in one call."""
 
-    def __init__(self, norm: Any) -> None:
+    def __init__(self, norm: Any, weight: Tensor) -> None:
+        """`weight`: what it multiplies by, the norm's own or one more than that."""
         super().__init__()
-        self.weight, self.variance_epsilon = norm.weight, float(norm.variance_epsilon)
+        self.dtype: torch.dtype = norm.weight.dtype  # of what it norms
+        self.variance_epsilon = _epsilon(norm)
+        if weight is norm.weight:
+            self.weight = weight
+        else:
+            self.register_buffer("weight", weight, persistent=False)
         self._plain = norm.forward
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.dtype != self.weight.dtype:
+        if x.dtype != self.dtype:
             return self._plain(x)  # type: ignore[no-any-return]
         return native.rms_norm(x, self.weight, self.variance_epsilon)
-
-
-class FusedGatedRMSNorm(nn.Module):
-    """A root-mean-square norm of groups of float32 values times silu of a gate, in one call."""
-
-    def __init__(self, norm: Any) -> None:
-        super().__init__()
-        self.weight, self.variance_epsilon = norm.weight, float(norm.variance_epsilon)
-        self.group_size = int(norm.group_size)
-        self._plain = norm.forward
-
-    def forward(self, x: Tensor, gate: Tensor | None = None) -> Tensor:
-        if gate is None or x.dtype != torch.float32:
-            return self._plain(x, gate)  # type: ignore[no-any-return]
-        return native.gated_rms_norm(x, gate, self.weight, self.group_size, self.variance_epsilon)
 
 
 def pack_linears(model: nn.Module, format: Format) -> None:
@@ -127,49 +118,34 @@ def fuse_norms(model: nn.Module) -> None:
     """Replace every RMSNorm by the fused one."""
     for parent in list(model.modules()):
         for name, child in parent.named_children():
-            if type(child).__name__.endswith("RMSNorm") and _is_plain(child):
-                setattr(parent, name, FusedRMSNorm(child))
-            elif type(child).__name__.endswith("RMSNormGated") and _is_gated(child):
-                setattr(parent, name, FusedGatedRMSNorm(child))
+            if type(child).__name__.endswith("RMSNorm") and (weight := _weight(child)) is not None:
+                setattr(parent, name, FusedRMSNorm(child, weight))
+
+
+def _epsilon(norm: Any) -> float:
+    """0 where there is none."""
+    return float(getattr(norm, "variance_epsilon", getattr(norm, "eps", 0)))
 
 
 @torch.inference_mode()
-def _is_plain(norm: Any) -> bool:
-    """Whether a norm's parameters and its output on a probe are those of the plain formula."""
-    if not _has_weight_alone(norm):
-        return False
-    weight = norm.weight.detach()
+def _weight(norm: Any) -> Tensor | None:
+    """What a norm multiplies by, whose output on a probe is that of the plain formula with it: its only parameter, or one more
+    than that, in float32."""
+    if {name for name, _ in norm.named_parameters()} != {"weight"} or not _epsilon(norm):
+        return None
+    weight: Tensor = norm.weight
+    if weight.dim() != 1 or not is_plain_memory(weight):
+        return None
     probe = torch.linspace(-3, 5, weight.numel()).to(weight.dtype)[None]
     try:
         expected: Tensor = norm(probe)
     except REFUSALS:
-        return False
-    return _agree(native.rms_norm(probe, weight, float(norm.variance_epsilon)), expected, weight.dtype)
-
-
-@torch.inference_mode()
-def _is_gated(norm: Any) -> bool:
-    """As _is_plain, for a norm of groups that a gate multiplies before."""
-    if not _has_weight_alone(norm) or not hasattr(norm, "group_size"):
-        return False
-    weight = norm.weight.detach()
-    x, gate = torch.linspace(-3, 5, weight.numel())[None], torch.linspace(4, -2, weight.numel())[None]
-    try:
-        expected: Tensor = norm(x, gate)
-    except REFUSALS:
-        return False
-    ours = native.gated_rms_norm(x, gate, weight, int(norm.group_size), float(norm.variance_epsilon))
-    return _agree(ours, expected, torch.float32)
-
-
-def _has_weight_alone(norm: Any) -> bool:
-    names = {name for name, _ in norm.named_parameters()}
-    if names != {"weight"} or not hasattr(norm, "variance_epsilon"):
-        return False
-    return norm.weight.dim() == 1 and is_plain_memory(norm.weight)
-
-
-def _agree(ours: Tensor, expected: Tensor, dtype: torch.dtype) -> bool:
-    """Whether they differ by no more than sums taken in another order do."""
-    tolerance = max(torch.finfo(dtype).eps, 4 * torch.finfo(torch.float32).eps)
-    return expected.dtype == ours.dtype and torch.allclose(ours, expected, rtol=tolerance, atol=tolerance)
+        return None
+    tolerance = max(
+        torch.finfo(weight.dtype).eps, 4 * torch.finfo(torch.float32).eps
+    )  # sums taken in another order
+    for found in (weight, 1 + weight.detach().float()):
+        ours = native.rms_norm(probe, found.detach(), _epsilon(norm))
+        if expected.dtype == ours.dtype and torch.allclose(ours, expected, rtol=tolerance, atol=tolerance):
+            return found
+    return None

@@ -6,6 +6,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from dali.step.context import AttentionArguments, Segment, StepContext, running
 from dali.step.state import SequenceState
 
@@ -13,6 +16,14 @@ POSITIONS = ((3, 7), (4, 8))  # of the two sequences, in each of the two steps
 # A part that raises wants more than a probe gives it, or is something else than it looks like: whatever it raises, it stays as
 # it was.
 REFUSALS = Exception
+
+
+def close(ours: Tensor, expected: Tensor, dtype: torch.dtype) -> bool:
+    """Whether values differ no more than by how sums and curves in `dtype` are rounded."""
+    tolerance = 8 * torch.finfo(dtype).eps
+    return torch.allclose(
+        ours.float(), expected.float(), rtol=tolerance, atol=tolerance * float(expected.abs().max())
+    )
 
 
 def probe(call: Callable[[int], Any], seen: list[AttentionArguments] | None = None) -> list[Any]:

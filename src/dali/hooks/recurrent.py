@@ -32,25 +32,21 @@ class LinearAttentionState(RecurrentState):
 _layer: ContextVar[int | None] = ContextVar("dali_recurrent_layer", default=None)  # that is running
 
 
-def _stretches(
+def stretches(
     kind: type[RecurrentState],
     layer: int,
     step: StepContext,
     shape: tuple[int, ...],
     dtype: torch.dtype,
     device: torch.device,
-) -> Iterator[list[Stretch]]:
-    """The step's tokens, a few sequences' at a time: what can be computed before the next are asked for."""
-    pieces = []
+) -> list[Stretch]:
+    """The step's sequences with their states of a layer, which go on by what the step has of each."""
+    found = []
     for segment in step.segments:
-        state = segment.state.layer(layer, kind)
-        places = segment.state.places
-        pieces.append((segment.start, state.pieces(segment.tokens, places, shape, dtype, device)))
-    while some := [(start, piece) for start, rest in pieces if (piece := next(rest, None)) is not None]:
-        yield [
-            (slice(start + rows.start, start + rows.stop), before, after)
-            for start, (rows, before, after) in some
-        ]
+        state, places = segment.state.layer(layer, kind), segment.state.places
+        rows = slice(segment.start, segment.start + segment.tokens)
+        found.append((rows, *state.advance(segment.tokens, places, shape, dtype, device)))
+    return found
 
 
 def _convolve(
@@ -70,8 +66,8 @@ def _convolve(
     if compiled and x.stride(1) != 1:
         x = x.contiguous()
     shape = weight.shape[1] - 1, weight.shape[0]
-    for stretches in _stretches(ConvolutionWindow, layer, step, shape, x.dtype, x.device):
-        convolve(x, weight, bias, activation, stretches, out)
+    own = stretches(ConvolutionWindow, layer, step, shape, x.dtype, x.device)
+    convolve(x, weight, bias, activation, own, out)
     return out.T[None]
 
 
@@ -91,8 +87,8 @@ def _delta_rule(
     out = v.new_empty(v.shape)
     rule = native.delta_rule if step.native and v.is_cpu else recurrence.delta_rule
     shape = v.shape[1], k.shape[2], v.shape[2]
-    for stretches in _stretches(LinearAttentionState, layer, step, shape, torch.float32, v.device):
-        rule(q, k, v, decay, rate, use_qk_l2norm_in_kernel, stretches, out)
+    own = stretches(LinearAttentionState, layer, step, shape, torch.float32, v.device)
+    rule(q, k, v, decay, rate, use_qk_l2norm_in_kernel, own, out)
     return out[None], None
 
 
@@ -118,8 +114,8 @@ def _selective_scan(
     out = torch.empty(x.shape, dtype=torch.float32, device=x.device)
     scan = native.selective_scan if step.native and x.is_cpu else recurrence.selective_scan
     shape = recurrence.scan_state(x.shape[1], x.shape[2], b.shape[2])
-    for stretches in _stretches(LinearAttentionState, layer, step, shape, torch.float32, x.device):
-        scan(x, steps, A, b, c, D, dt_bias, dt_limit, stretches, out)
+    own = stretches(LinearAttentionState, layer, step, shape, torch.float32, x.device)
+    scan(x, steps, A, b, c, D, dt_bias, dt_limit, own, out)
     return out[None]
 
 

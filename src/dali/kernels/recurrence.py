@@ -20,9 +20,8 @@ ACTIVATIONS: dict[str | None, Callable[[Tensor], Tensor]] = {
 LANES = 16  # to whole numbers of which a head of a selective state space is padded
 EPSILON = 1e-6  # of the norms of queries and keys
 
-Stretch = tuple[
-    slice, Tensor, Tensor
-]  # tokens of one sequence, its state before and after, which may be the same memory
+# A sequence's tokens in the step, its state before and after them, and copies in between: (after how many of the tokens, where).
+Stretch = tuple[slice, Tensor, Tensor, list[tuple[int, Tensor]]]
 
 
 def convolve(
@@ -36,12 +35,13 @@ def convolve(
     """A causal convolution of each channel: x [tokens, channels], weight [channels, width], bias [channels] -> the stretches'
     rows of out, as x. States are the inputs before, [width - 1, channels]."""
     taps = weight.float().unbind(-1)
-    for rows, before, after in stretches:
+    for rows, before, after, copies in stretches:
         padded = torch.cat([before, x[rows]])
         total = torch.zeros(x[rows].shape, device=x.device) if bias is None else bias.float()
         for first, tap in enumerate(taps):
             total = total + padded[first : len(padded) - len(before) + first].float() * tap
-        after.copy_(padded[len(padded) - len(after) :])
+        for tokens, to in [*copies, (rows.stop - rows.start, after)]:
+            to.copy_(padded[tokens : tokens + len(to)])
         out[rows] = ACTIVATIONS[activation](total).to(out.dtype)
 
 
@@ -69,14 +69,16 @@ def delta_rule(
     q = q * query.shape[-1] ** -0.5
     kept = decay.float().exp()
     kept = kept[..., None, None] if decay.dim() == 2 else kept[..., None]
-    for rows, before, after in stretches:
-        state = before
+    for rows, before, after, copies in stretches:
+        state, places = before, dict(copies)
         for token in range(rows.start, rows.stop):
             state = state * kept[token]
             found = (state * k[token][..., None]).sum(-2)
             delta = (value[token].float() - found) * beta[token].float()[:, None]
             state = state + k[token][..., None] * delta[:, None]
             out[token] = (state * q[token][..., None]).sum(-2)
+            if (to := places.get(token + 1 - rows.start)) is not None:
+                to.copy_(state)
         after.copy_(state)
 
 
@@ -106,8 +108,8 @@ def selective_scan(
     """
     heads, width = x.shape[1:]
     each = heads // b.shape[1]
-    for rows, before, after in stretches:
-        state = before[..., :width]
+    for rows, before, after, copies in stretches:
+        state, places = before[..., :width], dict(copies)
         for token in range(rows.start, rows.stop):
             step = F.softplus(steps[token] + step_bias).clamp(*limits).float()
             put, read = (part[token].float().repeat_interleave(each, 0)[..., None] for part in (b, c))
@@ -118,4 +120,6 @@ def selective_scan(
             out[token] = (state * read).sum(1)
             if skip is not None:
                 out[token] += taken * skip.float()[:, None]
+            if (to := places.get(token + 1 - rows.start)) is not None:
+                to.zero_()[..., :width] = state
         after[..., :width] = state

@@ -48,6 +48,11 @@ class StepContext:
     computed: object = None  # decoder layers that the first of them already ran
     masks: dict[tuple[int, int, int, int], Tensor] = field(default_factory=dict)
 
+    @property
+    def rows(self) -> int:
+        """Tokens of all sequences."""
+        return sum(segment.tokens for segment in self.segments)
+
     @cached_property
     def decoding(self) -> bool:
         """Whether every sequence computes one token, in the compiled kernels."""

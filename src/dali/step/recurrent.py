@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 
 import torch
 from torch import Tensor
@@ -43,40 +43,20 @@ class RecurrentState:
         shape: tuple[int, ...],
         dtype: torch.dtype,
         device: torch.device,
-    ) -> tuple[Tensor, Tensor]:
-        """Go on by `tokens`: (what to read, what to write), buffers of this shape; copies what it is now if that is one of
-        `places`. The caller computes all of the step's tokens from the one and leaves the result in the other. It does not come
-        by a place within the step: see pieces()."""
+    ) -> tuple[Tensor, Tensor, list[tuple[int, Tensor]]]:
+        """Go on by `tokens`: what to read, what to write, of this shape, and copies to make on the way: (of it after how many of
+        the tokens, where) each, in order. The caller computes all of the step's tokens from the first, and leaves the result in
+        the second and what it is at `places` in the copies."""
         if self._now is None or self._then is None:
             self._now, self._then = (torch.zeros(shape, dtype=dtype, device=device) for _ in range(2))
-        if self.tokens in places and self.tokens not in self._copies:
-            self._copies[self.tokens] = self._now.clone()
+        begin, end = self.tokens, self.tokens + tokens
+        if begin in places and begin not in self._copies:
+            self._copies[begin] = self._now.clone()
+        inside = sorted(place for place in places if begin < place < end)
+        self._copies |= {place: torch.empty_like(self._now) for place in inside}
         # Together: Ctrl-C must not leave one without the others.
-        self._before, self.tokens, self._now, self._then = (
-            self.tokens,
-            self.tokens + tokens,
-            self._then,
-            self._now,
-        )
-        return self._then, self._now
-
-    def pieces(
-        self,
-        tokens: int,
-        places: Collection[int],
-        shape: tuple[int, ...],
-        dtype: torch.dtype,
-        device: torch.device,
-    ) -> Iterator[tuple[slice, Tensor, Tensor]]:
-        """As advance(), piece by piece between those of `places` that the step comes by: (which of its tokens, what to read, what
-        to write), to be computed one after another."""
-        begin = self.tokens
-        source, target = self.advance(tokens, places, shape, dtype, device)
-        inside = sorted(place - begin for place in places if begin < place < begin + tokens)
-        for first, end in zip([0, *inside], [*inside, tokens], strict=True):
-            yield slice(first, end), source if first == 0 else target, target
-            if end < tokens and begin + end not in self._copies:
-                self._copies[begin + end] = target.clone()
+        self._before, self.tokens, self._now, self._then = begin, end, self._then, self._now
+        return self._then, self._now, [(place - begin, self._copies[place]) for place in inside]
 
     def forget(self, places: Collection[int]) -> None:
         """Keep copies of these places alone."""

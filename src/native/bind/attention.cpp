@@ -44,8 +44,8 @@ void bind_attention(nb::module_& m) {
     });
     nb::class_<Projections>(m, "Projections")
         .def("__init__", [](Projections* self, const PackedLinear& query, const PackedLinear& key, const PackedLinear& value,
-                            const NormParts& query_norm, const NormParts& key_norm, bool norms_follow, float value_scale) {
-            new (self) Projections{query, key, value, norm_of(query_norm), norm_of(key_norm), norms_follow, value_scale};
+                            const NormParts& query_norm, const NormParts& key_norm, bool norms_follow, float value_scale, bool gated) {
+            new (self) Projections{query, key, value, norm_of(query_norm), norm_of(key_norm), norms_follow, value_scale, gated};
         });
     nb::class_<LatentProjections>(m, "LatentProjections")
         .def("__init__", [](LatentProjections* self, const std::vector<const PackedLinear*>& query_down, const NormParts& query_norm,

@@ -5,15 +5,15 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
+#include <nanobind/stl/variant.h>
 #include <nanobind/stl/vector.h>
 
 #include <tuple>
 #include <vector>
 
-#include "model/attention_module.h"
+#include "model/decoder_layer.h"
 #include "model/layer.h"
 #include "ops/route.h"
-#include "recurrent/recurrence.h"
 
 namespace dali {
 
@@ -28,7 +28,7 @@ void bind_norm(nb::module_& m);
 void bind_route(nb::module_& m);
 void bind_attention(nb::module_& m);
 void bind_recurrence(nb::module_& m);
-void bind_selective_scan(nb::module_& m);
+void bind_mamba2(nb::module_& m);
 void bind_model(nb::module_& m);
 void bind_dependencies(nb::module_& m);
 void bind_two_lane(nb::module_& m);
@@ -57,19 +57,50 @@ inline std::vector<DecodingToken> decoding(const std::vector<Token>& tokens) {
     return all;
 }
 
-using StretchParts = std::tuple<int64_t, int64_t, uintptr_t, uintptr_t>;  // row, tokens, before, after
+// (row, tokens, before, after, copies: (tokens, to) each)
+using StretchParts = std::tuple<int64_t, int64_t, uintptr_t, uintptr_t, std::vector<std::tuple<int64_t, uintptr_t>>>;
 
 inline std::vector<Stretch> stretches_of(const std::vector<StretchParts>& parts) {
     std::vector<Stretch> all;
-    for (const auto& [row, tokens, before, after] : parts) all.push_back({row, tokens, pointer<const void>(before), pointer<void>(after)});
+    for (const auto& [row, tokens, before, after, copies] : parts) {
+        all.push_back({row, tokens, pointer<const void>(before), pointer<void>(after), {}});
+        for (const auto& [count, to] : copies) all.back().copies.push_back({count, pointer<void>(to)});
+    }
     return all;
 }
 
-using NormParts = std::tuple<uintptr_t, int, float>;  // weight, width, epsilon
+inline States states_of(const std::vector<std::vector<StretchParts>>& kinds) {
+    States all;
+    for (const std::vector<StretchParts>& kind : kinds) all.push_back(stretches_of(kind));
+    return all;
+}
+
+using ConvolutionParts = std::tuple<int, int, uintptr_t, uintptr_t, bool>;  // channels, width, taps, bias, whether silu follows
+
+inline Convolution convolution_of(const ConvolutionParts& parts) {
+    const auto& [channels, width, taps, bias, silu] = parts;
+    return {channels, width, pointer<const float>(taps), pointer<const float>(bias), silu};
+}
+
+template <class Module>
+void bind_mix(nb::module_& m) {
+    m.def("mix", [](const Module& module, uintptr_t x, Dtype dtype, int rows, const std::vector<std::vector<StretchParts>>& states,
+                    uintptr_t out) {
+        nb::gil_scoped_release unlocked;
+        mix(module, pointer<const void>(x), dtype, rows, states_of(states), pointer<void>(out));
+    });
+}
+
+// What a layer's mixer keeps of a step's sequences: (tokens, states of each kind), one of them empty.
+using KeptParts = std::tuple<std::vector<Token>, std::vector<std::vector<StretchParts>>>;
+
+inline Kept kept_of(const KeptParts& parts) { return {decoding(std::get<0>(parts)), states_of(std::get<1>(parts))}; }
+
+using NormParts = std::tuple<uintptr_t, int, float, Dtype>;  // weight, width, epsilon, dtype of the weight
 
 inline Norm norm_of(const NormParts& parts) {
-    const auto& [weight, width, epsilon] = parts;
-    return {pointer<const void>(weight), width, epsilon};
+    const auto& [weight, width, epsilon, dtype] = parts;
+    return {pointer<const void>(weight), width, epsilon, dtype};
 }
 
 using ValueParts = std::tuple<uintptr_t, Dtype>;  // address, or 0

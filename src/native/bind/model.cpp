@@ -33,25 +33,25 @@ void bind_layer(nb::module_& m) {
     using Norms = std::tuple<NormParts, NormParts, NormParts, NormParts>;  // before and after attention, before and after the MLP
     nb::class_<DecoderLayer>(m, "DecoderLayer")
         .def("__init__",
-             [](DecoderLayer* self, int hidden, const Norms& norms, const AttentionModule* attention, const Router* router,
+             [](DecoderLayer* self, int hidden, const Norms& norms, const Mixer& mixer, const Router* router,
                 const ExpertLayout* layout, const Mlp* mlp, const ValueParts& shared_gate, float residual_scale) {
                  const auto& [before_attention, after_attention, before_mlp, after_mlp] = norms;
                  new (self) DecoderLayer{hidden, norm_of(before_attention), norm_of(after_attention), norm_of(before_mlp),
-                                         norm_of(after_mlp), attention, router, layout, mlp, values_of(shared_gate), residual_scale};
+                                         norm_of(after_mlp), mixer, router, layout, mlp, values_of(shared_gate), residual_scale};
              },
-             nb::arg("hidden"), nb::arg("norms"), nb::arg("attention"), nb::arg("router").none(), nb::arg("layout").none(),
+             nb::arg("hidden"), nb::arg("norms"), nb::arg("mixer").none(), nb::arg("router").none(), nb::arg("layout").none(),
              nb::arg("mlp").none(), nb::arg("shared_gate"), nb::arg("residual_scale"),
              nb::keep_alive<1, 4>(), nb::keep_alive<1, 5>(), nb::keep_alive<1, 6>(), nb::keep_alive<1, 7>());
-    // Layers one after another; tokens and records: of each layer. Returns each one's (experts that took part, seconds they took).
+    // Layers one after another; kept and records: of each layer. Returns each one's (experts that took part, seconds they took).
     m.def("decode_layers", [](const std::vector<const DecoderLayer*>& layers, const std::vector<const ExpertRecords*>& records,
                               uintptr_t x, Dtype dtype, int rows, uintptr_t cos, uintptr_t sin,
-                              const std::vector<std::vector<Token>>& tokens, uintptr_t out) {
+                              const std::vector<KeptParts>& kept, uintptr_t out) {
         nb::gil_scoped_release unlocked;
         std::vector<LayerOutcome> outcomes;
         for (size_t i = 0; i < layers.size(); i++)
             outcomes.push_back(decode_layer(*layers[i], i + 1 < layers.size() ? layers[i + 1] : nullptr, records.at(i)->at,
                                             pointer<const void>(i ? out : x), dtype, rows, pointer<const void>(cos),
-                                            pointer<const void>(sin), decoding(tokens.at(i)), pointer<void>(out)));
+                                            pointer<const void>(sin), kept_of(kept.at(i)), pointer<void>(out)));
         return reported(outcomes);
     });
 }
@@ -70,20 +70,20 @@ void bind_model(nb::module_& m) {
                  new (self) DecodingModel{dtype, pointer<const void>(embeddings), vocabulary, embedding_scale, layers, rotations,
                                           norm_of(before_head), head, logits_divisor};
              })
-        // records, tokens and result as above
+        // records, kept and result as above
         .def("decode", [](const DecodingModel& self, const std::vector<const ExpertRecords*>& records, const std::vector<int64_t>& ids,
-                          const Rotations& rotations, const std::vector<std::vector<Token>>& tokens, uintptr_t logits) {
+                          const Rotations& rotations, const std::vector<KeptParts>& kept, uintptr_t logits) {
             nb::gil_scoped_release unlocked;
             std::vector<std::vector<Rotation>> turns;
             for (const auto& kind : rotations) {
                 turns.emplace_back();
                 for (const auto& [cos, sin] : kind) turns.back().push_back({pointer<const void>(cos), pointer<const void>(sin)});
             }
-            std::vector<std::vector<DecodingToken>> tokens_of;
-            for (const std::vector<Token>& layer : tokens) tokens_of.push_back(decoding(layer));
+            std::vector<Kept> kept_by;
+            for (const KeptParts& layer : kept) kept_by.push_back(kept_of(layer));
             std::vector<const Records*> records_of;
             for (const ExpertRecords* layer : records) records_of.push_back(&layer->at);
-            return reported(decode(self, ids, turns, tokens_of, records_of, pointer<void>(logits)));
+            return reported(decode(self, ids, turns, kept_by, records_of, pointer<void>(logits)));
         });
 }
 

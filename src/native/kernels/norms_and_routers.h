@@ -1,4 +1,4 @@
-// Norms' and routers' kernels, over rows of floats; and how fast rows are read.
+// Kernels over rows of floats: norms', routers', and what gates; and how fast rows are read.
 #pragma once
 
 #include "kernels/variant.h"
@@ -29,6 +29,34 @@ struct RowKernels {
         for (int i = 0; i < width; i++) x[i] *= by[i];
     }
 
+    // Where exp() begins to overflow; NaN stays.
+    static DALI_INLINE void limit(Floats16& x) {
+        constexpr float most = 88.0f;
+        x = x > most ? Floats16{} + most : x;
+    }
+
+    static void exponentials(float* x, int width) {
+        for (int c = 0; c < width; c += LANES) {
+            Floats16 value;
+            load(x + c, value);
+            limit(value);
+            exp(value);
+            store(value, x + c);
+        }
+    }
+
+    template <bool times_itself>
+    static void sigmoids(float* x, int width) {
+        for (int c = 0; c < width; c += LANES) {
+            Floats16 value, power, one = Floats16{} + 1.0f;
+            load(x + c, value);
+            power = -value;
+            limit(power);
+            exp(power);
+            store((times_itself ? value : one) / (power + 1.0f), x + c);
+        }
+    }
+
     template <class T>
     static void products(const T* matrix, const float* x, int rows, int width, float* out) {
         for (int row = 0; row < rows; row++) out[row] = dot(matrix + size_t(row) * width, x, width);
@@ -54,6 +82,9 @@ struct RowKernels {
         variant.sum_of_squares = sum_of_squares;
         variant.scale = scale;
         variant.multiply = multiply;
+        variant.exponentials = exponentials;
+        variant.sigmoids = sigmoids<false>;
+        variant.silu = sigmoids<true>;
         variant.products_f32 = products<float>;
         variant.products_bf16 = products<uint16_t>;
         variant.read = read;

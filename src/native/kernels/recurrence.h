@@ -23,33 +23,6 @@ struct RecurrenceKernels {
         }
     }
 
-    static void silu(float* x, int width) {
-        for (int c = 0; c < width; c += LANES) {
-            Floats16 value, power;
-            load(x + c, value);
-            power = -value;
-            limit(power);
-            exp(power);
-            store(value / (power + 1.0f), x + c);
-        }
-    }
-
-    static void exponentials(float* x, int width) {
-        for (int c = 0; c < width; c += LANES) {
-            Floats16 value;
-            load(x + c, value);
-            limit(value);
-            exp(value);
-            store(value, x + c);
-        }
-    }
-
-    // Where exp() begins to overflow; NaN stays.
-    static DALI_INLINE void limit(Floats16& x) {
-        constexpr float most = 88.0f;
-        x = x > most ? Floats16{} + most : x;
-    }
-
     // A token: reads the state `from`, writes it `to`, which may be the same.
     template <bool by_channel>
     static DALI_INLINE void step(const DeltaPart& part, int64_t token, const float* from, float* to) {
@@ -96,8 +69,6 @@ struct RecurrenceKernels {
 
     static void put_into(Variant& variant) {
         variant.convolve = convolve;
-        variant.silu = silu;
-        variant.exponentials = exponentials;
         variant.delta_rule = delta_rule;
     }
 };

@@ -42,7 +42,7 @@ struct AttentionPart {
 // Columns of a linear attention's state that are computed together: its values, which do not meet.
 constexpr int DELTA_COLUMNS = 32;
 
-// DELTA_COLUMNS columns of one head's state, and the tokens that change it (see ops/recurrence.h). Strides are in floats, from token
+// DELTA_COLUMNS columns of one head's state, and the tokens that change it (see recurrent/recurrence.h). Strides are in floats, from token
 // to token, and of the state from row to row.
 struct DeltaPart {
     int64_t tokens;
@@ -103,13 +103,15 @@ struct Variant {
     float (*sum_of_squares)(const float* x, int width);
     void (*scale)(float* x, float by, int width);
     void (*multiply)(float* x, const float* by, int width);
+    // In place, whole vectors of values.
+    void (*exponentials)(float* x, int width);
+    void (*sigmoids)(float* x, int width);
+    void (*silu)(float* x, int width);
     // out [rows] = matrix [rows, width] times x [width].
     void (*products_f32)(const float* matrix, const float* x, int rows, int width, float* out);
     void (*products_bf16)(const uint16_t* matrix, const float* x, int rows, int width, float* out);
     // out [width] = bias + sum of rows[tap][..] * taps[tap * tap_stride + ..], in order; whole vectors; bias may be null.
     void (*convolve)(const float* const* rows, const float* taps, int count, int64_t tap_stride, const float* bias, int width, float* out);
-    void (*silu)(float* x, int width);          // whole vectors
-    void (*exponentials)(float* x, int width);  // whole vectors
     void (*delta_rule)(const DeltaPart& part);
     // Each token: state = state * decay + input (x) in, and found += state times out, in the order of the state's rows.
     void (*scan)(const ScanPart& part);

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "kernels/variants.h"
+#include "lanes/floats.h"
 #include "threads/spent.h"
 #include "threads/workspace.h"
 
@@ -85,15 +87,44 @@ struct Step {
 
 struct Heads {
     Rows query, key, value;
+    const char* gate = nullptr;  // [rows, heads, value width], if there is one
 };
+
+// Parts the queries [rows, heads, 2, width] from the gates behind them.
+void part(const char* both, int64_t heads, size_t bytes, char* query, char* gate) {
+    for (int64_t head = 0; head < heads; head++) {
+        std::memcpy(query + head * bytes, both + 2 * head * bytes, bytes);
+        std::memcpy(gate + head * bytes, both + (2 * head + 1) * bytes, bytes);
+    }
+}
+
+// found [count] times the sigmoid of gate [count].
+void gate_found(const char* gate, Dtype dtype, int64_t count, char* found) {
+    constexpr int PIECE = 1024;  // values that stay in the nearest cache; whole vectors
+    const Variant& variant = current_variant();
+    const size_t item = item_bytes(dtype);
+    float gates[PIECE], values[PIECE];
+    for (int64_t begin = 0; begin < count; begin += PIECE) {
+        const int some = int(std::min<int64_t>(PIECE, count - begin));
+        read_row(gate + begin * item, dtype, 0, some, gates);
+        std::fill_n(gates + some, padded(some) - some, 0.0f);
+        variant.sigmoids(gates, padded(some));
+        round_to(dtype, gates, some);
+        read_row(found + begin * item, dtype, 0, some, values);
+        variant.multiply(values, gates, some);
+        write(values, some, dtype, found, begin);
+    }
+}
 
 Heads project_heads(const Step& step, const Projections& from) {
     const AttentionModule& module = step.module;
     const int width = module.width, value_width = module.value_width;
     const int all = module.heads * width, kept = module.kv_heads * width, valued = module.kv_heads * value_width;
     char *query = step.take(all), *key = step.take(kept), *value = step.take(valued);
-    project({{from.query, query}, {from.key, key}, {from.value, value}}, step.x, step.dtype, step.rows);
+    char *both = from.gated ? step.take(2 * all) : query, *gate = from.gated ? step.take(all) : nullptr;
+    project({{from.query, both}, {from.key, key}, {from.value, value}}, step.x, step.dtype, step.rows);
     step.read_next(module.out);
+    if (gate) part(both, int64_t(step.rows) * module.heads, width * item_bytes(step.dtype), query, gate);
     if (from.value_scale != 1) scale(value, from.value_scale, step.dtype, step.rows * valued);
     const auto norms = [&] {
         step.norm(from.query_norm, query, all);
@@ -103,7 +134,7 @@ Heads project_heads(const Step& step, const Projections& from) {
     step.turn(query, module.heads, width, 0);
     step.turn(key, module.kv_heads, width, 0);
     if (from.norms_follow) norms();
-    return {{query, all, width}, {key, kept, width}, {value, valued, value_width}};
+    return {{query, all, width}, {key, kept, width}, {value, valued, value_width}, gate};
 }
 
 Heads project_heads(const Step& step, const LatentProjections& from) {
@@ -162,6 +193,7 @@ void decode(const AttentionModule& module, const void* x, Dtype dtype, int rows,
         const Timed timed(Part::attention);
         attend({dtype, module.heads, module.kv_heads, module.width, module.value_width, module.scale, heads.query, heads.key,
                 heads.value, module.sinks, mixed}, tokens);
+        if (heads.gate) gate_found(heads.gate, dtype, int64_t(rows) * module.heads * module.value_width, mixed);
     }
     project({{module.out, out}}, mixed, dtype, rows);
 }

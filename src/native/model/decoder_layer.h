@@ -1,20 +1,35 @@
 // A whole decoder layer while decoding: attention, then experts or a dense MLP or both, with norms and sums around them.
 #pragma once
 
+#include <variant>
 #include <vector>
 
 #include "model/attention_module.h"
 #include "model/layer.h"
 #include "model/mlp.h"
 #include "ops/route.h"
+#include "recurrent/delta_net.h"
+#include "recurrent/mamba2.h"
 
 namespace dali {
 
-// A layer without experts has no router, one without anything dense no MLP. Norms without a weight are left out.
+// Where a layer's tokens meet those before them, if they do.
+using Mixer = std::variant<std::monostate, const AttentionModule*, const DeltaNet*, const ShortConvolution*, const Mamba2*>;
+
+// What a mixer keeps of a step's sequences: keys and values, or the states of a recurrent one.
+struct Kept {
+    std::vector<DecodingToken> tokens;
+    States states;
+};
+
+void announce(const Mixer& mixer);
+
+// A layer without experts has no router, one without anything dense no MLP; it may have no mixer, or nothing but that. Norms without a
+// weight are left out.
 struct DecoderLayer {
     int hidden;
     Norm before_attention, after_attention, before_mlp, after_mlp;
-    const AttentionModule* attention;
+    Mixer mixer;
     const Router* router;
     const ExpertLayout* layout;  // of the router's experts
     const Mlp* mlp;              // beside experts: the shared one
@@ -27,9 +42,9 @@ struct LayerOutcome {
     double expert_seconds;
 };
 
-// x [rows, hidden] -> out [rows, hidden], which may be x; `records`: where the layer's experts lie in this call; the rest as in
-// decode(). Rounds to `dtype` where torch would. `next`: the layer that follows at once, or null.
+// x [rows, hidden] -> out [rows, hidden], which may be x; `records`: where the layer's experts lie in this call; `kept` by its mixer; the rest
+// as in decode(). Rounds to `dtype` where torch would. `next`: the layer that follows at once, or null.
 LayerOutcome decode_layer(const DecoderLayer& layer, const DecoderLayer* next, const Records& records, const void* x, Dtype dtype,
-                          int rows, const void* cos, const void* sin, const std::vector<DecodingToken>& tokens, void* out);
+                          int rows, const void* cos, const void* sin, const Kept& kept, void* out);
 
 }  // namespace dali

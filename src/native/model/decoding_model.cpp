@@ -26,7 +26,7 @@ void divide(void* values, float by, Dtype dtype, int count) {
 
 std::vector<LayerOutcome> decode(const DecodingModel& model, const std::vector<int64_t>& ids,
                                  const std::vector<std::vector<Rotation>>& rotations,
-                                 const std::vector<std::vector<DecodingToken>>& tokens, const std::vector<const Records*>& records,
+                                 const std::vector<Kept>& kept, const std::vector<const Records*>& records,
                                  void* logits) {
     const int rows = int(ids.size()), hidden = model.before_head.width;
     const size_t row_bytes = hidden * item_bytes(model.dtype);
@@ -39,7 +39,9 @@ std::vector<LayerOutcome> decode(const DecodingModel& model, const std::vector<i
     if (model.embedding_scale != 1) scale(x, model.embedding_scale, model.dtype, rows * hidden);
     std::vector<Gathered> gathered(rotations.size(), Gathered{});
     for (size_t i = 0; i < model.layers.size(); i++) {
-        const Rotary& rotary = model.layers[i]->attention->rotary;
+        const AttentionModule* const* attention = std::get_if<const AttentionModule*>(&model.layers[i]->mixer);
+        if (!attention) continue;
+        const Rotary& rotary = (*attention)->rotary;
         Gathered& to = gathered.at(model.rotations.at(i));
         if (to.cos || rotary.turning == Turning::none) continue;
         const size_t bytes = rotary.given * item_bytes(rotary.dtype);
@@ -53,16 +55,16 @@ std::vector<LayerOutcome> decode(const DecodingModel& model, const std::vector<i
     std::vector<LayerOutcome> outcomes;
     for (size_t i = 0; i < model.layers.size(); i++) {
         const DecoderLayer* next = i + 1 < model.layers.size() ? model.layers[i + 1] : nullptr;
-        const Gathered& turn = gathered[model.rotations[i]];
+        const Gathered turn = gathered.empty() ? Gathered{} : gathered[model.rotations[i]];
         outcomes.push_back(
-            decode_layer(*model.layers[i], next, *records.at(i), x, model.dtype, rows, turn.cos, turn.sin, tokens.at(i), x));
+            decode_layer(*model.layers[i], next, *records.at(i), x, model.dtype, rows, turn.cos, turn.sin, kept.at(i), x));
     }
     const Span head = span(model.head);
     Pool::instance().announce(&head, 1);
     normalise(model.before_head, x, model.dtype, rows * hidden, x);
     project({{model.head, logits}}, x, model.dtype, rows);
     if (model.logits_divisor != 1) divide(logits, model.logits_divisor, model.dtype, rows * model.head.matrix.rows);
-    announce(*model.layers.front()->attention);  // the next step begins with it
+    announce(model.layers.front()->mixer);  // the next step begins with it
     return outcomes;
 }
 

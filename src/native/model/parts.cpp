@@ -18,7 +18,7 @@ void project(const std::vector<Projection>& projections, const void* x, Dtype dt
 
 void normalise(const Norm& norm, const void* x, Dtype dtype, int64_t values, void* out) {
     const Timed timed(Part::norm);
-    rms_norm(x, norm.weight, dtype, values / norm.width, norm.width, norm.epsilon, out);
+    rms_norm(x, norm.weight, norm.dtype, dtype, values / norm.width, norm.width, norm.epsilon, out);
 }
 
 void round_to(Dtype dtype, float* values, int count) {

@@ -20,6 +20,7 @@ struct Norm {
     const void* weight = nullptr;  // null if there is none
     int width = 0;
     float epsilon = 0;
+    Dtype dtype = Dtype::f32;  // of the weight
 };
 
 // What its weights take.

@@ -7,12 +7,8 @@
 
 namespace dali {
 
-// out [rows, width] = weight [width] times x [rows, width] over its root mean square, rounded to `dtype` before and after `weight`.
-void rms_norm(const void* x, const void* weight, Dtype dtype, int64_t rows, int width, float epsilon, void* out);
-
-// out [rows, width] = weight [width] times x [rows][width] * silu(gate), of which each `group` values are over their root mean square, in
-// float32; out may be x.
-void gated_rms_norm(const float* x, const StridedRows& gate, const Values& weight, int64_t rows, int width, int group, float epsilon,
-                    float* out);
+// out [rows, width] = weight [width] times x [rows, width] over its root mean square, rounded to `dtype` before and after `weight`;
+// after it alone where the weights are wider than that.
+void rms_norm(const void* x, const void* weight, Dtype weight_dtype, Dtype dtype, int64_t rows, int width, float epsilon, void* out);
 
 }  // namespace dali

@@ -1,6 +1,10 @@
 #include "recurrent/mamba2.h"
 
-#include "ops/norm.h"
+#include <algorithm>
+#include <cmath>
+
+#include "kernels/variants.h"
+#include "lanes/floats.h"
 #include "threads/pool.h"
 #include "threads/spent.h"
 #include "threads/workspace.h"
@@ -8,6 +12,24 @@
 namespace dali {
 
 namespace {
+
+constexpr int FEW = 1 << 16;  // values that take less than waking threads
+
+// What the scan gave for a row, in place: times silu of the gate, each group over its root mean square, times the norm's weight.
+void gate_row(const Mamba2& module, const void* gates, Dtype dtype, float* values) {
+    const Variant& variant = current_variant();
+    const int inner = module.scan.heads * module.scan.width, group = module.group;
+    Workspace workspace;
+    float *gate = workspace.take<float>(padded(inner)), *weight = workspace.take<float>(inner);
+    read_row(gates, dtype, 0, inner, gate);
+    std::fill(gate + inner, gate + padded(inner), 0.0f);
+    variant.silu(gate, padded(inner));
+    variant.multiply(values, gate, inner);
+    for (int first = 0; first < inner; first += group)
+        variant.scale(values + first, 1.0f / std::sqrt(variant.sum_of_squares(values + first, group) / float(group) + module.epsilon), group);
+    read_row(module.norm.at, module.norm.dtype, 0, inner, weight);
+    variant.multiply(values, weight, inner);
+}
 
 void read_next(const PackedLinear& linear) {
     const Span next = span(linear);
@@ -37,8 +59,16 @@ void mix(const Mamba2& module, const void* x, Dtype dtype, int rows, const State
         const auto part = [&](int64_t column) { return StridedRows{all.row(0, column), dtype, channels}; };
         const StridedRows steps{projected + (inner + channels) * item, dtype, columns};
         scan(scan_of, {all, part(inner), part(inner + group), steps}, states.at(1), found);
-        gated_rms_norm(found, {projected, dtype, columns}, module.norm, rows, inner, module.group, module.epsilon, found);
-        write(found, rows * inner, dtype, gated, 0);
+        const auto finish = [&](int row) {
+            gate_row(module, projected + size_t(row) * columns * item, dtype, found + size_t(row) * inner);
+            write(found + size_t(row) * inner, inner, dtype, gated, size_t(row) * inner);
+        };
+        if (rows * inner < FEW) {
+            for (int row = 0; row < rows; row++) finish(row);
+        } else {
+            Phase phase(rows);
+            Pool::instance().run([&] { phase.run([&](int row, int) { finish(row); }); });
+        }
     }
     project({{module.out, out}}, gated, dtype, rows);
 }

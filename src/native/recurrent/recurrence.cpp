@@ -68,8 +68,11 @@ void convolve_channels(const Convolution& convolution, const Channels& channels,
         if (convolution.silu) variant.silu(result, width);
         write(result, count, out_dtype, out, size_t(stretch.row + token) * all + channels.first);
     }
-    for (int i = 0; i < before; i++)  // exact: they come from `dtype`
-        write(inputs + (stretch.tokens + i) * width, count, dtype, stretch.after, size_t(i) * all + channels.first);
+    const auto keep = [&](int64_t tokens, void* to) {  // exact: they come from `dtype`
+        for (int i = 0; i < before; i++) write(inputs + (tokens + i) * width, count, dtype, to, size_t(i) * all + channels.first);
+    };
+    for (const Copy& copy : stretch.copies) keep(copy.tokens, copy.to);
+    keep(stretch.tokens, stretch.after);
 }
 
 // Queries and keys as the rule takes them: divided by their norms, and queries by the root of their width.
@@ -158,9 +161,7 @@ void delta_rule(const DeltaRule& rule, const FloatRows& query, const FloatRows& 
         std::fill_n(std::copy_n(decay.from + row * decay.stride, decays, kept + row * decay_row), decay_row - decays, 0.0f);
         variant.exponentials(kept + row * decay_row, decay_row);
     };
-    const auto compute = [&](int number) {
-        const Item& item = items[number];
-        const Stretch& stretch = stretches[item.stretch];
+    const auto compute_tokens = [&](const Item& item, const Stretch& stretch) {
         const int64_t at = stretch.row * keys + item.head / (rule.heads / rule.key_heads) * rule.key_width;
         const int64_t column = item.head * rule.value_width + item.column, state = item.head * rule.key_width * rule.value_width + item.column;
         const DeltaPart part{stretch.tokens, rule.key_width, queries + at, keyed + at, keys,
@@ -172,6 +173,25 @@ void delta_rule(const DeltaRule& rule, const FloatRows& query, const FloatRows& 
         const int count = std::min(DELTA_COLUMNS, rule.value_width - item.column);
         if (count == DELTA_COLUMNS) variant.delta_rule(part);
         else narrow_delta_rule(part, values, count);
+    };
+    const auto compute = [&](int number) {
+        const Item& item = items[number];
+        const Stretch& whole = stretches[item.stretch];
+        const int64_t first = item.head * rule.key_width * rule.value_width + item.column;
+        Stretch some{whole.row, 0, whole.before, whole.after, {}};
+        for (const Copy& copy : whole.copies) {
+            const int64_t end = whole.row + copy.tokens;
+            some.tokens = end - some.row;
+            compute_tokens(item, some);
+            const int count = std::min(DELTA_COLUMNS, rule.value_width - item.column);
+            for (int i = 0; i < rule.key_width; i++) {
+                const int64_t at = first + int64_t(i) * rule.value_width;
+                std::copy_n(static_cast<const float*>(whole.after) + at, count, static_cast<float*>(copy.to) + at);
+            }
+            some = {end, 0, whole.after, whole.after, {}};
+        }
+        some.tokens = whole.row + whole.tokens - some.row;
+        compute_tokens(item, some);
     };
     if (int64_t(rows.size()) * values * rule.key_width < ALONE) {
         for (size_t i = 0; i < rows.size(); i++) prepare_token(int(i));

@@ -9,11 +9,18 @@
 
 namespace dali {
 
-// Neighbouring tokens of one sequence: where they stand in the step, and its state before and after them, which may be the same memory.
+// What the state is after so many of a stretch's tokens, fewer than all.
+struct Copy {
+    int64_t tokens;
+    void* to;
+};
+
+// A sequence's tokens in the step: where they stand, its state before and after them, and copies in between, in order.
 struct Stretch {
     int64_t row, tokens;
     const void* before;
     void* after;
+    std::vector<Copy> copies;
 };
 
 // Channels that lie together in every token's row.

@@ -108,8 +108,11 @@ class Step {
         const float rate = at(of_.rate, head), skip = of_.skip.at ? at(of_.skip, head) : 0.0f;
         const float* before = static_cast<const float*>(stretch.before) + place;
         float* after = static_cast<float*>(stretch.after) + place;
-        for (int64_t done = 0; done < stretch.tokens; done += TOKENS) {
-            const int tokens = int(std::min<int64_t>(TOKENS, stretch.tokens - done));
+        auto copy = stretch.copies.begin();
+        int tokens;
+        for (int64_t done = 0; done < stretch.tokens; done += tokens) {
+            const int64_t end = copy != stretch.copies.end() ? copy->tokens : stretch.tokens;
+            tokens = int(std::min<int64_t>(TOKENS, end - done));
             const int64_t row = stretch.row + done;
             time_steps(row, tokens, head, steps);
             for (int token = 0; token < padded(tokens); token++) decay[token] = rate * steps[token];
@@ -125,6 +128,8 @@ class Step {
                 for (int i = 0; i < width; i++) answer[i] = found[token * wide + i] + x[i] * skip;
             }
             before = after;
+            if (copy != stretch.copies.end() && done + tokens == copy->tokens)
+                std::copy_n(after, int64_t(of_.state) * wide, static_cast<float*>((copy++)->to) + place);
         }
     }
 

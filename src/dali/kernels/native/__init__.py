@@ -17,7 +17,15 @@ from dali.kernels.native.attention import (
     attend,
     attend_prompt,
 )
-from dali.kernels.native.decode import DecoderLayer, DecodingModel, LayerNorms, Mlp, decode_layers
+from dali.kernels.native.decode import (
+    DecoderLayer,
+    DecodingModel,
+    Kept,
+    LayerNorms,
+    Mixer,
+    Mlp,
+    decode_layers,
+)
 from dali.kernels.native.experts import (
     ExpertRecords,
     compute_experts,
@@ -28,9 +36,24 @@ from dali.kernels.native.experts import (
 from dali.kernels.native.library import set_threads, threads
 from dali.kernels.native.linear import DEQUANTIZED, Linear, dequantize_blocks, repack
 from dali.kernels.native.measure import read_seconds, seconds
-from dali.kernels.native.recurrence import CONVOLVED_DTYPES, SILU, convolve, delta_rule, selective_scan
+from dali.kernels.native.recurrence import (
+    CONVOLVED_DTYPES,
+    SILU,
+    Convolution,
+    DeltaNet,
+    Field,
+    Mamba2,
+    NativeStretch,
+    RecurrentModule,
+    SelectiveScan,
+    ShortConvolution,
+    addresses,
+    convolve,
+    delta_rule,
+    selective_scan,
+)
 from dali.kernels.native.route import ROUTED_DTYPES, Router, Routing, gate_logits
-from dali.kernels.native.rows import ACTIVATED_DTYPES, activate, gated_rms_norm, rms_norm, sigmoid
+from dali.kernels.native.rows import ACTIVATED_DTYPES, activate, rms_norm, sigmoid
 
 __all__ = [
     "ACTIVATED_DTYPES",
@@ -42,20 +65,31 @@ __all__ = [
     "SILU",
     "VARIABLE",
     "Attention",
+    "Convolution",
     "DecoderLayer",
     "DecodingModel",
     "DecodingToken",
+    "DeltaNet",
     "ExpertRecords",
+    "Field",
+    "Kept",
     "LatentProjections",
     "LayerNorms",
     "Linear",
+    "Mamba2",
+    "Mixer",
     "Mlp",
+    "NativeStretch",
     "NormParts",
     "Projections",
+    "RecurrentModule",
     "Rotary",
     "Router",
     "Routing",
+    "SelectiveScan",
+    "ShortConvolution",
     "activate",
+    "addresses",
     "attend",
     "attend_prompt",
     "compute_experts",
@@ -66,7 +100,6 @@ __all__ = [
     "dequantize_blocks",
     "enabled",
     "gate_logits",
-    "gated_rms_norm",
     "order_pairs",
     "read_seconds",
     "reduce_choices",

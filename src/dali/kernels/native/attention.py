@@ -93,7 +93,8 @@ class Rotary:
 @dataclass(frozen=True)
 class Projections:
     """Queries, keys and values from linears of their own; norms of queries and keys before the rotation, or after it:
-    `norms_follow`. Heads of `width` for queries and keys, of which the first values are rotated. Values times value_scale."""
+    `norms_follow`. Heads of `width` for queries and keys, of which the first values are rotated. Values times value_scale.
+    `gated`: behind each head's query are as many values, by whose sigmoid what the head found is multiplied."""
 
     query: Linear
     key: Linear
@@ -103,18 +104,21 @@ class Projections:
     key_norm: NormParts | None = None
     norms_follow: bool = False
     value_scale: float = 1.0
+    gated: bool = False
 
     def sizes(self, out: Linear, rotary: Rotary) -> tuple[int, int, int, int]:
         """Heads, heads of keys and values, width of a query's or key's head, of a value's."""
-        heads, kv_heads = self.query.rows // self.width, self.key.rows // self.width
+        query_width = 2 * self.width if self.gated else self.width
+        heads, kv_heads = self.query.rows // query_width, self.key.rows // self.width
         value_width = self.value.rows // kv_heads
         assert out.columns == heads * value_width and heads % kv_heads == 0 and rotary.width <= self.width
+        assert not self.gated or value_width == self.width
         return heads, kv_heads, self.width, value_width
 
     def native(self) -> Any:
         norms = norm_parts(self.query_norm), norm_parts(self.key_norm)
         linears = (linear._packed for linear in (self.query, self.key, self.value))
-        return library.Projections(*linears, *norms, self.norms_follow, self.value_scale)
+        return library.Projections(*linears, *norms, self.norms_follow, self.value_scale, self.gated)
 
 
 @dataclass(frozen=True)
@@ -159,6 +163,7 @@ class Attention:
     ) -> None:
         assert rotary.given in (rotary.width, rotary.width // 2)
         self.projections, self.out, self.rotary = projections, out, rotary
+        self.gated = isinstance(projections, Projections) and projections.gated
         sizes = projections.sizes(out, rotary)
         _, self.kv_heads, self.width, self.value_width = sizes
         self._sinks = None if sinks is None else sinks.float().contiguous()
@@ -190,6 +195,9 @@ class Attention:
         return out
 
 
-def norm_parts(parts: NormParts | None) -> tuple[int, int, float]:
+def norm_parts(parts: NormParts | None) -> tuple[int, int, float, Any]:
     """A norm as the library takes one that may be missing."""
-    return (0, 0, 0.0) if parts is None else (parts[0].data_ptr(), parts[0].numel(), parts[1])
+    if parts is None:
+        return 0, 0, 0.0, library.Dtype.f32
+    weight, epsilon = parts
+    return weight.data_ptr(), weight.numel(), epsilon, DTYPES[weight.dtype]

@@ -14,7 +14,11 @@ from dali.kernels.native.attention import Attention, DecodingToken, NormParts, n
 from dali.kernels.native.experts import ExpertRecords, native_layout
 from dali.kernels.native.library import DTYPES
 from dali.kernels.native.linear import Linear
+from dali.kernels.native.recurrence import NativeStretch, RecurrentModule
 from dali.kernels.native.route import Router, address_of
+
+Mixer = Attention | RecurrentModule  # where a layer's tokens meet those before them
+Kept = tuple[list[DecodingToken], list[list[NativeStretch]]]  # by a mixer: the one or the other
 
 
 class Mlp:
@@ -39,30 +43,31 @@ class LayerNorms:
 
 
 class DecoderLayer:
-    """A whole decoder layer while decoding: norms, attention, and then experts with their router, a dense MLP, or both, the MLP
-    being the experts' shared one. `shared_gate` [hidden]: the sigmoid of its product with the input scales the shared one's
-    output. `residual_scale` multiplies what is added to the input. Where the experts lie is told anew in every call."""
+    """A whole decoder layer while decoding: norms, attention or what it has instead, and then experts with their router, a dense
+    MLP, or both, the MLP being the experts' shared one; or the one half or the other. `shared_gate` [hidden]: the sigmoid of its
+    product with the input scales the shared one's output. `residual_scale` multiplies what is added to the input. Where the
+    experts lie is told anew in every call."""
 
     def __init__(
         self,
         hidden: int,
         dtype: torch.dtype,
         norms: LayerNorms,
-        attention: Attention,
+        mixer: Mixer | None,
         experts: tuple[Router, ExpertLayout] | None = None,
         mlp: Mlp | None = None,
         shared_gate: Tensor | None = None,
         residual_scale: float = 1.0,
     ) -> None:
-        assert experts is not None or mlp is not None
+        assert any(part is not None for part in (mixer, experts, mlp))
         router, layout = experts or (None, None)
-        self.dtype, self.rotary = dtype, attention.rotary
+        self.dtype, self.mixer = dtype, mixer
         every = norms.before_attention, norms.after_attention, norms.before_mlp, norms.after_mlp
-        self._parts = norms, attention, router, mlp, shared_gate
+        self._parts = norms, router, mlp, shared_gate
         self._layer = library.DecoderLayer(
             hidden,
             tuple(map(norm_parts, every)),
-            attention._module,
+            None if mixer is None else mixer._module,
             None if router is None else router._router,
             None if layout is None else native_layout(layout),
             None if mlp is None else mlp._mlp,
@@ -84,14 +89,15 @@ def decode_layers(
     x: Tensor,
     cos: Tensor,
     sin: Tensor,
-    tokens: list[list[DecodingToken]],
+    kept: list[Kept],
 ) -> tuple[Tensor, list[tuple[int, float]]]:
     """One layer after another. records: of each layer's experts, if it has any; x [1, rows, hidden], cos and sin [1, rows,
-    given]; tokens as in attend(), of each layer -> (the last one's output, as x, and of each layer how many experts took part
+    given]; kept: by each layer's mixer -> (the last one's output, as x, and of each layer how many experts took part
     and the seconds they took). IndexError for a router's choice that has no record."""
     x, cos, sin = x.contiguous(), cos.contiguous(), sin.contiguous()
     rows = x.numel() // x.shape[-1]
-    assert all(layer.rotary.takes(cos, sin, rows) for layer in layers)
+    mixers = [layer.mixer for layer in layers]
+    assert all(mixer.rotary.takes(cos, sin, rows) for mixer in mixers if isinstance(mixer, Attention))
     out = torch.empty_like(x)
     outcomes = library.decode_layers(
         [layer._layer for layer in layers],
@@ -101,7 +107,7 @@ def decode_layers(
         rows,
         cos.data_ptr(),
         sin.data_ptr(),
-        tokens,
+        kept,
         out.data_ptr(),
     )
     return out, outcomes
@@ -123,7 +129,7 @@ class DecodingModel:
     ) -> None:
         vocabulary, hidden = embeddings.shape
         assert embeddings.is_contiguous() and norm[0].shape == (hidden,) and head.columns == hidden
-        assert norm[0].dtype == embeddings.dtype and len(rotations) == len(layers)
+        assert norm[0].dtype in (embeddings.dtype, torch.float32) and len(rotations) == len(layers)
         self._tensors, self._layers, self._head = (embeddings, norm), layers, head
         self._dtype = embeddings.dtype
         self._model = library.DecodingModel(
@@ -143,10 +149,10 @@ class DecodingModel:
         records: Sequence[ExpertRecords | None],
         ids: list[int],
         rotations: list[list[tuple[int, int]]],
-        tokens: list[list[DecodingToken]],
+        kept: list[Kept],
     ) -> tuple[Tensor, list[tuple[int, float]]]:
         """One token a sequence. records: of each layer's experts, if it has any; rotations: of each kind, addresses of each
-        token's cos and sin, [given]; tokens: of each layer, as in attend() -> (logits [tokens, vocabulary], of each layer what
+        token's cos and sin, [given]; kept: by each layer's mixer -> (logits [tokens, vocabulary], of each layer what
         decode_layers() tells). IndexError for an id beyond the vocabulary."""
         logits = torch.empty(len(ids), self._head.rows, dtype=self._dtype)
-        return logits, self._model.decode(_addresses(records), ids, rotations, tokens, logits.data_ptr())
+        return logits, self._model.decode(_addresses(records), ids, rotations, kept, logits.data_ptr())

@@ -1,11 +1,11 @@
-#include "recurrent/selective_scan.h"
+#include "recurrent/mamba2.h"
 
 #include "bind/bind.h"
 #include "threads/spent.h"
 
 namespace dali {
 
-void bind_selective_scan(nb::module_& m) {
+void bind_mamba2(nb::module_& m) {
     using Sizes = std::tuple<int, int, int, int>;                    // heads, width, groups, state
     using PerHead = std::tuple<ValueParts, ValueParts, ValueParts>;  // rate, bias of steps, skip
     using Limits = std::tuple<float, float>;
@@ -24,6 +24,14 @@ void bind_selective_scan(nb::module_& m) {
         const auto rows = [](const Strided& s) { return StridedRows{pointer<const void>(std::get<0>(s)), std::get<1>(s), std::get<2>(s)}; };
         scan(of, {rows(x), rows(in), rows(out), rows(steps)}, stretches_of(stretches), pointer<float>(found));
     });
+    using GatedNorm = std::tuple<ValueParts, int, float>;  // weight, group, epsilon
+    nb::class_<Mamba2>(m, "Mamba2")
+        .def("__init__", [](Mamba2* self, const PackedLinear& in, const PackedLinear& out, const ConvolutionParts& convolution,
+                            const SelectiveScan& of, const GatedNorm& norm) {
+            const auto& [weight, group, epsilon] = norm;
+            new (self) Mamba2{in, out, convolution_of(convolution), of, values_of(weight), group, epsilon};
+        });
+    bind_mix<Mamba2>(m);
 }
 
 }  // namespace dali
