@@ -10,7 +10,7 @@ import dali
 from dali.kernels import native
 from dali.llm import LLM
 from decoding_families import DECODING, decoding_model
-from families import FAMILIES, HYBRIDS, random_model, save_model
+from families import FAMILIES, random_model, save_model
 from logits import DECODE, dali_logits, random_prompts
 
 pytestmark = pytest.mark.skipif(not native.enabled(), reason="there are no compiled kernels")
@@ -42,7 +42,7 @@ def check(llm: LLM) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("family", [*FAMILIES, *HYBRIDS, *DECODING])
+@pytest.mark.parametrize("family", [*FAMILIES, *DECODING])
 def test_however_a_prompt_is_cut(family, dtype, tmp_path, monkeypatch):
     monkeypatch.setenv("DALI_CACHE_DIR", str(tmp_path / "cache"))
     make = decoding_model if family in DECODING else random_model

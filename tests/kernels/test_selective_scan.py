@@ -125,9 +125,8 @@ def test_sequences_that_share_a_call_do_not_meet():
 @pytest.mark.parametrize("scan", [native.selective_scan, recurrence.selective_scan])
 def test_copies_of_the_state_on_the_way(scan):
     case = Case(SIZES[2], torch.float32)
-    out, kept, states = torch.empty(case.parts[0].shape), torch.zeros(case.shape), []
-    for tokens in (5, 39):
-        states.append(case.cut(scan, [tokens])[1])
+    out, kept = torch.empty(case.parts[0].shape), torch.zeros(case.shape)
+    states = [case.cut(scan, [tokens])[1] for tokens in (5, 39)]
     copies = [(tokens, torch.full(case.shape, torch.nan)) for tokens in (5, 39)]
     case(scan, [(slice(0, 40), kept, kept, copies)], out)
     expected, after = case.cut(scan, [40])
