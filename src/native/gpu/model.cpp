@@ -65,7 +65,11 @@ Model::Model(const Device& device, const DecodingModel& model, const Module& com
             norm(*one);
         if (module.sinks) weights_.add(module.sinks, module.heads * sizeof(float));
         attention_floats_ = std::max({attention_floats_, MOST_SCORES, attention_floats(module, most_parts)});
+        if (!layer->mlp && !layer->router) throw std::invalid_argument("layers of a mixer alone");
         if (layer->mlp) {
+            int rows = 0;
+            for (const PackedLinear& one : layer->mlp->first) rows += one.matrix.rows;
+            if (rows != 2 * layer->mlp->down.columns) throw std::invalid_argument("networks without a gate");
             for (const PackedLinear& one : layer->mlp->first) linear(one);
             linear(layer->mlp->down);
         }
