@@ -65,6 +65,9 @@ def as_published(config: dict[str, Any], tensors: Tensors) -> None:
             "use_qk_norm": True,
         }
         text |= {"moe_intermediate_size": [text["intermediate_size"]] * layers, "attention_head_dim": head}
+    if kind == "qwen3_vl_moe_text":
+        for name in [name for name in tensors if ".experts." in name]:
+            tensors[name] = tensors[name].transpose(1, 2).contiguous()
     if kind == "granitemoehybrid":
         old = {"linear_attention": "mamba", "full_attention": "attention"}
         text["layer_types"] = [old[layer] for layer in text["layer_types"]]

@@ -80,7 +80,7 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {  # name -> model type, fields
     "afmoe": (
         "afmoe",
         MOE
-        | WINDOWS
+        | {"sliding_window": 5, "layer_types": ["sliding_attention"] * 3 + ["full_attention"], "num_hidden_layers": 4}
         | {"num_shared_experts": 2, "num_dense_layers": 1, "route_scale": 1.5, "mup_enabled": True},
     ),
     "cohere2moe": (

@@ -65,7 +65,7 @@ class Keys:
         """The largest of the values that layers have; None where the file has none."""
         if name not in self:
             return None
-        return max(self.per_layer(name))
+        return int(max(self.per_layer(name)))
 
     def windows(self, period: int, *, full_first: bool = False) -> list[str]:
         """transformers' `layer_types`: which layers attend to a window, where the file has none one of each `period` does not."""
@@ -152,6 +152,11 @@ class Keys:
         mean_too = "attention.layer_norm_epsilon" in self and "attention.layer_norm_rms_epsilon" not in self
         return float(self.required(f"attention.layer_norm_{'' if mean_too else 'rms_'}epsilon", NUMBER))
 
+    def top_shape(self, tensor: str) -> tuple[int, ...] | None:
+        """The shape of a tensor outside of blocks; None where there is none."""
+        found = self.gguf.tensors.get(f"{tensor}.weight")
+        return None if found is None else found.shape
+
     def expert_width(self) -> int:
         """The intermediate size of the experts."""
         shape = self.shape(r"ffn_down(_exps|\.0)")
@@ -188,6 +193,16 @@ class Keys:
                 rope |= {} if value is None else {ours: float(value)}
             rope |= yarn
         return rope
+
+    def rope_by_kind(self) -> Fields:
+        """transformers' `rope_parameters` of layers that attend to everything, and of those that attend to a window, which are
+        never scaled."""
+        rope = self.rope()
+        base = float(self.key("rope.freq_base_swa", rope["rope_theta"], NUMBER))
+        return {
+            "full_attention": rope,
+            "sliding_attention": {"rope_type": "default", "rope_theta": base},
+        }
 
     def rope_factors(self, name: str) -> list[float]:
         """What each frequency is divided by: a small F32 tensor."""

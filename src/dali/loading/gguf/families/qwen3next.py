@@ -37,7 +37,7 @@ def _fields(keys: Keys) -> Fields:
 def _together(config: Any, qkv: Tensor, z: Tensor) -> Tensor:
     """All queries, keys and values, and all gates -> those of one key head after the other."""
     heads, width = config.linear_num_key_heads, config.linear_key_head_dim * config.linear_num_key_heads
-    parts = [*qkv.split([width, width, qkv.shape[0] - 2 * width]), z]
+    parts = [*torch.split(qkv, [width, width, qkv.shape[0] - 2 * width]), z]
     return torch.cat([part.view(heads, -1, part.shape[-1]) for part in parts], dim=1)
 
 
