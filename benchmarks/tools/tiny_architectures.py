@@ -53,7 +53,7 @@ DELTA = {  # two value heads to a key head
     "num_hidden_layers": 4,
     "linear_conv_kernel_dim": 4,
     "linear_key_head_dim": 8,
-    "linear_value_head_dim": 6,
+    "linear_value_head_dim": 8,
     "linear_num_key_heads": 2,
     "linear_num_value_heads": 4,
     "shared_expert_intermediate_size": 20,
@@ -73,14 +73,19 @@ GRANITE = LOCAL | {
     "residual_multiplier": 0.25,
     "attention_multiplier": 0.125,
 }
-PARTIAL = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}}
+PLAIN = {"rope_type": "default", "rope_theta": 10000.0}
+PARTIAL = {"rope_parameters": PLAIN | {"partial_rotary_factor": 0.5}}
 YARN = {"rope_theta": 10000.0, "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
 
 TINY: dict[str, tuple[str, dict[str, Any]]] = {  # name -> model type, fields
     "afmoe": (
         "afmoe",
         MOE
-        | {"sliding_window": 5, "layer_types": ["sliding_attention"] * 3 + ["full_attention"], "num_hidden_layers": 4}
+        | {
+            "sliding_window": 5,
+            "layer_types": ["sliding_attention"] * 3 + ["full_attention"],
+            "num_hidden_layers": 4,
+        }
         | {"num_shared_experts": 2, "num_dense_layers": 1, "route_scale": 1.5, "mup_enabled": True},
     ),
     "cohere2moe": (
@@ -106,11 +111,11 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {  # name -> model type, fields
         "glm4_moe_lite",
         GROUPED | LATENT | {"n_group": 1, "topk_group": 1, "mlp_layer_types": ["dense", "sparse", "sparse"]},
     ),
-    "dots1": ("dots1", GROUPED | {"n_group": 1, "topk_group": 1, "head_dim": 8}),
+    "dots1": ("dots1", GROUPED | {"n_group": 1, "topk_group": 1, "head_dim": 8, "num_key_value_heads": 4}),
     "ernie4_5-moe": (
         "ernie4_5_moe",
         {"moe_intermediate_size": 12, "moe_num_experts": 6, "moe_k": 2, "moe_num_shared_experts": 2}
-        | {"moe_layer_start_index": 1, "tie_word_embeddings": True},
+        | {"moe_layer_start_index": 1, "tie_word_embeddings": True, "intermediate_size": 48},
     ),
     "exaone-moe": (
         "exaone_moe",
@@ -184,7 +189,10 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {  # name -> model type, fields
         | {"moe_shared_expert_intermediate_size": 20, "n_shared_experts": 1, "head_dim": 8}
         | {"n_group": 1, "topk_group": 1},
     ),
-    "olmoe": ("olmoe", {"num_experts": 6, "num_experts_per_tok": 2, "intermediate_size": 12}),
+    "olmoe": (
+        "olmoe",
+        {"num_key_value_heads": 4} | {"num_experts": 6, "num_experts_per_tok": 2, "intermediate_size": 12},
+    ),
     "qwen2moe": (
         "qwen2_moe",
         {"moe_intermediate_size": 12, "num_experts": 6, "num_experts_per_tok": 2}
@@ -192,8 +200,14 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {  # name -> model type, fields
     ),
     "qwen3moe": ("qwen3_moe", MOE | {"norm_topk_prob": True}),
     "qwen3next": ("qwen3_next", MOE | DELTA),
-    "qwen3vlmoe": ("qwen3_vl_moe/qwen3_vl_moe_text", MOE),
-    "qwen35moe": ("qwen3_5_moe_text", MOE | DELTA),
+    "qwen3vlmoe": (
+        "qwen3_vl_moe/qwen3_vl_moe_text",
+        MOE | {"rope_parameters": PLAIN | {"mrope_section": [2, 1, 1]}},
+    ),
+    "qwen35moe": (
+        "qwen3_5_moe_text",
+        MOE | DELTA | {"rope_parameters": PARTIAL["rope_parameters"] | {"mrope_section": [1, 1, 0]}},
+    ),
 }
 
 
