@@ -1,5 +1,5 @@
-"""Tiny models of the families that GGUF files hold, with few values to a weight: what llama.cpp's converter makes of them fits in a
-repository, and shows any row that is misplaced."""
+"""Tiny models of the families that GGUF files hold, with few values to a weight: what llama.cpp's converter makes of them fits
+in a repository, and shows any row that is misplaced."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from typing import Any
 import torch
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from dali.hooks import seam
+from dali.loading.gguf.model import GgufModel
 from dali.loading.skeleton import keep_text, text_model
+from dali.store.experts_module import ExpertsModule
 
 LAYERS = 3
 COMMON = {
@@ -211,16 +214,21 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {  # name -> model type, fields
 }
 
 
+class Unstepped(GgufModel):
+    """A file whose experts are found without asking whether the engine can step its layers."""
+
+    @property
+    def modules(self) -> list[ExpertsModule]:
+        return seam.describe_model(self.skeleton, str(self.path))
+
+
 def tiny_model(name: str) -> Any:
     """transformers' model of `TINY[name]`, its weights told by their names."""
     model_type, changes = TINY[name]
     fields = {field: value for field, value in (COMMON | changes).items() if value is not None}
     around, _, text = model_type.partition("/")
-    if text:
-        config = CONFIG_MAPPING[around](text_config=fields | {"model_type": text})
-    else:
-        config = CONFIG_MAPPING[model_type](**fields)
-    return model_of(config)
+    given = {"text_config": fields | {"model_type": text}} if text else fields
+    return model_of(CONFIG_MAPPING[around](**given))
 
 
 def model_of(config: Any) -> Any:

@@ -123,11 +123,12 @@ class GgufDense:
             if isinstance(part, Made):
                 self._check_made(name, part, shape)
                 continue
-            if len(tensors) > 1 or _squeezed(tensors[0].shape) != _squeezed(shape):
+            if len(tensors) > 1:
                 raise damaged(
-                    tensors[-1].path,
-                    f"the tensor {tensors[-1].name} is {list(tensors[-1].shape)}, its metadata says {list(shape)}",
+                    tensors[1].path,
+                    f"its tensors {tensors[0].name} and {tensors[1].name} are both for {name}",
                 )
+            _check_shape(tensors[0], shape)
             if part is not None:
                 self._order(name, part)
         for name in self._sources.keys() - self._shapes.keys():
@@ -140,12 +141,7 @@ class GgufDense:
         for leaf, wanted in zip(part.tensors, part.shapes(self.config, shape), strict=True):
             if leaf not in by_leaf:
                 raise damaged(self.gguf.path, f"it has no tensor {leaf} for {name}")
-            tensor = by_leaf.pop(leaf)
-            if _squeezed(tensor.shape) != _squeezed(wanted):
-                raise damaged(
-                    tensor.path,
-                    f"the tensor {tensor.name} is {list(tensor.shape)}, its metadata says {list(wanted)}",
-                )
+            _check_shape(by_leaf.pop(leaf), wanted)
         for tensor in by_leaf.values():
             raise damaged(tensor.path, f"its tensor {tensor.name} has no place in {name}")
 
@@ -302,6 +298,13 @@ def _dequantize(tensor: GgufTensor, out: Tensor, raw: Bytes) -> None:
         )
     if values is not out:
         out.copy_(values)
+
+
+def _check_shape(tensor: GgufTensor, wanted: tuple[int, ...]) -> None:
+    if _squeezed(tensor.shape) != _squeezed(wanted):
+        raise damaged(
+            tensor.path, f"the tensor {tensor.name} is {list(tensor.shape)}, its metadata says {list(wanted)}"
+        )
 
 
 def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -14,8 +14,8 @@ from torch import Tensor
 
 Shape = tuple[int, ...]
 Order = Callable[[Any, int], NDArray[np.int64]]
-"""(configuration, how many there are) -> for each row or column of the parameter the one it is in the tensor. ValueError where the
-configuration does not divide them."""
+"""(configuration, how many there are) -> for each row or column of the parameter the one it is in the tensor. ValueError where
+the configuration does not divide them."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def blocks_in_order(order: NDArray[np.int64], columns: int) -> NDArray[np.int64]
 
 
 def pairwise(heads: str) -> Ordered:
-    """Query or key rows in llama's order, in which values that turn together are neighbours; `heads`: the field that counts them."""
+    """Query or key rows in llama's order, in which values that turn together are neighbours; `heads`: the field that counts."""
 
     def order(config: Any, count: int) -> NDArray[np.int64]:
         return grid(count, getattr(config, heads), -1, 2).swapaxes(1, 2).reshape(-1)
