@@ -21,7 +21,7 @@ struct uint4 { uint32_t x, y, z, w; };
 
 namespace shim {
 
-enum class Meeting { none, multiply, exchange, fence };
+enum class Meeting { none, multiply, exchange, vote, fence };
 
 struct Lane {
     ucontext_t context;
@@ -89,7 +89,11 @@ inline void run_warp(int64_t warp) {
                 std::abort();
             }
         if (lanes[0].meeting == Meeting::multiply) multiply();
-        else if (lanes[0].meeting == Meeting::exchange)
+        else if (lanes[0].meeting == Meeting::vote) {
+            uint32_t all = 0;
+            for (int l = 0; l < 32; l++) all |= lanes[l].value << l;
+            for (Lane& lane : lanes) lane.received = all;
+        } else if (lanes[0].meeting == Meeting::exchange)
             for (int l = 0; l < 32; l++) lanes[l].received = lanes[lanes[l].from].value;
     }
 }
@@ -115,6 +119,12 @@ inline uint32_t of_lane(uint32_t value, int from) {
     return shim::lanes[shim::current].received;
 }
 inline uint32_t of_lane_xor(uint32_t value, int mask) { return of_lane(value, shim::current ^ mask); }
+inline uint32_t votes(bool yes) {
+    shim::lanes[shim::current].value = yes;
+    shim::meet(shim::Meeting::vote);
+    return shim::lanes[shim::current].received;
+}
+inline int count_bits(uint32_t bits) { return __builtin_popcount(bits); }
 inline void together() { shim::meet(shim::Meeting::fence); }
 inline void for_the_host() { shim::meet(shim::Meeting::fence); }
 inline uint4 load_16(const void* from) {

@@ -58,6 +58,14 @@ DALI_DEVICE float rounded(float value, int dtype) {
     return dtype == DTYPE_BF16 ? from_bits(uint32_t(to_bf16(value)) << 16) : from_half(to_half(value));
 }
 
+// A value's place in an order: the higher, the earlier; NaN first; of equal ones, as +0 and -0 are, the first.
+DALI_DEVICE uint32_t rank_of(float value) {
+    const uint32_t bits = bits_of(value);
+    if ((bits & 0x7FFFFFFFu) > 0x7F800000u) return 0xFFFFFFFFu;
+    if ((bits & 0x7FFFFFFFu) == 0) return 0x80000000u;
+    return bits >> 31 ? ~bits : bits | 0x80000000u;
+}
+
 // `work` for each of these types by itself: what it reads at once is not held up by asking which.
 template <int dtype>
 struct Of {
