@@ -73,6 +73,8 @@ class Inside:
 class DecodingModel:
     """Decodes in the place of a causal model."""
 
+    highest = None
+
     def __init__(self, model: Any, inside: Inside) -> None:
         inner, layers, norm, head = model.model, inside.layers, inside.norm, model.lm_head
         table = inside.embeddings.weight
