@@ -7,11 +7,11 @@
 
 namespace dali {
 
-enum class Activation : int { silu, gelu, gelu_tanh, relu, relu2, clamped_swiglu };
+enum class Activation : int { silu, gelu, gelu_tanh, relu, relu2, clamped_swiglu, clamped_silu };
 
 struct Gate {
     Activation kind = Activation::silu;
-    float alpha = 0, limit = 0;  // of clamped_swiglu
+    float alpha = 0, limit = 0;  // of clamped ones; alpha: of clamped_swiglu
 };
 
 // Where a tile lies, and what is read after it: the last lines of one prefetch the first of the next.

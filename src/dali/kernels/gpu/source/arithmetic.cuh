@@ -159,7 +159,7 @@ DALI_DEVICE float error_function(float x) {
 }
 
 // Kinds of activations, as src/native/kernels/variant.h numbers them.
-enum Activation { SILU, GELU, GELU_TANH, RELU, RELU2, CLAMPED_SWIGLU };
+enum Activation { SILU, GELU, GELU_TANH, RELU, RELU2, CLAMPED_SWIGLU, CLAMPED_SILU };
 
 template <int kind>
 DALI_DEVICE float act(float x) {
@@ -175,9 +175,10 @@ DALI_DEVICE float act(float x) {
 
 template <int kind, bool gated>
 DALI_DEVICE float activate(float gate, float up, float alpha, float limit) {
-    if (kind == CLAMPED_SWIGLU) {
+    if (kind == CLAMPED_SWIGLU || kind == CLAMPED_SILU) {
         const float g = at_most(limit, gate);
         const float u = at_least(-limit, at_most(limit, up));
+        if (kind == CLAMPED_SILU) return mul(act<SILU>(g), u);
         return mul(add(u, 1.0f), times_sigmoid(g, mul(g, alpha)));
     }
     return gated ? mul(act<kind>(gate), up) : act<kind>(up);
