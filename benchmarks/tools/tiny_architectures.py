@@ -148,6 +148,7 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {  # name -> model type, fields
     "gpt-oss": ("gpt_oss", LOCAL | WINDOWS | {"head_dim": 8, "rope_parameters": YARN | {"truncate": False}}),
     "granitemoe": ("granitemoe", GRANITE),
     "granitemoe-shared": ("granitemoeshared", GRANITE | {"shared_intermediate_size": 20}),
+    "granite_swa": ("granitemoe_swa", GRANITE | WINDOWS),
     "granitehybrid": ("granitemoehybrid", GRANITE | MAMBA | {"shared_intermediate_size": 20}),
     "hunyuan-moe": (
         "hunyuan_v1_moe",
@@ -207,9 +208,21 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {  # name -> model type, fields
         "qwen3_vl_moe/qwen3_vl_moe_text",
         MOE | {"rope_parameters": PLAIN | {"mrope_section": [2, 1, 1]}},
     ),
+    "qwen4exp": (
+        "qwen4_exp_text",
+        MOE
+        | DELTA
+        | {"layer_types": ["linear_attention", "linear_attention", "indexed_attention", "linear_attention"]}
+        | {"hc_count": 2, "hc_lowrank": 6, "indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 8}
+        | {"indexer_budget": 8, "indexer_compress_ratio": 2, "ple_layer_ids": []},
+    ),
     "qwen35moe": (
         "qwen3_5_moe_text",
-        MOE | DELTA | {"rope_parameters": PARTIAL["rope_parameters"] | {"mrope_section": [1, 1, 0]}},
+        # Heads as wide as a block of Q8_0, which quantized ones are put in order by.
+        MOE
+        | DELTA
+        | {"linear_key_head_dim": 32, "linear_value_head_dim": 32}
+        | {"rope_parameters": PARTIAL["rope_parameters"] | {"mrope_section": [1, 1, 0]}},
     ),
 }
 

@@ -36,10 +36,10 @@ def refusal(path: Path) -> str:
 @pytest.mark.parametrize(
     ("name", "keys", "problem"),
     [
-        ("qwen35moe", {"ssm.time_step_rank": 3}, "ssm.time_step_rank is 3, of 3 heads and an inner size of 32"),
+        ("qwen35moe", {"ssm.time_step_rank": 3}, "ssm.time_step_rank is 3, of 3 heads and an inner size of 128"),
         ("qwen35moe", {"ssm.group_count": 3}, "ssm.group_count is 3, of 4 heads"),
         ("qwen35moe", {"ssm.group_count": 0}, "ssm.group_count is 0"),
-        ("qwen35moe", {"ssm.inner_size": 64}, "blk.0.ssm_conv1d.weight is [64, 4], its metadata says [96, 1, 4]"),
+        ("qwen35moe", {"ssm.inner_size": 64}, "blk.0.ssm_conv1d.weight is [256, 4], its metadata says [192, 1, 4]"),
         ("qwen35moe", {RECURRENT: None, "full_attention_interval": 0}, "full_attention_interval is 0, of 4 layers"),
         ("qwen35moe", {RECURRENT: None, "full_attention_interval": 7}, "full_attention_interval is 7, of 4 layers"),
         ("qwen35moe", {RECURRENT: None, "full_attention_interval": 2}, "has no place in a qwen3_5_moe_text model"),
@@ -49,13 +49,13 @@ def refusal(path: Path) -> str:
         ("lfm2moe", {"attention.head_count_kv": [0, 2]}, "attention.head_count_kv is [0, 2], for 3 layers"),
         ("lfm2moe", {"attention.head_count_kv": [2, 2, 0]}, "its tensor blk.0.shortconv"),
         ("granitemoe", {"attention.head_count": 5}, "its 5 attention heads do not divide its embedding_length 32"),
-        ("granitemoe", {"attention.head_count": 32, "attention.head_count_kv": 16}, "the numbers of heads in its metadata do not divide"),
-        ("mimo2", {"attention.head_count_kv": [4, 3, 4, 4, 4, 4]}, "blk.0.attn_k.weight is [96, 32], its metadata says [144, 32]"),
+        ("granitemoe", {"attention.head_count": 32, "attention.head_count_kv": 16}, "heads in its metadata do not divide"),
+        ("mimo2", {"attention.head_count_kv": [4, 3, 4, 4, 4, 4]}, "attn_k.weight is [96, 32], its metadata says [144, 32]"),
         ("laguna", {"attention.head_count": [4, 4, 4]}, "blk.1.attn_q.weight is [48, 32], its metadata says [32, 32]"),
         ("gemma4", {"attention.sliding_window_pattern": [True]}, "sliding_window_pattern is [True], for 3 layers"),
         ("cohere2moe", {"expert_gating_func": 9}, "expert_gating_func is 9"),
         ("deepseek2-v3", {"expert_gating_func": 9}, "routes in a way that dali does not know (expert_gating_func 9)"),
-        ("deepseek2-v3", {"attention.value_length_mla": 7}, "blk.0.attn_output.weight is [32, 24], its metadata says [32, 28]"),
+        ("deepseek2-v3", {"attention.value_length_mla": 7}, "blk.0.attn_v_b.weight is [4, 6, 12], its metadata says [4, 7, 12]"),
     ],
 )  # fmt: skip
 def test_metadata(name, keys, problem, converted):
