@@ -10,7 +10,7 @@ import transformers
 from packaging.version import Version
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from families import random_model
+from families import HYBRIDS, random_model
 
 # Granite's routers are written otherwise there, and DeepSeek-V2's complex numbers lie so that torch rounds their products by how
 # many tokens there are.
@@ -79,6 +79,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     | {"shared_expert_intermediate_size": 64, "head_dim": 16},
     "flint": MANY | WINDOWS | {"shared_expert_intermediate_size": 64, "head_dim": 16},
 }
+CHANGES |= {family: {} for family in HYBRIDS}
 DECODING = {
     family: changes
     for family, changes in CHANGES.items()

@@ -7,6 +7,7 @@ import torch
 
 import dali
 from dali.fused.latent import keep_latents
+from dali.fused.release import release
 from dali.hooks.latent import SharedLatents, shared_latents
 from dali.kernels import native
 from decoding_families import decoding_model
@@ -60,6 +61,19 @@ def test_weights_are_held_once(tmp_path, monkeypatch, family):
     llm = load(tmp_path, monkeypatch, narrow(family), "w8")
     assert {latent.heads.format.name for latent in latents(llm.model)} == {"w8"}
     assert not [name for name, _ in llm.model.named_parameters() if "kv_b_proj" in name]
+
+
+@pytest.mark.parametrize("quant", ["f32", "w8"])
+def test_released_it_is_the_linear_again(tmp_path, monkeypatch, quant):
+    model = narrow("deepseek_v3")
+    expected = model.model.layers[1].self_attn.kv_b_proj.weight.detach()
+    llm = load(tmp_path, monkeypatch, model, quant)
+    release(llm.model)
+    linear = llm.model.model.layers[1].self_attn.kv_b_proj
+    assert type(linear) is torch.nn.Linear
+    assert not latents(llm.model)
+    tolerance = 0.0 if quant == "f32" else 1 / 127
+    assert float((linear.weight - expected).abs().max()) <= tolerance * float(expected.abs().max())
 
 
 def test_a_module_that_computes_otherwise_keeps_keys_and_values():

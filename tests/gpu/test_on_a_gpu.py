@@ -17,7 +17,7 @@ import dali
 from dali.devices.cuda import Gpu
 from dali.errors import DaliError
 from dali.kernels import native
-from dali.kernels.activation import KINDS, Activation
+from dali.kernels.activation import CLAMPED, KINDS, Activation
 from dali.kernels.expert import ExpertLayout, ExpertShape
 from dali.kernels.formats import FORMATS, get_format
 from dali.kernels.gpu.compiler import cubin
@@ -84,7 +84,7 @@ def test_every_format_gives_the_cpus_bits(gpu, build, format, dtype):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_activations_and_biases_give_the_cpus_bits(gpu, build, kind):
-    activation = Activation(kind, 1.702, 7.0) if kind == "clamped_swiglu" else Activation(kind)
+    activation = Activation(kind, 1.702, 7.0) if kind in CLAMPED else Activation(kind)
     layout = ExpertLayout(ExpertShape(64, 48, activation, biased=True), get_format("w8"))
     layer = OneLayer(gpu, build, layout, random_records(layout, 8), 3)
     step = random_step(layer, 5, 3, 1)

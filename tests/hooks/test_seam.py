@@ -46,6 +46,20 @@ def test_a_clamp_is_read_wherever_its_limit_is(limit):
     assert (activation.kind, activation.alpha, activation.limit) == ("clamped_swiglu", 1.702, limit)
 
 
+@pytest.mark.parametrize("limit", [0.5, 7.0, 1e3])
+def test_a_clamped_silu_is_read_by_its_limit(limit):
+    module = experts_of("qwen3_moe")
+    plain = module._apply_gate
+
+    def clamped(gate_up):
+        gate, up = gate_up.chunk(2, dim=-1)
+        return plain(torch.cat([gate.clamp(max=limit), up.clamp(-limit, limit)], dim=-1))
+
+    module._apply_gate, module.swiglu_limit = clamped, limit
+    activation = seam.describe("experts", module).shape.activation
+    assert (activation.kind, activation.alpha, activation.limit) == ("clamped_silu", 0.0, limit)
+
+
 @pytest.mark.parametrize("limit", [2.0, 11.0, 13.0, 40.0, 1e4])
 def test_a_clamp_before_a_plain_activation_is_refused_however_high(limit):
     """Values beyond the probe's would be computed without it."""

@@ -46,6 +46,12 @@ def test_clamped_swiglu_is_gpt_oss_own():
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-7)
 
 
+def test_clamped_silu():
+    gate, up = torch.cartesian_prod(torch.tensor(POINTS), torch.tensor(POINTS)).unbind(1)
+    low = torch.tensor([DEFINITIONS["silu"](min(value, 7.0)) for value in gate.tolist()])
+    torch.testing.assert_close(Activation("clamped_silu", 0, 7.0)(gate, up), low * up.clamp(-7.0, 7.0))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_large_inputs_stay_finite(kind):
     x = torch.tensor([-1e15, 1e15])

@@ -141,7 +141,7 @@ def test_every_activation(variant, kind):
 
 
 @every_variant
-@pytest.mark.parametrize("kind", ["silu", "gelu_tanh", "clamped_swiglu"])
+@pytest.mark.parametrize("kind", ["silu", "gelu_tanh", "clamped_swiglu", "clamped_silu"])
 def test_activations_far_out(variant, kind):
     """Where exp overflows or vanishes: identity matrices carry single values through."""
     layout = ExpertLayout(ExpertShape(32, 32, Activation(kind, 1.702, 7.0)), FORMATS["f32"])

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from one_layer import Build, OneLayer, differing, random_records, random_step
 
-from dali.kernels.activation import KINDS, Activation
+from dali.kernels.activation import CLAMPED, KINDS, Activation
 from dali.kernels.expert import ExpertLayout, ExpertShape
 from dali.kernels.formats import FORMATS, get_format
 from dense_kernels import SIZES, DenseKernels, Sizes
@@ -41,7 +41,7 @@ def layouts() -> list[tuple[str, ExpertLayout]]:
         shape = ExpertShape(hidden, intermediate, Activation("silu"))
         found.append((f"w4 {hidden} x {intermediate}", ExpertLayout(shape, get_format("w4"))))
     for kind in KINDS:
-        activation = Activation(kind, 1.702, 7.0) if kind == "clamped_swiglu" else Activation(kind)
+        activation = Activation(kind, 1.702, 7.0) if kind in CLAMPED else Activation(kind)
         shape = ExpertShape(64, 48, activation, biased=True)
         found.append((f"w8, biases, {kind}", ExpertLayout(shape, get_format("w8"))))
     return found

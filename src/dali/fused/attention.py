@@ -170,12 +170,16 @@ def _ways(module: Any, cos: Tensor, arguments: AttentionArguments) -> Iterator[n
     """The ways in which a module of these parts may compute."""
     latent = shared_latents(module) is not None
     width, given = module.qk_rope_head_dim if latent else module.head_dim, cos.shape[-1]
-    rotaries = [
-        native.Rotary(turning, rotated, given, cos.dtype)
-        for rotated in (given, 2 * given)
-        for turning in ("halves", "neighbours", "unzipped")
-        if rotated == width or (rotated < width and not latent)
-    ]
+    rotaries = (
+        []
+        if not given
+        else [
+            native.Rotary(turning, rotated, given, cos.dtype)
+            for rotated in (given, 2 * given)
+            for turning in ("halves", "neighbours", "unzipped")
+            if rotated == width or (rotated < width and not latent)
+        ]
+    )
     if not latent:
         rotaries.append(native.Rotary("none", 0, 0, cos.dtype))
     for projections in [_latent(module)] if latent else _projections(module):

@@ -21,6 +21,7 @@ NAMES = (
     (("gate_proj", "up_proj"), "down_proj"),
     (("gate_up_proj",), "down_proj"),
     (("input_linear",), "output_linear"),
+    (("up_proj",), "down_proj"),
 )
 LIMITS = ("limit", "clip", "clamp")  # in a name: of an activation, that a probe may not reach
 
@@ -85,13 +86,14 @@ def mlp_of(module: Any) -> native.Mlp | None:
     if len(list(module.children())) != len(linears) + 1 or _limited(module):
         return None
     *first, down = (linear.native for linear in linears)
-    if sum(linear.rows for linear in first) != 2 * down.columns:
+    rows = sum(linear.rows for linear in first)
+    if rows != 2 * down.columns and (rows != down.columns or len(first) > 1):
         return None
     return native.Mlp(first, down, activation.kind)
 
 
 def _linears(module: Any) -> list[PackedLinear] | None:
-    """The packed linears of a gated network, down last."""
+    """The packed linears of a network, down last; one without a gate has one before it."""
     for first, down in NAMES:
         linears = [getattr(module, name, None) for name in (*first, down)]
         if all(isinstance(linear, PackedLinear) for linear in linears):

@@ -1,4 +1,4 @@
-"""Recurrent modules in one native call: delta nets and short convolutions.
+"""Recurrent modules in one native call: delta nets, short convolutions, Mamba2.
 
 A module is told by its parts and by a probe. What lies between a delta net's projections is native in every step, not while
 decoding alone: torch rounds its curves by where a value lies. So the probe asks for values that are close, and the layers made of
@@ -30,9 +30,7 @@ class FusedRecurrent:
 
     kind = None  # of the rotation it is given: none
 
-    def __init__(
-        self, module: Any, fused: native.DeltaNet | native.ShortConvolution, dtype: torch.dtype
-    ) -> None:
+    def __init__(self, module: Any, fused: native.RecurrentModule, dtype: torch.dtype) -> None:
         self.plain: Any = module.forward
         self._layer: int = module.layer_idx
         self.native, self.dtype = fused, dtype
@@ -54,7 +52,7 @@ class FusedRecurrent:
 
     def _states(self, step: StepContext) -> list[list[native.NativeStretch]]:
         window = stretches(ConvolutionWindow, self._layer, step, self.native.window, self.dtype, CPU)
-        if isinstance(self.native, native.ShortConvolution):
+        if self.native.state is None:
             return [native.addresses(window)]
         states = stretches(LinearAttentionState, self._layer, step, self.native.state, torch.float32, CPU)
         return [native.addresses(window), native.addresses(states)]
@@ -88,10 +86,7 @@ def _packed(module: nn.Module) -> bool:
     return all(isinstance(part, PackedLinear) for name, part in module.named_children() if "proj" in name)
 
 
-Made = native.DeltaNet | native.ShortConvolution
-
-
-def _probed(module: Any, make: Callable[[Any], Iterator[Made]]) -> FusedRecurrent | None:
+def _probed(module: Any, make: Callable[[Any], Iterator[native.RecurrentModule]]) -> FusedRecurrent | None:
     dtype = next(part.weight.dtype for part in module.children() if isinstance(part, nn.Conv1d))
     if dtype not in DTYPES:
         return None
@@ -173,9 +168,31 @@ def _delta_net(module: Any) -> Iterator[native.DeltaNet]:
     )
 
 
+def _mamba2(module: Any) -> Iterator[native.Mamba2]:
+    scan = native.SelectiveScan(
+        -module.A_log.float().exp(),
+        module.dt_bias,
+        module.D,
+        module.time_step_limit,
+        module.n_groups,
+        module.head_dim,
+        module.ssm_state_size,
+    )
+    norm = module.norm.weight, module.norm.variance_epsilon
+    yield native.Mamba2(
+        module.in_proj.native,
+        module.out_proj.native,
+        _convolution(module.conv1d, module.activation),
+        scan,
+        norm,
+        module.norm.group_size,
+    )
+
+
 DELTA_NET = {"conv1d", "dt_bias", "A_log", "norm", "out_proj"}
-KINDS: list[tuple[set[str], Callable[[Any], Iterator[Made]]]] = [
+KINDS: list[tuple[set[str], Callable[[Any], Iterator[native.RecurrentModule]]]] = [
     ({"conv", "in_proj", "out_proj"}, _short_convolution),
     (DELTA_NET | {"in_proj_qkvz", "in_proj_ba"}, _delta_net),
     (DELTA_NET | {"in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a"}, _delta_net),
+    (DELTA_NET | {"in_proj", "D", "act"}, _mamba2),
 ]

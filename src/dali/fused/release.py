@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dali.fused.attention import DecodingAttention
 from dali.fused.dense import FusedRMSNorm, PackedLinear
@@ -13,6 +13,7 @@ from dali.fused.layer import DecodingLayer
 from dali.fused.mlp import FusedActivation, FusedGate
 from dali.fused.recurrent import FusedRecurrent
 from dali.fused.router import FusedRouter
+from dali.hooks.latent import SharedLatents
 from dali.kernels.packing import unpack
 
 
@@ -25,18 +26,21 @@ def release(model: Any) -> None:
             del module.forward
     for path, module in list(model.named_modules()):
         if isinstance(module, PackedLinear):
-            model.set_submodule(path, _linear(module, dtype))
+            packed: Any = module.packed
+            weight = unpack(packed, module.out_features, module.in_features, module.format)
+            model.set_submodule(path, _linear(weight, module.bias, dtype))
+        elif isinstance(module, SharedLatents):
+            model.set_submodule(path, _linear(module.heads.up, None, dtype))
         elif isinstance(module, FusedRMSNorm | FusedRouter | FusedActivation | FusedGate):
             plain: Any = module.plain
             model.set_submodule(path, plain.__self__)
 
 
-def _linear(packed: PackedLinear, dtype: torch.dtype) -> nn.Linear:
+def _linear(weight: Tensor, bias: Any, dtype: torch.dtype) -> nn.Linear:
+    rows, columns = weight.shape
     with torch.device("meta"):
-        linear = nn.Linear(packed.in_features, packed.out_features, bias=packed.bias is not None, dtype=dtype)
-    weight = unpack(packed.packed, packed.out_features, packed.in_features, packed.format)  # type: ignore[arg-type]
+        linear = nn.Linear(columns, rows, bias=bias is not None, dtype=dtype)
     linear.weight = nn.Parameter(weight.to(dtype), requires_grad=False)
-    if packed.bias is not None:
-        bias: Any = packed.bias
+    if bias is not None:
         linear.bias = nn.Parameter(bias.to(dtype), requires_grad=False)
     return linear

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from dali.errors import DaliError
-from dali.kernels.activation import KINDS, Activation
+from dali.kernels.activation import CLAMPED, KINDS, Activation
 from dali.kernels.expert import ExpertShape
 from dali.store.experts_module import ExpertsModule
 
@@ -23,7 +23,6 @@ IMPLEMENTATION = "dali"
 ROUTERS = ("gate", "router")  # what a router is called beside its experts
 # Magnitudes of gate and up that an activation is probed with: a clamp shows only beyond its limit.
 PROBED = (0.0, 0.01, 0.3, 1.0, 1.7, 3.0, 5.0, 8.0, 12.0, 20.0, 50.0, 1e2, 1e3, 1e4, 1e6)
-CLAMPED = "clamped_swiglu"
 COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")  # in configurations
 ALPHAS, LIMITS = ("alpha", "swiglu_alpha"), ("limit", "swiglu_limit")  # what experts call theirs
 DaliLayer = Callable[[Tensor, Tensor, Tensor], Tensor]  # (hidden, ids, weights), as MoELayer is called
@@ -115,16 +114,20 @@ def _activation(module: Any) -> Activation:
         next((float(getattr(module, name)) for name in names if getattr(module, name, None)), 0.0)
         for names in (ALPHAS, LIMITS)
     )
-    kinds = [Activation(kind, alpha, limit) if kind == CLAMPED else Activation(kind) for kind in KINDS]
-    if not module.has_gate:
-        kinds = [activation for activation in kinds if activation.kind != CLAMPED]
+    kinds = [Activation(kind) for kind in KINDS if kind not in CLAMPED]
+    if module.has_gate and limit:
+        kinds += [Activation(kind, alpha if kind == "clamped_swiglu" else 0.0, limit) for kind in CLAMPED]
     # Some families compute theirs in float32, whose errors are those of the activation times `up`.
     allowed = 1e-5 * expected.abs() + 1e-6 * up.abs().clamp(min=1)
     small = pairs.abs().amax(1) <= 1
-    for activation in kinds:
-        agrees = (activation(gate if module.has_gate else None, up) - expected).abs() <= allowed
+    agreeing = {
+        activation: (activation(gate if module.has_gate else None, up) - expected).abs() <= allowed
+        for activation in kinds
+    }
+    for activation, agrees in agreeing.items():
         if agrees.all():
             return activation
+    for activation, agrees in agreeing.items():
         if agrees[small].all():
             raise DaliError(
                 f"{type(module).__name__} limits what goes into its activation ({activation.kind}), "

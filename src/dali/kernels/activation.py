@@ -20,8 +20,8 @@ PLAIN: dict[str, Callable[[Tensor], Tensor]] = {
 
 @dataclass(frozen=True)
 class Activation:
-    """`kind` is one of `KINDS`. `clamped_swiglu` is gpt-oss's: gate and up clamped at `limit`,
-    (up + 1) * gate * sigmoid(alpha * gate)."""
+    """`kind` is one of `KINDS`. Those of `CLAMPED` have a gate, and clamp it and up at `limit`: `clamped_swiglu` is gpt-oss's,
+    (up + 1) * gate * sigmoid(alpha * gate), `clamped_silu` DeepSeek-V4's, up * silu(gate)."""
 
     kind: str
     alpha: float = 0.0
@@ -29,12 +29,15 @@ class Activation:
 
     def __call__(self, gate: Tensor | None, up: Tensor) -> Tensor:
         """gate, up: [tokens, intermediate]; gate is None for experts without one."""
-        if self.kind == "clamped_swiglu":
+        if self.kind in CLAMPED:
             assert gate is not None
-            gate = gate.clamp(max=self.limit)
-            return (up.clamp(-self.limit, self.limit) + 1) * gate * torch.sigmoid(gate * self.alpha)
+            gate, up = gate.clamp(max=self.limit), up.clamp(-self.limit, self.limit)
+            if self.kind == "clamped_silu":
+                return F.silu(gate) * up
+            return (up + 1) * gate * torch.sigmoid(gate * self.alpha)
         act = PLAIN[self.kind]
         return act(up) if gate is None else act(gate) * up
 
 
-KINDS = (*PLAIN, "clamped_swiglu")
+CLAMPED = ("clamped_swiglu", "clamped_silu")
+KINDS = (*PLAIN, *CLAMPED)

@@ -6,8 +6,8 @@
 namespace dali {
 
 Activation activation_of(const std::string& name) {
-    const char* names[] = {"silu", "gelu", "gelu_tanh", "relu", "relu2", "clamped_swiglu"};
-    for (int i = 0; i < 6; i++)
+    const char* names[] = {"silu", "gelu", "gelu_tanh", "relu", "relu2", "clamped_swiglu", "clamped_silu"};
+    for (int i = 0; i < 7; i++)
         if (name == names[i]) return Activation(i);
     throw std::invalid_argument("unknown activation " + name);
 }

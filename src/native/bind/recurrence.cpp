@@ -14,27 +14,11 @@ Field field_of(const FieldParts& parts) {
     return {projection, begin, group, outer, inner};
 }
 
-using ConvolutionParts = std::tuple<int, int, uintptr_t, uintptr_t, bool>;  // channels, width, taps, bias, whether silu follows
-
-Convolution convolution_of(const ConvolutionParts& parts) {
-    const auto& [channels, width, taps, bias, silu] = parts;
-    return {channels, width, pointer<const float>(taps), pointer<const float>(bias), silu};
-}
-
 using RuleParts = std::tuple<int, int, int, int, bool, bool>;  // key heads, heads, their widths, by channel, normalised
 
 DeltaRule rule_of(const RuleParts& parts) {
     const auto& [key_heads, heads, key_width, value_width, by_channel, normalised] = parts;
     return {key_heads, heads, key_width, value_width, by_channel, normalised};
-}
-
-template <class Module>
-void bind_mix(nb::module_& m) {
-    m.def("mix", [](const Module& module, uintptr_t x, Dtype dtype, int rows, const std::vector<std::vector<StretchParts>>& states,
-                    uintptr_t out) {
-        nb::gil_scoped_release unlocked;
-        mix(module, pointer<const void>(x), dtype, rows, states_of(states), pointer<void>(out));
-    });
 }
 
 }  // namespace

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "gpu/cut.h"
+#include "gpu/flag.h"
 #include "threads/pool.h"
 
 namespace dali::gpu {
@@ -143,13 +144,7 @@ void Layers::begin(int layer, const Posted& posted, Handle stream) {
 }
 
 const int64_t* Layers::routing() {
-    for (int spins = 1; *flag_ != expected_; spins++) {
-        pause();
-        if (spins % 256) continue;  // a fault of the GPU would never be seen in the flag
-        const int result = device_.driver.query_stream_(compute_.stream());
-        if (result != NOT_READY) device_.driver.check(result, "query_stream");
-    }
-    std::atomic_thread_fence(std::memory_order_acquire);
+    wait_for(device_, flag_, expected_, compute_.stream());
     tables_used_ = 0;  // what was queued before has run
     for (auto& pairs : pairs_of_) pairs.clear();
     for (int pair = 0; pair < tokens_ * sizes_.top_k; pair++) {

@@ -262,10 +262,14 @@ struct TileKernels {
     static void activate(const Gate& gate_kind, const float* gate, const float* up, float* out, int count) {
         for (int i = 0; i < count; i += 16) {
             Floats u = V::load(up + i);
-            if (gate_kind.kind == Activation::clamped_swiglu) {
+            if (gate_kind.kind >= Activation::clamped_swiglu) {
                 const Floats limit = V::set(gate_kind.limit);
                 const Floats g = V::at_most(limit, V::load(gate + i));
                 u = V::at_least(V::set(-gate_kind.limit), V::at_most(limit, u));
+                if (gate_kind.kind == Activation::clamped_silu) {
+                    V::store(out + i, V::mul(act(Activation::silu, g), u));
+                    continue;
+                }
                 const Floats gated = times_sigmoid(g, V::mul(g, V::set(gate_kind.alpha)));
                 V::store(out + i, V::mul(V::add(u, V::set(1.0f)), gated));
             } else if (gate) {

@@ -78,13 +78,21 @@ struct Mixing {
     void* out;
     void operator()(const AttentionModule* module) const { decode(*module, x, of.dtype, of.rows, cos, sin, kept.tokens, out); }
     void operator()(const DeltaNet* module) const { mix(*module, x, of.dtype, of.rows, kept.states, out); }
+    void operator()(const Mamba2* module) const { mix(*module, x, of.dtype, of.rows, kept.states, out); }
+    void operator()(std::monostate) const {}
     void operator()(const ShortConvolution* module) const { mix(*module, x, of.dtype, of.rows, kept.states, out); }
+};
+
+struct Announcing {
+    template <class Module>
+    void operator()(const Module* module) const { announce(*module); }
+    void operator()(std::monostate) const {}
 };
 
 }  // namespace
 
 void announce(const Mixer& mixer) {
-    std::visit([](const auto* module) { announce(*module); }, mixer);
+    std::visit(Announcing{}, mixer);
 }
 
 LayerOutcome decode_layer(const DecoderLayer& layer, const DecoderLayer* next, const Records& records, const void* x, Dtype dtype,
@@ -98,11 +106,17 @@ LayerOutcome decode_layer(const DecoderLayer& layer, const DecoderLayer* next, c
         normalise(norm, from, dtype, of.values(), normed);
         return normed;
     };
-    std::visit(Mixing{input(layer.before_attention, x), of, cos, sin, kept, part}, layer.mixer);
-    join(layer, layer.after_attention, of, x, part, between);
-    const LayerOutcome outcome = compute_block(layer, records, of, input(layer.before_mlp, between), part);
+    const bool mixes = !std::holds_alternative<std::monostate>(layer.mixer), computes = layer.router || layer.mlp;
+    if (mixes) {
+        std::visit(Mixing{input(layer.before_attention, x), of, cos, sin, kept, part}, layer.mixer);
+        if (next && !computes) announce(next->mixer);
+        join(layer, layer.after_attention, of, x, part, computes ? between : out);
+    }
+    if (!computes) return {};
+    const void* residual = mixes ? between : x;
+    const LayerOutcome outcome = compute_block(layer, records, of, input(layer.before_mlp, residual), part);
     if (next) announce(next->mixer);
-    join(layer, layer.after_mlp, of, between, part, out);
+    join(layer, layer.after_mlp, of, residual, part, out);
     return outcome;
 }
 

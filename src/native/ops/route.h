@@ -9,12 +9,6 @@ namespace dali {
 
 enum class Score : int { softmax, sigmoid };
 
-// Values of one of torch's tensors; null if there are none.
-struct Values {
-    const void* at = nullptr;
-    Dtype dtype = Dtype::f32;
-};
-
 // logits = x weight^T + bias, rounded to `rounded`; scores of them in float32. A token takes the experts of the highest score (or
 // logit) plus correction, those of its best groups alone. Their scores are the weights: over their sum (`floor` at least) plus epsilon if
 // `normalise`, times `scale`.

@@ -7,7 +7,7 @@ import shimmed
 import torch
 
 from dali.kernels import native
-from dali.kernels.activation import KINDS, Activation
+from dali.kernels.activation import CLAMPED, KINDS, Activation
 from dali.kernels.expert import ExpertLayout, ExpertShape, ExpertWeights
 from dali.kernels.formats import FORMATS, get_format
 
@@ -85,9 +85,9 @@ def test_odd_sizes(format, hidden, intermediate, folder):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("gated", [True, False])
 def test_activations_with_and_without_gate_and_biases(kind, gated, folder):
-    if kind == "clamped_swiglu" and not gated:
+    if kind in CLAMPED and not gated:
         pytest.skip("it has a gate")
-    activation = Activation(kind, 1.702, 7.0) if kind == "clamped_swiglu" else Activation(kind)
+    activation = Activation(kind, 1.702, 7.0) if kind in CLAMPED else Activation(kind)
     layout = random_layout(ExpertShape(64, 48, activation, gated, biased=True), ("w8", "w8"))
     assert differing(layout, folder, 6, 2, 3, scale=9.0) == 0
 

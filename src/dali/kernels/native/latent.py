@@ -9,7 +9,7 @@ from dali.compiled import library
 from dali.kernels.formats import TILE_ROWS, Format, round_up
 from dali.kernels.native.attention import DecodingToken
 from dali.kernels.native.library import DTYPES
-from dali.kernels.packing import pack
+from dali.kernels.packing import pack, unpack
 
 
 class LatentHeads:
@@ -30,8 +30,20 @@ class LatentHeads:
         self.native = library.LatentHeads(heads, self.rank, key_width, value_width, *parts)
 
     @property
-    def nbytes(self) -> int:
-        return sum(part.nbytes for part in self._packed)
+    def up(self) -> Tensor:
+        """What it was made of, as it is packed."""
+        keys, values = (
+            unpack(part, self.heads * round_up(rows, TILE_ROWS), columns, self.format).view(
+                self.heads, -1, columns
+            )[:, :rows]
+            for part, rows, columns in zip(
+                self._packed,
+                (self.rank, self.value_width),
+                (self.key_width, self.rank),
+                strict=True,
+            )
+        )
+        return torch.cat([keys.transpose(1, 2), values], dim=1).flatten(0, 1)
 
     def attend(
         self,

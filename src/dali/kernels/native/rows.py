@@ -32,7 +32,7 @@ def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
 
 
 def activate(x: Tensor, kind: str) -> Tensor:
-    """The activation `kind`, one of kernels.activation.KINDS but clamped_swiglu, of each value, in float32 and rounded to x's
+    """The activation `kind`, one of kernels.activation.PLAIN, of each value, in float32 and rounded to x's
     dtype. It does not depend on the value's place, as torch's may."""
     x = x.contiguous()
     out = torch.empty_like(x)

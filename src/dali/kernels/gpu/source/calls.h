@@ -162,6 +162,24 @@ struct ShareCall {
     int tokens, hidden, dtype, gate_dtype;
 };
 
+// Of each row the logits that can be chosen: those as high as the `most`-th highest, ties included, and every NaN, which counts as the
+// highest (as likeliest() of src/dali/engine/sampling.py has it). Three kernels, one after another: highest_of_pieces, a warp a (row,
+// piece); highest_of_rows, a warp a row; collect_highest, a warp a (row, piece).
+constexpr int PIECE = 1024;   // logits; a row has (width + PIECE - 1) / PIECE pieces
+constexpr int MOST = 64;      // the most that `most` may be
+constexpr int HIGHEST = 256;  // logits of a row there is room for
+struct HighestCall {
+    const void* logits;    // [rows, width] of dtype
+    const int* most;       // [rows]; 0 for rows of which nothing is wanted
+    uint32_t* ranks;       // [rows, pieces, MOST], to work in, and so the next three
+    int *ties, *begin;     // [rows, pieces]
+    uint32_t* least;       // [rows]
+    int* ids;              // [rows, HIGHEST]: in order
+    float* values;         // [rows, HIGHEST]: the logits of the ids
+    int* counts;           // [rows]: how many there are, though only HIGHEST of them are in ids and values
+    int rows, width, dtype;
+};
+
 // What the host must know of a step: copied to its memory, and then `flag`, which it waits for, set to `number`.
 constexpr int POSTED = 4;
 struct PostCall {
