@@ -12,14 +12,17 @@ from one_layer import Build
 from torch import Tensor
 
 from dali.compiled import library
+from dali.engine.sampling import SamplingParams, likeliest
 from dali.kernels import native
 from dali.kernels.formats import FORMATS, Format, get_format, round_up
-from dali.kernels.native.library import DTYPES
 from dali.kernels.packing import pack
 
 F32, BF16 = torch.float32, torch.bfloat16
 PART, HALVES, EPSILON = 1024, 1, 1e-6  # keys that are summed in one go; how heads turn (source/calls.h)
+PIECE, MOST, ROOM = 1024, 64, 256  # logits that a warp looks at; that are wanted; that there is room for
+VOCABULARY = 40000
 FEW_ROWS = 96  # of linears in formats that dense parts seldom have: no row is computed with another
+NUMBERS = {F32: 0, BF16: 1}  # of dtypes, as calls have them
 WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 Compared = tuple[int, int]  # values that differ in any bit, of so many
 
@@ -79,6 +82,7 @@ class DenseKernels:
         yield "route", self.router(tokens, dtype)
         yield "gate_up", self.gate_up(tokens, dtype)
         yield "share", self.share(tokens, dtype)
+        yield "highest", self.highest(tokens, dtype)
 
     def linears(self, format: Format, tokens: int, dtype: torch.dtype) -> Compared:
         """The three of attention."""
@@ -101,7 +105,7 @@ class DenseKernels:
         for product, out, (one, bias), of in zip(products, outs, there, rows, strict=True):
             product.out, product.packed, product.bias = address(out), address(one), address(bias)
             product.matrix = calls.Matrix(0, of, matrix.columns, matrix.plane)
-        call = calls.LinearCall(products, panel.call, 3, tokens, DTYPES[dtype], 1.0)
+        call = calls.LinearCall(products, panel.call, 3, tokens, NUMBERS[dtype], 1.0)
         macros = {"FORMAT": list(FORMATS).index(format.name), "PASSES": 1 if tokens <= 8 else 2}
         self._run("linear", call, sum(-(-of // 32) for of in rows), "linear", macros)
         return self._differing(outs, wanted)
@@ -117,7 +121,7 @@ class DenseKernels:
         panel, expected = Panel(tokens, columns, self._gpu.place), self._gathered(wanted[1], columns)
         call = calls.AddNormCall(*map(address, there[:2]), None, *map(address, outs), panel.call)
         call.after = calls.NormPart(address(there[2]), EPSILON)
-        call.rows, call.width, call.dtype, call.scale = tokens, self.sizes.hidden, DTYPES[dtype], 1.0
+        call.rows, call.width, call.dtype, call.scale = tokens, self.sizes.hidden, NUMBERS[dtype], 1.0
         self._run("add_norm", call, tokens)
         return self._differing([*outs, *panel.parts], [*wanted, *expected.parts])
 
@@ -161,9 +165,9 @@ class DenseKernels:
         others = [self._put(one) for one in (cos, sin, *weights, sinks)]
         call = calls.TurnCall(*map(address, (*there, table_there, *others[:2])))
         call.query_norm, call.key_norm = (calls.NormPart(address(one), EPSILON) for one in others[2:4])
-        call.turning, call.turned, call.given, call.rotary_dtype = HALVES, width, width, DTYPES[dtype]
+        call.turning, call.turned, call.given, call.rotary_dtype = HALVES, width, width, NUMBERS[dtype]
         call.tokens, call.heads, call.kv_heads = tokens, sizes.heads, sizes.kv_heads
-        call.key_width, call.value_width, call.dtype, call.value_scale = width, width, DTYPES[dtype], 1.0
+        call.key_width, call.value_width, call.dtype, call.value_scale = width, width, NUMBERS[dtype], 1.0
         self._run("turn", call, tokens * (sizes.heads + 2 * sizes.kv_heads))
         out, panel = self._attend(there, table_there, others[4], (tokens, max(lengths), scale), dtype)
         expected = self._gathered(wanted.flatten(1), panel.columns)
@@ -186,7 +190,7 @@ class DenseKernels:
         items, place = tokens * heads * parts, self._gpu.place
         out, panel = self._poisoned(there[0]), Panel(tokens, heads * width, place)
         work = [torch.full((items, each), float("nan"), device=place) for each in (PART, 1, 1, width)]
-        numbers = tokens, parts, heads, sizes.kv_heads, width, width, DTYPES[dtype], scale
+        numbers = tokens, parts, heads, sizes.kv_heads, width, width, NUMBERS[dtype], scale
         call = calls.AttendCall(*map(address, (*there, out, table, sinks, *work)), panel.call, *numbers)
         self._run("attend", call, items)
         self._run("merge", call, tokens * heads)
@@ -206,7 +210,7 @@ class DenseKernels:
         call.tokens, call.hidden, call.experts, call.top_k = tokens, sizes.hidden, sizes.experts, sizes.top_k
         call.by_logit, call.normalise, call.scale = int(how.by_logit), int(how.normalise), how.scale
         call.groups, call.kept_groups, call.judged = how.groups, how.kept_groups, how.judged
-        call.dtype = call.weight_dtype = call.bias_dtype = DTYPES[dtype]
+        call.dtype = call.weight_dtype = call.bias_dtype = NUMBERS[dtype]
         self._run("route_products", call, tokens * sizes.experts)
         self._run("route_choose", call, tokens)
         return self._differing([weights, ids], [wanted.float(), wanted_ids])
@@ -220,7 +224,7 @@ class DenseKernels:
         there, panel = self._put(both), Panel(tokens, columns, self._gpu.place)
         start = there.data_ptr()
         call = calls.GateUpCall(start, start + width * both.itemsize, panel.call)
-        call.tokens, call.width, call.stride, call.dtype = tokens, width, 2 * width, DTYPES[dtype]
+        call.tokens, call.width, call.stride, call.dtype = tokens, width, 2 * width, NUMBERS[dtype]
         self._run("gate_up", call, tokens * (columns // 32))
         return self._differing(panel.parts, expected.parts)
 
@@ -230,14 +234,35 @@ class DenseKernels:
         gate = self._draw(hidden, scale=0.05).to(dtype)
         wanted = part + shared * native.sigmoid(native.gate_logits(x, gate))
         there = [self._put(one.clone()) for one in (part, shared, x, gate)]
-        call = calls.ShareCall(*map(address, there), tokens, hidden, DTYPES[dtype], DTYPES[dtype])
+        call = calls.ShareCall(*map(address, there), tokens, hidden, NUMBERS[dtype], NUMBERS[dtype])
         self._run("share", call, tokens * -(-hidden // 32))
         return self._differing([there[0]], [wanted])
+
+    def highest(self, rows: int, dtype: torch.dtype) -> Compared:
+        """The MOST highest logits of rows, which are few enough to be all there."""
+        place, pieces = self._gpu.place, -(-VOCABULARY // PIECE)
+        logits = self._draw(rows, VOCABULARY, scale=3).to(dtype)
+        wanted = [likeliest(row, SamplingParams(top_k=MOST)) for row in logits]
+        shapes = (rows, pieces, MOST), (rows, pieces), (rows, pieces), (rows,)
+        work = [torch.zeros(shape, dtype=torch.int32, device=place) for shape in shapes]
+        ids = torch.full((rows, ROOM), -1, dtype=torch.int32, device=place)
+        values = torch.full((rows, ROOM), float("nan"), device=place)
+        counts = torch.full((rows,), -1, dtype=torch.int32, device=place)
+        there, most = self._put(logits), torch.full((rows,), MOST, dtype=torch.int32, device=place)
+        call = calls.HighestCall(*map(address, (there, most, *work, ids, values, counts)))
+        call.rows, call.width, call.dtype = rows, VOCABULARY, NUMBERS[dtype]
+        self._run("highest_of_pieces", call, rows * pieces)
+        self._run("highest_of_rows", call, rows)
+        self._run("collect_highest", call, rows * pieces)
+        sizes = torch.tensor([len(of) for _, of in wanted], dtype=torch.int32)
+        found = [one for row, size in enumerate(sizes) for one in (values[row, :size], ids[row, :size])]
+        expected = [one for high, of in wanted for one in (high.float(), of.int())]
+        return self._differing([counts, *found], [sizes, *expected])
 
     def _gathered(self, x: Tensor, columns: int) -> Panel:
         """x [rows, width] as a panel."""
         panel, there = Panel(len(x), columns, self._gpu.place), self._put(x.contiguous())
-        call = calls.GatherCall(address(there), panel.call, len(x), x.shape[1], DTYPES[x.dtype])
+        call = calls.GatherCall(address(there), panel.call, len(x), x.shape[1], NUMBERS[x.dtype])
         for format in ("w8", "f32"):
             macros = {"FORMAT": list(FORMATS).index(format), "PASSES": 1}
             self._run("gather_rows", call, len(x) * (columns // 32), "linear", macros)

@@ -108,6 +108,7 @@ def test_the_dense_parts_kernels_are_found_right_and_a_wrong_one_wrong(driver, f
     driver.reset(0)
     right, dense = import_module("stages.right"), import_module("dense_kernels")
     monkeypatch.setattr(dense, "FORMATS", {name: dense.FORMATS[name] for name in ("w4", "w8", "bf16")})
+    monkeypatch.setattr(dense, "VOCABULARY", 1500)
 
     def build(name, macros):
         return str(shimmed.build_macros(macros, folder)).encode()
@@ -119,7 +120,7 @@ def test_the_dense_parts_kernels_are_found_right_and_a_wrong_one_wrong(driver, f
     ):
         assert right.check_dense(result, gpu, build, "small", sizes, (1, 9)) == 0
     rows = len(result.found["rows"])
-    assert rows == 2 * 8
+    assert rows == 2 * 9
     assert all(row["compared"] > 0 for row in result.found["rows"])
     monkeypatch.setattr(dense, "EPSILON", 1e-3)  # a norm that is not the CPU's
     monkeypatch.setattr(native, "rms_norm", lambda x, weight, epsilon: rms_norm(x, weight, 1e-6))
