@@ -253,9 +253,11 @@ double Layers::execute(const StepPlan& plan, Address out) {
 }
 
 StepOutcome Layers::finish(Planner& planner, int ahead_layer, double ahead_seconds, Address out) {
+    const double begun = now();
     const int64_t* ids = routing();
     const double started = now();
     StepOutcome outcome{};
+    outcome.waited_seconds = started - begun;
     const StepPlan plan = planner.plan(layer_, ids, int64_t(tokens_) * sizes_.top_k, {ahead_layer, ahead_host_, ahead_count_, ahead_seconds}, started,
                                        landed(), outcome.counts);
     outcome.plan_seconds = now() - started;

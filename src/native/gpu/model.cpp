@@ -89,7 +89,7 @@ Model::Model(const Device& device, const DecodingModel& model, const Module& com
     linear(model.head);
     for (const int kind : model.rotations) kinds_ = std::max(kinds_, size_t(kind) + 1);
     work_bytes_ = cut_work(0);
-    cut_tables(most_rows, most_rows);
+    cut_tables(most_rows);
     table_bytes_ = at_.bytes;
     work_bytes_ += table_bytes_;
 }
@@ -128,11 +128,11 @@ size_t Model::cut_work(uint64_t base) {
     return cut.bytes();
 }
 
-void Model::cut_tables(int rows, int wanted) {
+void Model::cut_tables(int rows) {  // by rows alone, as graphs know these places
     Cut cut;
     cut.begin(reinterpret_cast<uint64_t>(tables_host_.get()));
     at_.base = cut.take<uint32_t>(1);
-    at_.wanted = cut.take<int>(wanted), at_.most = cut.take<int>(wanted);
+    at_.wanted = cut.take<int>(rows), at_.most = cut.take<int>(rows);
     at_.cos.assign(kinds_, nullptr), at_.sin.assign(kinds_, nullptr);
     for (size_t i = 0; i < model_.layers.size(); i++) {
         const Rotary& rotary = attention_of(*model_.layers[i]).rotary;
@@ -211,7 +211,7 @@ void Model::start(const StepInput& input, Handle stream) {
         graphs_.clear();
     }
     stream_ = stream, rows_ = rows, wanted_ = wanted;
-    cut_tables(rows, wanted);
+    cut_tables(rows);
     first_number_ = experts_->take_numbers(moe_layers_) - moe_layers_ + 1;
     *at_.base = first_number_;
     std::copy(input.wanted.begin(), input.wanted.end(), at_.wanted);

@@ -95,7 +95,7 @@ class Model {
     gpu::NormPart norm(const Norm& norm) const { return {weights_.of(static_cast<const char*>(norm.weight)), norm.epsilon}; }
     Address on_gpu(const void* in_tables) const { return tables_.get() + (static_cast<const char*>(in_tables) - static_cast<const char*>(tables_host_.get())); }
     void find_highest(Address logits);
-    void cut_tables(int rows, int wanted);
+    void cut_tables(int rows);
     size_t cut_work(uint64_t base);
 
     const Device& device_;
