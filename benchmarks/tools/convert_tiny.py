@@ -71,6 +71,9 @@ def as_published(config: dict[str, Any], tensors: Tensors) -> None:
     if kind == "granitemoehybrid":
         old = {"linear_attention": "mamba", "full_attention": "attention"}
         text["layer_types"] = [old[layer] for layer in text["layer_types"]]
+    if kind == "phimoe":
+        config["architectures"] = ["PhiMoEForCausalLM"]
+        config["rope_scaling"] = config["rope_parameters"]
     if kind == "qwen4_exp_text":
         text["layer_types"] = [layer.replace("indexed", "full") for layer in text["layer_types"]]
     if kind in ("qwen3_5_moe_text", "qwen3_next"):

@@ -78,6 +78,15 @@ GRANITE = LOCAL | {
 }
 PLAIN = {"rope_type": "default", "rope_theta": 10000.0}
 PARTIAL = {"rope_parameters": PLAIN | {"partial_rotary_factor": 0.5}}
+LONG = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "long_factor": [4.0, 5.0, 6.0, 7.0],
+    "short_factor": [1.0, 1.5, 2.0, 2.5],
+    "long_mscale": 1.2247449159622192,  # as the converter works it out, in float32
+    "short_mscale": 1.2247449159622192,
+    "original_max_position_embeddings": 16,
+}
 YARN = {"rope_theta": 10000.0, "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
 
 TINY: dict[str, tuple[str, dict[str, Any]]] = {  # name -> model type, fields
@@ -196,6 +205,12 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {  # name -> model type, fields
     "olmoe": (
         "olmoe",
         {"num_key_value_heads": 4} | {"num_experts": 6, "num_experts_per_tok": 2, "intermediate_size": 12},
+    ),
+    "phimoe": (
+        "phimoe",
+        LOCAL
+        | {"attention_bias": True, "lm_head_bias": True, "sliding_window": 5}
+        | {"original_max_position_embeddings": 16, "rope_parameters": LONG},
     ),
     "qwen2moe": (
         "qwen2_moe",
