@@ -1,5 +1,5 @@
 // Decoding attention over each sequence's own keys and values, summed as on the CPU (src/native/kernels/attention.h, ops/attention.cpp):
-// in parts of 1024 keys, a dot product in 16 lanes, values key by key. So the bits are the CPU's, and depend on no neighbour.
+// in parts of 256 keys, a dot product in 16 lanes, values key by key. So the bits are the CPU's, and depend on no neighbour.
 #pragma once
 
 #include "panel.cuh"

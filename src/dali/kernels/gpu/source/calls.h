@@ -134,7 +134,7 @@ struct AttendCall {
     int heads, kv_heads, key_width, value_width, dtype;
     float scale;
 };
-constexpr int PART = 1024;  // keys that are summed in one go
+constexpr int PART = 256;  // keys that are summed in one go
 
 // A router, as src/native/ops/route.h describes it. A warp an expert of a token for the products, then a warp a token to choose.
 struct RouteCall {
