@@ -88,9 +88,11 @@ class DecodingLayer:
             float(getattr(layer, "residual_multiplier", 1.0)),
         )
         self.run = Run([self])
+        self.turned = False  # the model gives it a rotation, as a step has shown
 
     def __call__(self, hidden_states: Tensor, *arguments: Any, **keywords: Any) -> Any:
         step, rotation = current_step(), turns(keywords.get("position_embeddings"))
+        self.turned = rotation is not None
         if step is not None and rotation is not None and hidden_states.dtype == self.parts.dtype:
             if step.computed is self.run:
                 return hidden_states
@@ -114,7 +116,8 @@ class DecodingLayer:
             self.routed.experts.count(tokens * self.routed.router.routing.top_k, active, seconds)
 
     def forget(self) -> None:
-        """Take back what a probe has counted, which is no step."""
+        """Take back what a probe has told, which is no step."""
+        self.turned = False
         if self.routed is not None:
             self.routed.experts.telemetry.layers.clear()
 
@@ -139,8 +142,8 @@ class Run:
         return all(layer.keeps_experts for layer in self.layers)
 
     def takes(self, rotation: Turns, step: StepContext) -> bool:
-        """Whether all layers were probed with such rotations."""
-        return all(layer.mixer.takes(rotation, step) for layer in self.layers)
+        """Whether all layers were probed with such rotations, and are given them: some models turn in some layers only."""
+        return all(layer.turned and layer.mixer.takes(rotation, step) for layer in self.layers)
 
     def decode(self, step: StepContext, hidden: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """hidden [1, tokens, hidden], cos and sin [1, tokens, width] -> the last layer's output."""

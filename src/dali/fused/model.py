@@ -21,7 +21,8 @@ from dali.kernels import native
 from dali.step.context import StepContext, current_step
 
 OUTSIDE = {"model", "lm_head"}
-INSIDE = {"embed_tokens", "layers", "norm", "rotary_emb"}
+INSIDE = {"embed_tokens", "layers"}  # and one of each of these
+NORMS, ROTARIES = ("norm", "embedding_norm"), ("rotary_emb", "pos_emb")
 
 
 class Rotations:
@@ -66,11 +67,12 @@ class DecodingModel:
     def __init__(self, model: Any) -> None:
         inner = model.model
         layers: list[DecodingLayer] = [layer.forward for layer in inner.layers]
-        table, norm, head = inner.embed_tokens.weight, inner.norm, model.lm_head
+        table, head = inner.embed_tokens.weight, model.lm_head
+        norm, rotary = _one(inner, NORMS), _one(inner, ROTARIES)
         self._layers = layers
         self.watch = Watch(model)
         kinds = list(dict.fromkeys(layer.mixer.kind for layer in layers))
-        self._rotations = [Rotations(inner.rotary_emb, kind, table.new_empty(0)) for kind in kinds]
+        self._rotations = [Rotations(rotary, kind, table.new_empty(0)) for kind in kinds]
         self._native = native.DecodingModel(
             table,
             [layer.native for layer in layers],
@@ -120,23 +122,31 @@ def fuse_model(model: Any) -> DecodingModel | None:
         return None
 
 
+def _one(inner: Any, names: tuple[str, ...]) -> Any:
+    """The only child by one of these names, None where there is none or another."""
+    found = [getattr(inner, name) for name in names if hasattr(inner, name)]
+    return found[0] if len(found) == 1 else None
+
+
 def _known(model: Any) -> bool:
     """Whether a model has all the parts of a causal one, and none that are something else."""
     if {name for name, _ in model.named_children()} != OUTSIDE:
         return False
     inner = model.model
-    if {name for name, _ in inner.named_children()} != INSIDE or not isinstance(inner.layers, nn.ModuleList):
+    norm, rotary = _one(inner, NORMS), _one(inner, ROTARIES)
+    names = {name for name, _ in inner.named_children()}
+    if not (names >= INSIDE and len(names) == len(INSIDE) + 2 and isinstance(inner.layers, nn.ModuleList)):
         return False
     forwards: list[Any] = [layer.forward for layer in inner.layers]
     return (
         bool(forwards)
         and all(isinstance(forward, DecodingLayer) for forward in forwards)
         and type(inner.embed_tokens) is nn.Embedding
-        and isinstance(inner.norm, FusedRMSNorm)
+        and isinstance(norm, FusedRMSNorm)
         and isinstance(model.lm_head, PackedLinear)
-        and is_fixed(inner.rotary_emb)
-        and inner.embed_tokens.weight.dtype == inner.norm.dtype
-        and all(forward.native.dtype == inner.norm.dtype for forward in forwards)
+        and is_fixed(rotary)
+        and inner.embed_tokens.weight.dtype == norm.dtype
+        and all(forward.native.dtype == norm.dtype for forward in forwards)
     )
 
 
