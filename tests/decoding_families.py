@@ -52,6 +52,20 @@ LATENT = {
     "v_head_dim": 12,
     "num_key_value_heads": 4,
 }
+# Delta nets beside gated attention, norms that count from one.
+DELTA_NET = (
+    MANY
+    | PARTIAL
+    | {
+        "shared_expert_intermediate_size": 64,
+        "head_dim": 16,
+        "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+        "linear_num_key_heads": 4,
+        "linear_num_value_heads": 16,
+        "linear_key_head_dim": 24,
+        "linear_value_head_dim": 16,
+    }
+)
 
 CHANGES: dict[str, dict[str, Any]] = {
     "dots1": GROUPED,
@@ -77,6 +91,10 @@ CHANGES: dict[str, dict[str, Any]] = {
     "kolibri1": MANY  # norms on both sides, experts chosen by their logits
     | WINDOWS
     | {"shared_expert_intermediate_size": 64, "head_dim": 16},
+    "lfm2_moe": MANY  # short convolutions, parts by other names
+    | {"layer_types": ["conv", "full_attention", "conv"], "num_dense_layers": 1, "use_expert_bias": True},
+    "qwen3_next": DELTA_NET,  # projections of all heads' parts together
+    "qwen3_5_moe_text": DELTA_NET | {"linear_value_head_dim": 32},  # and apart
     "flint": MANY | WINDOWS | {"shared_expert_intermediate_size": 64, "head_dim": 16},
 }
 CHANGES |= {family: {} for family in HYBRIDS}
@@ -92,7 +110,7 @@ def decoding_model(family: str, dtype: torch.dtype = torch.float32, **changes: A
     model = random_model(family, dtype=dtype, **(CHANGES[family] | changes))
     with torch.no_grad():
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-            if "correction_bias" in name:
+            if "correction_bias" in name or "expert_bias" in name:
                 tensor.uniform_(-0.2, 0.2)
             elif "sinks" in name:
                 tensor.normal_(0, 1)

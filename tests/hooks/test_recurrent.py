@@ -34,31 +34,3 @@ def test_the_limit_of_a_step_holds_while_decoding_as_in_a_prompt(tmp_path):
     assert not torch.allclose(unlimited, expected, rtol=1e-2, atol=1e-2)
     found = dali_logits(loaded(model, tmp_path), [PROMPT], 512)[0]
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("family", HYBRIDS)
-def test_a_step_that_was_interrupted_leaves_nothing_behind(family, tmp_path, monkeypatch):
-    llm = loaded(random_model(family), tmp_path)
-    options = {"max_tokens": 12, "ignore_eos": True, "temperature": 0}
-    expected = llm.generate(PROMPT, **options).text
-    llm.engine.forget()
-    forward, calls = llm.model.forward, iter(range(100))
-
-    def interrupted(*arguments, **keywords):
-        out = forward(*arguments, **keywords)
-        if next(calls) in (0, 4, 5):  # after all layers have taken the step's tokens in
-            raise KeyboardInterrupt
-        return out
-
-    monkeypatch.setattr(llm.model, "forward", interrupted)
-    sequence = llm.sequence(PROMPT, **options)
-    llm.engine.add(sequence)
-    interrupts = 0
-    while sequence.finish_reason is None:
-        try:
-            llm.engine.step()
-        except KeyboardInterrupt:
-            interrupts += 1
-    assert interrupts == 3
-    assert sequence.finish_reason == "length"
-    assert " ".join(map(str, sequence.generated)) == expected

@@ -90,7 +90,7 @@ def _probed(module: Any, make: Callable[[Any], Iterator[native.RecurrentModule]]
     dtype = next(part.weight.dtype for part in module.children() if isinstance(part, nn.Conv1d))
     if dtype not in DTYPES:
         return None
-    hidden = next(part.in_features for part in module.children() if isinstance(part, PackedLinear))
+    hidden = module.out_proj.out_features
     generator = torch.Generator().manual_seed(0)
     steps = [torch.randn(1, len(rows), hidden, generator=generator).to(dtype) for rows in POSITIONS]
 

@@ -21,7 +21,7 @@ PROBED_TOKENS, TELLING_TOKENS = 128, 16
 CORRECTIONS = ("e_score_correction_bias", "expert_bias")
 SCALES = ("routed_scaling_factor", "router_scaling_factor", "route_scale")
 GROUPS = (("num_group", "topk_group"), ("n_group", "topk_group"))  # all, kept
-EPSILONS = (0.0, 1e-20)  # what is added to the sum of weights before they are divided by it
+EPSILONS = (0.0, 1e-20, 1e-6)  # what is added to the sum of weights before they are divided by it
 LOW = -70.0  # a logit whose sigmoid is far below them
 
 
