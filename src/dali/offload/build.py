@@ -162,6 +162,8 @@ def _executor(
     for layer in loaded.pool.records:
         device.pin(layer[0])  # its whole arena, once
     kind: type[Executor] = GpuExecutor if isinstance(device, GpuSlots) else Executor
+    # Experts that compute in a latent space are given something else than the shared ones beside them.
+    direct = model.get_input_embeddings().weight.shape[-1] == loaded.layout.shape.hidden
     return kind(
         device,
         loaded.pool,
@@ -172,7 +174,7 @@ def _executor(
         loaded.telemetry,
         dense_seconds(model, costs, layers),
         predict_seconds(routers, costs, policies.prefetch.depth),
-        [early_shared(model, name) for name in seam.experts_modules(model)],
+        [early_shared(model, name) if direct else None for name in seam.experts_modules(model)],
         scores=scores,
         guarded=system is None or system.guarded,
     )
