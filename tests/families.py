@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
-from packaging.version import Version
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -100,46 +98,6 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
     },
 }
-# With recurrent state, which older versions of transformers compute otherwise.
-HYBRIDS: dict[str, dict[str, Any]] = {
-    "nemotron_h": {
-        "layers_block_type": ["linear_attention", "moe", "full_attention", "moe", "linear_attention", "mlp"],
-        "num_hidden_layers": 6,
-        "head_dim": 16,
-        "intermediate_size": 56,
-        "moe_intermediate_size": 40,
-        "moe_shared_expert_intermediate_size": 48,
-        "n_routed_experts": 8,
-        "num_experts_per_tok": 3,
-        "n_group": 2,
-        "topk_group": 1,
-        "routed_scaling_factor": 2.5,
-        "time_step_min": 1e-9,  # below any: transformers forgets it when it decodes
-        "mamba_num_heads": 6,
-        "mamba_head_dim": 20,
-        "ssm_state_size": 18,
-        "n_groups": 3,
-        "chunk_size": 8,
-    },
-    "granitemoehybrid": {
-        "layer_types": ["linear_attention", "full_attention", "linear_attention"],
-        "intermediate_size": 40,
-        "shared_intermediate_size": 48,
-        "num_local_experts": 8,
-        "num_experts_per_tok": 3,
-        "mamba_n_heads": 8,
-        "mamba_d_head": 16,
-        "mamba_d_state": 16,
-        "mamba_n_groups": 1,
-        "mamba_chunk_size": 8,
-        "embedding_multiplier": 12.0,
-        "logits_scaling": 6.0,
-        "residual_multiplier": 0.22,
-        "attention_multiplier": 0.25,
-    },
-}
-if Version(transformers.__version__) < Version("5.24"):
-    HYBRIDS.clear()
 MXFP4 = {
     "quant_method": "mxfp4",
     "modules_to_not_convert": [
@@ -153,7 +111,7 @@ MXFP4 = {
 
 def random_model(family: str, seed: int = 0, dtype: torch.dtype = torch.float32, **changes: Any) -> Any:
     """A transformers model of `family` with random weights, biases and norms."""
-    config = CONFIG_MAPPING[family](**(COMMON | (FAMILIES | HYBRIDS).get(family, {}) | changes))
+    config = CONFIG_MAPPING[family](**(COMMON | FAMILIES.get(family, {}) | changes))
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(
         config, dtype=dtype, attn_implementation="eager", experts_implementation="eager"

@@ -6,7 +6,7 @@ import pytest
 
 import dali
 from dali.kernels import native
-from families import FAMILIES, HYBRIDS, random_model, save_model
+from families import FAMILIES, random_model, save_model
 from logits import expected_logits, largest_difference, quantize_experts, random_prompts
 
 LENGTHS = (21, 13, 4)  # across phimoe's longrope limit (16) and every sliding window
@@ -17,7 +17,7 @@ def prompts() -> list[list[int]]:
     return random_prompts(LENGTHS)
 
 
-@pytest.fixture(scope="module", params=[*FAMILIES, *HYBRIDS])
+@pytest.fixture(scope="module", params=FAMILIES)
 def family(request):
     return request.param
 

@@ -258,7 +258,8 @@ class Engine:
             if ours != theirs:
                 break
             shared += 1
-        place = last.state.nearest(shared)
-        if place and last.state.rollback(place):
-            sequence.state, last.state, self._last = last.state, SequenceState(), None
+        if place := last.state.nearest(shared):
+            self._last = None  # first: an interrupted rollback must leave nobody a state halfway
+            last.state.rollback(place)
+            sequence.state, last.state = last.state, SequenceState()
             sequence.computed = sequence.cached_tokens = place

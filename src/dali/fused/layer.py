@@ -91,9 +91,11 @@ class DecodingLayer:
             float(getattr(layer, "residual_multiplier", 1.0)),
         )
         self.run = Run([self])
+        self.given: int | None = None  # how wide a rotation the model gives it, as a step has shown
 
     def __call__(self, hidden_states: Tensor, *arguments: Any, **keywords: Any) -> Any:
         step, rotation = current_step(), turns(keywords.get("position_embeddings"))
+        self.given = None if rotation is None else rotation[0].shape[-1]
         if step is not None and rotation is not None and hidden_states.dtype == self.parts.dtype:
             if step.computed is self.run:
                 return hidden_states
@@ -130,7 +132,8 @@ class DecodingLayer:
             self.routed.experts.count(tokens * self.routed.router.routing.top_k, active, seconds)
 
     def forget(self) -> None:
-        """Take back what a probe has counted, which is no step."""
+        """Take back what a probe has told, which is no step."""
+        self.given = None
         if self.routed is not None:
             self.routed.experts.telemetry.layers.clear()
 
@@ -155,8 +158,9 @@ class Run:
         return all(layer.keeps_experts for layer in self.layers)
 
     def takes(self, rotation: Turns, step: StepContext) -> bool:
-        """Whether all layers were probed with such rotations."""
-        return all(layer.takes(rotation, step) for layer in self.layers)
+        """Whether all layers were probed with such rotations, and are given them: some models turn in some layers only."""
+        given = rotation[0].shape[-1]
+        return all(layer.given == given and layer.takes(rotation, step) for layer in self.layers)
 
     def decode(self, step: StepContext, hidden: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """hidden [1, tokens, hidden], cos and sin [1, tokens, width] -> the last layer's output."""

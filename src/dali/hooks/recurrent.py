@@ -181,6 +181,9 @@ def bound_to_step(model: nn.Module) -> Iterator[None]:
 
 
 def _called(module: nn.Module) -> list[str]:
-    """Those of the functions that a module's forward calls."""
+    """Those of the functions that a module's forward calls, and its file has: older transformers keep them elsewhere."""
     code = getattr(inspect.unwrap(type(module).forward), "__code__", None)
-    return [name for name in FUNCTIONS if code is not None and name in code.co_names]
+    file = sys.modules[type(module).__module__]
+    return [
+        name for name in FUNCTIONS if code and name in code.co_names and callable(getattr(file, name, None))
+    ]

@@ -43,11 +43,14 @@ void bind_recurrence(nb::module_& m) {
     nb::class_<DeltaNet>(m, "DeltaNet")
         .def("__init__", [](DeltaNet* self, const std::vector<const PackedLinear*>& in, const PackedLinear& out, const RuleParts& rule,
                             const ConvolutionParts& convolution, const std::vector<FieldParts>& fields, uintptr_t rate, uintptr_t offset,
-                            uintptr_t norm, float epsilon) {
+                            uintptr_t norm, float epsilon, bool by_sigmoid,
+                            const std::vector<std::tuple<int, const PackedLinear*>>& raised) {
             const auto field = [&](int i) { return field_of(fields.at(i)); };
-            new (self) DeltaNet{{}, out, rule_of(rule), convolution_of(convolution), field(0), field(1), field(2), field(3), field(4),
-                                field(5), pointer<const float>(rate), pointer<const float>(offset), pointer<const float>(norm), epsilon};
+            new (self) DeltaNet{{}, {}, out, rule_of(rule), convolution_of(convolution), field(0), field(1), field(2), field(3), field(4),
+                                field(5), pointer<const float>(rate), pointer<const float>(offset), pointer<const float>(norm), epsilon,
+                                by_sigmoid};
             for (const PackedLinear* linear : in) self->in.push_back(*linear);
+            for (const auto& [from, linear] : raised) self->raised.push_back({from, *linear});
         });
     nb::class_<ShortConvolution>(m, "ShortConvolution")
         .def("__init__", [](ShortConvolution* self, const PackedLinear& in, const PackedLinear& out, const ConvolutionParts& convolution) {

@@ -9,7 +9,7 @@ namespace dali {
 
 enum class Score : int { softmax, sigmoid };
 
-// logits = x weight^T + bias, rounded to `rounded`; scores of them in float32. A token takes the experts of the highest score (or
+// logits = x weight^T + bias, rounded to `rounded`; scores of them in float32, rounded to `scored`. A token takes the experts of the highest score (or
 // logit) plus correction, those of its best groups alone. Their scores are the weights: over their sum (`floor` at least) plus epsilon if
 // `normalise`, times `scale`.
 struct Router {
@@ -21,7 +21,7 @@ struct Router {
     int groups, kept_groups, judged;  // a group's worth is the sum of its `judged` highest
     bool normalise;
     float epsilon, floor, scale;
-    Dtype rounded, logits_dtype, weights_dtype;
+    Dtype rounded, scored, logits_dtype, weights_dtype;
 };
 
 // x [tokens, hidden] of `dtype` -> logits [tokens, experts] of logits_dtype, weights [tokens, top_k] of weights_dtype, and ids

@@ -179,7 +179,8 @@ class RecurrentModule:
 
 class DeltaNet(RecurrentModule):
     """A gated delta net: its first projections, a convolution of all heads' queries, then keys, then values, the rule, a norm of
-    each head, silu of a gate, the output projection. A decay's logarithm is rate * softplus(value + offset), [heads] each."""
+    each head, silu of a gate or its sigmoid, the output projection. A decay's logarithm is rate * softplus(value + offset): rate
+    [heads], offset [heads], or [heads, key width] where each channel of keys has its decay."""
 
     def __init__(
         self,
@@ -191,16 +192,22 @@ class DeltaNet(RecurrentModule):
         rate: Tensor,
         offset: Tensor,
         norm: tuple[Tensor, float],
+        by_sigmoid: bool = False,
+        raised: list[tuple[int, Linear]] | None = None,
     ) -> None:
-        """`heads`: of keys, of values, their widths; `fields`: of query, key, value, gate, beta and decay."""
+        """`heads`: of keys, of values, their widths; `fields`: of query, key, value, gate, beta and decay; `raised`: further
+        projections, each of the projection of that number."""
         key_heads, value_heads, key_width, value_width = heads
         assert convolution.channels == 2 * key_heads * key_width + value_heads * value_width
         assert out.columns == value_heads * value_width and value_heads % key_heads == 0
-        assert len(rate) == len(offset) == value_heads and len(norm[0]) == value_width
+        by_channel = offset.numel() != value_heads
+        assert rate.numel() == value_heads and len(norm[0]) == value_width
+        assert not by_channel or offset.numel() == value_heads * key_width
+        raised = raised or []
         self.out, self.window, self.state = out, convolution.window, (value_heads, key_width, value_width)
         parts, memory = convolution.parts()
-        floats = [part.detach().float().contiguous() for part in (rate, offset, norm[0])]
-        self._memory = projections, memory, floats
+        floats = [part.detach().float().flatten() for part in (rate, offset, norm[0])]
+        self._memory = projections, memory, floats, raised
         order = ("query", "key", "value", "gate", "beta", "decay")
         places = [
             (field.projection, field.begin, field.group, field.outer, field.inner)
@@ -209,11 +216,13 @@ class DeltaNet(RecurrentModule):
         self._module = library.DeltaNet(
             [linear._packed for linear in projections],
             out._packed,
-            (*heads, False, True),
+            (*heads, by_channel, True),
             parts,
             places,
             *(part.data_ptr() for part in floats),
             norm[1],
+            by_sigmoid,
+            [(source, linear._packed) for source, linear in raised],
         )
 
 
