@@ -79,6 +79,7 @@ Model::Model(const Device& device, const DecodingModel& model, const Module& com
         }
         weights_.add(layer->shared_gate.at, bytes_of(layer->shared_gate, layer->hidden));
         if (const Router* router = layer->router) {
+            if (router->scored != Dtype::f32) throw std::invalid_argument("scores that are rounded");
             weights_.add(router->weight.at, bytes_of(router->weight, size_t(router->experts) * router->hidden));
             weights_.add(router->bias.at, bytes_of(router->bias, router->experts));
             weights_.add(router->correction.at, bytes_of(router->correction, router->experts));
