@@ -12,9 +12,10 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from families import random_model
 
-# Granite's routers are written otherwise there.
+# Granite's routers and Qwen3.5's models are written otherwise there. Of Mamba2's functions dali knows those of newer versions.
 OLDER = Version(transformers.__version__) < Version("5.24")
-WRITTEN_OTHERWISE = {"granitemoe", "granitemoeshared"} if OLDER else set()
+NEWER = {"granitemoe", "granitemoeshared", "qwen3_5_moe_text", "nemotron_h", "granitemoehybrid"}
+WRITTEN_OTHERWISE = NEWER if OLDER else set()
 
 MOE = {"moe_intermediate_size": 48, "intermediate_size": 96, "num_experts_per_tok": 3}
 MANY = MOE | {"num_experts": 8}
@@ -51,6 +52,20 @@ LATENT = {
     "v_head_dim": 12,
     "num_key_value_heads": 4,
 }
+# Delta nets beside gated attention, norms that count from one.
+DELTA_NET = (
+    MANY
+    | PARTIAL
+    | {
+        "shared_expert_intermediate_size": 64,
+        "head_dim": 16,
+        "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+        "linear_num_key_heads": 4,
+        "linear_num_value_heads": 16,
+        "linear_key_head_dim": 24,
+        "linear_value_head_dim": 16,
+    }
+)
 
 # Experts beside a dense network, each with norms; values that are keys before their norm, where all tokens are seen; soft caps.
 GEMMA = {
@@ -94,6 +109,45 @@ CHANGES: dict[str, dict[str, Any]] = {
     "kolibri1": MANY  # norms on both sides, experts chosen by their logits
     | WINDOWS
     | {"shared_expert_intermediate_size": 64, "head_dim": 16},
+    "lfm2_moe": MANY  # short convolutions, parts by other names
+    | {"layer_types": ["conv", "full_attention", "conv"], "num_dense_layers": 1, "use_expert_bias": True},
+    "qwen3_next": DELTA_NET,  # projections of all heads' parts together
+    "qwen3_5_moe_text": DELTA_NET | {"linear_value_head_dim": 32},  # and apart
+    "nemotron_h": {  # layers of a mixer alone or without one, no rotation, networks without a gate
+        "layers_block_type": ["linear_attention", "moe", "full_attention", "moe", "linear_attention", "mlp"],
+        "num_hidden_layers": 6,
+        "head_dim": 16,
+        "intermediate_size": 56,
+        "moe_intermediate_size": 40,
+        "moe_shared_expert_intermediate_size": 48,
+        "n_routed_experts": 8,
+        "num_experts_per_tok": 3,
+        "n_group": 2,
+        "topk_group": 1,
+        "routed_scaling_factor": 2.5,
+        "time_step_min": 1e-9,  # below any: transformers forgets it when it decodes
+        "mamba_num_heads": 6,
+        "mamba_head_dim": 20,
+        "ssm_state_size": 18,
+        "n_groups": 3,
+        "chunk_size": 8,
+    },
+    "granitemoehybrid": {
+        "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+        "intermediate_size": 40,
+        "shared_intermediate_size": 48,
+        "num_local_experts": 8,
+        "num_experts_per_tok": 3,
+        "mamba_n_heads": 8,
+        "mamba_d_head": 16,
+        "mamba_d_state": 16,
+        "mamba_n_groups": 1,
+        "mamba_chunk_size": 8,
+        "embedding_multiplier": 12.0,
+        "logits_scaling": 6.0,
+        "residual_multiplier": 0.22,
+        "attention_multiplier": 0.25,
+    },
     "flint": MANY | WINDOWS | {"shared_expert_intermediate_size": 64, "head_dim": 16},
 }
 DECODING = {
@@ -108,7 +162,7 @@ def decoding_model(family: str, dtype: torch.dtype = torch.float32, **changes: A
     model = random_model(family, dtype=dtype, **(CHANGES[family] | changes))
     with torch.no_grad():
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-            if "correction_bias" in name:
+            if "correction_bias" in name or "expert_bias" in name:
                 tensor.uniform_(-0.2, 0.2)
             elif name.endswith("layer_scalar"):
                 tensor.uniform_(0.5, 1.5)

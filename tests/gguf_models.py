@@ -57,9 +57,12 @@ def save_gguf(model: Any, path: Path, encode: Any = None, **options: Any) -> Pat
     return write_gguf(model, gguf_tokenizer(), path, encode, **options)
 
 
-def rewrite(path: Path, keys: dict[str, Any] | None = None, tensors: Any = None, added: Any = ()) -> Path:
+def rewrite(
+    path: Path, keys: dict[str, Any] | None = None, tensors: Any = None, added: Any = (), encode: Any = None
+) -> Path:
     """Write a file anew with other values of `keys` (None: without that key), with `tensors(name, values)`: a list of
-    (name, values) for each tensor, and with the keys `added`: name -> (value, type)."""
+    (name, values) for each tensor, with the keys `added`: name -> (value, type), and its tensors in the types that `encode` has
+    them in."""
     reader = gguf.GGUFReader(path)
     fields = {field.name: (field.contents(), field.types) for field in reader.fields.values()}
     stored = {tensor.name: (np.array(tensor.data), tensor.tensor_type) for tensor in reader.tensors}
@@ -73,7 +76,8 @@ def rewrite(path: Path, keys: dict[str, Any] | None = None, tensors: Any = None,
         writer.add_key_value(name, value, kind)
     for name, (values, kind) in stored.items():
         for other, changed in [(name, values)] if tensors is None else tensors(name, values):
-            writer.add_tensor(other, np.ascontiguousarray(changed), raw_dtype=kind)
+            data, stored_as = (changed, kind) if encode is None else encode(other, changed)
+            writer.add_tensor(other, np.ascontiguousarray(data), raw_dtype=stored_as)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

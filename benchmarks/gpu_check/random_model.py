@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Sequence as Many
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import torch
@@ -13,8 +14,9 @@ from torch import Tensor
 from transformers import AutoTokenizer, Qwen3MoeForCausalLM
 
 import dali
+from dali import fused
 from dali.engine.request import Request
-from dali.engine.sampling import SamplingParams
+from dali.engine.sampling import Sampler, SamplingParams
 from dali.engine.sequence import Sequence
 from dali.hooks import attention, seam
 from dali.hooks.moe_layer import MoELayer
@@ -26,16 +28,18 @@ from dali.loading.loaded import LoadedModel
 from dali.store.arena import Arena
 from dali.store.expert_pool import ExpertPool
 from dali.telemetry import Telemetry
+from result import CannotRun
 
 DIFFERENT = 64  # experts
 DEVIATION = 0.02  # of dense weights
 CONTEXT = 512
+NOISE, STRIDE = 2**22, 12347  # values that are drawn; between what the parameters begin with
+GREEDY = SamplingParams(temperature=0, ignore_eos=True)
 
 
 def random_llm(config: Any, format: str = "w4") -> LLM:
-    """The model on the CPU, its experts in dali's layers."""
+    """The model on the CPU, decoding in one native call. CannotRun where it does not."""
     torch.manual_seed(0)
-    model = dense_part(config)
     layers, experts = config.num_hidden_layers, config.num_experts
     shape = ExpertShape(config.hidden_size, config.moe_intermediate_size, Activation("silu"))
     layout = ExpertLayout(shape, get_format(format))
@@ -43,11 +47,20 @@ def random_llm(config: Any, format: str = "w4") -> LLM:
     arena = Arena(layers * experts, layout.record_bytes)
     for index in range(layers * experts):
         arena[index].copy_(few[index % DIFFERENT])
-    telemetry, pool = Telemetry(), ExpertPool([layout] * layers, arena.by_layer(layers))
-    seam.install(model, [MoELayer(index, pool, telemetry) for index in range(layers)])
+    return llm_of(config, ExpertPool([layout] * layers, arena.by_layer(layers)))
+
+
+def llm_of(config: Any, pool: ExpertPool) -> LLM:
+    """The same with the experts of `pool`."""
+    model, telemetry = dense_part(config), Telemetry()
+    seam.install(model, [MoELayer(index, pool, telemetry) for index in range(pool.layers)])
     tokenizer = AutoTokenizer.from_pretrained(Path(dali.__file__).parent / "models" / "dali-tiny")
     top_k = config.num_experts_per_tok
-    return LLM(LoadedModel("random Qwen3-MoE", "random", model, tokenizer, pool, telemetry, CONTEXT, top_k))
+    llm = LLM(LoadedModel("random Qwen3-MoE", "random", model, tokenizer, pool, telemetry, CONTEXT, top_k))
+    llm.engine.decoder = fused.fuse(model, get_format("w8"))
+    if llm.engine.decoder is None:
+        raise CannotRun("dali's kernels for the CPU do not decode this model in one call here.")
+    return llm
 
 
 def dense_part(config: Any) -> Any:
@@ -62,12 +75,12 @@ def dense_part(config: Any) -> Any:
 def with_noise(model: Any) -> Any:
     """A model whose parameters are noise, but its norms, which do nothing."""
     model.eval()
-    noise = (torch.randn(2**22) * DEVIATION).to(model.device, torch.bfloat16)
+    noise, begin = (torch.randn(NOISE) * DEVIATION).to(model.device, torch.bfloat16).repeat(2), 0
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            flat = parameter.view(-1)
-            for at in range(0, len(flat), len(noise)):
-                flat[at : at + len(noise)] = noise[: len(flat) - at]
+            flat, begin = parameter.view(-1), (begin + STRIDE) % NOISE  # no two layers' routers are the same
+            for at in range(0, len(flat), NOISE):
+                flat[at : at + NOISE] = noise[begin : begin + min(len(flat) - at, NOISE)]
             if "norm" in name:
                 parameter.fill_(1.0)
     rotary = type(model.model.rotary_emb)(config=model.config)  # its tables, which are no parameters
@@ -75,11 +88,39 @@ def with_noise(model: Any) -> Any:
     return model
 
 
+class Drawn(Sampler):
+    """Looks for the likeliest token and takes a drawn one: a random model would say one over and over, with the same experts."""
+
+    def __init__(self, params: SamplingParams, vocabulary: int, seed: int) -> None:
+        super().__init__(params)
+        self._vocabulary, self._random = vocabulary, Random(seed)
+
+    def sample(self, logits: Tensor, tokens: Many[int] = (), highest: Any = None) -> int:
+        super().sample(logits, tokens, highest)
+        return self._random.randrange(self._vocabulary)
+
+
 def decode(llm: LLM, batch: int, tokens: int) -> list[float]:
     """Generate `tokens` tokens of `batch` sequences that begin with a token each: seconds of each step but the first quarter."""
+    sequences = [Sequence(Request((index + 1,), tokens + 1, GREEDY)) for index in range(batch)]
+    for index, sequence in enumerate(sequences):
+        sequence.sampler = Drawn(GREEDY, llm.model.config.vocab_size, index)
+    found = run(llm, sequences)
+    return found[len(found) // 4 :]
+
+
+def greedy(llm: LLM, prompt_tokens: int, tokens: int) -> list[int]:
+    """The likeliest `tokens` tokens after a prompt of so many."""
+    vocabulary = llm.model.config.vocab_size
+    prompt = tuple(STRIDE * index % vocabulary for index in range(1, prompt_tokens + 1))
+    sequence = Sequence(Request(prompt, prompt_tokens + tokens, GREEDY))
+    run(llm, [sequence])
+    return sequence.generated
+
+
+def run(llm: LLM, sequences: list[Sequence]) -> list[float]:
+    """Seconds of each step until all sequences have ended."""
     llm.engine.forget()
-    params = SamplingParams(temperature=0, ignore_eos=True)
-    sequences = [Sequence(Request((index + 1,), tokens + 1, params)) for index in range(batch)]
     for sequence in sequences:
         llm.engine.add(sequence)
     found = []
@@ -91,21 +132,4 @@ def decode(llm: LLM, batch: int, tokens: int) -> list[float]:
     for sequence in sequences:
         if sequence.error is not None:
             raise sequence.error
-    return found[len(found) // 4 :]
-
-
-class Replay:
-    """A layer whose routing is given, step for step, where a step has as many tokens as it was given for."""
-
-    def __init__(self, layer: Callable[[Tensor, Tensor, Tensor], Tensor], ids: list[Tensor]) -> None:
-        self._layer, self._ids, self._step = layer, ids, 0
-        self.seconds = 0.0  # of the host in the layer, its waits included
-
-    def __call__(self, hidden: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
-        started = time.perf_counter()
-        if len(hidden) == len(self._ids[0]):
-            ids = self._ids[self._step % len(self._ids)].to(ids.device)
-            self._step += 1
-        out = self._layer(hidden, ids, weights)
-        self.seconds += time.perf_counter() - started
-        return out
+    return found

@@ -18,7 +18,7 @@ from result import Result
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-FOLDERS = ("src", "benchmarks/gpu_check", "benchmarks/tools", "tests", "tests/gpu")
+FOLDERS = ("src", "benchmarks/gpu_check", "benchmarks/tools", "tests", "tests/gpu", "tests/kernels/gpu")
 LAST_LINES = 3  # of what a stage printed, which say why it failed
 
 

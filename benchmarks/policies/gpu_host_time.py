@@ -3,7 +3,8 @@
 The driver is the tests' stand-in (tests/gpu/fake_cuda.cpp) told to do nothing but count, and to post a drawn routing at once,
 with a prediction that is right about seven of a token's eight experts: what is left is the host's own work. The model is whole,
 its weights of noise; a step is one native call, and is timed with all that Python does around it but choosing the token. The
-CPU's experts, which are computed truly, are timed by the native layers themselves and taken out. What is left, a layer:
+CPU's experts, which are computed truly, and the wait for the routing are timed by the native layers and taken out. What is left,
+a layer:
 
 - host: all of it
 - plan: assignment, residency, prefetching, cache replacement, guards
@@ -21,19 +22,16 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import torch
-from transformers import AutoTokenizer
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "gpu_check"))
@@ -41,27 +39,15 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "gpu"))
 
 from fake import FakeDriver, FakeGpu
 
-import dali
 import report
-from dali import fused
-from dali.engine.request import Request
-from dali.engine.sampling import SamplingParams
-from dali.engine.sequence import Sequence
 from dali.hardware.profile import load as load_profile
-from dali.hooks import seam
-from dali.hooks.moe_layer import MoELayer
 from dali.kernels.activation import Activation
 from dali.kernels.expert import ExpertLayout, ExpertShape
 from dali.kernels.formats import get_format
 from dali.llm import LLM
-from dali.loading.loaded import LoadedModel
-from dali.offload.build import MOST_SCRATCH, accelerate
-from dali.options import LoadOptions
-from dali.progress import silent
-from dali.runtime.predict import LinearMap
 from dali.store.expert_pool import ExpertPool
-from dali.telemetry import Telemetry
 from layer_seconds import LIMIT_US
+from over_gpu import over_gpu
 from qwen3_layers import (
     EXPERTS,
     FORMAT,
@@ -69,13 +55,13 @@ from qwen3_layers import (
     INTERMEDIATE,
     LAYERS,
     SHAPE,
-    TOP_K,
     WARM_UP,
     microseconds,
     qwen3_30b_a3b,
     routing,
 )
-from random_model import CONTEXT, dense_part
+from random_model import llm_of
+from timed_model import HostTimes, run_steps
 
 BATCHES, RESIDENT = (1, 8), (0.25, 0.5)
 ROUNDS = 5  # of which the quietest counts: what else runs on the machine only adds
@@ -86,20 +72,6 @@ CALLS = {
     "waits": "cuStreamWaitEvent",
     "records": "cuEventRecord",
 }
-
-
-@dataclass
-class Steps:
-    """Of each step: seconds of a layer's host work, of planning and of Python's part of it; and of each layer's step how many
-    experts ran on the CPU, on the GPU where they lay, there after a copy, and how many copies were for later."""
-
-    host: list[float] = field(default_factory=list)
-    plan: list[float] = field(default_factory=list)
-    python: list[float] = field(default_factory=list)
-    plans: list[tuple[int, int, int, int]] = field(default_factory=list)
-
-    def median_us(self) -> float:
-        return 1e6 * statistics.median(self.host)
 
 
 def idle_gpu(folder: Path) -> tuple[FakeDriver, FakeGpu]:
@@ -114,53 +86,33 @@ def noise_model() -> LLM:
     """The model on the CPU, with one record for all experts: copies move nothing, and the CPU's experts are in its caches."""
     layout = ExpertLayout(ExpertShape(HIDDEN, INTERMEDIATE, Activation("silu")), get_format(FORMAT))
     record = torch.zeros(layout.record_bytes, dtype=torch.uint8)
-    pool, telemetry = ExpertPool([layout] * LAYERS, [[record] * EXPERTS] * LAYERS), Telemetry()
-    model = dense_part(qwen3_30b_a3b())
-    seam.install(model, [MoELayer(index, pool, telemetry) for index in range(LAYERS)])
-    tokenizer = AutoTokenizer.from_pretrained(Path(dali.__file__).parent / "models" / "dali-tiny")
-    llm = LLM(LoadedModel("noise", "", model, tokenizer, pool, telemetry, CONTEXT, TOP_K))
-    llm.engine.decoder = fused.fuse(model, get_format("w8"))
-    assert llm.engine.decoder is not None
-    return llm
+    return llm_of(qwen3_30b_a3b(), ExpertPool([layout] * LAYERS, [[record] * EXPERTS] * LAYERS))
 
 
 @contextmanager
-def over_gpu(llm: LLM, gpu: FakeGpu, resident: float, profile: str) -> Iterator[Any]:
-    """The model with a share of each layer's experts resident; yields what plans its steps, and gives the memory back."""
-    decoder: Any = llm.engine.decoder
-    slots = LAYERS * int(EXPERTS * resident) + MOST_SCRATCH
-    options = LoadOptions(device="cuda", vram=slots * llm.layout.record_bytes, profile=profile)
-    predictor = LinearMap([torch.zeros(HIDDEN + 1, EXPERTS)] * (LAYERS - 1), 1, TOP_K)
+def over_idle_gpu(llm: LLM, gpu: FakeGpu, resident: float, profile: str) -> Iterator[None]:
+    """The model with a share of each layer's experts resident."""
     with (
         patch("dali.offload.gpu.cubin", lambda *arguments: b"none is read"),
         patch("dali.offload.build.Gpu", lambda device: gpu),
-        patch("dali.offload.build.load_predictor", lambda *arguments: predictor),
+        over_gpu(llm, resident, profile),
     ):
-        accelerated = accelerate(llm.loaded, llm.engine, options, silent, [].append, decoder=decoder)
-    llm.accelerate(accelerated)
-    try:
-        yield accelerated.executor
-    finally:
-        llm.engine.forget()
-        accelerated.executor.device.close()
-        llm.engine.decoder, llm.accelerated = decoder, None
+        yield
 
 
-def measure(
-    driver: FakeDriver, llm: LLM, executor: Any, batch: int, steps: int
-) -> tuple[Steps, dict[str, Any], int]:
+def measure(driver: FakeDriver, llm: LLM, batch: int, steps: int) -> tuple[HostTimes, dict[str, Any], int]:
     """(The quietest round's host times, what a layer's step asked of the driver and where experts ran, of all rounds, and the
     kernels of a layer's dense part, which its graph was captured with.)"""
     drawn = routing(batch, WARM_UP + steps)
     captured = driver.calls(CALLS["launches"])
-    run_steps(driver, llm, executor, batch, drawn[:1])
+    run_drawn(driver, llm, batch, drawn[:1])
     again = driver.calls(CALLS["launches"])
-    run_steps(driver, llm, executor, batch, drawn[:1])
+    run_drawn(driver, llm, batch, drawn[:1])
     kernels = round((2 * again - captured - driver.calls(CALLS["launches"])) / LAYERS)
-    run_steps(driver, llm, executor, batch, drawn[:WARM_UP])
+    run_drawn(driver, llm, batch, drawn[:WARM_UP])
     before = counted(driver), llm.telemetry.total()
-    rounds = [run_steps(driver, llm, executor, batch, drawn[WARM_UP:]) for _ in range(ROUNDS)]
-    found = min(rounds, key=Steps.median_us)
+    rounds = [run_drawn(driver, llm, batch, drawn[WARM_UP:]) for _ in range(ROUNDS)]
+    found = min(rounds, key=HostTimes.median_us)
     found.plans = [plan for each in rounds for plan in each.plans]
     after = counted(driver), llm.telemetry.total()
     layers = LAYERS * steps * ROUNDS
@@ -170,53 +122,16 @@ def measure(
     return found, asked, kernels
 
 
-def run_steps(driver: FakeDriver, llm: LLM, executor: Any, batch: int, drawn: list[torch.Tensor]) -> Steps:
+def run_drawn(driver: FakeDriver, llm: LLM, batch: int, drawn: list[torch.Tensor]) -> HostTimes:
     """Decode a token a sequence for each of the routings `drawn`, [layers, batch, top_k]."""
-    found, decoder = Steps(), llm.engine.decoder
-    assert decoder is not None
-    native: Any = decoder._native  # type: ignore[attr-defined]
-    timed = TimedModel(native)
-    params = SamplingParams(temperature=0, ignore_eos=True)
-    sequences = [Sequence(Request((index + 1,), len(drawn) + 2, params)) for index in range(batch)]
-    plan = [(sequence, 1) for sequence in sequences]
-    telemetry = llm.telemetry
-    with patch.object(decoder, "_native", timed):
-        for ids in drawn:
-            ahead = torch.cat((ids[1:, :, :-1], ids[1:, :, -1:].roll(1, 0)), -1)  # all but the last are right
-            last = torch.zeros_like(ids[:1])
-            driver.route(ids.view(LAYERS, -1), torch.cat((ahead, last)).view(LAYERS, -1))
-            cpu, planned = telemetry.total().cpu_seconds, telemetry.plan_seconds
-            started = time.perf_counter()
-            llm.engine._forward(plan)
-            seconds = time.perf_counter() - started
-            cpu, planned = telemetry.total().cpu_seconds - cpu, telemetry.plan_seconds - planned
-            for sequence in sequences:
-                sequence.advance(torch.zeros(1))
-                sequence.computed += 1
-            found.host.append((seconds - cpu) / LAYERS)
-            found.plan.append(planned / LAYERS)
-            found.python.append((seconds - timed.seconds) / LAYERS)
-            found.plans += timed.plans
-    return found
 
+    def draw(step: int) -> None:
+        ids = drawn[step]
+        ahead = torch.cat((ids[1:, :, :-1], ids[1:, :, -1:].roll(1, 0)), -1)  # all but the last are right
+        last = torch.zeros_like(ids[:1])
+        driver.route(ids.view(LAYERS, -1), torch.cat((ahead, last)).view(LAYERS, -1))
 
-class TimedModel:
-    """The native model, the seconds of its latest step, and its plans."""
-
-    def __init__(self, native: Any) -> None:
-        self._model = native
-        self.seconds = 0.0
-        self.plans: list[tuple[int, int, int, int]] = []
-
-    def step(self, *arguments: Any) -> Any:
-        started = time.perf_counter()
-        outcomes = self._model.step(*arguments)
-        self.seconds = time.perf_counter() - started
-        self.plans = [
-            (on_cpu, resident + prefetched, fetched, ahead)
-            for on_cpu, resident, prefetched, fetched, _, _, _, _, ahead, *_ in outcomes
-        ]
-        return outcomes
+    return run_steps(llm, batch, len(drawn), draw)
 
 
 def counted(driver: FakeDriver) -> dict[str, float]:
@@ -254,8 +169,8 @@ def main() -> None:
         llm = noise_model()
         for batch in BATCHES:
             for resident in RESIDENT:
-                with over_gpu(llm, gpu, resident, options.profile) as executor:
-                    found, asked, kernels = measure(driver, llm, executor, batch, options.steps)
+                with over_idle_gpu(llm, gpu, resident, options.profile):
+                    found, asked, kernels = measure(driver, llm, batch, options.steps)
                 row: dict[str, Any] = {"batch": batch, "resident": resident}
                 row["host_us"], row["host_p90"] = microseconds(found.host)
                 row |= {f"{part}_us": microseconds(getattr(found, part))[0] for part in ("plan", "python")}

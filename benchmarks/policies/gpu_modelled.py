@@ -35,12 +35,11 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 
 import report
-from dali.fused.dense import PackedLinear
 from dali.hardware.cost import CostModel
-from dali.llm import LLM
-from gpu_host_time import ROUNDS, Steps, idle_gpu, measure, noise_model, over_gpu
-from layer_seconds import LAUNCH_US, layer_seconds
+from gpu_host_time import ROUNDS, idle_gpu, measure, noise_model, over_idle_gpu
+from layer_seconds import LAUNCH_US, dense_bytes, layer_seconds
 from qwen3_layers import HIDDEN, LAYERS, SHAPE, cost_model
+from timed_model import HostTimes
 
 PROFILES = ("rtx4090-desktop", "rtx3060-desktop")
 RESIDENT = 0.25
@@ -49,16 +48,8 @@ KERNEL_US = 1.0  # from the end of a graph's kernel to the start of the next: li
 TARGET = 80  # percent of the floor
 
 
-def dense_bytes(llm: LLM) -> int:
-    """Bytes that a token reads of the dense part, as the GPU has it: packed linears, and all else but the embeddings."""
-    embeddings = llm.model.get_input_embeddings()
-    linears = sum(module.packed.nbytes for module in llm.model.modules() if isinstance(module, PackedLinear))
-    others = sum(p.nbytes for p in llm.model.parameters() if p is not embeddings.weight)
-    return int(linears + others)
-
-
 def modelled(
-    costs: CostModel, found: Steps, asked: dict[str, Any], kernels: float, nbytes: float
+    costs: CostModel, found: HostTimes, asked: dict[str, Any], kernels: float, nbytes: float
 ) -> dict[str, Any]:
     """One profile's row; `kernels` and `nbytes`: of a layer's dense part."""
     hits, host = asked["resident_experts"], 1e-6 * found.median_us()
@@ -86,10 +77,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
         driver, gpu = idle_gpu(Path(folder))
         llm = noise_model()
-        nbytes = dense_bytes(llm) / LAYERS
+        nbytes = dense_bytes(llm.model) / LAYERS
         for name in PROFILES:
-            with over_gpu(llm, gpu, RESIDENT, name) as executor:
-                found, asked, kernels = measure(driver, llm, executor, 1, options.steps)
+            with over_idle_gpu(llm, gpu, RESIDENT, name):
+                found, asked, kernels = measure(driver, llm, 1, options.steps)
             row = modelled(cost_model(name), found, asked, kernels, nbytes)
             experts = zip(("cpu", "there", "fetched", "ahead"), zip(*found.plans, strict=True), strict=True)
             row |= {f"{part}_experts": round(statistics.fmean(counts), 2) for part, counts in experts}

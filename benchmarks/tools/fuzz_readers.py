@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import lzma
 import resource
 import signal
 import tempfile
@@ -31,15 +32,16 @@ from dali.errors import DaliError
 from dali.kernels.activation import Activation
 from dali.kernels.expert import ExpertLayout, ExpertShape, ExpertWeights
 from dali.kernels.formats import get_format
-from dali.loading.gguf.model import GgufModel
 from dali.loading.gguf.tokenizer import read_tokenizer
 from dali.store.gguf.header import read_gguf
 from dali.store.packed.builder import build
 from dali.store.packed.header import StoreHeader
 from dali.store.packed.reader import StoreReader
 from export_gguf import encode_as, write_gguf
+from tiny_architectures import Unstepped
 
 SECONDS = 20
+CONVERTED = Path(__file__).parents[2] / "tests" / "loading" / "gguf" / "converted"
 MEMORY = 6 * 2**30  # above what is in use when the inputs begin
 EXTREMES = [0, 1, 2, 31, 32, 255, 256, 2**16, 2**31 - 1, 2**31, 2**32 - 1, 2**61, 2**63 - 1, 2**63, 2**64 - 1]
 TINY = {
@@ -127,7 +129,7 @@ def damage(content: bytes, header: int, random: Random, gently: bool) -> bytes:
 
 def read_model(path: Path) -> None:
     """All that loading does with a GGUF file's own bytes."""
-    model = GgufModel(path)
+    model = Unstepped(path)
     read_tokenizer(model.gguf)
     model.read(model.experts.layouts(None), torch.float32, False, lambda nbytes: None)
 
@@ -157,7 +159,10 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--inputs", type=int, default=20_000, help="for each header; a quarter for whole models"
+        "--inputs",
+        type=int,
+        default=20_000,
+        help="for each header; a quarter for whole models, a twentieth for each converted one",
     )
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
@@ -172,6 +177,12 @@ def main() -> None:
             header = min(tensor.offset for tensor in read_gguf(folder / "sample.gguf").tensors.values())
             targets.append((f"gguf header, {family}", content, header, read_gguf, options.inputs))
             targets.append((f"gguf model, {family}", content, header, read_model, options.inputs // 4))
+        for file in sorted(CONVERTED.glob("*.gguf.xz")):
+            content = lzma.decompress(file.read_bytes())
+            (folder / "sample.gguf").write_bytes(content)
+            header = min(tensor.offset for tensor in read_gguf(folder / "sample.gguf").tensors.values())
+            name = f"gguf model, {file.name.removesuffix('.gguf.xz')} as converted"
+            targets.append((name, content, header, read_model, options.inputs // 20))
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, resource.getrlimit(resource.RLIMIT_AS)[1]))
         rows = [run(*target, options.seed, folder / "input.gguf") for target in targets]

@@ -66,7 +66,7 @@ class TimedLayers:
         started = time.perf_counter()
         outcome = call(*arguments)
         total = time.perf_counter() - started
-        on_cpu, resident, prefetched, fetched, *_, ahead, seconds, plan, cpu = outcome
+        on_cpu, resident, prefetched, fetched, *_, ahead, seconds, plan, cpu, _ = outcome
         self.plans.append((on_cpu, resident + prefetched, fetched, ahead))
         self.seconds["routing"] += total - seconds
         self.seconds["execute"] += seconds - plan - cpu

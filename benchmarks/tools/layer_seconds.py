@@ -5,7 +5,9 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from dali.fused.dense import PackedLinear
 from dali.hardware.cost import CostModel
 from qwen3_layers import TOP_K
 
@@ -25,6 +27,13 @@ class LayerSeconds:
     dense: float
     experts: float
     copies: float
+
+
+def dense_bytes(model: Any) -> int:
+    """Bytes that a token reads of the dense part, as the GPU has it: packed linears, and all else but the embeddings."""
+    embeddings = model.get_input_embeddings()
+    linears = sum(module.packed.nbytes for module in model.modules() if isinstance(module, PackedLinear))
+    return int(linears + sum(p.nbytes for p in model.parameters() if p is not embeddings.weight))
 
 
 def layer_seconds(

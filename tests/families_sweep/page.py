@@ -30,7 +30,8 @@ accelerator; and with `w8` experts those of the same model with its experts quan
 - **refused**: neither does.
 
 Which of these a published model needs depends on its configuration: in brackets stands what a row's differs in from the family's
-defaults. "windows" have some or all layers attend to a window of tokens.
+defaults. "windows" have some or all layers attend to a window of tokens. Which families' GGUF files are read says
+[GGUF files](GGUF.md).
 
 | model type | class in transformers | result | how it decodes, or why it does not load |
 |---|---|---|---|

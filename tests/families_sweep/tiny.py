@@ -70,10 +70,10 @@ SIZES: dict[str, Any] = {
     "index_kpool": 4,
     "index_block_size": 4,
     "index_topk_blocks": 3,
-    "linear_num_heads": 4,
+    "linear_num_heads": 16,
     "linear_head_dim": 16,
-    "linear_num_key_heads": 2,
-    "linear_num_value_heads": 4,
+    "linear_num_key_heads": 4,
+    "linear_num_value_heads": 16,
     "linear_key_head_dim": 16,
     "linear_value_head_dim": 16,
     "mamba_num_heads": 4,
@@ -166,7 +166,10 @@ CHANGES: dict[str, dict[str, dict[str, Any]]] = {
     "mellum": {"windows": {"sliding_window": 7, "layer_types": WINDOWS}},
     "mistral_large4_text": {"": {"num_hidden_layers": 3, "kv_source_layers": [0, 1, 1]}},
     "mixtral": {"windows": {"sliding_window": 7}},
-    "nemotron_h": {"attention alone": {"layers_block_type": ["full_attention", "moe", "mlp"]}},
+    "nemotron_h": {
+        "attention alone": {"layers_block_type": ["full_attention", "moe", "mlp"]},
+        "experts in a latent space": {"moe_latent_size": 32},
+    },
     "phimoe": {"windows": {"sliding_window": 7}},
     "qwen2_moe": {"windows": {"sliding_window": 7, "use_sliding_window": True, "layer_types": WINDOWS}},
     "qwen3_moe": {
@@ -196,7 +199,11 @@ PARTS: dict[str, dict[str, dict[str, Any]]] = {
     "muse_spark": {"audio_config": {"out_hidden_size": 64}},
 }
 # Models for images and text that are published around a family: its model type -> theirs.
-AROUND = {"deepseek_v3": "kimi_k25", "mistral4": "mistral3", "qwen3_moe": "internvl"}
+AROUND = {
+    "deepseek_v3": "kimi_k25",
+    "mistral4": "mistral3",
+    "qwen3_moe": "internvl",
+}
 
 
 @dataclass(frozen=True)

@@ -83,15 +83,16 @@ def test_every_familys_norms_are_fused_and_agree(family, dtype):
         torch.testing.assert_close(module(x[norm]), wanted)
 
 
-class SquaredRMSNorm(nn.Module):
-    """No model's: weights count squared."""
+class OffsetRMSNorm(nn.Module):
+    """Weights count from `offset`: from one in Qwen3-Next's."""
 
-    def __init__(self) -> None:
+    def __init__(self, offset: float, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
-        self.weight, self.variance_epsilon = nn.Parameter(torch.rand(32)), 1e-6
+        self.offset, self.weight, self.eps = offset, nn.Parameter(torch.rand(32, dtype=dtype)), 1e-6
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.weight**2 * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
+        normed = x.float() * torch.rsqrt(x.float().pow(2).mean(-1, keepdim=True) + self.eps)
+        return (normed * (self.offset + self.weight.float())).type_as(x)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -103,10 +104,22 @@ def test_every_layer_of_a_trained_model_is_fused(dtype):
     assert all(isinstance(norm, dense.FusedRMSNorm) for norm in norms)
 
 
-def test_a_norm_of_another_formula_is_left_alone():
-    model = nn.Sequential(SquaredRMSNorm())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_norm_whose_weights_count_from_one_is_rounded_once(dtype):
+    norm = OffsetRMSNorm(1.0, dtype)
+    model = nn.Sequential(norm)
     dense.fuse_norms(model)
-    assert isinstance(model[0], SquaredRMSNorm)
+    assert isinstance(model[0], dense.FusedRMSNorm)
+    x = torch.randn(50, 32).to(dtype)
+    differ = (model(x) != norm(x)).float().mean()
+    torch.testing.assert_close(model(x), norm(x))
+    assert dtype == torch.float32 or differ < 0.02  # by the order of sums alone
+
+
+def test_a_norm_of_another_formula_is_left_alone():
+    model = nn.Sequential(OffsetRMSNorm(1.5))
+    dense.fuse_norms(model)
+    assert isinstance(model[0], OffsetRMSNorm)
 
 
 @pytest.mark.parametrize(("quant", "packed"), [("w8", True), ("w4", True), ("f32", False), ("bf16", False)])

@@ -17,6 +17,7 @@ from fake import COMPILER, FakeDriver, FakeGpu, shimmed
 from dali.hardware import profile as profiles
 from dali.kernels import native
 
+rms_norm = native.rms_norm
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 COMMON = {"GATE": 4, "UP": 4, "DOWN": 4, "ACTIVATION": 0, "GATED": 1, "BIASED": 0, "PASSES": 1}
 pytestmark = [
@@ -66,6 +67,20 @@ def idle(driver, monkeypatch):
     return gpu
 
 
+@pytest.fixture
+def driver_of_models(driver, folder, monkeypatch):
+    """A GPU whose kernels are computed by the CPU, for whole models."""
+    driver.reset(0)
+    gpu = FakeGpu("cuda", driver)
+    monkeypatch.setattr("dali.offload.build.Gpu", lambda device: gpu)
+    monkeypatch.setattr(
+        "dali.offload.gpu.cubin",
+        lambda name, macros, sm, kept: str(shimmed.build_macros(macros, folder)).encode(),
+    )
+    monkeypatch.setattr("dali.offload.gpu.LOGITS", 0)
+    return driver
+
+
 def test_the_right_kernels_are_found_right_and_a_wrong_one_wrong(driver, folder, result):
     driver.reset(0)
     right = import_module("stages.right")
@@ -87,6 +102,31 @@ def test_the_right_kernels_are_found_right_and_a_wrong_one_wrong(driver, folder,
     )
     assert found > 0
     assert [row["differ"] for row in result.found["rows"]] == [0, found]
+
+
+def test_the_dense_parts_kernels_are_found_right_and_a_wrong_one_wrong(driver, folder, result, monkeypatch):
+    driver.reset(0)
+    right, dense = import_module("stages.right"), import_module("dense_kernels")
+    monkeypatch.setattr(dense, "FORMATS", {name: dense.FORMATS[name] for name in ("w4", "w8", "bf16")})
+    monkeypatch.setattr(dense, "VOCABULARY", 1500)
+
+    def build(name, macros):
+        return str(shimmed.build_macros(macros, folder)).encode()
+
+    gpu = FakeGpu("cuda", driver)
+    for sizes in (
+        dense.Sizes(64, 2, 1, 32, 16, 4, 48, normed=True, lengths=(1, 1030)),
+        dense.Sizes(96, 4, 2, 32, 8, 2, 40, biased=True, sinks=True, window=5, lengths=(3, 9)),
+    ):
+        assert right.check_dense(result, gpu, build, "small", sizes, (1, 9)) == 0
+    rows = len(result.found["rows"])
+    assert rows == 2 * 9
+    assert all(row["compared"] > 0 for row in result.found["rows"])
+    monkeypatch.setattr(dense, "EPSILON", 1e-3)  # a norm that is not the CPU's
+    monkeypatch.setattr(native, "rms_norm", lambda x, weight, epsilon: rms_norm(x, weight, 1e-6))
+    assert right.check_dense(result, gpu, build, "wrong", sizes, (1,)) > 0
+    wrong = {row["kernels"] for row in result.found["rows"][rows:] if row["differ"]}
+    assert wrong == {"add_norm"}
 
 
 class HostEvent:
@@ -157,28 +197,65 @@ def with_profile(tmp_path):
     return import_module("result").Result(tmp_path / "work" / "decode.json")
 
 
-def test_decoding_runs_over_the_gpu_with_each_share_and_then_on_the_cpu(idle, with_profile):
-    result = with_profile
-    decode, model = import_module("stages.decode"), import_module("random_model")
+def small_config(**sizes):
+    """Qwen3-30B-A3B's, of two small layers."""
     config = import_module("qwen3_layers").qwen3_30b_a3b()
-    config.num_hidden_layers, config.moe_intermediate_size, config.vocab_size = 2, 32, 64
-    assert decode.transformers(result, config, idle, 4).keys() == {
+    small = {"num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1}
+    small |= {"head_dim": 32, "num_experts": 16, "num_experts_per_tok": 4, "moe_intermediate_size": 32}
+    for name, value in (small | {"vocab_size": 64} | sizes).items():
+        setattr(config, name, value)
+    return config
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Stages of small models, over a stand-in whose kernels compute."""
+    monkeypatch.setattr("torch.cuda.synchronize", lambda *place: None)
+    for module in ("stages.decode", "stages.host"):
+        for name, value in {"TOKENS": 6, "PROMPTS": (1, 9), "GREEDY": 4, "STEPS": 4, "WARM_UP": 1}.items():
+            monkeypatch.setattr(import_module(module), name, value, raising=False)
+
+
+def test_decoding_runs_on_the_cpu_and_over_the_gpu_with_each_share(driver_of_models, small, with_profile):
+    result, decode, model = with_profile, import_module("stages.decode"), import_module("random_model")
+    with torch.inference_mode():
+        llm = model.random_llm(small_config())
+        speeds = decode.measure(result, llm, (0.0, 0.25, 1.0), 6, 1e12)
+    assert len(speeds) == 8
+    rows = {(row["what"], row.get("batch")): row for row in result.found["rows"]}
+    assert rows["cuda 0%", 1]["cpu"] == rows["cuda 100%", 1]["resident"] == 4  # top-4
+    assert rows["cuda 100%", 8]["resident"] > 4
+    assert rows["cuda 25%", 8]["cpu"] > 0
+    assert rows["cuda 25% and its model", None]["modelled_ms"] > 0
+    assert rows["greedy tokens", None] == {"what": "greedy tokens", "compared": 3 * 2 * 4, "differ": 0}
+    limits = {limit["what"]: limit for limit in result.found["limits"]}
+    assert list(limits) == [
+        "cuda 25 % of the floor",
+        "cuda 25 % against its model, error",
+        "greedy tokens over the GPU that are not the CPU's",
+    ]
+    assert limits["greedy tokens over the GPU that are not the CPU's"]["kept"]
+    assert driver_of_models.races == []
+
+
+def test_greedy_tokens_that_are_not_the_cpus_are_counted(driver_of_models, small, result, monkeypatch):
+    decode, model = import_module("stages.decode"), import_module("random_model")
+    answers = iter([[1, 2, 3, 4], [5, 6, 7, 8], [1, 2, 0, 0], [5, 6, 7, 8]])
+    monkeypatch.setattr(decode, "greedy", lambda llm, prompt, tokens: next(answers))
+    monkeypatch.setattr(decode, "decode_all", lambda *arguments: {})
+    with torch.inference_mode():
+        decode.measure(result, model.random_llm(small_config()), (1.0,), 2, 1e12)
+    (limit,) = result.found["limits"]
+    assert (limit["value"], limit["kept"]) == (2, False)
+
+
+def test_transformers_own_model_is_timed_beside(idle, result):
+    decode = import_module("stages.decode")
+    assert decode.transformers(result, small_config(), idle, 4).keys() == {
         (decode.TRANSFORMERS, 1),
         (decode.TRANSFORMERS, 8),
     }
-    with torch.inference_mode():
-        speeds = decode.measure(result, model.random_llm(config), (0.0, 0.25, 1.0), 6, 1e12)
-    assert len(speeds) == 8
-    rows = {(row["what"], row.get("batch")): row for row in result.found["rows"]}
-    assert rows["cuda 0%", 1]["cpu"] == rows["cuda 100%", 1]["resident"] == 8  # top-8, as replayed
-    assert rows["cuda 100%", 8]["resident"] > 40
-    assert rows["cuda 25%", 8]["cpu"] > 0
-    assert rows[decode.TRANSFORMERS, 1]["layers"] == 2
-    assert rows["cuda 25% and its model", None]["modelled_ms"] > 0
-    assert [limit["what"] for limit in result.found["limits"]] == [
-        "cuda 25 % of the floor",
-        "cuda 25 % against its model, error",
-    ]
+    assert [row["layers"] for row in result.found["rows"]] == [2, 2]
 
 
 def test_a_quarter_resident_is_held_against_the_cpu_and_transformers(result):
@@ -216,14 +293,13 @@ def test_transformers_without_room_is_said(result, monkeypatch):
 WAITING = ("cuStreamSynchronize", "cuEventSynchronize")
 
 
-def test_the_host_waits_once_a_layer_and_for_no_call(driver, idle, result, monkeypatch):
-    host, layers = (import_module(name) for name in ("stages.host", "qwen3_layers"))
-    monkeypatch.setattr(host, "Foresight", lambda place="cpu": layers.Foresight())
+def test_the_host_waits_once_a_layer_and_for_no_call(driver, idle, small, result, monkeypatch):
+    host = import_module("stages.host")
     monkeypatch.setattr(host, "open_gpu", lambda: idle)
     monkeypatch.setattr(host, "launches", lambda result: None)
     monkeypatch.setattr(host, "builder", lambda gpu: lambda name, macros: b"none is read")
-    monkeypatch.setattr(host, "WARM_UP", 2)
-    monkeypatch.setattr(host, "STEPS", 4)
+    monkeypatch.setattr(host, "qwen3_30b_a3b", lambda: small_config(hidden_size=2048, num_experts=128))
+    monkeypatch.setattr(host, "LAYERS", 2)
 
     def count(work):
         before = sum(map(driver.calls, WAITING))
@@ -240,16 +316,38 @@ def test_the_host_waits_once_a_layer_and_for_no_call(driver, idle, result, monke
     assert "no figure here was measured on silicon" in result.found["notes"][0]
 
 
-def test_synchronising_calls_are_counted_beyond_what_is_done_once(idle, monkeypatch):
-    host, layers = (import_module(name) for name in ("stages.host", "qwen3_layers"))
-    costs, pool = layers.cost_model("rtx4090-desktop"), host.several_records(layers.LAYERS, layers.EXPERTS)
-    foresight = layers.Foresight()
-    executor = host.build_gpu(idle, pool, 0.25, costs, foresight)
-    counts = iter((7 + 2 * layers.LAYERS, 7 + 4 * layers.LAYERS))  # seven at first, then one a layer
-    drawn = layers.routing(1, 4)
-    counted = lambda work: (work(), next(counts))[1]  # noqa: E731
-    assert host.waits(executor, foresight, 1, drawn, counted) == 2  # one more than the flag
-    executor.device.close()
+def test_synchronising_calls_are_counted_beyond_what_is_done_once(small, monkeypatch):
+    host, timed = import_module("stages.host"), import_module("timed_model")
+    counts = iter((7 + 2 * 2, 7 + 4 * 2))  # seven at first, then one a layer
+    monkeypatch.setattr(host, "synchronisations", lambda work: (work(), next(counts))[1])
+    monkeypatch.setattr(
+        host, "run_steps", lambda llm, batch, steps: timed.HostTimes(plans=[(4, 0, 0, 0)] * 2 * steps)
+    )
+    llm = SimpleNamespace(loaded=SimpleNamespace(pool=SimpleNamespace(layers=2)))
+    assert host.waits(llm, 1, 4) == 2  # one more than the flag
+
+
+def test_what_is_waited_for_a_routing_is_no_work_of_the_host():
+    timed = import_module("timed_model")
+    outcome = (
+        1,
+        2,
+        3,
+        4,
+        0,
+        0,
+        0,
+        0,
+        5,
+        0.5,
+        0.25,
+        0.125,
+        2.0,
+    )  # counts; seconds, to plan, the CPU's, waited
+    model = timed.TimedModel(SimpleNamespace(step=lambda *arguments: [outcome, outcome]))
+    model.step()
+    assert (model.plan, model.cpu, model.waited) == (0.5, 0.25, 4.0)
+    assert model.plans == [(1, 5, 4, 5)] * 2
 
 
 def test_what_waits_is_told_by_name_and_no_count_is_taken_for_none(monkeypatch):
@@ -281,16 +379,14 @@ def test_what_waits_is_told_by_name_and_no_count_is_taken_for_none(monkeypatch):
     )
 
 
-def test_systems_are_measured_and_modelled(idle, result, monkeypatch):
+def test_systems_are_measured_and_modelled(idle, monkeypatch):
     policies, host, layers = (
         import_module(name) for name in ("stages.policies", "stages.host", "qwen3_layers")
     )
-    for module in (policies, host):
-        monkeypatch.setattr(module, "Foresight", lambda place="cpu": layers.Foresight())
-        monkeypatch.setattr(module, "WARM_UP", 2)
+    monkeypatch.setattr(policies, "Foresight", lambda place="cpu": layers.Foresight())
+    monkeypatch.setattr(policies, "WARM_UP", 2)
     monkeypatch.setattr(policies, "STEPS", 2)
     costs, pool = layers.cost_model("rtx4090-desktop"), host.several_records(layers.LAYERS, layers.EXPERTS)
-    assert host.a_layer(result, idle, pool, costs, 1, lambda work: 0.0 * (work() is None)) > 0
     seconds, of_host = policies.measure(idle, pool, costs, 0.25, "ktransformers")
     assert seconds > layers.LAYERS * of_host / 2
     slower = policies.modelled(costs, 0.25, "ktransformers", 1e-3)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -17,11 +19,14 @@ LACKING = {"deepseek_v2", "deepseek_v3", "glm4_moe_lite", "gemma4_text"}
 FAMILIES = [*PLAIN, *(family for family in DECODING if family not in LACKING)]
 
 
+def family_model(family: str, dtype: torch.dtype) -> Any:
+    return random_model(family, dtype=dtype) if family in PLAIN else decoding_model(family, dtype)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_gpu_gives_the_bits_of_the_cpu(driver, tmp_path, family, dtype):
-    model = random_model(family, dtype=dtype) if family in PLAIN else decoding_model(family, dtype)
-    directory = save_model(model, tmp_path)
+    directory = save_model(family_model(family, dtype), tmp_path)
     expected = decoded(dali.load(directory, quant="w4"))
     llm = dali.load(directory, quant="w4", device="cuda", vram="300KiB", notify=[].append)
     assert isinstance(llm.engine.decoder, GpuModel)

@@ -1,4 +1,5 @@
-"""dali on a real GPU: kernels bit for bit as the CPU's, whole models as near as rounding allows, calibration, attach."""
+"""dali on a real GPU: kernels and whole models bit for bit as the CPU's; what torch computes there as near as rounding allows;
+calibration, attach."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from unittest.mock import patch
 import pytest
 import torch
 from one_layer import OneLayer, differing, random_records, random_step
+from test_gpu_families import family_model
 
 import dali
 from dali.devices.cuda import Gpu
@@ -20,7 +22,9 @@ from dali.kernels.expert import ExpertLayout, ExpertShape
 from dali.kernels.formats import FORMATS, get_format
 from dali.kernels.gpu.compiler import cubin
 from dali.offload.gpu import TEMPORARIES
+from dali.offload.gpu_model import GpuModel
 from dali.store.cache import cache_root
+from decoded import decoded
 from families import FAMILIES, random_model, save_model, save_mxfp4_model
 
 pytestmark = [
@@ -28,6 +32,8 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
     pytest.mark.skipif(not native.enabled(), reason="dali's library is not built"),
 ]
+QUANTIZED = [name for name in FORMATS if get_format(name).quantized and name not in ("mxfp4", "q4k")]
+WHOLE = ["mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "gpt_oss", "glm4_moe", "granitemoe", "minimax_m2"]
 PROMPTS = [[5, 6, 7, 8, 9, 10, 11], [20, 21, 22], [40]]
 # Of log probabilities. Linears, norms and attention are torch's, which sums in other orders on a GPU: through 3 layers that makes
 # some 1e-5 (inputs changed in their last bits make as much on the CPU). Where activations are rounded to int8 between, a value
@@ -94,22 +100,56 @@ def test_odd_and_large_sizes_give_the_cpus_bits(gpu, build, hidden):
         assert differing(layer.step(*step), layer.expected(*step)) == 0
 
 
+def answer_as_the_cpu(directory, quant: str) -> None:
+    """Logits of prompts and of decoding steps, whole models by dali's kernels: with all experts there and then with few."""
+    llm = dali.load(directory, quant=quant)
+    expected = decoded(llm)
+    llm.close()
+    for vram in ({}, {"vram": "300KiB"}):
+        llm = dali.load(directory, quant=quant, device="cuda", notify=[].append, **vram)
+        assert isinstance(llm.engine.decoder, GpuModel)
+        found = decoded(llm)
+        assert len(found) == len(expected)
+        assert [int((one.cpu() != other).sum()) for one, other in zip(found, expected, strict=True)] == [
+            0 for _ in expected
+        ]
+        llm.close()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("family", WHOLE)
+def test_whole_models_give_the_cpus_bits(family, dtype, tmp_path, kept_cubins):
+    answer_as_the_cpu(save_model(family_model(family, dtype), tmp_path / "model"), "w4")
+
+
+@pytest.mark.parametrize("format", QUANTIZED)
+def test_whole_models_of_every_format_give_the_cpus_bits(format, tmp_path, kept_cubins):
+    sizes = {"hidden_size": 64, "moe_intermediate_size": 64}
+    answer_as_the_cpu(save_model(random_model("qwen3_moe", **sizes), tmp_path / "model"), format)
+
+
+def test_mxfp4_gives_the_cpus_bits(tmp_path, kept_cubins):
+    (tmp_path / "model").mkdir()
+    answer_as_the_cpu(save_mxfp4_model(tmp_path / "model"), "mxfp4")
+
+
 def log_probabilities(llm) -> list[list[float]]:
     found = llm.generate(PROMPTS, temperature=0, max_tokens=1, ignore_eos=True, logprobs=5)
     return [[value for _, value in answer.logprobs[0].top] for answer in found]
 
 
 def compare(directory, tolerance: float = FLOATS, **options) -> None:
-    """The GPU's log probabilities against the CPU's, first with all experts there and then with few."""
-    with patch("dali.fused.fuse", lambda model, linears: None):  # the CPU's linears would be packed
+    """The log probabilities of a model whose dense part torch computes, on the GPU and on the CPU: first with all experts there
+    and then with few."""
+    with patch("dali.fused.fuse", lambda model, linears: None):
         llm = dali.load(directory, **options)
-    expected = log_probabilities(llm)
-    llm.close()
-    for vram in ({}, {"vram": "200KiB"}):
-        llm = dali.load(directory, device="cuda", **options, **vram)
-        for found, wanted in zip(log_probabilities(llm), expected, strict=True):
-            assert found == pytest.approx(wanted, abs=tolerance)
+        expected = log_probabilities(llm)
         llm.close()
+        for vram in ({}, {"vram": "200KiB"}):
+            llm = dali.load(directory, device="cuda", **options, **vram)
+            for found, wanted in zip(log_probabilities(llm), expected, strict=True):
+                assert found == pytest.approx(wanted, abs=tolerance)
+            llm.close()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -122,11 +162,6 @@ def test_models_of_every_format_answer_as_on_the_cpu(format, tmp_path, kept_cubi
     sizes = {"hidden_size": 64, "moe_intermediate_size": 64}
     model = save_model(random_model("qwen3_moe", **sizes), tmp_path / "model")
     compare(model, ROUNDED if get_format(format).quantized else FLOATS, quant=format)
-
-
-def test_mxfp4_answers_as_on_the_cpu(tmp_path, kept_cubins):
-    (tmp_path / "model").mkdir()
-    compare(save_mxfp4_model(tmp_path / "model"), ROUNDED, quant="mxfp4")
 
 
 def test_the_bundled_model_is_calibrated_anew_and_repeats_itself(dali_tiny):

@@ -1,44 +1,35 @@
 """Decoding in Qwen3-30B-A3B's shape, random weights: w4 on the CPU alone, and over a GPU with 0 to 100 % of the experts resident;
 transformers' own bfloat16 model on the GPU; and what the profile that was just measured says of it.
 
-Over the GPU, routing is drawn (benchmarks/tools/qwen3_layers.py) and replayed, and the prediction is right about seven of eight
-experts. On the CPU whole steps are native calls, which routers take part in: there it is the random routers' own.
-What is modelled is a layer's experts, copies, waits and dense part; what the host does for a layer and the dense part alone are
-measured here.
+Both sides run whole steps by dali's kernels, one native call each, routed by the model's own random routers for drawn tokens;
+over the GPU the next layer's router on this layer's input predicts. Their greedy tokens must be the same. What is modelled is a
+layer's experts, copies, waits and dense part; what the host does for a layer and the dense part alone are measured here.
 """
 
 from __future__ import annotations
 
 import statistics
-import time
-from collections.abc import Callable
 from typing import Any
-from unittest.mock import patch
 
 import torch
 
 from bf16_model import fitting_layers, step_seconds
-from dali import fused
 from dali.errors import DaliError
 from dali.hardware.cost import CostModel
 from dali.hardware.free_memory import available_ram
-from dali.hooks import seam
-from dali.hooks.moe_layer import MoELayer
 from dali.kernels import native
-from dali.kernels.formats import get_format
-from dali.llm import LLM, STEP_TOKENS
-from dali.offload.build import MOST_SCRATCH, accelerate, dense_size
-from dali.offload.gpu import layers_maker
-from dali.options import LoadOptions
-from dali.progress import silent
+from dali.llm import LLM
+from dali.telemetry import LayerCounters
 from device import copy_bandwidth, note_stand_in, open_gpu
-from gpu_layers import TimedLayers
-from layer_seconds import LAUNCH_US, layer_seconds
-from qwen3_layers import EXPERTS, LAYERS, Foresight, cost_model, qwen3_30b_a3b, routing
-from random_model import Replay, decode, random_llm
+from layer_seconds import dense_bytes, layer_seconds
+from over_gpu import over_gpu
+from qwen3_layers import EXPERTS, LAYERS, cost_model, qwen3_30b_a3b
+from random_model import decode, greedy, random_llm
 from result import CannotRun, Result
+from timed_model import dense_seconds, run_steps
 
 TOKENS, BATCHES, SHARES = 24, (1, 8), (0.0, 0.25, 0.5, 1.0)
+PROMPTS, GREEDY = (1, 200), 16  # tokens; those of greedy answers
 FEWER = 12  # layers, where RAM does not hold all
 RECORD, DENSE = 2_654_208, 4 * 2**30  # bytes of an expert; of the dense part, and of what it takes beside
 LEAST, MOST_ERROR = 0.8, 0.15  # of the floor; of what is modelled
@@ -95,142 +86,75 @@ def measure(
     arena = torch.empty(0, dtype=torch.uint8).set_(memory.untyped_storage())[: 2**30]
     ram = max(arena.nbytes / native.read_seconds(arena) for _ in range(4))
     speeds: dict[tuple[str, int], float] = {}
-    for share in shares:
-        try:
-            put_on_gpu(result, llm, share)
-        except DaliError as error:
-            result.note(f"{share:.0%} resident cannot be had: {error.problem}")
-            back_to_cpu(llm)
-            continue
-        costs = None if result.profile is None or share != 0.25 else cost_model(str(result.profile))
-        for batch in BATCHES:
-            layers, before = replay(llm, batch, tokens), llm.telemetry.total()
-            predicted = llm.telemetry.predict_seconds
-            seconds = decode(llm, batch, tokens)
-            predicted = llm.telemetry.predict_seconds - predicted
-            total = llm.telemetry.total()
-            speed = speeds[f"cuda {share:.0%}", batch] = batch / statistics.median(seconds)
-            counts = {
-                name: (getattr(total, name) - getattr(before, name)) / max(total.steps - before.steps, 1)
-                for name in ("cpu", "resident", "fetched", "prefetched")
-            }
-            floor = batch / floor_seconds(llm, counts, ram, gpu_bandwidth)
-            result.row(what=f"cuda {share:.0%}", batch=batch, tps=speed, of_floor=speed / floor, **counts)
-            if share == 0.25 and batch == 1:
-                result.limit("cuda 25 % of the floor", speed / floor, least=LEAST)
-                if costs is not None:
-                    host = host_seconds(llm, layers, predicted)
-                    against_model(result, llm, costs, counts["resident"], host, seconds)
-        back_to_cpu(llm)
-    llm.engine.decoder = fused.fuse(llm.model, get_format("w8"))
     for batch in BATCHES:
         speeds["cpu", batch] = batch / statistics.median(decode(llm, batch, tokens))
         result.row(what="cpu", batch=batch, tps=speeds["cpu", batch])
+    expected = [greedy(llm, prompt, GREEDY) for prompt in PROMPTS]
+    profile, compared, differ = None if result.profile is None else str(result.profile), 0, 0
+    for share in shares:
+        try:
+            with over_gpu(llm, share, profile):
+                speeds |= decode_all(result, llm, share, tokens, ram, gpu_bandwidth)
+                for prompt, wanted in zip(PROMPTS, expected, strict=True):
+                    found = greedy(llm, prompt, GREEDY)
+                    compared += len(wanted)
+                    differ += sum(one != other for one, other in zip(found, wanted, strict=True))
+        except DaliError as error:
+            result.note(f"{share:.0%} resident cannot be had: {error.problem}")
+    result.row(what="greedy tokens", compared=compared, differ=differ)
+    result.limit("greedy tokens over the GPU that are not the CPU's", differ, most=0)
     return speeds
 
 
+def decode_all(
+    result: Result, llm: LLM, share: float, tokens: int, ram: float, gpu_bandwidth: float
+) -> dict[tuple[str, int], float]:
+    """Tokens a second over the GPU. ram, gpu_bandwidth: bytes a second."""
+    speeds, what = dict[tuple[str, int], float](), f"cuda {share:.0%}"
+    for batch in BATCHES:
+        before = llm.telemetry.total()
+        seconds = decode(llm, batch, tokens)
+        done = since(before, llm.telemetry.total())
+        counts = {
+            name: done[name] / max(done["steps"], 1) for name in ("cpu", "resident", "fetched", "prefetched")
+        }
+        speeds[what, batch] = batch / statistics.median(seconds)
+        of_floor = speeds[what, batch] * floor_seconds(llm, counts, ram, gpu_bandwidth) / batch
+        wanted = done["prefetch_used"] + done["prefetch_late"]
+        ahead = wanted + done["prefetch_wasted"]
+        right = round(wanted / ahead, 3) if ahead else "none copied"
+        result.row(
+            what=what, batch=batch, tps=speeds[what, batch], of_floor=of_floor, **counts, prediction=right
+        )
+        if share == 0.25 and batch == 1:
+            result.limit("cuda 25 % of the floor", of_floor, least=LEAST)
+            if result.profile is not None:
+                costs = cost_model(str(result.profile))
+                against_model(result, llm, costs, counts["resident"], statistics.median(seconds), tokens)
+    return speeds
+
+
+def since(before: LayerCounters, after: LayerCounters) -> dict[str, float]:
+    return {name: getattr(after, name) - value for name, value in vars(before).items()}
+
+
 def against_model(
-    result: Result, llm: LLM, costs: CostModel, hits: float, host: float, seconds: list[float]
+    result: Result, llm: LLM, costs: CostModel, hits: float, measured: float, tokens: int
 ) -> None:
-    """What was just decoded, a token a step, against what the profile says of the same. `seconds`: of each step; `host`: of the
-    host's work for a layer."""
-    pool = llm.loaded.pool
-    for module in seam.experts_modules(llm.model).values():
-        seam.set_dali_layer(module, lambda hidden, ids, weights: hidden)
-    dense = statistics.median(decode(llm, 1, len(seconds))) / pool.layers
-    nbytes, begun = dense_size(llm.model)[0] / pool.layers, 2e-6 * LAUNCH_US  # what posts the routing
-    plans = native_layers(llm).plans
-    expected = pool.layers * layer_seconds(costs, plans, hits, nbytes, dense, host, begun).now
-    measured = statistics.median(seconds)
-    parts = {"dense_us": 1e6 * dense, "host_us": 1e6 * host}
+    """`measured`, seconds of a step of one token, against what the profile says of such steps."""
+    layers = llm.loaded.pool.layers
+    found = run_steps(llm, 1, tokens)
+    dense = dense_seconds(llm, 1, tokens, torch.cuda.synchronize) / layers
+    host, nbytes = 1e-6 * found.median_us(), dense_bytes(llm.model) / layers
+    expected = layers * layer_seconds(costs, found.plans, hits, nbytes, dense, host, 0.0).now
+    parts = {"dense_us": 1e6 * dense, "host_us": 1e6 * host, "waited_us": found.median_us("waited")}
     result.row(what="cuda 25% and its model", **parts, measured_ms=1e3 * measured, modelled_ms=1e3 * expected)
     result.limit("cuda 25 % against its model, error", abs(measured / expected - 1), most=MOST_ERROR)
-
-
-def host_seconds(llm: LLM, layers: list[Replay], predicted: float) -> float:
-    """Of the host, for a layer's step, but the waiting, the CPU's experts and the prediction."""
-    native = native_layers(llm)
-    took = sum(layer.seconds for layer in layers)
-    return (took - native.seconds["routing"] - native.seconds["cpu"] - predicted) / len(native.plans)
-
-
-def native_layers(llm: LLM) -> TimedLayers:
-    assert llm.executor is not None
-    layers = llm.executor.device.layers
-    assert isinstance(layers, TimedLayers)
-    return layers
-
-
-def put_on_gpu(result: Result, llm: LLM, share: float) -> None:
-    pool, record = llm.loaded.pool, llm.loaded.layout.record_bytes
-    layers, experts = pool.layers, pool.experts
-    slots = 0 if share == 0 else layers * int(experts * share) + (0 if share == 1 else MOST_SCRATCH)
-    profile = None if result.profile is None else str(result.profile)
-    options = LoadOptions(device="cuda", vram=slots * record, profile=profile)
-    with (
-        patch("dali.offload.build.load_predictor", lambda *arguments: Moving("cpu", layers)),
-        patch("dali.offload.gpu.layers_maker", timed_maker),
-    ):
-        accelerated = accelerate(llm.loaded, llm.engine, options, silent, lambda message: None)
-    llm.accelerate(accelerated)
-
-
-def timed_maker(gpu: Any, loaded: Any) -> Callable[[int], TimedLayers]:
-    make = layers_maker(gpu, loaded)
-    return lambda slots: TimedLayers(make(slots))
-
-
-class Moving(Foresight):
-    """A foresight that goes where the model goes."""
-
-    def __init__(self, place: torch.device | str, layers: int) -> None:
-        super().__init__(place, layers)
-        self._layers = layers
-
-    def to(self, place: torch.device) -> Moving:
-        return Moving(place, self._layers)
-
-
-def replay(llm: LLM, batch: int, tokens: int) -> list[Replay]:
-    """Let the next steps be routed as drawn, and the prediction know it; the layers that do."""
-    accelerated, pool = llm.accelerated, llm.loaded.pool
-    assert accelerated is not None
-    drawn = [ids[: pool.layers] for ids in routing(batch, tokens + 1)]
-    place = llm.model.device
-    foresight: Any = accelerated.executor.prefetcher._predictor
-    steps = iter([ids.to(place) for ids in drawn])
-
-    def begin(layer: Callable[..., Any]) -> Callable[..., Any]:
-        def run(hidden: Any, ids: Any, weights: Any) -> Any:
-            if foresight is not None:
-                foresight.routing = next(steps, foresight.routing)
-            return layer(hidden, ids, weights)
-
-        return run
-
-    layers = [
-        Replay(layer, [ids[index].to(place) for ids in drawn])
-        for index, layer in enumerate(accelerated.executor.layer(i) for i in range(pool.layers))
-    ]
-    for index, module in enumerate(seam.experts_modules(llm.model).values()):
-        seam.set_dali_layer(module, begin(layers[index]) if index == 0 else layers[index])
-    return layers
-
-
-def back_to_cpu(llm: LLM) -> None:
-    llm.engine.forget()
-    if llm.executor is not None:
-        llm.executor.device.close()
-        llm.accelerated = None
-    llm.model.to("cpu")
-    for index, module in enumerate(seam.experts_modules(llm.model).values()):
-        seam.set_dali_layer(module, MoELayer(index, llm.loaded.pool, llm.telemetry))
-    llm.engine.follow(time.perf_counter, None, False, STEP_TOKENS)
 
 
 def floor_seconds(llm: LLM, counts: dict[str, float], ram: float, gpu: float) -> float:
     """What no runtime could beat with these residents: the dense part read once, then RAM and the GPU's memory side by side."""
     expert, layers = llm.layout.weight_bytes, llm.loaded.pool.layers
     absent = counts["cpu"] + counts["fetched"] + counts["prefetched"]
-    dense = dense_size(llm.model)[0] / gpu
+    dense = dense_bytes(llm.model) / gpu
     return dense + layers * max(absent * expert / ram, counts["resident"] * expert / gpu)

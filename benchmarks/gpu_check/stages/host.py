@@ -1,44 +1,45 @@
-"""What the host takes: a layer's step and how often it waits, torch's launches, a graph's, a wait, a posted routing."""
+"""What the host takes: a layer of a decoding step and how often it waits, a graph's launch, a posted routing."""
 
 from __future__ import annotations
 
 import re
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from one_layer import Build, OneLayer, random_records
 from torch.profiler import ProfilerActivity, _ExperimentalConfig, profile
 
-from dali.hardware.cost import CostModel
 from dali.kernels.activation import Activation
 from dali.kernels.expert import ExpertLayout, ExpertShape
 from dali.kernels.formats import get_format
+from dali.llm import LLM
 from dali.store.expert_pool import ExpertPool
 from device import builder, gpu_seconds, note_stand_in, open_gpu
-from gpu_layers import PARTS, build_gpu, run_steps
 from layer_seconds import LIMIT_US
+from over_gpu import over_gpu
 from qwen3_layers import (
+    EXPERTS,
     FORMAT,
     HIDDEN,
     INTERMEDIATE,
     LAYERS,
     TOP_K,
     WARM_UP,
-    Foresight,
-    cost_model,
-    routing,
+    qwen3_30b_a3b,
 )
+from random_model import llm_of
 from result import CannotRun, Result
+from timed_model import HostTimes, run_steps
 
 STEPS, SEVERAL = 20, 64
+KERNELS = 14  # of a layer's dense part: norms, linears, heads, attention, router, prediction, post
 WAITS = 1  # of the host, a layer
 # As CUPTI names calls that wait, and what they did.
 CALLS = re.compile(r"cu(da)?(Stream|Event|Device|Ctx|Thread)Synchronize|cudaMemcpy$")
 SEEN = re.compile(r"(Stream|Event|Context) Sync")
-Count = Callable[[Callable[[], object]], float]
 
 
 def run(result: Result) -> None:
@@ -46,16 +47,19 @@ def run(result: Result) -> None:
     note_stand_in(result, gpu)
     launches(result)
     flag(result, gpu, builder(gpu))
-    costs, pool = cost_model("rtx4090-desktop"), several_records(48, 128)
-    needed = 48 * 32 * pool.layouts[0].record_bytes
+    pool = several_records(LAYERS, EXPERTS)
+    needed = LAYERS * EXPERTS // 4 * pool.layouts[0].record_bytes
     if needed > gpu.free_bytes() - 2**30:
         raise CannotRun(
             f"A quarter of Qwen3-30B-A3B's experts, {needed / 2**30:.1f} GiB, does not fit the GPU's memory."
         )
-    for batch in (1, 8):
-        host_us = a_layer(result, gpu, pool, costs, batch)
-        if batch == 1:
-            result.limit("host's work for a layer, us", host_us, most=LIMIT_US)
+    with torch.inference_mode():
+        llm = llm_of(qwen3_30b_a3b(), pool)
+        with over_gpu(llm, 0.25, "rtx4090-desktop"):
+            for batch in (1, 8):
+                host_us = a_layer(result, llm, batch)
+                if batch == 1:
+                    result.limit("host's work for a layer, us", host_us, most=LIMIT_US)
 
 
 def several_records(layers: int, experts: int) -> ExpertPool:
@@ -66,34 +70,27 @@ def several_records(layers: int, experts: int) -> ExpertPool:
     return ExpertPool([layout] * layers, records)
 
 
-def a_layer(
-    result: Result, gpu: Any, pool: ExpertPool, costs: CostModel, batch: int, count: Count | None = None
-) -> float:
-    """Microseconds of a layer's step but the waiting and the CPU's experts; median. `count`: see waits()."""
-    foresight = Foresight("cuda")
-    executor = build_gpu(gpu, pool, 0.25, costs, foresight)
-    drawn = routing(batch, WARM_UP + STEPS)
-    run_steps(executor, foresight, batch, drawn[:WARM_UP], torch.cuda.synchronize, waiting=True)
-    found = run_steps(executor, foresight, batch, drawn[WARM_UP:], torch.cuda.synchronize, waiting=True)
-    drawn = [ids.to(gpu.place) for ids in drawn[WARM_UP:]]  # else copying them would wait
-    a_wait = waits(executor, foresight, batch, drawn, count or synchronisations)
-    result.limit(f"waits of the host, a layer, batch {batch}", a_wait, most=WAITS)
-    executor.device.close()
-    parts = {f"{part}_us": found.median_us(part) for part in PARTS}
-    result.row(batch=batch, resident=0.25, host_us=found.median_us(), **parts)
+def a_layer(result: Result, llm: LLM, batch: int) -> float:
+    """Microseconds of the host's work for a layer in a decoding step: all but choosing tokens, the waiting and the CPU's experts;
+    median."""
+    run_steps(llm, batch, WARM_UP)
+    found = run_steps(llm, batch, STEPS)
+    result.limit(f"waits of the host, a layer, batch {batch}", waits(llm, batch, STEPS), most=WAITS)
+    parts = {f"{part}_us": found.median_us(part) for part in ("host", "plan", "python", "waited")}
+    result.row(batch=batch, resident=0.25, **parts)
     return found.median_us()
 
 
-def waits(executor: Any, foresight: Foresight, batch: int, drawn: Sequence[Any], count: Count) -> float:
-    """How often the host waits for the GPU in a layer's step: for the routing's flag, once in each native call, and in the
-    synchronising calls that `count` counts. Those of half the steps are taken off, so what is done once does not count."""
-    layers, half = executor.device.layers, len(drawn) // 2
-    before = len(layers.plans)
+def waits(llm: LLM, batch: int, steps: int) -> float:
+    """How often the host waits for the GPU in a layer's step: for the routing's flag, and in the calls that synchronisations()
+    counts. Those of half the steps are taken off, so what is done once does not count."""
+    plans, half, layers = list[HostTimes](), steps // 2, llm.loaded.pool.layers
     calls = [
-        count(lambda part=part: run_steps(executor, foresight, batch, part)) for part in (drawn[half:], drawn)
-    ]  # type: ignore[misc]
-    flags = (len(layers.plans) - before) / (LAYERS * (2 * len(drawn) - half))
-    return flags + (calls[1] - calls[0]) / (LAYERS * half)
+        synchronisations(lambda count=count: plans.append(run_steps(llm, batch, count)))  # type: ignore[misc]
+        for count in (half, steps)
+    ]
+    flags = len(plans[-1].plans) / (layers * steps)
+    return flags + (calls[1] - calls[0]) / (layers * (steps - half))
 
 
 def synchronisations(work: Callable[[], object]) -> float:
@@ -131,7 +128,7 @@ def flag(result: Result, gpu: Any, build: Build, repeat: int = 200) -> None:
 
 
 def launches(result: Result) -> None:
-    """torch's own costs: each kernel from Python, in a graph, and when the host waits for it."""
+    """A small kernel in a full queue, and a graph of as many as a layer's dense part has, for the host and for the GPU."""
     x = torch.ones(1, device="cuda")
     count = 500
 
@@ -141,18 +138,10 @@ def launches(result: Result) -> None:
 
     several()
     torch.cuda.synchronize()
-    eager = host_seconds(several) / count
     queued = gpu_seconds(several, ahead=20_000_000) / count
-
-    def waiting() -> None:
-        for _ in range(count):
-            x.add_(1)
-            torch.cuda.synchronize()
-
-    waited = host_seconds(waiting) / count
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        for _ in range(9):
+        for _ in range(KERNELS):
             x.add_(1)
 
     def replay() -> None:
@@ -162,10 +151,8 @@ def launches(result: Result) -> None:
     replayed = host_seconds(replay) / count
     computed = gpu_seconds(replay, ahead=20_000_000) / count
     rows = {
-        "a kernel that torch launches": eager,
-        "the same, for the GPU": queued,
-        "the same, waited for": waited,
-        "a graph of 9 kernels": replayed,
+        "a kernel in a full queue, for the GPU": queued,
+        f"launching a graph of {KERNELS} kernels": replayed,
         "such a graph, for the GPU": computed,
     }
     for what, seconds in rows.items():

@@ -1,8 +1,10 @@
-"""Kernels against the CPU's: every format, 1 to 64 tokens, empty experts, biases, activations; outputs poisoned before. No bit
-may differ: integer arithmetic is exact, and floats are multiplied and added in the CPU's order."""
+"""Kernels against the CPU's: experts of every format, 1 to 64 tokens, empty experts, biases, activations; and those of the dense
+part in two models' sizes. Outputs are poisoned before. No bit may differ: integer arithmetic is exact, and floats are multiplied
+and added in the CPU's order."""
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
@@ -11,18 +13,23 @@ from one_layer import Build, OneLayer, differing, random_records, random_step
 from dali.kernels.activation import CLAMPED, KINDS, Activation
 from dali.kernels.expert import ExpertLayout, ExpertShape
 from dali.kernels.formats import FORMATS, get_format
-from device import builder, open_gpu
+from dense_kernels import SIZES, DenseKernels, Sizes
+from device import builder, note_stand_in, open_gpu
 from result import Result
 
 EXPERTS, TOP_K, SEEDS = 12, 4, 3
+DENSE_TOKENS = (1, 8, 33)
 TOKENS = (1, 2, 3, 5, 7, 8, 9, 16, 17, 32, 33, 64)
 
 
 def run(result: Result) -> None:
     gpu = open_gpu()
+    note_stand_in(result, gpu)
     build = builder(gpu)
     total = sum(check(result, gpu, build, title, layout) for title, layout in layouts())
-    result.limit("outputs that differ", total, most=0)
+    result.limit("experts' outputs that differ", total, most=0)
+    total = sum(check_dense(result, gpu, build, title, sizes) for title, sizes in SIZES.items())
+    result.limit("the dense part's values that differ", total, most=0)
 
 
 def layouts() -> list[tuple[str, ExpertLayout]]:
@@ -64,3 +71,16 @@ def check(
                 compared += found.numel()
     result.row(layout=title, compared=compared, differ=wrong)
     return wrong
+
+
+def check_dense(
+    result: Result, gpu: Any, build: Build, title: str, sizes: Sizes, tokens: tuple[int, ...] = DENSE_TOKENS
+) -> int:
+    """Values that differ, over all numbers of tokens, in bfloat16 and float32."""
+    kernels, found = DenseKernels(gpu, build, sizes), dict[str, list[int]]()
+    for dtype, count in itertools.product((torch.bfloat16, torch.float32), tokens):
+        for name, compared in kernels.compare(count, dtype):
+            found[name] = [sum(each) for each in zip(found.get(name, (0, 0)), compared, strict=True)]
+    for name, (differ, compared) in found.items():
+        result.row(kernels=name, sizes=title, compared=compared, differ=differ)
+    return sum(differ for differ, _ in found.values())

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -42,6 +44,7 @@ class Engine:
         self.attention_seconds = (
             0.0  # spent in torch's attention, measured; the native kernels count their own
         )
+        self._highest: Any = None  # the decoder's, where the latest logits are its own
         self._native = native.enabled()
         self._budget: StateBudget | None = None  # None: states take what they need
         self._last: Sequence | None = None  # finished; its keys and values serve a prompt that continues it
@@ -107,10 +110,11 @@ class Engine:
         prefill = [sequence.in_prefill for sequence, _ in plan]
         before = [sequence.computed for sequence, _ in plan]
         try:
-            sampled = iter(self._forward(plan))
+            logits, rows = self._forward(plan), count()
             for sequence, tokens in plan:
                 if sequence.pending == tokens:
-                    sequence.advance(next(sampled))
+                    row = next(rows)
+                    sequence.advance(logits[row], self._highest and partial(self._highest, row))
                 sequence.computed += tokens
         except BaseException:
             self._roll_back(plan, before)
@@ -202,7 +206,9 @@ class Engine:
                 embeddings = table(torch.tensor(ids, device=table.weight.device)).float().cpu().numpy()
             self.begin(Step(numbers, prefill, embeddings))
         step = StepContext(segments, longest, self._native)
+        self._highest = None
         if self.decoder is not None and self.decoder.serves(step):
+            self._highest = self.decoder.highest
             return self.decoder.decode(
                 step, ids, positions, list(range(len(ids))) if every_row else last_rows
             )
@@ -252,7 +258,8 @@ class Engine:
             if ours != theirs:
                 break
             shared += 1
-        place = last.state.nearest(shared)
-        if place and last.state.rollback(place):
-            sequence.state, last.state, self._last = last.state, SequenceState(), None
+        if place := last.state.nearest(shared):
+            self._last = None  # first: an interrupted rollback must leave nobody a state halfway
+            last.state.rollback(place)
+            sequence.state, last.state = last.state, SequenceState()
             sequence.computed = sequence.cached_tokens = place

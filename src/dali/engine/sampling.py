@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypedDict
 
@@ -90,6 +90,14 @@ class SamplingParams:
         off = self.repeat_penalty == 1 and not self.presence_penalty and not self.frequency_penalty
         return not off and self.repeat_last_n != 0
 
+    @property
+    def candidates(self) -> int:
+        """How many of the highest logits can be chosen, ties apart; 0: all."""
+        return 1 if self.temperature == 0 else self.top_k
+
+
+Highest = Callable[[int], tuple[Tensor, Tensor] | None]  # as Decoder.highest has it, of one row
+
 
 class Sampling(TypedDict, total=False):
     """What the methods of LLM take by name: the fields of SamplingParams, over the model's own defaults or over `params`, which
@@ -155,7 +163,7 @@ def likeliest(logits: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor]:
     """The logits that can be chosen by temperature 0 or top-k, ties with the last among them, and whose they are, by id: so that
     an accelerator sends as few as that. All of them where nothing narrows them down, or one is NaN."""
     ids = torch.arange(len(logits), device=logits.device)
-    most = 1 if params.temperature == 0 else params.top_k
+    most = params.candidates
     if not 0 < most < len(logits):
         return logits, ids
     least = logits.topk(most).values[-1]
@@ -174,15 +182,21 @@ class Sampler:
         else:
             self._generator.manual_seed(params.seed)
 
-    def sample(self, logits: Tensor, tokens: Sequence[int] = ()) -> int:
-        """The next token after `tokens`, for `logits` [vocab], on any device and of any float type.
+    def sample(self, logits: Tensor, tokens: Sequence[int] = (), highest: Highest | None = None) -> int:
+        """The next token after `tokens`, for `logits` [vocab], on any device and of any float type; `highest`: who may know the
+        highest of them already.
 
         Greedy takes the lowest id on ties. A logit of -inf bans its token. Raises DaliError where one is NaN
         or +inf, or all are -inf.
         """
         ids = None
-        if logits.device.type != "cpu" and not self.params.penalises:
-            logits, ids = likeliest(logits.detach(), self.params)
+        if not self.params.penalises:
+            most = self.params.candidates
+            if highest and 0 < most < len(logits) and (found := highest(most)) is not None:
+                logits, places = likeliest(found[0], self.params)
+                ids = found[1][places]
+            elif logits.device.type != "cpu":
+                logits, ids = likeliest(logits.detach(), self.params)
         logits = in_float32(logits.detach().cpu())
         if tokens and self.params.penalises:
             logits = penalised(logits, tokens, self.params)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from dali.engine.logprobs import TokenLogprob, token_logprob
 from dali.engine.request import Request
-from dali.engine.sampling import Sampler
+from dali.engine.sampling import Highest, Sampler
 from dali.engine.text.text import Text
 from dali.errors import DaliError
 from dali.step.kv import Reservation
@@ -63,10 +63,11 @@ class Sequence:
         """Compute all tokens anew: what was kept belongs to another regime."""
         self.state, self.computed, self.regime = self.state.anew(), 0, regime
 
-    def advance(self, logits: Tensor) -> None:
-        """Choose the next token from logits [vocabulary]; what goes wrong ends this sequence and no other."""
+    def advance(self, logits: Tensor, highest: Highest | None = None) -> None:
+        """Choose the next token from logits [vocabulary], `highest` as Sampler.sample has it; what goes wrong ends this sequence
+        and no other."""
         try:
-            token = self.sampler.sample(logits, self.tokens)
+            token = self.sampler.sample(logits, self.tokens, highest)
         except DaliError as error:
             self.error = error
             self._finish("error")

@@ -23,14 +23,16 @@ from dali.hooks.latent import LINEAR, SharedLatents, shared_latents
 from dali.kernels import native
 from dali.step.context import AttentionArguments, StepContext, current_step
 
-LINEARS = {"q_proj", "k_proj", "v_proj", "o_proj"}
+LINEARS = {"q_proj", "k_proj", "v_proj"}
 VALUES_ARE_KEYS = LINEARS - {"v_proj"}  # before their norms
-LATENT = {"kv_a_proj_with_mqa", "kv_a_layernorm", LINEAR, "o_proj"}
+LATENT = {"kv_a_proj_with_mqa", "kv_a_layernorm", LINEAR}
+OUTPUTS = ("o_proj", "out_proj")  # what modules call the output's linear
 QUERIES = (
     {"q_proj"},
     {"q_a_proj", "q_a_layernorm", "q_b_proj"},
 )  # beside LATENT: from the input, or from a latent as well
-NORMS = (("q_norm", "k_norm"), ("query_layernorm", "key_layernorm"))  # what modules call those of q and k
+# What modules call the norms of q and k.
+NORMS = (("q_norm", "k_norm"), ("query_layernorm", "key_layernorm"), ("q_layernorm", "k_layernorm"))
 CLIPS = ("clip_qkv",)  # of a configuration: a probe may not reach the limit
 CLOSE = 1e-2  # difference to the largest value, where torch rounds rotations otherwise, so that quants may differ by one
 
@@ -92,7 +94,7 @@ def fuse_attention(model: nn.Module) -> None:
     if rotary is None:
         return
     for module in model.modules():
-        if isinstance(getattr(module, "o_proj", None), PackedLinear) and (fused := _fused(module, rotary)):
+        if _output(module) is not None and (fused := _fused(module, rotary)):
             module.forward = fused
             fused.watch = Watch(
                 module
@@ -107,10 +109,17 @@ def _fused(module: Any, rotary: Any) -> DecodingAttention | None:
         return None
 
 
+def _output(module: Any) -> Any:
+    """The output's packed linear, None where there is none or another."""
+    found = [part for name in OUTPUTS if isinstance(part := getattr(module, name, None), PackedLinear)]
+    return found[0] if len(found) == 1 else None
+
+
 def _known(module: Any) -> bool:
     """Whether a module has all the parts of attention, and none that are something else."""
     parts = dict(module.named_children())
-    names = set(parts) - {name for names in NORMS for name in names} - {VALUE_NORM}
+    norms = {name for names in NORMS for name in names}
+    names = set(parts) - norms - {VALUE_NORM} - set(OUTPUTS)
     own = {name for name, _ in module.named_parameters(recurse=False)}
     return (
         (names in (LINEARS, VALUES_ARE_KEYS) or any(names == LATENT | queries for queries in QUERIES))
@@ -173,18 +182,22 @@ def _ways(module: Any, cos: Tensor, arguments: AttentionArguments) -> Iterator[n
     """The ways in which a module of these parts may compute."""
     latent = shared_latents(module) is not None
     width, given = module.qk_rope_head_dim if latent else module.head_dim, cos.shape[-1]
-    rotaries = [
-        native.Rotary(turning, rotated, given, cos.dtype)
-        for rotated in (given, 2 * given)
-        for turning in ("halves", "neighbours", "unzipped")
-        if rotated == width or (rotated < width and not latent)
-    ]
+    rotaries = (
+        []
+        if not given
+        else [
+            native.Rotary(turning, rotated, given, cos.dtype)
+            for rotated in (given, 2 * given)
+            for turning in ("halves", "neighbours", "unzipped")
+            if rotated == width or (rotated < width and not latent)
+        ]
+    )
     if not latent:
         rotaries.append(native.Rotary("none", 0, 0, cos.dtype))
     for projections in [_latent(module)] if latent else _projections(module):
         for rotary in rotaries:
             yield native.Attention(
-                projections, module.o_proj.native, rotary, arguments.scale, arguments.sinks
+                projections, _output(module).native, rotary, arguments.scale, arguments.sinks
             )
 
 
@@ -196,7 +209,7 @@ def _projections(module: Any) -> Iterator[native.Projections]:
     norms = [_norm(getattr(module, name, None)) for name in names]
     for follow in (False, True) if any(norms) else (False,):
         scale = getattr(module, "v_scale", 1.0)
-        gated = query.rows == 2 * module.o_proj.in_features
+        gated = query.rows == 2 * _output(module).in_features
         yield native.Projections(
             query, key, value, module.head_dim, norms[0], norms[1], follow, scale, gated, value_norm
         )

@@ -1,8 +1,9 @@
 """Decoder layers that decode natively, as many as follow one another in one call.
 
-A layer is told by its parts and by a probe: both ways must give the same bits. The parts are attention that decodes natively,
-norms around it and around what follows, and then a fused router with experts on the CPU, a dense network, or both. Any other
-layer, watched ones, and every step that is not a few sequences decoding run part by part.
+A layer is told by its parts and by a probe: both ways must give the same bits. The parts are attention that decodes natively, or
+what it has instead, norms around it and around what follows, and then a fused router with experts on the CPU, a dense network, or
+both; or the one half or the other. Any other layer, watched ones, and every step that is not a few sequences decoding run part by
+part.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from dali.fused.dense import FusedRMSNorm
 from dali.fused.mlp import FusedGate, mlp_of, sigmoids_agree
 from dali.fused.probe import POSITIONS, REFUSALS, probe, wanted
 from dali.fused.recurrent import FusedRecurrent
-from dali.fused.rotation import Turns, rotary_of, rotate, turns
+from dali.fused.rotation import Kind, Turns, rotary_of, rotate, turns
 from dali.fused.router import FusedRouter
 from dali.fused.watch import Watch
 from dali.hooks import seam
@@ -38,6 +39,8 @@ NORMS = (
     (None, "post_attention_layernorm", None, "post_feedforward_layernorm"),
     ("operator_norm", None, "ffn_norm", None),
     ("input_layernorm", "post_self_attn_layernorm", "post_attention_layernorm", "post_mlp_layernorm"),
+    ("norm", None, None, None),  # a mixer alone
+    (None, None, "norm", None),  # no mixer
 )
 
 # The same of layers whose experts stand beside a dense network, and of these: before and after the experts, after the network.
@@ -75,7 +78,7 @@ class Parts:
     norms: native.LayerNorms
     dtype: torch.dtype
     hidden: int
-    mixer: Mixer
+    mixer: Mixer | None
     routed: Routed | None
     mlp: native.Mlp | None
     beside: native.BesideNorms | None
@@ -96,7 +99,7 @@ class DecodingLayer:
             parts.hidden,
             parts.dtype,
             parts.norms,
-            parts.mixer.native,
+            None if parts.mixer is None else parts.mixer.native,
             experts,
             parts.mlp,
             gate,
@@ -105,9 +108,11 @@ class DecodingLayer:
             getattr(layer, OUTPUT_SCALE, None),
         )
         self.run = Run([self])
+        self.given: int | None = None  # how wide a rotation the model gives it, as a step has shown
 
     def __call__(self, hidden_states: Tensor, *arguments: Any, **keywords: Any) -> Any:
         step, rotation = current_step(), turns(keywords.get("position_embeddings"))
+        self.given = None if rotation is None else rotation[0].shape[-1]
         if step is not None and rotation is not None and hidden_states.dtype == self.parts.dtype:
             if step.computed is self.run:
                 return hidden_states
@@ -115,6 +120,19 @@ class DecodingLayer:
                 step.computed = self.run
                 return self.run.decode(step, hidden_states, *rotation)
         return self.plain(hidden_states, *arguments, **keywords)
+
+    @property
+    def kind(self) -> Kind:
+        """Of the rotation it is given."""
+        return None if self.mixer is None else self.mixer.kind
+
+    def takes(self, rotation: Turns, step: StepContext) -> bool:
+        """Whether it was probed with such a rotation."""
+        return self.mixer is None or self.mixer.takes(rotation, step)
+
+    def kept(self, step: StepContext) -> native.Kept:
+        """What its mixer keeps of the step's sequences."""
+        return ([], []) if self.mixer is None else self.mixer.kept(step)
 
     @property
     def keeps_experts(self) -> bool:
@@ -131,7 +149,8 @@ class DecodingLayer:
             self.routed.experts.count(tokens * self.routed.router.routing.top_k, active, seconds)
 
     def forget(self) -> None:
-        """Take back what a probe has counted, which is no step."""
+        """Take back what a probe has told, which is no step."""
+        self.given = None
         if self.routed is not None:
             self.routed.experts.telemetry.layers.clear()
 
@@ -156,14 +175,15 @@ class Run:
         return all(layer.keeps_experts for layer in self.layers)
 
     def takes(self, rotation: Turns, step: StepContext) -> bool:
-        """Whether all layers were probed with such rotations."""
-        return all(layer.mixer.takes(rotation, step) for layer in self.layers)
+        """Whether all layers were probed with such rotations, and are given them: some models turn in some layers only."""
+        given = rotation[0].shape[-1]
+        return all(layer.given == given and layer.takes(rotation, step) for layer in self.layers)
 
     def decode(self, step: StepContext, hidden: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """hidden [1, tokens, hidden], cos and sin [1, tokens, width] -> the last layer's output."""
-        places = [layer.mixer.kept(step) for layer in self.layers]
+        kept = [layer.kept(step) for layer in self.layers]
         leases = [layer.lease() for layer in self.layers]  # their bytes stay until the call has ended
-        out, outcomes = native.decode_layers(self._natives, records(leases), hidden, cos, sin, places)
+        out, outcomes = native.decode_layers(self._natives, records(leases), hidden, cos, sin, kept)
         del leases
         for layer, outcome in zip(self.layers, outcomes, strict=True):
             layer.count(len(step.segments), *outcome)
@@ -176,7 +196,7 @@ def fuse_layers(model: nn.Module) -> None:
     stacks = [m for m in model.modules() if isinstance(m, nn.ModuleList)] if rotary is not None else []
     for stack in stacks:
         pairs = [(layer, _fused(layer, rotary)) for layer in stack]
-        for _, neighbours in groupby(pairs, lambda pair: pair[1] and (pair[1].mixer.kind,)):
+        for _, neighbours in groupby(pairs, lambda pair: pair[1] and (pair[1].kind,)):
             fused = [(layer, decoding) for layer, decoding in neighbours if decoding is not None]
             for layer, decoding in fused:
                 layer.forward = decoding
@@ -190,12 +210,11 @@ def _parts(layer: Any) -> Parts | None:
     children = dict(layer.named_children())
     norms: dict[str | None, Any] = {n: c for n, c in children.items() if isinstance(c, FusedRMSNorm)}
     beside = set(norms) == {*BESIDE, *BESIDE_INSIDE}
-    places = (
-        BESIDE if beside else next((names for names in NORMS if {n for n in names if n} == set(norms)), None)
-    )
     mixers = [c.forward for c in children.values() if isinstance(c.forward, Mixer)]
     others = [c for n, c in children.items() if n not in norms and not isinstance(c.forward, Mixer)]
-    if places is None or len(mixers) != 1 or list(layer.parameters(recurse=False)):
+    fitting = (names for names in NORMS if _fits(names, set(norms), bool(mixers), bool(others)))
+    places = BESIDE if beside else next(fitting, None)
+    if places is None or len(mixers) > 1 or list(layer.parameters(recurse=False)):
         return None
     blocks = [child for child in others if mlp_of(child) is None]
     dense = [mlp for child in others if (mlp := mlp_of(child)) is not None]
@@ -206,25 +225,30 @@ def _parts(layer: Any) -> Parts | None:
     elif len(blocks) == 1:
         routed, inside = _routed(blocks[0].children())
         dense += inside
-    if len(blocks) > 1 or len(dense) > 1 or (blocks and routed is None) or not (routed or dense):
+    if len(blocks) > 1 or len(dense) > 1 or (blocks and routed is None):
         return None
     found = [norms.get(name) for name in places]
     first = next(norm for norm in found if norm is not None)
     parts = native.LayerNorms(*(norm and (norm.weight, norm.variance_epsilon) for norm in found))
-    dtypes = [norm.dtype for norm in norms.values()] + [mixers[0].dtype]
+    dtypes = [part.dtype for part in (*norms.values(), *mixers)]
     dtypes += [] if routed is None else [routed.router.dtype]
     if any(dtype != first.dtype for dtype in dtypes):
         return None
-    mlp = dense[0] if dense else None
+    mixer, mlp = mixers[0] if mixers else None, dense[0] if dense else None
     apart = None
     if beside:
-        if routed is None or mlp is None or routed.router.before is None:
+        if mixer is None or routed is None or mlp is None or routed.router.before is None:
             return None
         own = [(norms[name].weight, norms[name].variance_epsilon) for name in BESIDE_INSIDE]
         apart = native.BesideNorms(routed.router.before, *own)
     elif routed is not None and routed.router.before is not None:
         return None
-    return Parts(parts, first.dtype, len(first.weight), mixers[0], routed, mlp, apart)
+    return Parts(parts, first.dtype, len(first.weight), mixer, routed, mlp, apart)
+
+
+def _fits(names: Sequence[str | None], norms: set[str | None], mixes: bool, computes: bool) -> bool:
+    """Whether these are all of a layer's norms, and each is at a part that it has."""
+    return {name for name in names if name} == norms and (any(names[:2]), any(names[2:])) == (mixes, computes)
 
 
 def _routed(block: Iterable[Any]) -> tuple[Routed | None, list[native.Mlp]]:
@@ -239,7 +263,7 @@ def _routed(block: Iterable[Any]) -> tuple[Routed | None, list[native.Mlp]]:
             gate = child
         elif (mlp := mlp_of(child)) is not None:
             dense.append(mlp)
-        else:
+        elif type(child) is not nn.Identity:
             return None, []
     experts = None if module is None else seam.dali_layer(module)
     if router is None or module is None or type(experts) is not MoELayer or not experts.compiled:
@@ -277,7 +301,7 @@ def _agree(layer: Any, fused: DecodingLayer, rotary: Any) -> bool:
     steps = []
     for positions in POSITIONS:
         x = torch.randn(1, len(positions), hidden, generator=generator).to(dtype)
-        steps.append((x, rotate(rotary, x, torch.tensor([positions]), fused.mixer.kind)))
+        steps.append((x, rotate(rotary, x, torch.tensor([positions]), fused.kind)))
 
     def run(forward: Any) -> list[Any]:
         def call(at: int) -> Any:

@@ -21,7 +21,9 @@ NAMES = (
     (("gate_proj", "up_proj"), "down_proj"),
     (("gate_up_proj",), "down_proj"),
     (("input_linear",), "output_linear"),
+    (("up_proj",), "down_proj"),
 )
+UNNAMED = {"w1", "w3", "w2"}  # LFM2's gate, up and down, whose activation is no module
 LIMITS = ("limit", "clip", "clamp")  # in a name: of an activation, that a probe may not reach
 
 
@@ -51,8 +53,24 @@ class FusedGate(nn.Module):
         return native.gate_logits(x, self.weight)
 
 
+class GatedMlp(nn.Module):
+    """A dense network whose own module calls its activation as a function."""
+
+    def __init__(self, gate: PackedLinear, up: PackedLinear, down: PackedLinear) -> None:
+        super().__init__()
+        self.gate_proj, self.up_proj, self.down_proj = gate, up, down
+        self.act_fn = nn.SiLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
+        return out
+
+
 def fuse_mlps(model: nn.Module) -> None:
     """Replace the activations of all dense networks that are known, and the gates of shared experts."""
+    for path, module in list(model.named_modules()):
+        if (named := _named(module)) is not None:
+            model.set_submodule(path, named)
     for module in list(model.modules()):
         if _linears(module) is None:
             continue
@@ -64,6 +82,20 @@ def fuse_mlps(model: nn.Module) -> None:
         for name, child in list(parent.named_children()):
             if _is_gate(child):
                 setattr(parent, name, FusedGate(child))
+
+
+@torch.inference_mode()
+def _named(module: Any) -> GatedMlp | None:
+    """The same network with its parts named, if it is one without and gives the same bits."""
+    parts = dict(module.named_children())
+    if set(parts) != UNNAMED or not all(isinstance(part, PackedLinear) for part in parts.values()):
+        return None
+    named = GatedMlp(module.w1, module.w3, module.w2)
+    try:
+        probe = torch.linspace(-3, 5, module.w1.in_features)[None]
+        return named if torch.equal(named(probe), module(probe)) else None
+    except REFUSALS:
+        return None
 
 
 def _is_gate(module: Any) -> bool:
@@ -85,13 +117,14 @@ def mlp_of(module: Any) -> native.Mlp | None:
     if len(list(module.children())) != len(linears) + 1 or _limited(module):
         return None
     *first, down = (linear.native for linear in linears)
-    if sum(linear.rows for linear in first) != 2 * down.columns:
+    rows = sum(linear.rows for linear in first)
+    if rows != 2 * down.columns and (rows != down.columns or len(first) > 1):
         return None
     return native.Mlp(first, down, activation.kind)
 
 
 def _linears(module: Any) -> list[PackedLinear] | None:
-    """The packed linears of a gated network, down last."""
+    """The packed linears of a network, down last; one without a gate has one before it."""
     for first, down in NAMES:
         linears = [getattr(module, name, None) for name in (*first, down)]
         if all(isinstance(linear, PackedLinear) for linear in linears):

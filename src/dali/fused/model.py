@@ -7,6 +7,7 @@ is not a few sequences decoding runs as transformers wrote it.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -15,13 +16,12 @@ from torch import Tensor, nn
 from dali.fused.dense import FusedRMSNorm, PackedLinear
 from dali.fused.layer import MOST_SEQUENCES, DecodingLayer, records
 from dali.fused.probe import POSITIONS, REFUSALS, probe
-from dali.fused.rotation import Kind, is_fixed, rotate, turns
+from dali.fused.rotation import Kind, is_fixed, rotary_of, rotate, turns
 from dali.fused.watch import Watch
 from dali.kernels import native
 from dali.step.context import StepContext, current_step
 
 OUTSIDE = {"model", "lm_head"}
-INSIDE = {"embed_tokens", "layers", "norm", "rotary_emb"}
 
 
 class Rotations:
@@ -60,24 +60,35 @@ class Rotations:
         return self._blocks[number]
 
 
+@dataclass(frozen=True)
+class Inside:
+    """What lies between a causal model's tokens and its head."""
+
+    embeddings: nn.Embedding
+    layers: list[DecodingLayer]
+    norm: FusedRMSNorm
+    rotary: Any
+
+
 class DecodingModel:
     """Decodes in the place of a causal model."""
 
-    def __init__(self, model: Any) -> None:
-        inner = model.model
-        layers: list[DecodingLayer] = [layer.forward for layer in inner.layers]
-        table, norm, head = inner.embed_tokens.weight, inner.norm, model.lm_head
+    highest = None
+
+    def __init__(self, model: Any, inside: Inside) -> None:
+        inner, layers, norm, head = model.model, inside.layers, inside.norm, model.lm_head
+        table = inside.embeddings.weight
         self.layers, self.dtype, self.vocabulary = layers, table.dtype, head.out_features
         self.watch = Watch(model)
-        kinds = list(dict.fromkeys(layer.mixer.kind for layer in layers))
-        self.rotations = [Rotations(inner.rotary_emb, kind, table.new_empty(0)) for kind in kinds]
+        kinds = list(dict.fromkeys(layer.kind for layer in layers))
+        self.rotations = [Rotations(inside.rotary, kind, table.new_empty(0)) for kind in kinds]
         self.native = native.DecodingModel(
             table,
             [layer.native for layer in layers],
-            [kinds.index(layer.mixer.kind) for layer in layers],
+            [kinds.index(layer.kind) for layer in layers],
             (norm.weight, norm.variance_epsilon),
             head.native,
-            _embedding_scale(inner),
+            _embedding_scale(inner, inside.embeddings),
             float(getattr(model, "logits_scaling", 1.0)),
         )
         self.softcap: float | None = getattr(model.config, "final_logit_softcapping", None)
@@ -98,9 +109,9 @@ class DecodingModel:
     def decode(self, step: StepContext, ids: list[int], positions: list[int], wanted: list[int]) -> Tensor:
         """The token of each of the step's segments -> logits [wanted, vocabulary]."""
         rotations = [kind.of(positions) for kind in self.rotations]
-        places = [layer.mixer.kept(step) for layer in self.layers]
+        kept = [layer.kept(step) for layer in self.layers]
         leases = [layer.lease() for layer in self.layers]  # their bytes stay until the call has ended
-        logits, outcomes = self.native.decode(records(leases), ids, rotations, places)
+        logits, outcomes = self.native.decode(records(leases), ids, rotations, kept)
         del leases
         for layer, outcome in zip(self.layers, outcomes, strict=True):
             layer.count(len(ids), *outcome)
@@ -118,41 +129,40 @@ def fuse_model(model: Any) -> DecodingModel | None:
     """The model's way to decode in one call, if it has one."""
     try:
         with torch.inference_mode():
-            return _probed(model) if _known(model) else None
+            inside = _inside(model)
+            return None if inside is None else _probed(model, inside)
     except REFUSALS:
         return None
 
 
-def _known(model: Any) -> bool:
-    """Whether a model has all the parts of a causal one, and none that are something else."""
-    if {name for name, _ in model.named_children()} != OUTSIDE:
-        return False
-    inner = model.model
-    if {name for name, _ in inner.named_children()} != INSIDE or not isinstance(inner.layers, nn.ModuleList):
-        return False
-    forwards: list[Any] = [layer.forward for layer in inner.layers]
-    return (
-        bool(forwards)
-        and all(isinstance(forward, DecodingLayer) for forward in forwards)
-        and isinstance(inner.embed_tokens, nn.Embedding)
-        and isinstance(inner.norm, FusedRMSNorm)
-        and isinstance(model.lm_head, PackedLinear)
-        and is_fixed(inner.rotary_emb)
-        and inner.embed_tokens.weight.dtype == inner.norm.dtype
-        and all(forward.native.dtype == inner.norm.dtype for forward in forwards)
-    )
+def _inside(model: Any) -> Inside | None:
+    """What is inside, where a model has all the parts of a causal one, and none that are something else."""
+    if {name for name, _ in model.named_children()} != OUTSIDE or not isinstance(model.lm_head, PackedLinear):
+        return None
+    rotary = rotary_of(model)
+    parts = [part for part in model.model.children() if part is not rotary]
+    embeddings = [part for part in parts if isinstance(part, nn.Embedding)]
+    stacks = [part for part in parts if isinstance(part, nn.ModuleList)]
+    norms = [part for part in parts if isinstance(part, FusedRMSNorm)]
+    if not len(embeddings) == len(stacks) == len(norms) == 1 or len(parts) != 3 or not is_fixed(rotary):
+        return None
+    layers: list[Any] = [layer.forward for layer in stacks[0]]
+    if not layers or not all(isinstance(layer, DecodingLayer) for layer in layers):
+        return None
+    dtypes = {embeddings[0].weight.dtype, norms[0].dtype, *(layer.native.dtype for layer in layers)}
+    return Inside(embeddings[0], layers, norms[0], rotary) if len(dtypes) == 1 else None
 
 
-def _embedding_scale(inner: Any) -> float:
+def _embedding_scale(inner: Any, embeddings: nn.Embedding) -> float:
     """What a model multiplies its embeddings by, or their module does."""
-    scale = getattr(inner.embed_tokens, "embed_scale", None)
+    scale = getattr(embeddings, "embed_scale", None)
     if isinstance(scale, Tensor):
-        return float(scale.to(inner.embed_tokens.weight.dtype))
+        return float(scale.to(embeddings.weight.dtype))
     return float(getattr(inner, "embedding_multiplier", 1.0))
 
 
-def _probed(model: Any) -> DecodingModel | None:
-    fused = DecodingModel(model)
+def _probed(model: Any, inside: Inside) -> DecodingModel | None:
+    fused = DecodingModel(model, inside)
     if not fused.watch.untouched:  # watched: a probe would run the parts
         return None
     try:

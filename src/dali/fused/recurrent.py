@@ -1,4 +1,4 @@
-"""Recurrent modules in one native call: delta nets and short convolutions.
+"""Recurrent modules in one native call: delta nets, short convolutions, Mamba2.
 
 A module is told by its parts and by a probe. What lies between a delta net's projections is native in every step, not while
 decoding alone: torch rounds its curves by where a value lies. So the probe asks for values that are close, and the layers made of
@@ -23,6 +23,7 @@ from dali.step.context import StepContext, current_step
 
 CPU = torch.device("cpu")
 DTYPES = native.CONVOLVED_DTYPES
+OUTPUTS = ("out_proj", "o_proj")  # what modules call the output's linear
 
 
 class FusedRecurrent:
@@ -30,9 +31,7 @@ class FusedRecurrent:
 
     kind = None  # of the rotation it is given: none
 
-    def __init__(
-        self, module: Any, fused: native.DeltaNet | native.ShortConvolution, dtype: torch.dtype
-    ) -> None:
+    def __init__(self, module: Any, fused: native.RecurrentModule, dtype: torch.dtype) -> None:
         self.plain: Any = module.forward
         self._layer: int = module.layer_idx
         self.native, self.dtype = fused, dtype
@@ -54,7 +53,7 @@ class FusedRecurrent:
 
     def _states(self, step: StepContext) -> list[list[native.NativeStretch]]:
         window = stretches(ConvolutionWindow, self._layer, step, self.native.window, self.dtype, CPU)
-        if isinstance(self.native, native.ShortConvolution):
+        if self.native.state is None:
             return [native.addresses(window)]
         states = stretches(LinearAttentionState, self._layer, step, self.native.state, torch.float32, CPU)
         return [native.addresses(window), native.addresses(states)]
@@ -88,14 +87,13 @@ def _packed(module: nn.Module) -> bool:
     return all(isinstance(part, PackedLinear) for name, part in module.named_children() if "proj" in name)
 
 
-Made = native.DeltaNet | native.ShortConvolution
-
-
-def _probed(module: Any, make: Callable[[Any], Iterator[Made]]) -> FusedRecurrent | None:
-    dtype = next(part.weight.dtype for part in module.children() if isinstance(part, nn.Conv1d))
+def _probed(module: Any, make: Callable[[Any], Iterator[native.RecurrentModule]]) -> FusedRecurrent | None:
+    dtype = next(
+        getattr(module, name) for name in ("norm", "o_norm", "conv") if hasattr(module, name)
+    ).weight.dtype
     if dtype not in DTYPES:
         return None
-    hidden = module.out_proj.out_features
+    hidden = next(getattr(module, name) for name in OUTPUTS if hasattr(module, name)).out_features
     generator = torch.Generator().manual_seed(0)
     steps = [torch.randn(1, len(rows), hidden, generator=generator).to(dtype) for rows in POSITIONS]
 
@@ -173,9 +171,61 @@ def _delta_net(module: Any) -> Iterator[native.DeltaNet]:
     )
 
 
+def _mamba2(module: Any) -> Iterator[native.Mamba2]:
+    scan = native.SelectiveScan(
+        -module.A_log.float().exp(),
+        module.dt_bias,
+        module.D,
+        module.time_step_limit,
+        module.n_groups,
+        module.head_dim,
+        module.ssm_state_size,
+    )
+    norm = module.norm.weight, module.norm.variance_epsilon
+    yield native.Mamba2(
+        module.in_proj.native,
+        module.out_proj.native,
+        _convolution(module.conv1d, module.activation),
+        scan,
+        norm,
+        module.norm.group_size,
+    )
+
+
+def _delta_attention(module: Any) -> Iterator[native.DeltaNet]:
+    """Kimi's: a decay for each channel of keys, all in projections of their own; decays and gates perhaps by way of fewer
+    values."""
+    heads, width, forget, field = module.num_heads, module.head_dim, module.forget_gate, native.Field
+    linears, raised = [module.q_proj, module.k_proj, module.v_proj, module.b_proj], []
+    if hasattr(module, "g_proj"):
+        linears += [forget.f_proj, module.g_proj]
+    else:
+        linears += [forget.f_a_proj, module.g_a_proj]
+        raised = [(4, forget.f_b_proj.native), (5, module.g_b_proj.native)]
+    last = 4 + len(raised)  # decays, and gates behind them
+    fields = {name: field(at, 0, 1, width, 0) for at, name in enumerate(("query", "key", "value"))}
+    fields |= {"beta": field(3, 0, 1, 1, 0), "decay": field(last, 0, 1, width, 0)}
+    yield native.DeltaNet(
+        [linear.native for linear in linears],
+        module.o_proj.native,
+        (heads, heads, width, width),
+        fields | {"gate": field(last + 1, 0, 1, width, 0)},
+        _convolution(module.conv1d, module.activation),
+        -forget.A_log.float().exp(),
+        forget.dt_bias,
+        (module.o_norm.weight, module.o_norm.variance_epsilon),
+        by_sigmoid=True,
+        raised=raised,
+    )
+
+
+DELTA_ATTENTION = {"q_proj", "k_proj", "v_proj", "b_proj", "conv1d", "forget_gate", "o_norm", "o_proj"}
 DELTA_NET = {"conv1d", "dt_bias", "A_log", "norm", "out_proj"}
-KINDS: list[tuple[set[str], Callable[[Any], Iterator[Made]]]] = [
+KINDS: list[tuple[set[str], Callable[[Any], Iterator[native.RecurrentModule]]]] = [
     ({"conv", "in_proj", "out_proj"}, _short_convolution),
     (DELTA_NET | {"in_proj_qkvz", "in_proj_ba"}, _delta_net),
     (DELTA_NET | {"in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a"}, _delta_net),
+    (DELTA_NET | {"in_proj", "D", "act"}, _mamba2),
+    (DELTA_ATTENTION | {"g_a_proj", "g_b_proj"}, _delta_attention),
+    (DELTA_ATTENTION | {"g_proj"}, _delta_attention),
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 Kind = str | None  # a layer type, where the model has rotations of several
@@ -18,9 +19,23 @@ FIXED = {
 }  # rotations that depend on nothing but the position
 
 
+NO_TURNS: Turns = (torch.empty(0), torch.empty(0))
+
+
+class NoRotary:
+    """Stands for the rotary module of a model that turns nothing."""
+
+    rope_type = "default"
+
+    def __call__(self, *arguments: Any) -> None:
+        return None
+
+
 def rotary_of(model: nn.Module) -> Any | None:
-    """The model's rotary module, if it has just one."""
+    """The model's rotary module, if it has just one, or a NoRotary."""
     rotary = [m for m in model.modules() if type(m).__name__.endswith("RotaryEmbedding")]
+    if not rotary:
+        return NoRotary()
     return rotary[0] if len(rotary) == 1 else None
 
 
@@ -37,8 +52,10 @@ def rotate(rotary: Any, x: Tensor, positions: Tensor, kind: Kind) -> Any:
 
 
 def turns(rotation: Any) -> Turns | None:
-    """cos and sin of what a rotary module answers: these two, or complex numbers that have them as their parts. None for anything
-    else."""
+    """cos and sin of what a rotary module answers: these two, or complex numbers that have them as their parts; NO_TURNS where
+    there is none. None for anything else."""
+    if rotation is None:
+        return NO_TURNS
     if isinstance(rotation, tuple) and len(rotation) == 2:
         return rotation
     if isinstance(rotation, Tensor) and rotation.is_complex():

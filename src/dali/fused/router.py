@@ -22,7 +22,7 @@ PROBED_TOKENS, TELLING_TOKENS = 128, 16
 CORRECTIONS = ("e_score_correction_bias", "expert_bias")
 SCALES = ("routed_scaling_factor", "router_scaling_factor", "route_scale")
 GROUPS = (("num_group", "topk_group"), ("n_group", "topk_group"))  # all, kept
-EPSILONS = (0.0, 1e-20)  # what is added to the sum of weights before they are divided by it
+EPSILONS = (0.0, 1e-20, 1e-6)  # what is added to the sum of weights before they are divided by it
 LOW = -70.0  # a logit whose sigmoid is far below them
 
 
@@ -102,8 +102,9 @@ def _fused(router: Any, parent: Any, dtype: torch.dtype) -> FusedRouter | None:
         routing = _routing(router, parts, plain, dtype)
         if routing is None:
             return None
-        for judged, by_logit in product((2, 1), (False, True)):
-            choice = replace(routing, judged=judged, by_logit=by_logit)
+        scored = dict.fromkeys((torch.float32, routing.logits_dtype))
+        for judged, by_logit, rounded in product((2, 1), (False, True), scored):
+            choice = replace(routing, judged=judged, by_logit=by_logit, scored=rounded)
             fused = FusedRouter(router, parts, choice, dtype)
             if _agree(answers, fused.native(probe), fused):
                 return fused
@@ -224,7 +225,10 @@ def _agree(expected: Routed, ours: Routed, fused: FusedRouter) -> bool:
     if not torch.allclose(ours[0], logits, rtol=0, atol=close * float(logits.abs().amax())):
         return False
     plain = routing.by_logit or (routing.score == "softmax" and correction is None)
-    ranks, mine = (told.float() if plain else _scores(routing.score, told) for told in (logits, ours[0]))
+    ranks, mine = (
+        told.float() if plain else _scores(routing.score, told).to(routing.scored).float()
+        for told in (logits, ours[0])
+    )
     difference = (ranks - mine).abs().amax()
     if correction is not None:
         ranks = ranks + correction

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, DynamicCache, cache_utils
 from transformers.masking_utils import AttentionMaskInterface
+from transformers.utils import logging as transformers_logging
 
 from dali.errors import DaliError, reason
 from dali.hooks import recurrent, seam
@@ -208,8 +209,9 @@ def _probing(skeleton: Any, implementation: str) -> Iterator[None]:
     extra = [config for config in configs.values() if getattr(config, ROUTER_LOGITS, False)]
     rotary = [module for module in skeleton.modules() if hasattr(module, "rope_type")]
     experts = list(seam.experts_modules(skeleton).values())
-    training = skeleton.training
+    training, verbosity = skeleton.training, transformers_logging.get_verbosity()
     try:
+        transformers_logging.set_verbosity_error()  # of packages that are faster than torch: dali's kernels are asked later
         for config in configs.values():
             config._attn_implementation = implementation
         for config in extra:
@@ -221,6 +223,7 @@ def _probing(skeleton: Any, implementation: str) -> Iterator[None]:
         skeleton.eval()
         yield
     finally:
+        transformers_logging.set_verbosity(verbosity)
         skeleton.train(training)
         for module in (*experts, *rotary):
             module.__dict__.pop("forward", None)

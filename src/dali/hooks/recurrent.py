@@ -25,7 +25,8 @@ class ConvolutionWindow(RecurrentState):
 
 
 class LinearAttentionState(RecurrentState):
-    """What linear attention made of all tokens so far, [heads, key width, value width]."""
+    """What linear attention made of all tokens so far, [heads, key width, value width]: of a selective state space [heads, state,
+    head width, padded to what the compiled kernels take at once]."""
 
 
 _layer: ContextVar[int | None] = ContextVar("dali_recurrent_layer", default=None)  # that is running
@@ -91,11 +92,39 @@ def _delta_rule(
     return out[None], None
 
 
+def _selective_scan(
+    layer: int,
+    step: StepContext,
+    hidden_states: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    chunk_size: int,
+    D: Tensor | None,
+    dt_bias: Tensor,
+    dt_softplus: bool,
+    dt_limit: tuple[float, float] = (0.0, float("inf")),
+    z: Tensor | None = None,
+    **_: Any,
+) -> Tensor:
+    """Of [1, step's tokens, ...] each, as recurrence.selective_scan() takes them."""
+    assert dt_softplus and z is None
+    x, steps, b, c = (part[0] for part in (hidden_states, dt, B, C))
+    out = torch.empty(x.shape, dtype=torch.float32, device=x.device)
+    scan = native.selective_scan if step.native and x.is_cpu else recurrence.selective_scan
+    shape = recurrence.scan_state(x.shape[1], x.shape[2], b.shape[2])
+    own = stretches(LinearAttentionState, layer, step, shape, torch.float32, x.device)
+    scan(x, steps, A, b, c, D, dt_bias, dt_limit, own, out)
+    return out[None]
+
+
 # What transformers' recurrent layers call, and what it is within a step. Each is asked once a layer.
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     "causal_conv1d_fn": _convolve,
     "torch_chunk_gated_delta_rule": _delta_rule,
     "chunk_kimi_delta_attention": _delta_rule,
+    "mamba2_chunk_scan": _selective_scan,
 }
 
 
@@ -152,6 +181,9 @@ def bound_to_step(model: nn.Module) -> Iterator[None]:
 
 
 def _called(module: nn.Module) -> list[str]:
-    """Those of the functions that a module's forward calls."""
+    """Those of the functions that a module's forward calls, and its file has: older transformers keep them elsewhere."""
     code = getattr(inspect.unwrap(type(module).forward), "__code__", None)
-    return [name for name in FUNCTIONS if code is not None and name in code.co_names]
+    file = sys.modules[type(module).__module__]
+    return [
+        name for name in FUNCTIONS if code and name in code.co_names and callable(getattr(file, name, None))
+    ]

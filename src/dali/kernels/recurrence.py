@@ -10,11 +10,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dali.kernels.formats import round_up
+
 ACTIVATIONS: dict[str | None, Callable[[Tensor], Tensor]] = {
     None: lambda x: x,
     "silu": F.silu,
     "swish": F.silu,
 }
+LANES = 16  # to whole numbers of which a head of a selective state space is padded
 EPSILON = 1e-6  # of the norms of queries and keys
 
 # A sequence's tokens in the step, its state before and after them, and copies in between: (after how many of the tokens, where).
@@ -77,3 +80,46 @@ def delta_rule(
             if (to := places.get(token + 1 - rows.start)) is not None:
                 to.copy_(state)
         after.copy_(state)
+
+
+def scan_state(heads: int, width: int, state: int) -> tuple[int, int, int]:
+    """Shape of the state of a selective state space."""
+    return heads, state, round_up(width, LANES)
+
+
+def selective_scan(
+    x: Tensor,
+    steps: Tensor,
+    rate: Tensor,
+    b: Tensor,
+    c: Tensor,
+    skip: Tensor | None,
+    step_bias: Tensor,
+    limits: tuple[float, float],
+    stretches: list[Stretch],
+    out: Tensor,
+) -> None:
+    """A selective state space (Mamba2, arXiv 2405.21060): for each token and head, the state is multiplied by e^(rate * step) and
+    takes step * x along b; the output is what c reads of it, and skip * x. A step is the softplus of what is given and its bias,
+    within limits.
+
+    x [tokens, heads, width]; steps [tokens, heads]; rate, skip and step_bias [heads]; b and c [tokens, groups, state], each group
+    for as many consecutive heads -> the stretches' rows of out, as x, float32. States are scan_state(), float32.
+    """
+    heads, width = x.shape[1:]
+    each = heads // b.shape[1]
+    for rows, before, after, copies in stretches:
+        state, places = before[..., :width], dict(copies)
+        for token in range(rows.start, rows.stop):
+            step = F.softplus(steps[token] + step_bias).clamp(*limits).float()
+            put, read = (part[token].float().repeat_interleave(each, 0)[..., None] for part in (b, c))
+            taken = x[token].float()
+            state = (
+                state * (rate.float() * step).exp()[:, None, None] + put * (taken * step[:, None])[:, None]
+            )
+            out[token] = (state * read).sum(1)
+            if skip is not None:
+                out[token] += taken * skip.float()[:, None]
+            if (to := places.get(token + 1 - rows.start)) is not None:
+                to.zero_()[..., :width] = state
+        after[..., :width] = state

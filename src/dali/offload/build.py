@@ -103,7 +103,7 @@ def accelerate(
     system = _system(options, scores is not None, type(model).__name__, notify)
     if isinstance(device, GpuSlots) and on_gpu is None:  # only now: calibration ran on the CPU
         predictor = move_dense(loaded, device, predictor)
-    beside_each = [] if on_gpu else [early_shared(model, name) for name in seam.experts_modules(model)]
+    beside_each = [] if on_gpu else _beside(loaded)
     executor = _executor(
         loaded, device, residency, policies, predictor, costs, routers, scores, system, beside_each
     )
@@ -129,6 +129,14 @@ def accelerate(
         lossy,
         on_gpu,
     )
+
+
+def _beside(loaded: LoadedModel) -> list[Callable[[Tensor], None] | None]:
+    """Of each MoE layer what starts its shared experts early. Experts that compute in a latent space are given something else
+    than those beside them."""
+    model = loaded.model
+    direct = model.get_input_embeddings().weight.shape[-1] == loaded.layout.shape.hidden
+    return [early_shared(model, name) if direct else None for name in seam.experts_modules(model)]
 
 
 def _make_lossy(

@@ -38,6 +38,8 @@ Run = tuple[
     native.DecodingToken, int, int
 ]  # neighbouring tokens of one sequence: the first, how many, their window or 0
 
+MOST_HIGHEST = 64  # logits that the kernels find for sure
+
 
 class GpuModel:
     """Takes a causal model's place in every step."""
@@ -77,6 +79,7 @@ class GpuModel:
         routed = iter(range(len(self._routers)))
         self._moe = [None if layer.routed is None else next(routed) for layer in decoder.layers]
         self._foresight: list[Foresight] = []
+        self._cut = False  # whether the latest step was, so that highest() knows its last piece alone
 
     def put(self) -> None:
         """Send the weights. DaliError where the GPU lacks the memory."""
@@ -111,7 +114,9 @@ class GpuModel:
             len(wanted), self._decoder.vocabulary, dtype=self._decoder.dtype, device=self._gpu.place
         )
         with self._executor.whole_step():
-            for segments in self._pieces(step.segments):
+            pieces = list(self._pieces(step.segments))
+            self._cut = len(pieces) > 1
+            for segments in pieces:
                 begin, end = segments[0].start, segments[-1].start + segments[-1].tokens
                 rows = [row - begin for row in wanted if begin <= row < end]
                 first = sum(row < begin for row in wanted)
@@ -120,6 +125,14 @@ class GpuModel:
                 )
         self._gpu.hand_over()
         return logits
+
+    def highest(self, row: int, most: int) -> tuple[Tensor, Tensor] | None:
+        """As Decoder.highest."""
+        if most > MOST_HIGHEST or self._cut:
+            return None
+        with gpu_errors(self._gpu.name):
+            ids, values = self._native.highest(row)
+        return (torch.tensor(values), torch.tensor(ids)) if ids else None
 
     def _pieces(self, segments: list[Segment]) -> Iterator[list[Segment]]:
         """Segments, cut where they are more rows than the kernels' memory was made for."""

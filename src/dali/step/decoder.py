@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from torch import Tensor
@@ -17,3 +18,8 @@ class Decoder(Protocol):
 
     def decode(self, step: StepContext, ids: list[int], positions: list[int], wanted: list[int]) -> Tensor:
         """ids and positions of the step's rows -> logits [wanted, vocabulary], of the rows in `wanted`, in order."""
+
+    @property
+    def highest(self) -> Callable[[int, int], tuple[Tensor, Tensor] | None] | None:
+        """(row, most) -> of that row of the latest logits those that are among the `most` highest, ties and NaN included, as
+        float32 on the host, and their ids, in order; perhaps with lower ones. None: look yourself."""

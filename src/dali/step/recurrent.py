@@ -66,6 +66,7 @@ class RecurrentState:
         places = [*self._copies, self.tokens] + ([] if self._before is None else [self._before])
         return max((place for place in places if place <= tokens), default=None)
 
+    @torch.inference_mode()
     def rollback(self, tokens: int) -> None:
         self._copies = {place: copy for place, copy in self._copies.items() if place <= tokens}
         if tokens == self.tokens:

@@ -89,14 +89,19 @@ class SequenceState:
         """What follows from these layers, each of which has seen a token, for any other sequence."""
         layers = self._layers.values()
         kv = [layer for layer in layers if isinstance(layer, LayerKV)]
+        each = sum(layer.copy_bytes for layer in self._recurrent)  # which all keep twice, and copies of it
         return StateSize(
             tuple((layer.token_bytes, layer.window) for layer in kv),
-            sum(layer.nbytes + MOST_PLACES * layer.copy_bytes for layer in self._recurrent),
+            (2 + self._most_places(each)) * each,
         )
 
     @property
     def nbytes(self) -> int:
         return sum(layer.nbytes for layer in self._layers.values())
+
+    @staticmethod
+    def _most_places(bytes_each: int) -> int:
+        return max(2, min(MOST_PLACES, MOST_COPIED_BYTES // max(bytes_each, 1)))
 
     @property
     def _recurrent(self) -> list[RecurrentState]:
@@ -114,8 +119,7 @@ class SequenceState:
         """Let recurrent layers copy what they are at these places when they come by, too, and give up the earliest of all copies
         where they are too many."""
         recurrent = self._recurrent
-        bytes_each = sum(layer.copy_bytes for layer in recurrent)
-        most = max(2, min(MOST_PLACES, MOST_COPIED_BYTES // max(bytes_each, 1)))
+        most = self._most_places(sum(layer.copy_bytes for layer in recurrent))
         self.places = sorted({*self.places, *places})[-most:]
         for layer in recurrent:
             layer.forget(self.places)

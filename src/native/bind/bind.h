@@ -28,6 +28,7 @@ void bind_norm(nb::module_& m);
 void bind_route(nb::module_& m);
 void bind_attention(nb::module_& m);
 void bind_recurrence(nb::module_& m);
+void bind_mamba2(nb::module_& m);
 void bind_model(nb::module_& m);
 void bind_dependencies(nb::module_& m);
 void bind_two_lane(nb::module_& m);
@@ -73,6 +74,22 @@ inline States states_of(const std::vector<std::vector<StretchParts>>& kinds) {
     States all;
     for (const std::vector<StretchParts>& kind : kinds) all.push_back(stretches_of(kind));
     return all;
+}
+
+using ConvolutionParts = std::tuple<int, int, uintptr_t, uintptr_t, bool>;  // channels, width, taps, bias, whether silu follows
+
+inline Convolution convolution_of(const ConvolutionParts& parts) {
+    const auto& [channels, width, taps, bias, silu] = parts;
+    return {channels, width, pointer<const float>(taps), pointer<const float>(bias), silu};
+}
+
+template <class Module>
+void bind_mix(nb::module_& m) {
+    m.def("mix", [](const Module& module, uintptr_t x, Dtype dtype, int rows, const std::vector<std::vector<StretchParts>>& states,
+                    uintptr_t out) {
+        nb::gil_scoped_release unlocked;
+        mix(module, pointer<const void>(x), dtype, rows, states_of(states), pointer<void>(out));
+    });
 }
 
 // What a layer's mixer keeps of a step's sequences: (tokens, states of each kind), one of them empty.

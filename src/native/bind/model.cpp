@@ -43,7 +43,7 @@ void bind_layer(nb::module_& m) {
                                          {norm_of(before_router), norm_of(before_experts), norm_of(after_experts), norm_of(after_dense)},
                                          values_of(output_scale)};
              },
-             nb::arg("hidden"), nb::arg("norms"), nb::arg("mixer"), nb::arg("router").none(), nb::arg("layout").none(),
+             nb::arg("hidden"), nb::arg("norms"), nb::arg("mixer").none(), nb::arg("router").none(), nb::arg("layout").none(),
              nb::arg("mlp").none(), nb::arg("shared_gate"), nb::arg("residual_scale"), nb::arg("beside"), nb::arg("output_scale"),
              nb::keep_alive<1, 4>(), nb::keep_alive<1, 5>(), nb::keep_alive<1, 6>(), nb::keep_alive<1, 7>());
     // Layers one after another; kept and records: of each layer. Returns each one's (experts that took part, seconds they took).

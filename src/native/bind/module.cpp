@@ -12,6 +12,7 @@ NB_MODULE(_native, m) {
     dali::bind_route(m);
     dali::bind_attention(m);
     dali::bind_recurrence(m);
+    dali::bind_mamba2(m);
     dali::bind_model(m);
     dali::bind_dependencies(m);
     dali::bind_two_lane(m);

@@ -14,27 +14,11 @@ Field field_of(const FieldParts& parts) {
     return {projection, begin, group, outer, inner};
 }
 
-using ConvolutionParts = std::tuple<int, int, uintptr_t, uintptr_t, bool>;  // channels, width, taps, bias, whether silu follows
-
-Convolution convolution_of(const ConvolutionParts& parts) {
-    const auto& [channels, width, taps, bias, silu] = parts;
-    return {channels, width, pointer<const float>(taps), pointer<const float>(bias), silu};
-}
-
 using RuleParts = std::tuple<int, int, int, int, bool, bool>;  // key heads, heads, their widths, by channel, normalised
 
 DeltaRule rule_of(const RuleParts& parts) {
     const auto& [key_heads, heads, key_width, value_width, by_channel, normalised] = parts;
     return {key_heads, heads, key_width, value_width, by_channel, normalised};
-}
-
-template <class Module>
-void bind_mix(nb::module_& m) {
-    m.def("mix", [](const Module& module, uintptr_t x, Dtype dtype, int rows, const std::vector<std::vector<StretchParts>>& states,
-                    uintptr_t out) {
-        nb::gil_scoped_release unlocked;
-        mix(module, pointer<const void>(x), dtype, rows, states_of(states), pointer<void>(out));
-    });
 }
 
 }  // namespace
@@ -59,11 +43,14 @@ void bind_recurrence(nb::module_& m) {
     nb::class_<DeltaNet>(m, "DeltaNet")
         .def("__init__", [](DeltaNet* self, const std::vector<const PackedLinear*>& in, const PackedLinear& out, const RuleParts& rule,
                             const ConvolutionParts& convolution, const std::vector<FieldParts>& fields, uintptr_t rate, uintptr_t offset,
-                            uintptr_t norm, float epsilon) {
+                            uintptr_t norm, float epsilon, bool by_sigmoid,
+                            const std::vector<std::tuple<int, const PackedLinear*>>& raised) {
             const auto field = [&](int i) { return field_of(fields.at(i)); };
-            new (self) DeltaNet{{}, out, rule_of(rule), convolution_of(convolution), field(0), field(1), field(2), field(3), field(4),
-                                field(5), pointer<const float>(rate), pointer<const float>(offset), pointer<const float>(norm), epsilon};
+            new (self) DeltaNet{{}, {}, out, rule_of(rule), convolution_of(convolution), field(0), field(1), field(2), field(3), field(4),
+                                field(5), pointer<const float>(rate), pointer<const float>(offset), pointer<const float>(norm), epsilon,
+                                by_sigmoid};
             for (const PackedLinear* linear : in) self->in.push_back(*linear);
+            for (const auto& [from, linear] : raised) self->raised.push_back({from, *linear});
         });
     nb::class_<ShortConvolution>(m, "ShortConvolution")
         .def("__init__", [](ShortConvolution* self, const PackedLinear& in, const PackedLinear& out, const ConvolutionParts& convolution) {

@@ -24,7 +24,11 @@ void bind_gpu(nb::module_& m) {
         .def("__init__", [](gpu::Module* self, const gpu::Device& device, const nb::bytes& cubin) {
             device.enter();
             new (self) gpu::Module(device, cubin.c_str());
-        }, nb::keep_alive<1, 2>());
+        }, nb::keep_alive<1, 2>())
+        // A kernel with the call it takes, as bytes: for checking it by itself.
+        .def("launch", [](const gpu::Module& self, const std::string& name, const nb::bytes& call, int64_t warps, uintptr_t stream) {
+            self.launch(name.c_str(), call.c_str(), warps, pointer<void>(stream));
+        });
     nb::class_<gpu::Registered>(m, "GpuRegistered");
     m.def("gpu_register", [](const gpu::Device& device, uintptr_t memory, size_t bytes) {
         device.enter();
@@ -78,7 +82,7 @@ void bind_gpu(nb::module_& m) {
             self.begin(layer, {tokens, x, ids, weights, ahead, ahead_count}, pointer<void>(stream));
             return outcome_of(self.finish(planner, ahead_layer, ahead_seconds, out));
         })
-        // What follows begin(); -> counts as Planner.plan() has them, then seconds in all, to plan, and of the CPU's experts.
+        // What follows begin(); -> counts as Planner.plan() has them, then seconds as StepOutcome has them.
         .def("finish", [](gpu::Layers& self, Planner& planner, int ahead_layer, double ahead_seconds, uint64_t out) {
             nb::gil_scoped_release unlocked;
             return outcome_of(self.finish(planner, ahead_layer, ahead_seconds, out));

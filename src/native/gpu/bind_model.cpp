@@ -73,7 +73,17 @@ void bind_gpu_model(nb::module_& m) {
             self.start(input, pointer<void>(stream));
         })
         .def("dense", &gpu::Model::dense, nb::call_guard<nb::gil_scoped_release>())
-        .def("head", &gpu::Model::head, nb::call_guard<nb::gil_scoped_release>());
+        .def("head", &gpu::Model::head, nb::call_guard<nb::gil_scoped_release>())
+        // (ids, values) of a row's highest logits; nothing where they are too many, or were not looked for
+        .def("highest", [](const gpu::Model& self, int row) {
+            gpu::Model::Highest found;
+            {
+                nb::gil_scoped_release unlocked;
+                found = self.highest(row);
+            }
+            const int count = found.count <= gpu::HIGHEST ? found.count : 0;
+            return std::make_pair(std::vector<int>(found.ids, found.ids + count), std::vector<float>(found.values, found.values + count));
+        });
 }
 
 }  // namespace dali

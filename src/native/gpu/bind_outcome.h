@@ -8,9 +8,10 @@
 
 namespace dali {
 
-// Counts as Planner.plan() has them, then seconds in all, to plan, and of the CPU's experts.
+// Counts as Planner.plan() has them, then seconds from the routing's arrival: all, to plan, of the CPU's experts; and those waited for it.
 inline auto outcome_of(const gpu::StepOutcome& outcome) {
-    return std::tuple_cat(counts_of(outcome.counts), std::make_tuple(outcome.seconds, outcome.plan_seconds, outcome.cpu_seconds));
+    return std::tuple_cat(counts_of(outcome.counts), std::make_tuple(outcome.seconds, outcome.plan_seconds, outcome.cpu_seconds,
+                                                                  outcome.waited_seconds));
 }
 
 }  // namespace dali

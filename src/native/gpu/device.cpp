@@ -88,4 +88,15 @@ Handle Module::function(const char* name) const {
     return function;
 }
 
+void Module::launch(const char* name, const void* call, int64_t warps, Handle stream) const {
+    device_.enter();
+    launch_at(device_, function(name), warps, stream, call);
+}
+
+void launch_at(const Device& device, Handle function, int64_t warps, Handle stream, const void* call) {
+    if (warps <= 0) return;
+    void* parameters[] = {const_cast<void*>(call)};
+    DALI_CUDA(device.driver, launch, function, unsigned((warps + WARPS - 1) / WARPS), 1, 1, 32 * WARPS, 1, 1, 0, stream, parameters, nullptr);
+}
+
 }  // namespace dali::gpu

@@ -75,6 +75,8 @@ class Module {
   public:
     Module(const Device& device, const void* cubin);
     Handle function(const char* name) const;
+    // One of its kernels, with the struct at `call`.
+    void launch(const char* name, const void* call, int64_t warps, Handle stream) const;
 
   private:
     const Device& device_;
@@ -83,11 +85,11 @@ class Module {
 
 constexpr int WARPS = 4;  // of a block
 
+void launch_at(const Device& device, Handle function, int64_t warps, Handle stream, const void* call);
+
 template <class Call>
 void launch(const Device& device, Handle function, int64_t warps, Handle stream, const Call& call) {
-    if (warps <= 0) return;
-    void* parameters[] = {const_cast<Call*>(&call)};
-    DALI_CUDA(device.driver, launch, function, unsigned((warps + WARPS - 1) / WARPS), 1, 1, 32 * WARPS, 1, 1, 0, stream, parameters, nullptr);
+    launch_at(device, function, warps, stream, &call);
 }
 
 }  // namespace dali::gpu

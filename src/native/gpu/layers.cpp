@@ -5,6 +5,7 @@
 #include <string>
 
 #include "gpu/cut.h"
+#include "gpu/flag.h"
 #include "threads/pool.h"
 
 namespace dali::gpu {
@@ -143,13 +144,7 @@ void Layers::begin(int layer, const Posted& posted, Handle stream) {
 }
 
 const int64_t* Layers::routing() {
-    for (int spins = 1; *flag_ != expected_; spins++) {
-        pause();
-        if (spins % 256) continue;  // a fault of the GPU would never be seen in the flag
-        const int result = device_.driver.query_stream_(compute_.stream());
-        if (result != NOT_READY) device_.driver.check(result, "query_stream");
-    }
-    std::atomic_thread_fence(std::memory_order_acquire);
+    wait_for(device_, flag_, expected_, compute_.stream());
     tables_used_ = 0;  // what was queued before has run
     for (auto& pairs : pairs_of_) pairs.clear();
     for (int pair = 0; pair < tokens_ * sizes_.top_k; pair++) {
@@ -258,9 +253,11 @@ double Layers::execute(const StepPlan& plan, Address out) {
 }
 
 StepOutcome Layers::finish(Planner& planner, int ahead_layer, double ahead_seconds, Address out) {
+    const double begun = now();
     const int64_t* ids = routing();
     const double started = now();
     StepOutcome outcome{};
+    outcome.waited_seconds = started - begun;
     const StepPlan plan = planner.plan(layer_, ids, int64_t(tokens_) * sizes_.top_k, {ahead_layer, ahead_host_, ahead_count_, ahead_seconds}, started,
                                        landed(), outcome.counts);
     outcome.plan_seconds = now() - started;

@@ -24,10 +24,11 @@ struct Sizes {
     int slots;
 };
 
-// What a step did, and the seconds it took from the routing's arrival: all of them, to plan, and the CPU's experts.
+// What a step did, the seconds it took from the routing's arrival: all of them, to plan, and the CPU's experts; and those that the host
+// waited for the routing before.
 struct StepOutcome {
     StepCounts counts;
-    double seconds, plan_seconds, cpu_seconds;
+    double seconds, plan_seconds, cpu_seconds, waited_seconds;
 };
 
 // What the host is told of a step: x [tokens, hidden], ids int64 and weights [tokens, top_k], ahead int64 [ahead_count], on the GPU, as

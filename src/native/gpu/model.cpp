@@ -4,12 +4,15 @@
 #include <cstring>
 #include <stdexcept>
 
+#include "gpu/flag.h"
+
 namespace dali::gpu {
 
 namespace {
 
 constexpr int MOST_GRAPH_ROWS = 8;  // with more, launching takes little beside what is launched
 constexpr size_t MOST_GRAPHS = 4096;
+constexpr int MOST_HIGHEST_ROWS = 32;  // of more, the host looks for the highest logits itself
 constexpr size_t MOST_SCORES = 1 << 24;  // floats that attention works in at a time, unless one token wants more
 
 const AttentionModule& attention_of(const DecoderLayer& layer) {
@@ -43,7 +46,8 @@ Model::Model(const Device& device, const DecodingModel& model, const Module& com
     : device_(device), model_(model), most_rows_(most_rows), add_norm_(common.function("add_norm")), rms_norm_(common.function("rms_norm")),
       turn_(common.function("turn")), attend_(common.function("attend")), merge_(common.function("merge")),
       route_products_(common.function("route_products")), route_choose_(common.function("route_choose")), gate_up_(common.function("gate_up")),
-      share_(common.function("share")) {
+      share_(common.function("share")), post_(common.function("post")),
+      highest_{common.function("highest_of_pieces"), common.function("highest_of_rows"), common.function("collect_highest")} {
     for (const LinearModules& one : linears)
         linears_[one.format] = {one.few->function("gather_rows"), one.few->function("linear"), one.many->function("linear")};
     const auto linear = [&](const PackedLinear& of) {
@@ -65,12 +69,17 @@ Model::Model(const Device& device, const DecodingModel& model, const Module& com
             norm(*one);
         if (module.sinks) weights_.add(module.sinks, module.heads * sizeof(float));
         attention_floats_ = std::max({attention_floats_, MOST_SCORES, attention_floats(module, most_parts)});
+        if (!layer->mlp && !layer->router) throw std::invalid_argument("layers of a mixer alone");
         if (layer->mlp) {
+            int rows = 0;
+            for (const PackedLinear& one : layer->mlp->first) rows += one.matrix.rows;
+            if (rows != 2 * layer->mlp->down.columns) throw std::invalid_argument("networks without a gate");
             for (const PackedLinear& one : layer->mlp->first) linear(one);
             linear(layer->mlp->down);
         }
         weights_.add(layer->shared_gate.at, bytes_of(layer->shared_gate, layer->hidden));
         if (const Router* router = layer->router) {
+            if (router->scored != Dtype::f32) throw std::invalid_argument("scores that are rounded");
             weights_.add(router->weight.at, bytes_of(router->weight, size_t(router->experts) * router->hidden));
             weights_.add(router->bias.at, bytes_of(router->bias, router->experts));
             weights_.add(router->correction.at, bytes_of(router->correction, router->experts));
@@ -81,7 +90,7 @@ Model::Model(const Device& device, const DecodingModel& model, const Module& com
     linear(model.head);
     for (const int kind : model.rotations) kinds_ = std::max(kinds_, size_t(kind) + 1);
     work_bytes_ = cut_work(0);
-    cut_tables(most_rows, most_rows);
+    cut_tables(most_rows);
     table_bytes_ = at_.bytes;
     work_bytes_ += table_bytes_;
 }
@@ -110,14 +119,21 @@ size_t Model::cut_work(uint64_t base) {
     router_weights_ = cut.take<float>(size_t(most_rows_) * top_k);
     ids_ = cut.take<int64_t>(size_t(most_rows_) * top_k);
     attention_ = cut.take<float>(attention_floats_);
+    gpu::HighestCall& highest = highest_call_;
+    const size_t pieces = (model_.head.matrix.rows + PIECE - 1) / PIECE, most = MOST_HIGHEST_ROWS;
+    highest.ranks = cut.take<uint32_t>(most * pieces * MOST);
+    highest.ties = cut.take<int>(most * pieces), highest.begin = cut.take<int>(most * pieces);
+    highest.least = cut.take<uint32_t>(most);
+    highest.ids = cut.take<int>(most * HIGHEST), highest.values = cut.take<float>(most * HIGHEST);
+    highest.counts = cut.take<int>(most);
     return cut.bytes();
 }
 
-void Model::cut_tables(int rows, int wanted) {
+void Model::cut_tables(int rows) {  // by rows alone, as graphs know these places
     Cut cut;
     cut.begin(reinterpret_cast<uint64_t>(tables_host_.get()));
     at_.base = cut.take<uint32_t>(1);
-    at_.wanted = cut.take<int>(wanted);
+    at_.wanted = cut.take<int>(rows), at_.most = cut.take<int>(rows);
     at_.cos.assign(kinds_, nullptr), at_.sin.assign(kinds_, nullptr);
     for (size_t i = 0; i < model_.layers.size(); i++) {
         const Rotary& rotary = attention_of(*model_.layers[i]).rotary;
@@ -140,6 +156,17 @@ void Model::put() {
     cut_work(work_.get());
     tables_ = allocate(device_, table_bytes_);
     tables_host_ = allocate_host(device_, table_bytes_);
+    const auto cut_found = [&](uint64_t base) {
+        Cut cut;
+        cut.begin(base);
+        const size_t most = size_t(MOST_HIGHEST_ROWS) * HIGHEST;
+        found_.ids = cut.take<int>(most), found_.values = cut.take<float>(most);
+        found_.counts = cut.take<int>(MOST_HIGHEST_ROWS), found_.flag = cut.take<uint32_t>(1);
+        return cut.bytes();
+    };
+    highest_host_ = allocate_host(device_, cut_found(0));
+    cut_found(reinterpret_cast<uint64_t>(highest_host_.get()));
+    *found_.flag = found_.expected = 0;
 }
 
 void Model::follow(Layers& experts, const std::vector<Foresight>& foresight) {
@@ -185,10 +212,11 @@ void Model::start(const StepInput& input, Handle stream) {
         graphs_.clear();
     }
     stream_ = stream, rows_ = rows, wanted_ = wanted;
-    cut_tables(rows, wanted);
+    cut_tables(rows);
     first_number_ = experts_->take_numbers(moe_layers_) - moe_layers_ + 1;
     *at_.base = first_number_;
     std::copy(input.wanted.begin(), input.wanted.end(), at_.wanted);
+    std::fill_n(at_.most, wanted, std::min(MOST, model_.head.matrix.rows));
     for (int row = 0; row < rows; row++) {
         if (input.ids[row] < 0 || input.ids[row] >= model_.vocabulary) throw std::out_of_range("a token beyond the vocabulary");
         std::memcpy(at_.x + row * row_bytes, static_cast<const char*>(model_.embeddings) + input.ids[row] * row_bytes, row_bytes);
@@ -449,6 +477,33 @@ void Model::head(Address logits) {
     call.from = reinterpret_cast<const int*>(on_gpu(at_.wanted));
     launch(device_, add_norm_, wanted_, stream_, call);
     project({{model_.head, reinterpret_cast<void*>(logits)}}, call.panel, model_.logits_divisor, wanted_, stream_);
+    find_highest(logits);
+}
+
+void Model::find_highest(Address logits) {
+    found_.expected++;
+    if (!wanted_ || wanted_ > MOST_HIGHEST_ROWS) return;
+    gpu::HighestCall call = highest_call_;
+    call.logits = reinterpret_cast<const void*>(logits);
+    call.most = reinterpret_cast<const int*>(on_gpu(at_.most));
+    call.rows = wanted_, call.width = model_.head.matrix.rows, call.dtype = int(model_.dtype);
+    const int64_t pieces = int64_t(wanted_) * ((call.width + PIECE - 1) / PIECE), warps[] = {pieces, wanted_, pieces};
+    for (int i = 0; i < 3; i++) launch(device_, highest_[i], warps[i], stream_, call);
+    gpu::PostCall post{};
+    const auto part = [&](int i, const void* from, void* to, int words) { post.from[i] = from, post.to[i] = to, post.words[i] = words; };
+    part(0, call.ids, found_.ids, wanted_ * HIGHEST);
+    part(1, call.values, found_.values, wanted_ * HIGHEST);
+    part(2, call.counts, found_.counts, wanted_);
+    post.flag = const_cast<uint32_t*>(found_.flag);
+    post.number = found_.expected;
+    launch(device_, post_, 1, stream_, post);
+}
+
+Model::Highest Model::highest(int row) const {
+    if (row < 0 || row >= wanted_ || wanted_ > MOST_HIGHEST_ROWS) return {};
+    wait_for(device_, found_.flag, found_.expected, stream_);
+    const size_t at = size_t(row) * HIGHEST;
+    return {found_.counts[row], found_.ids + at, found_.values + at};
 }
 
 std::vector<StepOutcome> Model::step(Planner& planner, const StepInput& input, Address logits, Handle stream) {

@@ -62,6 +62,14 @@ class Model {
     void start(const StepInput& input, Handle stream);
     bool dense(int layer, bool foresee);
     void head(Address logits);
+    // Of a row of the latest logits: how many are as high as its MOST-th highest, and where on the host those are, with their ids, if they
+    // are no more than HIGHEST; waits for them. None where a step wanted too many rows, or another was the latest to fail.
+    struct Highest {
+        int count;
+        const int* ids;
+        const float* values;
+    };
+    Highest highest(int row) const;
     Address part() const { return reinterpret_cast<Address>(part_); }
     int layers() const { return int(model_.layers.size()); }
     // How many ids are predicted of layers after MoE layer `layer`.
@@ -86,14 +94,15 @@ class Model {
     gpu::Panel panel(const std::vector<const PackedLinear*>& readers) const;
     gpu::NormPart norm(const Norm& norm) const { return {weights_.of(static_cast<const char*>(norm.weight)), norm.epsilon}; }
     Address on_gpu(const void* in_tables) const { return tables_.get() + (static_cast<const char*>(in_tables) - static_cast<const char*>(tables_host_.get())); }
-    void cut_tables(int rows, int wanted);
+    void find_highest(Address logits);
+    void cut_tables(int rows);
     size_t cut_work(uint64_t base);
 
     const Device& device_;
     const DecodingModel& model_;
     Layers* experts_ = nullptr;
     const int most_rows_;
-    Handle add_norm_, rms_norm_, turn_, attend_, merge_, route_products_, route_choose_, gate_up_, share_;
+    Handle add_norm_, rms_norm_, turn_, attend_, merge_, route_products_, route_choose_, gate_up_, share_, post_, highest_[3];
     struct LinearKernels {
         Handle gather, few, many;
     };
@@ -113,12 +122,20 @@ class Model {
     float *products_ = nullptr, *scores_ = nullptr, *ranks_ = nullptr, *router_weights_ = nullptr, *ahead_weights_ = nullptr, *attention_ = nullptr;
     int64_t *ids_ = nullptr, *ahead_ = nullptr;
     size_t attention_floats_ = 0;
+    gpu::HighestCall highest_call_{};
+    HostMemory highest_host_;
+    struct {
+        int *ids, *counts;
+        float* values;
+        volatile uint32_t* flag;
+        uint32_t expected;
+    } found_{};
 
     // A step's tables: in the host's memory, copied to the same places on the GPU.
     HostMemory tables_host_;
     struct Tables {
         uint32_t* base;
-        int* wanted;
+        int *wanted, *most;
         std::vector<char*> cos, sin;   // of each kind
         std::vector<KeptToken*> kept;  // of each layer
         char* x;

@@ -8,6 +8,7 @@
 #include "kernels/blocks.h"
 #include "kernels/norms_and_routers.h"
 #include "kernels/recurrence.h"
+#include "kernels/selective_scan.h"
 #include "kernels/tiles.h"
 
 namespace dali {
@@ -20,6 +21,7 @@ Variant make_variant(const char* name) {
     AttentionKernels<V>::put_into(variant);
     RowKernels<V>::put_into(variant);
     RecurrenceKernels<V>::put_into(variant);
+    SelectiveScanKernels<V>::put_into(variant);
     BlockKernelsOf<V>::put_into(variant);
     return variant;
 }

@@ -59,6 +59,20 @@ struct DeltaPart {
     int64_t out_stride;
 };
 
+// Tokens of one head of a selective state space. `width`: of the head, padded to whole vectors.
+struct ScanPart {
+    int tokens, width, state;
+    const float* decay;  // [tokens]
+    const float* input;  // [tokens][width]
+    const float* in;     // the vectors B, [tokens] of [state], in_stride values apart
+    int64_t in_stride;
+    const float* out;  // C
+    int64_t out_stride;
+    const float* before;  // [state][width]
+    float* after;         // may be `before`
+    float* found;         // [tokens][width], which the head's outputs are added to
+};
+
 // GGUF's blocks that are decoded to floats.
 enum class BlockType : int { q4_0, q8_0, q4_1, q5_0, q5_1, q5_k, q6_k };
 constexpr int BLOCK_TYPES = 7;
@@ -99,6 +113,9 @@ struct Variant {
     // out [width] = bias + sum of rows[tap][..] * taps[tap * tap_stride + ..], in order; whole vectors; bias may be null.
     void (*convolve)(const float* const* rows, const float* taps, int count, int64_t tap_stride, const float* bias, int width, float* out);
     void (*delta_rule)(const DeltaPart& part);
+    // Each token: state = state * decay + input (x) in, and found += state times out, in the order of the state's rows.
+    void (*scan)(const ScanPart& part);
+    void (*softplus)(float* x, int width);  // whole vectors
     BlockKernels blocks[BLOCK_TYPES];
     // Reads all bytes, whole 256s; returns what no compiler can know without reading them.
     int (*read)(const char* from, size_t bytes);

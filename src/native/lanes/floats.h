@@ -111,6 +111,26 @@ DALI_INLINE void exp(float* values, int count) {
     }
 }
 
+// log(1 + e^x), within 4 units in the last place; x itself above 20, as torch has it.
+DALI_INLINE void softplus(Floats16& x) {
+    const Floats16 negative = -x, size = x > negative ? negative : x;  // -|x|
+    Floats16 power = size;
+    exp(power);
+    // log(1 + p) = 2 atanh(p / (2 + p)), of at most 1/3.
+    const Floats16 s = power / (power + 2.0f), square = s * s;
+    Floats16 series = square * (1.0f / 17) + 1.0f / 15;
+    series = series * square + 1.0f / 13;
+    series = series * square + 1.0f / 11;
+    series = series * square + 1.0f / 9;
+    series = series * square + 1.0f / 7;
+    series = series * square + 1.0f / 5;
+    series = series * square + 1.0f / 3;
+    series = series * square + 1.0f;
+    const Floats16 above = x > 0.0f ? x : Floats16{};
+    const Floats16 log = above + (s + s) * series;
+    x = x > 20.0f ? x : log;
+}
+
 template <class T>
 DALI_INLINE float dot(const T* row, const float* query, int width) {
     Floats16 total{}, other{};

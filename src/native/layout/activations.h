@@ -10,6 +10,23 @@ enum class Dtype : int { f32, bf16, f16 };
 
 constexpr size_t item_bytes(Dtype dtype) { return dtype == Dtype::f32 ? 4 : 2; }
 
+// Values of one of torch's tensors; null if there are none.
+struct Values {
+    const void* at = nullptr;
+    Dtype dtype = Dtype::f32;
+};
+
+// Rows `stride` values apart.
+struct StridedRows {
+    const void* at;
+    Dtype dtype;
+    int64_t stride;
+
+    const void* row(int64_t number, int64_t column = 0) const {
+        return static_cast<const char*>(at) + (number * stride + column) * int64_t(item_bytes(dtype));
+    }
+};
+
 // `count` values of row `row` of [rows, count] as float32.
 void read_row(const void* from, Dtype dtype, size_t row, int count, float* to);
 // Rounds to nearest, ties to even.

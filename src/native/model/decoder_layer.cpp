@@ -96,13 +96,21 @@ struct Mixing {
     void* out;
     void operator()(const AttentionModule* module) const { decode(*module, x, of.dtype, of.rows, cos, sin, kept.tokens, out); }
     void operator()(const DeltaNet* module) const { mix(*module, x, of.dtype, of.rows, kept.states, out); }
+    void operator()(const Mamba2* module) const { mix(*module, x, of.dtype, of.rows, kept.states, out); }
+    void operator()(std::monostate) const {}
     void operator()(const ShortConvolution* module) const { mix(*module, x, of.dtype, of.rows, kept.states, out); }
+};
+
+struct Announcing {
+    template <class Module>
+    void operator()(const Module* module) const { announce(*module); }
+    void operator()(std::monostate) const {}
 };
 
 }  // namespace
 
 void announce(const Mixer& mixer) {
-    std::visit([](const auto* module) { announce(*module); }, mixer);
+    std::visit(Announcing{}, mixer);
 }
 
 LayerOutcome decode_layer(const DecoderLayer& layer, const DecoderLayer* next, const Records& records, const void* x, Dtype dtype,
@@ -116,13 +124,19 @@ LayerOutcome decode_layer(const DecoderLayer& layer, const DecoderLayer* next, c
         normalise(norm, from, dtype, of.values(), normed);
         return normed;
     };
-    std::visit(Mixing{input(layer.before_attention, x), of, cos, sin, kept, part}, layer.mixer);
-    join(layer, layer.after_attention, of, x, part, between);
+    const bool mixes = !std::holds_alternative<std::monostate>(layer.mixer), computes = layer.router || layer.mlp;
+    if (mixes) {
+        std::visit(Mixing{input(layer.before_attention, x), of, cos, sin, kept, part}, layer.mixer);
+        if (next && !computes) announce(next->mixer);
+        join(layer, layer.after_attention, of, x, part, computes ? between : out);
+    }
+    if (!computes) return {};
+    const void* residual = mixes ? between : x;
     const bool beside = layer.beside.before_experts.weight;
-    const LayerOutcome outcome = beside ? compute_beside(layer, records, of, between, part)
-                                        : compute_block(layer, records, of, input(layer.before_mlp, between), part);
+    const LayerOutcome outcome = beside ? compute_beside(layer, records, of, residual, part)
+                                        : compute_block(layer, records, of, input(layer.before_mlp, residual), part);
     if (next) announce(next->mixer);
-    join(layer, layer.after_mlp, of, between, part, out);
+    join(layer, layer.after_mlp, of, residual, part, out);
     if (layer.output_scale.at) {
         float by;
         read_row(layer.output_scale.at, layer.output_scale.dtype, 0, 1, &by);

@@ -9,11 +9,12 @@
 #include "model/mlp.h"
 #include "ops/route.h"
 #include "recurrent/delta_net.h"
+#include "recurrent/mamba2.h"
 
 namespace dali {
 
-// Where a layer's tokens meet those before them.
-using Mixer = std::variant<const AttentionModule*, const DeltaNet*, const ShortConvolution*>;
+// Where a layer's tokens meet those before them, if they do.
+using Mixer = std::variant<std::monostate, const AttentionModule*, const DeltaNet*, const ShortConvolution*, const Mamba2*>;
 
 // What a mixer keeps of a step's sequences: keys and values, or the states of a recurrent one.
 struct Kept {
@@ -23,13 +24,14 @@ struct Kept {
 
 void announce(const Mixer& mixer);
 
-// A layer without experts has no router, one without anything dense no MLP. Norms without a weight are left out.
 // Where experts stand beside a dense MLP and not in one block with it: norms of their own input and of the router's, of their output
 // and of the MLP's.
 struct Beside {
     Norm before_router, before_experts, after_experts, after_mlp;
 };
 
+// A layer without experts has no router, one without anything dense no MLP; it may have no mixer, or nothing but that. Norms without a
+// weight are left out.
 struct DecoderLayer {
     int hidden;
     Norm before_attention, after_attention, before_mlp, after_mlp;

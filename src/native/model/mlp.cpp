@@ -28,6 +28,7 @@ void gate_up(Activation activation, const char* gate, const char* up, Dtype dtyp
 void compute(const Mlp& mlp, const void* x, Dtype dtype, int rows, void* out) {
     const int width = mlp.down.columns;
     const size_t bytes = size_t(rows) * width * item_bytes(dtype);
+    const bool gated = mlp.first.size() > 1 || mlp.first[0].matrix.rows > width;
     Workspace workspace;
     char *first = workspace.take<char>(2 * bytes), *inner = workspace.take<char>(bytes);
     const bool joined = mlp.first.size() == 1;
@@ -37,8 +38,9 @@ void compute(const Mlp& mlp, const void* x, Dtype dtype, int rows, void* out) {
     Pool::instance().announce(&read_next, 1);
     {
         const Timed timed(Part::dense);
-        gate_up(mlp.activation, first, first + (joined ? width * item_bytes(dtype) : bytes), dtype, rows, width,
-                joined ? 2 * width : width, inner);
+        if (!gated) activate(mlp.activation, first, dtype, int64_t(rows) * width, inner);
+        else gate_up(mlp.activation, first, first + (joined ? width * item_bytes(dtype) : bytes), dtype, rows, width,
+                     joined ? 2 * width : width, inner);
     }
     project({{mlp.down, out}}, inner, dtype, rows);
 }

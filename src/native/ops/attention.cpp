@@ -17,7 +17,7 @@ namespace {
 constexpr int64_t ALONE = 1 << 15;  // multiplications that take less than handing them out
 constexpr int QUERIES = 32;              // of a block's head: tokens x the heads that share it
 constexpr size_t MOST_FLOATS = 1 << 20;  // found by the items of a step
-constexpr int64_t PART = 1024;      // keys of an item; the same on any number of threads, so that the sums are
+constexpr int64_t PART = 256;      // keys of an item; the same on any number of threads, so that the sums are
 
 const char* at(const Rows& rows, int64_t row, int64_t head, Dtype dtype) {
     return static_cast<const char*>(rows.from) + (row * rows.row_stride + head * rows.head_stride) * int64_t(item_bytes(dtype));

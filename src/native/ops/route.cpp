@@ -125,7 +125,7 @@ class Answer {
     Answer(const Router& router, void* logits, void* weights, int64_t* ids)
         : router_(router), logits_(logits), weights_(weights), ids_(ids), scores_(workspace_.take<float>(padded(router.experts))),
           ranks_(workspace_.take<float>(router.experts)), weighed_(workspace_.take<float>(router.top_k)),
-          rounded_(workspace_.take<char>(size_t(router.experts) * item_bytes(router.rounded))), order_(workspace_.take<int>(router.experts)) {}
+          rounded_(workspace_.take<char>(size_t(router.experts) * sizeof(float))), order_(workspace_.take<int>(router.experts)) {}
 
     // `found` [experts]: the products of the token and the weight.
     void write_token(int token, float* found) {
@@ -136,6 +136,10 @@ class Answer {
         write(found, experts, router_.logits_dtype, logits_, size_t(token) * experts);
         const bool plain = plain_softmax(router_);
         if (!plain) score(router_, found, scores_);
+        if (!plain && router_.scored != Dtype::f32) {
+            write(scores_, experts, router_.scored, rounded_, 0);
+            read_row(rounded_, router_.scored, 0, experts, scores_);
+        }
         std::copy_n(plain || router_.by_logit ? found : scores_, experts, ranks_);
         add(router_.correction, experts, ranks_);
         keep_groups(router_, ranks_);

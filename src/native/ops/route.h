@@ -9,13 +9,7 @@ namespace dali {
 
 enum class Score : int { softmax, sigmoid };
 
-// Values of one of torch's tensors; null if there are none.
-struct Values {
-    const void* at = nullptr;
-    Dtype dtype = Dtype::f32;
-};
-
-// logits = x weight^T + bias, rounded to `rounded`; scores of them in float32. A token takes the experts of the highest score (or
+// logits = x weight^T + bias, rounded to `rounded`; scores of them in float32, rounded to `scored`. A token takes the experts of the highest score (or
 // logit) plus correction, those of its best groups alone. Their scores are the weights: over their sum (`floor` at least) plus epsilon if
 // `normalise`, times `scale` and the expert's own of `expert_scales`.
 struct Router {
@@ -27,7 +21,7 @@ struct Router {
     int groups, kept_groups, judged;  // a group's worth is the sum of its `judged` highest
     bool normalise;
     float epsilon, floor, scale;
-    Dtype rounded, logits_dtype, weights_dtype;
+    Dtype rounded, scored, logits_dtype, weights_dtype;
     Values expert_scales;  // [experts]
 };
 

@@ -48,9 +48,12 @@ void each_row(int rows, int columns, Work work) {
 
 // Decays and rates of a row's heads.
 void read_gates(const DeltaNet& module, const Projected& projected, int row, float* decay, float* beta) {
+    const int decays = module.rule.by_channel ? module.rule.key_width : 1;  // of a head
     for (int head = 0; head < module.rule.heads; head++) {
         beta[head] = 1.0f / (1.0f + std::exp(-projected.value(module.beta, row, head)));
-        decay[head] = module.rate[head] * softplus(projected.value(module.decay, row, head) + module.offset[head]);
+        float* of = decay + head * decays;
+        read_row(projected.head(module.decay, row, head), projected.dtype, 0, decays, of);
+        for (int i = 0; i < decays; i++) of[i] = module.rate[head] * softplus(of[i] + module.offset[head * decays + i]);
     }
 }
 
@@ -63,7 +66,7 @@ void gate_heads(const DeltaNet& module, const Projected& projected, int row, flo
     std::fill_n(gate, padded(width), 0.0f);
     for (int head = 0; head < module.rule.heads; head++, values += width) {
         read_row(projected.head(module.gate, row, head), projected.dtype, 0, width, gate);
-        variant.silu(gate, padded(width));
+        module.by_sigmoid ? variant.sigmoids(gate, padded(width)) : variant.silu(gate, padded(width));
         variant.scale(values, 1.0f / std::sqrt(variant.sum_of_squares(values, width) / float(width) + module.epsilon), width);
         variant.multiply(values, module.norm, width);
         variant.multiply(values, gate, width);
@@ -98,13 +101,19 @@ void mix(const DeltaNet& module, const void* x, Dtype dtype, int rows, const Sta
         projections.push_back({linear, projected.at.back()});
     }
     project(projections, x, dtype, rows);
+    for (const auto& [from, linear] : module.raised) {
+        projected.columns.push_back(linear.matrix.rows);
+        projected.at.push_back(workspace.take<char>(size_t(rows) * linear.matrix.rows * item_bytes(dtype)));
+        project({{linear, projected.at.back()}}, projected.at.at(from), dtype, rows);
+    }
     read_next(module.out);
     std::vector<Strip> strips;
     for (int head = 0; head < rule.key_heads; head++) strips.push_back(projected.strip(module.query, head, rule.key_width));
     for (int head = 0; head < rule.key_heads; head++) strips.push_back(projected.strip(module.key, head, rule.key_width));
     for (int head = 0; head < rule.heads; head++) strips.push_back(projected.strip(module.value, head, rule.value_width));
     float* mixed = workspace.take<float>(size_t(rows) * channels);
-    float* decay = workspace.take<float>(size_t(rows) * rule.heads);
+    const int decays = rule.by_channel ? rule.heads * rule.key_width : rule.heads;
+    float* decay = workspace.take<float>(size_t(rows) * decays);
     float* beta = workspace.take<float>(size_t(rows) * rule.heads);
     float* found = workspace.take<float>(size_t(rows) * values);
     void* gated = workspace.take<char>(size_t(rows) * values * item_bytes(dtype));
@@ -112,9 +121,9 @@ void mix(const DeltaNet& module, const void* x, Dtype dtype, int rows, const Sta
         const Timed timed(Part::attention);
         convolve(module.convolution, strips, dtype, states.at(0), Dtype::f32, mixed);
         each_row(rows, values, [&](int row) {
-            read_gates(module, projected, row, decay + size_t(row) * rule.heads, beta + size_t(row) * rule.heads);
+            read_gates(module, projected, row, decay + size_t(row) * decays, beta + size_t(row) * rule.heads);
         });
-        delta_rule(rule, {mixed, channels}, {mixed + keys, channels}, {mixed + 2 * keys, channels}, {decay, rule.heads},
+        delta_rule(rule, {mixed, channels}, {mixed + keys, channels}, {mixed + 2 * keys, channels}, {decay, decays},
                    {beta, rule.heads}, states.at(1), found);
         each_row(rows, values, [&](int row) {
             gate_heads(module, projected, row, found + size_t(row) * values);

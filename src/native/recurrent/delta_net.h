@@ -1,4 +1,4 @@
-// Layers whose tokens meet in a recurrent state: Qwen3-Next's gated delta net, LFM2's gated short convolution.
+// Layers whose tokens meet in a recurrent state: gated delta nets as Qwen3-Next's and Kimi's, LFM2's gated short convolution.
 #pragma once
 
 #include <vector>
@@ -18,15 +18,23 @@ struct Field {
     int at(int head) const { return begin + head / group * outer + head % group * inner; }
 };
 
+// A linear of what another made of x, which is the projection of that number.
+struct Raised {
+    int from;
+    PackedLinear linear;
+};
+
 struct DeltaNet {
     std::vector<PackedLinear> in;
+    std::vector<Raised> raised;  // the next projections
     PackedLinear out;
     DeltaRule rule;
     Convolution convolution;  // of all heads' queries, then keys, then values
     Field query, key, value, gate, beta, decay;
-    const float *rate, *offset;  // [heads]: a decay's logarithm is rate * softplus(value + offset)
-    const float* norm;           // [value width]: of what the rule gives, before it is multiplied by silu(gate)
+    const float *rate, *offset;  // [heads], and [heads] or [heads, key width]: a decay's logarithm is rate * softplus(value + offset)
+    const float* norm;           // [value width]: of what the rule gives, before it is multiplied by silu(gate) or sigmoid(gate)
     float epsilon;
+    bool by_sigmoid;
 };
 
 struct ShortConvolution {

@@ -156,3 +156,11 @@ class ShareCall(Structure):
         *((name, c_void_p) for name in ("part", "shared", "x", "gate")),
         *((name, c_int) for name in ("tokens", "hidden", "dtype", "gate_dtype")),
     )
+
+
+class HighestCall(Structure):
+    _fields_ = (
+        *((name, c_void_p) for name in ("logits", "most", "ranks", "ties", "begin", "least")),
+        *((name, c_void_p) for name in ("ids", "values", "counts")),
+        *((name, c_int) for name in ("rows", "width", "dtype")),
+    )

@@ -21,7 +21,7 @@ struct uint4 { uint32_t x, y, z, w; };
 
 namespace shim {
 
-enum class Meeting { none, multiply, exchange, fence };
+enum class Meeting { none, multiply, exchange, vote, fence };
 
 struct Lane {
     ucontext_t context;
@@ -89,7 +89,11 @@ inline void run_warp(int64_t warp) {
                 std::abort();
             }
         if (lanes[0].meeting == Meeting::multiply) multiply();
-        else if (lanes[0].meeting == Meeting::exchange)
+        else if (lanes[0].meeting == Meeting::vote) {
+            uint32_t all = 0;
+            for (int l = 0; l < 32; l++) all |= lanes[l].value << l;
+            for (Lane& lane : lanes) lane.received = all;
+        } else if (lanes[0].meeting == Meeting::exchange)
             for (int l = 0; l < 32; l++) lanes[l].received = lanes[lanes[l].from].value;
     }
 }
@@ -115,8 +119,20 @@ inline uint32_t of_lane(uint32_t value, int from) {
     return shim::lanes[shim::current].received;
 }
 inline uint32_t of_lane_xor(uint32_t value, int mask) { return of_lane(value, shim::current ^ mask); }
+inline uint32_t votes(bool yes) {
+    shim::lanes[shim::current].value = yes;
+    shim::meet(shim::Meeting::vote);
+    return shim::lanes[shim::current].received;
+}
+inline int count_bits(uint32_t bits) { return __builtin_popcount(bits); }
 inline void together() { shim::meet(shim::Meeting::fence); }
 inline void for_the_host() { shim::meet(shim::Meeting::fence); }
+inline uint2 load_8(const void* from) {
+    uint2 value;
+    if (reinterpret_cast<uintptr_t>(from) % 8) std::abort();
+    std::memcpy(&value, from, 8);
+    return value;
+}
 inline uint4 load_16(const void* from) {
     uint4 value;
     if (reinterpret_cast<uintptr_t>(from) % 16) std::abort();  // a misaligned address is an error there
@@ -139,6 +155,21 @@ inline float __uint_as_float(uint32_t bits) {
     float value;
     std::memcpy(&value, &bits, 4);
     return value;
+}
+inline float from_half(uint16_t half) {
+    const uint32_t sign = uint32_t(half & 0x8000) << 16, magnitude = half & 0x7FFF;
+    if (magnitude >= 0x7C00) return __uint_as_float(sign | 0x7F800000u | (magnitude & 0x3FF) << 13);
+    if (magnitude < 0x0400) return __uint_as_float(sign | __float_as_uint(float(magnitude) * 0x1p-24f));
+    return __uint_as_float(sign | ((magnitude << 13) + 0x38000000u));
+}
+
+inline uint16_t to_half(float value) {
+    const uint32_t bits = __float_as_uint(value), sign = (bits >> 16) & 0x8000, magnitude = bits & 0x7FFFFFFF;
+    if (magnitude > 0x7F800000u) return uint16_t(sign | 0x7E00);
+    if (magnitude >= 0x477FF000u) return uint16_t(sign | 0x7C00);  // rounds beyond 65504
+    if (magnitude < 0x38800000u)                                   // denormal: adding 0.5 rounds in the last place
+        return uint16_t(sign | (__float_as_uint(__uint_as_float(magnitude) + 0.5f) - 0x3F000000u));
+    return uint16_t(sign | ((magnitude - 0x38000000u + 0xFFF + ((magnitude >> 13) & 1)) >> 13));
 }
 inline float __fadd_rn(float a, float b) { return a + b; }
 inline float __fsub_rn(float a, float b) { return a - b; }

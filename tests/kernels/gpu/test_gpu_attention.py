@@ -15,6 +15,7 @@ from dali.kernels import native
 
 DTYPES = (torch.float32, torch.bfloat16)
 NONE, HALVES, NEIGHBOURS, UNZIPPED = range(4)  # turnings
+PART = 256  # keys that are summed in one go
 
 
 def kept_tokens(caches: list[tuple[Tensor, Tensor]], lengths: list[tuple[int, int]], rows: list[int]) -> Any:
@@ -66,9 +67,9 @@ def test_decoding_attention(folder, dtype, heads, kv_heads, key_width, value_wid
     native.attend(*heads_first, places, 0.3, logits, expected)
 
     kept = kept_tokens(caches, lengths, rows)
-    parts = max((kept - 1 - first) // 1024 + 1 for kept, first in lengths) + 1  # one too many
+    parts = max((kept - 1 - first) // PART + 1 for kept, first in lengths) + 1  # one too many
     items = tokens * heads * parts
-    scratch = [torch.full((items, width), float("nan")) for width in (1024, 1, 1, value_width)]
+    scratch = [torch.full((items, width), float("nan")) for width in (PART, 1, 1, value_width)]
     kernels = shimmed.common(folder)
     turn = turn_call((query, keys, values), kept)
     shimmed.run(kernels.run_turn, turn, tokens * (heads + 2 * kv_heads))

@@ -53,37 +53,71 @@ def test_every_format_keeps_to_registers(nvrtc, format):
     )  # two passes take the most
 
 
-def test_other_activations_and_kernels_compile(nvrtc):
+def test_other_activations_compile(nvrtc):
     check(nvrtc.compile("experts", macros("w8", 1, KINDS[-1], biased=True), 86, ("--ptxas-options=-v",))[1])
-    check(nvrtc.compile("linear", macros("w8", 2), 86, ("--ptxas-options=-v",))[1])
-    for name in ("common",):
-        check(nvrtc.compile(name, {}, 75, ("--ptxas-options=-v",))[1])
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_linears_keep_to_registers(nvrtc, format):
+    check(nvrtc.compile("linear", macros(format, 2), 89, ("--ptxas-options=-v",))[1])
+
+
+@pytest.mark.parametrize("sm", GENERATIONS)
+def test_decoding_linears_keep_to_registers_on_every_generation(nvrtc, sm):
+    check(nvrtc.compile("linear", macros("w8", 1), sm, ("--ptxas-options=-v",))[1])
+
+
+SHARED = ["add_norm", "attend", "collect_highest", "gate_up", "highest_of_pieces", "highest_of_rows", "join"]
+SHARED += ["merge", "post", "rms_norm", "route_choose", "route_products", "share", "turn"]
+
+
+def bodies(code: bytes, file: Path) -> dict[str, str]:
+    """Each kernel's instructions."""
+    file.write_bytes(code)
+    text = subprocess.run([DISASSEMBLER, "-c", file], capture_output=True, text=True, check=True).stdout
+    parts = re.split(r"\.section\s+\.text\.(\w+)", text)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
 
 
 @pytest.mark.skipif(DISASSEMBLER is None, reason="there is no nvdisasm")
 @pytest.mark.parametrize("format", ["w4", "q4k"])
 def test_weights_are_read_16_bytes_a_lane_and_multiplied_by_tensor_cores(nvrtc, format, tmp_path):
-    file = tmp_path / "kernels.cubin"
-    file.write_bytes(nvrtc.compile("experts", macros(format, 1), 89)[0])
-    code = subprocess.run([DISASSEMBLER, "-c", file], capture_output=True, text=True, check=True).stdout
+    found = bodies(nvrtc.compile("experts", macros(format, 1), 89)[0], tmp_path / "kernels.cubin")
     for kernel in ("inner", "down"):
-        body = code.split(f".text.{kernel}:")[1].split(".text.")[0]
-        assert len(re.findall(r"\bLDG\.E\.\S*128", body)) >= 4
-        assert len(re.findall(r"\bIMMA", body)) >= 16
-        assert not re.findall(r"\bLDL|\bSTL", body)  # local memory
+        assert len(re.findall(r"\bLDG\.E\.\S*128", found[kernel])) >= 4
+        assert len(re.findall(r"\bIMMA", found[kernel])) >= 16
+        assert not re.findall(r"\bLDL|\bSTL", found[kernel])  # local memory
+
+
+@pytest.mark.parametrize("sm", [GENERATIONS[0], GENERATIONS[-1]])
+def test_what_layouts_share_keeps_to_registers_and_reads_much_at_once(nvrtc, sm, tmp_path):
+    code, log = nvrtc.compile("common", {}, sm, ("--ptxas-options=-v",))
+    check(log)
+    assert len(re.findall(r"Used \d+ registers", log)) == len(SHARED)
+    if DISASSEMBLER is None:
+        return
+    found = bodies(code, tmp_path / "kernels.cubin")
+    assert sorted(found) == SHARED
+    for body in found.values():
+        assert not re.findall(r"\bLDL|\bSTL", body)
+    assert len(re.findall(r"\bLDG\.E\.\S*128", found["attend"])) >= 28  # keys, and float32 values
+    for kernel in ("add_norm", "route_products"):  # a batch of loads before the first value is worked on
+        loads = [match.start() for match in re.finditer(r"\bLDG", found[kernel])]
+        between = [found[kernel][begin:end] for begin, end in zip(loads, loads[7:], strict=False)]
+        assert any("SHFL" not in one for one in between)
 
 
 def test_what_was_compiled_is_kept(nvrtc, tmp_path, monkeypatch):
-    first = cubin("norm", {}, 89, tmp_path / "cubins")
+    first = cubin("post", {}, 89, tmp_path / "cubins")
     (kept,) = (tmp_path / "cubins").iterdir()
     assert kept.read_bytes() == first
     monkeypatch.setattr(compiler.Compiler, "compile", lambda *arguments: pytest.fail("compiled again"))
-    assert cubin("norm", {}, 89, tmp_path / "cubins") == first
+    assert cubin("post", {}, 89, tmp_path / "cubins") == first
 
 
 def test_a_folder_that_cannot_be_written_is_done_without(nvrtc, tmp_path):
     (tmp_path / "cubins").write_text("a file")
-    assert cubin("norm", {}, 89, tmp_path / "cubins")
+    assert cubin("post", {}, 89, tmp_path / "cubins")
 
 
 def test_what_does_not_compile_is_said(nvrtc):

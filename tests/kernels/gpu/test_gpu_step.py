@@ -83,6 +83,7 @@ def test_the_calls_have_the_sizes_that_the_device_code_gives_them(folder):
         "route_products": calls.RouteCall,
         "gate_up": calls.GateUpCall,
         "share": calls.ShareCall,
+        "highest_of_rows": calls.HighestCall,
         "attend": calls.AttendCall,
     }
     modules = shimmed.common(folder), shimmed.linears(folder, "w4"), shimmed.build(experts, folder)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import lzma
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 from gguf import GGMLQuantizationType as Type
@@ -10,7 +14,10 @@ import dali
 from dali.fused.dense import PackedLinear
 from dali.kernels import native
 from dali.kernels.packing import unpack
-from gguf_models import encode_as, gguf_model, save_gguf
+from dali.loading.gguf.parts import blocks_in_order
+from dali.store.gguf.reader import read
+from gguf_models import encode_as, gguf_model, rewrite, save_gguf
+from tiny_architectures import Unstepped
 
 pytestmark = pytest.mark.skipif(not native.AVAILABLE, reason="the kernels were not compiled")
 
@@ -37,3 +44,31 @@ def test_packed_linears_hold_the_files_values(family, changes, kind, tmp_path, m
         assert linear.format.name == {"Q4_0": "w4", "Q8_0": "w8"}[kind.name]
         values = unpack(linear.packed, linear.out_features, linear.in_features, linear.format)
         assert torch.equal(values, decoded[f"{name}.weight"]), name
+
+
+@pytest.mark.parametrize(
+    "name", ["qwen35moe", "qwen3next", "granitehybrid", "nemotron_h_moe", "deepseek2-v3", "glm4moe"]
+)
+def test_rows_and_columns_in_another_order_are_packed_as_they_are(name, tmp_path):
+    path = tmp_path / "m.gguf"
+    path.write_bytes(lzma.decompress((Path(__file__).parent / "converted" / f"{name}.gguf.xz").read_bytes()))
+    dense = Unstepped(rewrite(path, encode=encode_as(Type.Q8_0))).dense
+    decoded, linears = dense.read(torch.float32), dense.read_linears()
+    read([decoded, linears], lambda nbytes: None)
+    matrices = linears.finish()
+    assert len(matrices) > 4
+    if name == "qwen35moe":
+        kinds = {path.rpartition(".")[2] for path in matrices}
+        assert kinds >= {"in_proj_qkv", "in_proj_z", "out_proj"}
+    for path, (packed, format) in matrices.items():
+        wanted = decoded.finish()[f"{path}.weight"]
+        assert torch.equal(unpack(packed, *wanted.shape, format), wanted), path
+
+
+@pytest.mark.parametrize(
+    ("order", "blocks"),
+    [([4, 5, 6, 7, 0, 1, 2, 3], [1, 0]), ([2, 3, 4, 5, 6, 7, 0, 1], None), ([3, 2, 1, 0, 4, 5, 6, 7], None), ([0, 1, 2], None)],
+)  # fmt: skip
+def test_an_order_of_blocks(order, blocks):
+    found = blocks_in_order(np.array(order), 4)
+    assert (None if found is None else found.tolist()) == blocks

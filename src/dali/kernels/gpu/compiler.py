@@ -1,7 +1,7 @@
 """Compiling the GPU's kernels with NVRTC, which torch's CUDA wheels bring along: no toolkit is needed, at build time or later.
 
 What a layout fixes (formats, activation) is fixed by macros, so that each kernel is compiled once for each of a model's layouts
-and for the architecture of the GPU at hand. It takes a second, and the outcome is kept.
+and for the architecture of the GPU at hand. It takes some seconds in all, and the outcome is kept.
 """
 
 from __future__ import annotations

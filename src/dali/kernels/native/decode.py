@@ -22,10 +22,12 @@ Kept = tuple[list[DecodingToken], list[list[NativeStretch]]]  # by a mixer: the 
 
 
 class Mlp:
-    """A dense feed-forward network: down of activation(gate) * up. first: gate and up, or one linear with the rows of both."""
+    """A dense feed-forward network: down of activation(gate) * up, or of activation(up). first: gate and up, one linear with the
+    rows of both, or up."""
 
     def __init__(self, first: Sequence[Linear], down: Linear, activation: str) -> None:
-        assert sum(linear.rows for linear in first) == 2 * down.columns
+        rows = sum(linear.rows for linear in first)
+        assert rows == 2 * down.columns or (rows == down.columns and len(first) == 1)
         self._linears = first, down
         self._mlp = library.Mlp([linear._packed for linear in first], down._packed, activation)
 
@@ -53,16 +55,17 @@ class BesideNorms:
 
 class DecoderLayer:
     """A whole decoder layer while decoding: norms, attention or what it has instead, and then experts with their router, a dense
-    MLP, or both, the MLP being the experts' shared one. `shared_gate` [hidden]: the sigmoid of its product with the input scales
-    the shared one's output. `residual_scale` multiplies what is added to the input, `output_scale` [1] what it gives.
-    `beside`: experts stand beside the MLP, with norms of their own. Where the experts lie is told anew in every call."""
+    MLP, or both, the MLP being the experts' shared one; or the one half or the other. `shared_gate` [hidden]: the sigmoid of its
+    product with the input scales the shared one's output. `residual_scale` multiplies what is added to the input, `output_scale`
+    [1] what it gives. `beside`: experts stand beside the MLP, with norms of their own. Where the experts lie is told anew in
+    every call."""
 
     def __init__(
         self,
         hidden: int,
         dtype: torch.dtype,
         norms: LayerNorms,
-        mixer: Mixer,
+        mixer: Mixer | None,
         experts: tuple[Router, ExpertLayout] | None = None,
         mlp: Mlp | None = None,
         shared_gate: Tensor | None = None,
@@ -70,7 +73,7 @@ class DecoderLayer:
         beside: BesideNorms | None = None,
         output_scale: Tensor | None = None,
     ) -> None:
-        assert experts is not None or mlp is not None
+        assert any(part is not None for part in (mixer, experts, mlp))
         assert beside is None or (experts is not None and mlp is not None)
         router, layout = experts or (None, None)
         self.dtype, self.mixer = dtype, mixer
@@ -81,7 +84,7 @@ class DecoderLayer:
         self._layer = library.DecoderLayer(
             hidden,
             tuple(map(norm_parts, every)),
-            mixer._module,
+            None if mixer is None else mixer._module,
             None if router is None else router._router,
             None if layout is None else native_layout(layout),
             None if mlp is None else mlp._mlp,

@@ -18,7 +18,8 @@ class Routing:
     """How a router chooses among its experts: the `top_k` of the highest score, or logit if `by_logit`, plus correction. A score
     is the expert's share of a `softmax` of the logits, or the `sigmoid` of its own. Their scores are the weights: over their sum
     (`floor` at least) plus `epsilon` if `normalise`, times `scale` and the expert's own. Of `groups` groups of experts only those
-    of the `kept_groups` best, by the sum of their `judged` highest, are in the running. Logits round to `rounded`."""
+    of the `kept_groups` best, by the sum of their `judged` highest, are in the running. Logits round to `rounded`, scores to
+    `scored`."""
 
     top_k: int
     weights_dtype: torch.dtype
@@ -32,6 +33,7 @@ class Routing:
     judged: int = 2
     by_logit: bool = False
     rounded: torch.dtype = torch.float32
+    scored: torch.dtype = torch.float32
     logits_dtype: torch.dtype = torch.float32
 
 
@@ -52,7 +54,7 @@ class Router:
         )
         self.routing, self.correction, self._tensors = routing, correction, (weight, bias, expert_scales)
         self.experts, self.hidden = weight.shape
-        dtypes = routing.rounded, routing.logits_dtype, routing.weights_dtype
+        dtypes = routing.rounded, routing.scored, routing.logits_dtype, routing.weights_dtype
         self._router = library.Router(
             address_of(weight),
             self.hidden,

@@ -7,9 +7,9 @@ from typing import Any
 
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from dali.errors import reason
+from dali.errors import DaliError, reason
 from dali.loading.gguf.families import family_of
-from dali.loading.gguf.keys import NUMBER, Fields, Keys
+from dali.loading.gguf.keys import Fields, Keys
 from dali.loading.gguf.tokenizer import TOKENS, special_id
 from dali.loading.skeleton import quiet_transformers
 from dali.store.gguf.header import Gguf, damaged
@@ -21,7 +21,7 @@ def read_config(gguf: Gguf, eos_ids: list[int]) -> Any:
     """The transformers configuration of a file. DaliError, naming the key, for what is missing or impossible."""
     family = family_of(gguf)
     keys = Keys(gguf, family.architecture)
-    layers = _count_blocks(keys)
+    _check_blocks(keys)
     if not keys.has("token_embd.weight"):
         raise damaged(gguf.path, "it lacks the tensor token_embd.weight")
     tokens, rows = len(gguf.strings(TOKENS)), gguf.tensors["token_embd.weight"].shape[0]
@@ -30,13 +30,14 @@ def read_config(gguf: Gguf, eos_ids: list[int]) -> Any:
     fields: Fields = {
         "vocab_size": rows,
         "hidden_size": keys.required("embedding_length"),
-        "intermediate_size": keys.key("feed_forward_length"),
-        "num_hidden_layers": layers,
-        "num_attention_heads": keys.required("attention.head_count"),
-        "num_key_value_heads": keys.key("attention.head_count_kv", keys.required("attention.head_count")),
+        "intermediate_size": keys.largest("feed_forward_length"),
+        "num_hidden_layers": keys.layers,
+        "num_attention_heads": keys.largest("attention.head_count"),
+        "num_key_value_heads": keys.largest("attention.head_count_kv")
+        or keys.largest("attention.head_count"),
         "max_position_embeddings": keys.required("context_length"),
-        "rms_norm_eps": float(keys.required("attention.layer_norm_rms_epsilon", NUMBER)),
-        "num_experts_per_tok": keys.required("expert_used_count"),
+        "rms_norm_eps": keys.epsilon,
+        family.used: keys.required("expert_used_count"),
         family.experts: keys.required("expert_count"),
         "tie_word_embeddings": not keys.has("output.weight"),
         "rope_parameters": keys.rope(),
@@ -44,8 +45,8 @@ def read_config(gguf: Gguf, eos_ids: list[int]) -> Any:
         "eos_token_id": eos_ids or None,
         "pad_token_id": None,  # nothing is padded here
     } | family.fields(keys)
-    if not 0 < fields["num_experts_per_tok"] <= fields[family.experts]:
-        used, count = fields["num_experts_per_tok"], fields[family.experts]
+    used, count = fields[family.used], fields[family.experts]
+    if not 0 < used <= count:
         raise damaged(gguf.path, f"its expert_used_count is {used}, of {count} experts")
     given = {name: value for name, value in fields.items() if value is not None or name in KEEP_NONE}
     try:
@@ -57,11 +58,18 @@ def read_config(gguf: Gguf, eos_ids: list[int]) -> Any:
         ) from error
 
 
-def _count_blocks(keys: Keys) -> int:
-    layers: int = keys.required("block_count")
+def _check_blocks(keys: Keys) -> None:
+    """DaliError where tensors of a layer are missing, or there are some of a block beyond the last."""
     blocks = {int(name.split(".")[1]) for name in keys.gguf.tensors if re.match(r"blk\.\d+\.", name)}
-    if len(blocks) != layers or max(blocks) != layers - 1:
-        raise damaged(
-            keys.gguf.path, f"its block_count is {layers}, and it has tensors of {len(blocks)} blocks"
+    said: int = keys.required("block_count")
+    if blocks and min(blocks) >= keys.layers:
+        raise DaliError(
+            f"{keys.gguf.path} has no decoder layers, only blocks that predict tokens beyond the next one.",
+            "Pick the file of the whole model.",
         )
-    return layers
+    if any(block >= said for block in blocks) or not blocks.issuperset(
+        range(min(keys.layers, len(blocks) + 1))
+    ):
+        raise damaged(
+            keys.gguf.path, f"its block_count is {said}, and it has tensors of {len(blocks)} blocks"
+        )

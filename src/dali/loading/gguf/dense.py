@@ -7,7 +7,9 @@ from collections.abc import Collection
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from dali.errors import DaliError, parameter
@@ -15,6 +17,7 @@ from dali.fused.dense import PACKED_ROWS, linears_of
 from dali.kernels import native
 from dali.kernels.formats import TILE_ROWS, Format, round_up
 from dali.loading.gguf.families import Family
+from dali.loading.gguf.parts import Made, Ordered, Part, blocks_in_order
 from dali.store.arena import Arena
 from dali.store.gguf.blocks import Bytes
 from dali.store.gguf.header import Gguf, GgufTensor, damaged
@@ -22,7 +25,8 @@ from dali.store.gguf.pack import own_format, pack_blocks
 from dali.store.gguf.reader import Job, Reading
 
 AT_ONCE = 2**20  # values a read, and between the file and the parameter's type
-TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+TOP = {"token_embd": "embed_tokens", "output_norm": "norm"}
+OUTPUT = "lm_head"
 BLOCK = {  # of all families; what is a family's own stands in its file
     "attn_norm": "input_layernorm",
     "ffn_norm": "post_attention_layernorm",
@@ -32,13 +36,13 @@ BLOCK = {  # of all families; what is a family's own stands in its file
     "attn_output": "self_attn.o_proj",
     "attn_q_norm": "self_attn.q_norm",
     "attn_k_norm": "self_attn.k_norm",
+    "attn_sinks.weight": "self_attn.sinks",
     "ffn_gate_inp": "mlp.gate",
     "ffn_gate": "mlp.gate_proj",
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
-SINKS = re.compile(r"blk\.(\d+)\.attn_sinks\.weight")
-SPLIT_KV = re.compile(r"blk\.(\d+)\.attn_([kv])_b\.weight")
+NUMBERED = re.compile(r"blk\.(\d+)\.(.+)")
 NOT_WEIGHTS = {
     f"rope_{name}.weight" for name in ("factors_long", "factors_short", "freqs")
 }  # the configuration has them
@@ -54,73 +58,112 @@ class GgufDense:
         self, gguf: Gguf, family: Family, skeleton: Any, experts: set[str], expert_modules: set[str]
     ) -> None:
         self.gguf = gguf
-        self.config = skeleton.config
+        self.config = skeleton.config.get_text_config()
+        self._decoder = next(n for n, m in skeleton.named_modules() if m is skeleton.get_decoder())
+        self._layers = self.config.num_hidden_layers
         self._shapes = {
-            name: tuple(parameter.shape)
-            for name, parameter in skeleton.named_parameters()
+            name: tuple(value.shape)
+            for name, value in skeleton.state_dict().items()
             if name.rpartition(".")[0] not in expert_modules
         }
+        self._exact = _exact_parameters(skeleton, self._shapes)
         if self.config.tie_word_embeddings:
-            self._shapes.pop("lm_head.weight", None)
-        self._blocks = BLOCK | dict(family.blocks)
-        self._permuted = family.permuted
+            self._shapes.pop(f"{OUTPUT}.weight", None)
+        made = {t: name for name, part in family.made.items() if isinstance(part, Made) for t in part.tensors}
+        self._blocks, self._top = BLOCK | dict(family.blocks) | made, TOP | dict(family.top) | made
+        self._made = family.made
         self._sources: dict[str, list[GgufTensor]] = {}
         for tensor in gguf.tensors.values():
-            if tensor.name not in experts | NOT_WEIGHTS:
+            if tensor.name not in experts | NOT_WEIGHTS and not self._predicts_ahead(tensor):
                 self._sources.setdefault(self._parameter(tensor), []).append(tensor)
         self._check()
         self.linears = {  # module -> the tensor it can be packed from, block by block
             path: tensors[0]
             for path in linears_of(skeleton)
-            if len(tensors := self._sources[self._source(f"{path}.weight")]) == 1
-            and own_format(tensors[0].type).quantized
+            if self._can_be_packed(f"{path}.weight", tensors := self._sources[self._source(f"{path}.weight")])
         }
 
+    def _predicts_ahead(self, tensor: GgufTensor) -> bool:
+        """Whether it is of the blocks behind the model's layers, which predict tokens beyond the next one."""
+        numbered = NUMBERED.fullmatch(tensor.name)
+        return numbered is not None and int(numbered[1]) >= self._layers
+
     def _parameter(self, tensor: GgufTensor) -> str:
-        """The parameter that `tensor` is, or is half of."""
-        stem, _, suffix = tensor.name.rpartition(".")
-        if stem in TOP:
-            return f"{TOP[stem]}.{suffix}"
-        if match := SINKS.fullmatch(tensor.name):
-            return f"model.layers.{match[1]}.self_attn.sinks"
-        if match := SPLIT_KV.fullmatch(tensor.name):
-            return f"model.layers.{match[1]}.self_attn.kv_b_proj.weight"
-        _, number, leaf = (*stem.split(".", 2), "", "")[:3]
-        parameter = f"model.layers.{number}.{self._blocks.get(leaf)}.{suffix}"
-        if parameter in self._shapes:
+        """The parameter that `tensor` is, or is a part of."""
+        numbered = NUMBERED.fullmatch(tensor.name)
+        known, leaf = (self._blocks, numbered[2]) if numbered else (self._top, tensor.name)
+        stem, _, suffix = leaf.rpartition(".")
+        if stem == "output" and not numbered:
+            return f"{OUTPUT}.{suffix}"
+        name = known.get(leaf) or (f"{known[stem]}.{suffix}" if stem in known else None)
+        parameter = f"{self._decoder}.layers.{numbered[1]}.{name}" if numbered else f"{self._decoder}.{name}"
+        if name is not None and parameter in self._shapes:
             return parameter
         raise damaged(
             tensor.path, f"its tensor {tensor.name[:100]} has no place in a {self.config.model_type} model"
         )
 
+    def _part(self, parameter: str) -> Part | None:
+        """What `parameter` is made of; None for one tensor as it lies."""
+        local = parameter.removeprefix(f"{self._decoder}.")
+        part = self._made.get(re.sub(r"^layers\.\d+\.", "", local))
+        if isinstance(part, Made) and not any(_leaf(one) in part.tensors for one in self._tensors(parameter)):
+            return None  # older files have it whole
+        return part
+
+    def _tensors(self, parameter: str) -> list[GgufTensor]:
+        return self._sources.get(parameter) or []
+
     def _check(self) -> None:
         for name, shape in self._shapes.items():
-            tensors = self._sources.get(name)
+            tensors = self._tensors(name)
             if not tensors:
                 raise damaged(self.gguf.path, f"it has no tensor for {name}")
-            if SPLIT_KV.fullmatch(tensors[0].name):
-                found = {tensor.name.split(".")[2]: tensor.shape for tensor in tensors}
-                if found != self._split_shapes():
-                    raise damaged(
-                        self.gguf.path, f"the tensors of {name} are {found}, expected {self._split_shapes()}"
-                    )
-            elif len(tensors) > 1 or _squeezed(tensors[0].shape) != _squeezed(shape):
+            part = self._part(name)
+            if isinstance(part, Made):
+                self._check_made(name, part, shape)
+                continue
+            if len(tensors) > 1:
                 raise damaged(
-                    tensors[0].path,
-                    f"the tensor {tensors[0].name} is {list(tensors[0].shape)}, its metadata says {list(shape)}",
+                    tensors[1].path,
+                    f"its tensors {tensors[0].name} and {tensors[1].name} are both for {name}",
                 )
+            _check_shape(tensors[0], shape)
+            if part is not None:
+                self._order(name, part)
         for name in self._sources.keys() - self._shapes.keys():
             raise damaged(
                 self.gguf.path, f"its tensor {self._sources[name][0].name} has no place in the model"
             )
 
-    def _split_shapes(self) -> dict[str, tuple[int, ...]]:
-        config = self.config
-        heads, rank = config.num_attention_heads, config.kv_lora_rank
-        return {
-            "attn_k_b": (heads, rank, config.qk_nope_head_dim),
-            "attn_v_b": (heads, config.v_head_dim, rank),
-        }
+    def _check_made(self, name: str, part: Made, shape: tuple[int, ...]) -> None:
+        by_leaf = {_leaf(tensor): tensor for tensor in self._sources[name]}
+        for leaf, wanted in zip(part.tensors, part.shapes(self.config, shape), strict=True):
+            if leaf not in by_leaf:
+                raise damaged(self.gguf.path, f"it has no tensor {leaf} for {name}")
+            _check_shape(by_leaf.pop(leaf), wanted)
+        for tensor in by_leaf.values():
+            raise damaged(tensor.path, f"its tensor {tensor.name} has no place in {name}")
+
+    def _order(self, name: str, part: Ordered) -> NDArray[np.int64]:
+        """For each row or column of a parameter the one it is in the tensor."""
+        shape = self._shapes[name]
+        try:
+            return part.order(self.config, shape[-1 if part.columns else 0])
+        except (ValueError, ZeroDivisionError):
+            raise damaged(
+                self.gguf.path,
+                f"the numbers of heads in its metadata do not divide {name}, which is {list(shape)}",
+            ) from None
+
+    def _can_be_packed(self, name: str, tensors: list[GgufTensor]) -> bool:
+        """Whether the tensor's blocks hold the very values that a packed matrix does."""
+        part = self._part(name) if name in self._sources else None
+        if len(tensors) > 1 or isinstance(part, Made) or not own_format(tensors[0].type).quantized:
+            return False
+        if part is None or not part.columns:
+            return True
+        return blocks_in_order(self._order(name, part), tensors[0].type.columns) is not None
 
     @property
     def nbytes(self) -> int:
@@ -135,23 +178,18 @@ class GgufDense:
 
     def _source(self, parameter: str) -> str:
         """The parameter whose tensors `parameter` is made from: embeddings, for an output tied to them."""
-        return parameter if parameter in self._sources else "model.embed_tokens.weight"
-
-    def _rows_per_head(self, parameter: str) -> int:
-        """Of query and key rows in llama's pairwise rotary order; 0 for rows that lie as transformers has them."""
-        if not (self._permuted and parameter.endswith(("q_proj.weight", "k_proj.weight"))):
-            return 0
-        config = self.config
-        heads: int = config.num_attention_heads if "q_proj" in parameter else config.num_key_value_heads
-        rows: int = self._shapes[parameter][0]
-        return rows // heads
+        return (
+            parameter if parameter in self._sources else f"{self._decoder}.{self._top['token_embd']}.weight"
+        )
 
     def read(self, dtype: torch.dtype, packed: Collection[str] = ()) -> Reading[dict[str, Tensor]]:
         """Parameter -> its tensor in `dtype`, but the weights of the modules `packed`. Its jobs raise DaliError for values that
         are not finite."""
         names = self._sources.keys() - {f"{path}.weight" for path in packed}
         values = {
-            tensor.name: torch.empty(tensor.shape, dtype=dtype)
+            tensor.name: torch.empty(
+                tensor.shape, dtype=torch.float32 if self._made_of(name) or name in self._exact else dtype
+            )
             for name in names
             for tensor in self._sources[name]
         }
@@ -161,18 +199,22 @@ class GgufDense:
             for tensor in self._sources[name]
             for begin, rows in _pieces(values[tensor.name])
         ]
-        return Reading(jobs, lambda: {name: self._assemble(name, values) for name in names})
+        return Reading(jobs, lambda: {name: self._assemble(name, values, dtype) for name in names})
 
-    def _assemble(self, name: str, values: dict[str, Tensor]) -> Tensor:
+    def _made_of(self, name: str) -> bool:
+        return isinstance(self._part(name), Made)
+
+    def _assemble(self, name: str, values: dict[str, Tensor], dtype: torch.dtype) -> Tensor:
         """A parameter from its tensors' `values`."""
-        parts = {tensor.name.split(".")[-2]: values[tensor.name] for tensor in self._sources[name]}
-        if len(parts) == 2:  # [heads, rank, nope] and [heads, value, rank] -> [heads * (nope + value), rank]
-            value = torch.cat([parts["attn_k_b"].transpose(1, 2), parts["attn_v_b"]], dim=1).flatten(0, 1)
-        else:
-            (value,) = parts.values()
-        if head := self._rows_per_head(name):
-            value = value.view(-1, head // 2, 2, value.shape[-1]).transpose(1, 2)
-        return value.reshape(self._shapes[name])
+        part, by_leaf = self._part(name), {_leaf(t): values[t.name] for t in self._sources[name]}
+        if isinstance(part, Made):
+            value = part.make(self.config, *(by_leaf[leaf] for leaf in part.tensors))
+            return value.reshape(self._shapes[name]).to(torch.float32 if name in self._exact else dtype)
+        (value,) = by_leaf.values()
+        value = value.reshape(self._shapes[name])
+        if part is None:
+            return value
+        return value.index_select(-1 if part.columns else 0, torch.from_numpy(self._order(name, part)))
 
     def read_linears(self) -> Reading[dict[str, tuple[Tensor, Format]]]:
         """Module -> its packed matrix and format, for every linear that the file has quantized: the very same values where a
@@ -185,14 +227,30 @@ class GgufDense:
         matrices: dict[str, tuple[Tensor, Format]] = {}
         jobs: list[Job] = []
         for (path, tensor), out in zip(self.linears.items(), pieces[:-1], strict=True):
-            format, head = own_format(tensor.type), self._rows_per_head(f"{path}.weight")
+            format, name = own_format(tensor.type), f"{path}.weight"
+            part = self._part(name) if name in self._sources else None
+            order = self._order(name, part) if isinstance(part, Ordered) else None
+            columns = isinstance(part, Ordered) and part.columns
             matrices[path] = out, format
             rows = tensor.shape[0]
-            step = rows if head else PACKED_ROWS
+            step = PACKED_ROWS if order is None or columns else rows
             for row in range(0, rows, step):
-                take = partial(_pack_rows, tensor, row, head, out, format)
+                take = partial(_pack_rows, tensor, row, order, columns, out, format)
                 jobs.append(Job(tensor, row, min(step, rows - row), take))
         return Reading(jobs, lambda: matrices, [memory])
+
+
+def _leaf(tensor: GgufTensor) -> str:
+    """A tensor's name in its block."""
+    numbered = NUMBERED.fullmatch(tensor.name)
+    return numbered[2] if numbered else tensor.name
+
+
+def _exact_parameters(skeleton: Any, names: Collection[str]) -> set[str]:
+    """What transformers keeps in float32 in a model of any type, such as the corrections of routers."""
+    kept = [getattr(skeleton, f"_keep_in_fp32_modules{kind}", None) or () for kind in ("", "_strict")]
+    patterns = [re.compile(rf"(^|\.){re.escape(one)}($|\.)") for some in kept for one in some]
+    return {name for name in names if any(pattern.search(name) for pattern in patterns)}
 
 
 def _pieces(matrix: Tensor) -> list[tuple[int, Tensor]]:
@@ -202,10 +260,21 @@ def _pieces(matrix: Tensor) -> list[tuple[int, Tensor]]:
     return [(begin, rows[begin : begin + step]) for begin in range(0, len(rows), step)]
 
 
-def _pack_rows(tensor: GgufTensor, begin: int, head: int, out: Tensor, format: Format, raw: Bytes) -> None:
-    """Rows of a matrix from row `begin` into their place in `out`, brought out of pairwise order in heads of `head` rows."""
-    if head:
-        raw = raw.reshape(-1, head // 2, 2, raw.shape[1]).swapaxes(1, 2).reshape(raw.shape)
+def _pack_rows(
+    tensor: GgufTensor,
+    begin: int,
+    order: NDArray[np.int64] | None,
+    columns: bool,
+    out: Tensor,
+    format: Format,
+    raw: Bytes,
+) -> None:
+    """Rows of a matrix from row `begin` into their place in `out`, brought into `order`."""
+    if order is not None and columns:
+        blocks = blocks_in_order(order, tensor.type.columns)
+        raw = raw.reshape(len(raw), len(order) // tensor.type.columns, -1)[:, blocks].reshape(raw.shape)
+    elif order is not None:
+        raw = raw[order]
     at = begin // TILE_ROWS * format.tile_bytes(tensor.shape[1])
     try:
         pack_blocks(raw, tensor.type, format, out[at : at + format.matrix_bytes(len(raw), tensor.shape[1])])
@@ -229,6 +298,13 @@ def _dequantize(tensor: GgufTensor, out: Tensor, raw: Bytes) -> None:
         )
     if values is not out:
         out.copy_(values)
+
+
+def _check_shape(tensor: GgufTensor, wanted: tuple[int, ...]) -> None:
+    if _squeezed(tensor.shape) != _squeezed(wanted):
+        raise damaged(
+            tensor.path, f"the tensor {tensor.name} is {list(tensor.shape)}, its metadata says {list(wanted)}"
+        )
 
 
 def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:

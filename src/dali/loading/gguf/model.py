@@ -65,7 +65,7 @@ class GgufModel(ModelSource):
     @cached_property
     def experts(self) -> GgufExperts:
         """Where the experts lie in the file."""
-        blocks = [int(module.name.split(".")[2]) for module in self.modules]
+        blocks = [int(module.name.partition(".layers.")[2].split(".")[0]) for module in self.modules]
         return GgufExperts(self.gguf, self.modules, blocks)
 
     @cached_property

@@ -28,13 +28,15 @@ from dali.loading.gguf.splits import SPLITS
 from dali.loading.panic import panics_as_errors
 from dali.store.gguf.header import Gguf, damaged
 
-WHOLE_WORDS = {  # a word that is a token is not put together by merges
+BEGUN = {  # a text begins with a token of its own where the file does not say
     "llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "jina-v5-nano", "tekken",
 }  # fmt: skip
+WHOLE_WORDS = BEGUN | {"glm4", "glm5"}  # a word that is a token is not put together by merges
 UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4  # ggml's token types: those that text is searched for first
 # Phi's tokens take the white space after them, but these.
 NOT_STRIPPED = {"<unk>", "<s>", "<|endoftext|>"}
 NO_BYTES = {chr(byte) for byte in (0xC0, 0xC1, *range(0xF5, 0x100))}  # would spell bytes that UTF-8 never has
+KINDS = ("gpt2", "llama", "gemma4")
 TOKENS = "tokenizer.ggml.tokens"
 SPACE = "\u2581"  # how sentencepiece writes one
 
@@ -49,9 +51,10 @@ def read_tokenizer(gguf: Gguf) -> Any:
     """The tokenizer of a file, its chat template in it. DaliError for a kind nobody knows, or a damaged one."""
     kind = gguf.require("tokenizer.ggml.model", str)
     split = gguf.get("tokenizer.ggml.pre", str, "default") if kind == "gpt2" else ""
-    if kind not in ("gpt2", "llama"):
+    if kind not in KINDS:
         raise DaliError(
-            f"{gguf.path} has a {kind!r:.60} tokenizer, which dali cannot read.", "Known ones: gpt2, llama."
+            f"{gguf.path} has a {kind!r:.60} tokenizer, which dali cannot read.",
+            f"Known ones: {', '.join(KINDS)}.",
         )
     if kind == "gpt2" and split not in SPLITS:
         raise DaliError(
@@ -71,7 +74,7 @@ def read_tokenizer(gguf: Gguf) -> Any:
     ids = {name: special_id(gguf, key) for name, key in names.items()}
     special = {f"{name}_token": tokens[i] for name, i in ids.items() if i is not None}
     # llama.cpp's defaults for files that do not say.
-    begin = gguf.optional("tokenizer.ggml.add_bos_token", bool, kind == "llama" or split in WHOLE_WORDS)
+    begin = gguf.optional("tokenizer.ggml.add_bos_token", bool, kind != "gpt2" or split in BEGUN)
     end = gguf.optional("tokenizer.ggml.add_eos_token", bool, False)
     around = [special.get("bos_token") if begin else None, "$A", special.get("eos_token") if end else None]
     backend.post_processor = processors.TemplateProcessing(
@@ -89,21 +92,48 @@ def _backend(gguf: Gguf, kind: str, split: str, tokens: list[str]) -> Tokenizer:
     typed = list(zip(tokens, gguf.optional("tokenizer.ggml.token_type", list) or [], strict=False))
     special = [token for token, type in typed if type in (UNKNOWN, CONTROL)]
     words = [token for token, type in typed if type == USER_DEFINED]
-    backend = _byte_level(gguf, split, tokens, words) if kind == "gpt2" else _sentencepiece(gguf, tokens)
+    if kind == "gpt2":
+        backend = _byte_level(gguf, split, tokens, words)
+    else:
+        backend = _merged_pieces(gguf, tokens) if kind == "gemma4" else _sentencepiece(gguf, tokens)
     strips = family_of(gguf).strips_after_tokens
     for add, found in ((backend.add_special_tokens, special), (backend.add_tokens, words)):
         add([AddedToken(t, normalized=False, rstrip=strips and t not in NOT_STRIPPED) for t in found])
     return backend
 
 
-def _byte_level(gguf: Gguf, split: str, tokens: list[str], words: list[str]) -> Tokenizer:
+def _merges(gguf: Gguf, vocabulary: dict[str, int]) -> list[tuple[str, str]]:
     merges = [
         (left, right) for left, _, right in (m.partition(" ") for m in gguf.strings("tokenizer.ggml.merges"))
     ]
-    vocabulary = {token: i for i, token in enumerate(tokens)}
     for merge in merges:  # one that is too long brings tokenizers down
         if "".join(merge) not in vocabulary:
             raise ValueError(f"the merge {' '.join(merge)!r:.60} makes no token")
+    return merges
+
+
+def _merged_pieces(gguf: Gguf, tokens: list[str]) -> Tokenizer:
+    """Gemma 4's: merges in order, of letters and not of their bytes; no text is split before, none begins with a space more."""
+    vocabulary = {token: i for i, token in enumerate(tokens)}
+    unknown = special_id(gguf, "unknown")
+    backend = Tokenizer(
+        models.BPE(
+            vocabulary,
+            _merges(gguf, vocabulary),
+            unk_token=None if unknown is None else tokens[unknown],
+            fuse_unk=True,
+            byte_fallback=True,
+        )
+    )
+    backend.normalizer = normalizers.Replace(" ", SPACE)
+    pieces = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    backend.decoder = decoders.Sequence(pieces)
+    return backend
+
+
+def _byte_level(gguf: Gguf, split: str, tokens: list[str], words: list[str]) -> Tokenizer:
+    vocabulary = {token: i for i, token in enumerate(tokens)}
+    merges = _merges(gguf, vocabulary)
     backend = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=split in WHOLE_WORDS))
     splits = [pre_tokenizers.Split(Regex(one), "isolated") for one in SPLITS[split]]
     bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)

@@ -19,22 +19,6 @@ DALI_DEVICE float at_least(float limit, float value) { return limit > value ? li
 // Element types of activations, as src/native/layout/activations.h numbers them.
 enum Dtype { DTYPE_F32, DTYPE_BF16, DTYPE_F16 };
 
-DALI_DEVICE float from_half(uint16_t half) {
-    const uint32_t sign = uint32_t(half & 0x8000) << 16, magnitude = half & 0x7FFF;
-    if (magnitude >= 0x7C00) return from_bits(sign | 0x7F800000u | (magnitude & 0x3FF) << 13);
-    if (magnitude < 0x0400) return from_bits(sign | bits_of(mul(__int2float_rn(int(magnitude)), 5.9604644775390625e-8f)));
-    return from_bits(sign | ((magnitude << 13) + 0x38000000u));
-}
-
-DALI_DEVICE uint16_t to_half(float value) {
-    const uint32_t bits = bits_of(value), sign = (bits >> 16) & 0x8000, magnitude = bits & 0x7FFFFFFF;
-    if (magnitude > 0x7F800000u) return uint16_t(sign | 0x7E00);
-    if (magnitude >= 0x477FF000u) return uint16_t(sign | 0x7C00);  // rounds beyond 65504
-    if (magnitude < 0x38800000u)                                   // denormal: adding 0.5 rounds in the last place
-        return uint16_t(sign | (bits_of(add(from_bits(magnitude), 0.5f)) - 0x3F000000u));
-    return uint16_t(sign | ((magnitude - 0x38000000u + 0xFFF + ((magnitude >> 13) & 1)) >> 13));
-}
-
 DALI_DEVICE uint16_t to_bf16(float value) {
     const uint32_t bits = bits_of(value);
     if ((bits & 0x7FFFFFFF) > 0x7F800000u) return uint16_t(bits >> 16 | 0x40);
@@ -56,6 +40,14 @@ DALI_DEVICE void write(void* to, int dtype, int64_t at, float value) {
 DALI_DEVICE float rounded(float value, int dtype) {
     if (dtype == DTYPE_F32) return value;
     return dtype == DTYPE_BF16 ? from_bits(uint32_t(to_bf16(value)) << 16) : from_half(to_half(value));
+}
+
+// A value's place in an order: the higher, the earlier; NaN first; of equal ones, as +0 and -0 are, the first.
+DALI_DEVICE uint32_t rank_of(float value) {
+    const uint32_t bits = bits_of(value);
+    if ((bits & 0x7FFFFFFFu) > 0x7F800000u) return 0xFFFFFFFFu;
+    if ((bits & 0x7FFFFFFFu) == 0) return 0x80000000u;
+    return bits >> 31 ? ~bits : bits | 0x80000000u;
 }
 
 // `work` for each of these types by itself: what it reads at once is not held up by asking which.

@@ -1,5 +1,5 @@
 // Decoding attention over each sequence's own keys and values, summed as on the CPU (src/native/kernels/attention.h, ops/attention.cpp):
-// in parts of 1024 keys, a dot product in 16 lanes, values key by key. So the bits are the CPU's, and depend on no neighbour.
+// in parts of 256 keys, a dot product in 16 lanes, values key by key. So the bits are the CPU's, and depend on no neighbour.
 #pragma once
 
 #include "panel.cuh"
@@ -15,16 +15,16 @@ struct Part {
     int count;
 };
 
-// Eight columns of a row from `at` on, of which `left` are its own; zeros in the others.
-template <int dtype>
-DALI_DEVICE void read_eight(const void* from, int64_t at, int left, bool aligned, float (&to)[8]) {
-    if (left >= 8 && aligned && dtype == DTYPE_F32) {
+// Eight columns of a row from `at` on, of which `left` are its own; zeros in the others. `whole`: rows are of whole sixteens.
+template <int dtype, bool whole>
+DALI_DEVICE void read_eight(const void* from, int64_t at, int left, float (&to)[8]) {
+    if (whole && dtype == DTYPE_F32) {
         const float* floats = static_cast<const float*>(from) + at;
         const uint4 low = load_16(floats), high = load_16(floats + 4);
         const uint32_t words[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
 #pragma unroll
         for (int i = 0; i < 8; i++) to[i] = from_bits(words[i]);
-    } else if (left >= 8 && aligned && dtype == DTYPE_BF16) {
+    } else if (whole && dtype == DTYPE_BF16) {
         const uint4 four = load_16(static_cast<const uint16_t*>(from) + at);
         const uint32_t words[4] = {four.x, four.y, four.z, four.w};
 #pragma unroll
@@ -47,10 +47,9 @@ DALI_DEVICE float sum_of_pair(float (&eight)[8]) {
 }
 
 // Scores of all keys, into memory, and the highest. Two lanes a key, two keys at once.
-template <int dtype>
+template <int dtype, bool whole>
 DALI_DEVICE float score(const AttendCall& call, const Part& part, float* scores) {
     const int lane = lane_of_warp(), side = lane % 2, width = call.key_width;
-    const bool aligned = width % 8 == 0;
     float most = never();
     for (int j = 0; j < part.count; j += 32) {
         int64_t row[2];
@@ -64,9 +63,9 @@ DALI_DEVICE float score(const AttendCall& call, const Part& part, float* scores)
         for (int block = 0; block < width; block += 16) {
             const int c = block + 8 * side;
             float query[8], key[2][8];
-            read_eight<dtype>(part.query, part.asked + c, width - c, aligned, query);
+            read_eight<dtype, whole>(part.query, part.asked + c, width - c, query);
 #pragma unroll
-            for (int k = 0; k < 2; k++) read_eight<dtype>(part.keys, row[k] + c, width - c, aligned, key[k]);
+            for (int k = 0; k < 2; k++) read_eight<dtype, whole>(part.keys, row[k] + c, width - c, key[k]);
 #pragma unroll
             for (int k = 0; k < 2; k++)
 #pragma unroll
@@ -107,7 +106,7 @@ DALI_DEVICE void read_columns(const void* from, int64_t at, float (&to)[n]) {
         const uint4 words = load_16(static_cast<const float*>(from) + at);
         to[0] = from_bits(words.x), to[1] = from_bits(words.y), to[2 % n] = from_bits(words.z), to[3 % n] = from_bits(words.w);
     } else if (dtype == DTYPE_BF16 && n == 4) {
-        const uint2 words = *reinterpret_cast<const uint2*>(static_cast<const uint16_t*>(from) + at);
+        const uint2 words = load_8(static_cast<const uint16_t*>(from) + at);
         to[0] = from_bits(words.x << 16), to[1 % n] = from_bits(words.x & 0xFFFF0000u);
         to[2 % n] = from_bits(words.y << 16), to[3 % n] = from_bits(words.y & 0xFFFF0000u);
     } else {
@@ -149,7 +148,7 @@ DALI_DEVICE void add_values(const Part& part, int width, const float* weights, f
 template <int dtype>
 DALI_DEVICE void attend_part(const AttendCall& call, const Part& part, int64_t warp) {
     float *scores = call.scores + warp * PART, *sums = call.sums + warp * call.value_width;
-    const float most = score<dtype>(call, part, scores);
+    const float most = call.key_width % 16 ? score<dtype, false>(call, part, scores) : score<dtype, true>(call, part, scores);
     together();
     const float total = weigh(part.count, most, scores);
     together();
@@ -170,7 +169,8 @@ DALI_KERNEL attend(DALI_CALL(AttendCall) call) {
     const int64_t row = head / (call.heads / call.kv_heads) * kept.capacity + begin;
     const int64_t asked = (int64_t(kept.row) * call.heads + head) * call.key_width;
     const Part of{kept.keys, kept.values, call.query, row * call.key_width, row * call.value_width, asked, count};
-    by_dtype(call.dtype, [&](auto dtype) { attend_part<dtype.value>(call, of, warp); });
+    if (call.dtype == DTYPE_F32) attend_part<DTYPE_F32>(call, of, warp);
+    else attend_part<DTYPE_BF16>(call, of, warp);  // as on the CPU there is no other
 }
 
 // A head's parts together: a warp a (token, head).

@@ -134,7 +134,7 @@ struct AttendCall {
     int heads, kv_heads, key_width, value_width, dtype;
     float scale;
 };
-constexpr int PART = 1024;  // keys that are summed in one go
+constexpr int PART = 256;  // keys that are summed in one go
 
 // A router, as src/native/ops/route.h describes it. A warp an expert of a token for the products, then a warp a token to choose.
 struct RouteCall {
@@ -160,6 +160,24 @@ struct ShareCall {
     const void *shared, *x;  // likewise
     const void* gate;        // [hidden] of gate_dtype, or null
     int tokens, hidden, dtype, gate_dtype;
+};
+
+// Of each row the logits that can be chosen: those as high as the `most`-th highest, ties included, and every NaN, which counts as the
+// highest (as likeliest() of src/dali/engine/sampling.py has it). Three kernels, one after another: highest_of_pieces, a warp a (row,
+// piece); highest_of_rows, a warp a row; collect_highest, a warp a (row, piece).
+constexpr int PIECE = 1024;   // logits; a row has (width + PIECE - 1) / PIECE pieces
+constexpr int MOST = 64;      // the most that `most` may be
+constexpr int HIGHEST = 256;  // logits of a row there is room for
+struct HighestCall {
+    const void* logits;    // [rows, width] of dtype
+    const int* most;       // [rows]; 0 for rows of which nothing is wanted
+    uint32_t* ranks;       // [rows, pieces, MOST], to work in, and so the next three
+    int *ties, *begin;     // [rows, pieces]
+    uint32_t* least;       // [rows]
+    int* ids;              // [rows, HIGHEST]: in order
+    float* values;         // [rows, HIGHEST]: the logits of the ids
+    int* counts;           // [rows]: how many there are, though only HIGHEST of them are in ids and values
+    int rows, width, dtype;
 };
 
 // What the host must know of a step: copied to its memory, and then `flag`, which it waits for, set to `number`.

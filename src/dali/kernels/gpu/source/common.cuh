@@ -2,6 +2,7 @@
 #pragma once
 
 #include "attention.cuh"
+#include "highest.cuh"
 #include "join.cuh"
 #include "mlp.cuh"
 #include "norm.cuh"

@@ -91,27 +91,26 @@ DALI_DEVICE void add_norm_row(const AddNormCall& call, int64_t row) {
         if (call.scale != 1.0f) added = rounded(mul(added, call.scale), dtype);
         return rounded(add(residual, added), dtype);
     };
-    const auto finish = [&](int column, float value) {
-        if (call.out && column < width) write(call.out, dtype, to + column, value);
-        if (column / GROUP < call.panel.columns / GROUP) put_group(call.panel, row, column / GROUP, value);
-    };
-    const int columns = is_wanted(call.panel) ? call.panel.columns : width;
-    if (!call.after.weight)
-        return each_column(width, columns, sum, [&](int column, float value) {
-            if (call.sum && column < width) write(call.sum, dtype, to + column, value);
-            finish(column, value);
+    void* kept = call.after.weight ? call.sum ? call.sum : call.out : nullptr;  // where a lane finds its sums again
+    float after = 0;
+    if (call.after.weight) {
+        Squares squares{width};
+        each_column(width, width, sum, [&](int column, float value) {
+            if (kept && column < width) write(kept, dtype, to + column, value);
+            squares.take(column, value);
         });
-    void* kept = call.sum ? call.sum : call.out;  // where a lane finds its sums again
-    Squares squares{width};
-    each_column(width, width, sum, [&](int column, float value) {
-        if (kept && column < width) write(kept, dtype, to + column, value);
-        squares.take(column, value);
-    });
-    const float after = squares.factor(call.after.epsilon);
-    each_column(width, columns, [&](int column) {
+        after = squares.factor(call.after.epsilon);
+    }
+    each_column(width, is_wanted(call.panel) ? call.panel.columns : width, [&](int column) {
         const float value = kept ? read(kept, dtype, to + column) : sum(column);
-        return normed<dtype>(value, after, call.after.weight, column);
-    }, finish);
+        return call.after.weight ? normed<dtype>(value, after, call.after.weight, column) : value;
+    }, [&](int column, float value) {
+        if (column < width) {
+            if (call.sum && !call.after.weight) write(call.sum, dtype, to + column, value);
+            if (call.out) write(call.out, dtype, to + column, value);
+        }
+        if (column / GROUP < call.panel.columns / GROUP) put_group(call.panel, row, column / GROUP, value);
+    });
 }
 
 // A warp a row.

@@ -41,14 +41,6 @@ DALI_KERNEL route_products(DALI_CALL(RouteCall) call) {
     if (lane_of_warp() == 0) call.products[warp] = product;
 }
 
-// A value's place in an order: the higher, the earlier; NaN first; of equal ones, as +0 and -0 are, the first.
-DALI_DEVICE uint32_t rank_of(float value) {
-    const uint32_t bits = bits_of(value);
-    if ((bits & 0x7FFFFFFFu) > 0x7F800000u) return 0xFFFFFFFFu;
-    if ((bits & 0x7FFFFFFFu) == 0) return 0x80000000u;
-    return bits >> 31 ? ~bits : bits | 0x80000000u;
-}
-
 struct Ranked {
     uint32_t rank;
     int at;

@@ -38,7 +38,23 @@ DALI_DEVICE void multiply_add(int (&c)[4], uint32_t a0, uint32_t a1, uint32_t b)
 }
 DALI_DEVICE uint32_t of_lane_xor(uint32_t value, int mask) { return __shfl_xor_sync(0xFFFFFFFFu, value, mask); }
 DALI_DEVICE uint32_t of_lane(uint32_t value, int lane) { return __shfl_sync(0xFFFFFFFFu, value, lane); }
-DALI_DEVICE uint4 load_16(const void* from) { return *reinterpret_cast<const uint4*>(from); }
+// 16-bit floats, rounded to nearest; as the CPU's but for the bits of NaN.
+DALI_DEVICE float from_half(uint16_t half) {
+    float value;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(half));
+    return value;
+}
+DALI_DEVICE uint16_t to_half(float value) {
+    uint16_t half;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(half) : "f"(value));
+    return half;
+}
+// Bit l: whether lane l says so.
+DALI_DEVICE uint32_t votes(bool yes) { return __ballot_sync(0xFFFFFFFFu, yes); }
+DALI_DEVICE int count_bits(uint32_t bits) { return __popc(bits); }
+// Of what no kernel that runs meanwhile writes.
+DALI_DEVICE uint2 load_8(const void* from) { return __ldg(reinterpret_cast<const uint2*>(from)); }
+DALI_DEVICE uint4 load_16(const void* from) { return __ldg(reinterpret_cast<const uint4*>(from)); }
 DALI_DEVICE uint4 load_once(const uint8_t* from) { return __ldcs(reinterpret_cast<const uint4*>(from)); }  // weights are read once
 // What any lane wrote so far is seen by all lanes from here on.
 DALI_DEVICE void together() { __syncwarp(); }

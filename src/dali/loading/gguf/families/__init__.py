@@ -14,20 +14,27 @@ from pkgutil import iter_modules
 
 from dali.errors import DaliError
 from dali.loading.gguf.keys import Fields, Keys
+from dali.loading.gguf.parts import Part
 from dali.store.gguf.header import Gguf
 
 
 @dataclass(frozen=True)
 class Family:
-    """One architecture."""
+    """One architecture. Modules and parameters of a decoder layer are named without its number, others without the decoder."""
 
     architecture: str  # general.architecture
     model_type: str  # transformers'
     experts: str  # the field of its configuration that counts experts
     fields: Callable[[Keys], Fields]  # those of its configuration that not all families have
+    used: str = "num_experts_per_tok"  # the field that says how many of them a token is routed to
     blocks: Mapping[str, str] = field(default_factory=dict)
-    """Tensor blk.N.<name> -> module of decoder layer N, where it is not as in gguf/dense.py."""
-    permuted: bool = False  # query and key rows lie in llama's pairwise rotary order
+    """Tensor blk.N.<name> -> module of decoder layer N, or with its suffix -> parameter, where it is not as in gguf/dense.py."""
+    top: Mapping[str, str] = field(default_factory=dict)
+    """Tensor outside of blocks -> module, likewise."""
+    made: Mapping[str, Part] = field(default_factory=dict)
+    """Parameter -> what it is made of, where that is not one tensor as it lies."""
+    form: Callable[[Keys], Family] | None = None
+    """The family of a file, for an architecture that several share."""
     strips_after_tokens: bool = False  # white space after a control token is dropped
 
 
@@ -51,4 +58,5 @@ def family_of(gguf: Gguf) -> Family:
             f"{gguf.path} is not a Mixture-of-Experts model: its {architecture} metadata counts no experts.",
             "dali is for MoE models; run dense ones with llama.cpp.",
         )
-    return families()[architecture]
+    family = families()[architecture]
+    return family if family.form is None else family.form(Keys(gguf, architecture))

@@ -1,31 +1,22 @@
-"""DeepSeek-V2 and its Lite; its successors use the same name, and are told apart here."""
+"""DeepSeek-V2 and its Lite; DeepSeek-V3, Kimi-K2 and GLM-4.7-Flash, which share the name, and route by sigmoids."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 from dali.errors import DaliError
 from dali.loading.gguf.families import Family
 from dali.loading.gguf.keys import NUMBER, Fields, Keys
+from dali.loading.gguf.parts import SPLIT_KV
 
-SOFTMAX = 1  # ggml's expert gating function
+SOFTMAX, SIGMOID = 1, 2  # ggml's expert gating functions
 
 
-def _fields(keys: Keys) -> Fields:
-    gating = keys.key("expert_gating_func", SOFTMAX)
-    if gating not in (0, SOFTMAX):
-        raise DaliError(
-            f"{keys.gguf.path} routes as DeepSeek-V3 does (expert_gating_func {gating}), which dali cannot read as GGUF.",
-            "Use its safetensors weights.",
-        )
-    for key, kind in (("expert_weights_norm", bool), ("attention.temperature_scale", NUMBER)):
-        if value := keys.key(key, None, kind):
-            raise DaliError(
-                f"{keys.gguf.path} is no DeepSeek-V2: its key deepseek2.{key} is {value!r}.",
-                "Use its safetensors weights.",
-            )
+def latent(keys: Keys) -> Fields:
+    """What attention by latents is configured by, and DeepSeek's routing to groups of experts."""
     rank, rotary = keys.required("attention.kv_lora_rank"), keys.required("rope.dimension_count")
     # With MLA's split matrices key_length is that of the compressed keys.
     key_length = keys.key("attention.key_length_mla") or keys.required("attention.key_length")
-    groups = keys.key("expert_group_count", 1)
     scaled = keys.key("rope.scaling.yarn_log_multiplier", 0.0, NUMBER) * 10
     return {
         "first_k_dense_replace": keys.key("leading_dense_block_count", 0),
@@ -38,27 +29,51 @@ def _fields(keys: Keys) -> Fields:
         "qk_nope_head_dim": key_length - rotary,
         "v_head_dim": keys.key("attention.value_length_mla") or keys.required("attention.value_length"),
         "routed_scaling_factor": float(keys.key("expert_weights_scale", 1.0, NUMBER)),
-        "topk_method": "group_limited_greedy" if groups > 1 else "greedy",
-        "n_group": groups,
+        "n_group": keys.key("expert_group_count", 1),
         "topk_group": keys.key("expert_group_used_count", 1),
         "rope_parameters": keys.rope(mscale=scaled, mscale_all_dim=scaled),
     }
 
 
-FAMILY = Family(
-    "deepseek2",
-    "deepseek_v2",
-    "n_routed_experts",
-    _fields,
-    blocks={
-        "attn_q_a": "self_attn.q_a_proj",
-        "attn_q_b": "self_attn.q_b_proj",
-        "attn_q_a_norm": "self_attn.q_a_layernorm",
-        "attn_kv_a_mqa": "self_attn.kv_a_proj_with_mqa",
-        "attn_kv_a_norm": "self_attn.kv_a_layernorm",
-        "attn_kv_b": "self_attn.kv_b_proj",
-        "ffn_gate_shexp": "mlp.shared_experts.gate_proj",
-        "ffn_up_shexp": "mlp.shared_experts.up_proj",
-        "ffn_down_shexp": "mlp.shared_experts.down_proj",
-    },
-)
+def _v2(keys: Keys) -> Fields:
+    for key, kind in (("expert_weights_norm", bool), ("attention.temperature_scale", NUMBER)):
+        if value := keys.key(key, None, kind):
+            raise DaliError(
+                f"{keys.gguf.path} is no DeepSeek-V2: its key deepseek2.{key} is {value!r}.",
+                "Use its safetensors weights.",
+            )
+    groups = keys.key("expert_group_count", 1)
+    return latent(keys) | {"topk_method": "group_limited_greedy" if groups > 1 else "greedy"}
+
+
+def _v3(keys: Keys) -> Fields:
+    return latent(keys) | {"norm_topk_prob": keys.key("expert_weights_norm", True, bool)}
+
+
+def _form(keys: Keys) -> Family:
+    """DeepSeek-V3's routers have corrections; its first files do not name their gating function."""
+    gating = keys.key("expert_gating_func", 0)
+    if gating not in (0, SOFTMAX, SIGMOID):
+        raise DaliError(
+            f"{keys.gguf.path} routes in a way that dali does not know (expert_gating_func {gating}).",
+            "Use its safetensors weights.",
+        )
+    corrected = keys.shape("exp_probs_b", "bias") is not None
+    return V3 if gating == SIGMOID or corrected else FAMILY
+
+
+LATENT = {
+    "attn_q_a": "self_attn.q_a_proj",
+    "attn_q_b": "self_attn.q_b_proj",
+    "attn_q_a_norm": "self_attn.q_a_layernorm",
+    "attn_kv_a_mqa": "self_attn.kv_a_proj_with_mqa",
+    "attn_kv_a_norm": "self_attn.kv_a_layernorm",
+    "attn_kv_b": "self_attn.kv_b_proj",
+    "ffn_gate_shexp": "mlp.shared_experts.gate_proj",
+    "ffn_up_shexp": "mlp.shared_experts.up_proj",
+    "ffn_down_shexp": "mlp.shared_experts.down_proj",
+    "exp_probs_b.bias": "mlp.gate.e_score_correction_bias",
+}
+SPLIT = {"self_attn.kv_b_proj.weight": SPLIT_KV}
+FAMILY = Family("deepseek2", "deepseek_v2", "n_routed_experts", _v2, blocks=LATENT, made=SPLIT, form=_form)
+V3 = replace(FAMILY, model_type="deepseek_v3", fields=_v3)

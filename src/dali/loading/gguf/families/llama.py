@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dali.loading.gguf.families import Family
 from dali.loading.gguf.keys import Fields, Keys
+from dali.loading.gguf.parts import PAIRWISE
 from dali.store.gguf.header import damaged
 
 
@@ -34,5 +35,5 @@ FAMILY = Family(
     "mixtral",
     "num_local_experts",
     _fields,
-    permuted=True,
+    made=PAIRWISE,
 )
