@@ -53,6 +53,7 @@ def refusal(path: Path) -> str:
         ("mimo2", {"attention.head_count_kv": [4, 3, 4, 4, 4, 4]}, "attn_k.weight is [96, 32], its metadata says [144, 32]"),
         ("laguna", {"attention.head_count": [4, 4, 4]}, "blk.1.attn_q.weight is [48, 32], its metadata says [32, 32]"),
         ("gemma4", {"attention.sliding_window_pattern": [True]}, "sliding_window_pattern is [True], for 3 layers"),
+        ("glm4moe", {"expert_gating_func": 1}, "expert_gating_func is 1, and its models have 2"),
         ("cohere2moe", {"expert_gating_func": 9}, "expert_gating_func is 9"),
         ("deepseek2-v3", {"expert_gating_func": 9}, "routes in a way that dali does not know (expert_gating_func 9)"),
         ("deepseek2-v3", {"attention.value_length_mla": 7}, "blk.0.attn_v_b.weight is [4, 6, 12], its metadata says [4, 7, 12]"),

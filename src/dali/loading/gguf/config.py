@@ -24,6 +24,12 @@ def read_config(gguf: Gguf, eos_ids: list[int]) -> Any:
     _check_blocks(keys)
     if not keys.has("token_embd.weight"):
         raise damaged(gguf.path, "it lacks the tensor token_embd.weight")
+    gating = keys.key("expert_gating_func", 0)
+    if family.gating is not None and gating not in (0, family.gating):
+        raise damaged(
+            gguf.path,
+            f"its key {family.architecture}.expert_gating_func is {gating}, and its models have {family.gating}",
+        )
     tokens, rows = len(gguf.strings(TOKENS)), gguf.tensors["token_embd.weight"].shape[0]
     if tokens > rows:
         raise damaged(gguf.path, f"it has {tokens} tokens, and embeddings of {rows}")
