@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import transformers
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from dali.errors import DaliError, reason
@@ -20,6 +21,11 @@ KEEP_NONE = {"q_lora_rank", "sliding_window", "bos_token_id", "eos_token_id", "p
 def read_config(gguf: Gguf, eos_ids: list[int]) -> Any:
     """The transformers configuration of a file. DaliError, naming the key, for what is missing or impossible."""
     family = family_of(gguf)
+    if family.model_type not in CONFIG_MAPPING:
+        raise DaliError(
+            f"{gguf.path} is a {family.model_type} model, which transformers {transformers.__version__} does not have.",
+            "Install a newer one: pip install -U transformers.",
+        )
     keys = Keys(gguf, family.architecture)
     _check_blocks(keys)
     if not keys.has("token_embd.weight"):
