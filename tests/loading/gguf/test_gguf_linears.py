@@ -46,7 +46,10 @@ def test_packed_linears_hold_the_files_values(family, changes, kind, tmp_path, m
         assert torch.equal(values, decoded[f"{name}.weight"]), name
 
 
-@pytest.mark.parametrize("name", ORDERED)
+ORDERED = ["qwen35moe", "qwen3next", "granitehybrid", "nemotron_h_moe", "deepseek2-v3", "glm4moe"]
+
+
+@pytest.mark.parametrize("name", [name for name in ORDERED if TINY[name][0] in CONFIG_MAPPING])
 def test_rows_and_columns_in_another_order_are_packed_as_they_are(name, tmp_path):
     path = tmp_path / "m.gguf"
     path.write_bytes(lzma.decompress((Path(__file__).parent / "converted" / f"{name}.gguf.xz").read_bytes()))
