@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from gguf import GGMLQuantizationType as Type
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 import dali
 from dali.fused.dense import PackedLinear
@@ -17,7 +18,7 @@ from dali.kernels.packing import unpack
 from dali.loading.gguf.parts import blocks_in_order
 from dali.store.gguf.reader import read
 from gguf_models import encode_as, gguf_model, rewrite, save_gguf
-from tiny_architectures import Unstepped
+from tiny_architectures import TINY, Unstepped
 
 pytestmark = pytest.mark.skipif(not native.AVAILABLE, reason="the kernels were not compiled")
 
