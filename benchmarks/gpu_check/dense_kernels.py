@@ -21,6 +21,7 @@ F32, BF16 = torch.float32, torch.bfloat16
 PART, HALVES, EPSILON = 1024, 1, 1e-6  # keys that are summed in one go; how heads turn (source/calls.h)
 PIECE, MOST, ROOM = 1024, 64, 256  # logits that a warp looks at; that are wanted; that there is room for
 VOCABULARY = 40000
+LINEARS = tuple(FORMATS)
 FEW_ROWS = 96  # of linears in formats that dense parts seldom have: no row is computed with another
 NUMBERS = {F32: 0, BF16: 1}  # of dtypes, as calls have them
 WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -75,7 +76,7 @@ class DenseKernels:
 
     def compare(self, tokens: int, dtype: torch.dtype) -> Iterator[tuple[str, Compared]]:
         """Kernel by kernel."""
-        for format in FORMATS:
+        for format in LINEARS:
             yield f"linear {format}", self.linears(get_format(format), tokens, dtype)
         yield "add_norm", self.sums(tokens, dtype)
         yield "turn, attend, merge", self.attention(tokens, dtype)
