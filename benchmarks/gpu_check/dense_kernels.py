@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,10 +16,14 @@ from dali.compiled import library
 from dali.engine.sampling import SamplingParams, likeliest
 from dali.kernels import native
 from dali.kernels.formats import FORMATS, Format, get_format, round_up
+from dali.kernels.gpu.compiler import SOURCE
 from dali.kernels.packing import pack
 
 F32, BF16 = torch.float32, torch.bfloat16
-PART, HALVES, EPSILON = 1024, 1, 1e-6  # keys that are summed in one go; how heads turn (source/calls.h)
+HALVES, EPSILON = 1, 1e-6  # how heads turn (source/calls.h)
+(PART,) = map(
+    int, re.findall(r"PART = (\d+)", (SOURCE / "calls.h").read_text())
+)  # keys that are summed in one go
 PIECE, MOST, ROOM = 1024, 64, 256  # logits that a warp looks at; that are wanted; that there is room for
 VOCABULARY = 40000
 LINEARS = tuple(FORMATS)

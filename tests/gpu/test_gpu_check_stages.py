@@ -115,7 +115,7 @@ def test_the_dense_parts_kernels_are_found_right_and_a_wrong_one_wrong(driver, f
 
     gpu = FakeGpu("cuda", driver)
     for sizes in (
-        dense.Sizes(64, 2, 1, 32, 16, 4, 48, normed=True, lengths=(1, 1030)),
+        dense.Sizes(64, 2, 1, 32, 16, 4, 48, normed=True, lengths=(1, dense.PART + 6)),
         dense.Sizes(96, 4, 2, 32, 8, 2, 40, biased=True, sinks=True, window=5, lengths=(3, 9)),
     ):
         assert right.check_dense(result, gpu, build, "small", sizes, (1, 9)) == 0
