@@ -20,10 +20,9 @@ from dali.kernels.gpu.compiler import SOURCE
 from dali.kernels.packing import pack
 
 F32, BF16 = torch.float32, torch.bfloat16
-HALVES, EPSILON = 1, 1e-6  # how heads turn (source/calls.h)
-(PART,) = map(
-    int, re.findall(r"PART = (\d+)", (SOURCE / "calls.h").read_text())
-)  # keys that are summed in one go
+HALVES, EPSILON = 1, 1e-6  # how heads turn (source/turn.cuh)
+# Keys that are summed in one go.
+(PART,) = map(int, re.findall(r"PART = (\d+)", (SOURCE / "calls.h").read_text()))
 PIECE, MOST, ROOM = 1024, 64, 256  # logits that a warp looks at; that are wanted; that there is room for
 VOCABULARY = 40000
 LINEARS = tuple(FORMATS)
