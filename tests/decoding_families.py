@@ -12,14 +12,13 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from families import random_model
 
-# Granite's routers and Qwen3.5's models are written otherwise there, and DeepSeek-V2's complex numbers lie so that torch rounds
-# their products by how many tokens there are. Of Mamba2's functions dali knows those of newer versions.
+# Granite's routers and Qwen3.5's models are written otherwise there. Of Mamba2's functions dali knows
+# those of newer versions.
 OLDER = Version(transformers.__version__) < Version("5.24")
 WRITTEN_OTHERWISE = (
     {
         "granitemoe",
         "granitemoeshared",
-        "deepseek_v2",
         "qwen3_5_moe_text",
         "nemotron_h",
         "granitemoehybrid",
@@ -78,7 +77,25 @@ DELTA_NET = (
     }
 )
 
+# Experts beside a dense network, each with norms; values that are keys before their norm, where all tokens are seen; soft caps.
+GEMMA = {
+    "intermediate_size": 96,
+    "moe_intermediate_size": 48,
+    "num_experts": 8,
+    "top_k_experts": 3,
+    "enable_moe_block": True,
+    "hidden_size_per_layer_input": 0,
+    "sliding_window": 5,
+    "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+    "head_dim": 16,
+    "global_head_dim": 32,
+    "num_global_key_value_heads": 1,
+    "attention_k_eq_v": True,
+    "final_logit_softcapping": 3.0,
+}
+
 CHANGES: dict[str, dict[str, Any]] = {
+    "gemma4_text": GEMMA,
     "dots1": GROUPED,
     "glm4_moe": GROUPED | PARTIAL | {"use_qk_norm": True, "head_dim": 32, "attention_bias": True},
     "solar_open": {k: v for k, v in GROUPED.items() if k != "first_k_dense_replace"} | {"head_dim": 16},
@@ -157,6 +174,8 @@ def decoding_model(family: str, dtype: torch.dtype = torch.float32, **changes: A
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
             if "correction_bias" in name or "expert_bias" in name:
                 tensor.uniform_(-0.2, 0.2)
+            elif name.endswith("layer_scalar"):
+                tensor.uniform_(0.5, 1.5)
             elif "sinks" in name:
                 tensor.normal_(0, 1)
             elif name.endswith("bias"):

@@ -15,7 +15,14 @@ from decoding_families import DECODING, OLDER, decoding_model
 from families import FAMILIES, random_model
 
 pytestmark = pytest.mark.skipif(not native.AVAILABLE, reason="the kernels were not compiled")
-WHOLE = {"mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "gpt_oss"}  # all of whose layers decode in one call
+WHOLE = {
+    "mixtral",
+    "qwen2_moe",
+    "qwen3_moe",
+    "deepseek_v2",
+    "olmoe",
+    "gpt_oss",
+}  # all of whose layers decode in one call
 
 
 def watch(llm, monkeypatch) -> list[int]:

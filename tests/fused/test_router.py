@@ -43,7 +43,9 @@ def test_routers_of_known_formulas_are_fused_and_agree(family, dtype):
         given = module._given
         expected, found = router(x, *given), module(x, *given)
         assert [part.dtype for part in found] == [part.dtype for part in expected]
-        torch.testing.assert_close(found[0], expected[0])
+        # Of a norm before it, sums and what is rounded are taken in another order.
+        rounded = module.before is not None and dtype == torch.bfloat16
+        torch.testing.assert_close(found[0], expected[0], **({"rtol": 0.05, "atol": 5e-3} if rounded else {}))
         if dtype == torch.float32:  # bfloat16 logits tie too often
             wanted, ours = (
                 torch.zeros_like(logits).scatter(1, ids, weights)

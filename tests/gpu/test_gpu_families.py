@@ -14,10 +14,12 @@ from decoding_families import DECODING, decoding_model
 from families import random_model, save_model
 
 PLAIN = ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "gpt_oss")
-# There are no kernels for attention over a latent, recurrent layers and gated attention yet: test_gpu_torch.py.
+# There are no kernels for attention over a latent, recurrent layers, gated attention and experts beside a dense network yet:
+# test_gpu_torch.py.
 LATENT = {"deepseek_v2", "deepseek_v3", "glm4_moe_lite"}
 RECURRENT = {"lfm2_moe", "qwen3_next", "qwen3_5_moe_text", "nemotron_h", "granitemoehybrid"}
-FAMILIES = [*PLAIN, *(family for family in DECODING if family not in LATENT | RECURRENT)]
+BESIDE = {"gemma4_text"}
+FAMILIES = [*PLAIN, *(family for family in DECODING if family not in LATENT | RECURRENT | BESIDE)]
 
 
 def family_model(family: str, dtype: torch.dtype) -> Any:

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dali.fused.dense import FusedRMSNorm, PackedLinear
-from dali.fused.probe import POSITIONS, REFUSALS, close, probe
+from dali.fused.dense import VALUE_NORM, FusedRMSNorm, PackedLinear
+from dali.fused.probe import POSITIONS, REFUSALS, close, probe, wanted
 from dali.fused.rotation import Kind, Turns, is_whole, kind_of, rotary_of, rotate, turns
 from dali.fused.watch import Watch
 from dali.hooks.latent import LINEAR, SharedLatents, shared_latents
@@ -24,6 +24,7 @@ from dali.kernels import native
 from dali.step.context import AttentionArguments, StepContext, current_step
 
 LINEARS = {"q_proj", "k_proj", "v_proj"}
+VALUES_ARE_KEYS = LINEARS - {"v_proj"}  # before their norms
 LATENT = {"kv_a_proj_with_mqa", "kv_a_layernorm", LINEAR}
 OUTPUTS = ("o_proj", "out_proj")  # what modules call the output's linear
 QUERIES = (
@@ -117,10 +118,11 @@ def _output(module: Any) -> Any:
 def _known(module: Any) -> bool:
     """Whether a module has all the parts of attention, and none that are something else."""
     parts = dict(module.named_children())
-    names = set(parts) - {name for names in NORMS for name in names} - set(OUTPUTS)
+    names = set(parts) - {name for names in NORMS for name in names} - {VALUE_NORM} - set(OUTPUTS)
     own = {name for name, _ in module.named_parameters(recurse=False)}
     return (
-        (names == LINEARS or any(names == LATENT | queries for queries in QUERIES))
+        (names in (LINEARS, VALUES_ARE_KEYS) or any(names == LATENT | queries for queries in QUERIES))
+        and not getattr(module.config, "num_kv_shared_layers", 0)
         and ((LINEAR in names) == (shared_latents(module) is not None))
         and all(isinstance(part, PackedLinear | FusedRMSNorm | SharedLatents) for part in parts.values())
         and all(
@@ -144,20 +146,21 @@ def _probed(module: Any, rotary: Any) -> DecodingAttention | None:
     def run(attend: Any, seen: list[AttentionArguments] | None) -> list[Tensor]:
         def call(at: int) -> Tensor:
             x, rotation = steps[at]
-            return attend(hidden_states=x, position_embeddings=rotation, attention_mask=None)[0]  # type: ignore[no-any-return]
+            return attend(hidden_states=x, position_embeddings=rotation, attention_mask=None, **others)[0]  # type: ignore[no-any-return]
 
         return probe(call, seen)
 
     seen: list[AttentionArguments] = []
+    others = wanted(module.forward)
     expected = run(module.forward, seen)
     if len(seen) != len(steps) or any(arguments.window != seen[0].window for arguments in seen):
         return None
-    turned, whole = turns(steps[0][1]), is_whole(steps[0][1])
-    if turned is None or not (whole or shared_latents(module)):
+    turned = turns(steps[0][1])
+    if turned is None or not (is_whole(steps[0][1]) or shared_latents(module)):
         return None
     for fused in _ways(module, turned[0], seen[0]):
         attention = DecodingAttention(module, fused, seen[0].window, kind)
-        same: Any = torch.equal if whole else _close
+        same: Any = _close if isinstance(steps[0][1], Tensor) else torch.equal  # complex numbers
         if fused.gated:
             same = partial(close, dtype=dtype)
         if all(map(same, run(attention, None), expected)):
@@ -198,13 +201,17 @@ def _ways(module: Any, cos: Tensor, arguments: AttentionArguments) -> Iterator[n
 
 
 def _projections(module: Any) -> Iterator[native.Projections]:
-    query, key, value = (getattr(module, name).native for name in ("q_proj", "k_proj", "v_proj"))
+    query, key = module.q_proj.native, module.k_proj.native
+    value = key if getattr(module, "v_proj", None) is None else module.v_proj.native
+    value_norm = _norm(getattr(module, VALUE_NORM, None))
     names = next((names for names in NORMS if any(hasattr(module, name) for name in names)), NORMS[0])
     norms = [_norm(getattr(module, name, None)) for name in names]
     for follow in (False, True) if any(norms) else (False,):
         scale = getattr(module, "v_scale", 1.0)
         gated = query.rows == 2 * _output(module).in_features
-        yield native.Projections(query, key, value, module.head_dim, norms[0], norms[1], follow, scale, gated)
+        yield native.Projections(
+            query, key, value, module.head_dim, norms[0], norms[1], follow, scale, gated, value_norm
+        )
 
 
 def _latent(module: Any) -> native.LatentProjections:

@@ -23,6 +23,9 @@ PACKED_ROWS = 1024  # at a time: what packing needs beside the matrices stays sm
 FEWEST_ROWS = TILE_ROWS  # fewer are a shared expert's gate and such: nothing to gain
 
 
+VALUE_NORM = "v_norm"  # of attention: without a weight, of each head's values
+
+
 class PackedLinear(nn.Module):
     """An `nn.Linear` whose weights are packed; activations of any float type come back as they came."""
 
@@ -44,12 +47,12 @@ class PackedLinear(nn.Module):
 class FusedRMSNorm(nn.Module):
     """A root-mean-square norm in one call."""
 
-    def __init__(self, norm: Any, weight: Tensor) -> None:
-        """`weight`: what it multiplies by, the norm's own or one more than that."""
+    def __init__(self, norm: Any, weight: Tensor, dtype: torch.dtype) -> None:
+        """`weight`: what it multiplies by, the norm's own, one more than that, or ones; `dtype`: of what it norms."""
         super().__init__()
-        self.dtype: torch.dtype = norm.weight.dtype  # of what it norms
-        self.variance_epsilon = _epsilon(norm)
-        if weight is norm.weight:
+        self.dtype = dtype
+        self.variance_epsilon = epsilon_of(norm)
+        if weight is getattr(norm, "weight", None):
             self.weight = weight
         else:
             self.register_buffer("weight", weight, persistent=False)
@@ -118,22 +121,27 @@ def fuse_norms(model: nn.Module) -> None:
     """Replace every RMSNorm by the fused one."""
     for parent in list(model.modules()):
         for name, child in parent.named_children():
-            if type(child).__name__.endswith("RMSNorm") and (weight := _weight(child)) is not None:
-                setattr(parent, name, FusedRMSNorm(child, weight))
+            if not type(child).__name__.endswith("RMSNorm"):
+                continue
+            own: Any = getattr(child, "weight", None)
+            if own is None and name == VALUE_NORM:
+                of: Any = parent
+                own = torch.ones(of.head_dim, dtype=of.config.dtype)
+            if own is not None and (weight := _weight(child, own)) is not None:
+                setattr(parent, name, FusedRMSNorm(child, weight, own.dtype))
 
 
-def _epsilon(norm: Any) -> float:
+def epsilon_of(norm: Any) -> float:
     """0 where there is none."""
     return float(getattr(norm, "variance_epsilon", getattr(norm, "eps", 0)))
 
 
 @torch.inference_mode()
-def _weight(norm: Any) -> Tensor | None:
-    """What a norm multiplies by, whose output on a probe is that of the plain formula with it: its only parameter, or one more
-    than that, in float32."""
-    if {name for name, _ in norm.named_parameters()} != {"weight"} or not _epsilon(norm):
+def _weight(norm: Any, weight: Tensor) -> Tensor | None:
+    """What a norm multiplies by, whose output on a probe is that of the plain formula with it: `weight`, its only parameter or
+    ones where it has none, or one more than that, in float32."""
+    if {name for name, _ in norm.named_parameters()} - {"weight"} or not epsilon_of(norm):
         return None
-    weight: Tensor = norm.weight
     if weight.dim() != 1 or not is_plain_memory(weight):
         return None
     probe = torch.linspace(-3, 5, weight.numel()).to(weight.dtype)[None]
@@ -145,7 +153,7 @@ def _weight(norm: Any) -> Tensor | None:
         torch.finfo(weight.dtype).eps, 4 * torch.finfo(torch.float32).eps
     )  # sums taken in another order
     for found in (weight, 1 + weight.detach().float()):
-        ours = native.rms_norm(probe, found.detach(), _epsilon(norm))
+        ours = native.rms_norm(probe, found.detach(), epsilon_of(norm))
         if expected.dtype == ours.dtype and torch.allclose(ours, expected, rtol=tolerance, atol=tolerance):
             return found
     return None

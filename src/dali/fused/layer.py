@@ -8,7 +8,7 @@ part.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from dali.fused.attention import DecodingAttention
 from dali.fused.dense import FusedRMSNorm
 from dali.fused.mlp import FusedGate, mlp_of, sigmoids_agree
-from dali.fused.probe import POSITIONS, REFUSALS, probe
+from dali.fused.probe import POSITIONS, REFUSALS, probe, wanted
 from dali.fused.recurrent import FusedRecurrent
 from dali.fused.rotation import Kind, Turns, rotary_of, rotate, turns
 from dali.fused.router import FusedRouter
@@ -42,6 +42,20 @@ NORMS = (
     ("norm", None, None, None),  # a mixer alone
     (None, None, "norm", None),  # no mixer
 )
+
+# The same of layers whose experts stand beside a dense network, and of these: before and after the experts, after the network.
+BESIDE = (
+    "input_layernorm",
+    "post_attention_layernorm",
+    "pre_feedforward_layernorm",
+    "post_feedforward_layernorm",
+)
+BESIDE_INSIDE = (
+    "pre_feedforward_layernorm_2",
+    "post_feedforward_layernorm_2",
+    "post_feedforward_layernorm_1",
+)
+OUTPUT_SCALE = "layer_scalar"
 
 Mixer = DecodingAttention | FusedRecurrent  # where its tokens meet those before them
 
@@ -67,6 +81,7 @@ class Parts:
     mixer: Mixer | None
     routed: Routed | None
     mlp: native.Mlp | None
+    beside: native.BesideNorms | None
 
 
 class DecodingLayer:
@@ -89,6 +104,8 @@ class DecodingLayer:
             parts.mlp,
             gate,
             float(getattr(layer, "residual_multiplier", 1.0)),
+            parts.beside,
+            getattr(layer, OUTPUT_SCALE, None),
         )
         self.run = Run([self])
         self.given: int | None = None  # how wide a rotation the model gives it, as a step has shown
@@ -192,16 +209,24 @@ def _parts(layer: Any) -> Parts | None:
     """A layer's parts; None where one of them is missing, or there is another."""
     children = dict(layer.named_children())
     norms: dict[str | None, Any] = {n: c for n, c in children.items() if isinstance(c, FusedRMSNorm)}
+    beside = set(norms) == {*BESIDE, *BESIDE_INSIDE}
     mixers = [c.forward for c in children.values() if isinstance(c.forward, Mixer)]
     others = [c for n, c in children.items() if n not in norms and not isinstance(c.forward, Mixer)]
-    places = next((names for names in NORMS if _fits(names, set(norms), bool(mixers), bool(others))), None)
+    places = (
+        BESIDE
+        if beside
+        else next((names for names in NORMS if _fits(names, set(norms), bool(mixers), bool(others))), None)
+    )
     if places is None or len(mixers) > 1 or list(layer.parameters(recurse=False)):
         return None
     blocks = [child for child in others if mlp_of(child) is None]
     dense = [mlp for child in others if (mlp := mlp_of(child)) is not None]
     routed = None
-    if len(blocks) == 1:
-        routed, inside = _routed(blocks[0])
+    if beside:
+        routed, _ = _routed(blocks)
+        blocks = []
+    elif len(blocks) == 1:
+        routed, inside = _routed(blocks[0].children())
         dense += inside
     if len(blocks) > 1 or len(dense) > 1 or (blocks and routed is None):
         return None
@@ -213,7 +238,15 @@ def _parts(layer: Any) -> Parts | None:
     if any(dtype != first.dtype for dtype in dtypes):
         return None
     mixer, mlp = mixers[0] if mixers else None, dense[0] if dense else None
-    return Parts(parts, first.dtype, len(first.weight), mixer, routed, mlp)
+    apart = None
+    if beside:
+        if routed is None or mlp is None or routed.router.before is None:
+            return None
+        own = [(norms[name].weight, norms[name].variance_epsilon) for name in BESIDE_INSIDE]
+        apart = native.BesideNorms(routed.router.before, *own)
+    elif routed is not None and routed.router.before is not None:
+        return None
+    return Parts(parts, first.dtype, len(first.weight), mixer, routed, mlp, apart)
 
 
 def _fits(names: Sequence[str | None], norms: set[str | None], mixes: bool, computes: bool) -> bool:
@@ -221,10 +254,10 @@ def _fits(names: Sequence[str | None], norms: set[str | None], mixes: bool, comp
     return {name for name in names if name} == norms and (any(names[:2]), any(names[2:])) == (mixes, computes)
 
 
-def _routed(block: Any) -> tuple[Routed | None, list[native.Mlp]]:
-    """A block's experts with their router, and the shared expert, if there is one, in it."""
+def _routed(block: Iterable[Any]) -> tuple[Routed | None, list[native.Mlp]]:
+    """The experts among a block's modules with their router, and the shared expert, if there is one."""
     router, module, gate, dense = None, None, None, []
-    for child in block.children():
+    for child in block:
         if isinstance(child, FusedRouter):
             router = child
         elif seam.dali_layer(child) is not None:
@@ -276,9 +309,10 @@ def _agree(layer: Any, fused: DecodingLayer, rotary: Any) -> bool:
     def run(forward: Any) -> list[Any]:
         def call(at: int) -> Any:
             x, rotation = steps[at]
-            return forward(hidden_states=x, position_embeddings=rotation, attention_mask=None)
+            return forward(hidden_states=x, position_embeddings=rotation, attention_mask=None, **others)
 
         return probe(call)
 
+    others = wanted(layer.forward)
     expected = run(layer.forward)
     return all(isinstance(out, Tensor) for out in expected) and all(map(torch.equal, run(fused), expected))

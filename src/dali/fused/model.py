@@ -88,9 +88,10 @@ class DecodingModel:
             [kinds.index(layer.kind) for layer in layers],
             (norm.weight, norm.variance_epsilon),
             head.native,
-            float(getattr(inner, "embedding_multiplier", 1.0)),
+            _embedding_scale(inner),
             float(getattr(model, "logits_scaling", 1.0)),
         )
+        self.softcap: float | None = getattr(model.config, "final_logit_softcapping", None)
         self._serves: bool | None = None  # None: to be found out
 
     def serves(self, step: StepContext) -> bool:
@@ -114,7 +115,9 @@ class DecodingModel:
         del leases
         for layer, outcome in zip(self.layers, outcomes, strict=True):
             layer.count(len(ids), *outcome)
-        return logits if len(wanted) == len(ids) else logits[wanted]
+        logits = logits if len(wanted) == len(ids) else logits[wanted]
+        # torch's own, as no kernel has its curve's bits.
+        return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
 
     def forget(self) -> None:
         """Take back what a probe has counted, which is no step."""
@@ -138,7 +141,7 @@ def _inside(model: Any) -> Inside | None:
         return None
     rotary = rotary_of(model)
     parts = [part for part in model.model.children() if part is not rotary]
-    embeddings = [part for part in parts if type(part) is nn.Embedding]
+    embeddings = [part for part in parts if isinstance(part, nn.Embedding)]
     stacks = [part for part in parts if isinstance(part, nn.ModuleList)]
     norms = [part for part in parts if isinstance(part, FusedRMSNorm)]
     if not len(embeddings) == len(stacks) == len(norms) == 1 or len(parts) != 3 or not is_fixed(rotary):
@@ -148,6 +151,14 @@ def _inside(model: Any) -> Inside | None:
         return None
     dtypes = {embeddings[0].weight.dtype, norms[0].dtype, *(layer.native.dtype for layer in layers)}
     return Inside(embeddings[0], layers, norms[0], rotary) if len(dtypes) == 1 else None
+
+
+def _embedding_scale(inner: Any) -> float:
+    """What a model multiplies its embeddings by, or their module does."""
+    scale = getattr(inner.embed_tokens, "embed_scale", None)
+    if isinstance(scale, Tensor):
+        return float(scale.to(inner.embed_tokens.weight.dtype))
+    return float(getattr(inner, "embedding_multiplier", 1.0))
 
 
 def _probed(model: Any, inside: Inside) -> DecodingModel | None:

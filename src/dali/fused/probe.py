@@ -3,6 +3,7 @@ and keys that are turned alike, but otherwise than the model does, would attend 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -24,6 +25,14 @@ def close(ours: Tensor, expected: Tensor, dtype: torch.dtype) -> bool:
     return torch.allclose(
         ours.float(), expected.float(), rtol=tolerance, atol=tolerance * float(expected.abs().max())
     )
+
+
+def wanted(forward: Any) -> dict[str, Any]:
+    """What a module's forward wants beside its input, rotation and mask."""
+    known: dict[str, Any] = {
+        "shared_kv_states": {}
+    }  # keys and values of layers that others reuse: nobody does, as `_known` of attention asks
+    return {name: value for name, value in known.items() if name in inspect.signature(forward).parameters}
 
 
 def probe(call: Callable[[int], Any], seen: list[AttentionArguments] | None = None) -> list[Any]:

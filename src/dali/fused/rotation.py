@@ -10,7 +10,13 @@ from torch import Tensor, nn
 Kind = str | None  # a layer type, where the model has rotations of several
 Turns = tuple[Tensor, Tensor]  # cos and sin, [1, tokens, given] each
 WHOLE = 16  # complex numbers: two of torch's longest vectors, as it reads them
-FIXED = {"default", "linear", "llama3", "yarn"}  # rotations that depend on nothing but the position
+FIXED = {
+    "default",
+    "linear",
+    "llama3",
+    "yarn",
+    "proportional",
+}  # rotations that depend on nothing but the position
 
 
 NO_TURNS: Turns = (torch.empty(0), torch.empty(0))

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-from dali.fused.dense import is_plain_memory
+from dali.fused.dense import epsilon_of, is_plain_memory
 from dali.fused.probe import REFUSALS
 from dali.hooks import seam
 from dali.kernels import native
@@ -26,12 +27,14 @@ LOW = -70.0  # a logit whose sigmoid is far below them
 
 
 class Parts(NamedTuple):
-    """A router's tensors. `given`: its block hands it the correction in every call."""
+    """A router's tensors. `given`: its block hands it the correction in every call. `before`: a norm of its input."""
 
     weight: Tensor
     bias: Tensor | None
     correction: Tensor | None
     given: tuple[Tensor, ...]
+    before: native.NormParts | None
+    expert_scales: Tensor | None
 
 
 class FusedRouter(nn.Module):
@@ -46,7 +49,10 @@ class FusedRouter(nn.Module):
         self.register_buffer("bias", parts.bias, persistent=False)
         self.register_buffer("correction", None if parts.given else parts.correction, persistent=False)
         flat = [None if part is None else part.detach().flatten() for part in (parts.bias, parts.correction)]
-        self.native = native.Router(parts.weight.detach(), routing, *flat)
+        scales = None if parts.expert_scales is None else parts.expert_scales.detach()
+        self.register_buffer("expert_scales", scales, persistent=False)
+        self.before = parts.before
+        self.native = native.Router(parts.weight.detach(), routing, flat[0], flat[1], scales)
 
     def forward(self, hidden: Tensor, *given: Tensor) -> Routed:
         x = hidden.reshape(-1, hidden.shape[-1])
@@ -55,7 +61,10 @@ class FusedRouter(nn.Module):
         )
         if x.dtype != self.dtype or not known:
             return self.plain(hidden, *given)  # type: ignore[no-any-return]
-        return self.native(x)
+        if self.before is None:
+            return self.native(x)
+        logits, weights, ids = self.native(native.rms_norm(x, *self.before))
+        return logits.float().softmax(-1), weights, ids  # as those with a norm answer
 
 
 def fuse_routers(model: nn.Module) -> None:
@@ -80,7 +89,17 @@ def _fused(router: Any, parent: Any, dtype: torch.dtype) -> FusedRouter | None:
     probe = torch.randn(PROBED_TOKENS, parts.weight.shape[1], generator=generator).to(dtype)
     try:
         answers: Routed = router(probe, *parts.given)
-        routing = _routing(router, parts, answers, dtype)
+        if (
+            parts.before is not None
+        ):  # it answers with probabilities, whose logits differ by one number a token
+            probe = native.rms_norm(probe, *parts.before)
+            logits, shares = functional.linear(probe, parts.weight), answers[0].float().log()
+            theirs = shares + (logits - shares).median(-1, keepdim=True).values
+            answers = theirs.to(logits.dtype), *answers[1:]
+        plain = answers
+        if parts.expert_scales is not None:
+            plain = answers[0], answers[1] / parts.expert_scales[answers[2]], answers[2]
+        routing = _routing(router, parts, plain, dtype)
         if routing is None:
             return None
         scored = dict.fromkeys((torch.float32, routing.logits_dtype))
@@ -96,7 +115,7 @@ def _fused(router: Any, parent: Any, dtype: torch.dtype) -> FusedRouter | None:
 
 def _parts(router: Any, parent: Any) -> Parts | None:
     """A router's tensors by their names and shapes; None where there is one whose part is not known."""
-    weight, bias, correction = None, None, None
+    weight, bias, correction, scale, expert_scales = None, None, None, None, None
     for path, tensor in [*router.named_parameters(), *router.named_buffers()]:
         name = path.rpartition(".")[2]
         if name == "weight" and weight is None:
@@ -105,17 +124,22 @@ def _parts(router: Any, parent: Any) -> Parts | None:
             bias = tensor
         elif name in CORRECTIONS:
             correction = tensor
+        elif path == "scale":
+            scale = tensor
+        elif path == "per_expert_scale":
+            expert_scales = tensor
         else:
             return None
     if weight is None or weight.dim() != 2 or weight.dtype not in native.ROUTED_DTYPES:
         return None
     given = tuple(tensor for name in CORRECTIONS if isinstance(tensor := getattr(parent, name, None), Tensor))
-    every = [part for part in (bias, correction, *given) if part is not None]
+    every = [part for part in (bias, correction, expert_scales, *given) if part is not None]
     if len(given) > 1 or (given and correction is not None) or any(p.numel() != len(weight) for p in every):
         return None
     if not all(is_plain_memory(part) for part in (weight, *every)):
         return None
-    return Parts(weight, bias, given[0] if given else correction, given)
+    before = None if scale is None else (scale.float() * router.scalar_root_size, epsilon_of(router.norm))
+    return Parts(weight, bias, given[0] if given else correction, given, before, expert_scales)
 
 
 def _routing(router: Any, parts: Parts, answers: Routed, dtype: torch.dtype) -> native.Routing | None:

@@ -57,6 +57,8 @@ class GpuModel:
         attention = [layer.mixer for layer in decoder.layers if isinstance(layer.mixer, DecodingAttention)]
         if len(attention) < len(decoder.layers):
             raise ValueError("there are no kernels for recurrent layers")
+        if decoder.softcap is not None or any(layer.parts.beside for layer in decoder.layers):
+            raise ValueError("there are no kernels for soft caps and experts beside a dense network")
         numbers = {name: number for number, name in enumerate(FORMATS)}
         formats = {linear.format.name for linear in model.modules() if isinstance(linear, PackedLinear)}
         linears = [
@@ -226,7 +228,7 @@ def _ahead(predictor: Predictor, layer: int, routers: list[FusedRouter]) -> nati
     router = routers[target].native
     if predictor.shifts is None:
         return router
-    weight, bias = router._tensors
+    weight, bias, _ = router._tensors
     shifted = weight.float() @ predictor.shifts[layer].float() + (0 if bias is None else bias.float())
     return native.Router(weight, router.routing, shifted, router.correction)
 

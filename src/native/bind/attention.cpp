@@ -44,8 +44,10 @@ void bind_attention(nb::module_& m) {
     });
     nb::class_<Projections>(m, "Projections")
         .def("__init__", [](Projections* self, const PackedLinear& query, const PackedLinear& key, const PackedLinear& value,
-                            const NormParts& query_norm, const NormParts& key_norm, bool norms_follow, float value_scale, bool gated) {
-            new (self) Projections{query, key, value, norm_of(query_norm), norm_of(key_norm), norms_follow, value_scale, gated};
+                            const NormParts& query_norm, const NormParts& key_norm, bool norms_follow, float value_scale, bool gated,
+                            const NormParts& value_norm) {
+            new (self) Projections{query, key, value, norm_of(query_norm), norm_of(key_norm), norms_follow, value_scale, gated,
+                                   norm_of(value_norm)};
         });
     // heads, rank, widths of a key without its rotated part and of a value; each head's matrices, and where all heads' lie
     nb::class_<LatentHeads>(m, "LatentHeads")

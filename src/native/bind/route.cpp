@@ -24,12 +24,12 @@ void bind_route(nb::module_& m) {
     nb::class_<Router>(m, "Router")
         .def("__init__", [](Router* self, const ValueParts& weight, int hidden, int experts, int top_k, const std::string& score,
                             const ValueParts& bias, const ValueParts& correction, bool by_logit, const Groups& groups,
-                            const Normalisation& normalisation, float scale, const Dtypes& dtypes) {
+                            const Normalisation& normalisation, float scale, const Dtypes& dtypes, const ValueParts& expert_scales) {
             const auto& [all, kept, judged] = groups;
             const auto& [normalise, epsilon, floor] = normalisation;
             const auto& [rounded, scored, logits, weights] = dtypes;
             new (self) Router{values_of(weight), hidden, experts, top_k, score_of(score), values_of(bias), values_of(correction), by_logit,
-                              all, kept, judged, normalise, epsilon, floor, scale, rounded, scored, logits, weights};
+                              all, kept, judged, normalise, epsilon, floor, scale, rounded, scored, logits, weights, values_of(expert_scales)};
         });
     m.def("route", [](const Router& router, uintptr_t x, Dtype dtype, int tokens, uintptr_t logits, uintptr_t weights, uintptr_t ids) {
         nb::gil_scoped_release unlocked;

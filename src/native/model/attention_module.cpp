@@ -121,6 +121,7 @@ void attend_to(const Projections& from, const Step& step, const std::vector<Deco
     step.read_next(module.out);
     if (gate) part(both, int64_t(step.rows) * module.heads, width * item_bytes(step.dtype), query, gate);
     if (from.value_scale != 1) scale(value, from.value_scale, step.dtype, step.rows * valued);
+    step.norm(from.value_norm, value, valued);
     const auto norms = [&] {
         step.norm(from.query_norm, query, all);
         step.norm(from.key_norm, key, kept);

@@ -29,6 +29,7 @@ struct Projections {
     bool norms_follow;  // the rotation
     float value_scale;
     bool gated;  // behind each head's query are as many values, by whose sigmoid what it found is multiplied
+    Norm value_norm;
 };
 
 // Keys and values from a latent, as DeepSeek-V2 has them: keys_down makes the latent [rank], and behind it what all heads' keys end

@@ -16,7 +16,8 @@ struct Shape {
     size_t bytes() const { return size_t(values()) * item_bytes(dtype); }
 };
 
-LayerOutcome compute_routed(const DecoderLayer& layer, const Records& records, const Shape& of, const void* x, void* out) {
+LayerOutcome compute_routed(const DecoderLayer& layer, const Records& records, const Shape& of, const void* asked, const void* x,
+                            void* out) {
     const Router& router = *layer.router;
     Workspace workspace;
     char* logits = workspace.take<char>(size_t(of.rows) * router.experts * item_bytes(router.logits_dtype));
@@ -24,7 +25,7 @@ LayerOutcome compute_routed(const DecoderLayer& layer, const Records& records, c
     int64_t* ids = workspace.take<int64_t>(size_t(of.rows) * router.top_k);
     {
         const Timed timed(Part::router);
-        route(router, x, of.dtype, of.rows, logits, weights, ids);
+        route(router, asked, of.dtype, of.rows, logits, weights, ids);
     }
     const Timed timed(Part::experts);
     LayerOutcome outcome{};
@@ -53,13 +54,30 @@ LayerOutcome compute_block(const DecoderLayer& layer, const Records& records, co
         compute(*layer.mlp, x, of.dtype, of.rows, out);
         return {};
     }
-    const LayerOutcome outcome = compute_routed(layer, records, of, x, out);
+    const LayerOutcome outcome = compute_routed(layer, records, of, x, x, out);
     if (!layer.mlp) return outcome;
     Workspace workspace;
     char* shared = workspace.take<char>(of.bytes());
     compute(*layer.mlp, x, of.dtype, of.rows, shared);
     if (layer.shared_gate.at) gate_shared(layer.shared_gate, of, x, shared);
     add(out, shared, of.dtype, of.values(), out);
+    return outcome;
+}
+
+// The same where experts stand beside the MLP: x is before its norm.
+LayerOutcome compute_beside(const DecoderLayer& layer, const Records& records, const Shape& of, const void* x, void* out) {
+    const auto normed = [&](const Norm& norm, const void* from, void* to) { normalise(norm, from, of.dtype, of.values(), to); };
+    Workspace workspace;
+    char *asked = workspace.take<char>(of.bytes()), *other = workspace.take<char>(of.bytes());
+    normed(layer.before_mlp, x, other);
+    compute(*layer.mlp, other, of.dtype, of.rows, out);
+    normed(layer.beside.after_mlp, out, out);
+    normed(layer.beside.before_router, x, asked);
+    normed(layer.beside.before_experts, x, other);
+    char* found = workspace.take<char>(of.bytes());
+    const LayerOutcome outcome = compute_routed(layer, records, of, asked, other, found);
+    normed(layer.beside.after_experts, found, found);
+    add(out, found, of.dtype, of.values(), out);
     return outcome;
 }
 
@@ -112,11 +130,20 @@ LayerOutcome decode_layer(const DecoderLayer& layer, const DecoderLayer* next, c
         if (next && !computes) announce(next->mixer);
         join(layer, layer.after_attention, of, x, part, computes ? between : out);
     }
-    if (!computes) return {};
-    const void* residual = mixes ? between : x;
-    const LayerOutcome outcome = compute_block(layer, records, of, input(layer.before_mlp, residual), part);
-    if (next) announce(next->mixer);
-    join(layer, layer.after_mlp, of, residual, part, out);
+    LayerOutcome outcome{};
+    if (computes) {
+        const void* residual = mixes ? between : x;
+        const bool beside = layer.beside.before_experts.weight;
+        outcome = beside ? compute_beside(layer, records, of, residual, part)
+                         : compute_block(layer, records, of, input(layer.before_mlp, residual), part);
+        if (next) announce(next->mixer);
+        join(layer, layer.after_mlp, of, residual, part, out);
+    }
+    if (layer.output_scale.at) {
+        float by;
+        read_row(layer.output_scale.at, layer.output_scale.dtype, 0, 1, &by);
+        scale(out, by, dtype, of.values());
+    }
     return outcome;
 }
 

@@ -24,6 +24,12 @@ struct Kept {
 
 void announce(const Mixer& mixer);
 
+// Where experts stand beside a dense MLP and not in one block with it: norms of their own input and of the router's, of their output
+// and of the MLP's.
+struct Beside {
+    Norm before_router, before_experts, after_experts, after_mlp;
+};
+
 // A layer without experts has no router, one without anything dense no MLP; it may have no mixer, or nothing but that. Norms without a
 // weight are left out.
 struct DecoderLayer {
@@ -35,6 +41,8 @@ struct DecoderLayer {
     const Mlp* mlp;              // beside experts: the shared one
     Values shared_gate;          // [hidden]: the shared expert's output is multiplied by the sigmoid of x times this
     float residual_scale;        // of what is added to x
+    Beside beside;               // without weights where they are not
+    Values output_scale;         // a single one, of what the layer gives; null: there is none
 };
 
 struct LayerOutcome {

@@ -43,6 +43,12 @@ void add(const Values& values, int count, float* to) {
     for (int i = 0; i < count; i++) to[i] += added[i];
 }
 
+float value_of(const Values& values, int at) {
+    float value;
+    read_row(values.at, values.dtype, at, 1, &value);
+    return value;
+}
+
 // The first `count` of [0, of), sorted, the highest value first. NaN ranks first, as in torch; an order needs every pair to compare.
 void highest(const float* values, int of, int count, int* order) {
     const auto higher = [&](int a, int b) {
@@ -142,6 +148,7 @@ class Answer {
         else weigh_by_scores(router_, scores_, order_, weighed_);
         for (int i = 0; i < top_k; i++) {
             weighed_[i] *= router_.scale;
+            if (router_.expert_scales.at) weighed_[i] *= value_of(router_.expert_scales, order_[i]);
             ids_[size_t(token) * top_k + i] = order_[i];
         }
         write(weighed_, top_k, router_.weights_dtype, weights_, size_t(token) * top_k);

@@ -11,7 +11,7 @@ enum class Score : int { softmax, sigmoid };
 
 // logits = x weight^T + bias, rounded to `rounded`; scores of them in float32, rounded to `scored`. A token takes the experts of the highest score (or
 // logit) plus correction, those of its best groups alone. Their scores are the weights: over their sum (`floor` at least) plus epsilon if
-// `normalise`, times `scale`.
+// `normalise`, times `scale` and the expert's own of `expert_scales`.
 struct Router {
     Values weight;  // [experts, hidden], float32 or bfloat16
     int hidden, experts, top_k;
@@ -22,6 +22,7 @@ struct Router {
     bool normalise;
     float epsilon, floor, scale;
     Dtype rounded, scored, logits_dtype, weights_dtype;
+    Values expert_scales;  // [experts]
 };
 
 // x [tokens, hidden] of `dtype` -> logits [tokens, experts] of logits_dtype, weights [tokens, top_k] of weights_dtype, and ids

@@ -19,6 +19,7 @@ from dali.kernels.native.attention import (
     following,
 )
 from dali.kernels.native.decode import (
+    BesideNorms,
     DecoderLayer,
     DecodingModel,
     Kept,
@@ -67,6 +68,7 @@ __all__ = [
     "SILU",
     "VARIABLE",
     "Attention",
+    "BesideNorms",
     "Convolution",
     "DecoderLayer",
     "DecodingModel",

@@ -106,7 +106,8 @@ class Rotary:
 class Projections:
     """Queries, keys and values from linears of their own; norms of queries and keys before the rotation, or after it:
     `norms_follow`. Heads of `width` for queries and keys, of which the first values are rotated. Values times value_scale.
-    `gated`: behind each head's query are as many values, by whose sigmoid what the head found is multiplied."""
+    `gated`: behind each head's query are as many values, by whose sigmoid what the head found is multiplied. value_norm: of
+    values."""
 
     query: Linear
     key: Linear
@@ -117,6 +118,7 @@ class Projections:
     norms_follow: bool = False
     value_scale: float = 1.0
     gated: bool = False
+    value_norm: NormParts | None = None
 
     def sizes(self, out: Linear, rotary: Rotary) -> tuple[int, int, int, int]:
         """Heads, heads of keys and values, width of a query's or key's head, of a value's."""
@@ -135,7 +137,9 @@ class Projections:
     def native(self) -> Any:
         norms = norm_parts(self.query_norm), norm_parts(self.key_norm)
         linears = (linear._packed for linear in (self.query, self.key, self.value))
-        return library.Projections(*linears, *norms, self.norms_follow, self.value_scale, self.gated)
+        return library.Projections(
+            *linears, *norms, self.norms_follow, self.value_scale, self.gated, norm_parts(self.value_norm)
+        )
 
 
 @dataclass(frozen=True)

@@ -42,11 +42,23 @@ class LayerNorms:
     after_mlp: NormParts | None = None
 
 
+@dataclass(frozen=True)
+class BesideNorms:
+    """Norms of a layer whose experts stand beside a dense MLP: of the router's input, of theirs, of their output and of the
+    MLP's."""
+
+    before_router: NormParts | None = None
+    before_experts: NormParts | None = None
+    after_experts: NormParts | None = None
+    after_mlp: NormParts | None = None
+
+
 class DecoderLayer:
     """A whole decoder layer while decoding: norms, attention or what it has instead, and then experts with their router, a dense
     MLP, or both, the MLP being the experts' shared one; or the one half or the other. `shared_gate` [hidden]: the sigmoid of its
-    product with the input scales the shared one's output. `residual_scale` multiplies what is added to the input. Where the
-    experts lie is told anew in every call."""
+    product with the input scales the shared one's output. `residual_scale` multiplies what is added to the input, `output_scale`
+    [1] what it gives. `beside`: experts stand beside the MLP, with norms of their own. Where the experts lie is told anew in
+    every call."""
 
     def __init__(
         self,
@@ -58,12 +70,17 @@ class DecoderLayer:
         mlp: Mlp | None = None,
         shared_gate: Tensor | None = None,
         residual_scale: float = 1.0,
+        beside: BesideNorms | None = None,
+        output_scale: Tensor | None = None,
     ) -> None:
         assert any(part is not None for part in (mixer, experts, mlp))
+        assert beside is None or (experts is not None and mlp is not None)
         router, layout = experts or (None, None)
         self.dtype, self.mixer = dtype, mixer
         every = norms.before_attention, norms.after_attention, norms.before_mlp, norms.after_mlp
-        self._parts = norms, router, mlp, shared_gate
+        self._parts = norms, router, mlp, shared_gate, beside, output_scale
+        others = beside or BesideNorms()
+        apart = others.before_router, others.before_experts, others.after_experts, others.after_mlp
         self._layer = library.DecoderLayer(
             hidden,
             tuple(map(norm_parts, every)),
@@ -73,6 +90,8 @@ class DecoderLayer:
             None if mlp is None else mlp._mlp,
             address_of(shared_gate),
             residual_scale,
+            tuple(map(norm_parts, apart)),
+            address_of(output_scale),
         )
 
 

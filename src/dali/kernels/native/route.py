@@ -17,8 +17,8 @@ ROUTED_DTYPES = (torch.float32, torch.bfloat16)  # of weights and inputs
 class Routing:
     """How a router chooses among its experts: the `top_k` of the highest score, or logit if `by_logit`, plus correction. A score
     is the expert's share of a `softmax` of the logits, or the `sigmoid` of its own. Their scores are the weights: over their sum
-    (`floor` at least) plus `epsilon` if `normalise`, times `scale`. Of `groups` groups of experts only those of the `kept_groups`
-    best, by the sum of their `judged` highest, are in the running. Logits round to `rounded`, scores to
+    (`floor` at least) plus `epsilon` if `normalise`, times `scale` and the expert's own. Of `groups` groups of experts only those
+    of the `kept_groups` best, by the sum of their `judged` highest, are in the running. Logits round to `rounded`, scores to
     `scored`."""
 
     top_k: int
@@ -38,15 +38,21 @@ class Routing:
 
 
 class Router:
-    """A router of weight [experts, hidden] of one of ROUTED_DTYPES; bias of its logits and correction of its choice [experts]."""
+    """A router of weight [experts, hidden] of one of ROUTED_DTYPES; bias of its logits, correction of its choice and
+    expert_scales of its weights [experts]."""
 
     def __init__(
-        self, weight: Tensor, routing: Routing, bias: Tensor | None = None, correction: Tensor | None = None
+        self,
+        weight: Tensor,
+        routing: Routing,
+        bias: Tensor | None = None,
+        correction: Tensor | None = None,
+        expert_scales: Tensor | None = None,
     ) -> None:
         assert weight.dtype in ROUTED_DTYPES and all(
-            part is None or part.is_contiguous() for part in (weight, bias, correction)
+            part is None or part.is_contiguous() for part in (weight, bias, correction, expert_scales)
         )
-        self.routing, self.correction, self._tensors = routing, correction, (weight, bias)
+        self.routing, self.correction, self._tensors = routing, correction, (weight, bias, expert_scales)
         self.experts, self.hidden = weight.shape
         dtypes = routing.rounded, routing.scored, routing.logits_dtype, routing.weights_dtype
         self._router = library.Router(
@@ -62,6 +68,7 @@ class Router:
             (routing.normalise, routing.epsilon, routing.floor),
             routing.scale,
             tuple(DTYPES[dtype] for dtype in dtypes),
+            address_of(expert_scales),
         )
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
