@@ -12,12 +12,18 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from families import random_model
 
-# Granite's routers are written otherwise there, and DeepSeek-V2's complex numbers lie so that torch rounds their products by how
-# many tokens there are. Of Mamba2's functions dali knows those of newer versions.
+# Granite's routers and the models of Qwen3.5 and with Mamba2 are written otherwise there, and DeepSeek-V2's complex numbers lie so
+# that torch rounds their products by how many tokens there are.
 OLDER = Version(transformers.__version__) < Version("5.24")
-WRITTEN_OTHERWISE = (
-    {"granitemoe", "granitemoeshared", "deepseek_v2", "nemotron_h", "granitemoehybrid"} if OLDER else set()
-)
+OTHERWISE = {
+    "granitemoe",
+    "granitemoeshared",
+    "granitemoehybrid",
+    "deepseek_v2",
+    "qwen3_5_moe_text",
+    "nemotron_h",
+}
+WRITTEN_OTHERWISE = OTHERWISE if OLDER else set()
 
 MOE = {"moe_intermediate_size": 48, "intermediate_size": 96, "num_experts_per_tok": 3}
 MANY = MOE | {"num_experts": 8}

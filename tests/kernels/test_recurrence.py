@@ -101,6 +101,8 @@ def test_the_delta_rule_is_transformers(kernels, sizes):
     rows, begun, out, states = ruled(kernels, CUTS[0], **sizes)
     for parts, before, found, state in zip(rows, begun, out, states, strict=True):
         query, key, value, decay, beta = (part[None] for part in parts)
+        # Older transformers want a head of keys for each of values.
+        query, key = (part.repeat_interleave(value.shape[2] // part.shape[2], 2) for part in (query, key))
         expected, after = qwen3_next.torch_recurrent_gated_delta_rule(
             query, key, value, decay, beta, before[None], True, use_qk_l2norm_in_kernel=True
         )

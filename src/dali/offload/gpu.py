@@ -92,8 +92,7 @@ def kv_bytes(engine: Engine, tokens: int) -> int:
     short = Sequence(Request((0, 1), limit=3))
     for _ in engine.score(short):
         pass
-    fixed = short.state.recurrent_nbytes
-    return fixed + (short.state.nbytes - fixed) * math.ceil(tokens / INITIAL_TOKENS)
+    return short.state.nbytes_at(math.ceil(tokens / INITIAL_TOKENS))
 
 
 def nearest_profile(gpu_bytes: int) -> Profile:

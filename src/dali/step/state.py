@@ -62,10 +62,15 @@ class SequenceState:
     def nbytes(self) -> int:
         return sum(layer.nbytes for layer in self._layers.values())
 
-    @property
-    def recurrent_nbytes(self) -> int:
-        """What of it does not grow with the sequence."""
-        return sum(layer.nbytes for layer in self._recurrent)
+    def nbytes_at(self, growth: int) -> int:
+        """Memory it takes where keys and values have grown by that factor, and recurrent layers have all the copies they may."""
+        recurrent = sum(layer.nbytes for layer in self._recurrent)
+        each = sum(layer.copy_bytes for layer in self._recurrent)
+        return (self.nbytes - recurrent) * growth + 2 * each + self._most_places(each) * each
+
+    @staticmethod
+    def _most_places(bytes_each: int) -> int:
+        return max(2, min(MOST_PLACES, MOST_COPIED_BYTES // max(bytes_each, 1)))
 
     @property
     def _recurrent(self) -> list[RecurrentState]:
@@ -83,8 +88,7 @@ class SequenceState:
         """Let recurrent layers copy what they are at these places when they come by, too, and give up the earliest of all copies
         where they are too many."""
         recurrent = self._recurrent
-        bytes_each = sum(layer.copy_bytes for layer in recurrent)
-        most = max(2, min(MOST_PLACES, MOST_COPIED_BYTES // max(bytes_each, 1)))
+        most = self._most_places(sum(layer.copy_bytes for layer in recurrent))
         self.places = sorted({*self.places, *places})[-most:]
         for layer in recurrent:
             layer.forget(self.places)
