@@ -12,8 +12,8 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from families import random_model
 
-# Granite's routers and the models of Qwen3.5 and with Mamba2 are written otherwise there, and DeepSeek-V2's complex numbers lie so
-# that torch rounds their products by how many tokens there are.
+# Granite's routers and the models of Qwen3.5 and with Mamba2 are written otherwise there, and DeepSeek-V2's complex numbers lie
+# so that torch rounds their products by how many tokens there are.
 OLDER = Version(transformers.__version__) < Version("5.24")
 OTHERWISE = {
     "granitemoe",
