@@ -118,7 +118,8 @@ def _output(module: Any) -> Any:
 def _known(module: Any) -> bool:
     """Whether a module has all the parts of attention, and none that are something else."""
     parts = dict(module.named_children())
-    names = set(parts) - {name for names in NORMS for name in names} - {VALUE_NORM} - set(OUTPUTS)
+    norms = {name for names in NORMS for name in names}
+    names = set(parts) - norms - {VALUE_NORM} - set(OUTPUTS)
     own = {name for name, _ in module.named_parameters(recurse=False)}
     return (
         (names in (LINEARS, VALUES_ARE_KEYS) or any(names == LATENT | queries for queries in QUERIES))

@@ -212,11 +212,8 @@ def _parts(layer: Any) -> Parts | None:
     beside = set(norms) == {*BESIDE, *BESIDE_INSIDE}
     mixers = [c.forward for c in children.values() if isinstance(c.forward, Mixer)]
     others = [c for n, c in children.items() if n not in norms and not isinstance(c.forward, Mixer)]
-    places = (
-        BESIDE
-        if beside
-        else next((names for names in NORMS if _fits(names, set(norms), bool(mixers), bool(others))), None)
-    )
+    fitting = (names for names in NORMS if _fits(names, set(norms), bool(mixers), bool(others)))
+    places = BESIDE if beside else next(fitting, None)
     if places is None or len(mixers) > 1 or list(layer.parameters(recurse=False)):
         return None
     blocks = [child for child in others if mlp_of(child) is None]
@@ -240,7 +237,7 @@ def _parts(layer: Any) -> Parts | None:
     mixer, mlp = mixers[0] if mixers else None, dense[0] if dense else None
     apart = None
     if beside:
-        if routed is None or mlp is None or routed.router.before is None:
+        if mixer is None or routed is None or mlp is None or routed.router.before is None:
             return None
         own = [(norms[name].weight, norms[name].variance_epsilon) for name in BESIDE_INSIDE]
         apart = native.BesideNorms(routed.router.before, *own)

@@ -88,7 +88,7 @@ class DecodingModel:
             [kinds.index(layer.kind) for layer in layers],
             (norm.weight, norm.variance_epsilon),
             head.native,
-            _embedding_scale(inner),
+            _embedding_scale(inner, inside.embeddings),
             float(getattr(model, "logits_scaling", 1.0)),
         )
         self.softcap: float | None = getattr(model.config, "final_logit_softcapping", None)
@@ -153,11 +153,11 @@ def _inside(model: Any) -> Inside | None:
     return Inside(embeddings[0], layers, norms[0], rotary) if len(dtypes) == 1 else None
 
 
-def _embedding_scale(inner: Any) -> float:
+def _embedding_scale(inner: Any, embeddings: nn.Embedding) -> float:
     """What a model multiplies its embeddings by, or their module does."""
-    scale = getattr(inner.embed_tokens, "embed_scale", None)
+    scale = getattr(embeddings, "embed_scale", None)
     if isinstance(scale, Tensor):
-        return float(scale.to(inner.embed_tokens.weight.dtype))
+        return float(scale.to(embeddings.weight.dtype))
     return float(getattr(inner, "embedding_multiplier", 1.0))
 
 

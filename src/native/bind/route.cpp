@@ -29,7 +29,8 @@ void bind_route(nb::module_& m) {
             const auto& [normalise, epsilon, floor] = normalisation;
             const auto& [rounded, scored, logits, weights] = dtypes;
             new (self) Router{values_of(weight), hidden, experts, top_k, score_of(score), values_of(bias), values_of(correction), by_logit,
-                              all, kept, judged, normalise, epsilon, floor, scale, rounded, scored, logits, weights, values_of(expert_scales)};
+                              all, kept, judged, normalise, epsilon, floor, scale, rounded, scored, logits, weights,
+                              values_of(expert_scales)};
         });
     m.def("route", [](const Router& router, uintptr_t x, Dtype dtype, int tokens, uintptr_t logits, uintptr_t weights, uintptr_t ids) {
         nb::gil_scoped_release unlocked;

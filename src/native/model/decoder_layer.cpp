@@ -130,15 +130,13 @@ LayerOutcome decode_layer(const DecoderLayer& layer, const DecoderLayer* next, c
         if (next && !computes) announce(next->mixer);
         join(layer, layer.after_attention, of, x, part, computes ? between : out);
     }
-    LayerOutcome outcome{};
-    if (computes) {
-        const void* residual = mixes ? between : x;
-        const bool beside = layer.beside.before_experts.weight;
-        outcome = beside ? compute_beside(layer, records, of, residual, part)
-                         : compute_block(layer, records, of, input(layer.before_mlp, residual), part);
-        if (next) announce(next->mixer);
-        join(layer, layer.after_mlp, of, residual, part, out);
-    }
+    if (!computes) return {};
+    const void* residual = mixes ? between : x;
+    const bool beside = layer.beside.before_experts.weight;
+    const LayerOutcome outcome = beside ? compute_beside(layer, records, of, residual, part)
+                                        : compute_block(layer, records, of, input(layer.before_mlp, residual), part);
+    if (next) announce(next->mixer);
+    join(layer, layer.after_mlp, of, residual, part, out);
     if (layer.output_scale.at) {
         float by;
         read_row(layer.output_scale.at, layer.output_scale.dtype, 0, 1, &by);
