@@ -12,10 +12,10 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from families import random_model
 
-# Granite's routers and Qwen3.5's models are written otherwise there. Of Mamba2's functions dali knows those of newer versions.
+# Granite's routers and the models of Qwen3.5 and with Mamba2 are written otherwise there.
 OLDER = Version(transformers.__version__) < Version("5.24")
-NEWER = {"granitemoe", "granitemoeshared", "qwen3_5_moe_text", "nemotron_h", "granitemoehybrid"}
-WRITTEN_OTHERWISE = NEWER if OLDER else set()
+OTHERWISE = {"granitemoe", "granitemoeshared", "granitemoehybrid", "qwen3_5_moe_text", "nemotron_h"}
+WRITTEN_OTHERWISE = OTHERWISE if OLDER else set()
 
 MOE = {"moe_intermediate_size": 48, "intermediate_size": 96, "num_experts_per_tok": 3}
 MANY = MOE | {"num_experts": 8}

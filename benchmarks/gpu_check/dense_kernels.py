@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,12 +16,16 @@ from dali.compiled import library
 from dali.engine.sampling import SamplingParams, likeliest
 from dali.kernels import native
 from dali.kernels.formats import FORMATS, Format, get_format, round_up
+from dali.kernels.gpu.compiler import SOURCE
 from dali.kernels.packing import pack
 
 F32, BF16 = torch.float32, torch.bfloat16
-PART, HALVES, EPSILON = 1024, 1, 1e-6  # keys that are summed in one go; how heads turn (source/calls.h)
+HALVES, EPSILON = 1, 1e-6  # how heads turn (source/turn.cuh)
+# Keys that are summed in one go.
+(PART,) = map(int, re.findall(r"PART = (\d+)", (SOURCE / "calls.h").read_text()))
 PIECE, MOST, ROOM = 1024, 64, 256  # logits that a warp looks at; that are wanted; that there is room for
 VOCABULARY = 40000
+LINEARS = tuple(FORMATS)
 FEW_ROWS = 96  # of linears in formats that dense parts seldom have: no row is computed with another
 NUMBERS = {F32: 0, BF16: 1}  # of dtypes, as calls have them
 WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -75,7 +80,7 @@ class DenseKernels:
 
     def compare(self, tokens: int, dtype: torch.dtype) -> Iterator[tuple[str, Compared]]:
         """Kernel by kernel."""
-        for format in FORMATS:
+        for format in LINEARS:
             yield f"linear {format}", self.linears(get_format(format), tokens, dtype)
         yield "add_norm", self.sums(tokens, dtype)
         yield "turn, attend, merge", self.attention(tokens, dtype)

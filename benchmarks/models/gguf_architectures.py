@@ -12,9 +12,10 @@ llama.cpp keeps keys and values in float32 here. Where it departs from transform
 from __future__ import annotations
 
 import argparse
+import json
 import lzma
-import multiprocessing
 import os
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -35,23 +36,26 @@ FILES = Path(__file__).parents[2] / "tests" / "loading" / "gguf" / "converted"
 TOKENS = torch.randint(5, 48, (23,), generator=torch.Generator().manual_seed(1)).tolist()
 
 
-def llama_logits(path: Path) -> np.ndarray:
-    """llama.cpp's logits after each token: float32 [tokens, vocabulary]."""
-    import llama_cpp
+# llama.cpp's logits after each token, in a process of its own: it aborts on what it does not expect.
+LLAMA_LOGITS = """
+import json, sys
+import llama_cpp
+import numpy as np
+path, out, tokens = sys.argv[1:]
+kept = llama_cpp.GGML_TYPE_F32
+cpu = dict(type_k=kept, type_v=kept, flash_attn=False, n_gpu_layers=0)
+model = llama_cpp.Llama(path, n_ctx=64, n_batch=64, logits_all=True, verbose=False, **cpu)
+model.eval(json.loads(tokens))
+np.save(out, np.array(model.scores[: model.n_tokens], dtype=np.float32))
+"""
 
-    kept = llama_cpp.GGML_TYPE_F32
-    model = llama_cpp.Llama(
-        str(path),
-        n_ctx=64,
-        n_batch=64,
-        logits_all=True,
-        type_k=kept,
-        type_v=kept,
-        flash_attn=False,
-        verbose=False,
-    )
-    model.eval(TOKENS)
-    return np.array(model.scores[: len(TOKENS)], dtype=np.float32)
+
+def llama_logits(path: Path) -> torch.Tensor | None:
+    """float32 [tokens, vocabulary]; None where llama.cpp does not load or run the file."""
+    out = path.with_suffix(".npy")
+    command = [sys.executable, "-c", LLAMA_LOGITS, str(path), str(out), json.dumps(TOKENS)]
+    run = subprocess.run(command, capture_output=True)
+    return None if run.returncode else torch.from_numpy(np.load(out))
 
 
 class Seen:
@@ -77,29 +81,9 @@ def dali_logits(path: Path) -> torch.Tensor:
     return seen.logits[0].reshape(1, -1)
 
 
-def answer(work: Any, path: Path, sent: Any) -> None:
-    sent.send(work(path))
-
-
-def apart(work: Any, path: Path) -> Any:
-    """What `work` gives in a process of its own, as llama.cpp aborts on what it does not expect; None where that ends."""
-    spawn = multiprocessing.get_context("spawn")
-    ours, theirs = spawn.Pipe(duplex=False)
-    process = spawn.Process(target=answer, args=(work, path, theirs))
-    process.start()
-    theirs.close()
-    try:
-        return ours.recv()
-    except EOFError:
-        return None
-    finally:
-        process.join()
-
-
-def difference(found: Any, wanted: torch.Tensor) -> float | None:
+def difference(found: torch.Tensor | None, wanted: torch.Tensor) -> float | None:
     if found is None:
         return None
-    found = torch.as_tensor(found)
     return float(f"{float((found - wanted[-len(found) :]).abs().max() / wanted.abs().max()):.1e}")
 
 
@@ -110,7 +94,7 @@ def row(name: str, path: Path) -> dict[str, Any]:
         ours = difference(dali_logits(path), wanted)
     except DaliError:
         ours = None
-    return {"file": name, "llama_cpp": difference(apart(llama_logits, path), wanted), "dali": ours}
+    return {"file": name, "llama_cpp": difference(llama_logits(path), wanted), "dali": ours}
 
 
 def main() -> None:

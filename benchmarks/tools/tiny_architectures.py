@@ -229,7 +229,8 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {  # name -> model type, fields
         | DELTA
         | {"layer_types": ["linear_attention", "linear_attention", "indexed_attention", "linear_attention"]}
         | {"hc_count": 2, "hc_lowrank": 6, "indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 8}
-        | {"indexer_budget": 8, "indexer_compress_ratio": 2, "ple_layer_ids": []},
+        | {"indexer_budget": 8, "indexer_compress_ratio": 2, "ple_layer_ids": []}
+        | {"rope_parameters": PARTIAL["rope_parameters"] | {"mrope_section": [1, 1, 0]}},
     ),
     "qwen35moe": (
         "qwen3_5_moe_text",

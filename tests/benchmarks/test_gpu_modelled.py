@@ -79,9 +79,9 @@ def test_what_is_asked_of_the_driver_is_counted_a_layer(modelled, monkeypatch, t
         llm = host.noise_model()
         with host.over_idle_gpu(llm, gpu, 1.0, "rtx4090-desktop"):
             found, asked, kernels = host.measure(driver, llm, 1, 2)
-    # All resident: the dense part's graph; gate with up, down, the sum; and the head's five kernels, over two layers.
+    # All resident: the dense part's graph; gate with up, down, the sum; and the head's six kernels, over two layers.
     assert asked["graphs"] == 1
-    assert asked["launches"] == 3 + 5 / 2
+    assert asked["launches"] == 3 + 6 / 2
     assert asked["copies"] == 1 / 2  # a step's tables
     assert asked["fetched_experts"] == asked["cpu_experts"] == 0
     assert asked["resident_experts"] == 8

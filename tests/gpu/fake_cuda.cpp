@@ -81,7 +81,7 @@ struct State {
     bool eager = false;  // nothing is put off
     bool idle = false;   // nothing is done but to post a step's routing and give zeros: for measuring the host's own time
     std::vector<std::array<const int64_t*, 2>> routing;  // of idle posts in turn: ids, and those ahead
-    size_t posts = 0;
+    size_t posts = 0, each = 0;                           // so far; ids of a post, at most: what is larger is no routing
     std::vector<std::unique_ptr<Stream>> streams;
     std::vector<Stream*> capturing;
     Clocks host;
@@ -294,11 +294,12 @@ std::vector<Access> accesses(const Kernel& kernel, const void* at) {
 
 void post(const PostCall& call) {
     State& s = state();
+    const bool routing = s.idle && !s.routing.empty() && size_t(call.words[0]) <= 2 * s.each;
     for (int i = 0; i < POSTED; i++) {
-        const int64_t* drawn = s.idle && !s.routing.empty() && i < 2 ? s.routing[s.posts % s.routing.size()][i] : nullptr;
+        const int64_t* drawn = routing && i < 2 ? s.routing[s.posts % s.routing.size()][i] : nullptr;
         if (call.words[i]) std::memcpy(call.to[i], drawn ? drawn : call.from[i], size_t(call.words[i]) * 4);
     }
-    s.posts++;
+    s.posts += routing;
     *call.flag = call.number + (call.base ? *call.base : 0);
 }
 
@@ -346,7 +347,7 @@ void fake_describe(int version, int sm) { state().version = version, state().sm 
 void fake_route(const int64_t* ids, const int64_t* ahead, size_t each, size_t posts) {
     State& s = state();
     s.routing.clear();
-    s.posts = 0;
+    s.posts = 0, s.each = each;
     for (size_t i = 0; i < posts; i++) s.routing.push_back({ids + i * each, ahead + i * each});
 }
 // The `nth` call of `name` from now on fails with `code`.

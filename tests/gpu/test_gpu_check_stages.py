@@ -107,7 +107,7 @@ def test_the_right_kernels_are_found_right_and_a_wrong_one_wrong(driver, folder,
 def test_the_dense_parts_kernels_are_found_right_and_a_wrong_one_wrong(driver, folder, result, monkeypatch):
     driver.reset(0)
     right, dense = import_module("stages.right"), import_module("dense_kernels")
-    monkeypatch.setattr(dense, "FORMATS", {name: dense.FORMATS[name] for name in ("w4", "w8", "bf16")})
+    monkeypatch.setattr(dense, "LINEARS", ("w4", "w8", "bf16"))
     monkeypatch.setattr(dense, "VOCABULARY", 1500)
 
     def build(name, macros):
@@ -115,7 +115,7 @@ def test_the_dense_parts_kernels_are_found_right_and_a_wrong_one_wrong(driver, f
 
     gpu = FakeGpu("cuda", driver)
     for sizes in (
-        dense.Sizes(64, 2, 1, 32, 16, 4, 48, normed=True, lengths=(1, 1030)),
+        dense.Sizes(64, 2, 1, 32, 16, 4, 48, normed=True, lengths=(1, dense.PART + 6)),
         dense.Sizes(96, 4, 2, 32, 8, 2, 40, biased=True, sinks=True, window=5, lengths=(3, 9)),
     ):
         assert right.check_dense(result, gpu, build, "small", sizes, (1, 9)) == 0
@@ -308,6 +308,8 @@ def test_the_host_waits_once_a_layer_and_for_no_call(driver, idle, small, result
 
     monkeypatch.setattr(host, "synchronisations", count)
     monkeypatch.setattr(idle, "hand_over", lambda: None)  # only the stand-in's waits there
+    drawn = torch.arange(64).view(2, 32) % 8
+    driver.route(drawn, drawn)
     host.run(result)
     limits = {limit["what"]: limit["value"] for limit in result.found["limits"]}
     assert [limits[f"waits of the host, a layer, batch {batch}"] for batch in (1, 8)] == [1, 1]

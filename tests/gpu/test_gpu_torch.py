@@ -13,6 +13,7 @@ from dali.errors import DaliError
 from dali.fused.release import release
 from dali.llm import LLM
 from dali.step.kv import LayerKV
+from decoding_families import DECODING, decoding_model
 from families import random_model, save_model
 
 __all__ = ["planned"]
@@ -58,6 +59,18 @@ def test_the_answers_are_those_of_torch_on_the_cpu_which_is_said(by_torch, direc
     assert any("torch computes all but its experts" in note for note in notes)
     assert answers(llm) == expected
     assert by_torch.races == []
+    llm.close()
+
+
+@pytest.mark.parametrize("family", [f for f in ("deepseek_v3", "lfm2_moe", "nemotron_h") if f in DECODING])
+def test_models_with_parts_that_there_are_no_kernels_for_run_so_which_is_said(driver, tmp_path, family):
+    directory = save_model(decoding_model(family), tmp_path)
+    expected = answers(plain(directory))
+    notes: list[str] = []
+    llm = over_gpu(directory, notes=notes, vram="300KiB")
+    assert any("torch computes all but its experts" in note for note in notes)
+    assert answers(llm) == expected
+    assert driver.races == []
     llm.close()
 
 

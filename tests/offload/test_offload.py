@@ -32,6 +32,7 @@ from dali.offload import calibrate
 from dali.offload.build import split
 from dali.options import LoadOptions
 from dali.policies import names
+from decoding_families import DECODING, decoding_model
 from families import random_model, save_model
 
 FAMILIES = list(LAYERS)
@@ -105,6 +106,13 @@ def test_answers_equal_the_cpus_bit_for_bit(
         assert same(answers(llm, CHUNK), on_cpu[family])
         assert llm.executor is not None
         assert llm.executor.device.used <= slots * 8192
+
+
+@pytest.mark.skipif("nemotron_h" not in DECODING, reason="of newer transformers")
+def test_experts_in_a_latent_space_are_not_given_what_the_shared_ones_are(folder: Path, machine: str) -> None:
+    directory = save_model(decoding_model("nemotron_h", moe_latent_size=32), folder / "latent")
+    llm = load(directory, device=machine, vram=5 * 8192, prefetch="none")
+    assert same(answers(llm, CHUNK), answers(load(directory), CHUNK))
 
 
 def test_leading_dense_layers_are_skipped(saved: dict[str, Path], machine: str) -> None:

@@ -69,6 +69,7 @@ def compile_kernels(result: Result) -> None:
             macros = dict.fromkeys(("GATE", "UP", "DOWN"), number)
             macros |= {"ACTIVATION": 0, "GATED": 1, "BIASED": 0, "PASSES": passes}
             wanted.append(("experts", macros, f"experts {format} x {passes}"))
+            wanted.append(("linear", {"FORMAT": number, "PASSES": passes}, f"linear {format} x {passes}"))
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(compile_one, wanted))
     for title, seconds, registers, spilled in found:

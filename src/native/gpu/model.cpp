@@ -24,6 +24,7 @@ const AttentionModule& attention_of(const DecoderLayer& layer) {
 const Projections& projections_of(const AttentionModule& module) {
     const Projections* projections = std::get_if<Projections>(&module.projections);
     if (!projections) throw std::invalid_argument("attention over a latent");
+    if (projections->value_norm.weight) throw std::invalid_argument("norms of values");
     if (projections->gated) throw std::invalid_argument("gated attention");
     const bool whole = projections->query_norm.width > module.width || projections->key_norm.width > module.width;
     if (projections->norms_follow && whole) throw std::invalid_argument("norms of all heads after their rotation");
@@ -69,6 +70,7 @@ Model::Model(const Device& device, const DecodingModel& model, const Module& com
             norm(*one);
         if (module.sinks) weights_.add(module.sinks, module.heads * sizeof(float));
         attention_floats_ = std::max({attention_floats_, MOST_SCORES, attention_floats(module, most_parts)});
+        if (layer->output_scale.at || layer->beside.before_experts.weight) throw std::invalid_argument("experts beside a dense network");
         if (!layer->mlp && !layer->router) throw std::invalid_argument("layers of a mixer alone");
         if (layer->mlp) {
             int rows = 0;
@@ -79,7 +81,7 @@ Model::Model(const Device& device, const DecodingModel& model, const Module& com
         }
         weights_.add(layer->shared_gate.at, bytes_of(layer->shared_gate, layer->hidden));
         if (const Router* router = layer->router) {
-            if (router->scored != Dtype::f32) throw std::invalid_argument("scores that are rounded");
+            if (router->scored != Dtype::f32 || router->expert_scales.at) throw std::invalid_argument("scores that are rounded or scaled");
             weights_.add(router->weight.at, bytes_of(router->weight, size_t(router->experts) * router->hidden));
             weights_.add(router->bias.at, bytes_of(router->bias, router->experts));
             weights_.add(router->correction.at, bytes_of(router->correction, router->experts));

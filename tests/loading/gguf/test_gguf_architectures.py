@@ -143,3 +143,13 @@ def test_changed_metadata_is_read_or_refused(name, tmp_path):
         except DaliError as error:
             refused.append(error.problem)
     assert all(str(tmp_path) in problem for problem in refused)
+
+
+def test_what_transformers_keeps_in_float32_stays_exact(tmp_path):
+    path = tmp_path / "m.gguf"
+    path.write_bytes(content("glm4moe"))
+    dense = Unstepped(path).dense.read(torch.bfloat16)
+    read([dense], lambda nbytes: None)
+    types = {name: value.dtype for name, value in dense.finish().items() if ".layers.1." in name}
+    assert types["model.layers.1.mlp.gate.e_score_correction_bias"] == torch.float32
+    assert types["model.layers.1.self_attn.q_proj.weight"] == torch.bfloat16

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import transformers
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from dali.errors import DaliError
 from gguf_models import rewrite
-from tiny_architectures import Unstepped
+from tiny_architectures import TINY, Unstepped
 
 RECURRENT = "attention.recurrent_layers"
 FILES = Path(__file__).parent / "converted"
@@ -19,6 +21,8 @@ FILES = Path(__file__).parent / "converted"
 @pytest.fixture
 def converted(tmp_path):
     def write(name: str) -> Path:
+        if not set(TINY[name][0].split("/")) <= set(CONFIG_MAPPING):
+            pytest.skip(f"transformers {transformers.__version__} has no {TINY[name][0]}")
         path = tmp_path / "m.gguf"
         path.write_bytes(lzma.decompress((FILES / f"{name}.gguf.xz").read_bytes()))
         return path
@@ -53,6 +57,7 @@ def refusal(path: Path) -> str:
         ("mimo2", {"attention.head_count_kv": [4, 3, 4, 4, 4, 4]}, "attn_k.weight is [96, 32], its metadata says [144, 32]"),
         ("laguna", {"attention.head_count": [4, 4, 4]}, "blk.1.attn_q.weight is [48, 32], its metadata says [32, 32]"),
         ("gemma4", {"attention.sliding_window_pattern": [True]}, "sliding_window_pattern is [True], for 3 layers"),
+        ("glm4moe", {"expert_gating_func": 1}, "expert_gating_func is 1, and its models have 2"),
         ("cohere2moe", {"expert_gating_func": 9}, "expert_gating_func is 9"),
         ("deepseek2-v3", {"expert_gating_func": 9}, "routes in a way that dali does not know (expert_gating_func 9)"),
         ("deepseek2-v3", {"attention.value_length_mla": 7}, "blk.0.attn_v_b.weight is [4, 6, 12], its metadata says [4, 7, 12]"),
@@ -137,3 +142,8 @@ def test_deepseeks_older_files_have_keys_and_values_together(converted):
     path = converted("deepseek2-v3")
     before = Unstepped(path).dense._shapes
     assert Unstepped(rewrite(path, tensors=whole)).dense._shapes == before
+
+
+def test_a_family_that_transformers_lacks(converted, monkeypatch):
+    monkeypatch.setattr("dali.loading.gguf.config.CONFIG_MAPPING", {})
+    assert "is a qwen3_moe model, which transformers" in refusal(converted("qwen3moe"))

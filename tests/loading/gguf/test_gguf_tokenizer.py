@@ -87,6 +87,16 @@ def test_dali_tinys_tokens_come_back():
         ("deepseek-coder", "x_1 = 23", ["x", "_", "1", " = ", "2", "3"]),
         ("deepseek-v3", "Hello  1234 .foo 东京か", ["Hello", "  ", "123", "4", " .", "foo", " ", "东京か"]),
         ("tekken", "HelloWorld 12", ["Hello", "World", " ", "1", "2"]),
+        ("glm4", "I'LL pay 12345!", ["I", "'LL", " pay", " ", "123", "45", "!"]),
+        ("kimi-k2", "OneTwo's 你好ab 1234漢字!\n", ["One", "Two's", " ", "你好", "ab", " ", "123", "4", "漢字", "!\n"]),
+        ("afmoe", "1234567 ab 東京か3 .foo", ["1", "234", "567", " ab", " ", "東京か", "3", " .", "foo"]),
+        ("cohere2moe", "1234567 HelloWorld", ["1", "234", "567", " Hello", "World"]),
+        ("exaone-moe", "한국어 단어 12!\n\nx", ["한국어 단어", " ", "1", "2", "!\n", "\n", "x"]),
+        ("laguna", "a  b\n\n 12", ["a", " ", " b", "\n\n", " ", "1", "2"]),
+        ("bailingmoe2", "I'll x\n\n1", ["I", "'ll", " x", "\n\n", "1"]),
+        ("seed-coder", "a .\n\nb 1", ["a", " .", "\n\n", "b", " ", "1"]),
+        ("mellum2", "x12 y", ["x", "1", "2", " y"]),
+        ("hunyuan", "pay 12", ["pay", " ", "1", "2"]),
     ],
 )  # fmt: skip
 def test_splits(split, text, pieces):
@@ -218,3 +228,27 @@ def test_tokens_that_the_file_says_end_an_answer():
     named = {f"tokenizer.ggml.{name}_token_id": token for name, token in (("eos", 2), ("eot", 1), ("eom", 2))}
     assert end_ids(byte_level(["a", "<|im_end|>", "</s>"], **named)) == [2, 1]
     assert end_ids(byte_level(["a", "<|im_end|>", "</s>"])) == []
+
+
+def test_gemmas_pieces_are_merged_in_order_and_across_words():
+    pieces = ["<unk>", "<bos>", "<eos>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    pieces += ["▁", "a", "b", "\n", "\n\n", "▁a", "▁a▁", "ab"]
+    found = read_tokenizer(
+        header(
+            **{
+                "general.architecture": "gemma4",
+                "gemma4.expert_count": 8,
+                "tokenizer.ggml.model": "gemma4",
+                "tokenizer.ggml.tokens": pieces,
+                "tokenizer.ggml.token_type": [2, 3, 3] + [6] * 256 + [1] * 8,
+                "tokenizer.ggml.merges": ["▁ a", "▁a ▁", "\n \n", "a b"],
+                "tokenizer.ggml.add_bos_token": True,
+                "tokenizer.ggml.bos_token_id": 1,
+                "tokenizer.ggml.unknown_token_id": 0,
+            }
+        )
+    )
+    ids = found("ab a b\n\né")["input_ids"]
+    spelled = ["<bos>", "ab", "▁a▁", "b", "\n\n", "<0xC3>", "<0xA9>"]
+    assert found.convert_ids_to_tokens(ids) == spelled
+    assert found.decode(ids, skip_special_tokens=True) == "ab a b\n\né"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import transformers
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from dali.errors import DaliError, reason
@@ -20,10 +21,21 @@ KEEP_NONE = {"q_lora_rank", "sliding_window", "bos_token_id", "eos_token_id", "p
 def read_config(gguf: Gguf, eos_ids: list[int]) -> Any:
     """The transformers configuration of a file. DaliError, naming the key, for what is missing or impossible."""
     family = family_of(gguf)
+    if family.model_type not in CONFIG_MAPPING:
+        raise DaliError(
+            f"{gguf.path} is a {family.model_type} model, which transformers {transformers.__version__} does not have.",
+            "Install a newer one: pip install -U transformers.",
+        )
     keys = Keys(gguf, family.architecture)
     _check_blocks(keys)
     if not keys.has("token_embd.weight"):
         raise damaged(gguf.path, "it lacks the tensor token_embd.weight")
+    gating = keys.key("expert_gating_func", 0)
+    if family.gating is not None and gating not in (0, family.gating):
+        raise damaged(
+            gguf.path,
+            f"its key {family.architecture}.expert_gating_func is {gating}, and its models have {family.gating}",
+        )
     tokens, rows = len(gguf.strings(TOKENS)), gguf.tensors["token_embd.weight"].shape[0]
     if tokens > rows:
         raise damaged(gguf.path, f"it has {tokens} tokens, and embeddings of {rows}")

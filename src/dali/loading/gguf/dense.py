@@ -107,16 +107,15 @@ class GgufDense:
         """What `parameter` is made of; None for one tensor as it lies."""
         local = parameter.removeprefix(f"{self._decoder}.")
         part = self._made.get(re.sub(r"^layers\.\d+\.", "", local))
-        if isinstance(part, Made) and not any(_leaf(one) in part.tensors for one in self._tensors(parameter)):
+        if isinstance(part, Made) and not any(
+            _leaf(one) in part.tensors for one in self._sources.get(parameter, ())
+        ):
             return None  # older files have it whole
         return part
 
-    def _tensors(self, parameter: str) -> list[GgufTensor]:
-        return self._sources.get(parameter) or []
-
     def _check(self) -> None:
         for name, shape in self._shapes.items():
-            tensors = self._tensors(name)
+            tensors = self._sources.get(name)
             if not tensors:
                 raise damaged(self.gguf.path, f"it has no tensor for {name}")
             part = self._part(name)

@@ -11,6 +11,7 @@ import numpy as np
 from dali.store.gguf.header import Gguf, damaged
 
 NUMBER = (int, float)
+SOFTMAX, SIGMOID = 1, 2  # ggml's expert gating functions
 Fields = dict[str, Any]
 
 

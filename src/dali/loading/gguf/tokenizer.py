@@ -64,7 +64,7 @@ def read_tokenizer(gguf: Gguf) -> Any:
     tokens = gguf.strings(TOKENS)
     if not tokens:
         raise damaged(gguf.path, f"its key {TOKENS} is empty")
-    gguf.require("tokenizer.ggml.merges" if kind == "gpt2" else "tokenizer.ggml.scores", list)
+    gguf.require("tokenizer.ggml.scores" if kind == "llama" else "tokenizer.ggml.merges", list)
     try:
         with panics_as_errors():
             backend = _backend(gguf, kind, split, tokens)

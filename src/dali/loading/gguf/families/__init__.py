@@ -33,6 +33,8 @@ class Family:
     """Tensor outside of blocks -> module, likewise."""
     made: Mapping[str, Part] = field(default_factory=dict)
     """Parameter -> what it is made of, where that is not one tensor as it lies."""
+    gating: int | None = None
+    """How its routers score experts, as ggml numbers it (2: sigmoids), where that cannot be configured."""
     form: Callable[[Keys], Family] | None = None
     """The family of a file, for an architecture that several share."""
     strips_after_tokens: bool = False  # white space after a control token is dropped

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dali.loading.gguf.families import Family
-from dali.loading.gguf.keys import NUMBER, Fields, Keys
+from dali.loading.gguf.keys import NUMBER, SIGMOID, SOFTMAX, Fields, Keys
 from dali.store.gguf.header import damaged
 
-SELECTIONS = {1: "softmax", 2: "sigmoid"}  # ggml's expert gating functions
+SELECTIONS = {SOFTMAX: "softmax", SIGMOID: "sigmoid"}
 
 
 def _fields(keys: Keys) -> Fields:
-    gating = keys.key("expert_gating_func", 2) or 2
+    gating = keys.key("expert_gating_func", 0) or SIGMOID
     if gating not in SELECTIONS:
         raise damaged(
             keys.gguf.path, f"its key cohere2moe.expert_gating_func is {gating}, which dali does not know"

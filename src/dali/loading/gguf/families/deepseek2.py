@@ -6,10 +6,8 @@ from dataclasses import replace
 
 from dali.errors import DaliError
 from dali.loading.gguf.families import Family
-from dali.loading.gguf.keys import NUMBER, Fields, Keys
+from dali.loading.gguf.keys import NUMBER, SIGMOID, SOFTMAX, Fields, Keys
 from dali.loading.gguf.parts import SPLIT_KV
-
-SOFTMAX, SIGMOID = 1, 2  # ggml's expert gating functions
 
 
 def latent(keys: Keys) -> Fields:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dali.loading.gguf.families import Family
-from dali.loading.gguf.keys import NUMBER, Fields, Keys
+from dali.loading.gguf.keys import NUMBER, SIGMOID, Fields, Keys
 
 
 def _fields(keys: Keys) -> Fields:
@@ -35,4 +35,5 @@ FAMILY = Family(
         "ffn_up_shexp": "mlp.shared_experts.up_proj",
         "ffn_down_shexp": "mlp.shared_experts.down_proj",
     },
+    gating=SIGMOID,
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dali.loading.gguf.families import Family
-from dali.loading.gguf.keys import NUMBER, Fields, Keys
+from dali.loading.gguf.keys import NUMBER, SIGMOID, Fields, Keys
 
 
 def _fields(keys: Keys) -> Fields:
@@ -43,4 +43,5 @@ FAMILY = Family(
         "exp_probs_b.bias": "feed_forward.expert_bias",
     },
     top={"token_embd_norm": "embedding_norm", "output_norm": "embedding_norm"},
+    gating=SIGMOID,
 )

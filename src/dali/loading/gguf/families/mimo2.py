@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dali.loading.gguf.families import Family
-from dali.loading.gguf.keys import NUMBER, Fields, Keys
+from dali.loading.gguf.keys import NUMBER, SIGMOID, Fields, Keys
 
 # Tokens before the query's own that the published models attend to. transformers counts the query's, too; most files do not.
 PUBLISHED_WINDOW = 128
@@ -42,4 +42,5 @@ FAMILY = Family(
     "n_routed_experts",
     _fields,
     blocks={"exp_probs_b.bias": "mlp.gate.e_score_correction_bias"},
+    gating=SIGMOID,
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dali.loading.gguf.families import Family
-from dali.loading.gguf.keys import Fields, Keys
+from dali.loading.gguf.keys import SIGMOID, Fields, Keys
 
 
 def _fields(keys: Keys) -> Fields:
@@ -21,4 +21,5 @@ FAMILY = Family(
     "num_local_experts",
     _fields,
     blocks={"exp_probs_b.bias": "mlp.e_score_correction_bias"},
+    gating=SIGMOID,
 )

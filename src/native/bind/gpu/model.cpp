@@ -3,7 +3,7 @@
 
 #include "bind/bind.h"
 #include "bind/plan/step_plan.h"
-#include "gpu/bind_outcome.h"
+#include "bind/gpu/outcome.h"
 #include "gpu/model.h"
 
 namespace dali {
