@@ -102,7 +102,8 @@ class Gpu:
         return free, everything
 
     def hand_over(self) -> None:
-        """torch may use what the native layers have queued: both are in one queue."""
+        """torch may use, and free, what the native layers have queued work for: both are in one queue, by whose order its
+        allocator goes."""
 
 
 class GpuSlots(Device):

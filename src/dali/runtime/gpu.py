@@ -101,11 +101,11 @@ class GpuExecutor(Executor):
             self._recover()
         try:
             yield
-        except library.GpuFailure as failure:
+        except BaseException as failure:
             self._failed = True
-            raise gpu_error(self.device.name, failure) from failure
-        except BaseException:
-            self._failed = True
+            self.device.gpu.hand_over()  # what is queued still writes keys and values, which their owners now let go of
+            if isinstance(failure, library.GpuFailure):
+                raise gpu_error(self.device.name, failure) from failure
             raise
 
     def _recover(self) -> None:
