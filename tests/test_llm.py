@@ -380,7 +380,7 @@ def test_a_sequence_that_fails_leaves_its_neighbours_alone(llm):
     bad = llm.sequence(PROMPT, temperature=0, max_tokens=12)
     good = llm.sequence("The old king", temperature=0, max_tokens=12, ignore_eos=True)
     sample = bad.sampler.sample
-    bad.sampler.sample = lambda logits, tokens: sample(logits * float("nan"))
+    bad.sampler.sample = lambda logits, *rest: sample(logits * float("nan"))
     streams = llm.loop.stream(bad), llm.loop.stream(good)
     with pytest.raises(dali.DaliError, match="logits"):
         next(streams[0])

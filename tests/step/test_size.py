@@ -34,16 +34,10 @@ def test_windows_do_not_grow_with_the_context():
     assert grown == 10 * 50_000
 
 
-def test_what_does_not_grow_is_counted_once():
-    class Recurrent:
-        trims = False
-        nbytes = 77
-
-    state = SequenceState()
-    extend(state, 3)
-    state.layer(9, Recurrent)
-    assert state.size.fixed == 77
-    assert state.size.nbytes(Reservation(1, 1)) == 12 + 24 + 36 + 48 + 77
+def test_what_does_not_grow_is_counted_apart():
+    size = StateSize(((12, None), (24, None)), 77)
+    assert size.nbytes(Reservation(2, 1)) == 2 * (12 + 24) + 77
+    assert size.moving(Reservation(2, 1)) == 48
 
 
 def test_a_state_begun_anew_has_the_same_reservation():
