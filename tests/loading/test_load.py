@@ -258,22 +258,16 @@ def test_a_dense_model(tmp_path):
 
 
 def test_layers_the_engine_cannot_step(tmp_path):
-    linear = [
-        "linear_num_value_heads",
-        "linear_num_key_heads",
-        "linear_key_head_dim",
-        "linear_value_head_dim",
-    ]
     directory = save_tiny(
-        tmp_path / "next",
-        "qwen3_next",
-        layer_types=["linear_attention", "full_attention", "linear_attention"],
-        head_dim=16,
-        moe_intermediate_size=40,
-        shared_expert_intermediate_size=40,
+        tmp_path / "jamba",
+        "jamba",
         num_experts=4,
         num_experts_per_tok=2,
-        **dict.fromkeys(linear, 4),
+        expert_layer_period=1,
+        expert_layer_offset=0,
+        attn_layer_period=2,
+        attn_layer_offset=1,
+        use_mamba_kernels=False,
     )
     error = refusal(directory)
     assert "cannot step (linear_attention)" in error.problem

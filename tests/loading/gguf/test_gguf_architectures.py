@@ -130,7 +130,9 @@ def test_logits_equal_transformers(path, model, monkeypatch):
     found = torch.stack(sequence.sampler.logits)
     with torch.inference_mode():
         wanted = model(torch.tensor([TOKENS])).logits[0, -DECODED - 1 : -1]
-    torch.testing.assert_close(found, wanted, rtol=0, atol=float(wanted.abs().max()) * 2e-5)
+    # transformers sums the rows of a delta net's state over chunks.
+    close = 1e-4 if model.config.model_type in ("qwen3_next", "qwen3_5_moe_text") else 2e-5
+    torch.testing.assert_close(found, wanted, rtol=0, atol=float(wanted.abs().max()) * close)
 
 
 def test_changed_metadata_is_read_or_refused(name, tmp_path):
