@@ -9,9 +9,11 @@ from dali.llm import LLM
 TOKENS = [[5, 6, 7, 8, 9, 10, 11, 12, 13], [14, 15, 16, 17], [18]]
 
 
-def decoded(llm: LLM) -> list[torch.Tensor]:
-    """Logits of eight decoding steps of three sequences at once."""
-    sequences = [llm.sequence(tokens, max_tokens=9, temperature=0, ignore_eos=True) for tokens in TOKENS]
+def decoded(llm: LLM, steps: int = 8) -> list[torch.Tensor]:
+    """Logits of decoding steps of three sequences at once, and of their prompts."""
+    sequences = [
+        llm.sequence(tokens, max_tokens=steps + 1, temperature=0, ignore_eos=True) for tokens in TOKENS
+    ]
     seen: list[torch.Tensor] = []
     forward = llm.engine._forward
 
