@@ -311,7 +311,7 @@ import torch
 from dali.kernels import native
 
 native.set_threads(2)
-count, heads = 2048, 1 << 16  # whose scores take 128 MiB a thread
+count, heads = 512, 1 << 18  # whose scores take 128 MiB a thread
 query, new = torch.zeros(heads, 1, 8), torch.zeros(2, 1, 8)
 keys, values = torch.zeros(2, count, 8), torch.zeros(2, count, 8)
 out = torch.empty(1, heads, 8)
