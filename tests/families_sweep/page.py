@@ -33,6 +33,35 @@ Which of these a published model needs depends on its configuration: in brackets
 defaults. "windows" have some or all layers attend to a window of tokens. Which families' GGUF files are read says
 [GGUF files](GGUF.md).
 
+## Models people run
+
+What their families' tiny models show; **none of these was tried on a published file yet**. Safetensors weights of all of them
+load. Memory is what so many parameters take at least, in GB: 8.5 bits each as `w8`, 4.5 as `w4`, where linears stay at 8.5. A
+GGUF file takes its own size, and its tensors in types that become `w8` (Q5_K, Q6_K and such) 8.5 bits. Prefetching, over an
+accelerator, needs routers that can be called on their own; where they cannot, `dali run` says so.
+
+| model | billions of parameters | read as GGUF | decodes by | prefetching | GB as w8 / w4 |
+|---|---|---|---|---|---|
+| Qwen3.6-35B-A3B, Qwen3.5-35B-A3B | 35 | `qwen35moe` | one native call | yes | 37 / 20 |
+| Qwen3-Next-80B-A3B | 80 | `qwen3next` | one native call | yes | 85 / 45 |
+| Gemma 4 26B-A4B | 26 | `gemma4` | one native call | yes | 28 / 15 |
+| gpt-oss-20b | 21 | `gpt-oss` | one native call | yes | 22 / 12 |
+| gpt-oss-120b | 117 | `gpt-oss` | one native call | yes | 124 / 66 |
+| GLM-4.7-Flash | 30 | `deepseek2` | one native call | yes | 32 / 17 |
+| GLM-4.5-Air | 106 | `glm4moe` | one native call | yes | 113 / 60 |
+| LFM2-8B-A1B | 8 | `lfm2moe` | one native call | no | 8 / 4 |
+| LFM2-24B-A2B | 24 | `lfm2moe` | one native call | no | 26 / 14 |
+| Nemotron 3 Nano | 30 | `nemotron_h_moe` | one native call | yes | 32 / 17 |
+| Granite 4 H Tiny | 7 | `granitehybrid` | one native call | yes | 7 / 4 |
+| Granite 4 H Small | 32 | `granitehybrid` | one native call | yes | 34 / 18 |
+| DeepSeek-V3, R1 | 671 | `deepseek2` | one native call | yes | 713 / 377 |
+| Kimi-Linear-48B-A3B | 48 | none | transformers' forward | yes | 51 / 27 |
+
+Models of the kind `qwen4_exp` can be attached to only. Blocks that predict further tokens (MTP) are left out. Over a GPU dali's own
+kernels compute all of gpt-oss and GLM-4.5-Air; of the others torch computes all but the experts ([GPU](GPU.md)).
+
+## Families
+
 | model type | class in transformers | result | how it decodes, or why it does not load |
 |---|---|---|---|
 """
