@@ -57,8 +57,8 @@ accelerator, needs routers that can be called on their own; where they cannot, `
 | DeepSeek-V3, R1 | 671 | `deepseek2` | one native call | yes | 713 / 377 |
 | Kimi-Linear-48B-A3B | 48 | none | transformers' forward | yes | 51 / 27 |
 
-Models of the kind `qwen4_exp` can be attached to only. Blocks that predict further tokens (MTP) are left out. Over a GPU dali's own
-kernels compute all of gpt-oss and GLM-4.5-Air; of the others torch computes all but the experts ([GPU](GPU.md)).
+Models of the kind `qwen4_exp` can be attached to only. Blocks that predict further tokens (MTP) are left out. Over a GPU dali's
+own kernels compute all of gpt-oss and GLM-4.5-Air; of the others torch computes all but the experts ([GPU](GPU.md)).
 
 ## Families
 
