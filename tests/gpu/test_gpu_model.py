@@ -33,7 +33,7 @@ def directory(tmp_path_factory) -> Path:
 
 
 def answers(llm: LLM) -> list[list[int]]:
-    found = llm.generate(PROMPTS, temperature=0, max_tokens=5, ignore_eos=True, logprobs=0)
+    found = llm.generate(PROMPTS, temperature=0, max_tokens=8, ignore_eos=True, logprobs=0)
     return [[one.logprob for one in answer.logprobs] for answer in found]
 
 
