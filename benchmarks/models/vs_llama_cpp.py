@@ -121,8 +121,9 @@ def dali_decoding(file: Path, threads: int) -> Turn:
     return turn
 
 
-def llama_cpp_decoding(file: Path, threads: int) -> Turn:
-    """llama.cpp's side of the rounds, loaded, its options the default ones but for threads, context length and mapping."""
+def llama_cpp_decoder(file: Path, threads: int, context_length: int) -> Callable[[int, int], float]:
+    """llama.cpp loaded, its options the default ones but for threads, context length and mapping. What is returned decodes
+    `calls` times `at_once` random tokens, nothing kept from earlier ones, and tells the tokens a second."""
     import llama_cpp as library
 
     logging.getLogger("llama-cpp-python").setLevel(logging.ERROR)
@@ -131,34 +132,41 @@ def llama_cpp_decoding(file: Path, threads: int) -> Turn:
     reading.load_mode = library.llama_load_mode_from_str(b"none")
     model = library.llama_model_load_from_file(os.fsencode(file), reading)
     options = library.llama_context_default_params()
-    options.n_ctx, options.n_threads, options.n_threads_batch = GENERATE, threads, threads
+    options.n_ctx, options.n_threads, options.n_threads_batch = context_length, threads, threads
     context = model and library.llama_init_from_model(model, options)
     assert context, f"llama.cpp cannot use {file}"
     vocabulary = library.llama_vocab_n_tokens(library.llama_model_get_vocab(model))
     draw = random.Random(0)
 
-    def generate(tokens: int) -> float:
+    def decode(calls: int, at_once: int) -> float:
         library.llama_memory_clear(library.llama_get_memory(context), True)
         started = time.perf_counter()
-        for _ in range(tokens):
-            token = (library.llama_token * 1)(draw.randrange(vocabulary))
-            status = library.llama_decode(context, library.llama_batch_get_one(token, 1))
+        for _ in range(calls):
+            tokens = (library.llama_token * at_once)(*draw.choices(range(vocabulary), k=at_once))
+            status = library.llama_decode(context, library.llama_batch_get_one(tokens, at_once))
             assert status == 0, f"llama_decode returned {status}"
             library.llama_synchronize(context)
-        return tokens / (time.perf_counter() - started)
+        return calls * at_once / (time.perf_counter() - started)
+
+    return decode
+
+
+def llama_cpp_decoding(file: Path, threads: int) -> Turn:
+    """llama.cpp's side of the rounds, loaded."""
+    decode = llama_cpp_decoder(file, threads, GENERATE)
 
     def turn() -> Sample:
-        generate(WARM_UP)
-        return {TG: generate(GENERATE)}
+        decode(WARM_UP, 1)
+        return {TG: decode(GENERATE, 1)}
 
     return turn
 
 
-def serve(asked: Connection, decoding: Callable[[Path, int], Turn], file: Path, threads: int) -> None:
+def serve(asked: Connection, decoding: Callable[..., Turn], *arguments: object) -> None:
     """Load, say so, and take a turn whenever asked, until the asking process is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the asking process ends this one
     with suppress(EOFError, ConnectionError):
-        turn = decoding(file, threads)
+        turn = decoding(*arguments)
         asked.send(None)
         while True:
             asked.recv()
@@ -166,11 +174,12 @@ def serve(asked: Connection, decoding: Callable[[Path, int], Turn], file: Path, 
 
 
 @contextmanager
-def loaded(decoding: Callable[[Path, int], Turn], file: Path, threads: int) -> Iterator[Turn]:
-    """A side of the rounds in a process of its own, loaded: calling it takes a turn. SystemExit when it fails."""
+def loaded(decoding: Callable[..., Turn], *arguments: object) -> Iterator[Turn]:
+    """A side of the rounds in a process of its own, `decoding(*arguments)`, loaded: calling it takes a turn. SystemExit when it
+    fails."""
     spawn = multiprocessing.get_context("spawn")
     connection, theirs = spawn.Pipe()
-    process = spawn.Process(target=serve, args=(theirs, decoding, file, threads), daemon=True)
+    process = spawn.Process(target=serve, args=(theirs, decoding, *arguments), daemon=True)
 
     def receive() -> Sample:
         try:

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from convert_checkpoint import convert_checkpoint, use_converter
 from tiny_architectures import TINY, tiny_model
 
 SPECIAL = ["<pad>", "<s>", "</s>", "<|im_end|>"]
@@ -95,9 +94,6 @@ def _add_block_ahead(config: dict[str, Any], tensors: Tensors) -> None:
 
 def convert(name: str, path: Path) -> None:
     """Write `TINY[name]` to `path`."""
-    import conversion
-    import gguf
-
     with tempfile.TemporaryDirectory() as folder:
         directory = Path(folder)
         model = tiny_model(name)
@@ -108,14 +104,7 @@ def convert(name: str, path: Path) -> None:
         as_published(config, tensors)
         save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
         (directory / "config.json").write_text(json.dumps(config))
-        conversion.ModelBase.load_hparams = staticmethod(lambda *_, **__: json.loads(json.dumps(config)))
-        architecture = conversion.get_model_architecture(config, conversion.ModelType.TEXT)
-        cls = conversion.get_model_class(architecture)
-        conversion.TextModel.get_vocab_base_pre = lambda self, tokenizer: (
-            "gpt-2"
-        )  # else it asks for a known tokenizer
-        cls.set_vocab = lambda self: self._set_vocab_gpt2()
-        cls(directory, gguf.LlamaFileType.ALL_F32, path).write()
+        convert_checkpoint(directory, path, "ALL_F32", ahead=True)
 
 
 def main() -> None:
@@ -126,13 +115,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("names", nargs="*")
     options = parser.parse_args()
-    if not (options.llama_cpp / "conversion").is_dir():
-        parser.error(f"there is no converter in {options.llama_cpp}")
-    sys.path[:0] = [str(options.llama_cpp / "gguf-py"), str(options.llama_cpp)]
-    logging.disable(logging.WARNING)
-    transformers.utils.logging.disable_progress_bar()
-    fast = transformers.PreTrainedTokenizerFast
-    transformers.AutoTokenizer.from_pretrained = lambda directory, **_: fast.from_pretrained(directory)
+    use_converter(options.llama_cpp)
     options.out.mkdir(exist_ok=True)
     for name in options.names or TINY:
         convert(name, options.out / f"{name}.gguf")
