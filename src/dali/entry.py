@@ -24,7 +24,6 @@ from dali.loading.budget import HEADROOM, choose_layout
 from dali.loading.locate import locate
 from dali.loading.source import ModelSource, open_source
 from dali.offload.build import accelerate, check_device
-from dali.offload.gpu import check_native
 from dali.options import LoadOptions
 from dali.progress import Meter, silent
 from dali.store.arena import Arena
@@ -100,7 +99,6 @@ def load_source(
         )
     linears = get_format("w8") if llm.layout.format.quantized else None
     if options.device_kind == "cuda":  # whose kernels go by what the CPU's have told of the model
-        check_native(options)
         decoder = fused.fuse(llm.model, linears)
         llm.accelerate(accelerate(llm.loaded, llm.engine, options, meter, notify, decoder=decoder))
         return llm

@@ -25,7 +25,7 @@ from dali.hooks.shared import early_shared
 from dali.loading.loaded import LoadedModel
 from dali.offload.accelerated import AcceleratedExperts
 from dali.offload.calibrate import load_predictor
-from dali.offload.gpu import gpu_model, move_dense, nearest_profile, open_gpu
+from dali.offload.gpu import check_native, gpu_model, move_dense, nearest_profile, open_gpu
 from dali.offload.gpu_model import GpuModel
 from dali.offload.lossy import CpuExperts, LossyLayers, Scores, cpu_experts
 from dali.offload.low_bits import reduce_bits
@@ -49,6 +49,7 @@ DEVICE_HEADROOM = 2**30  # accelerator bytes for keys, values and activations, w
 def check_device(options: LoadOptions) -> None:
     """DaliError, saying what is wrong with it, for a device that this machine has not."""
     if options.device_kind == "cuda":
+        check_native(options)
         Gpu(options.device)
         if options.lossy:
             raise UsageError(
