@@ -1,10 +1,10 @@
-"""A random checkpoint in Qwen3.5-35B-A3B's shape, which is Qwen3.6's, for measuring speed: a tenth of its 40 layers and of its
+"""A random checkpoint in Qwen3.5-35B-A3B's shape, which is Qwen3.6's, for measuring speed: a fifth of its 40 layers and of its
 vocabulary of 248320, so that the head's share of a token is the whole model's.
 
     python benchmarks/tools/random_hybrid.py DIRECTORY
 
 All other sizes are the published ones, which are its configuration's defaults. All layers share one drawn block of experts,
-rolled: routing differs, and so do the bytes at any address. 6.9 GB.
+rolled: routing differs, and so do the bytes at any address. 13.8 GB.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3_5MoeForCausalLM, Qwen3_5
 
 from dali.store.checkpoint import INDEX
 
-LAYERS, VOCABULARY, CONTEXT = 4, 24832, 4096
+LAYERS, VOCABULARY, CONTEXT = 8, 49664, 4096
 DEVIATION = 0.02  # of every matrix; its configuration's initializer_range
 
 
