@@ -14,11 +14,13 @@ import torch
 
 from dali import fused
 from dali.engine.loop import check_process
+from dali.engine.prefix.folder import prepare_folder
+from dali.engine.prefix.opening import open_prefixes
 from dali.errors import DaliError, UsageError
 from dali.hooks import seam
 from dali.hooks.moe_layer import FLOATS, MoELayer
 from dali.kernels import native
-from dali.kernels.formats import FORMATS, get_format
+from dali.kernels.formats import FORMATS, Format, get_format
 from dali.llm import LLM
 from dali.loading.budget import HEADROOM, choose_layout
 from dali.loading.locate import locate
@@ -79,6 +81,8 @@ def prepare(options: LoadOptions, notify: Callable[[str], None]) -> None:
     if native.enabled():
         native.set_threads(options.threads or torch.get_num_threads())
     check_device(options)
+    if options.cache_dir is not None:
+        prepare_folder(options.cache_dir, options.cache_disk_bytes)
     if not native.AVAILABLE:
         notify(
             "dali was built without its compiled kernels: torch computes, several times slower. "
@@ -98,17 +102,30 @@ def load_source(
             "so dali takes them for such."
         )
     linears = get_format("w8") if llm.layout.format.quantized else None
+    _fuse(llm, linears, options, compiled, meter, notify)
+    llm.engine.prefixes = open_prefixes(llm.loaded, options, notify)
+    return llm
+
+
+def _fuse(
+    llm: LLM,
+    linears: Format | None,
+    options: LoadOptions,
+    compiled: bool,
+    meter: Meter,
+    notify: Callable[[str], None],
+) -> None:
+    """Let the model compute where it shall, by the fastest way that gives its bits."""
     if options.device_kind == "cuda":  # whose kernels go by what the CPU's have told of the model
         decoder = fused.fuse(llm.model, linears)
         llm.accelerate(accelerate(llm.loaded, llm.engine, options, meter, notify, decoder=decoder))
-        return llm
+        return
     if options.device != "cpu":
         ram = options.ram_bytes
         room = None if ram is None else ram - llm.expert_bytes - llm.dense_bytes - HEADROOM
         llm.accelerate(accelerate(llm.loaded, llm.engine, options, meter, notify, room=room))
     if compiled:  # a simulated accelerator's dense work is the CPU's, too
         llm.engine.decoder = fused.fuse(llm.model, linears)
-    return llm
 
 
 def check_attachable(model: torch.nn.Module, name: str) -> None:

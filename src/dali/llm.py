@@ -295,7 +295,8 @@ class LLM:
         text = Text(self.tokenizer, tuple(params.stop), structure)
         if continues:
             text.follow(ids[-1])
-        return Sequence(Request(tuple(ids), limit, params, self.eos), text)
+        borders = tuple(at for at, token in enumerate(ids, 1) if token in self.eos)
+        return Sequence(Request(tuple(ids), limit, params, self.eos, borders), text)
 
     def sampling_params(self, **sampling: Unpack[Sampling]) -> SamplingParams:
         """What is given, over the model's own defaults or `params`; None is as good as not given. UsageError: no such parameter,

@@ -22,6 +22,7 @@ from dali.units import parse_size
 QUANTS = ("auto", "f32", "f16", "bf16", "w8", "w4", "mxfp4", "q4k")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 ROPE_SCALINGS = ("linear", "yarn")
+CACHE_DISK = 16 << 30  # bytes of a folder for prefixes, unless told
 ACCELERATOR = ("vram", "profile", "assign", "prefetch", "cache", "n_cpu_moe", "policy", "lossy")
 
 
@@ -48,6 +49,12 @@ class LoadOptions:
     """Host memory to plan with, bytes or "24GiB"; None for what is free."""
     threads: int | None = None
     """CPU threads; None for one a core."""
+    cache_ram: int | str | None = None
+    """Host memory for the prefix cache, bytes or "4GiB"; None for a quarter of what is free, at most 8 GiB; 0 for none."""
+    cache_dir: str | os.PathLike[str] | None = None
+    """A folder in which the prefix cache outlives the process; None for none."""
+    cache_disk: int | str | None = None
+    """What it may have there, bytes or "32GiB"; None for CACHE_DISK."""
     offline: bool = False
     """Never touch the network."""
     device: str = "cpu"
@@ -75,6 +82,7 @@ class LoadOptions:
         self._check_rope()
         self._check_threads()
         self._check_exclusions()
+        self._check_cache()
         if self.device != "cpu":
             self._check_device()
             self.policies(layers=1, experts=1, top_k=1, capacity=1)
@@ -87,6 +95,15 @@ class LoadOptions:
     @cached_property
     def vram_bytes(self) -> int | None:
         return _bytes("vram", self.vram)
+
+    @cached_property
+    def cache_ram_bytes(self) -> int | None:
+        return _bytes("cache_ram", self.cache_ram)
+
+    @cached_property
+    def cache_disk_bytes(self) -> int:
+        given = _bytes("cache_disk", self.cache_disk)
+        return CACHE_DISK if given is None else given
 
     @property
     def device_kind(self) -> str:
@@ -113,7 +130,12 @@ class LoadOptions:
                 raise UsageError(
                     f"{parameter(name)} cannot be {getattr(self, name)!r:.60}.", "Give True or False."
                 )
-        _ = self.ram_bytes, self.vram_bytes
+        _ = self.ram_bytes, self.vram_bytes, self.cache_ram_bytes, self.cache_disk_bytes
+        if not isinstance(self.cache_dir, str | os.PathLike | None) or self.cache_dir == "":
+            raise UsageError(
+                f"{parameter('cache_dir')} cannot be {shorten(repr(self.cache_dir), 60)}.",
+                "Give a folder's path.",
+            )
 
     def _check_names(self) -> None:
         if self.quant not in QUANTS:
@@ -167,6 +189,19 @@ class LoadOptions:
             raise UsageError(
                 f"{parameter(next(iter(given)))} is about an accelerator, and the device is cpu.",
                 f"Give {parameter('device')} too, or leave it out.",
+            )
+
+    def _check_cache(self) -> None:
+        if self.cache_disk is not None and self.cache_dir is None:
+            raise UsageError(
+                f"{parameter('cache_disk')} {self.cache_disk} is about a folder, and none is named.",
+                f"Give {parameter('cache_dir')} too, or leave it out.",
+            )
+        if self.cache_dir is not None and self.lossy:
+            raise UsageError(
+                f"{parameter('lossy')} changes what is kept of a prompt, so that {parameter('cache_dir')} cannot tell it "
+                "from what others would compute.",
+                "Leave one of them out.",
             )
 
     def _check_device(self) -> None:

@@ -22,6 +22,10 @@ class On:
         self.device = torch.device(device)
 
 
+def nothing() -> None:
+    """There is nothing to be given up."""
+
+
 RAN_OUT = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB."),
     MemoryError(),
@@ -34,14 +38,14 @@ RAN_OUT = [
 def test_whoever_runs_out_of_memory_is_told_what_to_lower(error):
     with (
         pytest.raises(DaliError, match=r"memory of cuda:0 ran out .*\n.*lower vram or ctx_size"),
-        MemoryErrors(On("cuda:0")),
+        MemoryErrors(On("cuda:0"), nothing),
     ):
         raise error
     with (
         pytest.raises(
             DaliError, match=r"memory of cpu ran out .*\n.*shorter prompts.*other programs"
         ) as found,
-        MemoryErrors(On("cpu")),
+        MemoryErrors(On("cpu"), nothing),
     ):
         raise error
     assert "vram" not in str(found.value)
@@ -49,7 +53,7 @@ def test_whoever_runs_out_of_memory_is_told_what_to_lower(error):
 
 def test_other_errors_pass():
     for error in (RuntimeError("shape mismatch"), KeyboardInterrupt(), DaliError("No.", "Yes.")):
-        with pytest.raises(type(error)) as found, MemoryErrors(On("cpu")):
+        with pytest.raises(type(error)) as found, MemoryErrors(On("cpu"), nothing):
             raise error
         assert found.value is error
 
@@ -63,7 +67,7 @@ def test_the_error_holds_no_tensor_of_the_step():
         held = weakref.ref(tensor)
         raise torch.OutOfMemoryError("no")
 
-    with pytest.raises(DaliError) as found, MemoryErrors(On("cpu")):
+    with pytest.raises(DaliError) as found, MemoryErrors(On("cpu"), nothing):
         compute()
     gc.collect()
     assert found.value.__cause__ is not None

@@ -13,10 +13,10 @@ from dali import systems
 from dali.cli.chat.conversation import Conversation, check_prompt
 from dali.cli.chat.loop import chat
 from dali.cli.chat.template import read_template
-from dali.cli.flags.accelerator import Accelerator
 from dali.cli.flags.always import Always
 from dali.cli.flags.chat import Chat
 from dali.cli.flags.option import SWITCH, flag
+from dali.cli.flags.prefixes import Prefixes
 from dali.cli.flags.verb import Verb
 from dali.cli.importing import importing
 from dali.cli.model import find_model, load_model
@@ -30,7 +30,7 @@ from dali.store.cache import cache_root
 
 
 @dataclass(frozen=True)
-class Settings(Always, Accelerator, Chat):
+class Settings(Always, Prefixes, Chat):
     list_devices: bool = flag("accelerator", SWITCH, "say what --device can be here, and leave")
     list_policies: bool = flag("accelerator", SWITCH, "say what --system can be, and leave")
 

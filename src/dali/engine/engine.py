@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import count
 from typing import Any
@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 from dali.engine.budget import StateBudget
-from dali.engine.memory import MemoryErrors
+from dali.engine.memory import MemoryErrors, ran_out
+from dali.engine.prefix.prefixes import Prefixes
 from dali.engine.scheduler import Scheduler
 from dali.engine.sequence import Sequence
 from dali.errors import DaliError
@@ -47,7 +48,10 @@ class Engine:
         self._highest: Any = None  # the decoder's, where the latest logits are its own
         self._native = native.enabled()
         self._budget: StateBudget | None = None  # None: states take what they need
-        self._last: Sequence | None = None  # finished; its keys and values serve a prompt that continues it
+        self.prefixes = Prefixes(0)  # what earlier sequences have left
+        self._last: Sequence | None = (
+            None  # finished; its state itself serves a prompt that continues it, without a copy
+        )
         rope.bind_to_step(model)
         recurrent.bind_to_step(model)
 
@@ -68,13 +72,17 @@ class Engine:
 
     def add(self, sequence: Sequence, fresh: bool = False) -> None:
         """Let a sequence join with the next step, or when there is room for it: first come, first served. A prefix it shares with
-        the last finished one is not computed again, unless it shall be `fresh`. DaliError where there never will be room."""
+        an earlier one is not computed again, unless it shall be `fresh`. DaliError where there never will be room."""
         self._measure(sequence, max(sequence.request.limit - 1, sequence.prompt_tokens))
         sequence.fresh = fresh
         self.scheduler.add(sequence)
 
     def forget(self) -> None:
-        """Give up the keys and values of the last finished sequence: the next prompt is computed in full."""
+        """Give up what memory has of earlier sequences: unless a disk has it, the next prompt is computed in full."""
+        self._give_up_last()
+        self.prefixes.forget()
+
+    def _give_up_last(self) -> None:
         last, self._last = self._last, None
         if last is not None:
             last.state.clear()  # somebody may hold the sequence still
@@ -92,11 +100,12 @@ class Engine:
         for sequence in [*self.scheduler.live, *self.scheduler.waiting]:
             self.abort(sequence)
         self.forget()
+        self.prefixes.close()
         self.model = self.decoder = self.begin = None
 
     def step(self) -> bool:
         """Advance live sequences; False when there are none. DaliError where memory runs out: the step then was not made."""
-        with MemoryErrors(self.model):
+        with MemoryErrors(self.model, self.prefixes.forget):
             return self._step()
 
     def _step(self) -> bool:
@@ -109,6 +118,9 @@ class Engine:
         started = self.clock()
         prefill = [sequence.in_prefill for sequence, _ in plan]
         before = [sequence.computed for sequence, _ in plan]
+        for sequence, tokens in plan:
+            if sequence.recording is not None:
+                sequence.recording.prepare(sequence.state, sequence.computed, tokens)
         try:
             logits, rows = self._forward(plan), count()
             for sequence, tokens in plan:
@@ -127,6 +139,8 @@ class Engine:
                 sequence.decode_seconds += seconds
             if sequence.finish_reason is not None:
                 self._retire(sequence)
+            else:
+                self._record(sequence)
         return True
 
     def score(self, sequence: Sequence) -> Iterator[torch.Tensor]:
@@ -142,7 +156,7 @@ class Engine:
         self._reserve(sequence)
         while sequence.pending:
             tokens = min(sequence.pending, self.scheduler.step_tokens)
-            with MemoryErrors(self.model):
+            with MemoryErrors(self.model, self.prefixes.forget):
                 logits = self._forward([(sequence, tokens)], every_row=True)
             yield logits
             sequence.computed += tokens
@@ -162,7 +176,7 @@ class Engine:
 
     def _make_room(self, sequence: Sequence) -> None:
         if self._last is not None and not self.scheduler.has_room(sequence, self._last.state_bytes):
-            self.forget()
+            self._give_up_last()
 
     def _reserve(self, sequence: Sequence) -> None:
         if sequence.reservation is not None:
@@ -172,13 +186,19 @@ class Engine:
         """Let those join that there is room for. What is kept of the last finished sequence is given up for them."""
         scheduler = self.scheduler
         while scheduler.waiting and scheduler.has_room(sequence := scheduler.waiting[0]):
-            self._take_over_prefix(sequence)
-            self._make_room(sequence)
-            self._reserve(sequence)
+            sequence.state, sequence.computed = SequenceState(), 0  # whatever an earlier try has left
+            sequence.regime = scheduler.regime(sequence)
             # Where a later prompt may part from this one: at its last token if it is asked anew, and in a conversation before the
             # opening of the answer, which templates write otherwise once the answer is there.
             end = sequence.prompt_tokens
-            sequence.state.keep(place for place in (end - OPENING, end - 1) if place > sequence.computed)
+            places = [place for place in (end - OPENING, end - 1) if place > 0]
+            if sequence.fresh:
+                self._make_room(sequence)
+                self._reserve(sequence)
+            else:
+                self._take_over_prefix(sequence)
+                self._record_from_here(sequence, places)
+            sequence.state.keep(place for place in places if place > sequence.computed)
             scheduler.join()
 
     @torch.inference_mode()
@@ -243,23 +263,64 @@ class Engine:
         for sequence in self.scheduler.live:
             if (regime := self.scheduler.regime(sequence)) != sequence.regime:
                 sequence.restart(regime)
+                self._record_from_here(sequence, ())
 
     def _retire(self, sequence: Sequence) -> None:
         self.scheduler.remove(sequence)
-        self.forget()
+        self._record(sequence)
+        self._give_up_last()
         self._last = sequence
 
-    def _take_over_prefix(self, sequence: Sequence) -> None:
-        last, sequence.regime = self._last, self.scheduler.regime(sequence)
-        if last is None or sequence.fresh or last.regime != sequence.regime:
+    def _record_from_here(self, sequence: Sequence, places: Iterable[int]) -> None:
+        """Leave to others what is computed of a sequence from now on."""
+        if not sequence.fresh:
+            places = (*places, *sequence.request.borders)
+            sequence.recording = self.prefixes.record(
+                sequence.tokens, sequence.regime, sequence.computed, places
+            )
+
+    def _record(self, sequence: Sequence) -> None:
+        """Leave to others what was computed of a sequence, which may have ended. Where there is no memory for that, nothing is
+        left to anybody."""
+        recording = sequence.recording
+        if recording is None:
             return
+        try:
+            if sequence.finish_reason is None:
+                recording.advance(sequence.state, sequence.computed)
+            else:
+                sequence.recording = None
+                recording.finish(sequence.state, sequence.computed)
+        except (MemoryError, RuntimeError) as error:
+            if not ran_out(error):
+                raise
+            self.prefixes.forget()
+
+    def _take_over_prefix(self, sequence: Sequence) -> None:
+        """Go on from where an earlier sequence with the same beginning was: the last finished one, whose state needs no copy,
+        unless another has more."""
+        last, place = self._last, self._shared_with_last(sequence)
+        found = self.prefixes.find(tuple(sequence.tokens[:-1]), sequence.regime, beyond=place)
+        if found is None and last is not None and place:
+            self._last = None  # first: an interrupted rollback must leave nobody a state halfway
+            last.state.rollback(place)
+            sequence.state, last.state = last.state, SequenceState()
+            sequence.computed = sequence.cached_tokens = place
+        self._make_room(sequence)
+        self._reserve(sequence)
+        if found is not None:
+            room = min(len(sequence.tokens) + self.scheduler.step_tokens, sequence.request.limit)
+            sequence.state.resume(found.place, found.kept, room, self.model.device)
+            sequence.computed = sequence.cached_tokens = found.place
+
+    def _shared_with_last(self, sequence: Sequence) -> int:
+        """How many of a sequence's tokens the state of the last finished one can go back to."""
+        last = self._last
+        if last is None or last.regime != sequence.regime:
+            return 0
         shared = 0
         for ours, theirs in zip(sequence.tokens[:-1], last.tokens[: last.computed], strict=False):
             if ours != theirs:
                 break
             shared += 1
-        if place := last.state.nearest(shared):
-            self._last = None  # first: an interrupted rollback must leave nobody a state halfway
-            last.state.rollback(place)
-            sequence.state, last.state = last.state, SequenceState()
-            sequence.computed = sequence.cached_tokens = place
+        return last.state.nearest(shared) or 0

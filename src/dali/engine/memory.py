@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
@@ -20,8 +21,9 @@ class MemoryErrors:
     contextlib's, whose frames do.
     """
 
-    def __init__(self, model: Any) -> None:
-        self._model = model
+    def __init__(self, model: Any, give_up: Callable[[], None]) -> None:
+        """give_up: frees what can be done without, for the next try."""
+        self._model, self._give_up = model, give_up
 
     def __enter__(self) -> None:
         pass
@@ -30,8 +32,9 @@ class MemoryErrors:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         del traceback
-        if error is None or not _ran_out(error):
+        if error is None or not ran_out(error):
             return
+        self._give_up()
         place = self._model.device
         lower = "" if place.type == "cpu" else f"lower {parameter('vram')} or {parameter('ctx_size')}, "
         raise DaliError(
@@ -40,7 +43,8 @@ class MemoryErrors:
         ) from error.with_traceback(None)
 
 
-def _ran_out(error: BaseException) -> bool:
+def ran_out(error: BaseException) -> bool:
+    """Whether an error says that there is no memory left."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in SIGNS)

@@ -11,10 +11,12 @@ from dali.engine.sampling import SamplingParams
 class Request:
     """A prompt, token ids, and how to go on from it.
 
-    `limit`: tokens, prompt included, at which the answer ends with "length"; `eos`: tokens that end it with "stop".
+    `limit`: tokens, prompt included, at which the answer ends with "length"; `eos`: tokens that end it with "stop";
+    `borders`: how many of the prompt's tokens each message ends behind, where later prompts may part from it.
     """
 
     prompt: tuple[int, ...]
     limit: int
     params: SamplingParams = field(default_factory=SamplingParams)
     eos: frozenset[int] = frozenset()
+    borders: tuple[int, ...] = ()

@@ -7,6 +7,7 @@ from itertools import count
 from torch import Tensor
 
 from dali.engine.logprobs import TokenLogprob, token_logprob
+from dali.engine.prefix.recording import Recording
 from dali.engine.request import Request
 from dali.engine.sampling import Highest, Sampler
 from dali.engine.text.text import Text
@@ -35,7 +36,8 @@ class Sequence:
         self.state = SequenceState()
         self.reservation: Reservation | None = None  # of `state`, where memory has a budget,
         self.state_bytes = 0  # and what it takes then
-        self.fresh = False  # whether nothing shall be taken over
+        self.fresh = False  # whether nothing shall be taken over, nor left to others
+        self.recording: Recording | None = None  # what leaves it to others
         self.regime = 0  # of the rotary frequencies that `state` was computed with (see hooks/rope.py)
         self.sampler = Sampler(request.params)
         self.logprobs: list[TokenLogprob] = []  # of what was generated, where the request asks for them

@@ -27,6 +27,12 @@ def set_windows(model: nn.Module, windows: Mapping[str, int | None]) -> None:
         model.get_submodule(name).__dict__[_WINDOW] = window
 
 
+def smallest_window(model: nn.Module) -> int | None:
+    """Of the windows that were set; None where all layers see all tokens."""
+    windows = [module.__dict__.get(_WINDOW) for module in model.modules()]
+    return min((window for window in windows if window is not None), default=None)
+
+
 def _attention_forward(
     module: nn.Module,
     query: Tensor,

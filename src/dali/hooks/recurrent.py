@@ -156,9 +156,14 @@ class _RecurrentForward:
             _layer.reset(token)
 
 
+def recurrent_modules(model: nn.Module) -> list[nn.Module]:
+    """Those of a model that keep recurrent state."""
+    return [module for module in model.modules() if hasattr(module, "layer_idx") and _called(module)]
+
+
 def bind_to_step(model: nn.Module) -> list[nn.Module]:
     """Let recurrent modules keep their state in the step's sequences; returns those modules."""
-    modules = [module for module in model.modules() if hasattr(module, "layer_idx") and _called(module)]
+    modules = recurrent_modules(model)
     for module in modules:
         file = sys.modules[type(module).__module__]
         for name in _called(module):

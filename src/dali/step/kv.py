@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 INITIAL_TOKENS = 128
@@ -126,3 +128,41 @@ class LayerKV:
     def rollback(self, tokens: int) -> None:
         """Keep positions below `tokens`."""
         self.length = min(self.length, tokens - self.first)
+
+    def of(self, begin: int, end: int) -> tuple[Tensor, Tensor] | None:
+        """Keys and values of positions [begin, end), which the next step may move; None where one of them is not here."""
+        if self._keys is None or self._values is None or begin < self.first or end > self.first + self.length:
+            return None
+        rows = slice(begin - self.first, end - self.first)
+        return self._keys[:, rows], self._values[:, rows]
+
+    def resume(
+        self,
+        end: int,
+        window: int | None,
+        kept: Iterable[tuple[int, Tensor, Tensor]],
+        room: int,
+        device: torch.device,
+    ) -> None:
+        """Begin anew as after `end` tokens, with room for `room`: `kept` are keys and values of stretches of them, each from a
+        position on, and together all that a later token sees."""
+        stretches = list(kept)
+        first = 0 if window is None else max(0, end - (window - 1))
+        self._window, length = window, end - first
+        if self._reservation is not None:
+            capacity = max(self._reservation.capacity(window), length)
+        else:
+            capacity = INITIAL_TOKENS
+            while capacity < (room if window is None else 2 * length):
+                capacity *= 2
+        _, keys, values = stretches[0]
+        self.first = self.length = 0
+        self._move(keys[:, :0].to(device), values[:, :0].to(device), capacity, 0)
+        assert self._keys is not None
+        assert self._values is not None
+        for begin, keys, values in stretches:
+            start, stop = max(begin, first), min(begin + keys.shape[1], end)
+            if start < stop:
+                into, rows = slice(start - first, stop - first), slice(start - begin, stop - begin)
+                self._keys[:, into], self._values[:, into] = keys[:, rows], values[:, rows]
+        self.first, self.length = first, length

@@ -78,3 +78,18 @@ class RecurrentState:
         self._before = None
         self._now.copy_(self._copies[tokens])
         self.tokens = tokens
+
+    @torch.inference_mode()
+    def at(self, place: int) -> Tensor | None:
+        """A copy of what it was at a place, which nobody changes; None where it does not know."""
+        if place in self._copies:
+            return self._copies[place]
+        now = {self.tokens: self._now, self._before: self._then}.get(place)
+        return None if now is None else now.clone()
+
+    @torch.inference_mode()
+    def resume(self, place: int, kept: Tensor, device: torch.device) -> None:
+        """Begin anew as it was at a place."""
+        self._before, self._copies = None, {}
+        self._now = torch.empty_like(kept, device=device).copy_(kept)
+        self._then, self.tokens = torch.empty_like(self._now), place

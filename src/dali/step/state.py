@@ -7,16 +7,19 @@ continues an earlier one and a failed draft are undone alike.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Protocol, TypeVar
 
+import torch
 from torch import Tensor
 
+from dali.step.kept import Kept, KeptState, KeptTokens, gather
 from dali.step.kv import LayerKV, Reservation
 from dali.step.recurrent import RecurrentState
 from dali.step.size import StateSize
 
 MOST_PLACES = 4  # of which recurrent layers keep copies, the last ones
+MOST_PASSING = 16  # of which they do for one step, whose copies somebody takes
 MOST_COPIED_BYTES = 512 << 20  # fewer places, but two, where their copies take more
 
 
@@ -100,8 +103,8 @@ class SequenceState:
         return sum(layer.nbytes for layer in self._layers.values())
 
     @staticmethod
-    def _most_places(bytes_each: int) -> int:
-        return max(2, min(MOST_PLACES, MOST_COPIED_BYTES // max(bytes_each, 1)))
+    def _most_places(bytes_each: int, most: int = MOST_PLACES) -> int:
+        return max(2, min(most, MOST_COPIED_BYTES // max(bytes_each, 1)))
 
     @property
     def _recurrent(self) -> list[RecurrentState]:
@@ -115,11 +118,12 @@ class SequenceState:
         )
         return [tensor for layer in layers for tensor in layer.kept]
 
-    def keep(self, places: Iterable[int]) -> None:
+    def keep(self, places: Iterable[int], passing: bool = False) -> None:
         """Let recurrent layers copy what they are at these places when they come by, too, and give up the earliest of all copies
-        where they are too many."""
+        where they are too many. `passing`: more may be there until the next call, unless memory is reserved."""
         recurrent = self._recurrent
-        most = self._most_places(sum(layer.copy_bytes for layer in recurrent))
+        most = MOST_PASSING if passing and self._reservation is None else MOST_PLACES
+        most = self._most_places(sum(layer.copy_bytes for layer in recurrent), most)
         self.places = sorted({*self.places, *places})[-most:]
         for layer in recurrent:
             layer.forget(self.places)
@@ -143,3 +147,37 @@ class SequenceState:
         for layer in self._layers.values():
             layer.rollback(tokens)
         return True
+
+    @torch.inference_mode()
+    def kept_of(self, begin: int, end: int, with_states: bool) -> Kept | None:
+        """Copies of keys and values of positions [begin, end), and of what recurrent layers were at the end if `with_states`.
+        None where a layer does not have them any longer."""
+        layers = sorted(self._layers.items(), key=lambda item: (item[0][0], item[0][1].__name__))
+        kv = [(index, layer) for (index, _), layer in layers if isinstance(layer, LayerKV)]
+        found = [layer.of(begin, end) for _, layer in kv]
+        recurrent = [(index, layer) for (index, _), layer in layers if isinstance(layer, RecurrentState)]
+        states = [layer.at(end) for _, layer in recurrent] if with_states else []
+        there = [pair for pair in found if pair is not None]
+        if len(there) < len(found) or any(state is None for state in states):
+            return None
+        copies = iter(gather([part for pair in there for part in pair]))
+        tokens = [KeptTokens(index, layer.window, next(copies), next(copies)) for index, layer in kv]
+        return Kept(
+            tuple(tokens),
+            tuple(
+                KeptState(index, type(layer), state.cpu())
+                for (index, layer), state in zip(recurrent, states, strict=False)
+                if state is not None
+            ),
+        )
+
+    @torch.inference_mode()
+    def resume(self, place: int, kept: Sequence[tuple[int, Kept]], room: int, device: torch.device) -> None:
+        """Be, from empty, as after `place` tokens, with room for `room` of them. `kept`: stretches in order, each from a position
+        on, that together have what a later token sees; the last with what recurrent layers were at the place."""
+        (_, first), (_, last) = kept[0], kept[-1]
+        for at, (index, window, _, _) in enumerate(first.tokens):
+            stretches = [(begin, *each.tokens[at][2:]) for begin, each in kept]
+            self.kv(index).resume(place, window, stretches, room, device)
+        for index, kind, tensor in last.states:
+            self.layer(index, kind).resume(place, tensor, device)

@@ -70,6 +70,7 @@ def _names(text: str) -> tuple[str, ...]:
 
 TEXT = Kind("TEXT", "some text in UTF-8", _some_text)
 FILE = Kind("FILE", "the name of a file", _some_name)
+FOLDER = Kind("DIR", "the name of a folder", _some_name)
 NAMES = Kind("NAMES", "names with commas between them", _names)
 COUNTS = wholes(1)
 FACTOR = Kind("F", "a number from 1, such as 4", _factor)

@@ -41,6 +41,7 @@ class Option:
     also: str | None = None
     repeatable: bool = False
     is_word: bool = False  # no flag: on the command line it is an argument of its own
+    variable: str | None = None  # in the environment, where DALI_NAME means something else
 
     @property
     def name(self) -> str:
@@ -53,6 +54,8 @@ class Option:
 
     @property
     def variables(self) -> tuple[str, ...]:
+        if self.variable is not None:
+            return (self.variable,)
         return tuple(f"DALI_{name.replace('-', '_').upper()}" for name in self.names)
 
     def read(self, text: str, origin: str) -> Any:
@@ -79,6 +82,7 @@ def flag(
     also: str | None = None,
     repeatable: bool = False,
     is_word: bool = False,
+    variable: str | None = None,
 ) -> Any:
     """A field of a verb's settings that holds a flag's value; (), False or None where nobody gave one. The flag has the field's
     name, with dashes."""
@@ -91,6 +95,7 @@ def flag(
         also=also,
         repeatable=repeatable,
         is_word=is_word,
+        variable=variable,
     )
     absent = () if repeatable else False if kind is SWITCH else None
     return field(default=absent, metadata={"option": option})

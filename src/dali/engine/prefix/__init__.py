@@ -1,0 +1,1 @@
+"""What is kept of finished and running sequences, so that prompts which begin alike are not read twice."""

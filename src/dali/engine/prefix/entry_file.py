@@ -1,0 +1,102 @@
+"""An entry of the prefix cache as a file: what it is in a head, then its tensors, and a checksum of both.
+
+magic, 8 bytes | XXH3 of what follows, 8 bytes | bytes of the head, 8 bytes | the head, JSON, padded | tensors, each padded
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from typing import Any
+
+import torch
+import xxhash
+from torch import Tensor
+
+from dali.step.kept import ALIGNMENT, Kept, KeptState, KeptTokens, aligned
+from dali.step.recurrent import RecurrentState
+
+VERSION = 1
+MAGIC = b"DALIPFX%c" % VERSION
+FIXED = struct.Struct("<8sQQ")
+DTYPES = {
+    str(dtype).removeprefix("torch."): dtype for dtype in (torch.float32, torch.bfloat16, torch.float16)
+}
+
+
+def pieces(name: str, tokens: list[int], kept: Kept) -> list[bytes | memoryview]:
+    """What a file of that name holds, to be written in order."""
+    head = {
+        "name": name,
+        "tokens": tokens,
+        "kept": [[each.layer, each.window, _kind(each.keys), _kind(each.values)] for each in kept.tokens],
+        "states": [[each.layer, each.kind.__name__, _kind(each.tensor)] for each in kept.states],
+    }
+    text = json.dumps(head, separators=(",", ":")).encode()
+    text += b" " * (aligned(FIXED.size + len(text)) - FIXED.size - len(text))
+    body: list[bytes | memoryview] = [text]
+    for tensor in kept.tensors:
+        body.append(_bytes(tensor))
+        body.append(bytes(aligned(tensor.nbytes) - tensor.nbytes))
+    length = struct.pack("<Q", len(text))
+    digest = xxhash.xxh3_64(length)
+    for piece in body:
+        digest.update(piece)
+    return [MAGIC, struct.pack("<Q", digest.intdigest()), length, *body]
+
+
+def read(path: str, name: str, tokens: list[int]) -> Kept | None:
+    """What the file holds; None where it is damaged, or not of that name and these tokens. OSError: it cannot be read."""
+    with open(path, "rb", buffering=0) as file:
+        nbytes = os.fstat(file.fileno()).st_size
+        if nbytes < FIXED.size:
+            return None
+        buffer = torch.empty(nbytes, dtype=torch.uint8)
+        view = _bytes(buffer)
+        done = 0
+        while done < nbytes:
+            count = file.readinto(view[done:])
+            if not count:
+                return None
+            done += count
+    magic, checksum, length = FIXED.unpack(view[: FIXED.size])
+    if magic != MAGIC or checksum != xxhash.xxh3_64_intdigest(view[16:]):
+        return None
+    try:
+        head = json.loads(bytes(view[FIXED.size : FIXED.size + length]))
+        if head["name"] != name or head["tokens"] != tokens:
+            return None
+        return _kept(head, buffer, FIXED.size + length)
+    except (ValueError, KeyError, TypeError, RuntimeError):  # written by something else, checksum and all
+        return None
+
+
+def _kept(head: dict[str, Any], buffer: Tensor, begin: int) -> Kept:
+    def take(kind: tuple[str, list[int]]) -> Tensor:
+        nonlocal begin
+        dtype, shape = DTYPES[kind[0]], torch.Size(kind[1])
+        nbytes = shape.numel() * dtype.itemsize
+        tensor = buffer[begin : begin + nbytes].view(dtype).view(shape)
+        begin += aligned(nbytes)
+        return tensor
+
+    kinds = {kind.__name__: kind for kind in RecurrentState.__subclasses__()}
+    tokens = [
+        KeptTokens(layer, window, take(keys), take(values)) for layer, window, keys, values in head["kept"]
+    ]
+    states = [KeptState(layer, kinds[kind], take(tensor)) for layer, kind, tensor in head["states"]]
+    if begin != len(buffer):
+        raise ValueError("bytes that nobody asked for")
+    return Kept(tuple(tokens), tuple(states))
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    return memoryview(tensor.contiguous().flatten().view(torch.uint8).numpy())  # type: ignore[arg-type]
+
+
+def _kind(tensor: Tensor) -> tuple[str, list[int]]:
+    return str(tensor.dtype).removeprefix("torch."), list(tensor.shape)
+
+
+assert FIXED.size < ALIGNMENT  # so that a head is never empty

@@ -1,0 +1,188 @@
+"""A folder of entries of the prefix cache: one file each, which may be deleted at any time, and which several processes share.
+
+A file appears whole, under its name, or not at all. What cannot be written is lost; what cannot be read or is damaged counts as
+missing. No answer is wrong for it, and none fails.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import tempfile
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from threading import Condition, Thread
+
+from dali.engine.prefix import entry_file
+from dali.engine.prefix.names import PATTERN
+from dali.errors import DaliError, UsageError, parameter
+from dali.step.kept import Kept
+from dali.units import size
+
+MOST_WAITING = 256 << 20  # bytes to be written; what comes on top is lost
+LOW = 0.9  # of the folder's limit that is left when it was reached
+UNSEEN = 1 / 16  # of it that a process writes before it looks at what others have written
+UNFINISHED, ABANDONED_S = (
+    ".part",
+    3600,
+)  # how files that are being written end, and when nobody can be at it any more
+
+
+class Folder:
+    """Writes and reads entries; at most `limit` bytes of them, the least recently used go first."""
+
+    def __init__(self, path: str, limit: int, notify: Callable[[str], None]) -> None:
+        self.path, self.limit = path, limit
+        self._notify = notify
+        self._told: set[str] = set()
+        self._waiting: deque[tuple[str, list[int], Kept]] = deque()
+        self._names: set[str] = set()  # of those that wait
+        self._bytes = 0  # of those that wait
+        self._changed = Condition()
+        self._writer: Thread | None = None
+        self._known_bytes: int | None = None  # of all files when they were last looked at
+        self._since = 0  # bytes written since then
+
+    def has(self, name: str) -> bool:
+        return os.path.exists(os.path.join(self.path, name))
+
+    def read(self, name: str, tokens: list[int]) -> Kept | None:
+        """The entry of that name; None where there is none to be trusted."""
+        path = os.path.join(self.path, name)
+        try:
+            kept = entry_file.read(path, name, tokens)
+            if kept is None:
+                self._tell("damaged", f"{path} is damaged, and is left out.")
+                os.unlink(path)
+            else:
+                os.utime(path)
+        except FileNotFoundError:  # another process has evicted it
+            return None
+        except OSError as error:
+            self._tell(
+                "read", f"{path} cannot be read ({error.strerror or error}): its tokens are computed again."
+            )
+            return None
+        except MemoryError:
+            return None
+        return kept
+
+    def write(self, name: str, tokens: list[int], kept: Kept) -> None:
+        """Write an entry some time soon, unless it is there or too many wait."""
+        nbytes = kept.nbytes
+        if nbytes > self.limit or self.has(name):
+            return
+        with self._changed:
+            if name in self._names or (self._waiting and self._bytes + nbytes > MOST_WAITING):
+                return
+            self._waiting.append((name, tokens, kept))
+            self._names.add(name)
+            self._bytes += nbytes
+            if self._writer is None:  # no daemon: when the process ends, it waits for what is to be written
+                self._writer = Thread(target=self._write_all, name="dali-prefixes")
+                self._writer.start()
+
+    def flush(self) -> None:
+        """Wait until all is written."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._writer is None)
+
+    def _write_all(self) -> None:
+        while True:
+            with self._changed:
+                if not self._waiting:
+                    self._writer = None
+                    self._changed.notify_all()
+                    return
+                name, tokens, kept = self._waiting[0]
+            try:
+                self._write(name, entry_file.pieces(name, tokens, kept))
+            except OSError as error:
+                full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+                why = "there is no space left" if full else error.strerror or str(error)
+                self._tell(
+                    "write",
+                    f"Nothing can be kept in {self.path} ({why}); answers are the same, and begin later.",
+                )
+            except MemoryError:
+                pass
+            with self._changed:
+                self._waiting.popleft()
+                self._names.discard(name)
+                self._bytes -= kept.nbytes
+
+    def _write(self, name: str, pieces: list[bytes | memoryview]) -> None:
+        nbytes = sum(len(piece) for piece in pieces)
+        self._make_room(nbytes)
+        handle, temporary = tempfile.mkstemp(prefix=f".{name}.", suffix=UNFINISHED, dir=self.path)
+        try:
+            with open(handle, "wb") as file:
+                for piece in pieces:
+                    file.write(piece)
+            os.replace(temporary, os.path.join(self.path, name))
+        except BaseException:
+            os.unlink(temporary)
+            raise
+        self._since += nbytes
+
+    def _make_room(self, nbytes: int) -> None:
+        """Delete the least recently used where `nbytes` more would be too many, and what others left unfinished."""
+        known, fresh = self._known_bytes, self._since <= UNSEEN * self.limit
+        if known is not None and fresh and known + self._since + nbytes <= self.limit:
+            return
+        found, now = [], time.time()
+        for entry in os.scandir(self.path):
+            ours = PATTERN.fullmatch(entry.name)
+            try:
+                status = entry.stat(follow_symlinks=False)
+                if ours:
+                    found.append((status.st_mtime_ns, status.st_size, entry.path))
+                elif _is_unfinished(entry.name) and now - status.st_mtime > ABANDONED_S:
+                    os.unlink(entry.path)
+            except FileNotFoundError:
+                continue
+        total = sum(each for _, each, _ in found)
+        if total + nbytes > self.limit:
+            for _, each, path in sorted(found):
+                if total + nbytes <= LOW * self.limit:
+                    break
+                with suppress(FileNotFoundError):
+                    os.unlink(path)
+                total -= each
+        self._known_bytes, self._since = total, 0
+
+    def _tell(self, what: str, message: str) -> None:
+        """Say it, once."""
+        if what not in self._told:
+            self._told.add(what)
+            self._notify(message)
+
+
+def _is_unfinished(name: str) -> bool:
+    return name.endswith(UNFINISHED) and PATTERN.match(name, 1) is not None
+
+
+def prepare_folder(given: str | os.PathLike[str], limit: int) -> str:
+    """The folder's path, made if it was not there. UsageError or DaliError where entries cannot be kept there."""
+    path = Path(given).expanduser().absolute()
+    name = parameter("cache_dir")
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(prefix=".dali.", suffix=UNFINISHED, dir=path):
+            pass
+    except (FileExistsError, NotADirectoryError):
+        raise UsageError(f"{name} {path} is not a folder.", "Name a folder, there or to be made.") from None
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DaliError(
+                f"There is no space left for {name} {path}, which may have {size(limit)}.",
+                "Free some, name another folder, or leave it out.",
+            ) from error
+        raise DaliError(
+            f"{name} {path} cannot be written ({error.strerror or error}).",
+            "Make it writable, name another folder, or leave it out.",
+        ) from error
+    return str(path)

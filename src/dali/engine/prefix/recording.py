@@ -1,0 +1,139 @@
+"""What a live sequence leaves in the prefix cache, as it is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from dali.engine.prefix.names import BLOCK, PLACE, Names
+from dali.engine.prefix.tree import Leaf, Node
+from dali.step.state import MOST_PLACES, SequenceState
+
+if TYPE_CHECKING:
+    from dali.engine.prefix.prefixes import Prefixes
+
+
+class Recording:
+    """Of one sequence, whose `tokens` grow. It goes by whole blocks, each as soon as it is computed: a window has not moved past
+    any of its tokens then, as no block is larger than a window."""
+
+    def __init__(
+        self, prefixes: Prefixes, tokens: list[int], regime: int, computed: int, places: Iterable[int]
+    ) -> None:
+        """`computed`: of its tokens that were taken over; `places`: where later prompts may part from it."""
+        self._prefixes, self._tokens = prefixes, tokens
+        self._places = frozenset(places)
+        self._seen = computed  # tokens up to which all is kept that shall be
+        self._done = False  # whether nothing more can be kept
+        node = prefixes.tree.walk(regime, tuple(tokens[:computed]), prefixes.block)
+        self._node: Node | None = node  # None where RAM has not what comes before
+        self._end = node.end  # of the last block
+        self._names: Names | None = None
+        if prefixes.folder is not None:
+            self._names = Names(prefixes.identity, regime)
+            self._names.advance(tokens[: self._end])
+            while self._end + prefixes.block <= computed and self._on_disk():
+                self._advance(None)
+
+    def prepare(self, state: SequenceState, computed: int, tokens: int) -> None:
+        """The next step computes so many tokens: let `state` make copies at the places that it comes by."""
+        places = self._between(computed, computed + tokens)
+        if places or len(state.places) > MOST_PLACES:
+            state.keep(places, passing=True)
+
+    def _between(self, begin: int, end: int) -> list[int]:
+        """Places to be kept behind `begin` tokens, up to `end`."""
+        if not self._prefixes.recurrent or self._done:
+            return []
+        spacing = self._prefixes.spacing
+        regular = range(begin + spacing - begin % spacing, end + 1, spacing)
+        return sorted({*regular, *(place for place in self._places if begin < place <= end)})
+
+    def advance(self, state: SequenceState, computed: int) -> None:
+        """The sequence's first `computed` tokens are computed, and `state` has seen no others."""
+        for place in self._between(self._seen, computed):
+            self._blocks(state, place)
+            self._place(state, place)
+        self._blocks(state, computed)
+        self._seen = computed
+
+    def finish(self, state: SequenceState, computed: int) -> None:
+        """As `advance`, for the last time."""
+        self.advance(state, computed)
+        if computed > self._end or (computed and self._prefixes.recurrent):
+            self._place(state, computed)
+        self._done = True
+
+    def _blocks(self, state: SequenceState, computed: int) -> None:
+        block = self._prefixes.block
+        while not self._done and self._end + block <= computed:
+            self._keep_block(state)
+
+    def _keep_block(self, state: SequenceState) -> None:
+        begin, end = self._end, self._end + self._prefixes.block
+        tokens = tuple(self._tokens[begin:end])
+        node = self._here()
+        if node is None and self._names is None:
+            self._done = True
+            return
+        if node is not None and tokens in node.children:
+            self._advance(node.children[tokens])
+            return
+        kept = state.kept_of(begin, end, with_states=False)
+        if kept is None:  # a window has moved on, as after an interrupted step
+            self._done = True
+            return
+        name = None if self._names is None else self._names.name(BLOCK, tokens)
+        if node is None:
+            self._prefixes.write(name, tokens, kept)
+            self._advance(None)
+            return
+        child = Node(node, tokens, kept, name)
+        self._prefixes.add(child)
+        for leaf in [leaf for leaf in node.leaves.values() if _contains(child, leaf)]:
+            self._prefixes.tree.drop(leaf)
+        self._advance(None if child.gone else child)
+
+    def _place(self, state: SequenceState, place: int) -> None:
+        """Keep what recurrent layers are at a place of the block at hand, with its keys and values up to there."""
+        if self._done or not self._end <= place < self._end + self._prefixes.block:
+            return
+        tokens = tuple(self._tokens[self._end : place])
+        node = self._here()
+        if node is not None and tokens in node.leaves:
+            self._prefixes.tree.use(node.leaves[tokens])
+            return
+        if node is None and self._names is None:
+            return
+        kept = state.kept_of(self._end, place, with_states=self._prefixes.recurrent)
+        if kept is None:  # no copy was made
+            return
+        name = None if self._names is None else self._names.name(PLACE, tokens)
+        if node is None:
+            self._prefixes.write(name, tokens, kept)
+        else:
+            self._prefixes.add(Leaf(node, tokens, kept, name))
+
+    def _here(self) -> Node | None:
+        """The node of the last block, if it is still in RAM."""
+        if self._node is not None and self._node.gone:
+            self._node = None
+        return self._node
+
+    def _advance(self, child: Node | None) -> None:
+        """Go on behind the block at hand, which is `child`'s. Where it is not in RAM there is only the disk left."""
+        begin, self._end = self._end, self._end + self._prefixes.block
+        self._node = child
+        if self._names is not None:
+            self._names.advance(self._tokens[begin : self._end])
+        elif child is None:
+            self._done = True
+
+    def _on_disk(self) -> bool:
+        folder, block = self._prefixes.folder, self._tokens[self._end : self._end + self._prefixes.block]
+        return folder is not None and self._names is not None and folder.has(self._names.name(BLOCK, block))
+
+
+def _contains(node: Node, leaf: Leaf) -> bool:
+    """Whether a block has all that is kept in a leaf beside it."""
+    return not leaf.kept.states and node.tokens[: len(leaf.tokens)] == leaf.tokens
