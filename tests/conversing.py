@@ -90,7 +90,7 @@ class Conversations:
     def converse(self) -> None:
         """One conversation, new, forked or gone on with: some turns, perhaps several at once, perhaps with a restart between."""
         self.counts.conversations += 1
-        if self.random.random() < 0.1:
+        if self.random.random() < 0.2:
             self.reopen()
         said = self._beginning()
         for _ in range(self.random.randint(1, 3)):

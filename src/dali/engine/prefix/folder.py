@@ -11,7 +11,7 @@ import os
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from threading import Condition, Thread
@@ -49,6 +49,14 @@ class Folder:
     def has(self, name: str) -> bool:
         return os.path.exists(os.path.join(self.path, name))
 
+    def expect(self, names: Iterable[str]) -> None:
+        """These will be read: let the device begin with all of them."""
+        if not hasattr(os, "posix_fadvise"):
+            return
+        for name in names:
+            with suppress(OSError), open(os.path.join(self.path, name), "rb", buffering=0) as file:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
+
     def read(self, name: str, tokens: list[int]) -> Kept | None:
         """The entry of that name; None where there is none to be trusted."""
         path = os.path.join(self.path, name)
@@ -73,7 +81,7 @@ class Folder:
     def write(self, name: str, tokens: list[int], kept: Kept) -> None:
         """Write an entry some time soon, unless it is there or too many wait."""
         nbytes = kept.nbytes
-        if nbytes > self.limit or self.has(name):
+        if self.has(name):
             return
         with self._changed:
             if name in self._names or (self._waiting and self._bytes + nbytes > MOST_WAITING):
@@ -116,6 +124,8 @@ class Folder:
 
     def _write(self, name: str, pieces: list[bytes | memoryview]) -> None:
         nbytes = sum(len(piece) for piece in pieces)
+        if nbytes > self.limit:
+            return
         self._make_room(nbytes)
         handle, temporary = tempfile.mkstemp(prefix=f".{name}.", suffix=UNFINISHED, dir=self.path)
         try:

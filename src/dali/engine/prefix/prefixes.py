@@ -82,10 +82,11 @@ class Prefixes:
         """What keeps a live sequence, `computed` of whose tokens were taken over; None where nothing is kept."""
         return Recording(self, tokens, regime, computed, places) if self.enabled else None
 
-    def add(self, entry: Entry) -> None:
-        """Keep an entry, and on disk what has no room in RAM any longer."""
+    def add(self, entry: Entry, on_disk: bool = False) -> None:
+        """Keep an entry, on disk, too, where it is not there already, and what has no room in RAM any longer."""
         self._measure(entry.kept, len(entry.tokens))
-        self.write(entry.name, entry.tokens, entry.kept)
+        if not on_disk:
+            self.write(entry.name, entry.tokens, entry.kept)
         for evicted in self.tree.add(entry):
             self.write(evicted.name, evicted.tokens, evicted.kept)
 
@@ -178,7 +179,10 @@ class Prefixes:
         kept: list[tuple[int, Kept]] = []
         last: Entry | None = None
         in_ram = 0
-        for holder in blocks if place.rest is None else [*blocks, place.rest]:
+        holders = blocks if place.rest is None else [*blocks, place.rest]
+        if self.folder is not None:
+            self.folder.expect(holder for holder in holders if isinstance(holder, str))
+        for holder in holders:
             begin = len(kept) * self.block
             entry: Entry | None = None if isinstance(holder, str) else holder
             if isinstance(holder, str):
@@ -190,7 +194,7 @@ class Prefixes:
                 kept.append((begin, found))
                 if parent is not None:
                     entry = Node(parent, own, found, holder) if whole else Leaf(parent, own, found, holder)
-                    self.add(entry)
+                    self.add(entry, on_disk=True)
             else:
                 kept.append((begin, holder.kept))
                 in_ram = min(begin + len(holder.tokens), place.place)
