@@ -75,7 +75,7 @@ class Watched:
 def answers(llm: LLM, step_tokens: int = 512, tokens: int = 6) -> list[tuple[list[int], Tensor]]:
     """Greedy tokens and their logits [tokens, vocabulary] of each prompt, all run at once."""
     llm.engine.scheduler.step_tokens = step_tokens
-    llm.engine._last = None
+    llm.engine.forget()
     sequences = [
         llm.sequence(prompt, temperature=0, max_tokens=tokens, ignore_eos=True) for prompt in PROMPTS
     ]

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -33,6 +31,7 @@ class Counts:
     restarts: int = 0
     prompt_tokens: int = 0
     cached_tokens: int = 0
+    evicted: int = 0
     different: int = 0
     taken: dict[str, int] = field(default_factory=lambda: {"ram": 0, "disk": 0})
 
@@ -65,7 +64,7 @@ class Conversations:
         self.finish()
         engine, full = self.llm.engine, self._bytes_of(self.most)
         ram = self.random.choice([0, full // 5, full, 3 * full, 100 * full])
-        disk = self.random.choice([None, full, 100 * full])
+        disk = self.random.choice([None, full, 100 * full, 100 * full])
         folder = None if disk is None and ram else Folder(str(self.folder), disk or full, print)
         before = engine.prefixes
         engine.forget()
@@ -83,6 +82,8 @@ class Conversations:
         """All is on disk that shall be, and counted."""
         prefixes = self.llm.engine.prefixes
         prefixes.close()
+        self.counts.evicted += prefixes.evicted
+        prefixes.evicted = 0
         for where, tokens in prefixes.taken.items():
             self.counts.taken[where] += tokens
             prefixes.taken[where] = 0

@@ -100,14 +100,14 @@ def test_the_next_turn_computes_only_what_is_new(llm):
     turn = llm.encode(PROMPT) + first.tokens + llm.encode(" and then")
     second = greedy(llm, turn)
     assert second.cached_tokens == len(llm.encode(PROMPT)) + len(first.tokens) - 1
-    llm.engine._last = None
+    llm.engine.forget()
     assert greedy(llm, turn).tokens == second.tokens
 
 
 def test_an_interrupted_step_can_be_tried_again(llm, monkeypatch):
     expected = greedy(llm, PROMPT).tokens
     sequence = llm.sequence(PROMPT, temperature=0, max_tokens=12, ignore_eos=True)
-    llm.engine._last = None
+    llm.engine.forget()
     llm.engine.add(sequence)
     for _ in range(3):
         llm.engine.step()

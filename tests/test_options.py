@@ -59,6 +59,15 @@ assert not {"torch", "transformers"} & sys.modules.keys()
         ({"device": "sim:paper", "lossy": True}, "none is named"),
         ({"device": "sim:paper", "profile": "laptop-8gb"}, "is not the one of sim:paper"),
         ({"offline": "yes"}, "offline cannot be 'yes'"),
+        ({"cache_ram": "much"}, "'much' is not a size"),
+        ({"cache_ram": -1}, "cache_ram cannot be -1"),
+        ({"cache_dir": ""}, "cache_dir cannot be ''"),
+        ({"cache_dir": 5}, "cache_dir cannot be 5"),
+        ({"cache_disk": "1GiB"}, "is about a folder, and none is named"),
+        (
+            {"cache_dir": "d", "device": "sim:paper", "policy": "daop", "lossy": True},
+            "changes what is kept of a prompt",
+        ),
     ],
 )
 def test_what_cannot_be_meant_is_refused_by_name(given, problem):
@@ -71,6 +80,8 @@ def test_sizes_come_as_people_write_them():
     chosen = LoadOptions(device="sim:paper", ram="2GiB", vram=5)
     assert (chosen.ram_bytes, chosen.vram_bytes) == (2**31, 5)
     assert LoadOptions().ram_bytes is None
+    kept = LoadOptions(cache_ram="1MiB", cache_dir="d", cache_disk="2MiB")
+    assert (kept.cache_ram_bytes, kept.cache_disk_bytes) == (2**20, 2**21)
 
 
 def test_an_unknown_option_is_named(dali_tiny):

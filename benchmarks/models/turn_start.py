@@ -2,10 +2,10 @@
 
     python benchmarks/models/turn_start.py MODEL... [--tokens 2000] [--new 16] [--rounds 5] [--threads N]
 
-A prompt of random tokens is read, and its first token awaited. Then another conversation takes its turn, so that the engine's last
-state is the other's, and the prompt comes again with `new` tokens more: from RAM, and, where RAM has nothing, from disk, once as
-the page cache has the files and once read from the device (dropped from the page cache before). Seconds are from the request to
-the first token, the new tokens' own computing included; shown are medians. "start" is without that: what it takes until the
+A prompt of random tokens is read, and its first token awaited. Then another conversation takes its turn, so that the engine's
+last state is the other's, and the prompt comes again with `new` tokens more: from RAM, and, where RAM has nothing, from disk,
+once as the page cache has the files and once read from the device (dropped from the page cache). Seconds are from the request
+to the first token, the new tokens' own computing included; shown are medians. "start" is without that: what it takes until the
 engine could compute the first new token. "keep" is what leaving the prompt to the cache costs of reading it: both kinds of
 reading take turns. A model is a path, a name, or `hybrid` for benchmarks/tools/random_hybrid.py's.
 """
@@ -24,9 +24,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 
-import report
-
 import dali
+import report
 from dali.engine.request import Request
 from dali.engine.sampling import SamplingParams
 from dali.engine.sequence import Sequence

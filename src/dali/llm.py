@@ -132,12 +132,13 @@ class LLM:
         """What the runtime has done so far: lookups by tier, bytes by link, prefetches, seconds, in all and a layer;
         "converted", what reading the model's file lost: "Q6_K to w8" -> relative L2 error of those experts' weights; "policy",
         the system that decides, if one was named; "lossy", its lossy parts that are on, and of how many (token, expert) pairs
-        they changed how many, and how."""
+        they changed how many, and how; "prefixes", what the prefix cache has in RAM, and what it served."""
         accelerated = self.accelerated
         return self.telemetry.as_dict() | {
             "converted": self.loaded.converted,
             "policy": None if accelerated is None else accelerated.system,
             "lossy": {} if accelerated is None else accelerated.lossy,
+            "prefixes": self.engine.prefixes.stats(),
         }
 
     @property

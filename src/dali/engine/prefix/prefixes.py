@@ -57,6 +57,7 @@ class Prefixes:
         self._spacing = spacing
         self._token_bytes = self._state_bytes = 0
         self.taken = {"ram": 0, "disk": 0}  # tokens taken over
+        self.evicted = 0  # entries, from RAM
 
     @property
     def enabled(self) -> bool:
@@ -73,8 +74,14 @@ class Prefixes:
         return spacing
 
     def stats(self) -> dict[str, Any]:
-        """Entries and bytes in RAM, and how many prompt tokens were not computed again thanks to each."""
-        return {"entries": len(self.tree), "bytes": self.tree.nbytes, "tokens": dict(self.taken)}
+        """Entries and bytes in RAM; how many prompt tokens were not computed again thanks to RAM and disk, and how many entries
+        were evicted from RAM, so far."""
+        return {
+            "entries": len(self.tree),
+            "bytes": self.tree.nbytes,
+            "tokens": dict(self.taken),
+            "evicted": self.evicted,
+        }
 
     def record(
         self, tokens: list[int], regime: int, computed: int, places: Iterable[int]
@@ -88,6 +95,7 @@ class Prefixes:
         if not on_disk:
             self.write(entry.name, entry.tokens, entry.kept)
         for evicted in self.tree.add(entry):
+            self.evicted += 1
             self.write(evicted.name, evicted.tokens, evicted.kept)
 
     def write(self, name: str | None, tokens: Tokens, kept: Kept) -> None:
