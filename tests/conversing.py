@@ -1,19 +1,30 @@
-"""Random conversations over one engine, with edits, forks, evictions and restarts, each turn's logits beside a fresh engine's."""
+"""Random conversations over one engine, with edits, forks, evictions, restarts and Ctrl-C: each turn's logits beside those that a
+fresh engine computes."""
 
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import torch
 
 from dali.engine.prefix.folder import Folder
+from dali.engine.prefix.names import Names
 from dali.engine.prefix.prefixes import Prefixes
+from dali.engine.prefix.tree import Tree
 from dali.engine.request import Request
 from dali.engine.sampling import SamplingParams
 from dali.engine.sequence import Sequence
 from dali.llm import LLM
+from dali.step import state
+from dali.step.kv import LayerKV
+from dali.step.state import SequenceState
 from logits import Forced
 
 GREEDY = SamplingParams(temperature=0, ignore_eos=True)
@@ -32,6 +43,7 @@ class Counts:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     evicted: int = 0
+    interrupts: int = 0
     different: int = 0
     taken: dict[str, int] = field(default_factory=lambda: {"ram": 0, "disk": 0})
 
@@ -133,8 +145,9 @@ class Conversations:
         sequences = [_sequence(prompt, answer) for prompt, answer in pairs]
         for sequence in sequences:
             engine.add(sequence)
-        while engine.step():
-            pass
+        with self._interrupting():
+            while self._step():
+                pass
         for sequence, (prompt, answer) in zip(sequences, pairs, strict=True):
             self.counts.turns += 1
             self.counts.prompt_tokens += len(prompt)
@@ -145,6 +158,36 @@ class Conversations:
             )
             self.counts.different += not same
         return list(sequences[0].tokens)
+
+    def _step(self) -> bool:
+        try:
+            return self.llm.engine.step()
+        except KeyboardInterrupt:
+            self.counts.interrupts += 1
+            return True
+
+    @contextmanager
+    def _interrupting(self) -> Iterator[None]:
+        """Now and then somebody presses Ctrl-C while something is kept or taken over."""
+        owner, name = self.random.choice(
+            [
+                (state, "gather"),
+                (Tree, "use"),
+                (Names, "after"),
+                (SequenceState, "resume"),
+                (LayerKV, "resume"),
+            ]
+        )
+        plain, calls = getattr(owner, name), count()
+        at = self.random.randrange(12) if self.random.random() < 0.3 else None
+
+        def interrupted(*arguments: Any, **keywords: Any) -> Any:
+            if next(calls) == at:
+                raise KeyboardInterrupt
+            return plain(*arguments, **keywords)
+
+        with patch.object(owner, name, interrupted):
+            yield
 
     def _fresh(self, prompt: list[int], answer: int) -> list[torch.Tensor]:
         """The logits of an engine that knows nothing else."""

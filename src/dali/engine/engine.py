@@ -90,7 +90,10 @@ class Engine:
     def abort(self, sequence: Sequence) -> None:
         if sequence in self.scheduler.live:
             sequence.abort()
-            self._retire(sequence)
+            try:
+                self._record(sequence)
+            finally:
+                self._retire(sequence)
         elif sequence in self.scheduler.waiting:
             sequence.abort()
             self.scheduler.remove(sequence)
@@ -128,10 +131,12 @@ class Engine:
                     row = next(rows)
                     sequence.advance(logits[row], self._highest and partial(self._highest, row))
                 sequence.computed += tokens
+            seconds = self.clock() - started
+            for sequence, _ in plan:
+                self._record(sequence)
         except BaseException:
             self._roll_back(plan, before)
             raise
-        seconds = self.clock() - started
         for (sequence, _), in_prefill in zip(plan, prefill, strict=True):
             if in_prefill:
                 sequence.prefill_seconds += seconds
@@ -139,8 +144,6 @@ class Engine:
                 sequence.decode_seconds += seconds
             if sequence.finish_reason is not None:
                 self._retire(sequence)
-            else:
-                self._record(sequence)
         return True
 
     def score(self, sequence: Sequence) -> Iterator[torch.Tensor]:
@@ -267,7 +270,6 @@ class Engine:
 
     def _retire(self, sequence: Sequence) -> None:
         self.scheduler.remove(sequence)
-        self._record(sequence)
         self._give_up_last()
         self._last = sequence
 
@@ -292,7 +294,7 @@ class Engine:
                 sequence.recording = None
                 recording.finish(sequence.state, sequence.computed)
         except (MemoryError, RuntimeError) as error:
-            if not ran_out(error):
+            if not ran_out(error) and sequence.finish_reason != "abort":  # after whatever else went wrong
                 raise
             self.prefixes.forget()
 

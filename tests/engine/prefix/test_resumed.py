@@ -30,5 +30,12 @@ def test_random_conversations_are_answered_as_by_a_fresh_engine(family, tmp_path
     counts = conversations.counts
     assert counts.different == 0
     assert counts.cached_tokens > 0.3 * counts.prompt_tokens
-    happened = (counts.forks, counts.edits, counts.restarts, counts.evicted, *counts.taken.values())
+    happened = (
+        counts.forks,
+        counts.edits,
+        counts.restarts,
+        counts.evicted,
+        counts.interrupts,
+        *counts.taken.values(),
+    )
     assert min(happened) > 0

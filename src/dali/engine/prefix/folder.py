@@ -66,7 +66,8 @@ class Folder:
                 self._tell("damaged", f"{path} is damaged, and is left out.")
                 os.unlink(path)
             else:
-                os.utime(path)
+                with suppress(OSError):  # another user's
+                    os.utime(path)
         except FileNotFoundError:  # another process has evicted it
             return None
         except OSError as error:

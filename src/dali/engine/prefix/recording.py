@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from dali.engine.prefix.names import BLOCK, PLACE, Names
-from dali.engine.prefix.tree import Leaf, Node
+from dali.engine.prefix.tree import Leaf, Node, Tokens
 from dali.step.state import MOST_PLACES, SequenceState
 
 if TYPE_CHECKING:
     from dali.engine.prefix.prefixes import Prefixes
+
+
+class _Here(NamedTuple):
+    """Behind the last whole block. One value: Ctrl-C must not leave names of other tokens."""
+
+    end: int
+    node: Node | None  # None where RAM has not what comes before
+    names: Names | None  # None where there is no disk
 
 
 class Recording:
@@ -26,14 +34,12 @@ class Recording:
         self._seen = computed  # tokens up to which all is kept that shall be
         self._done = False  # whether nothing more can be kept
         node = prefixes.tree.walk(regime, tuple(tokens[:computed]), prefixes.block)
-        self._node: Node | None = node  # None where RAM has not what comes before
-        self._end = node.end  # of the last block
-        self._names: Names | None = None
+        names = None
         if prefixes.folder is not None:
-            self._names = Names(prefixes.identity, regime)
-            self._names.advance(tokens[: self._end])
-            while self._end + prefixes.block <= computed and self._on_disk():
-                self._advance(None)
+            names = Names(prefixes.identity, regime).after(tokens[: node.end])
+        self._at = _Here(node.end, node, names)
+        while self._at.end + prefixes.block <= computed and self._on_disk():
+            self._advance(None)
 
     def prepare(self, state: SequenceState, computed: int, tokens: int) -> None:
         """The next step computes so many tokens: let `state` make copies at the places that it comes by."""
@@ -60,30 +66,27 @@ class Recording:
     def finish(self, state: SequenceState, computed: int) -> None:
         """As `advance`, for the last time."""
         self.advance(state, computed)
-        if computed > self._end or (computed and self._prefixes.recurrent):
+        if computed > self._at.end or (computed and self._prefixes.recurrent):
             self._place(state, computed)
         self._done = True
 
     def _blocks(self, state: SequenceState, computed: int) -> None:
-        block = self._prefixes.block
-        while not self._done and self._end + block <= computed:
+        while not self._done and self._at.end + self._prefixes.block <= computed:
             self._keep_block(state)
 
     def _keep_block(self, state: SequenceState) -> None:
-        begin, end = self._end, self._end + self._prefixes.block
-        tokens = tuple(self._tokens[begin:end])
-        node = self._here()
-        if node is None and self._names is None:
+        at, node, tokens = self._at, self._node(), self._block
+        if node is None and at.names is None:
             self._done = True
             return
         if node is not None and tokens in node.children:
             self._advance(node.children[tokens])
             return
-        kept = state.kept_of(begin, end, with_states=False)
+        kept = state.kept_of(at.end, at.end + len(tokens), with_states=False)
         if kept is None:  # a window has moved on, as after an interrupted step
             self._done = True
             return
-        name = None if self._names is None else self._names.name(BLOCK, tokens)
+        name = None if at.names is None else at.names.name(BLOCK, tokens)
         if node is None:
             self._prefixes.write(name, tokens, kept)
             self._advance(None)
@@ -96,42 +99,43 @@ class Recording:
 
     def _place(self, state: SequenceState, place: int) -> None:
         """Keep what recurrent layers are at a place of the block at hand, with its keys and values up to there."""
-        if self._done or not self._end <= place < self._end + self._prefixes.block:
+        at, node = self._at, self._node()
+        if self._done or not at.end <= place < at.end + self._prefixes.block:
             return
-        tokens = tuple(self._tokens[self._end : place])
-        node = self._here()
+        if node is None and at.names is None:
+            return
+        tokens = tuple(self._tokens[at.end : place])
         if node is not None and tokens in node.leaves:
             self._prefixes.tree.use(node.leaves[tokens])
             return
-        if node is None and self._names is None:
-            return
-        kept = state.kept_of(self._end, place, with_states=self._prefixes.recurrent)
+        kept = state.kept_of(at.end, place, with_states=self._prefixes.recurrent)
         if kept is None:  # no copy was made
             return
-        name = None if self._names is None else self._names.name(PLACE, tokens)
+        name = None if at.names is None else at.names.name(PLACE, tokens)
         if node is None:
             self._prefixes.write(name, tokens, kept)
         else:
             self._prefixes.add(Leaf(node, tokens, kept, name))
 
-    def _here(self) -> Node | None:
+    @property
+    def _block(self) -> Tokens:
+        """The tokens of the block at hand."""
+        return tuple(self._tokens[self._at.end : self._at.end + self._prefixes.block])
+
+    def _node(self) -> Node | None:
         """The node of the last block, if it is still in RAM."""
-        if self._node is not None and self._node.gone:
-            self._node = None
-        return self._node
+        node = self._at.node
+        return None if node is None or node.gone else node
 
     def _advance(self, child: Node | None) -> None:
         """Go on behind the block at hand, which is `child`'s. Where it is not in RAM there is only the disk left."""
-        begin, self._end = self._end, self._end + self._prefixes.block
-        self._node = child
-        if self._names is not None:
-            self._names.advance(self._tokens[begin : self._end])
-        elif child is None:
-            self._done = True
+        at, tokens = self._at, self._block
+        names = None if at.names is None else at.names.after(tokens)
+        self._at = _Here(at.end + len(tokens), child, names)
 
     def _on_disk(self) -> bool:
-        folder, block = self._prefixes.folder, self._tokens[self._end : self._end + self._prefixes.block]
-        return folder is not None and self._names is not None and folder.has(self._names.name(BLOCK, block))
+        folder, names = self._prefixes.folder, self._at.names
+        return folder is not None and names is not None and folder.has(names.name(BLOCK, self._block))
 
 
 def _contains(node: Node, leaf: Leaf) -> bool:

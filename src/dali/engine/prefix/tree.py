@@ -100,12 +100,12 @@ class Tree:
         if entry.kept.nbytes > self.budget:
             entry.gone = True
             return [entry]
-        if isinstance(entry, Node):
+        self._by_use[entry] = None
+        self.nbytes += entry.kept.nbytes
+        if isinstance(entry, Node):  # last: what Ctrl-C leaves halfway is only evicted
             entry.parent.children[entry.tokens] = entry
         else:
             entry.parent.leaves[entry.tokens] = entry
-        self._by_use[entry] = None
-        self.nbytes += entry.kept.nbytes
         self.use(entry)
         evicted: list[Entry] = []
         while self.nbytes > self.budget and self._by_use:
@@ -114,11 +114,10 @@ class Tree:
 
     def use(self, entry: Entry) -> None:
         """It serves now, and all before it does: what comes later goes first."""
-        if isinstance(entry, Leaf):
-            self._by_use.move_to_end(entry)
-            entry = entry.parent
-        for node in entry.path:
-            self._by_use.move_to_end(node)
+        path: list[Entry] = [*entry.path] if isinstance(entry, Node) else [entry, *entry.parent.path]
+        for each in path:
+            if each in self._by_use:
+                self._by_use.move_to_end(each)
 
     def drop(self, entry: Entry) -> list[Entry]:
         """Take out an entry and all that follows it, and name them."""
@@ -131,8 +130,9 @@ class Tree:
         while found:
             one = found.pop()
             one.gone = True
-            del self._by_use[one]
-            self.nbytes -= one.kept.nbytes
+            if one in self._by_use:
+                del self._by_use[one]
+                self.nbytes -= one.kept.nbytes
             dropped.append(one)
             if isinstance(one, Node):
                 found += one.following
