@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -47,6 +48,24 @@ def test_the_answer_is_all_there_is_on_stdout(run, story):
     code, out, err = run("run", STORY, "--temp", "0")
     assert (code, out) == (0, story + "\n")
     assert re.fullmatch(f"{SHORT}\n", err)
+
+
+def test_what_a_folder_has_of_a_prompt_is_not_read_again(run, tmp_path):
+    answers = set()
+    for begun in (SHORT, r"\d+ prompt \(64 cached\) "):
+        ask = ("run", 8 * STORY, "--temp", "0", "-n", "9", "--cache-dir", str(tmp_path / "prompts"))
+        code, out, err = run(*ask)
+        assert code == 0
+        assert re.match(begun, err)
+        answers.add(out)
+        for thread in threading.enumerate():
+            if thread.name == "dali-prefixes":
+                thread.join()
+    assert len(answers) == 1
+    code, out, err = run("run", STORY, "--cache-disk", "1GiB")
+    assert (code, out) == (2, "")
+    assert "--cache-disk" in err
+    assert "--cache-dir" in err
 
 
 def test_the_prompt_may_come_on_stdin(story):

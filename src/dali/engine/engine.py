@@ -274,12 +274,16 @@ class Engine:
         self._last = sequence
 
     def _record_from_here(self, sequence: Sequence, places: Iterable[int]) -> None:
-        """Leave to others what is computed of a sequence from now on."""
-        if not sequence.fresh:
-            places = (*places, *sequence.request.borders)
-            sequence.recording = self.prefixes.record(
-                sequence.tokens, sequence.regime, sequence.computed, places
-            )
+        """Leave to others what is computed of a sequence from now on: at borders, and at `places` where no border is near."""
+        if sequence.fresh:
+            return
+        borders = sequence.request.borders
+        near = range(sequence.prompt_tokens - OPENING, sequence.prompt_tokens)
+        if not any(border in near for border in borders):
+            borders = (*borders, *places)
+        sequence.recording = self.prefixes.record(
+            sequence.tokens, sequence.regime, sequence.computed, borders
+        )
 
     def _record(self, sequence: Sequence) -> None:
         """Leave to others what was computed of a sequence, which may have ended. Where there is no memory for that, nothing is

@@ -60,6 +60,16 @@ def test_the_config_file_may_come_from_the_environment(config: Path, monkeypatch
     assert read().seed == 7
 
 
+def test_the_folder_of_prompts_is_not_dalis_own_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DALI_CACHE_DIR", "/own")
+    assert read().cache_dir is None
+    monkeypatch.setenv("DALI_PREFIX_DIR", "/prompts")
+    monkeypatch.setenv("DALI_CACHE_RAM", "1GiB")
+    options = read("--cache-disk", "2GiB").load_options()
+    assert (options.cache_dir, options.cache_ram, options.cache_disk) == ("/prompts", 2**30, 2**31)
+    assert read("--cache-dir", "/others").cache_dir == "/others"
+
+
 def test_an_empty_variable_is_none(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config.write_text("temp: 0.5\nseed:\n")
     monkeypatch.setenv("DALI_TEMP", "")

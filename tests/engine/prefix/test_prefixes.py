@@ -106,6 +106,18 @@ def test_a_prompt_that_parts_anywhere_is_gone_on_from_there(llm, reopen):
         assert fork.cached_tokens == (places[-1] if llm.family == RECURRENT else at)
 
 
+def test_a_border_near_the_end_stands_for_other_places_there(llm, reopen):
+    """States are large: where a message ends before the answer's opening, later turns need no other."""
+    if llm.family != RECURRENT:
+        pytest.skip("others go on from anywhere")
+    prompt = [*SYSTEM, *words(1, 80), END, 7, 8, 9]
+    for at in (150, 181, 182, 183):
+        reopen()
+        ask(llm, prompt)
+        ask(llm, words(9, 5))
+        assert ask(llm, [*prompt[:at], 5])[0].cached_tokens == (181 if at >= 181 else 100)
+
+
 def test_who_comes_while_another_still_runs_shares_its_beginning(llm, reopen):
     reopen()
     first, second = _sequence([*SYSTEM, *words(1, 60)], 50), _sequence([*SYSTEM, *words(2, 60)], 2)
@@ -168,6 +180,7 @@ def test_damaged_files_cost_time_and_nothing_else(llm, reopen, tmp_path):
         prefixes.folder._notify = lambda message: None
         (again,) = ask(llm, prompt)
         assert torch.equal(logits(again), expected)
+    reopen()
     for path in tmp_path.iterdir():
         path.unlink()
     reopen(disk=True)
