@@ -189,6 +189,21 @@ def test_damaged_files_cost_time_and_nothing_else(llm, reopen, tmp_path):
     assert torch.equal(logits(again), expected)
 
 
+def test_what_a_full_folder_loses_of_a_conversation_is_its_end(llm, reopen, tmp_path):
+    prefixes = reopen(0, disk=True)
+    prompt = [*SYSTEM, *words(1, 200)]
+    ask(llm, prompt)
+    prefixes.close()
+    ask(llm, prompt)  # all files are there, and in use
+    prefixes.close()
+    total = sum(path.stat().st_size for path in tmp_path.iterdir())
+    small = Folder(str(tmp_path), total // 2, pytest.fail)
+    small.write("0" * 40 + ".block", [], Kept())
+    small.flush()
+    _, names = prefixes._blocks(tuple(prompt), 0, set())
+    assert 100 < (len(names) - 1) * prefixes.block < 250
+
+
 def test_two_engines_over_one_folder_serve_each_other(llm, reopen, tmp_path):
     mine = reopen(disk=True)
     (turn,) = ask(llm, [*SYSTEM, 5])

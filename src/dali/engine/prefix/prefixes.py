@@ -103,6 +103,16 @@ class Prefixes:
         if self.folder is not None and name is not None:
             self.folder.write(name, list(tokens), kept)
 
+    def use(self, tokens: Tokens, regime: int) -> None:
+        """A sequence with these tokens was here: on disk, too, what comes later goes first."""
+        if self.folder is None:
+            return
+        names, blocks = Names(self.identity, regime), []
+        for begin in range(0, len(tokens) - self.block + 1, self.block):
+            blocks.append(names.name(BLOCK, tokens[begin : begin + self.block]))
+            names = names.after(tokens[begin : begin + self.block])
+        self.folder.use(reversed(blocks))
+
     def forget(self) -> None:
         """Keep nothing in RAM any longer."""
         self.tree.clear()

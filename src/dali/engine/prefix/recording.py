@@ -29,7 +29,7 @@ class Recording:
         self, prefixes: Prefixes, tokens: list[int], regime: int, computed: int, places: Iterable[int]
     ) -> None:
         """`computed`: of its tokens that were taken over; `places`: where later prompts may part from it."""
-        self._prefixes, self._tokens = prefixes, tokens
+        self._prefixes, self._tokens, self._regime = prefixes, tokens, regime
         self._places = frozenset(places)
         self._seen = computed  # tokens up to which all is kept that shall be
         self._done = False  # whether nothing more can be kept
@@ -68,6 +68,7 @@ class Recording:
         self.advance(state, computed)
         if computed > self._at.end or (computed and self._prefixes.recurrent):
             self._place(state, computed)
+        self._prefixes.use(tuple(self._tokens[:computed]), self._regime)
         self._done = True
 
     def _blocks(self, state: SequenceState, computed: int) -> None:
