@@ -1,6 +1,6 @@
 """Random conversations with edits, forks, evictions and restarts: each is to be answered as a fresh engine answers, bit for bit.
 
-    python benchmarks/models/resumed.py [--conversations 1000] [--seed 0]
+    python benchmarks/models/resumed.py [--conversations 1000] [--seed 0] [--processes 4]
 
 The models are the tests' tiny random ones, one family of each kind: all tokens seen, windows, recurrent layers, latents. Before a
 fifth of the conversations the engine is begun anew over the same folder, with budgets in RAM and on disk that are none, tiny or
@@ -15,7 +15,10 @@ import os
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +35,14 @@ KINDS = {"qwen3_moe": "plain", "gpt_oss": "windowed", "qwen3_next": "recurrent",
 CONTEXT, WORDS, LOADS = 192, 97, 10
 
 
-def run(family: str, conversations: int, seed: int, directory: Path) -> dict[str, Any]:
+def run(family: str, conversations: int, seed: int) -> dict[str, Any]:
     """One family's row."""
+    with tempfile.TemporaryDirectory() as directory:
+        os.environ["DALI_CACHE_DIR"] = directory
+        return run_in(Path(directory), family, conversations, seed)
+
+
+def run_in(directory: Path, family: str, conversations: int, seed: int) -> dict[str, Any]:
     make = random_model if family in FAMILIES else decoding_model
     model = save_model(make(family, max_position_embeddings=CONTEXT), directory / "model")
     folder = directory / "prefixes"
@@ -61,13 +70,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--conversations", type=int, default=1000, help="of each family (default 1000)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--processes", type=int, default=4, help="families at once (default 4)")
     arguments = parser.parse_args()
 
-    rows = []
-    for family in (family for family in KINDS if family in FAMILIES or family in DECODING):
-        with tempfile.TemporaryDirectory() as directory:
-            os.environ["DALI_CACHE_DIR"] = directory
-            rows.append(run(family, arguments.conversations, arguments.seed, Path(directory)))
+    families = [family for family in KINDS if family in FAMILIES or family in DECODING]
+    one = partial(run, conversations=arguments.conversations, seed=arguments.seed)
+    with ProcessPoolExecutor(arguments.processes, get_context("spawn")) as processes:
+        rows = list(processes.map(one, families))
     report.table(rows)
     report.write("resumed", rows)
     if any(row["different"] for row in rows):

@@ -49,9 +49,7 @@ class Engine:
         self._native = native.enabled()
         self._budget: StateBudget | None = None  # None: states take what they need
         self.prefixes = Prefixes(0)  # what earlier sequences have left
-        self._last: Sequence | None = (
-            None  # finished; its state itself serves a prompt that continues it, without a copy
-        )
+        self._last: Sequence | None = None  # finished; its state serves a prompt that continues it as it is
         rope.bind_to_step(model)
         recurrent.bind_to_step(model)
 
@@ -189,7 +187,8 @@ class Engine:
         """Let those join that there is room for. What is kept of the last finished sequence is given up for them."""
         scheduler = self.scheduler
         while scheduler.waiting and scheduler.has_room(sequence := scheduler.waiting[0]):
-            sequence.state, sequence.computed = SequenceState(), 0  # whatever an earlier try has left
+            # Whatever an earlier try has left is given up.
+            sequence.state, sequence.computed, sequence.cached_tokens = SequenceState(), 0, 0
             sequence.regime = scheduler.regime(sequence)
             # Where a later prompt may part from this one: at its last token if it is asked anew, and in a conversation before the
             # opening of the answer, which templates write otherwise once the answer is there.

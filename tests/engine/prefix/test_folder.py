@@ -207,7 +207,7 @@ def test_what_cannot_be_read_counts_as_missing(folder, said, monkeypatch):
 
 def test_a_slow_disk_loses_entries_instead_of_memory(folder, monkeypatch):
     monkeypatch.setattr(module, "MOST_WAITING", 3 * kept().nbytes)
-    with folder._changed:  # the writer waits
+    with folder._changed:  # for which the writer waits
         for number in range(10):
             folder.write(name(number), TOKENS, kept(number))
         assert len(folder._waiting) == 3

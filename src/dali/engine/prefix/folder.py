@@ -10,7 +10,6 @@ import errno
 import os
 import tempfile
 import time
-from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -18,7 +17,7 @@ from threading import Condition, Thread
 
 from dali.engine.prefix import entry_file
 from dali.engine.prefix.names import PATTERN
-from dali.errors import DaliError, UsageError, parameter
+from dali.errors import DaliError, UsageError, parameter, reason
 from dali.step.kept import Kept
 from dali.units import size
 
@@ -38,9 +37,9 @@ class Folder:
         self.path, self.limit = path, limit
         self._notify = notify
         self._told: set[str] = set()
-        self._waiting: deque[tuple[str, list[int], Kept]] = deque()
-        self._names: set[str] = set()  # of those that wait
-        self._bytes = 0  # of those that wait
+        self._waiting: dict[str, tuple[list[int], Kept]] = {}  # by name, to be written in order
+        self._bytes = 0  # of those
+        self._written = 0  # entries that are being written
         self._changed = Condition()
         self._writer: Thread | None = None
         self._known_bytes: int | None = None  # of all files when they were last looked at
@@ -87,47 +86,51 @@ class Folder:
 
     def write(self, name: str, tokens: list[int], kept: Kept) -> None:
         """Write an entry some time soon, unless it is there or too many wait."""
-        nbytes = kept.nbytes
         if self.has(name):
             return
         with self._changed:
-            if name in self._names or (self._waiting and self._bytes + nbytes > MOST_WAITING):
+            if name in self._waiting or (self._waiting and self._bytes + kept.nbytes > MOST_WAITING):
                 return
-            self._waiting.append((name, tokens, kept))
-            self._names.add(name)
-            self._bytes += nbytes
-            if self._writer is None:  # no daemon: when the process ends, it waits for what is to be written
-                self._writer = Thread(target=self._write_all, name="dali-prefixes")
-                self._writer.start()
+            self._waiting[name] = tokens, kept
+            self._bytes += kept.nbytes
+            self._start_writer()
 
     def flush(self) -> None:
         """Wait until all is written."""
         with self._changed:
-            self._changed.wait_for(lambda: self._writer is None)
+            if self._waiting:
+                self._start_writer()
+            self._changed.wait_for(lambda: not self._waiting and not self._written)
+
+    def _start_writer(self) -> None:
+        """Let a thread write what waits. No daemon: when the process ends, it waits for that."""
+        if self._writer is None or not self._writer.is_alive():
+            self._writer = Thread(target=self._write_all, name="dali-prefixes")
+            self._writer.start()
 
     def _write_all(self) -> None:
         while True:
             with self._changed:
                 if not self._waiting:
                     self._writer = None
-                    self._changed.notify_all()
                     return
-                name, tokens, kept = self._waiting[0]
+                name = next(iter(self._waiting))
+                tokens, kept = self._waiting.pop(name)
+                self._bytes -= kept.nbytes
+                self._written += 1
             try:
                 self._write(name, entry_file.pieces(name, tokens, kept))
-            except OSError as error:
-                full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-                why = "there is no space left" if full else error.strerror or str(error)
-                self._tell(
-                    "write",
-                    f"Nothing can be kept in {self.path} ({why}); answers are the same, and begin later.",
+            except Exception as error:  # whatever it is, the answers need no disk
+                full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+                why = "there is no space left" if full else getattr(error, "strerror", None) or reason(error)
+                message = (
+                    f"Nothing can be kept in {self.path} ({why}); answers are the same, and begin later."
                 )
-            except MemoryError:
-                pass
-            with self._changed:
-                self._waiting.popleft()
-                self._names.discard(name)
-                self._bytes -= kept.nbytes
+                self._tell("write", message)
+            finally:
+                with self._changed:
+                    self._written -= 1
+                    self._changed.notify_all()
 
     def _write(self, name: str, pieces: list[bytes | memoryview]) -> None:
         nbytes = sum(len(piece) for piece in pieces)
