@@ -10,7 +10,7 @@ import errno
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from threading import Condition, Thread
@@ -48,13 +48,12 @@ class Folder:
     def has(self, name: str) -> bool:
         return os.path.exists(os.path.join(self.path, name))
 
-    def expect(self, names: Iterable[str]) -> None:
-        """These will be read: let the device begin with all of them."""
-        if not hasattr(os, "posix_fadvise"):
-            return
-        for name in names:
+    def read_all(self, wanted: Mapping[str, list[int]]) -> dict[str, Kept | None]:
+        """As `read`, of each name and its tokens. The device may begin with all of them."""
+        for name in wanted if hasattr(os, "posix_fadvise") else ():
             with suppress(OSError), open(os.path.join(self.path, name), "rb", buffering=0) as file:
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
+        return {name: self.read(name, tokens) for name, tokens in wanted.items()}
 
     def read(self, name: str, tokens: list[int]) -> Kept | None:
         """The entry of that name; None where there is none to be trusted."""

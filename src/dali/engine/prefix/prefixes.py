@@ -193,42 +193,33 @@ class Prefixes:
         self, tokens: Tokens, regime: int, blocks: list[Node | str], place: _Place, damaged: set[str]
     ) -> list[tuple[int, Kept]] | None:
         """What leads to a place, which serves from here on; None, and it is `damaged`, where a file is not what it should be."""
+        holders = blocks if place.rest is None else [*blocks, place.rest]
+        ends = [min((at + 1) * self.block, place.place) for at in range(len(holders))]
+        parts = [tokens[at * self.block : end] for at, end in enumerate(ends)]
+        files = {name: list(own) for name, own in zip(holders, parts, strict=True) if isinstance(name, str)}
+        loaded = {} if self.folder is None else self.folder.read_all(files)
+        damaged |= {name for name, found in loaded.items() if found is None}
+        if damaged & files.keys():
+            return None
         parent: Node | None = self.tree.root(regime)
         kept: list[tuple[int, Kept]] = []
         last: Entry | None = None
-        in_ram = 0
-        holders = blocks if place.rest is None else [*blocks, place.rest]
-        if self.folder is not None:
-            self.folder.expect(holder for holder in holders if isinstance(holder, str))
-        for holder in holders:
-            begin = len(kept) * self.block
+        for holder, own in zip(holders, parts, strict=True):
             entry: Entry | None = None if isinstance(holder, str) else holder
-            if isinstance(holder, str):
+            found = loaded[holder] if isinstance(holder, str) else holder.kept
+            assert found is not None
+            if isinstance(holder, str) and parent is not None:
                 whole = len(kept) < place.blocks
-                own = tokens[begin : begin + self.block if whole else place.place]
-                found = self._load(holder, own, damaged)
-                if found is None:
-                    return None
-                kept.append((begin, found))
-                if parent is not None:
-                    entry = Node(parent, own, found, holder) if whole else Leaf(parent, own, found, holder)
-                    self.add(entry, on_disk=True)
-            else:
-                kept.append((begin, holder.kept))
-                in_ram = min(begin + len(holder.tokens), place.place)
+                entry = Node(parent, own, found, holder) if whole else Leaf(parent, own, found, holder)
+                self.add(entry, on_disk=True)
+            kept.append((len(kept) * self.block, found))
             last = last if entry is None or entry.gone else entry
             parent = entry if isinstance(entry, Node) and not entry.gone else None
         if last is not None:
             self.tree.use(last)
-        self.taken["ram"] += in_ram
-        self.taken["disk"] += place.place - in_ram
-        return kept
-
-    def _load(self, name: str, tokens: Tokens, damaged: set[str]) -> Kept | None:
-        assert self.folder is not None
-        kept = self.folder.read(name, list(tokens))
-        if kept is None:
-            damaged.add(name)
+        from_disk = sum(map(len, files.values()))
+        self.taken["disk"] += from_disk
+        self.taken["ram"] += place.place - from_disk
         return kept
 
     def _measure(self, kept: Kept, tokens: int) -> None:
