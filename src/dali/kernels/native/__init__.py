@@ -37,7 +37,7 @@ from dali.kernels.native.experts import (
 )
 from dali.kernels.native.latent import LatentHeads
 from dali.kernels.native.library import set_threads, threads
-from dali.kernels.native.linear import DEQUANTIZED, Linear, dequantize_blocks, repack
+from dali.kernels.native.linear import DEQUANTIZED, Linear, dequantize_blocks, repack, rows_of
 from dali.kernels.native.measure import read_seconds, seconds
 from dali.kernels.native.recurrence import (
     CONVOLVED_DTYPES,
@@ -110,6 +110,7 @@ __all__ = [
     "read_seconds",
     "reduce_choices",
     "repack",
+    "rows_of",
     "rms_norm",
     "seconds",
     "selective_scan",
