@@ -149,7 +149,7 @@ def six_bits(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
 
 def pack_planes(quants: Tensor, format: Format) -> Tensor:
     """quants uint8 [..., 32] of a group -> its bytes in a row [..., 4 * bits]."""
-    vectors, planes = quants.unflatten(-1, (8, 4)), []
+    vectors, planes = torch.unflatten(quants, -1, (8, 4)), []
     beneath = 0
     for bits in format.planes:
         fields = _by_line(vectors, bits) >> beneath & (2**bits - 1)
@@ -165,9 +165,9 @@ def unpack_planes(packed: Tensor, format: Format) -> Tensor:
     """Inverse of `pack_planes`: [..., 4 * bits] -> uint8 [..., 32]."""
     quants, beneath = torch.zeros((*packed.shape[:-1], 8, 4), dtype=torch.uint8), 0
     for bits, plane in zip(
-        format.planes, packed.split([4 * bits for bits in format.planes], dim=-1), strict=True
+        format.planes, torch.split(packed, [4 * bits for bits in format.planes], dim=-1), strict=True
     ):
-        lines = plane.unflatten(-1, (bits, 4))
+        lines = torch.unflatten(plane, -1, (bits, 4))
         fields = _by_line(quants, bits)
         for field in range(8 // bits):
             fields[..., field, :, :] |= (lines >> (bits * field) & (2**bits - 1)) << beneath
@@ -177,7 +177,7 @@ def unpack_planes(packed: Tensor, format: Format) -> Tensor:
 
 def _by_line(vectors: Tensor, bits: int) -> Tensor:
     """[..., 8, 4] -> [..., fields of a byte, lines, 4], a view: a plane has as many lines as bits."""
-    return vectors.unflatten(-2, (8 // bits, bits))
+    return torch.unflatten(vectors, -2, (8 // bits, bits))
 
 
 def assemble(quants: Tensor, scales: Sequence[Tensor], format: Format) -> Tensor:

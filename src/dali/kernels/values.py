@@ -26,13 +26,14 @@ def integers(quants: Tensor, scales: Sequence[Tensor], format: Format) -> Intege
 
 def _by_group(scale: Tensor, groups: int) -> Tensor:
     """[rows, values] -> [rows, groups, 1 or 2]; one value may serve several groups."""
-    return scale.repeat_interleave(max(groups // scale.shape[1], 1), dim=1).unflatten(1, (groups, -1))
+    each = scale.repeat_interleave(max(groups // scale.shape[1], 1), dim=1)
+    return torch.unflatten(each, 1, (groups, -1))
 
 
 def dequantize(quants: Tensor, scales: Sequence[Tensor], format: Format) -> Tensor:
     """float32 [rows, columns] of quants uint8 [rows, groups, 32] and the parts of `format.scales`."""
     values, scale, minimum = integers(quants, scales, format)
-    parts = values.unflatten(-1, (scale.shape[-1], -1)) * scale.unsqueeze(-1)
+    parts = torch.unflatten(values, -1, (scale.shape[-1], -1)) * scale.unsqueeze(-1)
     return (parts if minimum is None else parts - minimum.unsqueeze(-1)).flatten(1)
 
 
@@ -74,7 +75,7 @@ def _signed(d: Tensor, scales: Tensor) -> Scales:
 
 def _blocks(part: Tensor, of: Tensor) -> Tensor:
     """[rows, blocks * values] -> [rows, blocks, values], as many blocks as `of` [rows, blocks] has."""
-    return part.unflatten(1, (of.shape[1], -1))
+    return torch.unflatten(part, 1, (of.shape[1], -1))
 
 
 def _signed_six_bits(d: Tensor, low: Tensor, high: Tensor) -> Scales:

@@ -68,7 +68,7 @@ def _repack(raw: Bytes, type: BlockType, format: Format, out: Tensor) -> None:
             raise DaliError("A scale is NaN or infinite.", "The model is damaged; download it again.")
     if type.name == "MXFP4" and (scales[0] == 255).any():
         raise DaliError("A scale is NaN.", "The model is damaged; download it again.")
-    out.copy_(assemble(quants.unflatten(1, (-1, GROUP)), scales, format))
+    out.copy_(assemble(torch.unflatten(quants, 1, (-1, GROUP)), scales, format))
 
 
 def squared_error(raw: Bytes, type: BlockType, packed: Tensor, format: Format) -> tuple[float, float]:
