@@ -82,9 +82,15 @@ inline void scales_and_minimums(const uint8_t* packed, uint8_t (&scales)[8], uin
     }
 }
 
-inline Bytes16 bit_of_each(const uint8_t* two) {  // each bit of two bytes, in a byte of its own
+inline uint64_t bit_of_each(uint8_t bits) {  // each in a byte of its own
+    const uint64_t apart = bits * 0x0101010101010101u & 0x8040201008040201u;
+    return (apart + 0x7F7F7F7F7F7F7F7Fu) >> 7 & 0x0101010101010101u;
+}
+
+inline Bytes16 join(uint64_t low, uint64_t high) {
     Bytes16 out;
-    for (int i = 0; i < 16; i++) out[i] = two[i / 8] >> i % 8 & 1;
+    std::memcpy(&out, &low, 8);
+    std::memcpy(reinterpret_cast<uint8_t*>(&out) + 8, &high, 8);
     return out;
 }
 
@@ -133,7 +139,8 @@ struct Q4_1 {
 
 inline void move_five_bits(const uint8_t* high, const uint8_t* low, const Place& to) {
     const Bytes16 nibbles = bytes_at(low);
-    to.group<5>(0, (nibbles & 15) | bit_of_each(high) << 4, nibbles >> 4 | bit_of_each(high + 2) << 4);
+    to.group<5>(0, (nibbles & 15) | join(bit_of_each(high[0]), bit_of_each(high[1])) << 4,
+                nibbles >> 4 | join(bit_of_each(high[2]), bit_of_each(high[3])) << 4);
 }
 
 struct Q5_0 {
@@ -311,9 +318,10 @@ struct Nvfp4 {  // d [4], qs [32]: eight bytes hold sixteen columns, the first e
     static bool move(const uint8_t* block, const Place& to) {
         to.bytes(0, block, 4);
         for (int group = 0; group < 2; group++) {
-            uint8_t quants[GROUP];
-            for (int i = 0; i < GROUP; i++) quants[i] = block[4 + 16 * group + 8 * (i / 16) + i % 8] >> (i % 16 / 8 * 4) & 15;
-            to.group<4>(group, bytes_at(quants), bytes_at(quants + 16));
+            constexpr uint64_t low = 0x0F0F0F0F0F0F0F0Fu;
+            uint64_t half[2];
+            std::memcpy(half, block + 4 + 16 * group, 16);
+            to.group<4>(group, join(half[0] & low, half[0] >> 4 & low), join(half[1] & low, half[1] >> 4 & low));
         }
         bool finite = true;
         for (int i = 0; i < 4; i++) finite &= (block[i] & 0x7F) != 0x7F;
