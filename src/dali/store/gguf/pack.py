@@ -13,7 +13,9 @@ from dali.errors import DaliError
 from dali.kernels import native
 from dali.kernels.formats import FORMATS, TILE_ROWS, Format, round_up
 from dali.kernels.packing import pack, unpack
-from dali.store.gguf.blocks import BlockType, Bytes, six_bit_scales
+from dali.store.gguf.blocks import BlockType
+from dali.store.gguf.values.fields import Bytes
+from dali.store.gguf.values.k_quants import six_bit_scales
 
 SAME_VALUES = {
     "F32": "f32",
@@ -40,10 +42,15 @@ def pack_blocks(raw: Bytes, type: BlockType, format: Format, out: Tensor) -> Non
 
     DaliError for values that are not finite, or that `format` cannot hold.
     """
-    if type.name not in _FLOATS and format == own_format(type) and native.enabled():
+    compiled = type.name in _PARTS or type.name in native.DEQUANTIZED
+    if compiled and format == own_format(type) and native.enabled():
         columns = type.blocks(raw).shape[1] * type.columns
         if native.repack(torch.from_numpy(np.ascontiguousarray(raw)), type.name, columns, format, out):
             return  # else what follows says what is wrong
+    if type.name not in _FLOATS and not type.finite(raw):
+        raise DaliError(
+            f"A scale of {type.name} is NaN or infinite.", "The model is damaged; download it again."
+        )
     if SAME_VALUES.get(type.name) != format.name:
         out.copy_(pack(torch.from_numpy(type.values(raw)), format))
     elif type.name in _FLOATS:
@@ -63,9 +70,6 @@ def _repack(raw: Bytes, type: BlockType, format: Format, out: Bytes) -> None:
     packed = out.reshape(padded // TILE_ROWS, format.tile_bytes(columns))
     plane = format.scale_plane_bytes(columns)
     scales, words = _PARTS[type.name](blocks)
-    for scale in scales:
-        if not np.isfinite(scale).all():
-            raise DaliError("A scale is NaN or infinite.", "The model is damaged; download it again.")
 
     # [rows, blocks, values] -> [tiles, blocks, values, 16 rows], the scales of a block side by side.
     fields = [(f"f{i}", s.dtype, (s.shape[2], TILE_ROWS)) for i, s in enumerate(scales)]
@@ -100,8 +104,6 @@ def _q4_0(blocks: NDArray[Any]) -> Parts:
 
 
 def _mxfp4(blocks: NDArray[Any]) -> Parts:
-    if (blocks["e"] == 255).any():
-        raise DaliError("A scale is NaN.", "The model is damaged; download it again.")
     return [blocks["e"][..., None]], _words(blocks["qs"])
 
 
