@@ -42,6 +42,8 @@ def test_numbers_are_those_of_gguf():
         ("Q8_0.gguf", "Q8_0"),
         ("model_BF16.gguf", "BF16"),
         ("Mixtral-Q6_K-imat.gguf", "Q6_K"),
+        ("OLMoE-BF16-Q4_0.gguf", "Q4_0"),
+        ("Qwen3-F32k-Q5_K_S.gguf", "Q5_K_S"),
     ],
 )
 def test_a_files_name_comes_first(name, expected):

@@ -20,7 +20,7 @@ FILE_TYPES = {  # llama_ftype of llama.h
 _GUESSED = 1024  # a bit of the number: what wrote the file did not know
 _FLOATS = {"F32", "F16", "BF16"}
 _IN_A_NAME = re.compile(
-    r"(^|[-._])(?P<quantization>(UD-)?(I?Q[1-8]_[A-Z0-9_]+|TQ[12]_0|MXFP4(_MOE)?|NVFP4|B?F16|F32))",
+    r"(^|[-._])(?P<quantization>(UD-)?(I?Q[1-8]_[A-Z0-9_]+|TQ[12]_0|MXFP4(_MOE)?|NVFP4|B?F16|F32))(?![A-Z0-9])",
     re.IGNORECASE,
 )
 
