@@ -25,18 +25,18 @@ def q4_1(b: Blocks) -> Floats:
 
 
 def q5_0(b: Blocks) -> Floats:
-    return times(_with_fifth_bit(b).view(np.int8) - np.int8(16), b["d"])
+    return times(five_bits(b).view(np.int8) - np.int8(16), b["d"])
 
 
 def q5_1(b: Blocks) -> Floats:
-    return times(_with_fifth_bit(b), b["d"]) + single(b, "m")
+    return times(five_bits(b), b["d"]) + single(b, "m")
 
 
 def q8_0(b: Blocks) -> Floats:
     return times(b["qs"], b["d"])
 
 
-def _with_fifth_bit(b: Blocks) -> Bytes:
-    """Quants of 5 bits [n, 32]: nibbles, and the highest bit of each in `qh`."""
+def five_bits(b: Blocks) -> Bytes:
+    """Quants of Q5_0 and Q5_1 [..., 32]: nibbles, and the highest bit of each in `qh`."""
     quants: Bytes = halves(b["qs"]) | np.unpackbits(b["qh"], axis=-1, bitorder="little") << np.uint8(4)
     return quants
