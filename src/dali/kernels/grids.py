@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from dali.kernels.formats import IQ4_CODES
+
 Table = NDArray[Any]  # of bytes
 
 
@@ -163,7 +165,6 @@ _GRIDS = {
         "f~ttBimH{WpsJ#(sH&=}",
     ),
 }
-_IQ4 = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 
 TABLES = (*_GRIDS, "iq4", "signs")
 
@@ -175,7 +176,7 @@ def table(name: str) -> Table:
     `signs` is for types that keep 7 of 8 signs: those with the eighth, which makes the number of minus signs even.
     """
     if name == "iq4":
-        values: Table = np.array(_IQ4, dtype=np.int8)
+        values: Table = np.array(IQ4_CODES, dtype=np.int8)
     elif name == "signs":
         values = _signs()
     else:

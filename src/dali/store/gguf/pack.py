@@ -10,8 +10,9 @@ from dali.errors import DaliError
 from dali.kernels import native
 from dali.kernels.formats import FORMATS, GROUP, TILE_ROWS, Format, assemble
 from dali.kernels.packing import pack, unpack
-from dali.store.gguf.blocks import BlockType, Bytes
-from dali.store.gguf.parts import parts_of
+from dali.store.gguf.blocks import BlockType
+from dali.store.gguf.parts import PARTS, parts_of
+from dali.store.gguf.values.fields import Bytes
 
 SAME_VALUES = {
     "F32": "f32",
@@ -47,10 +48,14 @@ def pack_blocks(raw: Bytes, type: BlockType, format: Format, out: Tensor) -> Non
 
     DaliError for values that are not finite, or that `format` cannot hold.
     """
-    if type.name not in _FLOATS and format == own_format(type) and native.enabled():
+    if type.name in PARTS and format == own_format(type) and native.enabled():
         columns = type.blocks(raw).shape[1] * type.columns
         if native.repack(torch.from_numpy(np.ascontiguousarray(raw)), type.name, columns, format, out):
             return  # else what follows says what is wrong
+    if type.name not in _FLOATS and not type.finite(raw):
+        raise DaliError(
+            f"A scale of {type.name} is NaN or infinite.", "The model is damaged; download it again."
+        )
     if SAME_VALUES.get(type.name) != format.name:
         out.copy_(pack(torch.from_numpy(type.values(raw)), format))
     elif type.name in _FLOATS:
@@ -63,11 +68,6 @@ def pack_blocks(raw: Bytes, type: BlockType, format: Format, out: Tensor) -> Non
 def _repack(raw: Bytes, type: BlockType, format: Format, out: Tensor) -> None:
     padding = np.zeros((-len(raw) % TILE_ROWS, raw.shape[1]), dtype=np.uint8)
     quants, scales = parts_of(type.blocks(np.concatenate([raw, padding])), type.name)
-    for scale in scales:
-        if scale.is_floating_point() and not scale.isfinite().all():
-            raise DaliError("A scale is NaN or infinite.", "The model is damaged; download it again.")
-    if type.name == "MXFP4" and (scales[0] == 255).any():
-        raise DaliError("A scale is NaN.", "The model is damaged; download it again.")
     out.copy_(assemble(torch.unflatten(quants, 1, (-1, GROUP)), scales, format))
 
 
