@@ -8,7 +8,7 @@ from torch import Tensor
 
 from dali.errors import DaliError
 from dali.kernels import native
-from dali.kernels.formats import FORMATS, GROUP, TILE_ROWS, Format, assemble
+from dali.kernels.formats import FORMATS, TILE_ROWS, Format, assemble
 from dali.kernels.packing import pack, unpack
 from dali.store.gguf.blocks import BlockType
 from dali.store.gguf.parts import PARTS, parts_of
@@ -34,6 +34,13 @@ SAME_VALUES = {
     "NVFP4": "nvfp4",
     "TQ2_0": "tq2_0",
     "TQ1_0": "tq2_0",
+    "IQ3_S": "iq3_s",
+    "IQ3_XXS": "iq3_xxs",
+    "IQ2_S": "iq2_s",
+    "IQ2_XS": "iq2_xs",
+    "IQ2_XXS": "iq2_xxs",
+    "IQ1_S": "iq1_s",
+    "IQ1_M": "iq1_m",
 }
 _FLOATS = {"F32": np.float32, "F16": np.float16, "BF16": np.int16}
 
@@ -68,7 +75,7 @@ def pack_blocks(raw: Bytes, type: BlockType, format: Format, out: Tensor) -> Non
 def _repack(raw: Bytes, type: BlockType, format: Format, out: Tensor) -> None:
     padding = np.zeros((-len(raw) % TILE_ROWS, raw.shape[1]), dtype=np.uint8)
     quants, scales = parts_of(type.blocks(np.concatenate([raw, padding])), type.name)
-    out.copy_(assemble(torch.unflatten(quants, 1, (-1, GROUP)), scales, format))
+    out.copy_(assemble(torch.unflatten(quants, 1, (-1, format.group_width)), scales, format))
 
 
 def squared_error(raw: Bytes, type: BlockType, packed: Tensor, format: Format) -> tuple[float, float]:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dali.kernels.formats import pair_six_bits
+from dali.store.gguf.coded_parts import CODED_PARTS
 from dali.store.gguf.values import k_quants
 from dali.store.gguf.values.fields import Blocks, Bytes, halves
 from dali.store.gguf.values.plain import five_bits
@@ -99,6 +100,7 @@ def _tq1_0(b: Blocks) -> Parts:
 
 
 PARTS: dict[str, Callable[[Blocks], Parts]] = {
+    **CODED_PARTS,
     "Q8_0": _q8_0,
     "Q4_0": _q4_0,
     "MXFP4": _mxfp4,
