@@ -15,6 +15,7 @@ import torch
 from dali import fused
 from dali.engine.loop import check_process
 from dali.errors import DaliError, UsageError
+from dali.fused.dense import LINEARS
 from dali.hooks import seam
 from dali.hooks.moe_layer import FLOATS, MoELayer
 from dali.kernels import native
@@ -97,7 +98,7 @@ def load_source(
             f"{', '.join(llm.controls)}: text in the model's files, but used by its chat template as control tokens, "
             "so dali takes them for such."
         )
-    linears = get_format("w8") if llm.layout.format.quantized else None
+    linears = get_format(LINEARS) if llm.layout.format.quantized else None
     if options.device_kind == "cuda":  # whose kernels go by what the CPU's have told of the model
         decoder = fused.fuse(llm.model, linears)
         llm.accelerate(accelerate(llm.loaded, llm.engine, options, meter, notify, decoder=decoder))

@@ -197,7 +197,10 @@ def _last_steps(listing: Listing, source: ModelSource) -> Iterator[str]:
     """Those that are the same for every source."""
     _ = source.tokenizer
     yield "too large for the free memory"
-    layouts = source.layouts("auto", source.dtype("auto", compiled=False), None)
+    from dali.kernels import native
+
+    compiled = native.enabled()
+    layouts = source.layouts("auto", source.dtype("auto", compiled), None, compiled)
     listing.quant = ", ".join(dict.fromkeys(layout.format_name for layout in layouts))
 
 

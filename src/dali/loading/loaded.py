@@ -26,7 +26,10 @@ class LoadedModel:
     sampling: dict[str, Any] = field(
         default_factory=dict
     )  # fields of SamplingParams, as the model's files have them
-    converted: dict[str, float] = field(default_factory=dict)  # "Q6_K to w8" -> relative L2 error, measured
+    converted: dict[str, float] = field(
+        default_factory=dict
+    )  # what experts lost: "Q6_K to w8" -> relative L2 error, measured
+    converted_linears: dict[str, float] = field(default_factory=dict)
 
     @property
     def layouts(self) -> Sequence[ExpertLayout]:
@@ -42,6 +45,12 @@ class LoadedModel:
     def format_name(self) -> str:
         """What the experts are packed in, for people."""
         return describe_layouts(self.layouts)
+
+    @property
+    def conversions(self) -> list[str]:
+        """What was lost, for people: "experts Q6_K to w8 (0.35%)"."""
+        each = (("experts", self.converted), ("linears", self.converted_linears))
+        return [f"{what} {name} ({error:.2%})" for what, lost in each for name, error in lost.items()]
 
     @property
     def expert_bytes(self) -> int:

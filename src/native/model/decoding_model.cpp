@@ -1,7 +1,6 @@
 #include "model/decoding_model.h"
 
 #include <cstring>
-#include <stdexcept>
 
 #include "threads/workspace.h"
 
@@ -29,14 +28,9 @@ std::vector<LayerOutcome> decode(const DecodingModel& model, const std::vector<i
                                  const std::vector<Kept>& kept, const std::vector<const Records*>& records,
                                  void* logits) {
     const int rows = int(ids.size()), hidden = model.before_head.width;
-    const size_t row_bytes = hidden * item_bytes(model.dtype);
     Workspace workspace;
-    char* x = workspace.take<char>(rows * row_bytes);
-    for (int row = 0; row < rows; row++) {
-        if (ids[row] < 0 || ids[row] >= model.vocabulary) throw std::out_of_range("a token beyond the vocabulary");
-        std::memcpy(x + row * row_bytes, static_cast<const char*>(model.embeddings) + ids[row] * row_bytes, row_bytes);
-    }
-    if (model.embedding_scale != 1) scale(x, model.embedding_scale, model.dtype, rows * hidden);
+    char* x = workspace.take<char>(rows * hidden * item_bytes(model.dtype));
+    look_up(model.embeddings, ids, hidden, model.dtype, x);
     std::vector<Gathered> gathered(rotations.size(), Gathered{});
     for (size_t i = 0; i < model.layers.size(); i++) {
         const AttentionModule* const* attention = std::get_if<const AttentionModule*>(&model.layers[i]->mixer);

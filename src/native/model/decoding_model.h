@@ -5,14 +5,13 @@
 #include <vector>
 
 #include "model/decoder_layer.h"
+#include "model/embeddings.h"
 
 namespace dali {
 
 struct DecodingModel {
-    Dtype dtype;               // of everything but the packed weights
-    const void* embeddings;    // [vocabulary, hidden]
-    int64_t vocabulary;
-    float embedding_scale;
+    Dtype dtype;  // of everything but the packed weights
+    Embeddings embeddings;
     std::vector<const DecoderLayer*> layers;
     std::vector<int> rotations;  // of each layer: which of a call's it takes
     Norm before_head;

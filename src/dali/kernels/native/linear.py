@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dali.compiled import library
+from dali.compiled import enabled, library
 from dali.kernels.formats import Format
 from dali.kernels.native.library import DTYPES
+from dali.kernels.packing import unpack_rows
 
 
 class Linear:
@@ -54,6 +55,20 @@ def repack(raw: Tensor, type: str, columns: int, format: Format, packed: Tensor)
     matrix = library.Matrix(format.name, raw.shape[0], columns)
     assert raw.is_contiguous() and packed.is_contiguous() and packed.nbytes == matrix.bytes
     return bool(library.repack(matrix, type, raw.data_ptr(), raw.shape[1], packed.data_ptr()))
+
+
+def rows_of(packed: Tensor, rows: int, columns: int, format: Format, wanted: Tensor) -> Tensor:
+    """The rows `wanted`, int64 [n], of a packed matrix [rows, columns] -> float32 [n, columns]. IndexError for one beyond."""
+    wanted = wanted.contiguous()
+    if len(wanted) and not 0 <= int(wanted.min()) <= int(wanted.max()) < rows:
+        raise IndexError(f"a row beyond the {rows} there are")
+    if not (format.quantized and enabled()):
+        return unpack_rows(packed, columns, format, wanted)
+    out = torch.empty(len(wanted), columns)
+    matrix = library.Matrix(format.name, rows, columns)
+    assert packed.is_contiguous() and packed.nbytes == matrix.bytes
+    library.rows_of(matrix, packed.data_ptr(), columns, wanted.data_ptr(), len(wanted), out.data_ptr())
+    return out
 
 
 DEQUANTIZED = ("Q4_0", "Q8_0", "Q4_1", "Q5_0", "Q5_1", "Q5_K", "Q6_K")

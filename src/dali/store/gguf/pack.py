@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from dali.kernels.formats import FORMATS, TILE_ROWS, Format, round_up
 from dali.kernels.packing import pack, unpack
 from dali.store.gguf.blocks import BlockType, Bytes, six_bit_scales
 
-SAME_VALUES = {
+_FORMATS = {  # that have the values of a type, once they are there
     "F32": "f32",
     "F16": "f16",
     "BF16": "bf16",
@@ -23,7 +24,27 @@ SAME_VALUES = {
     "Q4_0": "w4",
     "MXFP4": "mxfp4",
     "Q4_K": "q4k",
+    "Q4_1": "q4_1",
+    "Q5_0": "q5_0",
+    "Q5_1": "q5_1",
+    "Q2_K": "q2k",
+    "Q3_K": "q3k",
+    "Q5_K": "q5k",
+    "Q6_K": "q6k",
+    "IQ4_NL": "iq4_nl",
+    "IQ4_XS": "iq4_xs",
+    "IQ3_S": "iq3_s",
+    "IQ3_XXS": "iq3_xxs",
+    "IQ2_S": "iq2_s",
+    "IQ2_XS": "iq2_xs",
+    "IQ2_XXS": "iq2_xxs",
+    "IQ1_S": "iq1_s",
+    "IQ1_M": "iq1_m",
+    "NVFP4": "nvfp4",
+    "TQ1_0": "tq2_0",
+    "TQ2_0": "tq2_0",
 }
+SAME_VALUES = {type: format for type, format in _FORMATS.items() if format in FORMATS}
 _FLOATS = {"F32": np.float32, "F16": np.float16, "BF16": np.int16}
 _LOW = np.uint32(0x0F0F0F0F)
 
@@ -35,6 +56,11 @@ def own_format(type: BlockType) -> Format:
     return FORMATS[SAME_VALUES.get(type.name, "w8")]
 
 
+def keeps(type: BlockType, format: Format) -> bool:
+    """Whether `format` has the values of `type`."""
+    return SAME_VALUES.get(type.name) == format.name
+
+
 def pack_blocks(raw: Bytes, type: BlockType, format: Format, out: Tensor) -> None:
     """Blocks [rows, row bytes] into `out`, uint8 [format.matrix_bytes(rows, columns)], zeros so far.
 
@@ -44,7 +70,7 @@ def pack_blocks(raw: Bytes, type: BlockType, format: Format, out: Tensor) -> Non
         columns = type.blocks(raw).shape[1] * type.columns
         if native.repack(torch.from_numpy(np.ascontiguousarray(raw)), type.name, columns, format, out):
             return  # else what follows says what is wrong
-    if SAME_VALUES.get(type.name) != format.name:
+    if not keeps(type, format):
         out.copy_(pack(torch.from_numpy(type.values(raw)), format))
     elif type.name in _FLOATS:
         matrix = torch.from_numpy(raw.view(_FLOATS[type.name]))
@@ -121,6 +147,31 @@ _PARTS = {"Q8_0": _q8_0, "Q4_0": _q4_0, "MXFP4": _mxfp4, "Q4_K": _q4_k}
 def squared_error(raw: Bytes, type: BlockType, packed: Tensor, format: Format) -> tuple[float, float]:
     """What packing lost: the sums of squares of the differences, and of the values themselves."""
     values = torch.from_numpy(type.values(raw))
-    rows, columns = values.shape
-    lost = unpack(packed, rows, columns, format) - values
-    return float(lost.double().square().sum()), float(values.double().square().sum())
+    return _squared(unpack(packed, *values.shape, format), values)
+
+
+def _squared(kept: Tensor, values: Tensor) -> tuple[float, float]:
+    lost = kept.double() - values.double()
+    return float(lost.square().sum()), float(values.double().square().sum())
+
+
+class Losses:
+    """What conversions lost, by name ("Q6_K to w8"), summed up over all that was measured. Several threads may add to it."""
+
+    def __init__(self) -> None:
+        self._pairs: dict[str, list[tuple[float, float]]] = defaultdict(list)
+
+    def packed(self, raw: Bytes, type: BlockType, packed: Tensor, format: Format) -> None:
+        """Blocks were packed, in a format that may not have their values."""
+        if not keeps(type, format):
+            pair = squared_error(raw, type, packed, format)
+            self._pairs[f"{type.name} to {format.name}"].append(pair)
+
+    def kept(self, name: str, kept: Tensor, values: Tensor) -> None:
+        """`kept` is what has become of `values`."""
+        self._pairs[name].append(_squared(kept, values))
+
+    def relative(self) -> dict[str, float]:
+        """The relative L2 error of each that lost something."""
+        sums = {name: np.sum(pairs, axis=0) for name, pairs in sorted(self._pairs.items())}
+        return {name: float(np.sqrt(lost / whole)) for name, (lost, whole) in sums.items() if lost > 0}
