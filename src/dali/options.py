@@ -19,7 +19,7 @@ from dali.policies.whole_layers import WholeLayers
 from dali.units import parse_size
 
 # Written out, as the formats' own file imports torch, which takes seconds; a test compares the two.
-QUANTS = ("auto", "keep", "f32", "f16", "bf16", "w8", "w4", "mxfp4", "q4k")
+QUANTS = ("auto", "keep", "f32", "f16", "bf16", "w8", "w4", "mxfp4", "q4k", "q6k")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 ROPE_SCALINGS = ("linear", "yarn")
 ACCELERATOR = ("vram", "profile", "assign", "prefetch", "cache", "n_cpu_moe", "policy", "lossy")

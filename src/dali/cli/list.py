@@ -186,6 +186,8 @@ def _gguf_steps(listing: Listing, path: Path) -> Iterator[str]:
     gguf = source.gguf
     yield "dense model, or of an unknown kind"
     listing.family = family_of(gguf).model_type
+    yield "quantized in a type that dali lacks"
+    gguf.check_types()
     yield "damaged GGUF file"
     _ = source.dense
     _count(listing, source.modules, source.calls.top_k)

@@ -14,8 +14,12 @@ from torch.func import functional_call
 from dali.fused.probe import REFUSALS
 from dali.kernels import native
 from dali.kernels.formats import Format
+from dali.kernels.packing import unpack_rows
 
-SCALE, SCALE_VALUE = "embed_scale", "scalar_embed_scale"  # transformers' buffer, and the number that it is made of
+SCALE, SCALE_VALUE = (
+    "embed_scale",
+    "scalar_embed_scale",
+)  # transformers' buffer, and the number that it is made of
 
 
 class PackedEmbedding(nn.Module):
@@ -35,11 +39,16 @@ class PackedEmbedding(nn.Module):
         """Shape and type of the table, on meta: nobody shall compute with it."""
         return torch.empty(self.num_embeddings, self.embedding_dim, dtype=self.dtype, device="meta")
 
+    def rows(self, ids: Tensor) -> Tensor:
+        """The table's rows `ids` [n], without a scale: [n, embedding_dim]. IndexError for one beyond."""
+        if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < self.num_embeddings:
+            raise IndexError(f"a token beyond the {self.num_embeddings} that there are")
+        packed: Any = self.packed
+        decode = native.rows_of if self.format.quantized else unpack_rows
+        return decode(packed, self.embedding_dim, self.format, ids).to(self.dtype)
+
     def forward(self, ids: Tensor) -> Tensor:
-        packed, scale = self._buffers["packed"], self._buffers[SCALE]
-        assert packed is not None
-        rows = native.rows_of(packed, self.num_embeddings, self.embedding_dim, self.format, ids.flatten())
-        rows = rows.to(self.dtype).view(*ids.shape, self.embedding_dim)
+        rows, scale = self.rows(ids.flatten()).view(*ids.shape, self.embedding_dim), self._buffers[SCALE]
         return rows if scale is None else rows * scale.to(self.dtype)
 
     def extra_repr(self) -> str:

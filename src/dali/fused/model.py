@@ -158,7 +158,11 @@ def _native_embeddings(inner: Any, module: nn.Embedding | PackedEmbedding) -> na
     """A model's embeddings, with what it multiplies them by, or their module does."""
     own: Any = module
     scale, dtype = getattr(own, SCALE, None), own.weight.dtype
-    by = float(scale.to(dtype)) if isinstance(scale, Tensor) else float(getattr(inner, "embedding_multiplier", 1.0))
+    by = (
+        float(scale.to(dtype))
+        if isinstance(scale, Tensor)
+        else float(getattr(inner, "embedding_multiplier", 1.0))
+    )
     table, format = (own.packed, own.format) if isinstance(own, PackedEmbedding) else (own.weight, None)
     return native.Embeddings(table, own.num_embeddings, own.embedding_dim, format, dtype, by)
 

@@ -15,7 +15,6 @@ from dali.fused.mlp import FusedActivation, FusedGate
 from dali.fused.recurrent import FusedRecurrent
 from dali.fused.router import FusedRouter
 from dali.hooks.latent import SharedLatents
-from dali.kernels import native
 from dali.kernels.packing import unpack
 
 ROWS = 1024  # of a table, decoded at a time
@@ -51,8 +50,7 @@ def _embedding(module: PackedEmbedding) -> Any:
     """The module that a packed one took the place of, with its table decoded."""
     table = torch.empty(module.num_embeddings, module.embedding_dim, dtype=module.dtype)
     for rows in torch.split(torch.arange(len(table)), ROWS):
-        packed: Any = module.packed
-        table[rows] = native.rows_of(packed, *table.shape, module.format, rows).to(module.dtype)
+        table[rows] = module.rows(rows)
     plain: Any = module.plain
     embedding = plain.__self__
     embedding.weight = nn.Parameter(table, requires_grad=False)

@@ -112,6 +112,7 @@ __all__ = [
     "read_seconds",
     "reduce_choices",
     "repack",
+    "rows_of",
     "rms_norm",
     "rows_of",
     "seconds",

@@ -138,7 +138,13 @@ class Embeddings:
     `format`."""
 
     def __init__(
-        self, table: Tensor, vocabulary: int, hidden: int, format: Format | None, dtype: torch.dtype, scale: float
+        self,
+        table: Tensor,
+        vocabulary: int,
+        hidden: int,
+        format: Format | None,
+        dtype: torch.dtype,
+        scale: float,
     ) -> None:
         assert table.is_contiguous()
         self.hidden, self.dtype, self._table = hidden, dtype, table

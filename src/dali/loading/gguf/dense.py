@@ -198,12 +198,15 @@ class GgufDense:
         """Of each parameter that something is packed from: modules that share it have one matrix."""
         tensors = {source: self._sources[source][0] for source in self.packable.values()}
         return {
-            source: own_format(tensor.type).matrix_bytes(*_matrix(tensor)) for source, tensor in tensors.items()
+            source: own_format(tensor.type).matrix_bytes(*_matrix(tensor))
+            for source, tensor in tensors.items()
         }
 
     def converted(self, packed: bool) -> dict[str, str]:
         """Linears that are decoded -> what they were in, for people."""
-        decoded = {path: source for path, source in self._linears.items() if not packed or path not in self.packable}
+        decoded = {
+            path: source for path, source in self._linears.items() if not packed or path not in self.packable
+        }
         return {
             path: " and ".join(sorted({tensor.type.name for tensor in self._sources[source]}))
             for path, source in decoded.items()
@@ -238,7 +241,10 @@ class GgufDense:
         }
         jobs = [
             Job(
-                tensor, begin, len(rows), partial(_dequantize, tensor, rows, losses if name in told and not begin else None)
+                tensor,
+                begin,
+                len(rows),
+                partial(_dequantize, tensor, rows, losses if name in told and not begin else None),
             )
             for name in names
             for tensor in self._sources[name]
@@ -269,7 +275,7 @@ class GgufDense:
         pieces = torch.split(memory, [*sizes.values(), len(memory) - sum(sizes.values())])
         matrices: dict[str, tuple[Tensor, Format]] = {}
         jobs: list[Job] = []
-        for (name, out) in zip(sizes, pieces[:-1], strict=True):
+        for name, out in zip(sizes, pieces[:-1], strict=True):
             (tensor,), part = self._sources[name], self._part(name)
             order = self._order(name, part) if isinstance(part, Ordered) else None
             columns = isinstance(part, Ordered) and part.columns
@@ -279,7 +285,9 @@ class GgufDense:
             told = losses if name in self._linears.values() else None
             for row in range(0, rows, step):
                 place = _PackedRows(tensor, width, order, columns, *matrices[name])
-                jobs.append(Job(tensor, row, min(step, rows - row), partial(place.take, row, None if row else told)))
+                jobs.append(
+                    Job(tensor, row, min(step, rows - row), partial(place.take, row, None if row else told))
+                )
         return Reading(jobs, lambda: {path: matrices[name] for path, name in self.packable.items()}, [memory])
 
 

@@ -57,16 +57,16 @@ def six_bit_scales(packed: Bytes) -> tuple[Bytes, Bytes]:
     return scales, minima
 
 
-def _halves(qs: Bytes) -> Bytes:
+def halves(qs: Bytes) -> Bytes:
     """[..., n] bytes -> [..., 2n]: all low nibbles, then all high ones."""
     return np.concatenate([qs & np.uint8(15), qs >> np.uint8(4)], axis=-1)
 
 
-def _bits(packed: Bytes, bits: int) -> Bytes:
+def fields(packed: Bytes, bits: int) -> Bytes:
     """[..., n] bytes -> [..., 8 / bits, n]: the fields of `bits` bits of each byte, lowest first."""
     shifts: Any = np.arange(0, 8, bits, dtype=np.uint8)[:, None]
-    fields: Bytes = (packed[..., None, :] >> shifts) & np.uint8(2**bits - 1)
-    return fields
+    each: Bytes = (packed[..., None, :] >> shifts) & np.uint8(2**bits - 1)
+    return each
 
 
 def _times(values: Any, scale: Any) -> Floats:
@@ -82,19 +82,19 @@ def _fifth_bit(qh: Bytes) -> Bytes:
 
 
 def _q4_0(b: Blocks) -> Floats:
-    return _times(_halves(b["qs"]).view(np.int8) - np.int8(8), b["d"])
+    return _times(halves(b["qs"]).view(np.int8) - np.int8(8), b["d"])
 
 
 def _q4_1(b: Blocks) -> Floats:
-    return _times(_halves(b["qs"]), b["d"]) + b["m"].astype(np.float32)[:, None]
+    return _times(halves(b["qs"]), b["d"]) + b["m"].astype(np.float32)[:, None]
 
 
 def _q5_0(b: Blocks) -> Floats:
-    return _times((_halves(b["qs"]) | _fifth_bit(b["qh"])).view(np.int8) - np.int8(16), b["d"])
+    return _times((halves(b["qs"]) | _fifth_bit(b["qh"])).view(np.int8) - np.int8(16), b["d"])
 
 
 def _q5_1(b: Blocks) -> Floats:
-    return _times(_halves(b["qs"]) | _fifth_bit(b["qh"]), b["d"]) + b["m"].astype(np.float32)[:, None]
+    return _times(halves(b["qs"]) | _fifth_bit(b["qh"]), b["d"]) + b["m"].astype(np.float32)[:, None]
 
 
 def _k_quants(b: Blocks, quants: Bytes) -> Floats:
@@ -106,25 +106,25 @@ def _k_quants(b: Blocks, quants: Bytes) -> Floats:
 
 def _nibbles_by_64(qs: Bytes) -> Bytes:
     """[n, 128] -> [n, 8, 32]: 32 bytes hold two groups, the first in low nibbles."""
-    return _halves(qs.reshape(-1, 4, 32)).reshape(-1, 8, 32)
+    return halves(qs.reshape(-1, 4, 32)).reshape(-1, 8, 32)
 
 
 def _q5_k(b: Blocks) -> Floats:
-    fifth: Any = _bits(b["qh"], 1)
+    fifth: Any = fields(b["qh"], 1)
     quants: Bytes = _nibbles_by_64(b["qs"]) | (fifth << 4)
     return _k_quants(b, quants)
 
 
 def _q6_k(b: Blocks) -> Floats:
-    low = _bits(b["ql"].reshape(-1, 2, 64), 4).reshape(-1, 2, 4, 32)
-    high = _bits(b["qh"].reshape(-1, 2, 32), 2)
+    low = fields(b["ql"].reshape(-1, 2, 64), 4).reshape(-1, 2, 4, 32)
+    high = fields(b["qh"].reshape(-1, 2, 32), 2)
     quants = (low | (high << 4)).view(np.int8) - np.int8(32)
     return _times(quants.reshape(-1, 16, 16), b["d"].astype(np.float32)[:, None] * b["scales"])
 
 
 def _mxfp4(b: Blocks) -> Floats:
     power = np.ldexp(np.float32(1), b["e"].astype(np.int32) - 128)  # half of 2^(e - 127)
-    return _times(MXFP4_VALUES[_halves(b["qs"])], power)
+    return _times(MXFP4_VALUES[halves(b["qs"])], power)
 
 
 def _bf16(b: Blocks) -> Floats:
