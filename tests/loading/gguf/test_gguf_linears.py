@@ -123,7 +123,7 @@ def test_linears_in_floats_stay_so_beside_quantized_experts(tmp_path):
 
 def test_blocks_that_predict_more_tokens_are_left_out_and_said(tmp_path):
     notes: list[str] = []
-    dali.load(converted("glm4moe", tmp_path), notify=notes.append)
+    dali.load(converted("qwen3next", tmp_path), notify=notes.append)
     assert [note for note in notes if "predict" in note] == [
-        "The model's files can predict tokens after the next one, too (blk.3), which is left out."
+        "The model's files can predict tokens after the next one, too (blk.4), which is left out."
     ]

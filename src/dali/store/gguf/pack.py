@@ -62,7 +62,7 @@ def pack_blocks(raw: Bytes, type: BlockType, format: Format, out: Tensor) -> Non
 
     DaliError for values that are not finite, or that `format` cannot hold.
     """
-    if type.name not in _FLOATS and format == own_format(type) and native.enabled():
+    if type.name not in _FLOATS and keeps(type, format) and native.enabled():
         columns = type.blocks(raw).shape[1] * type.columns
         if native.repack(torch.from_numpy(np.ascontiguousarray(raw)), type.name, columns, format, out):
             return  # else what follows says what is wrong
