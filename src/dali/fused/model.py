@@ -154,17 +154,14 @@ def _inside(model: Any) -> Inside | None:
     return Inside(embeddings[0], layers, norms[0], rotary) if len(dtypes) == 1 else None
 
 
-def _native_embeddings(inner: Any, module: nn.Embedding | PackedEmbedding) -> native.Embeddings:
+def _native_embeddings(inner: Any, module: Any) -> native.Embeddings:
     """A model's embeddings, with what it multiplies them by, or their module does."""
-    own: Any = module
-    scale, dtype = getattr(own, SCALE, None), own.weight.dtype
-    by = (
-        float(scale.to(dtype))
-        if isinstance(scale, Tensor)
-        else float(getattr(inner, "embedding_multiplier", 1.0))
-    )
-    table, format = (own.packed, own.format) if isinstance(own, PackedEmbedding) else (own.weight, None)
-    return native.Embeddings(table, own.num_embeddings, own.embedding_dim, format, dtype, by)
+    dtype: torch.dtype = module.weight.dtype
+    scale = getattr(module, SCALE, None)
+    own = scale.to(dtype) if isinstance(scale, Tensor) else getattr(inner, "embedding_multiplier", 1.0)
+    packed = isinstance(module, PackedEmbedding)
+    table, format = (module.packed, module.format) if packed else (module.weight, None)
+    return native.Embeddings(table, module.num_embeddings, module.embedding_dim, format, dtype, float(own))
 
 
 def _probed(model: Any, inside: Inside) -> DecodingModel | None:

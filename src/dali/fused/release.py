@@ -21,8 +21,8 @@ ROWS = 1024  # of a table, decoded at a time
 
 
 def release(model: Any) -> None:
-    """Put back every module that native code took the place of. Linears and embeddings keep the values that they were packed in, in
-    the model's own dtype."""
+    """Put back every module that native code took the place of. Linears and embeddings keep the values that they were packed in,
+    in the model's own dtype."""
     dtype: torch.dtype = model.get_input_embeddings().weight.dtype
     for module in model.modules():
         if isinstance(module.__dict__.get("forward"), DecodingAttention | DecodingLayer | FusedRecurrent):

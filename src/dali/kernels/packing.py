@@ -132,7 +132,7 @@ def _codes(groups: Tensor, format: Format) -> tuple[Tensor, ...]:
     largest = groups.abs().amax(-1)
     exponent = (torch.frexp(largest).exponent - 1 - 2 + 127).clamp_(0, 254)
     exponent = exponent.masked_fill_(largest == 0, 0).to(torch.uint8)
-    magnitude = groups.abs() / power(exponent).unsqueeze(-1)
+    magnitude = (groups.abs() / power(exponent).unsqueeze(-1)).contiguous()
     code = torch.bucketize(magnitude, torch.tensor(MIDPOINTS), out_int32=True).to(
         torch.uint8
     )  # ties to the smaller

@@ -114,7 +114,6 @@ __all__ = [
     "repack",
     "rows_of",
     "rms_norm",
-    "rows_of",
     "seconds",
     "selective_scan",
     "set_threads",

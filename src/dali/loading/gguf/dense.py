@@ -187,7 +187,7 @@ class GgufDense:
         """Bytes of everything but the experts in memory: what can be `packed` so, if it shall be, and all else in `dtype`."""
         wide = {name: 4 if name in self._exact else dtype.itemsize for name in self._read_plainly(packed)}
         plain = sum(prod(self._shapes[name]) * item for name, item in wide.items())
-        return plain + (sum(self._packed_bytes().values()) if packed else 0)
+        return int(plain) + (sum(self._packed_bytes().values()) if packed else 0)
 
     def _read_plainly(self, packed: bool) -> set[str]:
         """The parameters that are decoded."""
@@ -202,11 +202,9 @@ class GgufDense:
             for source, tensor in tensors.items()
         }
 
-    def converted(self, packed: bool) -> dict[str, str]:
-        """Linears that are decoded -> what they were in, for people."""
-        decoded = {
-            path: source for path, source in self._linears.items() if not packed or path not in self.packable
-        }
+    def converted(self) -> dict[str, str]:
+        """Linears that are not `packable` -> what they are in, for people."""
+        decoded = {path: source for path, source in self._linears.items() if path not in self.packable}
         return {
             path: " and ".join(sorted({tensor.type.name for tensor in self._sources[source]}))
             for path, source in decoded.items()

@@ -174,9 +174,10 @@ class GgufModel(ModelSource):
     def _linears_lost(self, model: Any, losses: Losses, packed: bool) -> dict[str, float]:
         """What linears lose in all, those too that are decoded here and packed later, beside the others."""
         format = get_format(LINEARS)
-        for path, types in self.dense.converted(packed).items() if packed else ():
+        for path, types in self.dense.converted().items() if packed else ():
             weight = model.get_submodule(path).weight[:MEASURED_ROWS].float()
-            losses.kept(f"{types} to {LINEARS}", unpack(pack(weight, format), *weight.shape, format), weight)
+            kept = unpack(pack(weight, format), len(weight), weight.shape[1], format)
+            losses.kept(f"{types} to {LINEARS}", kept, weight)
         return losses.relative()
 
 

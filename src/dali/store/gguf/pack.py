@@ -89,7 +89,8 @@ def _repack(raw: Bytes, type: BlockType, format: Format, out: Tensor) -> None:
 def squared_error(raw: Bytes, type: BlockType, packed: Tensor, format: Format) -> tuple[float, float]:
     """What packing lost: the sums of squares of the differences, and of the values themselves."""
     values = torch.from_numpy(type.values(raw))
-    return _squared(unpack(packed, *values.shape, format), values)
+    rows, columns = values.shape
+    return _squared(unpack(packed, rows, columns, format), values)
 
 
 def _squared(kept: Tensor, values: Tensor) -> tuple[float, float]:
