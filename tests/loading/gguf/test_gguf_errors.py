@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from pathlib import Path
 
 import gguf
 import numpy as np
@@ -11,7 +10,6 @@ import pytest
 
 import dali
 from dali.errors import DaliError
-from dali.store.gguf.header import kind_of
 from gguf_models import gguf_model, rewrite, save_gguf
 
 UINT32, INT32, UINT64, FLOAT32, STRING = (
@@ -208,24 +206,10 @@ def test_a_type_that_nobody_reads_is_told_with_the_kind_of_file(saved, tmp_path)
     path = shutil.copy(saved, tmp_path / "Tiny-UD-Q2_K_XL.gguf")
     in_an_unknown_type(path)
     problem = refusal(path)
-    assert "the Q2_K_XL file" in problem
+    assert "the UD-Q2_K_XL file" in problem
     assert "the tensor blk.0.attn_q.weight is in" in problem
 
 
 def test_an_architecture_that_nobody_knows_is_told_before_its_types(path):
     in_an_unknown_type(rewrite(path, {"general.architecture": "gemma"}))
     assert "is a 'gemma' model, which dali cannot read" in refusal(path)
-
-
-@pytest.mark.parametrize(
-    ("name", "kind"),
-    [
-        ("Qwen3-30B-A3B-UD-Q2_K_XL.gguf", "the Q2_K_XL file"),
-        ("model-IQ3_XXS-00001-of-00003.gguf", "the IQ3_XXS file"),
-        ("gpt-oss-20b-mxfp4.gguf", "the mxfp4 file"),
-        ("phi.gguf", "the GGUF file"),
-        ("Qwen3-30B-A3B.gguf", "the GGUF file"),
-    ],
-)
-def test_kinds_of_files(name, kind):
-    assert kind_of(Path(name)) == kind

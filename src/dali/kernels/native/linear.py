@@ -48,7 +48,8 @@ class Linear:
 
 
 def rows_of(packed: Tensor, columns: int, format: Format, rows: Tensor) -> Tensor:
-    """What rows of a packed matrix of a quantized format stand for: rows int64 [n], each one the matrix has -> float32 [n, columns]."""
+    """What rows of a packed matrix of a quantized format stand for: rows int64 [n], each one that the matrix has -> float32
+    [n, columns]."""
     assert format.quantized and packed.is_contiguous() and rows.dtype == torch.int64
     matrix = library.Matrix(format.name, packed.nbytes // format.tile_bytes(columns) * TILE_ROWS, columns)
     rows = rows.contiguous()
@@ -65,7 +66,10 @@ def repack(raw: Tensor, type: str, columns: int, format: Format, packed: Tensor)
     return bool(library.repack(matrix, type, raw.data_ptr(), raw.shape[1], packed.data_ptr()))
 
 
-DEQUANTIZED = ("Q8_0", "Q4_0", "MXFP4", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K")
+DEQUANTIZED = (
+    *("Q8_0", "Q4_0", "MXFP4", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K", "Q3_K", "Q2_K"),
+    *("IQ4_NL", "IQ4_XS", "NVFP4", "TQ1_0", "TQ2_0"),
+)
 
 
 def dequantize_blocks(raw: Tensor, type: str, blocks: int, out: Tensor) -> None:

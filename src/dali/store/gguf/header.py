@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dali.errors import DaliError, unreadable
-from dali.store.gguf.blocks import BLOCK_TYPES, UNSUPPORTED, BlockType
+from dali.store.gguf.blocks import BLOCK_TYPES, BlockType, unsupported
+from dali.store.gguf.quantization import quantization_in
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -123,9 +124,7 @@ class Contents(NamedTuple):
 
 def kind_of(path: Path) -> str:
     """What kind of file people call it: "the Q2_K_XL file", by its name; "the GGUF file" where that does not say."""
-    stem = re.sub(r"(-\d{5}-of-\d{5})?\.gguf$", "", path.name, flags=re.IGNORECASE)
-    kind = re.search(r"(?:^|[-._])((?:I?Q|TQ|MXFP|NVFP|BF|F)\d\w*)$", stem, re.IGNORECASE)
-    return f"the {kind[1]} file" if kind else "the GGUF file"
+    return f"the {quantization_in(path.name) or 'GGUF'} file"
 
 
 def damaged(path: Path, why: str) -> DaliError:
@@ -309,10 +308,9 @@ class _Header:
         shape = tuple(self.scalar("Q") for _ in range(dimensions))[::-1]
         number, offset = self.scalar("I"), self.scalar("Q")
         if number not in BLOCK_TYPES:
-            what = UNSUPPORTED.get(number, f"the unknown type {number}")
+            what, way_out = unsupported(number)
             self.refusal = self.refusal or DaliError(
-                f"Cannot use {kind_of(self.path)} {self.path}: {self.at} is in {what}.",
-                f"Pick a file in {', '.join(type.name for type in BLOCK_TYPES.values())}.",
+                f"Cannot use {kind_of(self.path)} {self.path}: {self.at} is in {what}.", way_out
             )
             return None
         type = BLOCK_TYPES[number]
