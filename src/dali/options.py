@@ -33,8 +33,8 @@ class LoadOptions:
     """
 
     quant: str = "auto"
-    """Format of the experts in memory: "keep" (the file's own values), "auto" (w8 if it fits, else w4; of a GGUF file as "keep") or
-    another of QUANTS."""
+    """Format of the experts in memory: "keep" (the file's own values), "auto" (w8 if it fits, else w4; of a GGUF file as "keep"),
+    or another of QUANTS."""
     dtype: str = "auto"
     """Of everything but the experts: one of DTYPES."""
     ctx_size: int | None = None

@@ -26,8 +26,8 @@ def load_dense(
     """transformers' own loading of all but the experts, by a throw-away subclass that drops them on meta.
 
     The weights come from the directory `path`, or are `state`, parameter -> tensor of `dtype`, which the model keeps.
-    The linears and embeddings `without` get none but what is tied to others'. `generation`: its configuration for generating, in place of what
-    transformers would read.
+    The linears and embeddings `without` get none but what is tied to others'. `generation`: its configuration for generating, in
+    place of what transformers would read.
     """
     found = text_model(config)
     assert found is not None, "its skeleton was built"

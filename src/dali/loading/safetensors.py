@@ -103,8 +103,8 @@ class SafetensorsModel(ModelSource):
         return [choose_layout(self.modules, format, dense_bytes, ram, what)] * len(self.modules)
 
     def _own_format(self) -> str:
-        """The packed format with the values of the checkpoint's experts, in the type that its config says. DaliError where there is
-        none."""
+        """The packed format with the values of the checkpoint's experts, in the type that its config says. DaliError where there
+        is none."""
         method = self.quantization
         if method == "fp8":
             raise DaliError(

@@ -5,9 +5,20 @@
 #include <vector>
 
 #include "model/decoder_layer.h"
-#include "model/embeddings.h"
 
 namespace dali {
+
+// A table of embeddings: a token's row is copied from where it lies, or decoded from its tile.
+struct Embeddings {
+    const void* table;      // [vocabulary, hidden] of the model's type; null for a packed one
+    const uint8_t* packed;  // `matrix`; null for the other
+    Matrix matrix;
+    int64_t vocabulary;
+    float scale;  // of all of them
+};
+
+// x [ids, hidden] = the rows of `ids`. std::out_of_range for an id beyond the vocabulary.
+void look_up(const Embeddings& embeddings, const std::vector<int64_t>& ids, int hidden, Dtype dtype, void* x);
 
 struct DecodingModel {
     Dtype dtype;  // of everything but the packed weights

@@ -158,8 +158,8 @@ class Embeddings:
 
 
 class DecodingModel:
-    """A whole model while decoding: embeddings, layers, norm, head, whose logits are divided by logits_divisor. rotations: of each
-    layer, which of a call's rotations it takes."""
+    """A whole model while decoding: embeddings, layers, norm, head, whose logits are divided by logits_divisor. rotations: of
+    each layer, which of a call's rotations it takes."""
 
     def __init__(
         self,

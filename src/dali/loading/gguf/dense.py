@@ -225,8 +225,8 @@ class GgufDense:
     def read(
         self, dtype: torch.dtype, packed: bool = False, losses: Losses | None = None
     ) -> Reading[dict[str, Tensor]]:
-        """Parameter -> its tensor in `dtype`, but the weights of what is `packable` where that is `packed`; `losses` are told what
-        linears lose. Its jobs raise DaliError for values that are not finite."""
+        """Parameter -> its tensor in `dtype`, but the weights of what is `packable` where that is `packed`; `losses` are told
+        what linears lose. Its jobs raise DaliError for values that are not finite."""
         names = self._read_plainly(packed)
         rounded = losses is not None and not packed and dtype != torch.float32
         told = set(self._linears.values()) if rounded else set()

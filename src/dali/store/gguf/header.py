@@ -298,7 +298,8 @@ class _Header:
         return list(struct.unpack_from(f"<{count}{SCALARS[kind]}", self.data, begin))
 
     def _tensor(self, index: int, alignment: int) -> GgufTensor | None:
-        """One entry of the table; its offset still counts from the start of the data. None for one in a type that nobody reads."""
+        """One entry of the table; its offset still counts from the start of the data. None for one in a type that
+        nobody reads."""
         self.at = f"tensor {index}"
         name = self.name()
         self.at = f"the tensor {name[:100]}"
