@@ -9,6 +9,7 @@ import torch
 from gguf import GGMLQuantizationType as Type
 
 import dali
+from dali.cli.chat.answer import Answer
 from dali.kernels import native
 from dali.store.gguf import pack
 from families import FAMILIES
@@ -200,6 +201,9 @@ def test_a_type_without_a_packed_format_becomes_w8(tmp_path, monkeypatch):
     assert conversion == "Q6_K to w8"
     assert 0.001 < error < 0.01
     assert said == [f"Experts are converted from {conversion}: relative error {error:.2%}."]
+    answer = Answer(llm, sequence := llm.sequence(TOKENS, max_tokens=2))
+    llm.loop.complete([sequence])
+    assert f"converted: experts {conversion} ({error:.2%})" in answer.summary()
     found, wanted = logits_of(llm), expected(model)
     assert 0 < float((found - wanted).norm() / wanted.norm()) < 0.05
     if native.AVAILABLE:
