@@ -2,9 +2,10 @@
 
 Experts lie in a pool of 1 GiB that the calls walk through, so no cache helps. `GB/s`: packed bytes over the call's median
 time; `%`: of the read bandwidth of the same threads, measured between the calls on the same memory. `1..8`: experts with 1,
-2, ... 8 tokens in turn. `hot`: one expert of 512 x 512, eight times a call, one token each, from the caches: what the arithmetic
-allows where memory does not limit; `cycles`: of one thread for 32 columns of 16 rows there, at the clock rate that the system
-names. Quantized experts are random blocks of the GGUF type with the same values (benchmarks/tools/random_blocks.py).
+2, ... 8 tokens in turn. `hot`: one expert of 512 x 512, eight times a call, one token each, from the caches: what one thread's
+arithmetic allows where memory does not limit, by its fastest call; `cycles`: for 32 columns of 16 rows there, at the clock rate
+that the system names. Quantized experts are random blocks of the GGUF type with the same values
+(benchmarks/tools/random_blocks.py).
 
     python benchmarks/kernels/expert_kernel.py [--formats q4k ...] [--variants avx512 ...] [--seconds S] [--threads N] [--add]
 
@@ -128,37 +129,43 @@ def measure_cold(layout: ExpertLayout, arena: Arena, shape: str, seconds: float)
     }
 
 
-def measure_hot(layout: ExpertLayout, record: torch.Tensor, threads: int, seconds: float) -> dict[str, Any]:
+def measure_hot(layout: ExpertLayout, seconds: float) -> dict[str, Any]:
+    """By one thread, its fastest call."""
+    record = make_record(layout)
     call = Call(layout, [1] * 8)
     until = time.perf_counter() + seconds
-    taken = []
+    taken: list[float] = []
     while time.perf_counter() < until or len(taken) < 16:
         taken.append(call.seconds([record] * call.pairs))
-    median = statistics.median(taken)
     groups = call.pairs * layout.shape.parameters / (GROUP * TILE_ROWS)
     mhz = report.clock_mhz()
     return {
-        "us": round(1e6 * median),
-        "GB/s": round(call.pairs * layout.weight_bytes / median / 1e9, 1),
+        "us": round(1e6 * min(taken)),
+        "GB/s": round(call.pairs * layout.weight_bytes / min(taken) / 1e9, 1),
         "of": None,
         "%": None,
-        "GFLOP/s": round(2 * layout.shape.parameters * call.pairs / median / 1e9),
-        "cycles": mhz and round(threads * median * mhz * 1e6 / groups, 1),
+        "GFLOP/s": round(2 * layout.shape.parameters * call.pairs / min(taken) / 1e9),
+        "cycles": mhz and round(min(taken) * mhz * 1e6 / groups, 1),
     }
 
 
 def measure(
-    variant: str, format: Format, threads: int, shapes: list[str], seconds: float
+    variant: str, format: Format, threads: list[int], shapes: list[str], seconds: float
 ) -> list[dict[str, Any]]:
-    """The rows of one format and instruction set, by so many threads."""
+    """The rows of one format and instruction set, cold by so many threads, then hot."""
     native.use(variant)
-    native.set_threads(threads)
-    layout, small = ExpertLayout(COLD, format), ExpertLayout(HOT, format)
+    layout = ExpertLayout(COLD, format)
     arena = fill(make_record(layout))
-    rows = {shape: measure_cold(layout, arena, shape, seconds) for shape in shapes}
-    rows["hot"] = measure_hot(small, make_record(small), threads, seconds)
-    head = {"kernels": variant, "format": format.name, "threads": threads}
-    return [head | {"experts x tokens": shape, **row} for shape, row in rows.items()]
+    rows = []
+    for count in threads:
+        native.set_threads(count)
+        for shape in shapes:
+            row = measure_cold(layout, arena, shape, seconds)
+            rows.append({"threads": count, "experts x tokens": shape, **row})
+    native.set_threads(1)
+    hot = measure_hot(ExpertLayout(HOT, format), seconds)
+    rows.append({"threads": 1, "experts x tokens": "hot", **hot})
+    return [{"kernels": variant, "format": format.name, **row} for row in rows]
 
 
 def main() -> None:
@@ -170,21 +177,19 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=None, help="default: all, and one")
     parser.add_argument("--add", action="store_true")
     options = parser.parse_args()
-    threads = options.threads or len(os.sched_getaffinity(0))
-    runs = []
+    every = len(os.sched_getaffinity(0))
+    last = report.BENCHMARKS / "results" / "expert_kernel.json"
+    rows = json.loads(last.read_text())["rows"] if options.add else []
     for variant in options.variants:
         for name in options.formats:
+            rows = [row for row in rows if (row["kernels"], row["format"]) != (variant, name)]
             full = name in IN_FULL and variant == variants[0]
-            if full and threads > 1 and options.threads is None:
-                runs.append((variant, name, 1, list(SHAPES)))
-            runs.append((variant, name, threads, list(SHAPES) if full else EVERYWHERE))
-    last = report.BENCHMARKS / "results" / "expert_kernel.json"
-    kept = json.loads(last.read_text())["rows"] if options.add else []
-    measured = {(variant, name) for variant, name, *_ in runs}
-    rows = [row for row in kept if (row["kernels"], row["format"]) not in measured]
-    for variant, name, count, shapes in runs:
-        rows += measure(variant, FORMATS[name], count, shapes, options.seconds)
-        report.write("expert_kernel", rows)  # what an interruption leaves
+            threads = (
+                sorted({1, every} if full else {every}) if options.threads is None else [options.threads]
+            )
+            shapes = list(SHAPES) if full else EVERYWHERE
+            rows += measure(variant, FORMATS[name], threads, shapes, options.seconds)
+            report.write("expert_kernel", rows)  # what an interruption leaves
     report.table(rows)
 
 

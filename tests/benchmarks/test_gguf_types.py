@@ -117,7 +117,7 @@ def test_the_expert_kernel_is_measured_cold_and_hot(scripts, monkeypatch, format
         monkeypatch.setattr(script, name, value)
     variant, threads = native.variant(), native.threads()
     try:
-        rows = script.measure(variant, FORMATS[format], 1, ["8 x 1"], 0)
+        rows = script.measure(variant, FORMATS[format], [1], ["8 x 1"], 0)
     finally:
         native.set_threads(threads)
     assert [row["experts x tokens"] for row in rows] == ["8 x 1", "hot"]
