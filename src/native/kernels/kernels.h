@@ -5,7 +5,6 @@
 #pragma once
 
 #include "kernels/attention.h"
-#include "kernels/blocks.h"
 #include "kernels/norms_and_routers.h"
 #include "kernels/recurrence.h"
 #include "kernels/selective_scan.h"
@@ -22,7 +21,6 @@ Variant make_variant(const char* name) {
     RowKernels<V>::put_into(variant);
     RecurrenceKernels<V>::put_into(variant);
     SelectiveScanKernels<V>::put_into(variant);
-    BlockKernelsOf<V>::put_into(variant);
     return variant;
 }
 

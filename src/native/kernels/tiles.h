@@ -7,6 +7,7 @@
 #include <cstring>
 #include <utility>
 
+#include "kernels/groups.h"
 #include "kernels/variant.h"
 
 namespace dali {
@@ -41,46 +42,22 @@ struct TileKernels {
         open_page(beyond < 0 ? from + bytes + beyond : next + beyond);
     }
 
-    template <Format format>
-    static void read_group(const uint8_t* quants, Line* lines) {
-        if constexpr (format == Format::w8) {
-            for (int i = 0; i < 8; i++) lines[i] = V::load_line(quants + LINE * i);
-        } else {
-            for (int i = 0; i < 4; i++) {
-                const Line packed = V::load_line(quants + LINE * i);
-                lines[i] = V::low_nibbles(packed);
-                lines[i + 4] = V::high_nibbles(packed);
-            }
-            if constexpr (format == Format::mxfp4) {  // codes stand for these values, doubled, plus 12
-                alignas(16) static constexpr uint8_t table[16] = {12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0};
-                for (int i = 0; i < 8; i++) lines[i] = V::look_up(table, lines[i]);
-            }
-        }
-    }
-
-    template <Format format>
-    static void read_scales(const uint8_t* plane, int group, Floats& scale, Floats& minimum) {
-        if constexpr (format == Format::mxfp4) {
-            scale = V::from_exponents(plane + 16 * group);
-        } else if constexpr (format == Format::q4k) {
-            const uint8_t* block = plane + block_scale_bytes(format) * (group / 8);
-            const uint8_t* bytes = block + 64 + 16 * (group % 8);
-            scale = V::mul(V::from_bytes(bytes), V::from_halves(block));
-            minimum = V::mul(V::from_bytes(bytes + 128), V::from_halves(block + 32));
-        } else {
-            scale = V::from_halves(plane + 32 * group);
-        }
+    // The products of `count` lines and a token's columns.
+    template <int zero, int count>
+    static Ints products(Ints sum, const Line* lines, const int8_t* x) {
+#pragma GCC unroll 8
+        for (int i = 0; i < count; i++) sum = V::template dot<zero>(sum, lines[i], x + 4 * i);
+        return sum;
     }
 
     template <Format format, int tokens>
     static void quantized_tile(const TileRun& run, const Panel& panel, float* out) {
-        constexpr int zero = zero_point(format);
+        constexpr int zero = zero_point(format), bytes = group_bytes(format), parts = scales_of_group(format);
         constexpr bool corrected = zero != 0 && !(V::centred && zero == 128);
-        constexpr int group_bytes = format == Format::w8 ? 512 : 256;
+        constexpr int scale_bytes = block_scale_bytes(format) * GROUP / block_columns(format);
         const int groups = run.columns / GROUP;
         const uint8_t* quants = run.tile + run.plane_bytes;
         const uint8_t* next_quants = run.next + run.plane_bytes;
-        constexpr int scale_bytes = block_scale_bytes(format) * GROUP / block_columns(format);
         Floats sums[tokens];
         for (int m = 0; m < tokens; m++) sums[m] = V::zero();
         constexpr bool in_order = tokens <= 2;
@@ -90,44 +67,61 @@ struct TileKernels {
         }
         for (int g = 0; g < groups; g++) {
             if constexpr (in_order) {
-                if (g * group_bytes % PAGE == 0) open_ahead(quants, g * group_bytes, groups * group_bytes, run.next);
+                if (g * bytes % PAGE < bytes) open_ahead(quants, g * bytes, groups * bytes, run.next);
             } else {
                 const int ahead = g + AHEAD;
                 const bool within = ahead < groups;
-                prefetch(within ? quants + ahead * group_bytes : next_quants + (ahead - groups) * group_bytes, group_bytes);
+                prefetch(within ? quants + ahead * bytes : next_quants + (ahead - groups) * bytes, bytes);
                 prefetch(within ? run.tile + ahead * scale_bytes : run.next + (ahead - groups) * scale_bytes, scale_bytes);
             }
             Line lines[8];
-            read_group<format>(quants + g * group_bytes, lines);
-            Floats scale, minimum;
-            read_scales<format>(run.tile, g, scale, minimum);
+            Groups<V>::template read<format>(quants + g * bytes, run.tile, g, lines);
+            Floats scale[parts], minimum[parts];
+            Groups<V>::template read_scales<format>(run.tile, g, scale, minimum);
             const int8_t* x = panel.quants + size_t(g) * tokens * GROUP;
             const float* scales = panel.scales + size_t(g) * tokens;
-            const int32_t* corrections = panel.corrections + size_t(g) * tokens;
+            const int32_t* corrections = panel.corrections + size_t(g) * tokens * parts;
 #pragma GCC unroll 12
-            for (int m = 0; m < tokens; m++) {
-                Ints sum = V::set_ints(corrected ? corrections[m] : 0);
-                if constexpr (tokens < 4) {  // two chains: with few tokens nothing else hides their latency
-                    Ints other = V::set_ints(0);
-#pragma GCC unroll 4
-                    for (int i = 0; i < 4; i++) {
-                        sum = V::template dot<zero>(sum, lines[i], x + m * GROUP + 4 * i);
-                        other = V::template dot<zero>(other, lines[i + 4], x + m * GROUP + 16 + 4 * i);
+            for (int m = 0; m < tokens; m++, corrections += parts, x += GROUP) {
+#pragma GCC unroll 2
+                for (int part = 0; part < parts; part++) {
+                    Ints sum = V::set_ints(corrected ? corrections[part] : 0);
+                    if constexpr (parts == 2) {
+                        sum = products<zero, 4>(sum, lines + 4 * part, x + 16 * part);
+                    } else if constexpr (tokens < 4) {  // two chains: with few tokens nothing else hides their latency
+                        sum = V::add_ints(products<zero, 4>(sum, lines, x), products<zero, 4>(V::set_ints(0), lines + 4, x + 16));
+                    } else {
+                        sum = products<zero, 8>(sum, lines, x);
                     }
-                    sum = V::add_ints(sum, other);
-                } else {
-#pragma GCC unroll 8
-                    for (int i = 0; i < 8; i++) sum = V::template dot<zero>(sum, lines[i], x + m * GROUP + 4 * i);
-                }
-                sums[m] = V::fma(V::to_floats(sum), V::mul(scale, V::set(scales[m])), sums[m]);
-                if constexpr (format == Format::q4k) {
-                    float taken;
-                    std::memcpy(&taken, corrections + m, 4);
-                    sums[m] = V::fnma(V::set(taken), minimum, sums[m]);
+                    sums[m] = V::fma(V::to_floats(sum), V::mul(scale[part], V::set(scales[m])), sums[m]);
+                    if constexpr (traits(format).minimum) {
+                        float taken;
+                        std::memcpy(&taken, corrections + part, 4);
+                        sums[m] = V::fnma(V::set(taken), minimum[part], sums[m]);
+                    }
                 }
             }
         }
         for (int m = 0; m < tokens; m++) V::store(out + m * TILE_ROWS, sums[m]);
+    }
+
+    // What a tile's bytes stand for: out [columns][16 rows].
+    template <Format format>
+    static void values(const uint8_t* tile, size_t plane_bytes, int columns, float* out) {
+        constexpr int parts = scales_of_group(format);
+        for (int g = 0; g < columns / GROUP; g++) {
+            Line lines[8];
+            Groups<V>::template read<format>(tile + plane_bytes + size_t(g) * group_bytes(format), tile, g, lines);
+            Floats scale[parts], minimum[parts];
+            Groups<V>::template read_scales<format>(tile, g, scale, minimum);
+            for (int c = 0; c < GROUP; c++) {
+                const int part = c * parts / GROUP;
+                const Floats whole = V::sub(V::byte_of(lines[c / 4], c % 4), V::set(float(zero_point(format))));
+                Floats value = V::mul(whole, scale[part]);
+                if constexpr (traits(format).minimum) value = V::sub(value, minimum[part]);
+                V::store(out + (size_t(g) * GROUP + c) * TILE_ROWS, value);
+            }
+        }
     }
 
     template <Format format, int tokens>
@@ -199,10 +193,17 @@ struct TileKernels {
             sum = V::round_group(values, __builtin_isinf(factor) ? 0.0f : factor, quants);  // zeros, or denormals
         }
         panel.scales[group * tokens + token] = scale;
-        const float taken = scale * float(sum);
-        int32_t& correction = panel.corrections[group * tokens + token];
-        if (format == Format::q4k) std::memcpy(&correction, &taken, 4);
-        else correction = -zero_point(format) * sum;
+        int32_t* corrections = panel.corrections + (group * tokens + token) * scales_of_group(format);
+        const auto correct = [&](int32_t& correction, int32_t of) {
+            const float taken = scale * float(of);
+            if (traits(format).minimum) std::memcpy(&correction, &taken, 4);
+            else correction = -zero_point(format) * of;
+        };
+        if (!traits(format).halves) return correct(corrections[0], sum);
+        int32_t first = 0;
+        for (int i = 0; i < GROUP / 2; i++) first += quants[i];
+        correct(corrections[0], first);
+        correct(corrections[1], sum - first);
     }
 
     // Within 2 units in the last place; infinity from 88.4 on, nearly 0 from -88 down.
@@ -300,6 +301,12 @@ struct TileKernels {
         ((variant.tiles[int(format)][tokens + 1] = tile<format, tokens + 1>()), ...);
     }
 
+    template <Format... formats>
+    static void put(Variant& variant) {
+        (fill_row<formats>(variant, std::make_integer_sequence<int, V::most_tokens>{}), ...);
+        ((variant.values[int(formats)] = values<formats>), ...);
+    }
+
     static void put_into(Variant& variant) {
         variant.most_tokens = V::most_tokens;
         constexpr auto upto = std::make_integer_sequence<int, V::most_tokens>{};
@@ -307,10 +314,8 @@ struct TileKernels {
         fill_row<Format::f32>(variant, upto);
         fill_row<Format::f16>(variant, upto);
         fill_row<Format::bf16>(variant, upto);
-        fill_row<Format::w8>(variant, upto);
-        fill_row<Format::w4>(variant, upto);
-        fill_row<Format::mxfp4>(variant, upto);
-        fill_row<Format::q4k>(variant, upto);
+        put<Format::w8, Format::w4, Format::mxfp4, Format::q4k, Format::q4_1, Format::q5_0, Format::q5_1, Format::q5k, Format::q6k,
+            Format::q3k, Format::q2k, Format::iq4_nl, Format::iq4_xs, Format::nvfp4, Format::tq2_0>(variant);
         variant.fill = fill;
         variant.activate = activate;
         variant.weighted_sum = weighted_sum;

@@ -5,6 +5,8 @@
 
 #include <cstdint>
 
+#include "lanes/bytes.h"
+
 namespace dali {
 
 template <bool vnni>
@@ -61,14 +63,15 @@ struct Avx2 {
         const __m256i* at = reinterpret_cast<const __m256i*>(from);
         return {_mm256_loadu_si256(at), _mm256_loadu_si256(at + 1)};
     }
-    static Line low_nibbles(Line line) {
-        const __m256i mask = _mm256_set1_epi8(15);
-        return {_mm256_and_si256(line.a, mask), _mm256_and_si256(line.b, mask)};
+    template <int from, int to, int width>
+    static Line bits(Line line) {
+        return {bits<from, to, width>(line.a), bits<from, to, width>(line.b)};
     }
-    static Line high_nibbles(Line line) {
-        const __m256i mask = _mm256_set1_epi8(15);
-        return {_mm256_and_si256(_mm256_srli_epi16(line.a, 4), mask), _mm256_and_si256(_mm256_srli_epi16(line.b, 4), mask)};
+    template <int from, int to, int width>
+    static Line add_bits(Line base, Line line) {
+        return {_mm256_or_si256(base.a, bits<from, to, width>(line.a)), _mm256_or_si256(base.b, bits<from, to, width>(line.b))};
     }
+    static Floats byte_of(Line line, int at) { return {byte_of(line.a, at), byte_of(line.b, at)}; }
     static Line look_up(const uint8_t* table16, Line codes) {
         const __m256i table = _mm256_broadcastsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i*>(table16)));
         return {_mm256_shuffle_epi8(table, codes.a), _mm256_shuffle_epi8(table, codes.b)};
@@ -85,10 +88,17 @@ struct Avx2 {
         const __m128i* at = reinterpret_cast<const __m128i*>(from);
         return {_mm256_cvtph_ps(_mm_loadu_si128(at)), _mm256_cvtph_ps(_mm_loadu_si128(at + 1))};
     }
-    static Floats from_bytes(const uint8_t* from) { return to_floats(widen(from)); }
+    static Floats from_bytes(Bytes16 bytes) { return to_floats(widen(bytes)); }
+    static Floats from_signed_bytes(Bytes16 bytes) {
+        return to_floats({_mm256_cvtepi8_epi32((__m128i)bytes), _mm256_cvtepi8_epi32(_mm_unpackhi_epi64((__m128i)bytes, (__m128i)bytes))});
+    }
     static Floats from_exponents(const uint8_t* from) {
-        const Ints e = widen(from);
+        const Ints e = widen(bytes_at(from));
         return {exponents(e.a), exponents(e.b)};
+    }
+    static Floats from_e4m3(Bytes16 bytes) {
+        const Ints each = widen(bytes & 127);
+        return mul({_mm256_castsi256_ps(_mm256_slli_epi32(each.a, 20)), _mm256_castsi256_ps(_mm256_slli_epi32(each.b, 20))}, set(0x1p119f));
     }
     static void from_bf16(Line line, Floats& even, Floats& odd) {
         const __m256i high = _mm256_set1_epi32(int(0xFFFF0000));
@@ -146,9 +156,19 @@ struct Avx2 {
         }
         return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
     }
-    static Ints widen(const uint8_t* from) {
-        return {_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from))),
-                _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from + 8)))};
+    template <int from, int to, int width>
+    static __m256i bits(__m256i line) {
+        const __m256i mask = _mm256_set1_epi8(((1 << width) - 1) << to);
+        if constexpr (from > to) return _mm256_and_si256(_mm256_srli_epi16(line, from - to), mask);
+        else if constexpr (from < to) return _mm256_and_si256(_mm256_slli_epi16(line, to - from), mask);
+        else return _mm256_and_si256(line, mask);
+    }
+    static __m256 byte_of(__m256i line, int at) {
+        const __m256i down = _mm256_srl_epi32(line, _mm_cvtsi32_si128(8 * at));
+        return _mm256_cvtepi32_ps(_mm256_and_si256(down, _mm256_set1_epi32(255)));
+    }
+    static Ints widen(Bytes16 bytes) {
+        return {_mm256_cvtepu8_epi32((__m128i)bytes), _mm256_cvtepu8_epi32(_mm_unpackhi_epi64((__m128i)bytes, (__m128i)bytes))};
     }
     static __m256 exponents(__m256i e) {
         const __m256i normal = _mm256_slli_epi32(_mm256_sub_epi32(e, _mm256_set1_epi32(1)), 23);

@@ -5,6 +5,8 @@
 
 #include <cstdint>
 
+#include "lanes/bytes.h"
+
 namespace dali {
 
 struct Avx512 {
@@ -42,8 +44,20 @@ struct Avx512 {
     static Ints add_ints(Ints a, Ints b) { return _mm512_add_epi32(a, b); }
 
     static Line load_line(const uint8_t* from) { return _mm512_loadu_si512(from); }
-    static Line low_nibbles(Line line) { return _mm512_and_si512(line, _mm512_set1_epi8(15)); }
-    static Line high_nibbles(Line line) { return _mm512_and_si512(_mm512_srli_epi16(line, 4), _mm512_set1_epi8(15)); }
+    // Bits `from` on of each byte, `width` of them, moved to `to`: alone, or under those of `base`, which has none there.
+    template <int from, int to, int width>
+    static Line bits(Line line) {
+        return _mm512_and_si512(shifted<from, to>(line), _mm512_set1_epi8(((1 << width) - 1) << to));
+    }
+    template <int from, int to, int width>
+    static Line add_bits(Line base, Line line) {  // base | (shifted & mask)
+        return _mm512_ternarylogic_epi32(base, shifted<from, to>(line), _mm512_set1_epi8(((1 << width) - 1) << to), 0xF8);
+    }
+    // Byte `at` of each row's four.
+    static Floats byte_of(Line line, int at) {
+        const __m512i down = _mm512_srl_epi32(line, _mm_cvtsi32_si128(8 * at));
+        return _mm512_cvtepi32_ps(_mm512_and_si512(down, _mm512_set1_epi32(255)));
+    }
     static Line look_up(const uint8_t* table16, Line codes) {
         return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_load_si128(reinterpret_cast<const __m128i*>(table16))), codes);
     }
@@ -58,15 +72,19 @@ struct Avx512 {
     static Floats from_halves(const uint8_t* from) {
         return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
     }
-    static Floats from_bytes(const uint8_t* from) {
-        return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
-    }
+    static Floats from_bytes(Bytes16 bytes) { return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32((__m128i)bytes)); }
+    static Floats from_signed_bytes(Bytes16 bytes) { return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32((__m128i)bytes)); }
     // 2^(byte - 128), denormal for 0 and 1.
     static Floats from_exponents(const uint8_t* from) {
         __m512i e = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
         __m512i normal = _mm512_slli_epi32(_mm512_sub_epi32(e, _mm512_set1_epi32(1)), 23);
         __m512i tiny = _mm512_sllv_epi32(_mm512_set1_epi32(0x00200000), e);
         return _mm512_castsi512_ps(_mm512_mask_mov_epi32(normal, _mm512_cmplt_epi32_mask(e, _mm512_set1_epi32(2)), tiny));
+    }
+    // Half of what a float of 4 bits of exponent and 3 of mantissa stands for; its sign does not count.
+    static Floats from_e4m3(Bytes16 bytes) {
+        const __m512i bits = _mm512_slli_epi32(_mm512_cvtepu8_epi32((__m128i)(bytes & 127)), 20);
+        return _mm512_mul_ps(_mm512_castsi512_ps(bits), _mm512_set1_ps(0x1p119f));
     }
     // The even and the odd column of a line of 16-bit floats.
     static void from_bf16(Line line, Floats& even, Floats& odd) {
@@ -92,6 +110,14 @@ struct Avx512 {
         _mm_storeu_si128(reinterpret_cast<__m128i*>(quants), _mm512_cvtepi32_epi8(a));
         _mm_storeu_si128(reinterpret_cast<__m128i*>(quants + 16), _mm512_cvtepi32_epi8(b));
         return _mm512_reduce_add_epi32(_mm512_add_epi32(a, b));
+    }
+
+  private:
+    template <int from, int to>
+    static Line shifted(Line line) {
+        if constexpr (from > to) return _mm512_srli_epi16(line, from - to);
+        else if constexpr (from < to) return _mm512_slli_epi16(line, to - from);
+        else return line;
     }
 };
 

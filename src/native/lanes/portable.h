@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "lanes/bytes.h"
+
 namespace dali {
 
 struct Portable {
@@ -89,15 +91,20 @@ struct Portable {
         std::memcpy(out.v, from, 64);
         return out;
     }
-    static Line low_nibbles(const Line& line) {
+    template <int from, int to, int width>
+    static Line bits(const Line& line) {
         Line out;
-        for (int i = 0; i < 64; i++) out.v[i] = line.v[i] & 15;
+        for (int i = 0; i < 64; i++) out.v[i] = uint8_t((line.v[i] >> from & ((1 << width) - 1)) << to);
         return out;
     }
-    static Line high_nibbles(const Line& line) {
-        Line out;
-        for (int i = 0; i < 64; i++) out.v[i] = line.v[i] >> 4;
+    template <int from, int to, int width>
+    static Line add_bits(const Line& base, const Line& line) {
+        Line out = bits<from, to, width>(line);
+        for (int i = 0; i < 64; i++) out.v[i] |= base.v[i];
         return out;
+    }
+    static Floats byte_of(const Line& line, int at) {
+        return each([&](int i) { return float(line.v[4 * i + at]); });
     }
     static Line look_up(const uint8_t* table16, const Line& codes) {
         Line out;
@@ -119,14 +126,20 @@ struct Portable {
         std::memcpy(half, from, 32);
         return each([&](int i) { return from_half(half[i]); });
     }
-    static Floats from_bytes(const uint8_t* from) {
-        return each([&](int i) { return float(from[i]); });
+    static Floats from_bytes(Bytes16 bytes) {
+        return each([&](int i) { return float(bytes[i]); });
+    }
+    static Floats from_signed_bytes(Bytes16 bytes) {
+        return each([&](int i) { return float(int8_t(bytes[i])); });
     }
     static Floats from_exponents(const uint8_t* from) {
         return each([&](int i) {
             const uint32_t e = from[i];
             return from_bits(e < 2 ? 0x00200000u << e : (e - 1) << 23);
         });
+    }
+    static Floats from_e4m3(Bytes16 bytes) {
+        return each([&](int i) { return from_bits(uint32_t(bytes[i] & 127) << 20) * 0x1p119f; });
     }
     static void from_bf16(const Line& line, Floats& even, Floats& odd) {
         uint32_t words[16];

@@ -14,12 +14,6 @@ namespace {
 
 constexpr int MOST_TILES = 8;  // of a matrix in one item: some 10 us of reading in order
 
-// Panels filled for one matrix serve another of the same width, numbers and zero point.
-bool shares_panels(const Matrix& a, const Matrix& b) {
-    return a.columns == b.columns && is_quantized(a.format) == is_quantized(b.format) &&
-           (a.format == Format::q4k) == (b.format == Format::q4k) && zero_point(a.format) == zero_point(b.format);
-}
-
 // One active expert and its place in the panels.
 struct Active {
     const uint8_t* record;
@@ -44,7 +38,7 @@ class Step {
     void run() {
         if (active_.empty()) return;
         const int64_t tokens = call_.offsets[call_.experts];
-        apart_ = layout_.gated && !shares_panels(layout_.gate, layout_.up);
+        apart_ = layout_.gated && !(layout_.gate.columns == layout_.up.columns && shares_panels(layout_.gate.format, layout_.up.format));
         const size_t up_bytes = panel_bytes(layout_.up.format, layout_.up.columns, tokens);
         const size_t gate_bytes = apart_ ? panel_bytes(layout_.gate.format, layout_.gate.columns, tokens) : 0;
         const size_t down_bytes = panel_bytes(layout_.down.format, layout_.down.columns, tokens);

@@ -14,7 +14,7 @@ constexpr int TILES = 2;  // of an item: some 4 us of reading, so that no thread
 
 int items(const Matrix& matrix) { return (matrix.tiles() + TILES - 1) / TILES; }
 
-// Panels filled for one matrix serve another of the same format and width.
+// Panels filled for one matrix serve another of the same width whose format shares them.
 struct Panels {
     Matrix matrix;
     void* memory;
@@ -27,12 +27,14 @@ void linear(const std::vector<Product>& products, int columns, const void* x, Dt
     const Variant& variant = current_variant();
     const Blocks blocks(tokens, variant.most_tokens);
 
-    std::vector<Panels> panels;     // one for each format among the products
+    std::vector<Panels> panels;     // one for each kind of panel among the products
     std::vector<int> panels_of;     // [products]
     std::vector<int> first_item;    // [products]
     int count = 0;
     for (const Product& product : products) {
-        const auto same = [&](const Panels& one) { return one.matrix.format == product.matrix.format; };
+        const auto same = [&](const Panels& one) {
+            return one.matrix.columns == product.matrix.columns && shares_panels(one.matrix.format, product.matrix.format);
+        };
         const auto found = std::find_if(panels.begin(), panels.end(), same);
         panels_of.push_back(int(found - panels.begin()));
         if (found == panels.end()) panels.push_back({product.matrix, nullptr});

@@ -37,7 +37,7 @@ from dali.kernels.native.experts import (
 )
 from dali.kernels.native.latent import LatentHeads
 from dali.kernels.native.library import set_threads, threads
-from dali.kernels.native.linear import DEQUANTIZED, Linear, dequantize_blocks, repack
+from dali.kernels.native.linear import DEQUANTIZED, Linear, dequantize_blocks, repack, rows_of
 from dali.kernels.native.measure import read_seconds, seconds
 from dali.kernels.native.recurrence import (
     CONVOLVED_DTYPES,
@@ -111,6 +111,7 @@ __all__ = [
     "reduce_choices",
     "repack",
     "rms_norm",
+    "rows_of",
     "seconds",
     "selective_scan",
     "set_threads",

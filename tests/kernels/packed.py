@@ -1,0 +1,28 @@
+"""Random packed matrices of any format, also of those that nothing is quantized to."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dali.kernels.formats import GROUP, TILE_ROWS, Format, ScalePart, assemble, round_up
+from dali.kernels.packing import QUANTIZERS, pack
+
+
+def random_matrix(rows: int, columns: int, format: Format, seed: int = 0) -> Tensor:
+    """Packed bytes [rows, columns] of values of about 1 / sqrt(columns); of rows and columns of padding anything."""
+    generator = torch.Generator().manual_seed(seed)
+    if not format.quantized or format.name in QUANTIZERS:
+        return pack(torch.randn(rows, columns, generator=generator) / columns**0.5, format)
+    padded, wide = round_up(rows, TILE_ROWS), round_up(columns, format.block)
+    quants = torch.randint(0, 2**format.bits, (padded, wide // GROUP, GROUP), generator=generator)
+    unit = columns**-0.5 / 2**format.bits / (64 if format.block > GROUP else 1)
+
+    def part(of: ScalePart) -> Tensor:
+        shape = padded, wide // format.block * of.values
+        if of.dtype == torch.float16:
+            return (torch.rand(shape, generator=generator) * 2 - 1).mul_(unit).to(of.dtype)
+        end = 16 if format.name == "nvfp4" else 256  # small floats of 8 bits, else any
+        return torch.randint(0, end, shape, generator=generator).to(torch.uint8).view(of.dtype)
+
+    return assemble(quants.to(torch.uint8), [part(of) for of in format.scales], format)
