@@ -45,6 +45,7 @@ CALIBRATION = BENCHMARKS.parent / "src" / "dali" / "texts" / "calibration.txt"
 CONVERT = BENCHMARKS / "tools" / "convert_checkpoint.py"
 WINDOW = 256
 NOISE = 3  # standard errors
+CHUNKS = 48  # windows of the calibration text that importance is from
 NAME = "gguf_perplexity"
 NARROW = ("Q8_0", "Q6_K", "Q5_K_M", "Q5_1", "Q5_0", "Q4_K_M", "Q4_1", "Q4_0", "IQ4_NL", "Q3_K_M")
 FILES = {file: [file] for file in NARROW} | {
@@ -152,7 +153,7 @@ class Quantizer:
         if not self.base.is_file():  # apart, as the converter has a gguf package of its own
             run(sys.executable, CONVERT, sources, checkpoint, "ALL_F32", self.base)
         if not self.importance.is_file():
-            asked = ["-m", self.base, "-f", CALIBRATION, "-c", str(WINDOW), "-t", self.threads]
+            asked = ["-m", self.base, "-f", CALIBRATION, "-c", WINDOW, "--chunks", CHUNKS, "-t", self.threads]
             run(programs / "llama-imatrix", *asked, "-o", self.importance)
 
     def write(self, name: str) -> Path:
