@@ -39,7 +39,7 @@ class LoadedModel:
     @property
     def layout(self) -> ExpertLayout:
         """The layout of the largest records, which fit any layer's."""
-        return max(self.layouts, key=lambda layout: layout.record_bytes)
+        return largest(self.layouts)
 
     @property
     def format_name(self) -> str:
@@ -61,6 +61,11 @@ class LoadedModel:
     def dense_bytes(self) -> int:
         """Bytes of everything but the experts."""
         return sum(tensor.nbytes for tensor in (*self.model.parameters(), *self.model.buffers()))
+
+
+def largest(layouts: Sequence[ExpertLayout]) -> ExpertLayout:
+    """The one of the largest records."""
+    return max(layouts, key=lambda layout: layout.record_bytes)
 
 
 def describe_layouts(layouts: Sequence[ExpertLayout]) -> str:

@@ -28,7 +28,7 @@ from dali.loading.gguf.config import read_config
 from dali.loading.gguf.dense import MEASURED_ROWS, GgufDense
 from dali.loading.gguf.families import family_of
 from dali.loading.gguf.tokenizer import end_ids, read_tokenizer
-from dali.loading.loaded import LoadedModel
+from dali.loading.loaded import LoadedModel, largest
 from dali.loading.locate import display_name
 from dali.loading.source import ModelSource
 from dali.options import LoadOptions
@@ -184,4 +184,4 @@ class GgufModel(ModelSource):
 def _packs(layouts: list[ExpertLayout], compiled: bool) -> bool:
     """Whether linears and embeddings are packed, too: the compiled kernels take them so, and beside experts in floats they are
     computed in floats."""
-    return compiled and layouts[0].format.quantized
+    return compiled and largest(layouts).format.quantized
