@@ -18,7 +18,7 @@ template <int passes>
 DALI_DEVICE void linear_strip(const LinearCall& call, const Product& product, int64_t strip, int first) {
     Sums<passes> sums{};
     multiply_strip<FORMAT>(product.packed, product.matrix, strip, call.panel,
-                           [&](int i) { return first + i < call.tokens ? int64_t(first + i) : -1; }, sums);
+                           [&](int i) { return first + i < call.tokens ? first + i : -1; }, sums);
     const int lane = lane_of_warp(), row = int(strip) * STRIP_ROWS + first_row_of(lane);
 #pragma unroll
     for (int p = 0; p < passes; p++)
@@ -42,7 +42,7 @@ DALI_KERNEL linear(DALI_CALL(LinearCall) call) {
         for (; first < call.tokens; first += PASS) {
             float sums[PASS];
             multiply_rows<FORMAT>(product.packed, product.matrix, strip, call.panel,
-                                  [&](int i) { return first + i < call.tokens ? int64_t(first + i) : -1; }, sums);
+                                  [&](int i) { return first + i < call.tokens ? first + i : -1; }, sums);
             for (int i = 0; i < PASS; i++) put_product(call, product, first + i, int(strip) * STRIP_ROWS + lane_of_warp(), sums[i]);
         }
         return;

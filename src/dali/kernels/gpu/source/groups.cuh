@@ -1,0 +1,161 @@
+// What a lane takes of a group of 32 columns of a tile (src/dali/kernels/formats.py has the layout): of four rows, from `row` on, as
+// unsigned bytes, columns 4 t to 4 t + 3 in `low` and those 16 further on in `high`; a word a row. And the scales of these rows.
+#pragma once
+
+#include "arithmetic.cuh"
+#include "formats.cuh"
+
+namespace dali::gpu {
+
+template <class Of>
+DALI_DEVICE uint4 of_each(const uint4& words, Of of) {
+    return {of(words.x), of(words.y), of(words.z), of(words.w)};
+}
+DALI_DEVICE uint4 both(const uint4& a, const uint4& b) { return {a.x | b.x, a.y | b.y, a.z | b.z, a.w | b.w}; }
+
+// Of each byte, the bits from `at` on that `mask` keeps.
+DALI_DEVICE uint4 fields(const uint4& words, int at, uint32_t mask) {
+    return of_each(words, [=](uint32_t word) { return word >> at & mask; });
+}
+DALI_DEVICE uint4 raised(const uint4& words, int by) {
+    return of_each(words, [=](uint32_t word) { return word << by; });
+}
+
+// Values by four-bit code, as bytes: `first` eight of them and the `last`.
+DALI_DEVICE uint4 look_up(const uint4& codes, uint2 first, uint2 last) {
+    return of_each(codes, [=](uint32_t four) {
+        const uint32_t which = (four & 0x7) | (four >> 4 & 0x70) | (four >> 8 & 0x700) | (four >> 12 & 0x7000);
+        const uint32_t lower = select_bytes(first.x, first.y, which), upper = select_bytes(last.x, last.y, which);
+        const uint32_t above = (four >> 3 & 0x01010101u) * 0xFFu;  // all bits of the bytes whose code is 8 or more
+        return (lower & ~above) | (upper & above);
+    });
+}
+
+// The plane of 2 bits: vector 2 f + l in bits 2 f and 2 f + 1 of line l.
+DALI_DEVICE void unpack_pairs(const uint8_t* own, int t, uint4& low, uint4& high) {
+    const uint4 line = load_once(own + t % 2 * LINE);
+    low = fields(line, t / 2 * 2, 0x03030303u);
+    high = fields(line, t / 2 * 2 + 4, 0x03030303u);
+}
+
+template <int format>
+DALI_DEVICE void unpack(const uint8_t* quants, int row, int t, uint4& low, uint4& high) {
+    constexpr int bits = TRAITS[format].bits;
+    const uint8_t* own = quants + row * 4;
+    if (bits == 8) {
+        low = load_once(own + t * LINE);
+        high = load_once(own + (t + 4) * LINE);
+        return;
+    }
+    if (bits >= 4) {
+        const uint4 nibbles = load_once(own + t * LINE);
+        low = fields(nibbles, 0, 0x0F0F0F0Fu);
+        high = fields(nibbles, 4, 0x0F0F0F0Fu);
+    } else {
+        unpack_pairs(own, t, low, high);
+    }
+    if (bits == 6) {
+        uint4 low_pairs, high_pairs;
+        unpack_pairs(own + 4 * LINE, t, low_pairs, high_pairs);
+        low = both(low, raised(low_pairs, 4));
+        high = both(high, raised(high_pairs, 4));
+    }
+    if (bits == 5 || bits == 3) {  // the plane of 1 bit: vector i in bit i
+        const uint4 line = load_once(own + (bits - 1) * LINE);
+        low = both(low, raised(fields(line, t, 0x01010101u), bits - 1));
+        high = both(high, raised(fields(line, t + 4, 0x01010101u), bits - 1));
+    }
+    constexpr bool doubled = format == MXFP4 || format == NVFP4;  // values, doubled, plus 12; IQ4's, plus 128
+    if (doubled || format == IQ4_NL || format == IQ4_XS) {
+        const uint2 first = doubled ? uint2{0x0F0E0D0Cu, 0x18141210u} : uint2{0x3F2D1801u, 0x766A5D4Fu};
+        const uint2 last = doubled ? uint2{0x090A0B0Cu, 0x00040608u} : uint2{0xA6998D81u, 0xF1D9C5B5u};
+        low = look_up(low, first, last);
+        high = look_up(high, first, last);
+    }
+}
+
+// Of a group's rows, by half where the format has two.
+template <int format>
+struct Scales {
+    float scale[scales_of_group(format)][4];
+    float minimum[TRAITS[format].minimum ? scales_of_group(format) : 1][4];
+};
+
+DALI_DEVICE void four_halves(const uint8_t* from, float (&to)[4]) {
+    const uint2 words = *reinterpret_cast<const uint2*>(from);
+    to[0] = from_half(uint16_t(words.x));
+    to[1] = from_half(uint16_t(words.x >> 16));
+    to[2] = from_half(uint16_t(words.y));
+    to[3] = from_half(uint16_t(words.y >> 16));
+}
+
+// to = (bytes - middle) * by, row by row.
+DALI_DEVICE void scale_bytes(uint32_t bytes, int middle, const float (&by)[4], float (&to)[4]) {
+    for (int r = 0; r < 4; r++) to[r] = mul(__int2float_rn(int(bytes >> (8 * r) & 255) - middle), by[r]);
+}
+
+// Two numbers of six bits a group: eight bytes with both low nibbles, four with two groups' higher bits.
+DALI_DEVICE void six_bits(const uint8_t* from, int group, uint32_t& first, uint32_t& second) {
+    const uint32_t low = *reinterpret_cast<const uint32_t*>(from + TILE_ROWS * group);
+    const uint32_t high = *reinterpret_cast<const uint32_t*>(from + TILE_ROWS * (8 + group / 2)) >> (4 * (group % 2));
+    first = (low & 0x0F0F0F0Fu) | (high & 0x03030303u) << 4;
+    second = (low >> 4 & 0x0F0F0F0Fu) | (high & 0x0C0C0C0Cu) << 2;
+}
+
+// The scales of the four rows from `row` on, for group `group` of the tile.
+template <int format>
+DALI_DEVICE Scales<format> read_scales(const uint8_t* tile, int group, int row) {
+    constexpr FormatTraits of = TRAITS[format];
+    const uint8_t* block = tile + of.scale_bytes * TILE_ROWS * (group * GROUP / of.block);
+    const auto bytes = [=](int at) { return *reinterpret_cast<const uint32_t*>(block + at + row); };
+    Scales<format> to;
+    group %= of.block / GROUP;
+    if constexpr (format == MXFP4) {
+        const uint32_t exponents = bytes(0);
+        for (int r = 0; r < 4; r++) {
+            const uint32_t e = exponents >> (8 * r) & 255;
+            to.scale[0][r] = from_bits(e < 2 ? 0x00200000u << e : (e - 1) << 23);
+        }
+    } else if constexpr (format == NVFP4) {
+        for (int half = 0; half < 2; half++) {
+            const uint32_t four = bytes(TILE_ROWS * (2 * group + half));
+            for (int r = 0; r < 4; r++) to.scale[half][r] = mul(from_bits((four >> (8 * r) & 127) << 20), from_bits(0x7B000000u));  // 2^119
+        }
+    } else {
+        float d[4], least[4];
+        four_halves(block + 2 * row, d);
+        if constexpr (of.minimum) four_halves(block + 32 + 2 * row, least);
+        if constexpr (format == Q4K || format == Q5K) {
+            uint32_t times, minimums;
+            six_bits(block + 64 + row, group, times, minimums);
+            scale_bytes(times, 0, d, to.scale[0]);
+            scale_bytes(minimums, 0, least, to.minimum[0]);
+        } else if constexpr (format == Q6K) {  // signed: 128 more, less 128
+            for (int half = 0; half < 2; half++)
+                scale_bytes(bytes(32 + TILE_ROWS * (2 * group + half)) ^ 0x80808080u, 128, d, to.scale[half]);
+        } else if constexpr (format == Q3K) {
+            uint32_t first, second;
+            six_bits(block + 32 + row, group, first, second);
+            scale_bytes(first, 32, d, to.scale[0]);
+            scale_bytes(second, 32, d, to.scale[1]);
+        } else if constexpr (format == Q2K) {
+            for (int half = 0; half < 2; half++) {
+                const uint32_t pair = bytes(64 + TILE_ROWS * (2 * group + half));
+                scale_bytes(pair & 0x0F0F0F0Fu, 0, d, to.scale[half]);
+                scale_bytes(pair >> 4 & 0x0F0F0F0Fu, 0, least, to.minimum[half]);
+            }
+        } else if constexpr (format == IQ4_XS) {
+            const uint32_t high = bytes(32 + TILE_ROWS * (group / 4)) >> (2 * (group % 4)) & 0x03030303u;
+            const uint32_t low = bytes(64 + TILE_ROWS * (group / 2)) >> (4 * (group % 2)) & 0x0F0F0F0Fu;
+            scale_bytes(low | high << 4, 32, d, to.scale[0]);
+        } else {
+            for (int r = 0; r < 4; r++) {
+                to.scale[0][r] = d[r];
+                if constexpr (of.minimum) to.minimum[0][r] = sub(0.0f, least[r]);  // theirs are added
+            }
+        }
+    }
+    return to;
+}
+
+}  // namespace dali::gpu
