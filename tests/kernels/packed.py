@@ -22,6 +22,7 @@ def random_matrix(rows: int, columns: int, format: Format, seed: int = 0) -> Ten
         shape = padded, wide // format.block * of.values
         if of.dtype == torch.float16:
             return (torch.rand(shape, generator=generator) * 2 - 1).mul_(unit).to(of.dtype)
-        return torch.randint(0, 256, shape, generator=generator).to(torch.uint8).view(of.dtype)
+        end = 16 if format.name == "nvfp4" else 256  # small floats of 8 bits, else any
+        return torch.randint(0, end, shape, generator=generator).to(torch.uint8).view(of.dtype)
 
     return assemble(quants.to(torch.uint8), [part(of) for of in format.scales], format)

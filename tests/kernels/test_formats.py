@@ -14,7 +14,6 @@ from dali.kernels.formats import (
     FORMATS,
     GROUP,
     TILE_ROWS,
-    assemble,
     disassemble,
     get_format,
     pack_planes,

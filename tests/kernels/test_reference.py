@@ -19,7 +19,6 @@ from dali.kernels.activation import Activation
 from dali.kernels.expert import ExpertLayout, ExpertShape
 from dali.kernels.formats import FORMATS, disassemble
 from dali.kernels.packing import QUANTIZERS
-from dali.kernels.values import integers
 from dali.kernels.reference import (
     compute_experts,
     expert_ffn,
@@ -27,6 +26,7 @@ from dali.kernels.reference import (
     reduce_choices,
     to_half_precision,
 )
+from dali.kernels.values import integers
 
 SILU, RELU2 = Activation("silu"), Activation("relu2")
 CLAMPED = Activation("clamped_swiglu", 1.702, 7.0)

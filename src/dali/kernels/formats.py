@@ -10,8 +10,8 @@ A matrix [rows, columns] is cut into tiles of 16 rows. Inside a tile every 64-by
 | 2 bits | 2 | line l: vector 2 f + l in bits 2 f and 2 f + 1 |
 | 1 bit | 1 | vector i in bit i |
 
-the highest bits last: `q6k` is a plane of 4 and one of 2 bits. A kernel therefore reads a tile front to back, one full cache line at a
-time, and keeps one row a lane.
+the highest bits last: `q6k` is a plane of 4 and one of 2 bits. A kernel therefore reads a tile front to back, one full cache
+line at a time, and keeps one row a lane.
 
 Quantized tiles start with their scale plane, padded to 128 bytes: block by block the parts of `Format.scales`,
 each [values, 16 rows]. Rows are padded to 16 and columns to whole blocks with zeros; padding
@@ -34,7 +34,8 @@ from dali.errors import UsageError
 TILE_ROWS = 16
 GROUP = 32  # columns whose products are summed in integers
 PLANE_ALIGNMENT = 128
-CODES = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)  # MXFP4's values, doubled
+CODES = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)  # MXFP4's and NVFP4's values, doubled
+IQ4_CODES = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)  # IQ4_NL's and IQ4_XS'
 
 
 def round_up(value: int, multiple: int) -> int:
@@ -116,6 +117,12 @@ FORMATS = {
         Format("q5_1", 5, scales=(_HALF, _HALF), minimum=True),
         Format("q5k", 5, block=256, scales=(_HALF, _HALF, *_SIX_BITS), minimum=True),
         Format("q6k", 6, zero=32, block=256, scales=(_HALF, _bytes(16, torch.int8)), halves=True),
+        Format("q3k", 3, zero=4, block=256, scales=(_HALF, *_SIX_BITS), halves=True),
+        Format("q2k", 2, block=256, scales=(_HALF, _HALF, _bytes(16)), halves=True, minimum=True),
+        Format("iq4_nl", 4, zero=128, scales=(_HALF,)),
+        Format("iq4_xs", 4, zero=128, block=256, scales=(_HALF, _bytes(2), _bytes(4))),
+        Format("nvfp4", 4, zero=12, block=64, scales=(_bytes(4),), halves=True),
+        Format("tq2_0", 2, zero=1, block=256, scales=(_HALF,)),
     )
 }
 
@@ -128,8 +135,8 @@ def get_format(name: str) -> Format:
 
 
 def pair_six_bits(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    """Two numbers below 64 for each of eight groups, uint8 [..., 8] each -> [..., 8] bytes of both low nibbles and [..., 4] of what is
-    above them, the first of two groups' in the low nibble."""
+    """Two numbers below 64 for each of eight groups, uint8 [..., 8] each -> [..., 8] bytes of both low nibbles and [..., 4] of
+    what is above them, the first of two groups' in the low nibble."""
     above = (first >> 4) | ((second >> 4) << 2)
     return (first & 15) | ((second & 15) << 4), above[..., ::2] | (above[..., 1::2] << 4)
 
@@ -142,7 +149,7 @@ def six_bits(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
 
 def pack_planes(quants: Tensor, format: Format) -> Tensor:
     """quants uint8 [..., 32] of a group -> its bytes in a row [..., 4 * bits]."""
-    vectors, planes = quants.unflatten(-1, (8, 4)), []
+    vectors, planes = torch.unflatten(quants, -1, (8, 4)), []
     beneath = 0
     for bits in format.planes:
         fields = _by_line(vectors, bits) >> beneath & (2**bits - 1)
@@ -158,9 +165,9 @@ def unpack_planes(packed: Tensor, format: Format) -> Tensor:
     """Inverse of `pack_planes`: [..., 4 * bits] -> uint8 [..., 32]."""
     quants, beneath = torch.zeros((*packed.shape[:-1], 8, 4), dtype=torch.uint8), 0
     for bits, plane in zip(
-        format.planes, packed.split([4 * bits for bits in format.planes], dim=-1), strict=True
+        format.planes, torch.split(packed, [4 * bits for bits in format.planes], dim=-1), strict=True
     ):
-        lines = plane.unflatten(-1, (bits, 4))
+        lines = torch.unflatten(plane, -1, (bits, 4))
         fields = _by_line(quants, bits)
         for field in range(8 // bits):
             fields[..., field, :, :] |= (lines >> (bits * field) & (2**bits - 1)) << beneath
@@ -170,7 +177,7 @@ def unpack_planes(packed: Tensor, format: Format) -> Tensor:
 
 def _by_line(vectors: Tensor, bits: int) -> Tensor:
     """[..., 8, 4] -> [..., fields of a byte, lines, 4], a view: a plane has as many lines as bits."""
-    return vectors.unflatten(-2, (8 // bits, bits))
+    return torch.unflatten(vectors, -2, (8 // bits, bits))
 
 
 def assemble(quants: Tensor, scales: Sequence[Tensor], format: Format) -> Tensor:

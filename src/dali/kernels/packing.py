@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -149,7 +147,7 @@ def _super_blocks(groups: Tensor, format: Format) -> tuple[Tensor, ...]:
 def _signed_super_blocks(groups: Tensor, format: Format) -> tuple[Tensor, ...]:
     """The value of largest magnitude in each half becomes -32 steps, and the largest step -128 units."""
     rows, count = groups.shape[:2]
-    halves = groups.unflatten(-1, (2, GROUP // 2))
+    halves = torch.unflatten(groups, -1, (2, GROUP // 2))
     steps = (_extreme(halves) / -32).view(rows, -1, 16)
     d = (_extreme(steps) / -128).to(torch.float16)
     units = steps * _inverse(d.to(torch.float32)).unsqueeze(-1)

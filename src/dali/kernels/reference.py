@@ -87,7 +87,7 @@ def _int8_linear(
     """Products of the columns that share a scale are integers below 2^24, exact in float32; they are added in order."""
     activations, activation_scales = quantize_activations(pad(x, len(x), weights.shape[1] * GROUP))
     parts = scales.shape[2]
-    weights, activations = (part.unflatten(-1, (parts, -1)) for part in (weights, activations))
+    weights, activations = (torch.unflatten(part, -1, (parts, -1)) for part in (weights, activations))
     out = x.new_zeros(x.shape[0], weights.shape[0])
     for group in range(weights.shape[1]):
         for part in range(parts):

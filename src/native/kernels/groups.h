@@ -72,6 +72,10 @@ struct Groups {
             alignas(16) static constexpr uint8_t table[16] = {12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0};
             for (int i = 0; i < 8; i++) lines[i] = V::look_up(table, lines[i]);
         }
+        if constexpr (format == Format::iq4_nl || format == Format::iq4_xs) {  // theirs, plus 128
+            alignas(16) static constexpr uint8_t table[16] = {1, 24, 45, 63, 79, 93, 106, 118, 129, 141, 153, 166, 181, 197, 217, 241};
+            for (int i = 0; i < 8; i++) lines[i] = V::look_up(table, lines[i]);
+        }
     }
 
     // Two numbers of six bits a group: eight bytes with both low nibbles, four with two groups' higher bits.
@@ -97,6 +101,27 @@ struct Groups {
             const Floats d = V::from_halves(block);
             scale[0] = V::mul(V::from_signed_bytes(bytes_at(bytes)), d);
             scale[1] = V::mul(V::from_signed_bytes(bytes_at(bytes + TILE_ROWS)), d);
+        } else if constexpr (format == Format::q3k) {
+            Bytes16 first, second;
+            six_bits(block + 32, group % 8, first, second);
+            const Floats d = V::from_halves(block), middle = V::set(32);
+            scale[0] = V::mul(V::sub(V::from_bytes(first), middle), d);
+            scale[1] = V::mul(V::sub(V::from_bytes(second), middle), d);
+        } else if constexpr (format == Format::q2k) {
+            const Floats d = V::from_halves(block), dmin = V::from_halves(block + 32);
+            for (int half = 0; half < 2; half++) {
+                const Bytes16 both = bytes_at(block + 64 + TILE_ROWS * (2 * (group % 8) + half));
+                scale[half] = V::mul(V::from_bytes(both & 15), d);
+                minimum[half] = V::mul(V::from_bytes(both >> 4), dmin);
+            }
+        } else if constexpr (format == Format::iq4_xs) {
+            const Bytes16 high = bytes_at(block + 32 + TILE_ROWS * (group % 8 / 4)) >> (2 * (group % 4));
+            const Bytes16 low = bytes_at(block + 64 + TILE_ROWS * (group % 8 / 2)) >> (4 * (group % 2));
+            scale[0] = V::mul(V::sub(V::from_bytes((low & 15) | (high & 3) << 4), V::set(32)), V::from_halves(block));
+        } else if constexpr (format == Format::nvfp4) {
+            const uint8_t* bytes = block + 2 * TILE_ROWS * (group % 2);
+            scale[0] = V::from_e4m3(bytes_at(bytes));
+            scale[1] = V::from_e4m3(bytes_at(bytes + TILE_ROWS));
         } else if constexpr (format == Format::q4_1 || format == Format::q5_1) {
             scale[0] = V::from_halves(block);
             minimum[0] = V::sub(V::zero(), V::from_halves(block + 32));  // theirs are added

@@ -314,7 +314,8 @@ struct TileKernels {
         fill_row<Format::f32>(variant, upto);
         fill_row<Format::f16>(variant, upto);
         fill_row<Format::bf16>(variant, upto);
-        put<Format::w8, Format::w4, Format::mxfp4, Format::q4k, Format::q4_1, Format::q5_0, Format::q5_1, Format::q5k, Format::q6k>(variant);
+        put<Format::w8, Format::w4, Format::mxfp4, Format::q4k, Format::q4_1, Format::q5_0, Format::q5_1, Format::q5k, Format::q6k,
+            Format::q3k, Format::q2k, Format::iq4_nl, Format::iq4_xs, Format::nvfp4, Format::tq2_0>(variant);
         variant.fill = fill;
         variant.activate = activate;
         variant.weighted_sum = weighted_sum;

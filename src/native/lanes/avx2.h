@@ -96,6 +96,10 @@ struct Avx2 {
         const Ints e = widen(bytes_at(from));
         return {exponents(e.a), exponents(e.b)};
     }
+    static Floats from_e4m3(Bytes16 bytes) {
+        const Ints each = widen(bytes & 127);
+        return mul({_mm256_castsi256_ps(_mm256_slli_epi32(each.a, 20)), _mm256_castsi256_ps(_mm256_slli_epi32(each.b, 20))}, set(0x1p119f));
+    }
     static void from_bf16(Line line, Floats& even, Floats& odd) {
         const __m256i high = _mm256_set1_epi32(int(0xFFFF0000));
         even = {_mm256_castsi256_ps(_mm256_slli_epi32(line.a, 16)), _mm256_castsi256_ps(_mm256_slli_epi32(line.b, 16))};

@@ -81,6 +81,11 @@ struct Avx512 {
         __m512i tiny = _mm512_sllv_epi32(_mm512_set1_epi32(0x00200000), e);
         return _mm512_castsi512_ps(_mm512_mask_mov_epi32(normal, _mm512_cmplt_epi32_mask(e, _mm512_set1_epi32(2)), tiny));
     }
+    // Half of what a float of 4 bits of exponent and 3 of mantissa stands for; its sign does not count.
+    static Floats from_e4m3(Bytes16 bytes) {
+        const __m512i bits = _mm512_slli_epi32(_mm512_cvtepu8_epi32((__m128i)(bytes & 127)), 20);
+        return _mm512_mul_ps(_mm512_castsi512_ps(bits), _mm512_set1_ps(0x1p119f));
+    }
     // The even and the odd column of a line of 16-bit floats.
     static void from_bf16(Line line, Floats& even, Floats& odd) {
         even = _mm512_castsi512_ps(_mm512_slli_epi32(line, 16));

@@ -138,6 +138,9 @@ struct Portable {
             return from_bits(e < 2 ? 0x00200000u << e : (e - 1) << 23);
         });
     }
+    static Floats from_e4m3(Bytes16 bytes) {
+        return each([&](int i) { return from_bits(uint32_t(bytes[i] & 127) << 20) * 0x1p119f; });
+    }
     static void from_bf16(const Line& line, Floats& even, Floats& odd) {
         uint32_t words[16];
         std::memcpy(words, line.v, 64);

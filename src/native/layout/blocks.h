@@ -82,9 +82,15 @@ inline void scales_and_minimums(const uint8_t* packed, uint8_t (&scales)[8], uin
     }
 }
 
-inline Bytes16 bit_of_each(const uint8_t* two) {  // each bit of two bytes, in a byte of its own
+inline uint64_t bit_of_each(uint8_t bits) {  // each in a byte of its own
+    const uint64_t apart = bits * 0x0101010101010101u & 0x8040201008040201u;
+    return (apart + 0x7F7F7F7F7F7F7F7Fu) >> 7 & 0x0101010101010101u;
+}
+
+inline Bytes16 join(uint64_t low, uint64_t high) {
     Bytes16 out;
-    for (int i = 0; i < 16; i++) out[i] = two[i / 8] >> i % 8 & 1;
+    std::memcpy(&out, &low, 8);
+    std::memcpy(reinterpret_cast<uint8_t*>(&out) + 8, &high, 8);
     return out;
 }
 
@@ -133,7 +139,8 @@ struct Q4_1 {
 
 inline void move_five_bits(const uint8_t* high, const uint8_t* low, const Place& to) {
     const Bytes16 nibbles = bytes_at(low);
-    to.group<5>(0, (nibbles & 15) | bit_of_each(high) << 4, nibbles >> 4 | bit_of_each(high + 2) << 4);
+    to.group<5>(0, (nibbles & 15) | join(bit_of_each(high[0]), bit_of_each(high[1])) << 4,
+                nibbles >> 4 | join(bit_of_each(high[2]), bit_of_each(high[3])) << 4);
 }
 
 struct Q5_0 {
@@ -208,6 +215,117 @@ struct Q6_K {  // a half block has four groups, two of them in low nibbles
                         (bytes_at(low + 16) >> shift & 15) | (bytes_at(high + 16) >> (2 * quarter) & 3) << 4);
         }
         return is_finite_half(block + 208);
+    }
+};
+
+// Two bits a quant, of which 32 bytes hold four groups: those of group `group` in `quants` [64], both halves.
+inline void two_bits(const uint8_t* quants, int group, Bytes16& first, Bytes16& second) {
+    const uint8_t* from = quants + 32 * (group / 4);
+    const int shift = 2 * (group % 4);
+    first = bytes_at(from) >> shift & 3;
+    second = bytes_at(from + 16) >> shift & 3;
+}
+
+struct Q3_K {  // hmask [32], qs [64], scales [12], d
+    static constexpr Format format = Format::q3k;
+    static constexpr int bytes = 110;
+    static bool move(const uint8_t* block, const Place& to) {
+        const Bytes16 high = bytes_at(block), other_high = bytes_at(block + 16);
+        for (int group = 0; group < 8; group++) {
+            Bytes16 first, second;
+            two_bits(block + 32, group, first, second);
+            to.group<3>(group, first | (high >> group & 1) << 2, second | (other_high >> group & 1) << 2);
+        }
+        const uint8_t* packed = block + 96;  // sixteen scales: eight low nibbles, then eight high ones, and two bits of each
+        uint8_t scales[2][8];
+        for (int i = 0; i < 16; i++)
+            scales[i % 2][i / 2] = uint8_t((packed[i % 8] >> (4 * (i / 8)) & 15) | (packed[8 + i % 4] >> (2 * (i / 4)) & 3) << 4);
+        to.half(0, block + 108);
+        to.six_bits(2, scales[0], scales[1]);
+        return is_finite_half(block + 108);
+    }
+};
+
+struct Q2_K {  // scales [16], qs [64], d, dmin
+    static constexpr Format format = Format::q2k;
+    static constexpr int bytes = 84;
+    static bool move(const uint8_t* block, const Place& to) {
+        for (int group = 0; group < 8; group++) {
+            Bytes16 first, second;
+            two_bits(block + 16, group, first, second);
+            to.group<2>(group, first, second);
+        }
+        to.half(0, block + 80);
+        to.half(2, block + 82);
+        to.bytes(4, block, 16);
+        return is_finite_half(block + 80) && is_finite_half(block + 82);
+    }
+};
+
+struct Tq2_0 {  // qs [64], d
+    static constexpr Format format = Format::tq2_0;
+    static constexpr int bytes = 66;
+    static bool move(const uint8_t* block, const Place& to) {
+        for (int group = 0; group < 8; group++) {
+            Bytes16 first, second;
+            two_bits(block, group, first, second);
+            to.group<2>(group, first, second);
+        }
+        to.half(0, block + 64);
+        return is_finite_half(block + 64);
+    }
+};
+
+struct Tq1_0 {  // qs [48], qh [4], d: digits to the base of three, as the high digits of a byte's fraction of 256
+    static constexpr Format format = Format::tq2_0;
+    static constexpr int bytes = 54;
+    static bool move(const uint8_t* block, const Place& to) {
+        constexpr uint8_t powers[5] = {1, 3, 9, 27, 81};
+        uint8_t quants[256], *next = quants;
+        const auto digits = [&](const uint8_t* from, int count, int of_each) {
+            for (int digit = 0; digit < of_each; digit++)
+                for (int i = 0; i < count; i++) *next++ = uint8_t(uint8_t(from[i] * powers[digit]) * 3 >> 8);
+        };
+        digits(block, 32, 5);
+        digits(block + 32, 16, 5);
+        digits(block + 48, 4, 4);
+        for (int group = 0; group < 8; group++) to.group<2>(group, bytes_at(quants + 32 * group), bytes_at(quants + 32 * group + 16));
+        to.half(0, block + 52);
+        return is_finite_half(block + 52);
+    }
+};
+
+struct Iq4_Nl {
+    static constexpr Format format = Format::iq4_nl;
+    static constexpr int bytes = 18;
+    static bool move(const uint8_t* block, const Place& to) { return Q4_0::move(block, to); }
+};
+
+struct Iq4_Xs {  // d, scales_h [2], scales_l [4], qs [128]
+    static constexpr Format format = Format::iq4_xs;
+    static constexpr int bytes = 136;
+    static bool move(const uint8_t* block, const Place& to) {
+        to.half(0, block);
+        to.bytes(2, block + 2, 6);
+        to.words(0, block + 8, 32);
+        return is_finite_half(block);
+    }
+};
+
+struct Nvfp4 {  // d [4], qs [32]: eight bytes hold sixteen columns, the first eight in low nibbles
+    static constexpr Format format = Format::nvfp4;
+    static constexpr int bytes = 36;
+    static bool move(const uint8_t* block, const Place& to) {
+        to.bytes(0, block, 4);
+        for (int group = 0; group < 2; group++) {
+            constexpr uint64_t low = 0x0F0F0F0F0F0F0F0Fu;
+            uint64_t half[2];
+            std::memcpy(half, block + 4 + 16 * group, 16);
+            to.group<4>(group, join(half[0] & low, half[0] >> 4 & low), join(half[1] & low, half[1] >> 4 & low));
+        }
+        bool finite = true;
+        for (int i = 0; i < 4; i++) finite &= (block[i] & 0x7F) != 0x7F;
+        return finite;
     }
 };
 

@@ -43,7 +43,8 @@ const BlockType& type_of(const std::string& name) {
     static constexpr BlockType types[] = {
         block_type<Q8_0>("Q8_0"), block_type<Q4_0>("Q4_0"), block_type<Mxfp4>("MXFP4"), block_type<Q4_1>("Q4_1"),
         block_type<Q5_0>("Q5_0"), block_type<Q5_1>("Q5_1"), block_type<Q4_K>("Q4_K"),   block_type<Q5_K>("Q5_K"),
-        block_type<Q6_K>("Q6_K"),
+        block_type<Q6_K>("Q6_K"), block_type<Q3_K>("Q3_K"), block_type<Q2_K>("Q2_K"),   block_type<Iq4_Nl>("IQ4_NL"),
+        block_type<Iq4_Xs>("IQ4_XS"), block_type<Nvfp4>("NVFP4"), block_type<Tq1_0>("TQ1_0"), block_type<Tq2_0>("TQ2_0"),
     };
     for (const BlockType& type : types)
         if (name == type.name) return type;

@@ -48,7 +48,8 @@ class Linear:
 
 
 def rows_of(packed: Tensor, columns: int, format: Format, rows: Tensor) -> Tensor:
-    """What rows of a packed matrix of a quantized format stand for: rows int64 [n], each one the matrix has -> float32 [n, columns]."""
+    """What rows of a packed matrix of a quantized format stand for: rows int64 [n], each one that the matrix has -> float32
+    [n, columns]."""
     assert format.quantized and packed.is_contiguous() and rows.dtype == torch.int64
     matrix = library.Matrix(format.name, packed.nbytes // format.tile_bytes(columns) * TILE_ROWS, columns)
     rows = rows.contiguous()

@@ -26,6 +26,13 @@ SAME_VALUES = {
     "Q5_1": "q5_1",
     "Q5_K": "q5k",
     "Q6_K": "q6k",
+    "Q3_K": "q3k",
+    "Q2_K": "q2k",
+    "IQ4_NL": "iq4_nl",
+    "IQ4_XS": "iq4_xs",
+    "NVFP4": "nvfp4",
+    "TQ2_0": "tq2_0",
+    "TQ1_0": "tq2_0",
 }
 _FLOATS = {"F32": np.float32, "F16": np.float16, "BF16": np.int16}
 
@@ -61,7 +68,7 @@ def _repack(raw: Bytes, type: BlockType, format: Format, out: Tensor) -> None:
             raise DaliError("A scale is NaN or infinite.", "The model is damaged; download it again.")
     if type.name == "MXFP4" and (scales[0] == 255).any():
         raise DaliError("A scale is NaN.", "The model is damaged; download it again.")
-    out.copy_(assemble(quants.unflatten(1, (-1, GROUP)), scales, format))
+    out.copy_(assemble(torch.unflatten(quants, 1, (-1, GROUP)), scales, format))
 
 
 def squared_error(raw: Bytes, type: BlockType, packed: Tensor, format: Format) -> tuple[float, float]:
