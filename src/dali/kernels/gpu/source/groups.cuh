@@ -74,13 +74,6 @@ DALI_DEVICE void unpack(const uint8_t* quants, int row, int t, uint4& low, uint4
     }
 }
 
-// Of a group's rows, by half where the format has two.
-template <int format>
-struct Scales {
-    float scale[scales_of_group(format)][4];
-    float minimum[TRAITS[format].minimum ? scales_of_group(format) : 1][4];
-};
-
 DALI_DEVICE void four_halves(const uint8_t* from, float (&to)[4]) {
     const uint2 words = *reinterpret_cast<const uint2*>(from);
     to[0] = from_half(uint16_t(words.x));
@@ -95,64 +88,63 @@ DALI_DEVICE void scale_bytes(uint32_t bytes, int middle, const float (&by)[4], f
 }
 
 // Two numbers of six bits a group: eight bytes with both low nibbles, four with two groups' higher bits.
-DALI_DEVICE void six_bits(const uint8_t* from, int group, uint32_t& first, uint32_t& second) {
+DALI_DEVICE uint2 six_bits(const uint8_t* from, int group) {
     const uint32_t low = *reinterpret_cast<const uint32_t*>(from + TILE_ROWS * group);
     const uint32_t high = *reinterpret_cast<const uint32_t*>(from + TILE_ROWS * (8 + group / 2)) >> (4 * (group % 2));
-    first = (low & 0x0F0F0F0Fu) | (high & 0x03030303u) << 4;
-    second = (low >> 4 & 0x0F0F0F0Fu) | (high & 0x0C0C0C0Cu) << 2;
+    return {(low & 0x0F0F0F0Fu) | (high & 0x03030303u) << 4, (low >> 4 & 0x0F0F0F0Fu) | (high & 0x0C0C0C0Cu) << 2};
 }
 
-// The scales of the four rows from `row` on, for group `group` of the tile.
+// Of four rows; minimums of formats that have them.
+struct Scales {
+    float scale[4], minimum[4];
+};
+
+// The scales of the rows from `row` on, for part `part` of group `group` of the tile: where its halves have scales of their own, the
+// second half is part 1.
 template <int format>
-DALI_DEVICE Scales<format> read_scales(const uint8_t* tile, int group, int row) {
+DALI_DEVICE Scales read_scales(const uint8_t* tile, int group, int part, int row) {
     constexpr FormatTraits of = TRAITS[format];
     const uint8_t* block = tile + of.scale_bytes * TILE_ROWS * (group * GROUP / of.block);
     const auto bytes = [=](int at) { return *reinterpret_cast<const uint32_t*>(block + at + row); };
-    Scales<format> to;
+    Scales to;
     group %= of.block / GROUP;
-    if constexpr (format == MXFP4) {
+    if (format == MXFP4) {
         const uint32_t exponents = bytes(0);
         for (int r = 0; r < 4; r++) {
             const uint32_t e = exponents >> (8 * r) & 255;
-            to.scale[0][r] = from_bits(e < 2 ? 0x00200000u << e : (e - 1) << 23);
+            to.scale[r] = from_bits(e < 2 ? 0x00200000u << e : (e - 1) << 23);
         }
-    } else if constexpr (format == NVFP4) {
-        for (int half = 0; half < 2; half++) {
-            const uint32_t four = bytes(TILE_ROWS * (2 * group + half));
-            for (int r = 0; r < 4; r++) to.scale[half][r] = mul(from_bits((four >> (8 * r) & 127) << 20), from_bits(0x7B000000u));  // 2^119
-        }
+        return to;
+    }
+    if (format == NVFP4) {  // unsigned floats of four bits of exponent and three of mantissa
+        const uint32_t four = bytes(TILE_ROWS * (2 * group + part));
+        for (int r = 0; r < 4; r++) to.scale[r] = mul(from_bits((four >> (8 * r) & 127) << 20), 0x1p119f);
+        return to;
+    }
+    float d[4], least[4] = {};
+    four_halves(block + 2 * row, d);
+    if (of.minimum) four_halves(block + 2 * TILE_ROWS + 2 * row, least);
+    if (format == Q4K || format == Q5K) {
+        const uint2 both = six_bits(block + 64 + row, group);
+        scale_bytes(both.x, 0, d, to.scale);
+        scale_bytes(both.y, 0, least, to.minimum);
+    } else if (format == Q6K) {  // signed: 128 more, less 128
+        scale_bytes(bytes(32 + TILE_ROWS * (2 * group + part)) ^ 0x80808080u, 128, d, to.scale);
+    } else if (format == Q3K) {
+        const uint2 both = six_bits(block + 32 + row, group);
+        scale_bytes(part ? both.y : both.x, 32, d, to.scale);
+    } else if (format == Q2K) {
+        const uint32_t both = bytes(64 + TILE_ROWS * (2 * group + part));
+        scale_bytes(both & 0x0F0F0F0Fu, 0, d, to.scale);
+        scale_bytes(both >> 4 & 0x0F0F0F0Fu, 0, least, to.minimum);
+    } else if (format == IQ4_XS) {
+        const uint32_t high = bytes(32 + TILE_ROWS * (group / 4)) >> (2 * (group % 4)) & 0x03030303u;
+        const uint32_t low = bytes(64 + TILE_ROWS * (group / 2)) >> (4 * (group % 2)) & 0x0F0F0F0Fu;
+        scale_bytes(low | high << 4, 32, d, to.scale);
     } else {
-        float d[4], least[4];
-        four_halves(block + 2 * row, d);
-        if constexpr (of.minimum) four_halves(block + 32 + 2 * row, least);
-        if constexpr (format == Q4K || format == Q5K) {
-            uint32_t times, minimums;
-            six_bits(block + 64 + row, group, times, minimums);
-            scale_bytes(times, 0, d, to.scale[0]);
-            scale_bytes(minimums, 0, least, to.minimum[0]);
-        } else if constexpr (format == Q6K) {  // signed: 128 more, less 128
-            for (int half = 0; half < 2; half++)
-                scale_bytes(bytes(32 + TILE_ROWS * (2 * group + half)) ^ 0x80808080u, 128, d, to.scale[half]);
-        } else if constexpr (format == Q3K) {
-            uint32_t first, second;
-            six_bits(block + 32 + row, group, first, second);
-            scale_bytes(first, 32, d, to.scale[0]);
-            scale_bytes(second, 32, d, to.scale[1]);
-        } else if constexpr (format == Q2K) {
-            for (int half = 0; half < 2; half++) {
-                const uint32_t pair = bytes(64 + TILE_ROWS * (2 * group + half));
-                scale_bytes(pair & 0x0F0F0F0Fu, 0, d, to.scale[half]);
-                scale_bytes(pair >> 4 & 0x0F0F0F0Fu, 0, least, to.minimum[half]);
-            }
-        } else if constexpr (format == IQ4_XS) {
-            const uint32_t high = bytes(32 + TILE_ROWS * (group / 4)) >> (2 * (group % 4)) & 0x03030303u;
-            const uint32_t low = bytes(64 + TILE_ROWS * (group / 2)) >> (4 * (group % 2)) & 0x0F0F0F0Fu;
-            scale_bytes(low | high << 4, 32, d, to.scale[0]);
-        } else {
-            for (int r = 0; r < 4; r++) {
-                to.scale[0][r] = d[r];
-                if constexpr (of.minimum) to.minimum[0][r] = sub(0.0f, least[r]);  // theirs are added
-            }
+        for (int r = 0; r < 4; r++) {
+            to.scale[r] = d[r];
+            to.minimum[r] = sub(0.0f, least[r]);  // theirs are added
         }
     }
     return to;

@@ -34,37 +34,33 @@ struct Sums {
 
 // What the lane hands in of a token's group, and the scale and sums of the groups of the two tokens whose sums it gets.
 struct TokenGroups {
-    uint32_t low = 0, high = 0;
-    float scale[2] = {};
-    uint32_t sums[2] = {};
+    uint32_t low, high, sums[2];
+    float scale[2];
 };
 
-// Adds a group of the lane's rows times eight tokens: of its halves, the first before the second, where each has scales of its own.
+// Adds a group of the lane's rows times eight tokens; or one half of it, `part`, where each has scales of its own.
 template <int format>
-DALI_DEVICE void add_group(const uint4& low, const uint4& high, const Scales<format>& scales, const TokenGroups& x, float (&sums)[4][2]) {
+DALI_DEVICE void add_group(const uint4& low, const uint4& high, const Scales& scales, int part, const TokenGroups& x, float (&sums)[4][2]) {
     constexpr FormatTraits of = TRAITS[format];
-#pragma unroll
-    for (int part = 0; part < scales_of_group(format); part++) {
-        int summed[2], c[4], d[4];
-        for (int i = 0; i < 2; i++) {
-            summed[i] = of.halves ? sum_of_half(x.sums[i], part) : sum_of_half(x.sums[i], 0) + sum_of_half(x.sums[i], 1);
-            c[i] = c[2 + i] = d[i] = d[2 + i] = -of.zero * summed[i];
-        }
-        if (part == 0) {
-            multiply_add(c, low.x, low.y, x.low);
-            multiply_add(d, low.z, low.w, x.low);
-        }
-        if (part == 1 || !of.halves) {
-            multiply_add(c, high.x, high.y, x.high);
-            multiply_add(d, high.z, high.w, x.high);
-        }
-        for (int r = 0; r < 4; r++)
-            for (int i = 0; i < 2; i++) {
-                const int exact = r < 2 ? c[2 * r + i] : d[2 * (r - 2) + i];
-                sums[r][i] = fma(__int2float_rn(exact), mul(scales.scale[part][r], x.scale[i]), sums[r][i]);
-                if constexpr (of.minimum) sums[r][i] = fma(-mul(x.scale[i], __int2float_rn(summed[i])), scales.minimum[part][r], sums[r][i]);
-            }
+    int summed[2], c[4], d[4];
+    for (int i = 0; i < 2; i++) {
+        summed[i] = of.halves ? sum_of_half(x.sums[i], part) : sum_of_half(x.sums[i], 0) + sum_of_half(x.sums[i], 1);
+        c[i] = c[2 + i] = d[i] = d[2 + i] = -of.zero * summed[i];
     }
+    if (part == 0) {
+        multiply_add(c, low.x, low.y, x.low);
+        multiply_add(d, low.z, low.w, x.low);
+    }
+    if (part == 1 || !of.halves) {
+        multiply_add(c, high.x, high.y, x.high);
+        multiply_add(d, high.z, high.w, x.high);
+    }
+    for (int r = 0; r < 4; r++)
+        for (int i = 0; i < 2; i++) {
+            const int exact = r < 2 ? c[2 * r + i] : d[2 * (r - 2) + i];
+            sums[r][i] = fma(__int2float_rn(exact), mul(scales.scale[r], x.scale[i]), sums[r][i]);
+            if (of.minimum) sums[r][i] = fma(-mul(x.scale[i], __int2float_rn(summed[i])), scales.minimum[r], sums[r][i]);
+        }
 }
 
 // Adds the strip's rows times tokens. row_of(i): the panel's row of token i of the passes, or -1 where there is none.
@@ -75,32 +71,32 @@ DALI_DEVICE void multiply_strip(const uint8_t* record, const Matrix& matrix, int
     const int groups = matrix.columns / GROUP, panel_groups = panel.columns / GROUP;
     const uint8_t* tile = tile_of<format>(record, matrix, strip, g / 4);
     const uint8_t* quants = tile + matrix.plane;
-    int read[passes], mine[passes][2];  // the panel's rows whose quants this lane hands in, and whose sums it gets
+    const auto row_or_any = [&](int token) { return row_of(token) < 0 ? 0 : row_of(token); };  // nobody reads the sums of one that is not there
+    int read[passes], mine[passes][2];  // the panel's row whose quants this lane hands in, and the groups of those whose sums it gets
 #pragma unroll
     for (int p = 0; p < passes; p++) {
-        read[p] = row_of(p * PASS + g);
-        for (int i = 0; i < 2; i++) mine[p][i] = row_of(p * PASS + 2 * t + i);
+        read[p] = row_or_any(p * PASS + g);
+        for (int i = 0; i < 2; i++) mine[p][i] = row_or_any(p * PASS + 2 * t + i) * panel_groups;
     }
-#pragma unroll(passes == 1 ? 4 : 1)
+#pragma unroll(passes > 1 ? 1 : TRAITS[format].halves ? 2 : 4)
     for (int group = 0; group < groups; group++) {
         uint4 low, high;
         unpack<format>(quants + int64_t(group) * group_bytes(format), row, t, low, high);
-        const Scales<format> scales = read_scales<format>(tile, group, row);
 #pragma unroll
-        for (int p = 0; p < passes; p++) {
-            TokenGroups x;
-            if (read[p] >= 0) {
+        for (int part = 0; part < scales_of_group(format); part++) {
+            const Scales scales = read_scales<format>(tile, group, part, row);
+#pragma unroll
+            for (int p = 0; p < passes; p++) {
                 const int8_t* from = panel.quants + int64_t(read[p]) * panel.columns + group * GROUP + 4 * t;
+                TokenGroups x;
                 x.low = *reinterpret_cast<const uint32_t*>(from);
                 x.high = *reinterpret_cast<const uint32_t*>(from + 16);
-            }
-            for (int i = 0; i < 2; i++)
-                if (mine[p][i] >= 0) {
-                    const int64_t at = int64_t(mine[p][i]) * panel_groups + group;
-                    x.scale[i] = panel.scales[at];
-                    x.sums[i] = panel.sums[at];
+                for (int i = 0; i < 2; i++) {
+                    x.scale[i] = panel.scales[mine[p][i] + group];
+                    x.sums[i] = panel.sums[mine[p][i] + group];
                 }
-            add_group<format>(low, high, scales, x, sums.of[p]);
+                add_group<format>(low, high, scales, part, x, sums.of[p]);
+            }
         }
     }
 }
