@@ -15,13 +15,16 @@ def random_matrix(rows: int, columns: int, format: Format, seed: int = 0) -> Ten
     if not format.quantized or format.name in QUANTIZERS:
         return pack(torch.randn(rows, columns, generator=generator) / columns**0.5, format)
     padded, wide = round_up(rows, TILE_ROWS), round_up(columns, format.block)
-    quants = torch.randint(0, 2**format.bits, (padded, wide // GROUP, GROUP), generator=generator)
+    end = 256 if format.coded else 2**format.bits
+    quants = torch.randint(0, end, (padded, wide // GROUP, format.group_width), generator=generator)
     unit = columns**-0.5 / 2**format.bits / (64 if format.block > GROUP else 1)
 
     def part(of: ScalePart) -> Tensor:
         shape = padded, wide // format.block * of.values
         if of.dtype == torch.float16:
             return (torch.rand(shape, generator=generator) * 2 - 1).mul_(unit).to(of.dtype)
+        if of.dtype == torch.int16:
+            return torch.randint(-(2**15), 2**15, shape, generator=generator).to(of.dtype)
         end = 16 if format.name == "nvfp4" else 256  # small floats of 8 bits, else any
         return torch.randint(0, end, shape, generator=generator).to(torch.uint8).view(of.dtype)
 

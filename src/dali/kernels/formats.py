@@ -13,6 +13,9 @@ A matrix [rows, columns] is cut into tiles of 16 rows. Inside a tile every 64-by
 the highest bits last: `q6k` is a plane of 4 and one of 2 bits. A kernel therefore reads a tile front to back, one full cache
 line at a time, and keeps one row a lane.
 
+Coded formats have no quants. A group holds as many words of 4 bytes as a weight has bits, each in a line of its own: codes that
+stand for 4 or 8 columns each, a row of a grid (kernels/grids.py), and signs. kernels/coded.py has their bits.
+
 Quantized tiles start with their scale plane, padded to 128 bytes: block by block the parts of `Format.scales`,
 each [values, 16 rows]. Rows are padded to 16 and columns to whole blocks with zeros; padding
 decodes to 0 (of formats with a minimum, to less than a step, and meets activations of 0). docs/FORMATS.md lists all formats.
@@ -59,7 +62,7 @@ class ScalePart(NamedTuple):
 class Format:
     """One packed format. `bits` a weight without its scales, `dtype` of float formats; of quantized ones `zero` point, and the
     `scales` of each `block` of columns. `halves`: 16 columns share a scale, not 32. `minimum`: a value of its own is taken off
-    each, beside the zero point. src/native/layout/format.h has the same table."""
+    each, beside the zero point. `grid`: the table of a coded format's weights. src/native/layout/format.h has the same table."""
 
     name: str
     bits: int
@@ -69,15 +72,25 @@ class Format:
     scales: tuple[ScalePart, ...] = ()
     halves: bool = False
     minimum: bool = False
+    grid: str = ""
 
     @property
     def quantized(self) -> bool:
         return self.dtype is None
 
     @property
+    def coded(self) -> bool:
+        return bool(self.grid)
+
+    @property
+    def group_width(self) -> int:
+        """Bytes of a row's quants in a group: one a column, or a coded format's words."""
+        return 4 * self.bits if self.coded else GROUP
+
+    @property
     def planes(self) -> tuple[int, ...]:
-        """Bits of each plane of quants."""
-        return {8: (8,), 6: (4, 2), 5: (4, 1), 4: (4,), 3: (2, 1), 2: (2,)}[self.bits]
+        """Bits of each plane of quants; coded formats have none."""
+        return () if self.coded else {8: (8,), 6: (4, 2), 5: (4, 1), 4: (4,), 3: (2, 1), 2: (2,)}[self.bits]
 
     def scale_plane_bytes(self, columns: int) -> int:
         """Bytes of a tile's scale plane."""
@@ -101,6 +114,7 @@ def _bytes(count: int, dtype: torch.dtype = torch.uint8) -> ScalePart:
     return ScalePart(dtype, count)
 
 
+_WORDS = _bytes(8, torch.int16)
 _SIX_BITS = (_bytes(8), _bytes(4))  # two numbers of six bits for each of eight groups: `pair_six_bits`
 FORMATS = {
     format.name: format
@@ -123,6 +137,15 @@ FORMATS = {
         Format("iq4_xs", 4, zero=128, block=256, scales=(_HALF, _bytes(2), _bytes(4))),
         Format("nvfp4", 4, zero=12, block=64, scales=(_bytes(4),), halves=True),
         Format("tq2_0", 2, zero=1, block=256, scales=(_HALF,)),
+        Format("iq3_s", 3, zero=64, block=256, scales=(_HALF, _bytes(8), _bytes(4)), grid="iq3_s"),
+        Format("iq3_xxs", 3, zero=64, block=256, scales=(_HALF,), grid="iq3_xxs"),
+        Format("iq2_s", 2, zero=64, block=256, scales=(_HALF, _bytes(8), _bytes(8)), halves=True, grid="iq2_s"),
+        Format("iq2_xs", 2, zero=64, block=256, scales=(_HALF, _bytes(8)), halves=True, grid="iq2_xs"),
+        Format("iq2_xxs", 2, zero=64, block=256, scales=(_HALF,), grid="iq2_xxs"),
+        Format("iq1_s", 1, zero=16, block=256, scales=(_HALF, _WORDS), grid="iq1"),
+        Format(
+            "iq1_m", 1, zero=16, block=256, scales=(_HALF, _WORDS, _bytes(4), _bytes(2)), halves=True, grid="iq1"
+        ),
     )
 }
 
@@ -182,12 +205,13 @@ def _by_line(vectors: Tensor, bits: int) -> Tensor:
 
 def assemble(quants: Tensor, scales: Sequence[Tensor], format: Format) -> Tensor:
     """Lay out quants uint8 [rows, groups, 32] and the parts of `format.scales`, each [rows, blocks * values], as packed bytes.
+    Of coded formats the quants are the bytes of their words, [rows, groups, format.group_width].
 
     rows must be a multiple of 16, columns of the format's block.
     """
     rows, groups = quants.shape[:2]
     tiles, blocks = rows // TILE_ROWS, groups * GROUP // format.block
-    body = lines(pack_planes(quants, format).flatten(1))
+    body = lines((quants if format.coded else pack_planes(quants, format)).flatten(1))
     parts = [
         scale.view(tiles, TILE_ROWS, blocks, count)
         .permute(0, 2, 3, 1)
@@ -216,7 +240,8 @@ def disassemble(packed: Tensor, rows: int, columns: int, format: Format) -> tupl
         for part, (dtype, count) in zip(torch.split(by_block, widths, dim=2), format.scales, strict=True)
     )
     quants = rows_of(tiles[:, format.scale_plane_bytes(columns) :], torch.uint8)[:rows]
-    return unpack_planes(quants.view(rows, padded // GROUP, 4 * format.bits), format), scales
+    quants = quants.view(rows, padded // GROUP, 4 * format.bits)
+    return quants if format.coded else unpack_planes(quants, format), scales
 
 
 def lines(matrix: Tensor) -> Tensor:

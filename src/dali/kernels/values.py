@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from dali.kernels.coded import decode
 from dali.kernels.formats import CODES, IQ4_CODES, Format, six_bits
 
 Integers = tuple[Tensor, Tensor, Tensor | None]
@@ -15,6 +16,8 @@ Integers = tuple[Tensor, Tensor, Tensor | None]
 def integers(quants: Tensor, scales: Sequence[Tensor], format: Format) -> Integers:
     """What quants uint8 [rows, groups, 32] stand for: whole numbers, as float32 of that shape, their scale [rows, groups, 1, or
     2 for halves], and what to subtract from number * scale, of the scale's shape (None: nothing)."""
+    if format.coded:
+        return *decode(quants, scales, format), None
     if format.name in _TABLES:
         values = torch.tensor(_TABLES[format.name], dtype=torch.float32)[quants.to(torch.int32)]
     else:

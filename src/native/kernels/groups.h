@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "kernels/coded.h"
 #include "lanes/bytes.h"
 #include "layout/format.h"
 
@@ -56,9 +57,11 @@ struct Groups {
 
     // quants: the group's lines; plane: the tile's scales.
     template <Format format>
-    static void read(const uint8_t* quants, const uint8_t*, int, Line* lines) {
+    static void read(const uint8_t* quants, const uint8_t* plane, int group, Line* lines) {
         constexpr int bits = dali::bits(format);
-        if constexpr (bits == 8) {
+        if constexpr (is_grid(format)) {
+            Coded<V, format>::read(quants, plane + block_scale_bytes(format) * (group / 8), group % 8, lines);
+        } else if constexpr (bits == 8) {
             for (int i = 0; i < 8; i++) lines[i] = V::load_line(quants + LINE * i);
         } else if constexpr (bits >= 4) {
             read_nibbles(quants, lines);
@@ -87,9 +90,11 @@ struct Groups {
 
     // The scales of group `group`'s columns, one or two (halves), and what is taken off where the format has minimums.
     template <Format format>
-    static void read_scales(const uint8_t* plane, int group, Floats* scale, Floats* minimum) {
+    static void read_scales(const uint8_t* quants, const uint8_t* plane, int group, Floats* scale, Floats* minimum) {
         const uint8_t* block = plane + block_scale_bytes(format) * (group * GROUP / block_columns(format));
-        if constexpr (format == Format::mxfp4) {
+        if constexpr (is_grid(format)) {
+            Coded<V, format>::read_scales(quants, block, group % 8, scale);
+        } else if constexpr (format == Format::mxfp4) {
             scale[0] = V::from_exponents(block);
         } else if constexpr (format == Format::q4k || format == Format::q5k) {
             Bytes16 times, least;

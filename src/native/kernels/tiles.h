@@ -77,7 +77,7 @@ struct TileKernels {
             Line lines[8];
             Groups<V>::template read<format>(quants + g * bytes, run.tile, g, lines);
             Floats scale[parts], minimum[parts];
-            Groups<V>::template read_scales<format>(run.tile, g, scale, minimum);
+            Groups<V>::template read_scales<format>(quants + g * bytes, run.tile, g, scale, minimum);
             const int8_t* x = panel.quants + size_t(g) * tokens * GROUP;
             const float* scales = panel.scales + size_t(g) * tokens;
             const int32_t* corrections = panel.corrections + size_t(g) * tokens * parts;
@@ -111,12 +111,15 @@ struct TileKernels {
         constexpr int parts = scales_of_group(format);
         for (int g = 0; g < columns / GROUP; g++) {
             Line lines[8];
-            Groups<V>::template read<format>(tile + plane_bytes + size_t(g) * group_bytes(format), tile, g, lines);
+            const uint8_t* quants = tile + plane_bytes + size_t(g) * group_bytes(format);
+            Groups<V>::template read<format>(quants, tile, g, lines);
             Floats scale[parts], minimum[parts];
-            Groups<V>::template read_scales<format>(tile, g, scale, minimum);
+            Groups<V>::template read_scales<format>(quants, tile, g, scale, minimum);
             for (int c = 0; c < GROUP; c++) {
                 const int part = c * parts / GROUP;
-                const Floats whole = V::sub(V::byte_of(lines[c / 4], c % 4), V::set(float(zero_point(format))));
+                constexpr bool transposed = V::transposed && is_grid(format);
+                const Floats quant = transposed ? V::byte_of(lines[c / 16 * 4 + c % 4], c / 4 % 4) : V::byte_of(lines[c / 4], c % 4);
+                const Floats whole = V::sub(quant, V::set(float(zero_point(format))));
                 Floats value = V::mul(whole, scale[part]);
                 if constexpr (traits(format).minimum) value = V::sub(value, minimum[part]);
                 V::store(out + (size_t(g) * GROUP + c) * TILE_ROWS, value);
@@ -172,6 +175,13 @@ struct TileKernels {
         return value;
     }
 
+    // Byte 4 b + k of both halves to 4 k + b: the order of Coded's lines where bytes are looked up.
+    static void transpose(int8_t* quants) {
+        int8_t before[GROUP];
+        std::memcpy(before, quants, GROUP);
+        for (int i = 0; i < GROUP; i++) quants[i] = before[(i & 16) | (i % 4 * 4 + i / 4 % 4)];
+    }
+
     static void fill(const float* values, Format format, const Panel& panel, int group, int token) {
         const size_t tokens = panel.tokens;
         if (!is_quantized(format)) {
@@ -192,6 +202,7 @@ struct TileKernels {
             scale = to_half_precision(largest / 127.0f);  // as GGML stores it: the same file gives the same numbers
             sum = V::round_group(values, __builtin_isinf(factor) ? 0.0f : factor, quants);  // zeros, or denormals
         }
+        if (V::transposed && is_grid(format)) transpose(quants);
         panel.scales[group * tokens + token] = scale;
         int32_t* corrections = panel.corrections + (group * tokens + token) * scales_of_group(format);
         const auto correct = [&](int32_t& correction, int32_t of) {
@@ -199,7 +210,7 @@ struct TileKernels {
             if (traits(format).minimum) std::memcpy(&correction, &taken, 4);
             else correction = -zero_point(format) * of;
         };
-        if (!traits(format).halves) return correct(corrections[0], sum);
+        if (!traits(format).halves) return correct(corrections[0], sum);  // transposed, too, either half is for itself
         int32_t first = 0;
         for (int i = 0; i < GROUP / 2; i++) first += quants[i];
         correct(corrections[0], first);
@@ -307,6 +318,11 @@ struct TileKernels {
         ((variant.values[int(formats)] = values<formats>), ...);
     }
 
+    static void put_coded(Variant& variant) {
+        put<Format::iq3_s, Format::iq3_xxs, Format::iq2_s, Format::iq2_xs, Format::iq2_xxs, Format::iq1_s, Format::iq1_m>(variant);
+        variant.fill = fill;
+    }
+
     static void put_into(Variant& variant) {
         variant.most_tokens = V::most_tokens;
         constexpr auto upto = std::make_integer_sequence<int, V::most_tokens>{};
@@ -316,7 +332,7 @@ struct TileKernels {
         fill_row<Format::bf16>(variant, upto);
         put<Format::w8, Format::w4, Format::mxfp4, Format::q4k, Format::q4_1, Format::q5_0, Format::q5_1, Format::q5k, Format::q6k,
             Format::q3k, Format::q2k, Format::iq4_nl, Format::iq4_xs, Format::nvfp4, Format::tq2_0>(variant);
-        variant.fill = fill;
+        put_coded(variant);
         variant.activate = activate;
         variant.weighted_sum = weighted_sum;
     }

@@ -120,5 +120,6 @@ const Variant* portable_variant();
 const Variant* avx2_variant();      // null where not compiled in
 const Variant* avx_vnni_variant();
 const Variant* avx512_variant();
+const Variant* avx512_vbmi_variant();
 
 }  // namespace dali

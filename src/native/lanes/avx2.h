@@ -21,6 +21,7 @@ struct Avx2 {
     // Without VNNI, w8 is multiplied with its zero point already taken off: 255 * 127 * 2 would not fit 16 bits.
     static constexpr int most_tokens = 4;
     static constexpr bool centred = !vnni;
+    static constexpr bool transposed = false;
 
     static Floats zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
     static Floats set(float value) { return {_mm256_set1_ps(value), _mm256_set1_ps(value)}; }
@@ -75,6 +76,29 @@ struct Avx2 {
     static Line look_up(const uint8_t* table16, Line codes) {
         const __m256i table = _mm256_broadcastsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i*>(table16)));
         return {_mm256_shuffle_epi8(table, codes.a), _mm256_shuffle_epi8(table, codes.b)};
+    }
+    template <int from, int to, int width>
+    static Line word_bits(Line line) {
+        return {word_bits<from, to, width>(line.a), word_bits<from, to, width>(line.b)};
+    }
+    template <uint32_t mask>
+    static Line kept(Line line) {
+        return {_mm256_and_si256(line.a, _mm256_set1_epi32(int(mask))), _mm256_and_si256(line.b, _mm256_set1_epi32(int(mask)))};
+    }
+    static Line either(Line x, Line y) { return {_mm256_or_si256(x.a, y.a), _mm256_or_si256(x.b, y.b)}; }
+    static Line differ(Line x, Line y) { return {_mm256_xor_si256(x.a, y.a), _mm256_xor_si256(x.b, y.b)}; }
+    static Line words_of_bytes(Bytes16 bytes) { return widen(bytes); }
+    static Line words_of_halves(const uint8_t* from) {
+        const __m128i* at = reinterpret_cast<const __m128i*>(from);
+        return {_mm256_cvtepu16_epi32(_mm_loadu_si128(at)), _mm256_cvtepu16_epi32(_mm_loadu_si128(at + 1))};
+    }
+    static Line look_up_words(const uint32_t* table, Line at) {
+        const int* words = reinterpret_cast<const int*>(table);
+        return {_mm256_i32gather_epi32(words, at.a, 4), _mm256_i32gather_epi32(words, at.b, 4)};
+    }
+    template <int i>
+    static Line negated(Line values, Line signs) {
+        return {negated<i>(values.a, signs.a), negated<i>(values.b, signs.b)};
     }
     template <int zero>
     static Ints dot(Ints sum, Line quants, const int8_t* four) {
@@ -162,6 +186,21 @@ struct Avx2 {
         if constexpr (from > to) return _mm256_and_si256(_mm256_srli_epi16(line, from - to), mask);
         else if constexpr (from < to) return _mm256_and_si256(_mm256_slli_epi16(line, to - from), mask);
         else return _mm256_and_si256(line, mask);
+    }
+    template <int from, int to, int width>
+    static __m256i word_bits(__m256i line) {
+        const __m256i moved = from > to ? _mm256_srli_epi32(line, from > to ? from - to : 0) : _mm256_slli_epi32(line, from > to ? 0 : to - from);
+        if constexpr ((from > to && from + width == 32 && to == 0) || (from <= to && to + width == 32 && from == 0)) return moved;
+        return _mm256_and_si256(moved, _mm256_set1_epi32(int(((uint64_t(1) << width) - 1) << to)));
+    }
+    template <int i>
+    static __m256i negated(__m256i values, __m256i signs) {
+        constexpr int byte = 0x01010101 * (i % 4);
+        const __m256i order = _mm256_setr_epi32(byte, byte + 0x04040404, byte + 0x08080808, byte + 0x0C0C0C0C, byte, byte + 0x04040404,
+                                                byte + 0x08080808, byte + 0x0C0C0C0C);
+        const __m256i bit = _mm256_set1_epi32(int(0x08040201u << (4 * (i / 4))));
+        const __m256i minus = _mm256_cmpeq_epi8(_mm256_and_si256(_mm256_shuffle_epi8(signs, order), bit), bit);
+        return _mm256_blendv_epi8(values, _mm256_sub_epi8(_mm256_set1_epi8(char(128)), values), minus);
     }
     static __m256 byte_of(__m256i line, int at) {
         const __m256i down = _mm256_srl_epi32(line, _mm_cvtsi32_si128(8 * at));

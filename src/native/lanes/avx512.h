@@ -1,4 +1,4 @@
-// 16 rows a register: AVX-512 with VNNI (F, BW, VL, VNNI).
+// 16 rows a register: AVX-512 with VNNI (F, BW, VL, VNNI), with or without VBMI (lanes/avx512_vbmi.h).
 #pragma once
 
 #include <immintrin.h>
@@ -9,12 +9,14 @@
 
 namespace dali {
 
+template <bool vbmi>
 struct Avx512 {
     using Floats = __m512;
     using Ints = __m512i;
     using Line = __m512i;  // 64 bytes: 4 of each of 16 rows
     static constexpr int most_tokens = 12;
     static constexpr bool centred = false;  // dot() takes quants as they are
+    static constexpr bool transposed = vbmi;
 
     static Floats zero() { return _mm512_setzero_ps(); }
     static Floats set(float value) { return _mm512_set1_ps(value); }
@@ -60,6 +62,32 @@ struct Avx512 {
     }
     static Line look_up(const uint8_t* table16, Line codes) {
         return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_load_si128(reinterpret_cast<const __m128i*>(table16))), codes);
+    }
+    // Of words, 4 bytes a row: bits `from` on, `width` of them, moved to `to`; the bits of a mask; logic; one for each byte or 16 bits.
+    template <int from, int to, int width>
+    static Line word_bits(Line line) {
+        const __m512i moved = from > to ? _mm512_srli_epi32(line, from > to ? from - to : 0) : _mm512_slli_epi32(line, from > to ? 0 : to - from);
+        if constexpr ((from > to && from + width == 32 && to == 0) || (from <= to && to + width == 32 && from == 0)) return moved;
+        return _mm512_and_si512(moved, _mm512_set1_epi32(int(((uint64_t(1) << width) - 1) << to)));
+    }
+    template <uint32_t mask>
+    static Line kept(Line line) {
+        return _mm512_and_si512(line, _mm512_set1_epi32(int(mask)));
+    }
+    static Line either(Line a, Line b) { return _mm512_or_si512(a, b); }
+    static Line differ(Line a, Line b) { return _mm512_xor_si512(a, b); }
+    static Line words_of_bytes(Bytes16 bytes) { return _mm512_cvtepu8_epi32((__m128i)bytes); }
+    static Line words_of_halves(const uint8_t* from) {
+        return _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+    }
+    static Line look_up_words(const uint32_t* table, Line at) { return _mm512_i32gather_epi32(at, table, 4); }
+    // 128 - value for columns with a sign: those of line `i`, in the order of all formats (kernels/coded.h).
+    template <int i>
+    static Line negated(Line values, Line signs) {
+        const __m512i of_row = _mm512_shuffle_epi8(signs, _mm512_set4_epi32(0x0C0C0C0C + 0x01010101 * (i % 4), 0x08080808 + 0x01010101 * (i % 4),
+                                                                            0x04040404 + 0x01010101 * (i % 4), 0x01010101 * (i % 4)));
+        const __mmask64 minus = _mm512_test_epi8_mask(of_row, _mm512_set1_epi32(int(0x08040201u << (4 * (i / 4)))));
+        return _mm512_mask_sub_epi8(values, minus, _mm512_set1_epi8(char(128)), values);
     }
     // a + the four products of each row: unsigned quants times 4 activations.
     template <int zero>

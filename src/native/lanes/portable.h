@@ -21,6 +21,7 @@ struct Portable {
     };
     static constexpr int most_tokens = 4;
     static constexpr bool centred = false;
+    static constexpr bool transposed = false;
 
     template <class F>
     static Floats each(F f) {
@@ -109,6 +110,51 @@ struct Portable {
     static Line look_up(const uint8_t* table16, const Line& codes) {
         Line out;
         for (int i = 0; i < 64; i++) out.v[i] = table16[codes.v[i]];
+        return out;
+    }
+    template <class F>
+    static Line each_word(F f) {
+        uint32_t words[16];
+        for (int i = 0; i < 16; i++) words[i] = f(i);
+        Line out;
+        std::memcpy(out.v, words, 64);
+        return out;
+    }
+    static uint32_t word(const Line& line, int row) {
+        uint32_t value;
+        std::memcpy(&value, line.v + 4 * row, 4);
+        return value;
+    }
+    template <int from, int to, int width>
+    static Line word_bits(const Line& line) {
+        return each_word([&](int i) { return uint32_t((word(line, i) >> from & ((uint64_t(1) << width) - 1)) << to); });
+    }
+    template <uint32_t mask>
+    static Line kept(const Line& line) {
+        return each_word([&](int i) { return word(line, i) & mask; });
+    }
+    static Line either(const Line& a, const Line& b) {
+        return each_word([&](int i) { return word(a, i) | word(b, i); });
+    }
+    static Line differ(const Line& a, const Line& b) {
+        return each_word([&](int i) { return word(a, i) ^ word(b, i); });
+    }
+    static Line words_of_bytes(Bytes16 bytes) {
+        return each_word([&](int i) { return uint32_t(bytes[i]); });
+    }
+    static Line words_of_halves(const uint8_t* from) {
+        return each_word([&](int i) { return uint32_t(from[2 * i] | from[2 * i + 1] << 8); });
+    }
+    static Line look_up_words(const uint32_t* table, const Line& at) {
+        return each_word([&](int i) { return table[word(at, i)]; });
+    }
+    template <int i>
+    static Line negated(const Line& values, const Line& signs) {
+        Line out;
+        for (int at = 0; at < 64; at++) {
+            const bool minus = signs.v[at / 4 * 4 + i % 4] >> (4 * (i / 4) + at % 4) & 1;
+            out.v[at] = uint8_t(minus ? 128 - values.v[at] : values.v[at]);
+        }
         return out;
     }
     template <int zero>

@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "kernels/variants.h"
-#include "layout/blocks.h"
+#include "layout/coded_blocks.h"
 
 namespace dali {
 
@@ -45,6 +45,8 @@ const BlockType& type_of(const std::string& name) {
         block_type<Q5_0>("Q5_0"), block_type<Q5_1>("Q5_1"), block_type<Q4_K>("Q4_K"),   block_type<Q5_K>("Q5_K"),
         block_type<Q6_K>("Q6_K"), block_type<Q3_K>("Q3_K"), block_type<Q2_K>("Q2_K"),   block_type<Iq4_Nl>("IQ4_NL"),
         block_type<Iq4_Xs>("IQ4_XS"), block_type<Nvfp4>("NVFP4"), block_type<Tq1_0>("TQ1_0"), block_type<Tq2_0>("TQ2_0"),
+        block_type<Iq3_Xxs>("IQ3_XXS"), block_type<Iq3_S>("IQ3_S"), block_type<Iq2_Xxs>("IQ2_XXS"), block_type<Iq2_Xs>("IQ2_XS"),
+        block_type<Iq2_S>("IQ2_S"), block_type<Iq1_S>("IQ1_S"), block_type<Iq1_M>("IQ1_M"),
     };
     for (const BlockType& type : types)
         if (name == type.name) return type;

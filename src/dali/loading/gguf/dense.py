@@ -19,10 +19,10 @@ from dali.kernels.formats import TILE_ROWS, Format, round_up
 from dali.loading.gguf.families import Family
 from dali.loading.gguf.parts import Made, Ordered, Part, blocks_in_order
 from dali.store.arena import Arena
-from dali.store.gguf.blocks import Bytes
 from dali.store.gguf.header import Gguf, GgufTensor, damaged
 from dali.store.gguf.pack import own_format, pack_blocks
 from dali.store.gguf.reader import Job, Reading
+from dali.store.gguf.values.fields import Bytes
 
 AT_ONCE = 2**20  # values a read, and between the file and the parameter's type
 TOP = {"token_embd": "embed_tokens", "output_norm": "norm"}

@@ -17,10 +17,10 @@ from dali.kernels.expert import ExpertLayout, ExpertShape
 from dali.kernels.formats import Format
 from dali.store.arena import Arena
 from dali.store.experts_module import ExpertsModule
-from dali.store.gguf.blocks import Bytes
 from dali.store.gguf.header import Gguf, GgufTensor, damaged
 from dali.store.gguf.pack import SAME_VALUES, own_format, pack_blocks, squared_error
 from dali.store.gguf.reader import Job, Reading
+from dali.store.gguf.values.fields import Bytes
 
 
 class Place(NamedTuple):

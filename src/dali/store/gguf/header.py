@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from dali.errors import DaliError, unreadable
-from dali.store.gguf.blocks import BLOCK_TYPES, UNSUPPORTED, BlockType
+from dali.store.gguf.blocks import BLOCK_TYPES, BlockType, unsupported
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -282,11 +282,8 @@ class _Header:
         shape = tuple(self.scalar("Q") for _ in range(dimensions))[::-1]
         number, offset = self.scalar("I"), self.scalar("Q")
         if number not in BLOCK_TYPES:
-            what = UNSUPPORTED.get(number, f"the unknown type {number}")
-            raise DaliError(
-                f"Cannot use the GGUF file {self.path}: {self.at} is in {what}.",
-                f"Pick a file in {', '.join(type.name for type in BLOCK_TYPES.values())}.",
-            )
+            what, way_out = unsupported(number)
+            raise DaliError(f"Cannot use the GGUF file {self.path}: {self.at} is in {what}.", way_out)
         type = BLOCK_TYPES[number]
         if min(shape) < 1 or prod(shape) >= 2**63:
             raise self.fail(f"{self.at} has the impossible shape {list(shape)}")

@@ -8,10 +8,11 @@ from torch import Tensor
 
 from dali.errors import DaliError
 from dali.kernels import native
-from dali.kernels.formats import FORMATS, GROUP, TILE_ROWS, Format, assemble
+from dali.kernels.formats import FORMATS, TILE_ROWS, Format, assemble
 from dali.kernels.packing import pack, unpack
-from dali.store.gguf.blocks import BlockType, Bytes
-from dali.store.gguf.parts import parts_of
+from dali.store.gguf.blocks import BlockType
+from dali.store.gguf.parts import PARTS, parts_of
+from dali.store.gguf.values.fields import Bytes
 
 SAME_VALUES = {
     "F32": "f32",
@@ -33,6 +34,13 @@ SAME_VALUES = {
     "NVFP4": "nvfp4",
     "TQ2_0": "tq2_0",
     "TQ1_0": "tq2_0",
+    "IQ3_S": "iq3_s",
+    "IQ3_XXS": "iq3_xxs",
+    "IQ2_S": "iq2_s",
+    "IQ2_XS": "iq2_xs",
+    "IQ2_XXS": "iq2_xxs",
+    "IQ1_S": "iq1_s",
+    "IQ1_M": "iq1_m",
 }
 _FLOATS = {"F32": np.float32, "F16": np.float16, "BF16": np.int16}
 
@@ -47,10 +55,14 @@ def pack_blocks(raw: Bytes, type: BlockType, format: Format, out: Tensor) -> Non
 
     DaliError for values that are not finite, or that `format` cannot hold.
     """
-    if type.name not in _FLOATS and format == own_format(type) and native.enabled():
+    if type.name in PARTS and format == own_format(type) and native.enabled():
         columns = type.blocks(raw).shape[1] * type.columns
         if native.repack(torch.from_numpy(np.ascontiguousarray(raw)), type.name, columns, format, out):
             return  # else what follows says what is wrong
+    if type.name not in _FLOATS and not type.finite(raw):
+        raise DaliError(
+            f"A scale of {type.name} is NaN or infinite.", "The model is damaged; download it again."
+        )
     if SAME_VALUES.get(type.name) != format.name:
         out.copy_(pack(torch.from_numpy(type.values(raw)), format))
     elif type.name in _FLOATS:
@@ -63,12 +75,7 @@ def pack_blocks(raw: Bytes, type: BlockType, format: Format, out: Tensor) -> Non
 def _repack(raw: Bytes, type: BlockType, format: Format, out: Tensor) -> None:
     padding = np.zeros((-len(raw) % TILE_ROWS, raw.shape[1]), dtype=np.uint8)
     quants, scales = parts_of(type.blocks(np.concatenate([raw, padding])), type.name)
-    for scale in scales:
-        if scale.is_floating_point() and not scale.isfinite().all():
-            raise DaliError("A scale is NaN or infinite.", "The model is damaged; download it again.")
-    if type.name == "MXFP4" and (scales[0] == 255).any():
-        raise DaliError("A scale is NaN.", "The model is damaged; download it again.")
-    out.copy_(assemble(torch.unflatten(quants, 1, (-1, GROUP)), scales, format))
+    out.copy_(assemble(torch.unflatten(quants, 1, (-1, format.group_width)), scales, format))
 
 
 def squared_error(raw: Bytes, type: BlockType, packed: Tensor, format: Format) -> tuple[float, float]:

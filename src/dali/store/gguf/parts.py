@@ -15,7 +15,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dali.kernels.formats import pair_six_bits
-from dali.store.gguf.blocks import Blocks, Bytes, fields, halves, six_bit_scales
+from dali.store.gguf.coded_parts import CODED_PARTS
+from dali.store.gguf.values import k_quants
+from dali.store.gguf.values.fields import Blocks, Bytes, halves
+from dali.store.gguf.values.plain import five_bits
+from dali.store.gguf.values.ternary import tq1_0_digits
 
 Parts = tuple[Bytes, list[NDArray[Any]]]
 
@@ -41,60 +45,46 @@ def _q4_1(b: Blocks) -> Parts:
     return halves(b["qs"]), [b["d"], b["m"]]
 
 
-def _fifth_bit(qh: Bytes) -> Bytes:
-    return np.unpackbits(qh, axis=-1, bitorder="little") << np.uint8(4)
-
-
 def _q5_0(b: Blocks) -> Parts:
-    return halves(b["qs"]) | _fifth_bit(b["qh"]), [b["d"]]
+    return five_bits(b), [b["d"]]
 
 
 def _q5_1(b: Blocks) -> Parts:
-    return halves(b["qs"]) | _fifth_bit(b["qh"]), [b["d"], b["m"]]
+    return five_bits(b), [b["d"], b["m"]]
 
 
 def _super_scales(b: Blocks) -> list[NDArray[Any]]:
-    pairs = pair_six_bits(*map(torch.from_numpy, six_bit_scales(b["scales"])))
-    return [b["d"], b["dmin"], *(pair.numpy() for pair in pairs)]
+    return [b["d"], b["dmin"], *_paired(*k_quants.six_bit_scales(b["scales"]))]
 
 
-def _by_64(qs: Bytes) -> Bytes:
-    """[..., 128] -> [..., 8, 32]: 32 bytes hold two groups, the first in low nibbles."""
-    return halves(qs.reshape(*qs.shape[:-1], 4, 32)).reshape(*qs.shape[:-1], 8, 32)
+def _paired(first: Bytes, second: Bytes) -> list[NDArray[Any]]:
+    return [part.numpy() for part in pair_six_bits(torch.from_numpy(first), torch.from_numpy(second))]
 
 
 def _q4_k(b: Blocks) -> Parts:
-    return _by_64(b["qs"]), _super_scales(b)
+    return k_quants.by_four_bits(b["qs"]), _super_scales(b)
 
 
 def _q5_k(b: Blocks) -> Parts:
-    return _by_64(b["qs"]) | fields(b["qh"], 1) << np.uint8(4), _super_scales(b)
+    return k_quants.q5_k_quants(b), _super_scales(b)
 
 
 def _q6_k(b: Blocks) -> Parts:
-    low = fields(b["ql"].reshape(*b.shape, 2, 64), 4).reshape(*b.shape, 2, 4, 32)
-    return low | fields(b["qh"].reshape(*b.shape, 2, 32), 2) << np.uint8(4), [b["d"], b["scales"]]
-
-
-def _low_pairs(qs: Bytes) -> Bytes:
-    """[..., 64] -> [..., 8, 32]: 32 bytes hold four groups, the first in the lowest bits."""
-    return fields(qs.reshape(*qs.shape[:-1], 2, 32), 2).reshape(*qs.shape[:-1], 8, 32)
+    return k_quants.q6_k_quants(b), [b["d"], b["scales"]]
 
 
 def _q3_k(b: Blocks) -> Parts:
-    quants = _low_pairs(b["qs"]) | fields(b["hmask"], 1) << np.uint8(2)
-    low = fields(b["scales"][..., :8], 4).reshape(*b.shape, 16)
-    scales = torch.from_numpy(low | fields(b["scales"][..., 8:], 2).reshape(*b.shape, 16) << np.uint8(4))
-    pairs = pair_six_bits(scales[..., ::2], scales[..., 1::2])
-    return quants, [b["d"], *(pair.numpy() for pair in pairs)]
+    scales = k_quants.q3_k_scales(b["scales"])
+    return k_quants.q3_k_quants(b), [b["d"], *_paired(scales[..., ::2], scales[..., 1::2])]
 
 
 def _q2_k(b: Blocks) -> Parts:
-    return _low_pairs(b["qs"]), [b["d"], b["dmin"], b["scales"]]
+    return k_quants.by_two_bits(b["qs"]), [b["d"], b["dmin"], b["scales"]]
 
 
 def _iq4_xs(b: Blocks) -> Parts:
-    return halves(b["qs"].reshape(*b.shape, 8, 16)), [b["d"], b["scales_h"].view(np.uint8), b["scales_l"]]
+    high = np.ascontiguousarray(b["scales_h"]).view(np.uint8)
+    return halves(b["qs"].reshape(*b.shape, 8, 16)), [b["d"], high, b["scales_l"]]
 
 
 def _nvfp4(b: Blocks) -> Parts:
@@ -102,20 +92,15 @@ def _nvfp4(b: Blocks) -> Parts:
 
 
 def _tq2_0(b: Blocks) -> Parts:
-    return _low_pairs(b["qs"]), [b["d"]]
+    return k_quants.by_two_bits(b["qs"]), [b["d"]]
 
 
 def _tq1_0(b: Blocks) -> Parts:
-    """Digits to the base of three: a byte is 256 times a fraction, of which each multiplication by 3 brings the next."""
-    groups = []
-    for packed, count in ((b["qs"][..., :32], 5), (b["qs"][..., 32:], 5), (b["qh"], 4)):
-        powers: Any = 3 ** np.arange(count, dtype=np.uint8)[:, None]
-        digits = (packed[..., None, :] * powers).astype(np.uint16) * 3 >> 8
-        groups.append(digits.reshape(*b.shape, -1).astype(np.uint8))
-    return np.concatenate(groups, axis=-1), [b["d"]]
+    return tq1_0_digits(b), [b["d"]]
 
 
 PARTS: dict[str, Callable[[Blocks], Parts]] = {
+    **CODED_PARTS,
     "Q8_0": _q8_0,
     "Q4_0": _q4_0,
     "MXFP4": _mxfp4,
