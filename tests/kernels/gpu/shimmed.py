@@ -16,6 +16,7 @@ from torch import Tensor
 import dali
 from dali.kernels.expert import ExpertLayout
 from dali.kernels.formats import FORMATS, Format, round_up
+from dali.kernels.gpu import grids
 from dali.kernels.gpu.experts import experts_macros
 
 HERE = Path(__file__).parent
@@ -50,9 +51,10 @@ def build_macros(macros: dict[str, int], folder: Path) -> Path:
     """The library of kernels compiled with these."""
     library = folder / f"{'_'.join(map(str, macros.values())) or 'common'}.so"
     if not library.exists():
+        (folder / grids.NAME).write_bytes(grids.header())
         command = [COMPILER, "-O1", "-std=c++17", "-ffp-contract=off", "-march=native", "-shared", "-fPIC"]
         command += ["-Wall", "-Wextra", "-Wno-unknown-pragmas", "-DDALI_SHIM"]
-        command += [*(f"-D{name}={value}" for name, value in macros.items()), f"-I{HERE}", f"-I{SOURCE}"]
+        command += [*(f"-D{name}={value}" for name, value in macros.items()), *(f"-I{place}" for place in (HERE, SOURCE, folder))]
         done = subprocess.run([*command, HERE / "shimmed.cpp", "-o", library], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert not done.stderr, done.stderr

@@ -13,7 +13,8 @@ from dali.kernels.formats import FORMATS, get_format
 from kernels.packed import random_matrix
 
 EXPERTS = 6
-TRIPLES = [tuple(FORMATS)[first : first + 3] for first in range(0, len(FORMATS), 3)]  # of floats, then of others
+# Every format once, floats apart; the last ones again where three are not left.
+TRIPLES = [tuple(FORMATS)[min(first, len(FORMATS) - 3) :][:3] for first in range(0, len(FORMATS), 3)]
 
 
 def random_layout(shape: ExpertShape, formats: tuple[str, ...]) -> ExpertLayout:
@@ -98,7 +99,7 @@ def test_activations_of_16_bits(dtype, folder):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 0.0, 1e-41, -1e-30, 3e38])
-@pytest.mark.parametrize("format", ["w4", "mxfp4", "q4k"])
+@pytest.mark.parametrize("format", ["w4", "q4k", "q2k"])
 def test_numbers_at_the_edges(format, value, folder):
     layout = random_layout(ExpertShape(256, 96, Activation("silu")), (format, format))
     generator = torch.Generator().manual_seed(5)

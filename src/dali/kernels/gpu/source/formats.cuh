@@ -50,6 +50,7 @@ constexpr FormatTraits TRAITS[] = {
 };
 
 DALI_DEVICE constexpr bool is_quantized(int format) { return format >= W8; }
+DALI_DEVICE constexpr bool is_coded(int format) { return format >= IQ3_S; }
 DALI_DEVICE constexpr int group_bytes(int format) { return TRAITS[format].bits * LINE; }  // of 32 columns, without scales
 DALI_DEVICE constexpr int scales_of_group(int format) { return TRAITS[format].halves ? 2 : 1; }
 

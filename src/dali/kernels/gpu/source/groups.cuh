@@ -1,11 +1,17 @@
-// What a lane takes of a group of 32 columns of a tile (src/dali/kernels/formats.py has the layout): of four rows, from `row` on, as
-// unsigned bytes, columns 4 t to 4 t + 3 in `low` and those 16 further on in `high`; a word a row. And the scales of these rows.
+// What a lane takes of a group of 32 columns of a tile (src/dali/kernels/formats.py has the layout), and the scales: of formats whose quants
+// lie in planes.
 #pragma once
 
 #include "arithmetic.cuh"
 #include "formats.cuh"
 
 namespace dali::gpu {
+
+// Four rows' unsigned bytes, a word a row: columns 4 t to 4 t + 3 of lane t of a quad, and those 16 further on. Of coded formats also the
+// group's last word.
+struct Quants {
+    uint4 low, high, word;
+};
 
 template <class Of>
 DALI_DEVICE uint4 of_each(const uint4& words, Of of) {
@@ -32,46 +38,43 @@ DALI_DEVICE uint4 look_up(const uint4& codes, uint2 first, uint2 last) {
 }
 
 // The plane of 2 bits: vector 2 f + l in bits 2 f and 2 f + 1 of line l.
-DALI_DEVICE void unpack_pairs(const uint8_t* own, int t, uint4& low, uint4& high) {
+DALI_DEVICE Quants unpack_pairs(const uint8_t* own, int t) {
     const uint4 line = load_once(own + t % 2 * LINE);
-    low = fields(line, t / 2 * 2, 0x03030303u);
-    high = fields(line, t / 2 * 2 + 4, 0x03030303u);
+    return {fields(line, t / 2 * 2, 0x03030303u), fields(line, t / 2 * 2 + 4, 0x03030303u), {}};
 }
 
+// Of rows from `row` on.
 template <int format>
-DALI_DEVICE void unpack(const uint8_t* quants, int row, int t, uint4& low, uint4& high) {
+DALI_DEVICE Quants unpack(const uint8_t* quants, int row, int t) {
     constexpr int bits = TRAITS[format].bits;
     const uint8_t* own = quants + row * 4;
-    if (bits == 8) {
-        low = load_once(own + t * LINE);
-        high = load_once(own + (t + 4) * LINE);
-        return;
-    }
+    if (bits == 8) return {load_once(own + t * LINE), load_once(own + (t + 4) * LINE), {}};
+    Quants to;
     if (bits >= 4) {
         const uint4 nibbles = load_once(own + t * LINE);
-        low = fields(nibbles, 0, 0x0F0F0F0Fu);
-        high = fields(nibbles, 4, 0x0F0F0F0Fu);
+        to.low = fields(nibbles, 0, 0x0F0F0F0Fu);
+        to.high = fields(nibbles, 4, 0x0F0F0F0Fu);
     } else {
-        unpack_pairs(own, t, low, high);
+        to = unpack_pairs(own, t);
     }
     if (bits == 6) {
-        uint4 low_pairs, high_pairs;
-        unpack_pairs(own + 4 * LINE, t, low_pairs, high_pairs);
-        low = both(low, raised(low_pairs, 4));
-        high = both(high, raised(high_pairs, 4));
+        const Quants pairs = unpack_pairs(own + 4 * LINE, t);
+        to.low = both(to.low, raised(pairs.low, 4));
+        to.high = both(to.high, raised(pairs.high, 4));
     }
     if (bits == 5 || bits == 3) {  // the plane of 1 bit: vector i in bit i
         const uint4 line = load_once(own + (bits - 1) * LINE);
-        low = both(low, raised(fields(line, t, 0x01010101u), bits - 1));
-        high = both(high, raised(fields(line, t + 4, 0x01010101u), bits - 1));
+        to.low = both(to.low, raised(fields(line, t, 0x01010101u), bits - 1));
+        to.high = both(to.high, raised(fields(line, t + 4, 0x01010101u), bits - 1));
     }
     constexpr bool doubled = format == MXFP4 || format == NVFP4;  // values, doubled, plus 12; IQ4's, plus 128
     if (doubled || format == IQ4_NL || format == IQ4_XS) {
         const uint2 first = doubled ? uint2{0x0F0E0D0Cu, 0x18141210u} : uint2{0x3F2D1801u, 0x766A5D4Fu};
         const uint2 last = doubled ? uint2{0x090A0B0Cu, 0x00040608u} : uint2{0xA6998D81u, 0xF1D9C5B5u};
-        low = look_up(low, first, last);
-        high = look_up(high, first, last);
+        to.low = look_up(to.low, first, last);
+        to.high = look_up(to.high, first, last);
     }
+    return to;
 }
 
 DALI_DEVICE void four_halves(const uint8_t* from, float (&to)[4]) {
@@ -99,15 +102,13 @@ struct Scales {
     float scale[4], minimum[4];
 };
 
-// The scales of the rows from `row` on, for part `part` of group `group` of the tile: where its halves have scales of their own, the
-// second half is part 1.
+// The scales of the rows from `row` on, for part `part` of group `group` of a block of the scale plane: where halves have scales of their
+// own, the second half is part 1.
 template <int format>
-DALI_DEVICE Scales read_scales(const uint8_t* tile, int group, int part, int row) {
+DALI_DEVICE Scales read_scales(const uint8_t* block, int group, int part, int row) {
     constexpr FormatTraits of = TRAITS[format];
-    const uint8_t* block = tile + of.scale_bytes * TILE_ROWS * (group * GROUP / of.block);
     const auto bytes = [=](int at) { return *reinterpret_cast<const uint32_t*>(block + at + row); };
     Scales to;
-    group %= of.block / GROUP;
     if (format == MXFP4) {
         const uint32_t exponents = bytes(0);
         for (int r = 0; r < 4; r++) {

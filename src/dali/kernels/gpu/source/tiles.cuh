@@ -5,7 +5,7 @@
 // columns. Integer sums are exact in any order. So a result depends on nothing but its row and its token.
 #pragma once
 
-#include "groups.cuh"
+#include "coded.cuh"
 #include "panel.cuh"
 
 namespace dali::gpu {
@@ -40,20 +40,20 @@ struct TokenGroups {
 
 // Adds a group of the lane's rows times eight tokens; or one half of it, `part`, where each has scales of its own.
 template <int format>
-DALI_DEVICE void add_group(const uint4& low, const uint4& high, const Scales& scales, int part, const TokenGroups& x, float (&sums)[4][2]) {
+DALI_DEVICE void add_group(const Quants& rows, const Scales& scales, int part, const TokenGroups& x, float (&sums)[4][2]) {
     constexpr FormatTraits of = TRAITS[format];
     int summed[2], c[4], d[4];
     for (int i = 0; i < 2; i++) {
         summed[i] = of.halves ? sum_of_half(x.sums[i], part) : sum_of_half(x.sums[i], 0) + sum_of_half(x.sums[i], 1);
         c[i] = c[2 + i] = d[i] = d[2 + i] = -of.zero * summed[i];
     }
-    if (part == 0) {
-        multiply_add(c, low.x, low.y, x.low);
-        multiply_add(d, low.z, low.w, x.low);
-    }
-    if (part == 1 || !of.halves) {
-        multiply_add(c, high.x, high.y, x.high);
-        multiply_add(d, high.z, high.w, x.high);
+    const uint4& first = part ? rows.high : rows.low;
+    const uint32_t x_first = part ? x.high : x.low;
+    multiply_add(c, first.x, first.y, x_first);
+    multiply_add(d, first.z, first.w, x_first);
+    if (!of.halves) {
+        multiply_add(c, rows.high.x, rows.high.y, x.high);
+        multiply_add(d, rows.high.z, rows.high.w, x.high);
     }
     for (int r = 0; r < 4; r++)
         for (int i = 0; i < 2; i++) {
@@ -72,22 +72,21 @@ DALI_DEVICE void multiply_strip(const uint8_t* record, const Matrix& matrix, int
     const uint8_t* tile = tile_of<format>(record, matrix, strip, g / 4);
     const uint8_t* quants = tile + matrix.plane;
     const auto row_or_any = [&](int token) { return row_of(token) < 0 ? 0 : row_of(token); };  // nobody reads the sums of one that is not there
-    int read[passes], mine[passes][2];  // the panel's row whose quants this lane hands in, and the groups of those whose sums it gets
+    int read[passes], mine[passes][2];  // the panel's quants that this lane hands in, and the groups of the rows whose sums it gets
 #pragma unroll
     for (int p = 0; p < passes; p++) {
-        read[p] = row_or_any(p * PASS + g);
+        read[p] = row_or_any(p * PASS + g) * panel.columns + 4 * t;
         for (int i = 0; i < 2; i++) mine[p][i] = row_or_any(p * PASS + 2 * t + i) * panel_groups;
     }
-#pragma unroll(passes > 1 ? 1 : TRAITS[format].halves ? 2 : 4)
+#pragma unroll(passes > 1 ? 1 : TRAITS[format].halves || is_coded(format) ? 2 : 4)
     for (int group = 0; group < groups; group++) {
-        uint4 low, high;
-        unpack<format>(quants + int64_t(group) * group_bytes(format), row, t, low, high);
-#pragma unroll
+        const Quants rows = quants_of_group<format>(quants + int64_t(group) * group_bytes(format), tile, group, row, t);
+#pragma unroll(passes > 1 ? 1 : 2)
         for (int part = 0; part < scales_of_group(format); part++) {
-            const Scales scales = read_scales<format>(tile, group, part, row);
+            const Scales scales = scales_of_part<format>(tile, rows.word, group, part, row);
 #pragma unroll
             for (int p = 0; p < passes; p++) {
-                const int8_t* from = panel.quants + int64_t(read[p]) * panel.columns + group * GROUP + 4 * t;
+                const int8_t* from = panel.quants + read[p] + group * GROUP;
                 TokenGroups x;
                 x.low = *reinterpret_cast<const uint32_t*>(from);
                 x.high = *reinterpret_cast<const uint32_t*>(from + 16);
@@ -95,7 +94,7 @@ DALI_DEVICE void multiply_strip(const uint8_t* record, const Matrix& matrix, int
                     x.scale[i] = panel.scales[mine[p][i] + group];
                     x.sums[i] = panel.sums[mine[p][i] + group];
                 }
-                add_group<format>(low, high, scales, part, x, sums.of[p]);
+                add_group<format>(rows, scales, part, x, sums.of[p]);
             }
         }
     }
