@@ -129,7 +129,7 @@ struct Groups {
             scale[1] = V::from_e4m3(bytes_at(bytes + TILE_ROWS));
         } else if constexpr (format == Format::q4_1 || format == Format::q5_1) {
             scale[0] = V::from_halves(block);
-            minimum[0] = V::sub(V::zero(), V::from_halves(block + 32));  // theirs are added
+            minimum[0] = V::sub(V::set(-0.0f), V::from_halves(block + 32));  // theirs are added, -0 for 0 too
         } else {
             scale[0] = V::from_halves(block);
         }

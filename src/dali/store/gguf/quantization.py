@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from typing import TYPE_CHECKING
 
-from dali.store.gguf.header import SPLIT, Gguf
+if TYPE_CHECKING:  # so that the header's errors may say what a file is called
+    from dali.store.gguf.header import Gguf
 
 FILE_TYPES = {  # llama_ftype of llama.h
     0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K", 11: "Q3_K_S", 12: "Q3_K_M",
@@ -33,12 +35,16 @@ def bytes_by_type(model: Gguf) -> dict[str, int]:
     return dict(held.most_common())
 
 
+def quantization_in(name: str) -> str | None:
+    """The last quantization that a file's name has, None: it has none."""
+    found = [match["quantization"] for match in _IN_A_NAME.finditer(name)]
+    return found[-1].upper() if found else None
+
+
 def quantization(model: Gguf) -> str:
     """What the file's name says; else what its metadata say, unless its tensors show otherwise; else the type of most bytes."""
-    match = SPLIT.fullmatch(model.path.name)
-    stem = match["stem"] if match else model.path.stem
-    if named := [found["quantization"] for found in _IN_A_NAME.finditer(stem)]:
-        return named[-1].upper()
+    if named := quantization_in(model.path.name):
+        return named
     most = next(iter(bytes_by_type(model)), "F32")
     number = model.metadata.get("general.file_type")
     said = FILE_TYPES.get(number & ~_GUESSED) if type(number) is int else None
