@@ -145,7 +145,7 @@ DALI_DEVICE Scales read_scales(const uint8_t* block, int group, int part, int ro
     } else {
         for (int r = 0; r < 4; r++) {
             to.scale[r] = d[r];
-            to.minimum[r] = sub(0.0f, least[r]);  // theirs are added
+            to.minimum[r] = sub(-0.0f, least[r]);  // theirs are added, -0 for 0 too
         }
     }
     return to;
