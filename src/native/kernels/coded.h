@@ -29,15 +29,15 @@ struct Coded {
     static constexpr uint32_t eighth_signs = 0x88008800u;
 
     template <int... i, class F>
-    static void each(std::integer_sequence<int, i...>, F f) {
+    static DALI_INLINE void each(std::integer_sequence<int, i...>, F f) {
         (f(std::integral_constant<int, i>{}), ...);
     }
     template <int count, class F>
-    static void each(F f) {
+    static DALI_INLINE void each(F f) {
         each(std::make_integer_sequence<int, count>{}, f);
     }
 
-    static Line all_signs(Line word) {
+    static DALI_INLINE Line all_signs(Line word) {
         if constexpr (!seven_signs) return word;
         const Line seven = V::template kept<~eighth_signs>(word);
         Line odd = V::differ(seven, V::template word_bits<0, 8, 24>(seven));  // of both nibbles of an entry, in the second one's byte
@@ -47,7 +47,7 @@ struct Coded {
     }
 
     // Words of the codes' bits from the eighth on, and what tells whether IQ1's weights are moved down, wherever the format has them.
-    static Line high_bits(const uint8_t* block, int group, Line signs) {
+    static DALI_INLINE Line high_bits(const uint8_t* block, int group, Line signs) {
         if constexpr (format == Format::iq3_s || format == Format::iq2_s) return V::words_of_bytes(bytes_at(block + 32 + 16 * group));
         if constexpr (format == Format::iq1_s || format == Format::iq1_m) return V::words_of_halves(block + 32 + 32 * group);
         return signs;
@@ -55,7 +55,7 @@ struct Coded {
 
     // Code `i` of the group, in words: its bits from the eighth on are put above those of its byte.
     template <int i>
-    static Line code(const Line* bytes, Line high) {
+    static DALI_INLINE Line code(const Line* bytes, Line high) {
         constexpr int place[4] = {0, 2, 1, 3};
         if constexpr (words_of_codes == 2) {
             const Line low = V::template word_bits<8 * (i % 4), 0, 8>(bytes[i / 4]);
@@ -75,9 +75,9 @@ struct Coded {
         }
     }
 
-    static void look_up_words(const Line* bytes, Line high, Line* lines) {
+    static DALI_INLINE void look_up_words(const Line* bytes, Line high, Line* lines) {
         const Grid& grid = grids[number];
-        each<4 * words_of_codes>([&](auto i) {
+        each<4 * words_of_codes>([&](auto i) __attribute__((always_inline)) {
             const Line word = V::look_up_words(grid.words, code<i>(bytes, high));
             if constexpr (words_of_codes == 2) {
                 lines[i] = word;
@@ -90,7 +90,7 @@ struct Coded {
 
     // Which bytes' codes have bit 8, bit 9 and bit 10. `half`: of IQ3's codes.
     template <class Mask>
-    static void high_masks(Line high, int half, Mask* masks) {
+    static DALI_INLINE void high_masks(Line high, int half, Mask* masks) {
         if constexpr (format == Format::iq3_s) {
             masks[0] = V::bytes_with(V::template spread<0, 0, 0, 0>(high), half ? 0x80402010u : 0x08040201u);
         } else if constexpr (format == Format::iq2_xs) {
@@ -110,7 +110,7 @@ struct Coded {
         }
     }
 
-    static void look_up_bytes(const Line* bytes, Line high, Line* lines) {
+    static DALI_INLINE void look_up_bytes(const Line* bytes, Line high, Line* lines) {
         const Grid& grid = grids[number];
         typename V::Mask masks[3];
         for (int half = 0; half < words_of_codes; half++) {
@@ -134,7 +134,7 @@ struct Coded {
     }
 
     // IQ1's weights, moved up so far, down by two eighths where that is told.
-    static void move_down(Line high, Line* lines) {
+    static DALI_INLINE void move_down(Line high, Line* lines) {
         constexpr bool apart = format == Format::iq1_m;  // each code for itself
         const typename V::Mask first = V::bytes_with(apart ? V::template spread<0, 0, 0, 0>(high) : V::template spread<1, 1, 1, 1>(high),
                                                      apart ? 0x80800808u : 0x80808080u);
@@ -142,7 +142,7 @@ struct Coded {
         for (int i = 0; i < 8; i++) lines[i] = V::less_two(lines[i], i < 4 ? first : second);
     }
 
-    static void read(const uint8_t* body, const uint8_t* block, int group, Line* lines) {
+    static DALI_INLINE void read(const uint8_t* body, const uint8_t* block, int group, Line* lines) {
         Line words[3];
         for (int i = 0; i < bits(format); i++) words[i] = V::load_line(body + LINE * i);
         const Line word = words[bits(format) - 1], high = high_bits(block, group, word);
@@ -154,7 +154,7 @@ struct Coded {
         }
         if constexpr (bits(format) > 1) {
             const Line signs = all_signs(word);
-            each<8>([&](auto i) { lines[i] = V::template negated<i>(lines[i], signs); });
+            each<8>([&](auto i) __attribute__((always_inline)) { lines[i] = V::template negated<i>(lines[i], signs); });
         }
     }
 
@@ -163,7 +163,7 @@ struct Coded {
         return V::mul(V::fma(number, V::set(step), V::set(step / 2)), V::from_halves(block));
     }
 
-    static void read_scales(const uint8_t* body, const uint8_t* block, int group, Floats* scale) {
+    static DALI_INLINE void read_scales(const uint8_t* body, const uint8_t* block, int group, Floats* scale) {
         constexpr float step = format == Format::iq3_s ? 2.0f : format == Format::iq3_xxs ? 0.5f : 0.25f;
         if constexpr (format == Format::iq3_s) {
             scale[0] = scaled(block, V::from_bytes(bytes_at(block + 160 + 16 * (group / 2)) >> (4 * (group % 2)) & 15), step);

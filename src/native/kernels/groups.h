@@ -57,7 +57,7 @@ struct Groups {
 
     // quants: the group's lines; plane: the tile's scales.
     template <Format format>
-    static void read(const uint8_t* quants, const uint8_t* plane, int group, Line* lines) {
+    static DALI_INLINE void read(const uint8_t* quants, const uint8_t* plane, int group, Line* lines) {
         constexpr int bits = dali::bits(format);
         if constexpr (is_grid(format)) {
             Coded<V, format>::read(quants, plane + block_scale_bytes(format) * (group / 8), group % 8, lines);
@@ -90,10 +90,13 @@ struct Groups {
 
     // The scales of group `group`'s columns, one or two (halves), and what is taken off where the format has minimums.
     template <Format format>
-    static void read_scales(const uint8_t* quants, const uint8_t* plane, int group, Floats* scale, Floats* minimum) {
+    static DALI_INLINE void read_scales(const uint8_t* quants, const uint8_t* plane, int group, Floats* scale, Floats* minimum) {
         const uint8_t* block = plane + block_scale_bytes(format) * (group * GROUP / block_columns(format));
         if constexpr (is_grid(format)) {
             Coded<V, format>::read_scales(quants, block, group % 8, scale);
+        } else if constexpr (is_decoded(format)) {
+            const float* scales = reinterpret_cast<const float*>(block);
+            for (int part = 0; part < scales_of_group(format); part++) scale[part] = V::load(scales + TILE_ROWS * part);
         } else if constexpr (format == Format::mxfp4) {
             scale[0] = V::from_exponents(block);
         } else if constexpr (format == Format::q4k || format == Format::q5k) {

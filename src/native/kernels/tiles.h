@@ -60,7 +60,7 @@ struct TileKernels {
         const uint8_t* next_quants = run.next + run.plane_bytes;
         Floats sums[tokens];
         for (int m = 0; m < tokens; m++) sums[m] = V::zero();
-        constexpr bool in_order = tokens <= 2;
+        constexpr bool in_order = tokens <= FEW_TOKENS && !is_decoded(format);
         if constexpr (in_order) {
             open_page(run.tile + PAGES_AHEAD * PAGE);
             touch(run.tile, run.plane_bytes);
@@ -68,7 +68,7 @@ struct TileKernels {
         for (int g = 0; g < groups; g++) {
             if constexpr (in_order) {
                 if (g * bytes % PAGE < bytes) open_ahead(quants, g * bytes, groups * bytes, run.next);
-            } else {
+            } else if constexpr (!is_decoded(format)) {  // those lie in the cache
                 const int ahead = g + AHEAD;
                 const bool within = ahead < groups;
                 prefetch(within ? quants + ahead * bytes : next_quants + (ahead - groups) * bytes, bytes);
@@ -103,6 +103,25 @@ struct TileKernels {
             }
         }
         for (int m = 0; m < tokens; m++) V::store(out + m * TILE_ROWS, sums[m]);
+    }
+
+    template <Format format>
+    static void decode(const uint8_t* tile, size_t plane_bytes, int columns, uint8_t* to) {
+        constexpr int bytes = group_bytes(format), parts = scales_of_group(format);
+        constexpr Format decoded = decoded_format(format);
+        const int groups = columns / GROUP;
+        float* scales = reinterpret_cast<float*>(to);
+        uint8_t* quants = to + round_up(size_t(groups) * block_scale_bytes(decoded), 128);
+        for (int g = 0; g < groups; g++, scales += parts * TILE_ROWS, quants += group_bytes(decoded)) {
+            const uint8_t* from = tile + plane_bytes + size_t(g) * bytes;
+            prefetch(from + AHEAD * bytes, bytes);  // the next tile comes after this one
+            Line lines[8];
+            Groups<V>::template read<format>(from, tile, g, lines);
+            Floats scale[parts];
+            Groups<V>::template read_scales<format>(from, tile, g, scale, nullptr);
+            for (int i = 0; i < 8; i++) V::store_line(quants + LINE * i, lines[i]);
+            for (int part = 0; part < parts; part++) V::store(scales + TILE_ROWS * part, scale[part]);
+        }
     }
 
     // What a tile's bytes stand for: out [columns][16 rows].
@@ -318,8 +337,15 @@ struct TileKernels {
         ((variant.values[int(formats)] = values<formats>), ...);
     }
 
+    template <Format... formats>
+    static void put_codes(Variant& variant) {
+        (fill_row<formats>(variant, std::make_integer_sequence<int, FEW_TOKENS>{}), ...);
+        ((variant.decode[int(formats)] = decode<formats>), ...);
+        ((variant.values[int(formats)] = values<formats>), ...);
+    }
+
     static void put_coded(Variant& variant) {
-        put<Format::iq3_s, Format::iq3_xxs, Format::iq2_s, Format::iq2_xs, Format::iq2_xxs, Format::iq1_s, Format::iq1_m>(variant);
+        put_codes<Format::iq3_s, Format::iq3_xxs, Format::iq2_s, Format::iq2_xs, Format::iq2_xxs, Format::iq1_s, Format::iq1_m>(variant);
         variant.fill = fill;
     }
 
@@ -333,6 +359,8 @@ struct TileKernels {
         put<Format::w8, Format::w4, Format::mxfp4, Format::q4k, Format::q4_1, Format::q5_0, Format::q5_1, Format::q5k, Format::q6k,
             Format::q3k, Format::q2k, Format::iq4_nl, Format::iq4_xs, Format::nvfp4, Format::tq2_0>(variant);
         put_coded(variant);
+        fill_row<Format::decoded>(variant, upto);
+        fill_row<Format::decoded_halves>(variant, upto);
         variant.activate = activate;
         variant.weighted_sum = weighted_sum;
     }

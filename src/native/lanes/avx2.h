@@ -64,6 +64,11 @@ struct Avx2 {
         const __m256i* at = reinterpret_cast<const __m256i*>(from);
         return {_mm256_loadu_si256(at), _mm256_loadu_si256(at + 1)};
     }
+    static void store_line(uint8_t* to, Line line) {
+        __m256i* at = reinterpret_cast<__m256i*>(to);
+        _mm256_storeu_si256(at, line.a);
+        _mm256_storeu_si256(at + 1, line.b);
+    }
     template <int from, int to, int width>
     static Line bits(Line line) {
         return {bits<from, to, width>(line.a), bits<from, to, width>(line.b)};

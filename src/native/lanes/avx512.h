@@ -46,6 +46,7 @@ struct Avx512 {
     static Ints add_ints(Ints a, Ints b) { return _mm512_add_epi32(a, b); }
 
     static Line load_line(const uint8_t* from) { return _mm512_loadu_si512(from); }
+    static void store_line(uint8_t* to, Line line) { _mm512_storeu_si512(to, line); }
     // Bits `from` on of each byte, `width` of them, moved to `to`: alone, or under those of `base`, which has none there.
     template <int from, int to, int width>
     static Line bits(Line line) {

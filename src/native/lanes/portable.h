@@ -92,6 +92,7 @@ struct Portable {
         std::memcpy(out.v, from, 64);
         return out;
     }
+    static void store_line(uint8_t* to, const Line& line) { std::memcpy(to, line.v, 64); }
     template <int from, int to, int width>
     static Line bits(const Line& line) {
         Line out;

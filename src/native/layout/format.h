@@ -10,10 +10,11 @@ constexpr int TILE_ROWS = 16;
 constexpr int GROUP = 32;  // columns whose products are summed in integers
 constexpr int LINE = 64;   // bytes: 4 of each of a tile's rows
 
-// Quantized ones from w8 on; those from iq3_s on hold numbers of entries in tables of values, "grids".
+// Quantized ones from w8 on; those from iq3_s on hold codes, which stand for rows of tables of values, "grids". Decoded tiles exist for the
+// time of a call: bytes with the zero point of the codes' format, scales in float32.
 enum class Format : int {
     f32, f16, bf16, w8, w4, mxfp4, q4k, q4_1, q5_0, q5_1, q5k, q6k, q3k, q2k, iq4_nl, iq4_xs, nvfp4, tq2_0,
-    iq3_s, iq3_xxs, iq2_s, iq2_xs, iq2_xxs, iq1_s, iq1_m
+    iq3_s, iq3_xxs, iq2_s, iq2_xs, iq2_xxs, iq1_s, iq1_m, decoded, decoded_halves
 };
 
 struct FormatTraits {
@@ -50,12 +51,16 @@ constexpr FormatTraits TRAITS[] = {
     {"iq2_xxs", 2, 256, 2, 64},
     {"iq1_s", 1, 256, 18, 16},
     {"iq1_m", 1, 256, 24, 16, true},
+    {"decoded", 8, GROUP, 4, 64},
+    {"decoded_halves", 8, GROUP, 8, 64, true},
 };
 constexpr int FORMATS = sizeof(TRAITS) / sizeof(TRAITS[0]);
 
 constexpr const FormatTraits& traits(Format format) { return TRAITS[int(format)]; }
 constexpr bool is_quantized(Format format) { return format >= Format::w8; }
-constexpr bool is_grid(Format format) { return format >= Format::iq3_s; }
+constexpr bool is_grid(Format format) { return format >= Format::iq3_s && format <= Format::iq1_m; }
+constexpr bool is_decoded(Format format) { return format >= Format::decoded; }
+constexpr Format decoded_format(Format format) { return traits(format).halves ? Format::decoded_halves : Format::decoded; }
 constexpr int block_columns(Format format) { return traits(format).block; }
 constexpr int bits(Format format) { return traits(format).bits; }
 constexpr int zero_point(Format format) { return traits(format).zero; }

@@ -4,6 +4,7 @@
 
 #include "threads/pool.h"
 #include "kernels/variants.h"
+#include "ops/decoded_tiles.h"
 #include "threads/workspace.h"
 
 namespace dali {
@@ -69,15 +70,18 @@ void linear(const std::vector<Product>& products, int columns, const void* x, Dt
             const int index = product_of(item), later = product_of(std::min(following, count - 1));
             const Product& product = products[index];
             const Matrix& matrix = product.matrix;
+            Workspace workspace;
             const int first = (item - first_item[index]) * TILES, last = std::min(first + TILES, matrix.tiles());
             const int following_tile = (std::min(following, count - 1) - first_item[later]) * TILES;
             const uint8_t* after = products[later].packed + following_tile * products[later].matrix.tile_bytes;
+            const uint8_t* begin = product.packed + first * matrix.tile_bytes;
+            const Tiles own = tiles_for(variant, matrix, begin, last - first, tokens, workspace);
             for (int block = 0; block < blocks.count; block++) {
                 const Panel from = panel(panels[panels_of[index]], block);
-                const TileKernel kernel = variant.tiles[int(matrix.format)][from.tokens];
+                const TileKernel kernel = variant.tiles[int(own.matrix.format)][from.tokens];
                 for (int tile = first; tile < last; tile++) {
-                    const uint8_t* at = product.packed + tile * matrix.tile_bytes;
-                    kernel({at, tile + 1 < last ? at + matrix.tile_bytes : after, matrix.plane_bytes, matrix.columns}, from, sums);
+                    const uint8_t* next = tile + 1 < last ? own.at(tile + 1 - first) : after;
+                    kernel({own.at(tile - first), next, own.matrix.plane_bytes, matrix.columns}, from, sums);
                     const int row = tile * TILE_ROWS, rows = std::min(TILE_ROWS, matrix.rows - row);
                     for (int m = 0; m < from.tokens; m++) {
                         float* sum = sums + m * TILE_ROWS;
