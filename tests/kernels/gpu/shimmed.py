@@ -54,7 +54,10 @@ def build_macros(macros: dict[str, int], folder: Path) -> Path:
         (folder / grids.NAME).write_bytes(grids.header())
         command = [COMPILER, "-O1", "-std=c++17", "-ffp-contract=off", "-march=native", "-shared", "-fPIC"]
         command += ["-Wall", "-Wextra", "-Wno-unknown-pragmas", "-DDALI_SHIM"]
-        command += [*(f"-D{name}={value}" for name, value in macros.items()), *(f"-I{place}" for place in (HERE, SOURCE, folder))]
+        command += [
+            *(f"-D{name}={value}" for name, value in macros.items()),
+            *(f"-I{place}" for place in (HERE, SOURCE, folder)),
+        ]
         done = subprocess.run([*command, HERE / "shimmed.cpp", "-o", library], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert not done.stderr, done.stderr

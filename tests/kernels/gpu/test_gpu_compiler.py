@@ -56,7 +56,11 @@ def test_every_format_keeps_to_registers(nvrtc, formats):
 
 
 def test_other_activations_compile(nvrtc):
-    check(nvrtc.compile("experts", macros(("w8",) * 3, 1, KINDS[-1], biased=True), 86, ("--ptxas-options=-v",))[1])
+    check(
+        nvrtc.compile("experts", macros(("w8",) * 3, 1, KINDS[-1], biased=True), 86, ("--ptxas-options=-v",))[
+            1
+        ]
+    )
 
 
 @pytest.mark.parametrize("format", ["bf16", "q2k", "iq1_m"])

@@ -10,7 +10,7 @@ from dali.kernels import native
 from dali.kernels.activation import CLAMPED, KINDS, Activation
 from dali.kernels.expert import ExpertLayout, ExpertShape
 from dali.kernels.formats import FORMATS, get_format
-from kernels.packed import random_matrix
+from kernels.packed import random_records
 
 EXPERTS = 6
 # Every format once, floats apart; the last ones again where three are not left.
@@ -24,24 +24,12 @@ def random_layout(shape: ExpertShape, formats: tuple[str, ...]) -> ExpertLayout:
     return ExpertLayout.mixed(shape, {name: every[name] for name in shape.matrices})
 
 
-def random_experts(layout: ExpertLayout, generator: torch.Generator) -> torch.Tensor:
-    arena = torch.zeros(EXPERTS, layout.record_bytes, dtype=torch.uint8)
-    for record in arena:
-        for name, (rows, columns) in layout.shape.matrices.items():
-            seed = int(torch.randint(2**31, (), generator=generator))
-            layout.part(record, name).copy_(random_matrix(rows, columns, layout.formats[name], seed))
-            if layout.shape.biased:
-                biases = layout.part(record, f"{name}_bias").view(torch.float32)
-                biases.copy_(torch.randn(rows, generator=generator))
-    return arena
-
-
 def differing(
     layout: ExpertLayout, folder, tokens: int, top_k: int, seed: int, dtype=torch.float32, scale=3.0
 ) -> int:
     """Outputs that differ from the CPU's in any bit."""
     generator = torch.Generator().manual_seed(seed)
-    arena = random_experts(layout, generator)
+    arena = random_records(layout, EXPERTS, seed)
     x = (torch.randn(tokens, layout.shape.hidden, generator=generator) * scale).to(dtype)
     ids = torch.stack([torch.randperm(EXPERTS, generator=generator)[:top_k] for _ in range(tokens)]).flatten()
     order = torch.randperm(EXPERTS, generator=generator).tolist()  # experts without a token among them
@@ -103,7 +91,7 @@ def test_activations_of_16_bits(dtype, folder):
 def test_numbers_at_the_edges(format, value, folder):
     layout = random_layout(ExpertShape(256, 96, Activation("silu")), (format, format))
     generator = torch.Generator().manual_seed(5)
-    arena = random_experts(layout, generator)
+    arena = random_records(layout, EXPERTS, 5)
     x = torch.randn(3, 256, generator=generator)
     x[1, 40:80] = value
     pairs, offsets = torch.arange(3), [0, 2, 3]

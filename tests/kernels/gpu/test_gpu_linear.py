@@ -58,7 +58,9 @@ def test_every_format(folder, format, passes):
     memory, kernels = shimmed.Memory(tokens, matrix.columns), shimmed.linears_of_every_format(folder, passes)
     product = calls.Product(out.data_ptr(), packed.data_ptr(), None, matrix)
     gather = calls.GatherCall(x.data_ptr(), memory.panel, tokens, columns, shimmed.DTYPES[x.dtype])
-    linear = calls.LinearCall((calls.Product * 3)(product), memory.panel, 1, tokens, shimmed.DTYPES[x.dtype], 1)
+    linear = calls.LinearCall(
+        (calls.Product * 3)(product), memory.panel, 1, tokens, shimmed.DTYPES[x.dtype], 1
+    )
     shimmed.run(kernels.run_gather_rows, gather, tokens * (matrix.columns // 32))
     shimmed.run(kernels.run_linear_of, linear, -(-rows // 32), list(FORMATS).index(format))
     assert expected.isfinite().all()

@@ -119,7 +119,9 @@ def _candidates() -> Iterator[str]:
 @cache
 def sources() -> dict[str, bytes]:
     """The device code, by file name."""
-    return {path.name: path.read_bytes() for path in sorted(SOURCE.glob("*.*h"))} | {grids.NAME: grids.header()}
+    return {path.name: path.read_bytes() for path in sorted(SOURCE.glob("*.*h"))} | {
+        grids.NAME: grids.header()
+    }
 
 
 def cubin(name: str, macros: Mapping[str, int], sm: int, kept: Path) -> bytes:

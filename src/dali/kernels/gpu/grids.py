@@ -1,4 +1,4 @@
-"""The grids of coded formats as the GPU's kernels look them up: a header for source/coded.cuh, made from the one place that has them."""
+"""The grids of coded formats as the GPU's kernels look them up (source/coded.cuh): a header made from their one table."""
 
 from __future__ import annotations
 
@@ -21,12 +21,10 @@ def header() -> bytes:
     for name, zero in zeros.items():
         grid = table(name)
         values, places = np.unique(grid, return_inverse=True)
-        if grid.shape[1] == 4:
-            words = _packed(grid.astype(np.int64) + zero, 8)
-        else:
-            words = _packed(places.reshape(grid.shape), 4)
+        wide = grid.shape[1] == 8
+        words = _packed(places.reshape(grid.shape), 4) if wide else _packed(grid.astype(np.int64) + zero, 8)
         lines.append(_function(f"of_{name}", words))
-        if grid.shape[1] == 8:
+        if wide:
             moves = (1, -1) if name == "iq1" else (0,)
             weights = np.array([zero + values * (8 if name == "iq1" else 1) + move for move in moves])
             lines.append(_function(f"values_of_{name}", _packed(weights, 8)))
