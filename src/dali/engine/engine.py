@@ -203,7 +203,7 @@ class Engine:
             embeddings = None
             if self.embeddings:
                 table = self.model.get_input_embeddings()
-                embeddings = table(torch.tensor(ids, device=table.weight.device)).float().cpu().numpy()
+                embeddings = table(torch.tensor(ids, device=self.model.device)).float().cpu().numpy()
             self.begin(Step(numbers, prefill, embeddings))
         step = StepContext(segments, longest, self._native)
         self._highest = None

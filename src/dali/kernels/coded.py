@@ -5,9 +5,9 @@
   signs leave out those of columns 7, 15, 23 and 31, for the number of minus signs is even. There lie bits 0, 2, 1 and 3 of a
   scale (IQ3_XXS, IQ2_XXS), or bit 8 of each code (IQ2_XS).
 
-So the kernels find what belongs to 16 columns in a few instructions (src/native/kernels/coded.h). Codes' higher bits and scales are
-parts of the scale plane: as in the file, but that IQ1_M's scales are apart from its d: of each two of 3 bits the lower 4 bits
-in a nibble, and 2 bits in the fourth part of a byte.
+So the kernels find what belongs to 16 columns in a few instructions (src/native/kernels/coded.h). Codes' higher bits and scales
+are parts of the scale plane as they are in the file, except IQ1_M's scales, which are taken apart from d: 3 bits for each half of
+a group, 4 of the 6 in a nibble and 2 in a quarter of a byte.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ STEPS = {"iq3_s": 2.0, "iq3_xxs": 0.5}  # of scales, else 0.25
 
 
 def decode(words: Tensor, scales: Sequence[Tensor], format: Format) -> tuple[Tensor, Tensor]:
-    """Words uint8 [rows, groups, group_width] and the parts of `format.scales` -> whole numbers as float32 [rows, groups, 32], and
-    their scale, float32 [rows, groups, 1, or 2 for halves]. IQ1's numbers are eighths."""
+    """Words uint8 [rows, groups, group_width] and the parts of `format.scales` -> whole numbers as float32 [rows, groups, 32],
+    and their scale, float32 [rows, groups, 1, or 2 for halves]. IQ1's numbers are eighths."""
     words = words.to(torch.int32)
     d, *parts = (_by_group(part, words.shape[1]) for part in scales)
     codes = words[..., :8] if format.bits == 3 else words[..., ORDER]
@@ -50,19 +50,20 @@ def _by_group(part: Tensor, groups: int) -> Tensor:
         each = part.repeat_interleave(max(groups // part.shape[1], 1), dim=1)
         return torch.unflatten(each if part.is_floating_point() else each.to(torch.int32), 1, (groups, -1))
     shared = groups // part.shape[1]
-    bits = part.to(torch.int32).unsqueeze(-1) >> torch.arange(0, 8, 8 // shared) & (2 ** (8 // shared) - 1)
+    bits: Tensor = part.to(torch.int32).unsqueeze(-1) >> torch.arange(0, 8, 8 // shared) & (2 ** (8 // shared) - 1)
     return bits.flatten(1).unsqueeze(-1)
 
 
 def _fields(words: Tensor, *shifts: int, bits: int) -> Tensor:
     """[rows, groups, 1] -> [rows, groups, one a shift]."""
-    return words >> torch.tensor(shifts, dtype=torch.int32) & (2**bits - 1)
+    fields: Tensor = words >> torch.tensor(shifts, dtype=torch.int32) & (2**bits - 1)
+    return fields
 
 
 def _signs(word: Tensor) -> Tensor:
     """Four bytes -> the bit of each of 32 columns."""
-    bits = word.unsqueeze(-1) >> torch.arange(8, dtype=torch.int32) & 1
-    return torch.unflatten(bits, -1, (2, 4)).transpose(-3, -2).flatten(-3)
+    bits: Tensor = word.unsqueeze(-1) >> torch.arange(8, dtype=torch.int32) & 1
+    return bits.view(*word.shape, 2, 4).transpose(-3, -2).flatten(-3)
 
 
 def _even(signs: Tensor) -> Tensor:
@@ -71,8 +72,8 @@ def _even(signs: Tensor) -> Tensor:
     return torch.cat([sevens, sevens.sum(-1, keepdim=True) & 1], dim=-1).flatten(-2)
 
 
-# --- By format: of the parts beside d, and what lies in the signs' places -> the codes' higher bits, the scales' numbers, and what
-# is moved down, each None where the format has it not.
+# --- By format: of the parts beside d, and what lies in places of signs -> the codes' higher bits, the scales' numbers, and what
+# is moved down; None where the format has no such thing.
 
 Parts = tuple[Tensor | None, Tensor, Tensor | None]
 

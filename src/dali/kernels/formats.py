@@ -139,12 +139,20 @@ FORMATS = {
         Format("tq2_0", 2, zero=1, block=256, scales=(_HALF,)),
         Format("iq3_s", 3, zero=64, block=256, scales=(_HALF, _bytes(8), _bytes(4)), grid="iq3_s"),
         Format("iq3_xxs", 3, zero=64, block=256, scales=(_HALF,), grid="iq3_xxs"),
-        Format("iq2_s", 2, zero=64, block=256, scales=(_HALF, _bytes(8), _bytes(8)), halves=True, grid="iq2_s"),
+        Format(
+            "iq2_s", 2, zero=64, block=256, scales=(_HALF, _bytes(8), _bytes(8)), halves=True, grid="iq2_s"
+        ),
         Format("iq2_xs", 2, zero=64, block=256, scales=(_HALF, _bytes(8)), halves=True, grid="iq2_xs"),
         Format("iq2_xxs", 2, zero=64, block=256, scales=(_HALF,), grid="iq2_xxs"),
         Format("iq1_s", 1, zero=16, block=256, scales=(_HALF, _WORDS), grid="iq1"),
         Format(
-            "iq1_m", 1, zero=16, block=256, scales=(_HALF, _WORDS, _bytes(4), _bytes(2)), halves=True, grid="iq1"
+            "iq1_m",
+            1,
+            zero=16,
+            block=256,
+            scales=(_HALF, _WORDS, _bytes(4), _bytes(2)),
+            halves=True,
+            grid="iq1",
         ),
     )
 }

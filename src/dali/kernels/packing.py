@@ -21,6 +21,7 @@ from dali.kernels.formats import (
 from dali.kernels.values import dequantize, power, times
 
 BLOCK = 2**17  # elements quantized at a time
+TILES = 16  # decoded at a time
 MIDPOINTS = (0.5, 1.5, 2.5, 3.5, 5.0, 7.0, 10.0)  # between MXFP4's magnitudes, doubled
 
 
@@ -51,6 +52,17 @@ def unpack(packed: Tensor, rows: int, columns: int, format: Format) -> Tensor:
     return rows_of(packed.view(-1, format.tile_bytes(columns)), format.dtype)[:rows, :columns].to(
         torch.float32
     )
+
+
+def unpack_rows(packed: Tensor, columns: int, format: Format, wanted: Tensor) -> Tensor:
+    """The rows `wanted` [n] of a packed matrix -> float32 [n, columns]."""
+    tiles, place = packed.view(-1, format.tile_bytes(columns)), wanted % TILE_ROWS
+    out = torch.empty(len(wanted), columns)
+    for rows in torch.split(torch.arange(len(wanted)), TILES):
+        some = tiles[wanted[rows] // TILE_ROWS]
+        values = unpack(some.flatten(), len(some) * TILE_ROWS, columns, format).view(-1, TILE_ROWS, columns)
+        out[rows] = values[torch.arange(len(some)), place[rows]]
+    return out
 
 
 def require_finite(stored: Tensor, weights: Tensor, format: Format) -> None:
@@ -118,7 +130,7 @@ def _codes(groups: Tensor, format: Format) -> tuple[Tensor, ...]:
     largest = groups.abs().amax(-1)
     exponent = (torch.frexp(largest).exponent - 1 - 2 + 127).clamp_(0, 254)
     exponent = exponent.masked_fill_(largest == 0, 0).to(torch.uint8)
-    magnitude = groups.abs() / power(exponent).unsqueeze(-1)
+    magnitude = (groups.abs() / power(exponent).unsqueeze(-1)).contiguous()
     code = torch.bucketize(magnitude, torch.tensor(MIDPOINTS), out_int32=True).to(
         torch.uint8
     )  # ties to the smaller

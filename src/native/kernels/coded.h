@@ -23,7 +23,7 @@ struct Coded {
     using Floats = typename V::Floats;
     using Line = typename V::Line;
 
-    static constexpr int number = grid_of(format);
+    static constexpr int table = grid_of(format);
     static constexpr int words_of_codes = code_columns(format) == 4 ? 2 : 1;
     static constexpr bool seven_signs = format == Format::iq3_xxs || format == Format::iq2_xs || format == Format::iq2_xxs;
     static constexpr uint32_t eighth_signs = 0x88008800u;
@@ -76,8 +76,9 @@ struct Coded {
     }
 
     static DALI_INLINE void look_up_words(const Line* bytes, Line high, Line* lines) {
-        const Grid& grid = grids[number];
-        each<4 * words_of_codes>([&](auto i) __attribute__((always_inline)) {
+        const Grid& grid = grids[table];
+        each<4 * words_of_codes>([&](auto number) __attribute__((always_inline)) {
+            constexpr int i = number;
             const Line word = V::look_up_words(grid.words, code<i>(bytes, high));
             if constexpr (words_of_codes == 2) {
                 lines[i] = word;
@@ -111,7 +112,7 @@ struct Coded {
     }
 
     static DALI_INLINE void look_up_bytes(const Line* bytes, Line high, Line* lines) {
-        const Grid& grid = grids[number];
+        const Grid& grid = grids[table];
         typename V::Mask masks[3];
         for (int half = 0; half < words_of_codes; half++) {
             high_masks(high, half, masks);
@@ -154,7 +155,10 @@ struct Coded {
         }
         if constexpr (bits(format) > 1) {
             const Line signs = all_signs(word);
-            each<8>([&](auto i) __attribute__((always_inline)) { lines[i] = V::template negated<i>(lines[i], signs); });
+            each<8>([&](auto number) __attribute__((always_inline)) {
+                constexpr int i = number;
+                lines[i] = V::template negated<i>(lines[i], signs);
+            });
         }
     }
 

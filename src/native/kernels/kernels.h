@@ -1,4 +1,4 @@
-// All kernels, over one set of lanes: a variant_*.cpp includes this once, compiled for its instruction set.
+// All kernels, over one set of lanes: a file in variants/ includes this once, compiled for its instruction set.
 //
 // What is compiled so may be used on CPUs that have that instruction set only. So everything here is a template over its lanes or
 // always inlined: a function that two of these files shared would be linked once, in either's instructions.

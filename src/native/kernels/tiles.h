@@ -60,7 +60,7 @@ struct TileKernels {
         const uint8_t* next_quants = run.next + run.plane_bytes;
         Floats sums[tokens];
         for (int m = 0; m < tokens; m++) sums[m] = V::zero();
-        constexpr bool in_order = tokens <= FEW_TOKENS && !is_decoded(format);
+        constexpr bool in_order = tokens <= 2 && !is_decoded(format);
         if constexpr (in_order) {
             open_page(run.tile + PAGES_AHEAD * PAGE);
             touch(run.tile, run.plane_bytes);
@@ -127,6 +127,22 @@ struct TileKernels {
     // What a tile's bytes stand for: out [columns][16 rows].
     template <Format format>
     static void values(const uint8_t* tile, size_t plane_bytes, int columns, float* out) {
+        if constexpr (is_grid(format)) {
+            constexpr Format decoded = decoded_format(format);
+            constexpr int block = block_columns(format), plane = block / GROUP * block_scale_bytes(decoded);
+            alignas(64) uint8_t buffer[plane + block / GROUP * group_bytes(decoded)];
+            for (int at = 0; at < columns; at += block, tile += block_scale_bytes(format), out += block * TILE_ROWS) {
+                decode<format>(tile, plane_bytes, block, buffer);
+                values_of<decoded>(buffer, plane, block, zero_point(format), V::transposed, out);
+                plane_bytes += block / GROUP * group_bytes(format) - block_scale_bytes(format);
+            }
+        } else {
+            values_of<format>(tile, plane_bytes, columns, zero_point(format), false, out);
+        }
+    }
+
+    template <Format format>
+    static void values_of(const uint8_t* tile, size_t plane_bytes, int columns, int zero, bool transposed, float* out) {
         constexpr int parts = scales_of_group(format);
         for (int g = 0; g < columns / GROUP; g++) {
             Line lines[8];
@@ -136,10 +152,8 @@ struct TileKernels {
             Groups<V>::template read_scales<format>(quants, tile, g, scale, minimum);
             for (int c = 0; c < GROUP; c++) {
                 const int part = c * parts / GROUP;
-                constexpr bool transposed = V::transposed && is_grid(format);
                 const Floats quant = transposed ? V::byte_of(lines[c / 16 * 4 + c % 4], c / 4 % 4) : V::byte_of(lines[c / 4], c % 4);
-                const Floats whole = V::sub(quant, V::set(float(zero_point(format))));
-                Floats value = V::mul(whole, scale[part]);
+                Floats value = V::mul(V::sub(quant, V::set(float(zero))), scale[part]);
                 if constexpr (traits(format).minimum) value = V::sub(value, minimum[part]);
                 V::store(out + (size_t(g) * GROUP + c) * TILE_ROWS, value);
             }
@@ -339,13 +353,14 @@ struct TileKernels {
 
     template <Format... formats>
     static void put_codes(Variant& variant) {
-        (fill_row<formats>(variant, std::make_integer_sequence<int, FEW_TOKENS>{}), ...);
+        (fill_row<formats>(variant, std::make_integer_sequence<int, V::few_tokens>{}), ...);
         ((variant.decode[int(formats)] = decode<formats>), ...);
         ((variant.values[int(formats)] = values<formats>), ...);
     }
 
     static void put_coded(Variant& variant) {
         put_codes<Format::iq3_s, Format::iq3_xxs, Format::iq2_s, Format::iq2_xs, Format::iq2_xxs, Format::iq1_s, Format::iq1_m>(variant);
+        variant.few_tokens = V::few_tokens;
         variant.fill = fill;
     }
 

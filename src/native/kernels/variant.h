@@ -76,10 +76,11 @@ struct ScanPart {
 struct Variant {
     const char* name;
     int most_tokens;  // of a block: as many as its registers hold the sums of, beside the weights
+    int few_tokens;   // that codes are decoded for in registers
     TileKernel tiles[FORMATS][MOST_TOKENS + 1];  // by format and tokens
     // What a tile of a quantized format stands for, by format: out [columns][16 rows].
     void (*values[FORMATS])(const uint8_t* tile, size_t plane_bytes, int columns, float* out);
-    // A tile of codes into one of decoded_format, for more than FEW_TOKENS tokens; `tiles` serves the others.
+    // A tile of codes into one of decoded_format, for more than few_tokens; `tiles` serves the others.
     void (*decode[FORMATS])(const uint8_t* tile, size_t plane_bytes, int columns, uint8_t* to);
     // One token's group of 32 columns into a panel.
     void (*fill)(const float* values, Format format, const Panel& panel, int group, int token);

@@ -20,6 +20,7 @@ struct Avx2 {
     using Line = Ints;
     // Without VNNI, w8 is multiplied with its zero point already taken off: 255 * 127 * 2 would not fit 16 bits.
     static constexpr int most_tokens = 4;
+    static constexpr int few_tokens = 2;
     static constexpr bool centred = !vnni;
     static constexpr bool transposed = false;
 

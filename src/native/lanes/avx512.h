@@ -15,6 +15,7 @@ struct Avx512 {
     using Ints = __m512i;
     using Line = __m512i;  // 64 bytes: 4 of each of 16 rows
     static constexpr int most_tokens = 12;
+    static constexpr int few_tokens = 2;
     static constexpr bool centred = false;  // dot() takes quants as they are
     static constexpr bool transposed = vbmi;
 

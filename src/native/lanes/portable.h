@@ -20,6 +20,7 @@ struct Portable {
         uint8_t v[64];
     };
     static constexpr int most_tokens = 4;
+    static constexpr int few_tokens = 0;
     static constexpr bool centred = false;
     static constexpr bool transposed = false;
 

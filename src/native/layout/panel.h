@@ -10,7 +10,6 @@
 namespace dali {
 
 constexpr int MOST_TOKENS = 12;  // of a block, in any variant
-constexpr int FEW_TOKENS = 2;    // with so many, reading weights is most of the work
 
 // One block, for matrices of `format`.
 // Quantized: per group of 32 columns int8 [tokens][32], in `scales` [groups][tokens] the activations' scale, and in `corrections`

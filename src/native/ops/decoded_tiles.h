@@ -15,7 +15,7 @@ struct Tiles {
 
 // `count` of a matrix' tiles from `first` on, for `tokens` tokens.
 inline Tiles tiles_for(const Variant& variant, const Matrix& matrix, const uint8_t* first, int count, int tokens, Workspace& workspace) {
-    if (!is_grid(matrix.format) || tokens <= FEW_TOKENS) return {matrix, first};
+    if (!is_grid(matrix.format) || tokens <= variant.few_tokens) return {matrix, first};
     const Matrix decoded(decoded_format(matrix.format), matrix.rows, matrix.columns);
     uint8_t* to = workspace.take<uint8_t>(count * decoded.tile_bytes);
     for (int i = 0; i < count; i++)

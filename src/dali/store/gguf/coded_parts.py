@@ -34,8 +34,10 @@ def _codes(qs: Bytes) -> Words:
 
 def _by_half(signs: Words) -> Words:
     """The bits of 32 columns -> those of columns 0 to 15 in low nibbles, of 16 to 31 in high ones."""
-    nibbles = [(signs >> np.uint32(4 * n) & np.uint32(15)) << np.uint32(8 * (n % 4) + 4 * (n // 4)) for n in range(8)]
-    return np.bitwise_or.reduce(nibbles)
+    n = np.arange(8, dtype=np.uint32)
+    nibbles = (signs[..., None] >> 4 * n & np.uint32(15)) << 8 * (n % 4) + 4 * (n // 4)
+    words: Words = np.bitwise_or.reduce(nibbles, axis=-1)
+    return words
 
 
 def _seven_signs(sevens: Words, eighths: Any) -> Words:
@@ -47,7 +49,8 @@ def _seven_signs(sevens: Words, eighths: Any) -> Words:
 def _signs_and_scale(words: Words) -> Words:
     """Words of 28 signs and 4 bits of a scale, whose two bits in the middle change places."""
     sevens = words[..., None] >> np.arange(0, 28, 7, dtype=np.uint32) & np.uint32(127)
-    return _seven_signs(sevens, words[..., None] >> np.array([28, 30, 29, 31], dtype=np.uint32) & np.uint32(1))
+    scale = words[..., None] >> np.array([28, 30, 29, 31], dtype=np.uint32) & np.uint32(1)
+    return _seven_signs(sevens, scale)
 
 
 def _plain_signs(b: Blocks) -> Words:

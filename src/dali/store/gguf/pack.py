@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -25,15 +27,12 @@ SAME_VALUES = {
     "Q4_1": "q4_1",
     "Q5_0": "q5_0",
     "Q5_1": "q5_1",
+    "Q2_K": "q2k",
+    "Q3_K": "q3k",
     "Q5_K": "q5k",
     "Q6_K": "q6k",
-    "Q3_K": "q3k",
-    "Q2_K": "q2k",
     "IQ4_NL": "iq4_nl",
     "IQ4_XS": "iq4_xs",
-    "NVFP4": "nvfp4",
-    "TQ2_0": "tq2_0",
-    "TQ1_0": "tq2_0",
     "IQ3_S": "iq3_s",
     "IQ3_XXS": "iq3_xxs",
     "IQ2_S": "iq2_s",
@@ -41,6 +40,9 @@ SAME_VALUES = {
     "IQ2_XXS": "iq2_xxs",
     "IQ1_S": "iq1_s",
     "IQ1_M": "iq1_m",
+    "NVFP4": "nvfp4",
+    "TQ1_0": "tq2_0",
+    "TQ2_0": "tq2_0",
 }
 _FLOATS = {"F32": np.float32, "F16": np.float16, "BF16": np.int16}
 
@@ -50,12 +52,17 @@ def own_format(type: BlockType) -> Format:
     return FORMATS[SAME_VALUES.get(type.name, "w8")]
 
 
+def keeps(type: BlockType, format: Format) -> bool:
+    """Whether `format` has the values of `type`."""
+    return SAME_VALUES.get(type.name) == format.name
+
+
 def pack_blocks(raw: Bytes, type: BlockType, format: Format, out: Tensor) -> None:
     """Blocks [rows, row bytes] into `out`, uint8 [format.matrix_bytes(rows, columns)], zeros so far.
 
     DaliError for values that are not finite, or that `format` cannot hold.
     """
-    if type.name in PARTS and format == own_format(type) and native.enabled():
+    if type.name in PARTS and keeps(type, format) and native.enabled():
         columns = type.blocks(raw).shape[1] * type.columns
         if native.repack(torch.from_numpy(np.ascontiguousarray(raw)), type.name, columns, format, out):
             return  # else what follows says what is wrong
@@ -63,7 +70,7 @@ def pack_blocks(raw: Bytes, type: BlockType, format: Format, out: Tensor) -> Non
         raise DaliError(
             f"A scale of {type.name} is NaN or infinite.", "The model is damaged; download it again."
         )
-    if SAME_VALUES.get(type.name) != format.name:
+    if not keeps(type, format):
         out.copy_(pack(torch.from_numpy(type.values(raw)), format))
     elif type.name in _FLOATS:
         matrix = torch.from_numpy(raw.view(_FLOATS[type.name]))
@@ -82,5 +89,31 @@ def squared_error(raw: Bytes, type: BlockType, packed: Tensor, format: Format) -
     """What packing lost: the sums of squares of the differences, and of the values themselves."""
     values = torch.from_numpy(type.values(raw))
     rows, columns = values.shape
-    lost = unpack(packed, rows, columns, format) - values
-    return float(lost.double().square().sum()), float(values.double().square().sum())
+    return _squared(unpack(packed, rows, columns, format), values)
+
+
+def _squared(kept: Tensor, values: Tensor) -> tuple[float, float]:
+    lost = kept.double() - values.double()
+    return float(lost.square().sum()), float(values.double().square().sum())
+
+
+class Losses:
+    """What conversions lost, by name ("Q6_K to w8"), summed up over all that was measured. Several threads may add to it."""
+
+    def __init__(self) -> None:
+        self._pairs: dict[str, list[tuple[float, float]]] = defaultdict(list)
+
+    def packed(self, raw: Bytes, type: BlockType, packed: Tensor, format: Format) -> None:
+        """Blocks were packed, in a format that may not have their values."""
+        if not keeps(type, format):
+            pair = squared_error(raw, type, packed, format)
+            self._pairs[f"{type.name} to {format.name}"].append(pair)
+
+    def kept(self, name: str, kept: Tensor, values: Tensor) -> None:
+        """`kept` is what has become of `values`."""
+        self._pairs[name].append(_squared(kept, values))
+
+    def relative(self) -> dict[str, float]:
+        """The relative L2 error of each that lost something."""
+        sums = {name: np.sum(pairs, axis=0) for name, pairs in sorted(self._pairs.items())}
+        return {name: float(np.sqrt(lost / whole)) for name, (lost, whole) in sums.items() if lost > 0}
