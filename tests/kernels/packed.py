@@ -1,10 +1,11 @@
-"""Random packed matrices of any format, also of those that nothing is quantized to."""
+"""Random packed matrices and experts of any format, also of those that nothing is quantized to."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from dali.kernels.expert import ExpertLayout
 from dali.kernels.formats import GROUP, TILE_ROWS, Format, ScalePart, assemble, round_up
 from dali.kernels.packing import QUANTIZERS, pack
 
@@ -29,3 +30,17 @@ def random_matrix(rows: int, columns: int, format: Format, seed: int = 0) -> Ten
         return torch.randint(0, end, shape, generator=generator).to(torch.uint8).view(of.dtype)
 
     return assemble(quants.to(torch.uint8), [part(of) for of in format.scales], format)
+
+
+def random_records(layout: ExpertLayout, experts: int, seed: int = 0) -> Tensor:
+    """Packed experts, uint8 [experts, record_bytes]."""
+    generator = torch.Generator().manual_seed(seed)
+    records = torch.zeros(experts, layout.record_bytes, dtype=torch.uint8)
+    for record in records:
+        for name, (rows, columns) in layout.shape.matrices.items():
+            drawn = int(torch.randint(2**31, (), generator=generator))
+            layout.part(record, name).copy_(random_matrix(rows, columns, layout.formats[name], drawn))
+            if layout.shape.biased:
+                biases = layout.part(record, f"{name}_bias").view(torch.float32)
+                biases.copy_(torch.randn(rows, generator=generator))
+    return records
