@@ -16,7 +16,7 @@ from dali.errors import UsageError
 from dali.kernels import native, reference
 from dali.kernels.activation import KINDS, Activation
 from dali.kernels.expert import ExpertLayout, ExpertShape, ExpertWeights
-from dali.kernels.formats import FORMATS
+from dali.kernels.formats import FORMATS, assemble, disassemble
 from dali.kernels.packing import pack
 from dali.kernels.values import integers
 from kernels.packed import random_matrix
@@ -222,6 +222,23 @@ def test_groups_of_zeros_and_denormals(variant, format):
     x = torch.zeros(2, 64)
     x[1, :32] = 1e-38  # 127 / 1e-38 overflows
     assert (compute(layout, records, [0, 2], torch.arange(2), x) == 0).all()
+
+
+@every_variant
+@pytest.mark.parametrize(
+    "format", [name for name, format in FORMATS.items() if format.quantized and not format.coded]
+)
+def test_the_largest_numbers_fit_the_sums(variant, format):
+    """A row for each quant that there is, times activations that are all 127, or -127."""
+    format = FORMATS[format]
+    rows, columns = max(2**format.bits, 16), format.block
+    quants = torch.arange(rows).remainder(2**format.bits).to(torch.uint8)
+    _, scales = disassemble(random_matrix(rows, columns, format), rows, columns, format)
+    part = assemble(quants[:, None, None].expand(rows, columns // 32, 32), scales, format)
+    x = torch.tensor([1.0, -1.0]).repeat(6)[:, None].expand(12, columns).contiguous()
+    found = native.Linear(part, rows, columns, format)(x)
+    expected = reference._int8_linear(x, *integers(*disassemble(part, rows, columns, format), format), None)
+    torch.testing.assert_close(found, expected.float(), rtol=1e-4, atol=2e-5)
 
 
 def test_no_tokens_and_experts_nobody_routed_to():

@@ -1,8 +1,9 @@
-// What a group of 32 columns of a tile's 16 rows holds, format by format: eight lines of unsigned quants, of which line i has columns
-// 4 i to 4 i + 3, and the scales and minimums that belong to them (src/dali/kernels/formats.py has the layout).
+// What a group of 32 columns of a tile's 16 rows holds, format by format: eight vectors of unsigned quants, of which vector i has
+// columns 4 i to 4 i + 3, and the scales and minimums that belong to them (src/dali/kernels/formats.py has the layout).
 #pragma once
 
 #include <cstdint>
+#include <utility>
 
 #include "kernels/coded.h"
 #include "lanes/bytes.h"
@@ -15,70 +16,43 @@ struct Groups {
     using Floats = typename V::Floats;
     using Line = typename V::Line;
 
-    // Lines of 8, 4, 2 and 1 bits, in place of `to` or beneath it: `at` is where in a byte they go.
-    static void read_nibbles(const uint8_t* from, Line* to) {
-        for (int i = 0; i < 4; i++) {
-            const Line packed = V::load_line(from + LINE * i);
-            to[i] = V::template bits<0, 0, 4>(packed);
-            to[i + 4] = V::template bits<4, 0, 4>(packed);
-        }
-    }
-    template <int at>
-    static void add_pairs(const uint8_t* from, Line* to) {
-        for (int i = 0; i < 2; i++) {
-            const Line packed = V::load_line(from + LINE * i);
-            to[i] = V::template add_bits<0, at, 2>(to[i], packed);
-            to[i + 2] = V::template add_bits<2, at, 2>(to[i + 2], packed);
-            to[i + 4] = V::template add_bits<4, at, 2>(to[i + 4], packed);
-            to[i + 6] = V::template add_bits<6, at, 2>(to[i + 6], packed);
-        }
-    }
-    static void read_pairs(const uint8_t* from, Line* to) {
-        for (int i = 0; i < 2; i++) {
-            const Line packed = V::load_line(from + LINE * i);
-            to[i] = V::template bits<0, 0, 2>(packed);
-            to[i + 2] = V::template bits<2, 0, 2>(packed);
-            to[i + 4] = V::template bits<4, 0, 2>(packed);
-            to[i + 6] = V::template bits<6, 0, 2>(packed);
-        }
-    }
-    template <int at>
-    static void add_single_bits(const uint8_t* from, Line* to) {
-        const Line packed = V::load_line(from);
-        to[0] = V::template add_bits<0, at, 1>(to[0], packed);
-        to[1] = V::template add_bits<1, at, 1>(to[1], packed);
-        to[2] = V::template add_bits<2, at, 1>(to[2], packed);
-        to[3] = V::template add_bits<3, at, 1>(to[3], packed);
-        to[4] = V::template add_bits<4, at, 1>(to[4], packed);
-        to[5] = V::template add_bits<5, at, 1>(to[5], packed);
-        to[6] = V::template add_bits<6, at, 1>(to[6], packed);
-        to[7] = V::template add_bits<7, at, 1>(to[7], packed);
-    }
-
-    // quants: the group's lines; plane: the tile's scales.
-    template <Format format>
-    static DALI_INLINE void read(const uint8_t* quants, const uint8_t* plane, int group, Line* lines) {
-        constexpr int bits = dali::bits(format);
-        if constexpr (is_grid(format)) {
-            Coded<V, format>::read(quants, plane + block_scale_bytes(format) * (group / 8), group % 8, lines);
-        } else if constexpr (bits == 8) {
-            for (int i = 0; i < 8; i++) lines[i] = V::load_line(quants + LINE * i);
-        } else if constexpr (bits >= 4) {
-            read_nibbles(quants, lines);
-            if constexpr (bits == 5) add_single_bits<4>(quants + 4 * LINE, lines);
-            if constexpr (bits == 6) add_pairs<4>(quants + 4 * LINE, lines);
-        } else {
-            read_pairs(quants, lines);
-            if constexpr (bits == 3) add_single_bits<2>(quants + 2 * LINE, lines);
-        }
+    // Vector `i` of a group: its columns 4 i to 4 i + 3. Lines of 4 bits hold vectors four apart, of 2 bits two apart, of 1 bit all; what
+    // one lacks of its bits is in lines behind them.
+    template <Format format, int i>
+    static Line vector(const uint8_t* quants) {
+        constexpr int bits = dali::bits(format), low = bits >= 4 ? 4 : 2;
+        if constexpr (bits == 8) return V::load_line(quants + LINE * i);
+        Line line = bits >= 4 ? V::template bits<i / 4 * 4, 0, 4>(V::load_line(quants + LINE * (i % 4)))
+                              : V::template bits<i / 2 * 2, 0, 2>(V::load_line(quants + LINE * (i % 2)));
+        if constexpr (bits == low + 1) line = V::template add_bits<i, low, 1>(line, V::load_line(quants + LINE * low));
+        if constexpr (bits == low + 2) line = V::template add_bits<i / 2 * 2, low, 2>(line, V::load_line(quants + LINE * (low + i % 2)));
         if constexpr (format == Format::mxfp4 || format == Format::nvfp4) {  // codes stand for these values, doubled, plus 12
             alignas(16) static constexpr uint8_t table[16] = {12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0};
-            for (int i = 0; i < 8; i++) lines[i] = V::look_up(table, lines[i]);
+            line = V::look_up(table, line);
         }
         if constexpr (format == Format::iq4_nl || format == Format::iq4_xs) {  // theirs, plus 128
             alignas(16) static constexpr uint8_t table[16] = {1, 24, 45, 63, 79, 93, 106, 118, 129, 141, 153, 166, 181, 197, 217, 241};
-            for (int i = 0; i < 8; i++) lines[i] = V::look_up(table, lines[i]);
+            line = V::look_up(table, line);
         }
+        return line;
+    }
+
+    // The same, where a group of codes was read as a whole.
+    template <Format format, int i>
+    static Line vector_of(const uint8_t* quants, const Line* lines) {
+        if constexpr (is_grid(format)) return lines[i];
+        else return vector<format, i>(quants);
+    }
+
+    // All vectors of a group. plane: the tile's scales.
+    template <Format format>
+    static DALI_INLINE void read(const uint8_t* quants, const uint8_t* plane, int group, Line* lines) {
+        if constexpr (is_grid(format)) Coded<V, format>::read(quants, plane + block_scale_bytes(format) * (group / 8), group % 8, lines);
+        else read_each<format>(quants, lines, std::make_integer_sequence<int, 8>{});
+    }
+    template <Format format, int... i>
+    static void read_each(const uint8_t* quants, Line* lines, std::integer_sequence<int, i...>) {
+        ((lines[i] = vector<format, i>(quants)), ...);
     }
 
     // Two numbers of six bits a group: eight bytes with both low nibbles, four with two groups' higher bits.

@@ -18,90 +18,97 @@ struct TileKernels {
     using Ints = typename V::Ints;
     using Line = typename V::Line;
 
-    static constexpr int AHEAD = 24;  // groups (32 columns) the prefetch runs ahead: 6 to 12 KB
+    // The prefetch runs this many bytes ahead, and by as many as a tile's scales take, which are read beside its quants.
+    static constexpr int AHEAD = 6144;
 
-    // Into L2: prefetches into L1 wait for the few buffers its misses have, and half the bandwidth is lost.
     static void prefetch(const uint8_t* from, int bytes) {
-        for (int at = 0; at < bytes; at += LINE) __builtin_prefetch(from + at, 0, 2);
+        for (int at = 0; at < bytes; at += LINE) __builtin_prefetch(from + at);
     }
 
-    // With one token a kernel does little but read, and the processor's own prefetchers keep up with it, a fifth faster than
-    // with prefetches of every line, if it reads strictly front to back: a tile's scales before its quants. Not so where scales belong to
-    // 256 columns: what such formats ask for beside reading makes it the slower way by a third and more.
-    static void touch(const uint8_t* from, size_t bytes) {
-        for (size_t at = 0; at < bytes; at += LINE) static_cast<void>(static_cast<const volatile uint8_t*>(from)[at]);
+    // Asks for the next bytes in the run of this tile and the next, a group's share at a time: one stream in the order of addresses. With
+    // one of quants and one of scales a core of Zen 5 read at half the rate.
+    template <Format format>
+    static void ask(const TileRun& run, int group, int tile_bytes) {
+        constexpr int share = group_bytes(format) + block_scale_bytes(format) * GROUP / block_columns(format);
+        const int then = group * share + int(run.plane_bytes) + AHEAD;
+        prefetch(then < tile_bytes ? run.tile + then : run.next + (then - tile_bytes), share);
     }
 
-    // But they stop at the end of a page and start anew in the next one: its first lines are asked for in time.
-    static constexpr int PAGE = 4096, PAGES_AHEAD = 2, FIRST_LINES = 16;
-    static void open_page(const uint8_t* within) {
-        prefetch(reinterpret_cast<const uint8_t*>(reinterpret_cast<uintptr_t>(within) & ~uintptr_t(PAGE - 1)), FIRST_LINES * LINE);
+    // How many of `count` vectors' products are added at once. With few tokens in two chains: nothing else hides their latency.
+    template <Format format, int tokens>
+    static constexpr int run_of(int count) {
+        int run = count;
+        while (run > V::most_added(most_quant(format), zero_point(format))) run /= 2;
+        return tokens < 4 && run == 8 ? 4 : run;
     }
-    // Of `bytes` from `from` on, read as far as `at`; `next` is read after them.
-    static void open_ahead(const uint8_t* from, int at, int bytes, const uint8_t* next) {
-        const int beyond = at + PAGES_AHEAD * PAGE - bytes;
-        open_page(beyond < 0 ? from + bytes + beyond : next + beyond);
+    template <int... formats>
+    static constexpr bool products_fit(std::integer_sequence<int, formats...>) {
+        return ((!is_quantized(Format(formats)) || V::most_added(most_quant(Format(formats)), zero_point(Format(formats))) > 0) && ...);
     }
 
-    // The products of `count` lines and a token's columns.
-    template <int zero, int count>
-    static Ints products(Ints sum, const Line* lines, const int8_t* x) {
-#pragma GCC unroll 8
-        for (int i = 0; i < count; i++) sum = V::template dot<zero>(sum, lines[i], x + 4 * i);
-        return sum;
+    // sums[m] of tokens `from` to `to`: the products of a part of a group, all of it or a half, with token m's columns, and what corrects
+    // them. Integers: in any order they come to the same.
+    template <Format format, int tokens, int part, int from, int to, int... turns>
+    static void multiply(const uint8_t* quants, const Line* lines, const int8_t* x, const int32_t* corrections, Ints* sums,
+                         std::integer_sequence<int, turns...>) {
+        constexpr int parts = scales_of_group(format), count = 8 / parts, zero = zero_point(format), run = run_of<format, tokens>(count);
+        constexpr bool corrected = zero != 0 && !(V::centred && zero == 128);
+        typename V::Products products[tokens];
+        const auto correction = [&](int m) { return corrected ? corrections[m * parts + part] : 0; };
+        const auto add = [&](auto turn) __attribute__((always_inline)) {
+            constexpr int i = parts == 2 ? part * count + turn : turn / 2 + turn % 2 * 4;  // two of a line in turn
+            const auto weights = V::template weights<zero>(Groups<V>::template vector_of<format, i>(quants, lines));
+#pragma GCC unroll 12
+            for (int m = from; m < to; m++) {
+                if constexpr (turn % run == 0) products[m] = V::open(turn == 0 ? correction(m) : 0);
+                products[m] = V::template dot<zero>(products[m], weights, x + m * GROUP + 4 * i);
+                if constexpr (turn % run == run - 1) {
+                    const Ints sum = V::close(products[m], turn < run ? correction(m) : 0);
+                    sums[m] = turn < run ? sum : V::add_ints(sums[m], sum);
+                }
+            }
+        };
+        (add(std::integral_constant<int, turns>{}), ...);
+    }
+
+    template <Format format, int tokens, int part>
+    static void add_part(const uint8_t* quants, const Line* lines, const Panel& panel, int group, Floats scale, Floats minimum, Floats* sums) {
+        constexpr int parts = scales_of_group(format);
+        const int8_t* x = panel.quants + size_t(group) * tokens * GROUP;
+        const float* scales = panel.scales + size_t(group) * tokens;
+        if constexpr (part > 0) asm("" : "+r"(scales));  // read again: kept for both halves they would take the sums' registers
+        const int32_t* corrections = panel.corrections + size_t(group) * tokens * parts;
+        Ints whole[tokens];
+        constexpr auto turns = std::make_integer_sequence<int, 8 / parts>{};
+        constexpr int once = parts == 2 && tokens > 4 ? (tokens + 1) / 2 : tokens;  // halves take registers beside the tokens' sums
+        multiply<format, tokens, part, 0, once>(quants, lines, x, corrections, whole, turns);
+        if constexpr (once < tokens) multiply<format, tokens, part, once, tokens>(quants, lines, x, corrections, whole, turns);
+#pragma GCC unroll 12
+        for (int m = 0; m < tokens; m++) {
+            sums[m] = V::fma(V::to_floats(whole[m]), V::mul(scale, V::set(scales[m])), sums[m]);
+            if constexpr (traits(format).minimum) {
+                float taken;
+                std::memcpy(&taken, corrections + m * parts + part, 4);
+                sums[m] = V::fnma(V::set(taken), minimum, sums[m]);
+            }
+        }
     }
 
     template <Format format, int tokens>
     static void quantized_tile(const TileRun& run, const Panel& panel, float* out) {
-        constexpr int zero = zero_point(format), bytes = group_bytes(format), parts = scales_of_group(format);
-        constexpr bool corrected = zero != 0 && !(V::centred && zero == 128);
-        constexpr int scale_bytes = block_scale_bytes(format) * GROUP / block_columns(format);
-        const int groups = run.columns / GROUP;
-        const uint8_t* quants = run.tile + run.plane_bytes;
-        const uint8_t* next_quants = run.next + run.plane_bytes;
+        constexpr int parts = scales_of_group(format);
+        const int groups = run.columns / GROUP, tile_bytes = int(run.plane_bytes) + groups * group_bytes(format);
         Floats sums[tokens];
         for (int m = 0; m < tokens; m++) sums[m] = V::zero();
-        constexpr bool in_order = tokens <= 2 && block_columns(format) == GROUP && !is_decoded(format);
-        if constexpr (in_order) {
-            open_page(run.tile + PAGES_AHEAD * PAGE);
-            touch(run.tile, run.plane_bytes);
-        }
         for (int g = 0; g < groups; g++) {
-            if constexpr (in_order) {
-                if (g * bytes % PAGE < bytes) open_ahead(quants, g * bytes, groups * bytes, run.next);
-            } else if constexpr (!is_decoded(format)) {  // those lie in the cache
-                const int ahead = g + AHEAD;
-                const bool within = ahead < groups;
-                prefetch(within ? quants + ahead * bytes : next_quants + (ahead - groups) * bytes, bytes);
-                prefetch(within ? run.tile + ahead * scale_bytes : run.next + (ahead - groups) * scale_bytes, scale_bytes);
-            }
+            if constexpr (!is_decoded(format)) ask<format>(run, g, tile_bytes);  // those lie in the cache
+            const uint8_t* quants = run.tile + run.plane_bytes + g * group_bytes(format);
             Line lines[8];
-            Groups<V>::template read<format>(quants + g * bytes, run.tile, g, lines);
-            Floats scale[parts], minimum[parts];
-            Groups<V>::template read_scales<format>(quants + g * bytes, run.tile, g, scale, minimum);
-            const int8_t* x = panel.quants + size_t(g) * tokens * GROUP;
-            const float* scales = panel.scales + size_t(g) * tokens;
-            const int32_t* corrections = panel.corrections + size_t(g) * tokens * parts;
-#pragma GCC unroll 12
-            for (int m = 0; m < tokens; m++, corrections += parts, x += GROUP) {
-#pragma GCC unroll 2
-                for (int part = 0; part < parts; part++) {
-                    Ints sum = V::set_ints(corrected ? corrections[part] : 0);
-                    if constexpr (parts == 2) {
-                        sum = products<zero, 4>(sum, lines + 4 * part, x + 16 * part);
-                    } else if constexpr (tokens < 4) {  // two chains: with few tokens nothing else hides their latency
-                        sum = V::add_ints(products<zero, 4>(sum, lines, x), products<zero, 4>(V::set_ints(0), lines + 4, x + 16));
-                    } else {
-                        sum = products<zero, 8>(sum, lines, x);
-                    }
-                    sums[m] = V::fma(V::to_floats(sum), V::mul(scale[part], V::set(scales[m])), sums[m]);
-                    if constexpr (traits(format).minimum) {
-                        float taken;
-                        std::memcpy(&taken, corrections + part, 4);
-                        sums[m] = V::fnma(V::set(taken), minimum[part], sums[m]);
-                    }
-                }
-            }
+            if constexpr (is_grid(format)) Groups<V>::template read<format>(quants, run.tile, g, lines);
+            Floats scale[2], minimum[2];
+            Groups<V>::template read_scales<format>(quants, run.tile, g, scale, minimum);
+            add_part<format, tokens, 0>(quants, lines, panel, g, scale[0], minimum[0], sums);
+            if constexpr (parts == 2) add_part<format, tokens, 1>(quants, lines, panel, g, scale[1], minimum[1], sums);
         }
         for (int m = 0; m < tokens; m++) V::store(out + m * TILE_ROWS, sums[m]);
     }
@@ -115,7 +122,7 @@ struct TileKernels {
         uint8_t* quants = to + round_up(size_t(groups) * block_scale_bytes(decoded), 128);
         for (int g = 0; g < groups; g++, scales += parts * TILE_ROWS, quants += group_bytes(decoded)) {
             const uint8_t* from = tile + plane_bytes + size_t(g) * bytes;
-            prefetch(from + AHEAD * bytes, bytes);  // the next tile comes after this one
+            prefetch(from + AHEAD, bytes);  // the next tile comes after this one
             Line lines[8];
             Groups<V>::template read<format>(from, tile, g, lines);
             Floats scale[parts];
@@ -164,18 +171,14 @@ struct TileKernels {
     template <Format format, int tokens>
     static void float_tile(const TileRun& run, const Panel& panel, float* out) {
         constexpr int step = format == Format::f32 ? 1 : 2;  // columns a line
-        constexpr int far = AHEAD * 4;                       // lines
+        constexpr int far = AHEAD / LINE;                    // lines
         const int lines = run.columns / step;
         Floats sums[tokens][step];
         for (int m = 0; m < tokens; m++)
             for (int i = 0; i < step; i++) sums[m][i] = V::zero();
         for (int line = 0; line < lines; line++) {
-            if constexpr (tokens == 1) {
-                if (line * LINE % PAGE == 0) open_ahead(run.tile, line * LINE, lines * LINE, run.next);
-            } else {
-                const int ahead = line + far;
-                prefetch(ahead < lines ? run.tile + ahead * LINE : run.next + (ahead - lines) * LINE, LINE);
-            }
+            const int ahead = line + far;
+            prefetch(ahead < lines ? run.tile + ahead * LINE : run.next + (ahead - lines) * LINE, LINE);
             Floats weights[step];
             if constexpr (format == Format::f32) {
                 weights[0] = V::load(reinterpret_cast<const float*>(run.tile + line * LINE));
@@ -368,7 +371,7 @@ struct TileKernels {
     static void put_into(Variant& variant) {
         variant.most_tokens = V::most_tokens;
         constexpr auto upto = std::make_integer_sequence<int, V::most_tokens>{};
-        static_assert(V::most_tokens <= MOST_TOKENS);
+        static_assert(V::most_tokens <= MOST_TOKENS && products_fit(std::make_integer_sequence<int, FORMATS>{}));
         fill_row<Format::f32>(variant, upto);
         fill_row<Format::f16>(variant, upto);
         fill_row<Format::bf16>(variant, upto);

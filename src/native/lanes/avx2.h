@@ -18,8 +18,7 @@ struct Avx2 {
         __m256i a, b;
     };
     using Line = Ints;
-    // Without VNNI, w8 is multiplied with its zero point already taken off: 255 * 127 * 2 would not fit 16 bits.
-    static constexpr int most_tokens = 4;
+    static constexpr int most_tokens = vnni ? 6 : 4;
     static constexpr int few_tokens = 2;
     static constexpr bool centred = !vnni;
     static constexpr bool transposed = false;
@@ -59,7 +58,7 @@ struct Avx2 {
 
     static Ints set_ints(int32_t value) { return {_mm256_set1_epi32(value), _mm256_set1_epi32(value)}; }
     static Floats to_floats(Ints x) { return {_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }
-    static Ints add_ints(Ints x, Ints y) { return {_mm256_add_epi32(x.a, y.a), _mm256_add_epi32(x.b, y.b)}; }
+    static Ints add_ints(Ints x, Ints y) { return in_order({_mm256_add_epi32(x.a, y.a), _mm256_add_epi32(x.b, y.b)}); }
 
     static Line load_line(const uint8_t* from) {
         const __m256i* at = reinterpret_cast<const __m256i*>(from);
@@ -106,12 +105,44 @@ struct Avx2 {
     static Line negated(Line values, Line signs) {
         return {negated<i>(values.a, signs.a), negated<i>(values.b, signs.b)};
     }
+    // Products with activations. With VNNI they are added in 32 bits, and corrected from the start. Without it in 16 bits first, two and
+    // two: as many as surely fit are widened and corrected together.
+    using Products = Ints;
+    static constexpr int most_added(int most, int zero) { return vnni ? 8 : 0x7FFF / (2 * 127 * (zero == 128 ? 128 : most)); }
+    static Products open(int32_t correction) { return set_ints(vnni ? correction : 0); }
+    static Ints close(Products products, int32_t correction) {
+        if constexpr (vnni) return products;
+        const __m256i ones = _mm256_set1_epi16(1);
+        return add_ints({_mm256_madd_epi16(products.a, ones), _mm256_madd_epi16(products.b, ones)}, set_ints(correction));
+    }
+    // Without VNNI, w8 is multiplied with its zero point already taken off, magnitudes times activations with the weights' signs:
+    // 255 * 127 * 2 would not fit 16 bits.
+    struct Signed {
+        Line weights, magnitudes;
+    };
     template <int zero>
-    static Ints dot(Ints sum, Line quants, const int8_t* four) {
-        int32_t word;
-        __builtin_memcpy(&word, four, 4);
-        const __m256i x = _mm256_set1_epi32(word);
-        return {dot<zero>(sum.a, quants.a, x), dot<zero>(sum.b, quants.b, x)};
+    static auto weights(Line quants) {
+        if constexpr (vnni || zero != 128) {
+            return quants;
+        } else {
+            const __m256i top = _mm256_set1_epi8(char(0x80));
+            const Line weights{_mm256_xor_si256(quants.a, top), _mm256_xor_si256(quants.b, top)};
+            return Signed{weights, {_mm256_abs_epi8(weights.a), _mm256_abs_epi8(weights.b)}};
+        }
+    }
+    template <int zero>
+    static Products dot(Products products, Line quants, const int8_t* four) {
+        const __m256i x = four_of(four);
+#ifdef DALI_AVX_VNNI
+        if constexpr (vnni) return {_mm256_dpbusd_avx_epi32(products.a, quants.a, x), _mm256_dpbusd_avx_epi32(products.b, quants.b, x)};
+#endif
+        return added(products, {_mm256_maddubs_epi16(quants.a, x), _mm256_maddubs_epi16(quants.b, x)});
+    }
+    template <int zero>
+    static Products dot(Products products, Signed by, const int8_t* four) {
+        const __m256i x = four_of(four);
+        return added(products, {_mm256_maddubs_epi16(by.magnitudes.a, _mm256_sign_epi8(x, by.weights.a)),
+                                _mm256_maddubs_epi16(by.magnitudes.b, _mm256_sign_epi8(x, by.weights.b))});
     }
 
     static Floats from_halves(const uint8_t* from) {
@@ -172,19 +203,16 @@ struct Avx2 {
     static __m256 power_of_two(__m256 n) {
         return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23));
     }
-    template <int zero>
-    static __m256i dot(__m256i sum, __m256i quants, __m256i x) {
-#ifdef DALI_AVX_VNNI
-        if constexpr (vnni) return _mm256_dpbusd_avx_epi32(sum, quants, x);
-#endif
-        __m256i pairs;
-        if constexpr (zero == 128) {
-            const __m256i weights = _mm256_xor_si256(quants, _mm256_set1_epi8(char(0x80)));
-            pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(weights), _mm256_sign_epi8(x, weights));
-        } else {
-            pairs = _mm256_maddubs_epi16(quants, x);
-        }
-        return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+    // A compiler that adds integers in another order needs more registers than there are.
+    static Ints in_order(Ints sums) {
+        asm("" : "+x"(sums.a), "+x"(sums.b));
+        return sums;
+    }
+    static Products added(Products x, Products y) { return in_order({_mm256_add_epi16(x.a, y.a), _mm256_add_epi16(x.b, y.b)}); }
+    static __m256i four_of(const int8_t* four) {
+        int32_t word;
+        __builtin_memcpy(&word, four, 4);
+        return _mm256_set1_epi32(word);
     }
     template <int from, int to, int width>
     static __m256i bits(__m256i line) {

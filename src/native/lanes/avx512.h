@@ -55,7 +55,8 @@ struct Avx512 {
     }
     template <int from, int to, int width>
     static Line add_bits(Line base, Line line) {  // base | (shifted & mask)
-        return _mm512_ternarylogic_epi32(base, shifted<from, to>(line), _mm512_set1_epi8(((1 << width) - 1) << to), 0xF8);
+        const Line moved = shifted<from, to>(line);  // a macro of Clang's would take its comma for its own
+        return _mm512_ternarylogic_epi32(base, moved, _mm512_set1_epi8(((1 << width) - 1) << to), 0xF8);
     }
     // Byte `at` of each row's four.
     static Floats byte_of(Line line, int at) {
@@ -91,12 +92,19 @@ struct Avx512 {
         const __mmask64 minus = _mm512_test_epi8_mask(of_row, _mm512_set1_epi32(int(0x08040201u << (4 * (i / 4)))));
         return _mm512_mask_sub_epi8(values, minus, _mm512_set1_epi8(char(128)), values);
     }
-    // a + the four products of each row: unsigned quants times 4 activations.
+    // Products with activations, added in 32 bits: however many, and what they are corrected by from the start.
+    using Products = Ints;
+    static constexpr int most_added(int, int) { return 8; }
+    static Products open(int32_t correction) { return set_ints(correction); }
+    static Ints close(Products products, int32_t) { return products; }
     template <int zero>
-    static Ints dot(Ints a, Line quants, const int8_t* four) {
+    static Line weights(Line quants) { return quants; }
+    // + the four products of each row: unsigned quants times 4 activations.
+    template <int zero>
+    static Products dot(Products products, Line quants, const int8_t* four) {
         int32_t word;
         __builtin_memcpy(&word, four, 4);
-        return _mm512_dpbusd_epi32(a, quants, _mm512_set1_epi32(word));
+        return _mm512_dpbusd_epi32(products, quants, _mm512_set1_epi32(word));
     }
 
     static Floats from_halves(const uint8_t* from) {

@@ -159,8 +159,14 @@ struct Portable {
         }
         return out;
     }
+    using Products = Ints;
+    static constexpr int most_added(int, int) { return 8; }
+    static Products open(int32_t correction) { return set_ints(correction); }
+    static Ints close(const Products& products, int32_t) { return products; }
     template <int zero>
-    static Ints dot(const Ints& sum, const Line& quants, const int8_t* four) {
+    static const Line& weights(const Line& quants) { return quants; }
+    template <int zero>
+    static Products dot(const Products& sum, const Line& quants, const int8_t* four) {
         Ints out;
         for (int i = 0; i < 16; i++) {
             const uint8_t* q = quants.v + 4 * i;

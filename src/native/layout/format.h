@@ -65,6 +65,12 @@ constexpr int block_columns(Format format) { return traits(format).block; }
 constexpr int bits(Format format) { return traits(format).bits; }
 constexpr int zero_point(Format format) { return traits(format).zero; }
 constexpr int scales_of_group(Format format) { return traits(format).halves ? 2 : 1; }
+// The most that a quant is, as kernels multiply it.
+constexpr int most_quant(Format format) {
+    if (format == Format::mxfp4 || format == Format::nvfp4) return 24;
+    if (format == Format::iq4_nl || format == Format::iq4_xs) return 241;
+    return is_grid(format) || is_decoded(format) ? 127 : (1 << bits(format)) - 1;
+}
 // Bytes of a tile's scale plane that one block of columns takes.
 constexpr int block_scale_bytes(Format format) { return traits(format).scale_bytes * TILE_ROWS; }
 // Bytes of a tile's 16 rows in a group of 32 columns, without scales.
