@@ -14,7 +14,7 @@ from typing import Any, Literal, Self, Unpack, overload
 
 import numpy as np
 
-from dali.conversation import Message, plain_messages
+from dali.conversation import Message, encodable, plain_messages
 from dali.engine.asynchronous import in_threads
 from dali.engine.engine import Engine
 from dali.engine.logprobs import TokenLogprob
@@ -27,7 +27,7 @@ from dali.engine.text.piece import Piece
 from dali.engine.text.prompt import Tool, begun_answer, chat_prompt, plain_prompt
 from dali.engine.text.structure import Structure, structure_of
 from dali.engine.text.text import Text
-from dali.errors import UsageError, parameter
+from dali.errors import TooLong, UsageError, parameter
 from dali.loading.chat_template import no_chat_template
 from dali.loading.loaded import LoadedModel
 from dali.offload.accelerated import AcceleratedExperts
@@ -281,7 +281,7 @@ class LLM:
             )
         most = self.model.config.get_text_config().max_position_embeddings
         if len(ids) >= self.ctx_size:
-            raise UsageError(
+            raise TooLong(
                 f"The prompt has {len(ids)} tokens; with a context of {self.ctx_size} "
                 f"at most {self.ctx_size - 1} leave room for an answer.",
                 "Shorten it."
@@ -320,6 +320,22 @@ class LLM:
         """Token ids of plain text that is to be continued, after what the tokenizer begins a text with."""
         with self._encoding:
             return plain_prompt(self.tokenizer, text)
+
+    def encode_further(self, text: str) -> list[int]:
+        """Token ids of text amid a text, which nothing is put before; what spells a control token is one."""
+        with self._encoding:
+            ids: list[int] = self.tokenizer(encodable(text), add_special_tokens=False, verbose=False)[
+                "input_ids"
+            ]
+            return ids
+
+    def decode(self, ids: Many[int]) -> str:
+        """The text of token ids, control tokens spelt out."""
+        with self._encoding:
+            text: str = self.tokenizer.decode(
+                [*ids], skip_special_tokens=False, clean_up_tokenization_spaces=False
+            )
+            return text
 
     def _complete(self, sequences: list[Sequence]) -> list[Completion]:
         self.loop.complete(sequences)
