@@ -95,14 +95,22 @@ def main(settings: Settings) -> int:
     server = Server(make_app(serving), options)
     server.start(stop.set)  # /health tells from here on that the model is being loaded
     llm = load_model(model, directory, load_options, template=template)
-    serve(llm, serving, server, stop)
+    serve(llm, serving, server, stop, settings.ram)
     return 0
 
 
-def serve(llm: LLM, serving: Serving, server: Server, stop: Event) -> None:
+def serve(llm: LLM, serving: Serving, server: Server, stop: Event, ram: int | None) -> None:
     """Until `stop` is set, or SIGINT or SIGTERM comes; a second one ends it at once."""
+    from dali.serve.memory import limit_states, side_by_side
     from dali.serve.service import Service
 
+    fit = side_by_side(llm, limit_states(llm, ram))
+    if fit < serving.options.parallel:
+        log.info(
+            f"The memory that is left holds keys and values of {fit} answers at once that may take the whole context of "
+            f"{llm.ctx_size} tokens; others wait for them. A lower --ctx-size lets more answer at once, as does max_tokens in "
+            "requests."
+        )
     with _set_by_signals(stop):
         service = Service(llm, serving.options.parallel, serving.options.queue)
         serving.open(service)
