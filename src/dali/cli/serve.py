@@ -85,7 +85,6 @@ def main(settings: Settings) -> int:
     if settings.device is not None and settings.device.startswith("cuda"):
         check_gpu(settings.device)
     template = None if settings.chat_template is None else read_template(settings.chat_template)
-    directory = find_model(model, settings)
     with importing():
         from dali.serve.app import make_app
         from dali.serve.server import Server
@@ -94,6 +93,7 @@ def main(settings: Settings) -> int:
     serving, stop = Serving(options), Event()
     server = Server(make_app(serving), options)
     server.start(stop.set)  # /health tells from here on that the model is being loaded
+    directory = find_model(model, settings)
     llm = load_model(model, directory, load_options, template=template)
     serve(llm, serving, server, stop, settings.ram)
     return 0
