@@ -187,7 +187,6 @@ def test_variables_of_the_template_are_passed_on_or_refused(thinks):
         ("messages", [{"content": "Hello"}]),
         ("messages", ["Hello"]),
         ("messages", [{"role": "user", "content": 7}]),
-        ("messages", [{"role": "user", "content": "\ud800"}]),
         ("messages", [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:"}}]}]),
         ("max_tokens", -1),
         ("max_tokens", 0),
