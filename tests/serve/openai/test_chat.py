@@ -251,3 +251,11 @@ def test_another_model_is_not_found(tiny):
 def test_a_developer_speaks_as_the_system_does(tiny):
     body = {"messages": [{"role": "developer", "content": "Be kind."}, *STORY], "max_tokens": 1}
     assert tiny.post(CHAT, body)[0] == 200
+
+
+def test_a_model_without_a_chat_template_says_so(tiny, monkeypatch):
+    monkeypatch.setattr(tiny.llm.tokenizer, "chat_template", None)
+    status, answer = tiny.post(CHAT, GREEDY)
+    assert (status, "has no chat template" in answer["error"]["message"]) == (400, True)
+    assert tiny.http.get("/props").json()["chat_template"] == ""
+    assert tiny.post("/v1/completions", {"prompt": "Once", "max_tokens": 1})[0] == 200
