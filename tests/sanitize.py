@@ -25,6 +25,7 @@ TESTS = [
     "fused/test_fused_layer.py",
     "fused/test_fused_model.py",
     "loading/gguf/test_gguf_linears.py",
+    "loading/gguf/test_gguf_embeddings.py",
     "store/gguf/test_gguf_blocks.py",  # repacking
     "policies/test_two_lane.py",  # its search
     "runtime/test_planner.py",

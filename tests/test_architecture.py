@@ -10,6 +10,7 @@ import pytest
 SOURCE = Path(__file__).parent.parent / "src" / "dali"
 FLOORS = [
     "cli",
+    "serve",
     "measure",
     "entry",
     "llm",

@@ -17,7 +17,7 @@ from dali.engine.sampling import SamplingParams, likeliest
 from dali.kernels import native
 from dali.kernels.formats import FORMATS, Format, get_format, round_up
 from dali.kernels.gpu.compiler import SOURCE
-from dali.kernels.packing import pack
+from kernels.packed import random_matrix
 
 F32, BF16 = torch.float32, torch.bfloat16
 HALVES, EPSILON = 1, 1e-6  # how heads turn (source/turn.cuh)
@@ -95,7 +95,7 @@ class DenseKernels:
         rows = [sizes.heads * sizes.width, *[sizes.kv_heads * sizes.width] * 2]
         if format.name != "w8":
             rows = [min(of, FEW_ROWS) for of in rows]
-        packed = [pack(self._draw(of, columns), format) for of in rows]
+        packed = [random_matrix(of, columns, format, seed) for seed, of in enumerate(rows)]
         biases = [self._draw(of) if sizes.biased else None for of in rows]
         x = self._draw(tokens, columns).to(dtype)
         wanted = [

@@ -9,7 +9,6 @@ from random import Random
 from typing import Any
 
 import torch
-from one_layer import random_records
 from torch import Tensor
 from transformers import AutoTokenizer, Qwen3MoeForCausalLM
 
@@ -28,6 +27,7 @@ from dali.loading.loaded import LoadedModel
 from dali.store.arena import Arena
 from dali.store.expert_pool import ExpertPool
 from dali.telemetry import Telemetry
+from kernels.packed import random_records
 from result import CannotRun
 
 DIFFERENT = 64  # experts

@@ -34,6 +34,7 @@ from dali.kernels.formats import round_up
 from dali.loading.gguf.model import GgufModel
 from dali.store.arena import Arena
 from dali.store.gguf.blocks import Bytes
+from dali.store.gguf.pack import Losses
 from dali.store.gguf.reader import Reading, read
 
 CHUNK = 2**20
@@ -95,8 +96,8 @@ def load(model: GgufModel, fresh: bool, copied: bool = False) -> float:
     """Bytes a second of all that `GgufModel.read` reads; `copied`: what is read is copied once, not repacked."""
     forget(model.gguf.path)
     experts = model.experts.read(model.experts.layouts(None))
-    linears = model.dense.read_linears()
-    dense = model.dense.read(torch.float32, packed=model.dense.linears)
+    linears = model.dense.read_packed(Losses())
+    dense = model.dense.read(torch.float32, packed=True)
     if not fresh:
         for record in (record for layer in experts.finish().records for record in layer):
             record.zero_()

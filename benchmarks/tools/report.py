@@ -62,6 +62,12 @@ def machine() -> dict[str, Any]:
     }
 
 
+def clock_mhz() -> float | None:
+    """The clock rate of the first processor as Linux names it, which says little on a virtual machine; None elsewhere."""
+    named = _cpu_info("cpu MHz")
+    return float(named) if named else None
+
+
 def commit() -> str:
     """The commit's hash, marked when files other than results have changed; "none" outside a repository."""
     try:

@@ -17,6 +17,7 @@ from dali.engine.loop import check_process
 from dali.engine.prefix.folder import prepare_folder
 from dali.engine.prefix.opening import open_prefixes
 from dali.errors import DaliError, UsageError
+from dali.fused.dense import LINEARS
 from dali.hooks import seam
 from dali.hooks.moe_layer import FLOATS, MoELayer
 from dali.kernels import native
@@ -26,7 +27,7 @@ from dali.loading.budget import HEADROOM, choose_layout
 from dali.loading.locate import locate
 from dali.loading.source import ModelSource, open_source
 from dali.offload.build import accelerate, check_device
-from dali.options import LoadOptions
+from dali.options import QUANTS, LoadOptions
 from dali.progress import Meter, silent
 from dali.store.arena import Arena
 from dali.store.expert_pool import ExpertPool
@@ -101,7 +102,7 @@ def load_source(
             f"{', '.join(llm.controls)}: text in the model's files, but used by its chat template as control tokens, "
             "so dali takes them for such."
         )
-    linears = get_format("w8") if llm.layout.format.quantized else None
+    linears = get_format(LINEARS) if llm.layout.format.quantized else None
     _fuse(llm, linears, options, compiled, meter, notify)
     llm.engine.prefixes = open_prefixes(llm.loaded, options, notify)
     return llm
@@ -151,8 +152,9 @@ def attach(model: Any, *, quant: str = "w8") -> Any:
     A layer's own parameters are freed as soon as it is packed. The model cannot be trained, copied or saved from then on.
     DaliError if the model has no routed experts, they are not floats in memory, or `quant` cannot hold one of them.
     """
-    if quant not in FORMATS:
-        raise UsageError(f"Unknown quantization {quant!r}.", f"Choose one of {', '.join(FORMATS)}.")
+    formats = [name for name in QUANTS if name in FORMATS]
+    if quant not in formats:
+        raise UsageError(f"Unknown quantization {quant!r}.", f"Choose one of {', '.join(formats)}.")
     if not isinstance(model, torch.nn.Module):
         raise UsageError(
             f"model cannot be {model!r:.60}.", "Give a loaded transformers model; dali.load takes names."

@@ -55,6 +55,10 @@ class UsageError(DaliError):
     exit_code = 2
 
 
+class TooLong(UsageError):
+    """A prompt that leaves no room for an answer in the context."""
+
+
 def unreadable(path: object, error: OSError) -> DaliError:
     """Of a file that the system does not let us read, which says nothing against what it holds."""
     return DaliError(f"Cannot read {path} ({error.strerror or error}).", "Make it readable, or pick another.")

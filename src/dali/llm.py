@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterable, Iterator, Mapping
 from collections.abc import Sequence as Many
 from contextlib import aclosing, closing
 from dataclasses import dataclass, fields, replace
@@ -14,7 +14,7 @@ from typing import Any, Literal, Self, Unpack, overload
 
 import numpy as np
 
-from dali.conversation import Message, plain_messages
+from dali.conversation import Message, encodable, plain_messages
 from dali.engine.asynchronous import in_threads
 from dali.engine.engine import Engine
 from dali.engine.logprobs import TokenLogprob
@@ -23,11 +23,12 @@ from dali.engine.request import Request
 from dali.engine.sampling import Sampling, SamplingParams
 from dali.engine.sequence import Sequence
 from dali.engine.text.ends import end_ids, take_for_control
+from dali.engine.text.length import check_texts, too_long
 from dali.engine.text.piece import Piece
 from dali.engine.text.prompt import Tool, begun_answer, chat_prompt, plain_prompt
 from dali.engine.text.structure import Structure, structure_of
 from dali.engine.text.text import Text
-from dali.errors import UsageError, parameter
+from dali.errors import UsageError
 from dali.loading.chat_template import no_chat_template
 from dali.loading.loaded import LoadedModel
 from dali.offload.accelerated import AcceleratedExperts
@@ -75,7 +76,9 @@ class LLM:
         self.telemetry = loaded.telemetry
         self.expert_bytes = loaded.expert_bytes
         self.ctx_size = loaded.ctx_size
+        self._most: int = self.model.config.get_text_config().max_position_embeddings
         self.defaults = _FALLBACK_SAMPLING | loaded.sampling
+        self.variables: dict[str, Any] = {}  # of the chat template, where a call does not say otherwise
         self.controls = take_for_control(self.tokenizer)  # tokens that the model's files take for text
         self.eos = _eos(self.model, self.tokenizer)
         self.engine = Engine(self.model, STEP_TOKENS)
@@ -130,12 +133,14 @@ class LLM:
 
     def stats(self) -> dict[str, Any]:
         """What the runtime has done so far: lookups by tier, bytes by link, prefetches, seconds, in all and a layer;
-        "converted", what reading the model's file lost: "Q6_K to w8" -> relative L2 error of those experts' weights; "policy",
+        "converted", what reading the model's file lost: "Q6_K to w8" -> relative L2 error of those experts' weights;
+        "converted_linears", the same of linears; "policy",
         the system that decides, if one was named; "lossy", its lossy parts that are on, and of how many (token, expert) pairs
         they changed how many, and how; "prefixes", what the prefix cache has in RAM, and what it served."""
         accelerated = self.accelerated
         return self.telemetry.as_dict() | {
             "converted": self.loaded.converted,
+            "converted_linears": self.loaded.converted_linears,
             "policy": None if accelerated is None else accelerated.system,
             "lossy": {} if accelerated is None else accelerated.lossy,
             "prefixes": self.engine.prefixes.stats(),
@@ -241,7 +246,9 @@ class LLM:
         if not self.tokenizer.chat_template:
             raise no_chat_template(self.name)
         with self._encoding:
-            return chat_prompt(self.tokenizer, self.name, plain, tools, template)
+            return chat_prompt(
+                self.tokenizer, self.name, plain, tools, {**self.variables, **(template or {})}
+            )
 
     def chat_sequence(
         self,
@@ -252,13 +259,18 @@ class LLM:
         **sampling: Unpack[Sampling],
     ) -> Sequence:
         """As `sequence`, for a conversation: the answer's text and reasoning are told apart."""
-        ids = self.chat_prompt(messages, tools, template)
-        said = begun_answer(plain_messages(messages))
+        plain = plain_messages(messages)
+        # Of answers, templates may leave out the reasoning.
+        self._check_texts(message.get("content") for message in plain if message["role"] != "assistant")
+        ids = self.chat_prompt(plain, tools, template)
+        said = begun_answer(plain)
         structure = structure_of(self.tokenizer, ids, said)
         return self._sequence(ids, bool(said), structure, **sampling)
 
     def sequence(self, prompt: Prompt, **sampling: Unpack[Sampling]) -> Sequence:
         """A request that is ready to join the engine. UsageError: no prompt, unknown token, no room in the context."""
+        if isinstance(prompt, str):
+            self._check_texts([prompt])
         try:
             ids = self.encode(prompt) if isinstance(prompt, str) else [index(token) for token in prompt]
         except TypeError as error:
@@ -280,15 +292,8 @@ class LLM:
                 f"The prompt has a token id outside 0 to {vocabulary - 1}.",
                 "Encode it with this model's tokenizer.",
             )
-        most = self.model.config.get_text_config().max_position_embeddings
         if len(ids) >= self.ctx_size:
-            raise UsageError(
-                f"The prompt has {len(ids)} tokens; with a context of {self.ctx_size} "
-                f"at most {self.ctx_size - 1} leave room for an answer.",
-                "Shorten it."
-                if self.ctx_size == most
-                else f"Shorten it, or raise {parameter('ctx_size')} (at most {most}).",
-            )
+            raise too_long(len(ids), self.ctx_size, self._most)
         params = self.sampling_params(**sampling)
         limit = (
             self.ctx_size if params.max_tokens is None else min(self.ctx_size, len(ids) + params.max_tokens)
@@ -298,6 +303,10 @@ class LLM:
             text.follow(ids[-1])
         borders = tuple(at for at, token in enumerate(ids, 1) if token in self.eos)
         return Sequence(Request(tuple(ids), limit, params, self.eos, borders), text)
+
+    def _check_texts(self, texts: Iterable[object]) -> None:
+        with self._encoding:
+            check_texts(self.tokenizer, texts, self.ctx_size, self._most)
 
     def sampling_params(self, **sampling: Unpack[Sampling]) -> SamplingParams:
         """What is given, over the model's own defaults or `params`; None is as good as not given. UsageError: no such parameter,
@@ -322,6 +331,22 @@ class LLM:
         """Token ids of plain text that is to be continued, after what the tokenizer begins a text with."""
         with self._encoding:
             return plain_prompt(self.tokenizer, text)
+
+    def encode_further(self, text: str) -> list[int]:
+        """Token ids of text amid a text, which nothing is put before; what spells a control token is one."""
+        with self._encoding:
+            ids: list[int] = self.tokenizer(encodable(text), add_special_tokens=False, verbose=False)[
+                "input_ids"
+            ]
+            return ids
+
+    def decode(self, ids: Many[int]) -> str:
+        """The text of token ids, control tokens spelt out."""
+        with self._encoding:
+            text: str = self.tokenizer.decode(
+                [*ids], skip_special_tokens=False, clean_up_tokenization_spaces=False
+            )
+            return text
 
     def _complete(self, sequences: list[Sequence]) -> list[Completion]:
         self.loop.complete(sequences)

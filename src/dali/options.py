@@ -19,7 +19,7 @@ from dali.policies.whole_layers import WholeLayers
 from dali.units import parse_size
 
 # Written out, as the formats' own file imports torch, which takes seconds; a test compares the two.
-QUANTS = ("auto", "f32", "f16", "bf16", "w8", "w4", "mxfp4", "q4k")
+QUANTS = ("auto", "keep", "f32", "f16", "bf16", "w8", "w4", "mxfp4", "q4k", "q6k")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 ROPE_SCALINGS = ("linear", "yarn")
 CACHE_DISK = 16 << 30  # bytes of a folder for prefixes, unless told
@@ -34,7 +34,8 @@ class LoadOptions:
     """
 
     quant: str = "auto"
-    """Format of the experts in memory: "auto" (w8 if it fits, else w4; a GGUF file's own) or another of QUANTS."""
+    """Format of the experts in memory: "keep" (the file's own values), "auto" (w8 if it fits, else w4; of a GGUF file as "keep"),
+    or another of QUANTS."""
     dtype: str = "auto"
     """Of everything but the experts: one of DTYPES."""
     ctx_size: int | None = None

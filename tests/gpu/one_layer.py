@@ -10,29 +10,12 @@ from torch import Tensor
 
 from dali.compiled import library
 from dali.devices.cuda import Gpu
-from dali.kernels.expert import ExpertLayout, ExpertWeights
+from dali.kernels.expert import ExpertLayout
 from dali.kernels.gpu.experts import PASSES, experts_macros
 from dali.kernels.native.experts import ExpertRecords, native_layout
 from dali.kernels.native.library import DTYPES
 
 Build = Callable[[str, Mapping[str, int]], bytes]  # a file of kernels and its macros -> what the driver loads
-
-
-def random_records(layout: ExpertLayout, experts: int, seed: int = 0) -> Tensor:
-    """Packed experts, uint8 [experts, record_bytes]."""
-    generator = torch.Generator().manual_seed(seed)
-    records = torch.zeros(experts, layout.record_bytes, dtype=torch.uint8)
-    shape = layout.shape
-    for record in records:
-        parts: dict[str, Tensor] = {}
-        for name, (rows, columns) in shape.matrices.items():
-            parts[name] = torch.randn(rows, columns, generator=generator) * 0.3
-            if shape.biased:
-                parts[f"{name}_bias"] = torch.randn(rows, generator=generator)
-        layout.pack(
-            ExpertWeights(parts.pop("gate", None), parts.pop("up"), parts.pop("down"), **parts), record
-        )
-    return records
 
 
 class OneLayer:

@@ -10,16 +10,19 @@ from typing import Any
 
 import pytest
 import torch
+from gguf import GGMLQuantizationType as Type
 
 import dali
 from dali.compiled import library
 from dali.devices.base import MisuseError
 from dali.errors import DaliError, UsageError
+from dali.fused.release import release
 from dali.kernels import native
 from dali.llm import LLM
 from dali.step.kv import LayerKV
 from dali.units import size
 from families import random_model, save_model
+from gguf_models import encode_as, gguf_model, save_gguf
 
 PROMPTS = [[5, 6, 7, 8, 9, 10, 11], [20, 21, 22], [40]]
 POLICIES = [{}, {"assign": "greedy"}, {"n_cpu_moe": 1, "vram": "200KiB"}]
@@ -223,6 +226,25 @@ def test_a_single_operation_on_a_gpu_is_a_bug(driver, directory):
     device = load(directory).executor.device
     with pytest.raises(MisuseError, match="whose steps are queued as a whole"):
         device.launch(device.stream("compute"), lambda: None, (), ())
+
+
+@pytest.mark.parametrize("by", ["kernels", "torch"])
+def test_a_gguf_files_embeddings_and_head_stay_one_matrix(driver, tmp_path, monkeypatch, by):
+    sizes = {"hidden_size": 64, "moe_intermediate_size": 64, "tie_word_embeddings": True}
+    path = save_gguf(gguf_model("qwen3_moe", **sizes), tmp_path / "m.gguf", encode_as(Type.Q8_0))
+    expected = dali.load(path, quant="w4")
+    if by == "torch":
+        monkeypatch.setattr("dali.offload.build.gpu_model", lambda gpu, loaded, decoder: None)
+        release(expected.model)
+        expected.engine.decoder, expected.engine._native = None, False
+    llm = load(path)
+    model = llm.model
+    if by == "torch":
+        llm.engine._native = False  # torch's attention on both sides
+        assert model.lm_head.weight is model.get_input_embeddings().weight
+    else:
+        assert model.lm_head.packed is model.get_input_embeddings().packed
+    assert answers(llm) == answers(expected)
 
 
 def test_lossy_parts_are_refused(driver, directory):

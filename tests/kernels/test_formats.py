@@ -10,8 +10,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dali.errors import DaliError, UsageError
-from dali.kernels.formats import FORMATS, GROUP, TILE_ROWS, assemble, disassemble, get_format, round_up
-from dali.kernels.packing import dequantize, integers, pack, quantize, unpack
+from dali.kernels.formats import (
+    FORMATS,
+    GROUP,
+    TILE_ROWS,
+    disassemble,
+    get_format,
+    pack_planes,
+    pair_six_bits,
+    round_up,
+    six_bits,
+    unpack_planes,
+)
+from dali.kernels.packing import QUANTIZERS, pack, quantize, unpack
+from dali.kernels.values import dequantize, integers
 
 GGUF_TYPE = {
     "w8": gguf.GGMLQuantizationType.Q8_0,
@@ -24,8 +36,12 @@ def over(*names: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("format", [FORMATS[name] for name in names], ids=names)
 
 
-every_format, float_formats, symmetric_formats = over(*FORMATS), over("f32", "f16", "bf16"), over("w8", "w4")
-quantized_formats = over("w8", "w4", "mxfp4", "q4k")
+float_formats, symmetric_formats, quantized_formats = (
+    over("f32", "f16", "bf16"),
+    over("w8", "w4"),
+    over(*QUANTIZERS),
+)
+every_format = over("f32", "f16", "bf16", *QUANTIZERS)  # that weights can be packed in
 
 COLUMNS = st.integers(1, 100)
 
@@ -113,24 +129,6 @@ def test_quantized_formats_are_ggufs(format, matrix):
     assert np.array_equal(unpack(packed, *matrix.shape, format).numpy(), values)
 
 
-def test_q4k_holds_ggufs_values():
-    """GGUF has no writer for Q4_K: random blocks, read by its reader and through our layout."""
-    rows, blocks = 32, 3
-    random = np.random.default_rng(0)
-    raw = random.integers(0, 256, (rows, blocks, 144), dtype=np.uint8)
-    raw[..., :4] = random.uniform(-2, 2, (rows, blocks, 2)).astype(np.float16).view(np.uint8)
-    expected = gguf.quants.dequantize(raw, gguf.GGMLQuantizationType.Q4_K).reshape(rows, -1)
-    scale, minimum = gguf.quants.Q4_K.get_scale_min(raw[..., 4:16].reshape(-1, 12))
-    d, dmin = (raw[..., i : i + 2].copy().view(np.float16)[..., 0] for i in (0, 2))
-    pairs = raw[..., 16:].reshape(rows, -1, 1, 32)  # low nibbles are one group, high nibbles the next
-    quants = np.concatenate([pairs & 15, pairs >> 4], axis=2).reshape(rows, -1, 32)
-    parts = (d, dmin, scale.reshape(rows, -1), minimum.reshape(rows, -1))
-    q4k = FORMATS["q4k"]
-    packed = assemble(torch.from_numpy(quants), [torch.from_numpy(part) for part in parts], q4k)
-    assert packed.shape == (q4k.matrix_bytes(rows, blocks * 256),)
-    assert np.array_equal(unpack(packed, rows, blocks * 256, q4k).numpy(), expected)
-
-
 def test_mxfp4_rounds_to_the_nearest_value():
     """With 6 the largest, the scale is 1: halves between two values go to the smaller one."""
     matrix = torch.zeros(1, GROUP)
@@ -178,9 +176,10 @@ SCALES = {
     "w8": [("<f2", 1)],
     "w4": [("<f2", 1)],
     "mxfp4": [("u1", 1)],
-    "q4k": [("<f2", 1), ("<f2", 1), ("u1", 8), ("u1", 8)],
+    "q4k": [("<f2", 1), ("<f2", 1), ("u1", 8), ("u1", 4)],
+    "q6k": [("<f2", 1), ("i1", 16)],
 }
-BLOCK_BYTES = {"w8": 32, "w4": 32, "mxfp4": 16, "q4k": 320}  # of 16 rows
+BLOCK_BYTES = {"w8": 32, "w4": 32, "mxfp4": 16, "q4k": 256, "q6k": 288}  # of 16 rows
 
 
 def tile_start(format, row, padded):
@@ -190,13 +189,22 @@ def tile_start(format, row, padded):
 
 def byte_of(format, row, column, padded):
     start, plane = tile_start(format, row, padded)
-    if format.bits == 4:
-        group, within = divmod(column, 32)
-        line, byte = divmod(within % 16, 4)
-        return start + plane + group * 256 + line * 64 + row % 16 * 4 + byte
     size = format.bits // 8
     line, byte = divmod(column * size, 4)
     return start + plane + line * 64 + row % 16 * 4 + byte
+
+
+def pieces_of(format, row, column, padded):
+    """Of a quant: (byte, shift in it, bits, how many bits of the quant lie beneath)."""
+    start, plane = tile_start(format, row, padded)
+    group, within = divmod(column, 32)
+    vector, byte = divmod(within, 4)
+    line, beneath = group * format.bits, 0
+    for bits in format.planes:
+        field, below = {8: (0, vector), 4: divmod(vector, 4), 2: divmod(vector, 2), 1: (vector, 0)}[bits]
+        at = start + plane + (line + below) * 64 + row % 16 * 4 + byte
+        yield at, field * bits, bits, beneath
+        line, beneath = line + bits, beneath + bits
 
 
 @every_format
@@ -206,17 +214,17 @@ def test_every_byte_lies_where_the_docstring_says(format, rows, columns):
     matrix = torch.randn(rows, columns)
     packed = pack(matrix, format)
     expected = bytearray(len(packed))
-    padded = torch.zeros(round_up(rows, 16), round_up(columns, 256 if format.name == "q4k" else 32))
+    padded = torch.zeros(round_up(rows, 16), round_up(columns, format.block))
     padded[:rows, :columns] = matrix
     quants, scales = quantize(padded, format) if format.quantized else (None, ())
     for row in range(padded.shape[0]):
         for column in range(padded.shape[1]):
-            at = byte_of(format, row, column, padded.shape[1])
-            if format.bits == 4:
-                expected[at] |= int(quants[row, column // 32, column % 32]) << column % 32 // 16 * 4
-            elif format.quantized:
-                expected[at] = int(quants[row, column // 32, column % 32])
+            if format.quantized:
+                quant = int(quants[row, column // 32, column % 32])
+                for at, shift, bits, beneath in pieces_of(format, row, column, padded.shape[1]):
+                    expected[at] |= (quant >> beneath & (1 << bits) - 1) << shift
             else:
+                at = byte_of(format, row, column, padded.shape[1])
                 value = padded[row, column].to(format.dtype).view(1).view(torch.uint8).tolist()
                 expected[at : at + len(value)] = bytes(value)
         for block in range(padded.shape[1] // format.block) if format.quantized else ():
@@ -282,7 +290,13 @@ def test_views_and_other_dtypes_pack_as_their_values(format):
 
 
 LARGEST = {"f32": 3.4e38, "f16": 65504.0, "bf16": 3.38e38}
-LARGEST |= {"w8": 65504.0 * 127, "w4": 65504.0 * 8, "mxfp4": 6 * 2.0**125, "q4k": 65504.0 * 63}
+LARGEST |= {
+    "w8": 65504.0 * 127,
+    "w4": 65504.0 * 8,
+    "mxfp4": 6 * 2.0**125,
+    "q4k": 65504.0 * 63,
+    "q6k": 65504.0 * 32 * 128,
+}
 
 
 @every_format
@@ -325,3 +339,19 @@ def test_groups_of_denormals_decode_to_zero(format):
 def test_an_unknown_format_lists_the_known_ones():
     with pytest.raises(UsageError, match=r"'w5'.*\n.*f32, f16, bf16, w8, w4, mxfp4, q4k"):
         get_format("w5")
+
+
+@over(*(name for name, format in FORMATS.items() if format.quantized and not format.coded))
+def test_planes_keep_every_quant(format):
+    quants = torch.randint(0, 2**format.bits, (16, 16, 32), dtype=torch.uint8)
+    packed = pack_planes(quants, format)
+    assert packed.shape == (16, 16, 4 * format.bits)
+    assert torch.equal(unpack_planes(packed, format), quants)
+
+
+def test_six_bits_by_hand():
+    first, second = torch.arange(8, dtype=torch.uint8) * 9, torch.arange(8, dtype=torch.uint8) + 50
+    low, high = pair_six_bits(first, second)
+    assert low.tolist()[:2] == [0 | 2 << 4, 9 | 3 << 4]  # 50 is 0b110010
+    assert high.tolist()[0] == 0 | 3 << 2 | 0 << 4 | 3 << 6
+    assert all(map(torch.equal, six_bits(low, high), (first, second)))

@@ -16,8 +16,10 @@ from dali.errors import UsageError
 from dali.kernels import native, reference
 from dali.kernels.activation import KINDS, Activation
 from dali.kernels.expert import ExpertLayout, ExpertShape, ExpertWeights
-from dali.kernels.formats import FORMATS
+from dali.kernels.formats import FORMATS, assemble, disassemble
 from dali.kernels.packing import pack
+from dali.kernels.values import integers
+from kernels.packed import random_matrix
 
 pytestmark = pytest.mark.skipif(not native.AVAILABLE, reason="the kernels were not compiled")
 
@@ -44,20 +46,17 @@ def threads():
     native.set_threads(before)
 
 
-def weights(shape: ExpertShape) -> ExpertWeights:
-    parts = {"gate": None}
-    for name, (rows, columns) in shape.matrices.items():
-        parts[name] = torch.randn(rows, columns) / columns**0.5
-        if shape.biased:
-            parts[f"{name}_bias"] = torch.randn(rows)
-    return ExpertWeights(**parts)
-
-
 def packed(layout: ExpertLayout, experts: int = 1, seed: int = 0) -> list[torch.Tensor]:
     torch.manual_seed(seed)
     memory = torch.zeros(experts, layout.record_bytes, dtype=torch.uint8)
-    for record in memory:
-        layout.pack(weights(layout.shape), record)
+    for number, record in enumerate(memory):
+        for name, (rows, columns) in layout.shape.matrices.items():
+            format = layout.formats[name]
+            layout.part(record, name).copy_(
+                random_matrix(rows, columns, format, seed + 3 * number + ord(name[0]))
+            )
+            if layout.shape.biased:
+                layout.part(record, f"{name}_bias").view(torch.float32).copy_(torch.randn(rows))
     return list(memory)
 
 
@@ -93,15 +92,12 @@ def test_a_linear_is_the_references(variant, format, rows, columns, tokens, seed
     torch.manual_seed(seed)
     shape = ExpertShape(columns, rows, Activation("relu"), gated=False)
     layout = ExpertLayout(shape, FORMATS[format])
-    up = torch.randn(rows, columns) / columns**0.5
+    part = random_matrix(rows, columns, layout.format, seed)
     x = torch.randn(tokens, columns)
-    found = native.Linear(pack(up, layout.format), rows, columns, layout.format)(x)
-    record = torch.zeros(layout.record_bytes, dtype=torch.uint8)
-    layout.pack(ExpertWeights(None, up, torch.zeros(columns, rows)), record)
-    part = layout.part(record, "up")
+    found = native.Linear(part, rows, columns, layout.format)(x)
     if layout.format.quantized:
         read = reference.disassemble(part, rows, columns, layout.format)
-        expected = reference._int8_linear(x, *reference.integers(*read, layout.format), None)
+        expected = reference._int8_linear(x, *integers(*read, layout.format), None)
     else:
         expected = x.double() @ reference.unpack(part, rows, columns, layout.format).double().T
     torch.testing.assert_close(found, expected.float(), rtol=1e-4, atol=2e-5)
@@ -219,13 +215,30 @@ def test_a_poisoned_token_poisons_its_own_rows_and_no_others(variant, format, po
 
 
 @every_variant
-@pytest.mark.parametrize("format", ["w8", "w4", "mxfp4", "q4k"])
+@pytest.mark.parametrize("format", [name for name, format in FORMATS.items() if format.quantized])
 def test_groups_of_zeros_and_denormals(variant, format):
     layout = ExpertLayout(ExpertShape(64, 32, SILU), FORMATS[format])
     records = packed(layout)
     x = torch.zeros(2, 64)
     x[1, :32] = 1e-38  # 127 / 1e-38 overflows
     assert (compute(layout, records, [0, 2], torch.arange(2), x) == 0).all()
+
+
+@every_variant
+@pytest.mark.parametrize(
+    "format", [name for name, format in FORMATS.items() if format.quantized and not format.coded]
+)
+def test_the_largest_numbers_fit_the_sums(variant, format):
+    """A row for each quant that there is, times activations that are all 127, or -127."""
+    format = FORMATS[format]
+    rows, columns = max(2**format.bits, 16), format.block
+    quants = torch.arange(rows).remainder(2**format.bits).to(torch.uint8)
+    _, scales = disassemble(random_matrix(rows, columns, format), rows, columns, format)
+    part = assemble(quants[:, None, None].expand(rows, columns // 32, 32), scales, format)
+    x = torch.tensor([1.0, -1.0]).repeat(6)[:, None].expand(12, columns).contiguous()
+    found = native.Linear(part, rows, columns, format)(x)
+    expected = reference._int8_linear(x, *integers(*disassemble(part, rows, columns, format), format), None)
+    torch.testing.assert_close(found, expected.float(), rtol=1e-4, atol=2e-5)
 
 
 def test_no_tokens_and_experts_nobody_routed_to():

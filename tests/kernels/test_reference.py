@@ -18,7 +18,7 @@ from test_expert import random_weights
 from dali.kernels.activation import Activation
 from dali.kernels.expert import ExpertLayout, ExpertShape
 from dali.kernels.formats import FORMATS, disassemble
-from dali.kernels.packing import integers
+from dali.kernels.packing import QUANTIZERS
 from dali.kernels.reference import (
     compute_experts,
     expert_ffn,
@@ -26,6 +26,7 @@ from dali.kernels.reference import (
     reduce_choices,
     to_half_precision,
 )
+from dali.kernels.values import integers
 
 SILU, RELU2 = Activation("silu"), Activation("relu2")
 CLAMPED = Activation("clamped_swiglu", 1.702, 7.0)
@@ -47,7 +48,7 @@ def route(ids: torch.Tensor, experts: int):
     return torch.cat(slots), offsets
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", ["f32", "f16", "bf16", *QUANTIZERS])
 @pytest.mark.parametrize(
     "shape",
     [
@@ -92,6 +93,7 @@ def int8_linear(layout, record, name, x):
     read = disassemble(layout.part(record, name), rows, columns, layout.format)
     weights, scales, minima = integers(*read, layout.format)
     weights, scales = weights.numpy().astype(np.int32), scales.numpy()
+    parts = np.split(np.arange(32), scales.shape[2])  # columns that share a scale
     x = np.pad(x, ((0, 0), (0, weights.shape[1] * 32 - columns))).reshape(len(x), -1, 32)
     largest = np.abs(x).max(-1)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -100,18 +102,19 @@ def int8_linear(layout, record, name, x):
     assert np.abs(activations).max(initial=0) <= 127
     out = np.zeros((len(x), rows), np.float32)
     for group in range(x.shape[1]):
-        dots = np.einsum("tc,rc->tr", activations[:, group], weights[:, group])
         scale = (largest[:, group] / np.float32(127)).astype(np.float16).astype(np.float32)
-        out += dots.astype(np.float32) * (scale[:, None] * scales[:, group])
-        if minima is not None:
-            sums = activations[:, group].sum(-1).astype(np.float32)
-            out -= (scale * sums)[:, None] * minima[:, group].numpy()
+        for part, some in enumerate(parts):
+            dots = np.einsum("tc,rc->tr", activations[:, group, some], weights[:, group, some])
+            out += dots.astype(np.float32) * (scale[:, None] * scales[:, group, part])
+            if minima is not None:
+                sums = activations[:, group, some].sum(-1).astype(np.float32)
+                out -= (scale * sums)[:, None] * minima[:, group, part].numpy()
     if layout.shape.biased:
         out += layout.part(record, f"{name}_bias").view(torch.float32).numpy()
     return out
 
 
-@pytest.mark.parametrize("format", ["w8", "w4", "mxfp4", "q4k"])
+@pytest.mark.parametrize("format", ["w8", "w4", "mxfp4", "q4k", "q6k"])
 @pytest.mark.parametrize("biased", [False, True])
 @given(
     tokens=st.integers(1, 6),
@@ -137,7 +140,7 @@ def test_float_formats_have_one_arithmetic(format):
     assert torch.equal(expert_ffn(layout, record, x, "int8"), expert_ffn(layout, record, x, "exact"))
 
 
-@pytest.mark.parametrize("format", ["w8", "w4", "mxfp4", "q4k"])
+@pytest.mark.parametrize("format", ["w8", "w4", "mxfp4", "q4k", "q6k"])
 def test_int8_arithmetic_is_close_to_the_exact_one(format):
     layout, (record,) = packed(ExpertShape(256, 128, SILU), format)
     x = torch.randn(20, 256)
@@ -191,7 +194,7 @@ def test_only_routed_slots_are_written():
     assert rows[[1, 4]].isfinite().all()
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", ["f32", "f16", "bf16", *QUANTIZERS])
 @pytest.mark.parametrize("arithmetic", ["exact", "int8"])
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
 def test_a_poisoned_token_poisons_only_its_own_rows(format, arithmetic, poison):
@@ -217,7 +220,7 @@ def test_activations_of_any_float_type_are_computed_in_float32(dtype):
     assert torch.equal(rows, expert_ffn(layout, record, hidden.float()))
 
 
-@pytest.mark.parametrize("format", ["w8", "w4", "mxfp4", "q4k"])
+@pytest.mark.parametrize("format", ["w8", "w4", "mxfp4", "q4k", "q6k"])
 @given(chosen=st.sets(st.integers(0, 39), min_size=1), seed=st.integers(0, 9))
 @settings(deadline=None, max_examples=30)
 def test_int8_rows_do_not_depend_on_their_batch(format, chosen, seed):

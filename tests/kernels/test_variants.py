@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dali.kernels import native
 from dali.kernels.formats import FORMATS
+from dali.store.gguf.pack import SAME_VALUES
 
 pytestmark = pytest.mark.skipif(not native.AVAILABLE, reason="the kernels were not compiled")
 every_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -22,6 +23,11 @@ BLOCKS = {  # type: columns and bytes of a block, where its scales lie
     "Q5_1": (32, 24, (0, 2)),
     "Q5_K": (256, 176, (0, 2)),
     "Q6_K": (256, 210, (208,)),
+    "IQ3_S": (256, 110, (0,)),
+    "IQ3_XXS": (256, 98, (0,)),
+    "IQ2_S": (256, 82, (0,)),
+    "IQ2_XS": (256, 74, (0,)),
+    "IQ1_S": (256, 50, (0,)),
 }
 
 
@@ -96,7 +102,7 @@ def test_blocks(type: str) -> None:
     for at in scales:  # halves that are finite, and as w8 still are
         raw[:, :, at + 1] = 0x20 + (raw[:, :, at + 1] & 0x83)
     raw = raw.flatten(1)
-    format = FORMATS["w4" if type == "Q4_0" else "w8"]
+    format = FORMATS[SAME_VALUES[type]]
 
     def decode() -> list[Tensor]:
         values = torch.empty(rows * blocks * columns)

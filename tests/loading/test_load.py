@@ -143,6 +143,41 @@ def test_mxfp4_experts_lose_nothing_in_bf16(tmp_path):
     assert {p.dtype for p in load(directory, "bf16").model.parameters()} == {torch.bfloat16}
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_a_checkpoints_own_values_are_kept(tmp_path, dtype):
+    stock = random_model("olmoe", dtype=dtype)
+    loaded = load(save_model(stock, tmp_path / "model"), "keep")
+    assert loaded.layout.format.dtype == dtype
+    weights = loaded.layout.unpack(loaded.pool.lease(1).records[2])
+    own = list(experts_modules(stock).values())[1]
+    assert torch.equal(weights.down, own.down_proj[2].float())
+
+
+def test_a_checkpoint_in_mxfp4_is_kept_so_and_one_in_fp8_is_refused(tmp_path):
+    kept = load(save_mxfp4_model(tmp_path / "gpt-oss"), "keep")
+    assert kept.format_name == "mxfp4"
+    exact = load(tmp_path / "gpt-oss", "f32")
+    for held, wanted in zip(kept.pool.lease(0).records, exact.pool.lease(0).records, strict=True):
+        assert torch.equal(kept.layout.unpack(held).up, exact.layout.unpack(wanted).up)
+    save_fp8_model(tmp_path / "fp8")
+    with pytest.raises(DaliError, match="are in FP8, and dali packs no such values"):
+        load(tmp_path / "fp8", "keep")
+
+
+@pytest.mark.parametrize("quant", ["q4k", "q6k"])
+def test_experts_are_packed_in_the_k_quants(tmp_path, quant):
+    stock = random_model("olmoe")
+    directory = save_model(stock, tmp_path / "model")
+    loaded = load(directory, quant)
+    assert loaded.format_name == quant
+    found = loaded.layout.unpack(loaded.pool.lease(1).records[2]).down
+    wanted = list(experts_modules(stock).values())[1].down_proj[2].detach()
+    error = float((found - wanted).norm() / wanted.norm())
+    most = {"q4k": 0.12, "q6k": 0.03}  # half of a fifteenth of the range, or of a sixty-third
+    assert 0 < error < most[quant]
+    assert dali.load(directory, quant=quant).generate([5, 6, 7], max_tokens=3, temperature=0).tokens
+
+
 def test_the_dense_weights_are_our_own(directory):
     """Not views of the mapped file, which may be replaced or evicted."""
     model = load(directory).model

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from one_layer import Build, OneLayer, random_records
+from one_layer import Build, OneLayer
 from torch.profiler import ProfilerActivity, _ExperimentalConfig, profile
 
 from dali.kernels.activation import Activation
@@ -18,6 +18,7 @@ from dali.kernels.formats import get_format
 from dali.llm import LLM
 from dali.store.expert_pool import ExpertPool
 from device import builder, gpu_seconds, note_stand_in, open_gpu
+from kernels.packed import random_records
 from layer_seconds import LIMIT_US
 from over_gpu import over_gpu
 from qwen3_layers import (

@@ -9,7 +9,7 @@ import statistics
 import time
 
 import torch
-from one_layer import OneLayer, random_records
+from one_layer import OneLayer
 
 from dali.compiled import library
 from dali.kernels import native
@@ -18,6 +18,7 @@ from dali.kernels.expert import ExpertLayout, ExpertShape
 from dali.kernels.formats import get_format
 from dali.store.arena import Arena
 from device import builder, note_stand_in, open_gpu
+from kernels.packed import random_records
 from qwen3_layers import HIDDEN, INTERMEDIATE
 from result import Result
 from timeline import Timeline, queue_at

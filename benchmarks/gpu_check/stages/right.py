@@ -8,13 +8,14 @@ import itertools
 from typing import Any
 
 import torch
-from one_layer import Build, OneLayer, differing, random_records, random_step
+from one_layer import Build, OneLayer, differing, random_step
 
 from dali.kernels.activation import CLAMPED, KINDS, Activation
 from dali.kernels.expert import ExpertLayout, ExpertShape
 from dali.kernels.formats import FORMATS, get_format
 from dense_kernels import SIZES, DenseKernels, Sizes
 from device import builder, note_stand_in, open_gpu
+from kernels.packed import random_records
 from result import Result
 
 EXPERTS, TOP_K, SEEDS = 12, 4, 3

@@ -186,6 +186,8 @@ def _gguf_steps(listing: Listing, path: Path) -> Iterator[str]:
     gguf = source.gguf
     yield "dense model, or of an unknown kind"
     listing.family = family_of(gguf).model_type
+    yield "quantized in a type that dali lacks"
+    gguf.check_types()
     yield "damaged GGUF file"
     _ = source.dense
     _count(listing, source.modules, source.calls.top_k)
@@ -197,7 +199,10 @@ def _last_steps(listing: Listing, source: ModelSource) -> Iterator[str]:
     """Those that are the same for every source."""
     _ = source.tokenizer
     yield "too large for the free memory"
-    layouts = source.layouts("auto", source.dtype("auto", compiled=False), None)
+    from dali.kernels import native
+
+    compiled = native.enabled()
+    layouts = source.layouts("auto", source.dtype("auto", compiled), None, compiled)
     listing.quant = ", ".join(dict.fromkeys(layout.format_name for layout in layouts))
 
 

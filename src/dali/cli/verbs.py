@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
 VERBS = {
     "run": "ask a model once, or chat with it",
+    "serve": "let programs ask a model over HTTP",
     "bench": "measure a model's tokens a second",
     "trace": "record which experts a model's tokens are routed to",
     "simulate": "replay recorded routing under policies and hardware profiles",

@@ -65,6 +65,15 @@ class Engine:
         states."""
         self.clock, self.begin, self.embeddings = clock, begin, embeddings
         self.scheduler.step_tokens = step_tokens
+        self.limit_states(budget)
+
+    @property
+    def budget(self) -> StateBudget | None:
+        """What all states may take together; None where nobody counts it."""
+        return self._budget
+
+    def limit_states(self, budget: StateBudget | None) -> None:
+        """Let states take no more than that, from the next sequence on; none may be live."""
         self.forget()
         self._budget, self.scheduler.budget = budget, None if budget is None else budget.nbytes
 
@@ -225,7 +234,7 @@ class Engine:
             embeddings = None
             if self.embeddings:
                 table = self.model.get_input_embeddings()
-                embeddings = table(torch.tensor(ids, device=table.weight.device)).float().cpu().numpy()
+                embeddings = table(torch.tensor(ids, device=self.model.device)).float().cpu().numpy()
             self.begin(Step(numbers, prefill, embeddings))
         step = StepContext(segments, longest, self._native)
         self._highest = None

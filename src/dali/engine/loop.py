@@ -95,6 +95,10 @@ class Loop:
         finally:
             self.abort(live)
 
+    def step(self) -> None:
+        """Step once, for a thread that lets sequences join and leave itself."""
+        self._advance(lambda: False)
+
     def abort(self, sequences: Iterable[Sequence]) -> None:
         """Take those that have not ended out of the engine; whoever waits for them has what there is."""
         if self.forked:  # they are the parent's

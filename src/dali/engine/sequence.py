@@ -71,8 +71,7 @@ class Sequence:
         try:
             token = self.sampler.sample(logits, self.tokens, highest)
         except DaliError as error:
-            self.error = error
-            self._finish("error")
+            self.fail(error)
             return
         if (most := self.request.params.logprobs) is not None and token not in self._eos:
             del self.logprobs[len(self.tokens) - self.prompt_tokens :]  # of a step that was interrupted here
@@ -93,6 +92,12 @@ class Sequence:
     def abort(self) -> None:
         if self.finish_reason is None:
             self._finish("abort")
+
+    def fail(self, error: DaliError) -> None:
+        """End with `error`, unless it has ended."""
+        if self.finish_reason is None:
+            self.error = error
+            self._finish("error")
 
     def _finish(self, reason: str) -> None:
         if self.text is not None:

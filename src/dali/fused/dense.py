@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dali.fused.embedding import PackedEmbedding
 from dali.fused.probe import REFUSALS
 from dali.hooks import seam
 from dali.kernels import native
@@ -19,6 +20,7 @@ from dali.kernels.formats import TILE_ROWS, Format, round_up
 from dali.kernels.packing import pack
 from dali.store.arena import Arena
 
+LINEARS = "w8"  # what linears are packed in beside quantized experts, where their file has nothing better
 PACKED_ROWS = 1024  # at a time: what packing needs beside the matrices stays small
 FEWEST_ROWS = TILE_ROWS  # fewer are a shared expert's gate and such: nothing to gain
 
@@ -81,11 +83,13 @@ def pack_linears(model: nn.Module, format: Format) -> None:
         model.set_submodule(path, PackedLinear(packed, linear, format))
 
 
-def put_linears(model: nn.Module, matrices: Mapping[str, tuple[Tensor, Format]]) -> None:
-    """Replace linears, by path, by ones of these packed matrices."""
+def put_packed(model: nn.Module, matrices: Mapping[str, tuple[Tensor, Format]], dtype: torch.dtype) -> None:
+    """Replace linears and embeddings, by path, by ones of these packed matrices; embeddings come as `dtype`."""
     for path, (packed, format) in matrices.items():
-        linear: Any = model.get_submodule(path)
-        model.set_submodule(path, PackedLinear(packed, linear, format))
+        plain: Any = model.get_submodule(path)
+        embeds = isinstance(plain, nn.Embedding)
+        put = PackedEmbedding(packed, plain, format, dtype) if embeds else PackedLinear(packed, plain, format)
+        model.set_submodule(path, put)
 
 
 def _pack(weight: Tensor, packed: Tensor, format: Format) -> None:

@@ -35,7 +35,9 @@ def keep_latents(model: nn.Module, format: Format | None) -> None:
         up = _weights(getattr(module, LINEAR))
         if _agree(module, rotary, up):
             quantized = getattr(module, LINEAR)
-            setattr(module, LINEAR, SharedLatents(_heads(module, up, format or _format_of(quantized))))
+            own = format is None or (isinstance(quantized, PackedLinear) and not quantized.format.quantized)
+            chosen = _format_of(quantized) if own or format is None else format
+            setattr(module, LINEAR, SharedLatents(_heads(module, up, chosen)))
 
 
 def _known(module: Any) -> bool:

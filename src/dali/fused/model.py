@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from dali.fused.dense import FusedRMSNorm, PackedLinear
+from dali.fused.embedding import SCALE, PackedEmbedding
 from dali.fused.layer import MOST_SEQUENCES, DecodingLayer, records
 from dali.fused.probe import POSITIONS, REFUSALS, probe
 from dali.fused.rotation import Kind, is_fixed, rotary_of, rotate, turns
@@ -64,7 +65,7 @@ class Rotations:
 class Inside:
     """What lies between a causal model's tokens and its head."""
 
-    embeddings: nn.Embedding
+    embeddings: nn.Embedding | PackedEmbedding
     layers: list[DecodingLayer]
     norm: FusedRMSNorm
     rotary: Any
@@ -77,18 +78,18 @@ class DecodingModel:
 
     def __init__(self, model: Any, inside: Inside) -> None:
         inner, layers, norm, head = model.model, inside.layers, inside.norm, model.lm_head
-        table = inside.embeddings.weight
-        self.layers, self.dtype, self.vocabulary = layers, table.dtype, head.out_features
+        embeddings = _native_embeddings(inner, inside.embeddings)
+        self.layers, self.dtype, self.vocabulary = layers, embeddings.dtype, head.out_features
         self.watch = Watch(model)
         kinds = list(dict.fromkeys(layer.kind for layer in layers))
-        self.rotations = [Rotations(inside.rotary, kind, table.new_empty(0)) for kind in kinds]
+        like = torch.empty(0, dtype=self.dtype)
+        self.rotations = [Rotations(inside.rotary, kind, like) for kind in kinds]
         self.native = native.DecodingModel(
-            table,
+            embeddings,
             [layer.native for layer in layers],
             [kinds.index(layer.kind) for layer in layers],
             (norm.weight, norm.variance_epsilon),
             head.native,
-            _embedding_scale(inner, inside.embeddings),
             float(getattr(model, "logits_scaling", 1.0)),
         )
         self.softcap: float | None = getattr(model.config, "final_logit_softcapping", None)
@@ -141,7 +142,7 @@ def _inside(model: Any) -> Inside | None:
         return None
     rotary = rotary_of(model)
     parts = [part for part in model.model.children() if part is not rotary]
-    embeddings = [part for part in parts if isinstance(part, nn.Embedding)]
+    embeddings = [part for part in parts if isinstance(part, nn.Embedding | PackedEmbedding)]
     stacks = [part for part in parts if isinstance(part, nn.ModuleList)]
     norms = [part for part in parts if isinstance(part, FusedRMSNorm)]
     if not len(embeddings) == len(stacks) == len(norms) == 1 or len(parts) != 3 or not is_fixed(rotary):
@@ -153,12 +154,14 @@ def _inside(model: Any) -> Inside | None:
     return Inside(embeddings[0], layers, norms[0], rotary) if len(dtypes) == 1 else None
 
 
-def _embedding_scale(inner: Any, embeddings: nn.Embedding) -> float:
-    """What a model multiplies its embeddings by, or their module does."""
-    scale = getattr(embeddings, "embed_scale", None)
-    if isinstance(scale, Tensor):
-        return float(scale.to(embeddings.weight.dtype))
-    return float(getattr(inner, "embedding_multiplier", 1.0))
+def _native_embeddings(inner: Any, module: Any) -> native.Embeddings:
+    """A model's embeddings, with what it multiplies them by, or their module does."""
+    dtype: torch.dtype = module.weight.dtype
+    scale = getattr(module, SCALE, None)
+    own = scale.to(dtype) if isinstance(scale, Tensor) else getattr(inner, "embedding_multiplier", 1.0)
+    packed = isinstance(module, PackedEmbedding)
+    table, format = (module.packed, module.format) if packed else (module.weight, None)
+    return native.Embeddings(table, module.num_embeddings, module.embedding_dim, format, dtype, float(own))
 
 
 def _probed(model: Any, inside: Inside) -> DecodingModel | None:

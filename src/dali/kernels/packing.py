@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 from dali.errors import DaliError
 from dali.kernels.formats import (
-    CODES,
     GROUP,
     TILE_ROWS,
     Format,
@@ -17,11 +14,14 @@ from dali.kernels.formats import (
     disassemble,
     lines,
     pad,
+    pair_six_bits,
     round_up,
     rows_of,
 )
+from dali.kernels.values import dequantize, power, times
 
 BLOCK = 2**17  # elements quantized at a time
+TILES = 16  # decoded at a time
 MIDPOINTS = (0.5, 1.5, 2.5, 3.5, 5.0, 7.0, 10.0)  # between MXFP4's magnitudes, doubled
 
 
@@ -54,6 +54,17 @@ def unpack(packed: Tensor, rows: int, columns: int, format: Format) -> Tensor:
     )
 
 
+def unpack_rows(packed: Tensor, columns: int, format: Format, wanted: Tensor) -> Tensor:
+    """The rows `wanted` [n] of a packed matrix -> float32 [n, columns]."""
+    tiles, place = packed.view(-1, format.tile_bytes(columns)), wanted % TILE_ROWS
+    out = torch.empty(len(wanted), columns)
+    for rows in torch.split(torch.arange(len(wanted)), TILES):
+        some = tiles[wanted[rows] // TILE_ROWS]
+        values = unpack(some.flatten(), len(some) * TILE_ROWS, columns, format).view(-1, TILE_ROWS, columns)
+        out[rows] = values[torch.arange(len(some)), place[rows]]
+    return out
+
+
 def require_finite(stored: Tensor, weights: Tensor, format: Format) -> None:
     """DaliError unless all that is `stored` of `weights` is finite."""
     if stored.isfinite().all():
@@ -71,11 +82,11 @@ def quantize(matrix: Tensor, format: Format) -> tuple[Tensor, tuple[Tensor, ...]
     `w8`, `w4`, `mxfp4`: bit for bit what GGUF's reference quantizers give for Q8_0 (largest magnitude -> 127),
     Q4_0 (largest magnitude -> -8) and MXFP4 (nearest value). Only groups so small that 1 / scale overflows
     differ: theirs divide by zero; here they get the zero point, and scale 0 as there. `q4k`: plainly from
-    smallest to largest, without llama.cpp's search for better scales.
+    smallest to largest, `q6k`: by the largest magnitude, both without llama.cpp's search for better scales.
     """
     rows, columns = matrix.shape
     step = max(BLOCK // columns, 1)
-    quantizer = {"w8": _symmetric, "w4": _symmetric, "mxfp4": _codes, "q4k": _super_blocks}[format.name]
+    quantizer = QUANTIZERS[format.name]
     # In blocks of rows that stay in the cache through all passes over them.
     blocks = [
         quantizer(matrix[begin : begin + step].reshape(-1, columns // GROUP, GROUP), format)
@@ -119,16 +130,11 @@ def _codes(groups: Tensor, format: Format) -> tuple[Tensor, ...]:
     largest = groups.abs().amax(-1)
     exponent = (torch.frexp(largest).exponent - 1 - 2 + 127).clamp_(0, 254)
     exponent = exponent.masked_fill_(largest == 0, 0).to(torch.uint8)
-    magnitude = groups.abs() / _power(exponent).unsqueeze(-1)
+    magnitude = (groups.abs() / power(exponent).unsqueeze(-1)).contiguous()
     code = torch.bucketize(magnitude, torch.tensor(MIDPOINTS), out_int32=True).to(
         torch.uint8
     )  # ties to the smaller
     return torch.where((groups < 0) & (code > 0), code + 8, code), exponent
-
-
-def _power(exponent: Tensor) -> Tensor:
-    """2^(exponent - 128) of uint8 exponents, float32: half of OCP's E8M0 scale, as codes are doubled."""
-    return torch.ldexp(torch.ones(exponent.shape), exponent.to(torch.int32) - 128)
 
 
 def _super_blocks(groups: Tensor, format: Format) -> tuple[Tensor, ...]:
@@ -140,40 +146,34 @@ def _super_blocks(groups: Tensor, format: Format) -> tuple[Tensor, ...]:
         (part.view(rows, -1, 8) * _inverse(unit.to(torch.float32)).unsqueeze(-1))
         .round_()
         .clamp_(0, 63)
-        .view(rows, count)
+        .nan_to_num_()
+        .to(torch.uint8)
         for part, unit in ((steps, d), (-low, dmin))
     )
-    step, offset = _times(scale, d), _times(minimum, dmin)
+    step, offset = times(scale.view(rows, count), d), times(minimum.view(rows, count), dmin)
     quants = ((groups + offset.unsqueeze(-1)) * _inverse(step).unsqueeze(-1)).round_().clamp_(0, 15)
-    return (
-        quants.nan_to_num_().to(torch.uint8),
-        d,
-        dmin,
-        scale.nan_to_num_().to(torch.uint8),
-        minimum.nan_to_num_().to(torch.uint8),
-    )
+    pairs = (part.flatten(1) for part in pair_six_bits(scale, minimum))
+    return quants.nan_to_num_().to(torch.uint8), d, dmin, *pairs
 
 
-def _times(bytes: Tensor, unit: Tensor) -> Tensor:
-    """[rows, groups] of a super-block's bytes times its f16 unit [rows, blocks] -> float32 [rows, groups]."""
-    return bytes.to(torch.float32) * unit.to(torch.float32).repeat_interleave(8, dim=1)
+def _signed_super_blocks(groups: Tensor, format: Format) -> tuple[Tensor, ...]:
+    """The value of largest magnitude in each half becomes -32 steps, and the largest step -128 units."""
+    rows, count = groups.shape[:2]
+    halves = torch.unflatten(groups, -1, (2, GROUP // 2))
+    steps = (_extreme(halves) / -32).view(rows, -1, 16)
+    d = (_extreme(steps) / -128).to(torch.float16)
+    units = steps * _inverse(d.to(torch.float32)).unsqueeze(-1)
+    scale = units.round_().clamp_(-128, 127).nan_to_num_().to(torch.int8).flatten(1)
+    step = times(scale, d).view(rows, count, 2, 1)
+    quants = (halves * _inverse(step)).round_().clamp_(-32, 31).nan_to_num_().add_(format.zero)
+    return quants.to(torch.uint8).flatten(-2), d, scale
 
 
-def integers(
-    quants: Tensor, scales: Sequence[Tensor], format: Format
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """What quants stand for: integers, as float32 [rows, groups, 32], their scale [rows, groups], and what to subtract
-    from integer * scale [rows, groups] (None: nothing)."""
-    if format.name == "mxfp4":
-        return torch.tensor(CODES, dtype=torch.float32)[quants.to(torch.int32)], _power(scales[0]), None
-    if format.name == "q4k":
-        d, dmin, scale, minimum = scales
-        return quants.to(torch.float32), _times(scale, d), _times(minimum, dmin)
-    return quants.to(torch.float32) - format.zero, scales[0].to(torch.float32), None
-
-
-def dequantize(quants: Tensor, scales: Sequence[Tensor], format: Format) -> Tensor:
-    """Inverse of `quantize`: float32 [rows, columns]."""
-    values, scale, minimum = integers(quants, scales, format)
-    values = values * scale.unsqueeze(-1)
-    return (values if minimum is None else values - minimum.unsqueeze(-1)).flatten(1)
+QUANTIZERS = {
+    "w8": _symmetric,
+    "w4": _symmetric,
+    "mxfp4": _codes,
+    "q4k": _super_blocks,
+    "q6k": _signed_super_blocks,
+}
+"""Of those formats that a model's weights can be packed in; the others hold what a file has in them."""

@@ -17,7 +17,8 @@ from torch.nn import functional as F
 
 from dali.kernels.expert import ExpertLayout
 from dali.kernels.formats import GROUP, disassemble, pad, round_up
-from dali.kernels.packing import integers, unpack
+from dali.kernels.packing import unpack
+from dali.kernels.values import integers
 
 ARITHMETICS = ("exact", "int8")
 
@@ -83,14 +84,18 @@ def to_half_precision(values: Tensor) -> Tensor:
 def _int8_linear(
     x: Tensor, weights: Tensor, scales: Tensor, minima: Tensor | None, bias: Tensor | None
 ) -> Tensor:
-    """Group dot products are integers below 2^24, exact in float32; groups are added in order."""
+    """Products of the columns that share a scale are integers below 2^24, exact in float32; they are added in order."""
     activations, activation_scales = quantize_activations(pad(x, len(x), weights.shape[1] * GROUP))
+    parts = scales.shape[2]
+    weights, activations = (torch.unflatten(part, -1, (parts, -1)) for part in (weights, activations))
     out = x.new_zeros(x.shape[0], weights.shape[0])
     for group in range(weights.shape[1]):
-        dot = activations[:, group] @ weights[:, group].T
-        out += dot * (activation_scales[:, group, None] * scales[:, group])
-        if minima is not None:
-            out -= (activation_scales[:, group] * activations[:, group].sum(-1))[:, None] * minima[:, group]
+        for part in range(parts):
+            dot = activations[:, group, part] @ weights[:, group, part].T
+            out += dot * (activation_scales[:, group, None] * scales[:, group, part])
+            if minima is not None:
+                taken = activation_scales[:, group] * activations[:, group, part].sum(-1)
+                out -= taken[:, None] * minima[:, group, part]
     return out if bias is None else out + bias
 
 

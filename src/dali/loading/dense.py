@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,14 @@ def load_dense(
     config: Any,
     dtype: torch.dtype,
     state: Mapping[str, Tensor] | None = None,
-    without: Iterable[str] = (),
+    without: Collection[str] = (),
     generation: GenerationConfig | None = None,
 ) -> Any:
     """transformers' own loading of all but the experts, by a throw-away subclass that drops them on meta.
 
     The weights come from the directory `path`, or are `state`, parameter -> tensor of `dtype`, which the model keeps.
-    The linears `without` get none but what is tied to others'. `generation`: its configuration for generating, in place of what
-    transformers would read.
+    The linears and embeddings `without` get none but what is tied to others'. `generation`: its configuration for generating, in
+    place of what transformers would read.
     """
     found = text_model(config)
     assert found is not None, "its skeleton was built"
@@ -63,9 +63,9 @@ def load_dense(
     return model.eval().requires_grad_(False)
 
 
-def _without_experts(base: Any, without: Iterable[str]) -> Any:
+def _without_experts(base: Any, without: Collection[str]) -> Any:
     """A throw-away subclass of a transformers model that drops experts, what text does not pass through, and the weights of the
-    linears `without`, and turns itself back into `base`."""
+    modules `without`, and turns itself back into `base`."""
 
     class Stub(base):  # type: ignore[misc]
         def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
@@ -73,8 +73,11 @@ def _without_experts(base: Any, without: Iterable[str]) -> Any:
             dropped = keep_text(self)
             names = seam.experts_modules(self)
             seam.strip_experts(self)
+            tied = self.all_tied_weights_keys
             for name in without:
-                if f"{name}.weight" not in self.all_tied_weights_keys:
+                source = tied.get(f"{name}.weight", f"{name}.weight").removesuffix(".weight")
+                if source in without:
+                    tied.pop(f"{name}.weight", None)
                     seam.strip(self.get_submodule(name), "weight")
             patterns = {_any_layer(name) for name in (*names, *dropped)}
             ignored: set[str] = set(getattr(self, "_keys_to_ignore_on_load_unexpected", None) or ())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 # Named so, or a layer after the last with what joins a token's embedding to the layers' output.
 BLOCK = re.compile(r"^((?:\w+\.)*?(?:mtp\w*|nextn\w*|layers\.\d+(?=\.(?:eh_proj|enorm|hnorm)\.)))\.")
@@ -14,9 +14,8 @@ def further_blocks(tensors: Iterable[str]) -> list[str]:
     return sorted({found[1] for name in tensors if (found := BLOCK.match(name))})
 
 
-def left_out(tensors: Iterable[str]) -> list[str]:
+def left_out(blocks: Sequence[str]) -> list[str]:
     """What is said of them, if there are any."""
-    blocks = further_blocks(tensors)
     where = ", ".join(blocks)
     return [
         f"The model's files can predict tokens after the next one, too ({where}), which is left out."

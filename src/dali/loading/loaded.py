@@ -26,7 +26,10 @@ class LoadedModel:
     sampling: dict[str, Any] = field(
         default_factory=dict
     )  # fields of SamplingParams, as the model's files have them
-    converted: dict[str, float] = field(default_factory=dict)  # "Q6_K to w8" -> relative L2 error, measured
+    converted: dict[str, float] = field(
+        default_factory=dict
+    )  # what experts lost: "Q6_K to w8" -> relative L2 error, measured
+    converted_linears: dict[str, float] = field(default_factory=dict)
 
     @property
     def layouts(self) -> Sequence[ExpertLayout]:
@@ -36,12 +39,18 @@ class LoadedModel:
     @property
     def layout(self) -> ExpertLayout:
         """The layout of the largest records, which fit any layer's."""
-        return max(self.layouts, key=lambda layout: layout.record_bytes)
+        return largest(self.layouts)
 
     @property
     def format_name(self) -> str:
         """What the experts are packed in, for people."""
         return describe_layouts(self.layouts)
+
+    @property
+    def conversions(self) -> list[str]:
+        """What was lost, for people: "experts Q6_K to w8 (0.35%)"."""
+        each = (("experts", self.converted), ("linears", self.converted_linears))
+        return [f"{what} {name} ({error:.2%})" for what, lost in each for name, error in lost.items()]
 
     @property
     def expert_bytes(self) -> int:
@@ -52,6 +61,11 @@ class LoadedModel:
     def dense_bytes(self) -> int:
         """Bytes of everything but the experts."""
         return sum(tensor.nbytes for tensor in (*self.model.parameters(), *self.model.buffers()))
+
+
+def largest(layouts: Sequence[ExpertLayout]) -> ExpertLayout:
+    """The one of the largest records."""
+    return max(layouts, key=lambda layout: layout.record_bytes)
 
 
 def describe_layouts(layouts: Sequence[ExpertLayout]) -> str:

@@ -19,9 +19,10 @@ from dali.hooks import seam
 from dali.hooks.attention import set_windows
 from dali.hooks.moe_layer import MoELayer
 from dali.kernels.expert import ExpertLayout
+from dali.kernels.formats import FORMATS
 from dali.loading.budget import choose_context, choose_layout, count_dense_bytes
 from dali.loading.dense import load_dense
-from dali.loading.further_tokens import left_out
+from dali.loading.further_tokens import further_blocks, left_out
 from dali.loading.generation_config import read_generation_config, read_token_ids
 from dali.loading.loaded import LoadedModel
 from dali.loading.locate import BUNDLED, display_name
@@ -93,10 +94,25 @@ class SafetensorsModel(ModelSource):
             return torch.float32
         return own
 
-    def layouts(self, quant: str, dtype: torch.dtype, ram: int | None) -> list[ExpertLayout]:
+    def layouts(
+        self, quant: str, dtype: torch.dtype, ram: int | None, compiled: bool = False
+    ) -> list[ExpertLayout]:
         what = self.name if self.path.parent == BUNDLED else self.path
         dense_bytes = count_dense_bytes(self.skeleton, dtype)
-        return [choose_layout(self.modules, quant, dense_bytes, ram, what)] * len(self.modules)
+        format = self._own_format() if quant == "keep" else quant
+        return [choose_layout(self.modules, format, dense_bytes, ram, what)] * len(self.modules)
+
+    def _own_format(self) -> str:
+        """The packed format with the values of the checkpoint's experts, in the type that its config says. DaliError where there
+        is none."""
+        method = self.quantization
+        if method == "fp8":
+            raise DaliError(
+                f"The experts of {self.path} are in FP8, and dali packs no such values.",
+                f"Give {parameter('quant')} f32, which holds them, bf16, which rounds them, or w8.",
+            )
+        own = self.dtype("auto", compiled=False)
+        return method or next(format.name for format in FORMATS.values() if format.dtype == own)
 
     def load(
         self, options: LoadOptions, compiled: bool, meter: Meter, notify: Callable[[str], None]
@@ -138,7 +154,7 @@ class SafetensorsModel(ModelSource):
         named = read_token_ids(own, tokenizer, odd)
         text.eos_token_id = named[0] if len(named) == 1 else named or None
         unmeant = f"{self.path / 'config.json'} is read without what cannot be meant: {', '.join(odd)}."
-        for note in [unmeant] * bool(odd) + said.notes + left_out(checkpoint.location):
+        for note in [unmeant] * bool(odd) + said.notes + left_out(further_blocks(checkpoint.location)):
             notify(note)
         ends = text.eos_token_id if said.ends is None else said.ends
         model = self._load_dense(experts, dtype, GenerationConfig(eos_token_id=ends or None))

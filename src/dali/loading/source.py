@@ -73,8 +73,11 @@ class ModelSource(ABC):
         """Of the dense part: as `asked`, one of options.DTYPES; `compiled`: it is for the compiled kernels."""
 
     @abstractmethod
-    def layouts(self, quant: str, dtype: torch.dtype, ram: int | None) -> list[ExpertLayout]:
-        """Each MoE layer's packed layout beside dense weights of `dtype`, in `ram` bytes (None: in what is free now)."""
+    def layouts(
+        self, quant: str, dtype: torch.dtype, ram: int | None, compiled: bool = False
+    ) -> list[ExpertLayout]:
+        """Each MoE layer's packed layout beside dense weights of `dtype`, in `ram` bytes (None: in what is free now). `compiled`:
+        the dense part is for the compiled kernels."""
 
     @abstractmethod
     def load(

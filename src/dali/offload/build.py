@@ -60,7 +60,8 @@ def check_device(options: LoadOptions) -> None:
 
 def _simulate(options: LoadOptions, profile: Profile, model: nn.Module) -> Device:
     """The simulated device with its budget for experts: `vram`, at most what it has beside the dense weights."""
-    dense_bytes = sum(parameter.nbytes for parameter in model.parameters())
+    packed: list[Any] = [module.packed for module in model.modules() if isinstance(module, PackedLinear)]
+    dense_bytes: int = sum(tensor.nbytes for tensor in (*model.parameters(), *packed))
     room = max(int(profile["gpu_memory"]) - dense_bytes, 0)
     if options.vram_bytes is not None and options.vram_bytes > room:
         raise UsageError(

@@ -13,9 +13,8 @@ Activation activation_of(const std::string& name) {
 }
 
 Format format_of(const std::string& name) {
-    const char* names[FORMATS] = {"f32", "f16", "bf16", "w8", "w4", "mxfp4", "q4k"};
     for (int i = 0; i < FORMATS; i++)
-        if (name == names[i]) return Format(i);
+        if (name == TRAITS[i].name) return Format(i);
     throw std::invalid_argument("unknown format " + name);
 }
 

@@ -66,13 +66,18 @@ void bind_model(nb::module_& m) {
     bind_mlp(m);
     bind_layer(m);
     using Rotations = std::vector<std::vector<std::tuple<uintptr_t, uintptr_t>>>;  // (cos, sin): of each kind, of each token
+    nb::class_<Embeddings>(m, "Embeddings")
+        .def("__init__", [](Embeddings* self, uintptr_t table, int64_t vocabulary, float scale) {
+            new (self) Embeddings{pointer<const void>(table), nullptr, {}, vocabulary, scale};
+        })
+        .def("__init__", [](Embeddings* self, const Matrix& matrix, uintptr_t packed, float scale) {
+            new (self) Embeddings{nullptr, pointer<const uint8_t>(packed), matrix, matrix.rows, scale};
+        });
     nb::class_<DecodingModel>(m, "DecodingModel")
         .def("__init__",
-             [](DecodingModel* self, Dtype dtype, uintptr_t embeddings, int64_t vocabulary, float embedding_scale,
-                const std::vector<const DecoderLayer*>& layers, const std::vector<int>& rotations, const NormParts& before_head,
-                const PackedLinear& head, float logits_divisor) {
-                 new (self) DecodingModel{dtype, pointer<const void>(embeddings), vocabulary, embedding_scale, layers, rotations,
-                                          norm_of(before_head), head, logits_divisor};
+             [](DecodingModel* self, Dtype dtype, const Embeddings& embeddings, const std::vector<const DecoderLayer*>& layers,
+                const std::vector<int>& rotations, const NormParts& before_head, const PackedLinear& head, float logits_divisor) {
+                 new (self) DecodingModel{dtype, embeddings, layers, rotations, norm_of(before_head), head, logits_divisor};
              })
         // records, kept and result as above
         .def("decode", [](const DecodingModel& self, const std::vector<const ExpertRecords*>& records, const std::vector<int64_t>& ids,

@@ -28,7 +28,7 @@ class Cut {
 // Rows of activations, as integers and as floats.
 inline gpu::Panel cut_panel(Cut& cut, size_t rows, int columns) {
     const size_t groups = size_t(columns) / GROUP;
-    return {cut.take<int8_t>(rows * columns), cut.take<float>(rows * groups), cut.take<int>(rows * groups), cut.take<float>(rows * columns), columns};
+    return {cut.take<int8_t>(rows * columns), cut.take<float>(rows * groups), cut.take<uint32_t>(rows * groups), cut.take<float>(rows * columns), columns};
 }
 
 inline gpu::Matrix matrix_of(const dali::Matrix& matrix, size_t at = 0) {

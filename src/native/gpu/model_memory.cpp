@@ -179,7 +179,6 @@ int Model::foreseen(int moe) const {
 
 void Model::start(const StepInput& input, Handle stream) {
     const int rows = int(input.ids.size()), wanted = int(input.wanted.size()), hidden = model_.before_head.width;
-    const size_t item = item_bytes(model_.dtype), row_bytes = hidden * item;
     if (rows < 1 || rows > most_rows_ || wanted > rows) throw Failure(0, "a step of " + std::to_string(rows) + " rows was not planned for");
     device_.enter();
     if (graphs_.size() > MOST_GRAPHS) {
@@ -192,11 +191,7 @@ void Model::start(const StepInput& input, Handle stream) {
     *at_.base = first_number_;
     std::copy(input.wanted.begin(), input.wanted.end(), at_.wanted);
     std::fill_n(at_.most, wanted, std::min(MOST, model_.head.matrix.rows));
-    for (int row = 0; row < rows; row++) {
-        if (input.ids[row] < 0 || input.ids[row] >= model_.vocabulary) throw std::out_of_range("a token beyond the vocabulary");
-        std::memcpy(at_.x + row * row_bytes, static_cast<const char*>(model_.embeddings) + input.ids[row] * row_bytes, row_bytes);
-    }
-    if (model_.embedding_scale != 1) scale(at_.x, model_.embedding_scale, model_.dtype, rows * hidden);
+    look_up(model_.embeddings, input.ids, hidden, model_.dtype, at_.x);
     std::vector<bool> sent(kinds_);
     parts_.assign(model_.layers.size(), 1);
     for (size_t i = 0; i < model_.layers.size(); i++) {

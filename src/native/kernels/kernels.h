@@ -1,11 +1,10 @@
-// All kernels, over one set of lanes: a variant_*.cpp includes this once, compiled for its instruction set.
+// All kernels, over one set of lanes: a file in variants/ includes this once, compiled for its instruction set.
 //
 // What is compiled so may be used on CPUs that have that instruction set only. So everything here is a template over its lanes or
 // always inlined: a function that two of these files shared would be linked once, in either's instructions.
 #pragma once
 
 #include "kernels/attention.h"
-#include "kernels/blocks.h"
 #include "kernels/norms_and_routers.h"
 #include "kernels/recurrence.h"
 #include "kernels/selective_scan.h"
@@ -22,7 +21,6 @@ Variant make_variant(const char* name) {
     RowKernels<V>::put_into(variant);
     RecurrenceKernels<V>::put_into(variant);
     SelectiveScanKernels<V>::put_into(variant);
-    BlockKernelsOf<V>::put_into(variant);
     return variant;
 }
 

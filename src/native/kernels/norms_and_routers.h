@@ -2,6 +2,7 @@
 #pragma once
 
 #include "kernels/variant.h"
+#include "lanes/bytes.h"
 #include "lanes/floats.h"
 
 namespace dali {
@@ -64,17 +65,14 @@ struct RowKernels {
 
     static int read(const char* from, size_t bytes) {
         constexpr int AHEAD = 4096;  // bytes the prefetch runs ahead
-        Ints16 folded[4] = {};
-        for (size_t at = 0; at + 256 <= bytes; at += 256)
-            for (int i = 0; i < 4; i++) {
-                __builtin_prefetch(from + at + AHEAD + 64 * i, 0, 2);
-                Ints16 line;
-                std::memcpy(&line, from + at + 64 * i, sizeof line);
-                folded[i] ^= line;
-            }
-        const Ints16 all = folded[0] ^ folded[1] ^ folded[2] ^ folded[3];
+        Bytes16 folded[4] = {};
+        for (size_t at = 0; at + 64 <= bytes; at += 64) {
+            __builtin_prefetch(from + at + AHEAD, 0, 2);
+            for (int i = 0; i < 4; i++) folded[i] ^= bytes_at(reinterpret_cast<const uint8_t*>(from) + at + 16 * i);
+        }
+        const Bytes16 all = folded[0] ^ folded[1] ^ folded[2] ^ folded[3];
         int result = 0;
-        for (int i = 0; i < LANES; i++) result ^= all[i];
+        for (int i = 0; i < 16; i++) result ^= all[i];
         return result;
     }
 

@@ -7,6 +7,7 @@
 #include <cstring>
 #include <utility>
 
+#include "kernels/groups.h"
 #include "kernels/variant.h"
 
 namespace dali {
@@ -17,134 +18,167 @@ struct TileKernels {
     using Ints = typename V::Ints;
     using Line = typename V::Line;
 
-    static constexpr int AHEAD = 24;  // groups (32 columns) the prefetch runs ahead: 6 to 12 KB
+    // The prefetch runs this many bytes ahead, and by as many as a tile's scales take, which are read beside its quants.
+    static constexpr int AHEAD = 6144;
 
-    // Into L2: prefetches into L1 wait for the few buffers its misses have, and half the bandwidth is lost.
     static void prefetch(const uint8_t* from, int bytes) {
-        for (int at = 0; at < bytes; at += LINE) __builtin_prefetch(from + at, 0, 2);
+        for (int at = 0; at < bytes; at += LINE) __builtin_prefetch(from + at);
     }
 
-    // With one token a kernel does little but read, and the processor's own prefetchers keep up with it, a fifth faster than
-    // with prefetches of every line, if it reads strictly front to back: a tile's scales before its quants.
-    static void touch(const uint8_t* from, size_t bytes) {
-        for (size_t at = 0; at < bytes; at += LINE) static_cast<void>(static_cast<const volatile uint8_t*>(from)[at]);
-    }
-
-    // But they stop at the end of a page and start anew in the next one: its first lines are asked for in time.
-    static constexpr int PAGE = 4096, PAGES_AHEAD = 2, FIRST_LINES = 16;
-    static void open_page(const uint8_t* within) {
-        prefetch(reinterpret_cast<const uint8_t*>(reinterpret_cast<uintptr_t>(within) & ~uintptr_t(PAGE - 1)), FIRST_LINES * LINE);
-    }
-    // Of `bytes` from `from` on, read as far as `at`; `next` is read after them.
-    static void open_ahead(const uint8_t* from, int at, int bytes, const uint8_t* next) {
-        const int beyond = at + PAGES_AHEAD * PAGE - bytes;
-        open_page(beyond < 0 ? from + bytes + beyond : next + beyond);
-    }
-
+    // Asks for the next bytes in the run of this tile and the next, a group's share at a time: one stream in the order of addresses. With
+    // one of quants and one of scales a core of Zen 5 read at half the rate.
     template <Format format>
-    static void read_group(const uint8_t* quants, Line* lines) {
-        if constexpr (format == Format::w8) {
-            for (int i = 0; i < 8; i++) lines[i] = V::load_line(quants + LINE * i);
-        } else {
-            for (int i = 0; i < 4; i++) {
-                const Line packed = V::load_line(quants + LINE * i);
-                lines[i] = V::low_nibbles(packed);
-                lines[i + 4] = V::high_nibbles(packed);
-            }
-            if constexpr (format == Format::mxfp4) {  // codes stand for these values, doubled, plus 12
-                alignas(16) static constexpr uint8_t table[16] = {12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0};
-                for (int i = 0; i < 8; i++) lines[i] = V::look_up(table, lines[i]);
-            }
-        }
+    static void ask(const TileRun& run, int group, int tile_bytes) {
+        constexpr int share = group_bytes(format) + block_scale_bytes(format) * GROUP / block_columns(format);
+        const int then = group * share + int(run.plane_bytes) + AHEAD;
+        prefetch(then < tile_bytes ? run.tile + then : run.next + (then - tile_bytes), share);
     }
 
-    template <Format format>
-    static void read_scales(const uint8_t* plane, int group, Floats& scale, Floats& minimum) {
-        if constexpr (format == Format::mxfp4) {
-            scale = V::from_exponents(plane + 16 * group);
-        } else if constexpr (format == Format::q4k) {
-            const uint8_t* block = plane + block_scale_bytes(format) * (group / 8);
-            const uint8_t* bytes = block + 64 + 16 * (group % 8);
-            scale = V::mul(V::from_bytes(bytes), V::from_halves(block));
-            minimum = V::mul(V::from_bytes(bytes + 128), V::from_halves(block + 32));
-        } else {
-            scale = V::from_halves(plane + 32 * group);
+    // How many of `count` vectors' products are added at once. With few tokens in two chains: nothing else hides their latency.
+    template <Format format, int tokens>
+    static constexpr int run_of(int count) {
+        int run = count;
+        while (run > V::most_added(most_quant(format), zero_point(format))) run /= 2;
+        return tokens < 4 && run == 8 ? 4 : run;
+    }
+    template <int... formats>
+    static constexpr bool products_fit(std::integer_sequence<int, formats...>) {
+        return ((!is_quantized(Format(formats)) || V::most_added(most_quant(Format(formats)), zero_point(Format(formats))) > 0) && ...);
+    }
+
+    // sums[m] of tokens `from` to `to`: the products of a part of a group, all of it or a half, with token m's columns, and what corrects
+    // them. Integers: in any order they come to the same.
+    template <Format format, int tokens, int part, int from, int to, int... turns>
+    static void multiply(const uint8_t* quants, const Line* lines, const int8_t* x, const int32_t* corrections, Ints* sums,
+                         std::integer_sequence<int, turns...>) {
+        constexpr int parts = scales_of_group(format), count = 8 / parts, zero = zero_point(format), run = run_of<format, tokens>(count);
+        constexpr bool corrected = zero != 0 && !(V::centred && zero == 128);
+        typename V::Products products[tokens];
+        const auto correction = [&](int m) { return corrected ? corrections[m * parts + part] : 0; };
+        const auto add = [&](auto turn) __attribute__((always_inline)) {
+            constexpr int i = parts == 2 ? part * count + turn : turn / 2 + turn % 2 * 4;  // two of a line in turn
+            const auto weights = V::template weights<zero>(Groups<V>::template vector_of<format, i>(quants, lines));
+#pragma GCC unroll 12
+            for (int m = from; m < to; m++) {
+                if constexpr (turn % run == 0) products[m] = V::open(turn == 0 ? correction(m) : 0);
+                products[m] = V::template dot<zero>(products[m], weights, x + m * GROUP + 4 * i);
+                if constexpr (turn % run == run - 1) {
+                    const Ints sum = V::close(products[m], turn < run ? correction(m) : 0);
+                    sums[m] = turn < run ? sum : V::add_ints(sums[m], sum);
+                }
+            }
+        };
+        (add(std::integral_constant<int, turns>{}), ...);
+    }
+
+    template <Format format, int tokens, int part>
+    static void add_part(const uint8_t* quants, const Line* lines, const Panel& panel, int group, Floats scale, Floats minimum, Floats* sums) {
+        constexpr int parts = scales_of_group(format);
+        const int8_t* x = panel.quants + size_t(group) * tokens * GROUP;
+        const float* scales = panel.scales + size_t(group) * tokens;
+        if constexpr (part > 0) asm("" : "+r"(scales));  // read again: kept for both halves they would take the sums' registers
+        const int32_t* corrections = panel.corrections + size_t(group) * tokens * parts;
+        Ints whole[tokens];
+        constexpr auto turns = std::make_integer_sequence<int, 8 / parts>{};
+        constexpr int once = parts == 2 && tokens > 4 ? (tokens + 1) / 2 : tokens;  // halves take registers beside the tokens' sums
+        multiply<format, tokens, part, 0, once>(quants, lines, x, corrections, whole, turns);
+        if constexpr (once < tokens) multiply<format, tokens, part, once, tokens>(quants, lines, x, corrections, whole, turns);
+#pragma GCC unroll 12
+        for (int m = 0; m < tokens; m++) {
+            sums[m] = V::fma(V::to_floats(whole[m]), V::mul(scale, V::set(scales[m])), sums[m]);
+            if constexpr (traits(format).minimum) {
+                float taken;
+                std::memcpy(&taken, corrections + m * parts + part, 4);
+                sums[m] = V::fnma(V::set(taken), minimum, sums[m]);
+            }
         }
     }
 
     template <Format format, int tokens>
     static void quantized_tile(const TileRun& run, const Panel& panel, float* out) {
-        constexpr int zero = zero_point(format);
-        constexpr bool corrected = zero != 0 && !(V::centred && zero == 128);
-        constexpr int group_bytes = format == Format::w8 ? 512 : 256;
-        const int groups = run.columns / GROUP;
-        const uint8_t* quants = run.tile + run.plane_bytes;
-        const uint8_t* next_quants = run.next + run.plane_bytes;
-        constexpr int scale_bytes = block_scale_bytes(format) * GROUP / block_columns(format);
+        constexpr int parts = scales_of_group(format);
+        const int groups = run.columns / GROUP, tile_bytes = int(run.plane_bytes) + groups * group_bytes(format);
         Floats sums[tokens];
         for (int m = 0; m < tokens; m++) sums[m] = V::zero();
-        constexpr bool in_order = tokens <= 2;
-        if constexpr (in_order) {
-            open_page(run.tile + PAGES_AHEAD * PAGE);
-            touch(run.tile, run.plane_bytes);
-        }
         for (int g = 0; g < groups; g++) {
-            if constexpr (in_order) {
-                if (g * group_bytes % PAGE == 0) open_ahead(quants, g * group_bytes, groups * group_bytes, run.next);
-            } else {
-                const int ahead = g + AHEAD;
-                const bool within = ahead < groups;
-                prefetch(within ? quants + ahead * group_bytes : next_quants + (ahead - groups) * group_bytes, group_bytes);
-                prefetch(within ? run.tile + ahead * scale_bytes : run.next + (ahead - groups) * scale_bytes, scale_bytes);
-            }
+            if constexpr (!is_decoded(format)) ask<format>(run, g, tile_bytes);  // those lie in the cache
+            const uint8_t* quants = run.tile + run.plane_bytes + g * group_bytes(format);
             Line lines[8];
-            read_group<format>(quants + g * group_bytes, lines);
-            Floats scale, minimum;
-            read_scales<format>(run.tile, g, scale, minimum);
-            const int8_t* x = panel.quants + size_t(g) * tokens * GROUP;
-            const float* scales = panel.scales + size_t(g) * tokens;
-            const int32_t* corrections = panel.corrections + size_t(g) * tokens;
-#pragma GCC unroll 12
-            for (int m = 0; m < tokens; m++) {
-                Ints sum = V::set_ints(corrected ? corrections[m] : 0);
-                if constexpr (tokens < 4) {  // two chains: with few tokens nothing else hides their latency
-                    Ints other = V::set_ints(0);
-#pragma GCC unroll 4
-                    for (int i = 0; i < 4; i++) {
-                        sum = V::template dot<zero>(sum, lines[i], x + m * GROUP + 4 * i);
-                        other = V::template dot<zero>(other, lines[i + 4], x + m * GROUP + 16 + 4 * i);
-                    }
-                    sum = V::add_ints(sum, other);
-                } else {
-#pragma GCC unroll 8
-                    for (int i = 0; i < 8; i++) sum = V::template dot<zero>(sum, lines[i], x + m * GROUP + 4 * i);
-                }
-                sums[m] = V::fma(V::to_floats(sum), V::mul(scale, V::set(scales[m])), sums[m]);
-                if constexpr (format == Format::q4k) {
-                    float taken;
-                    std::memcpy(&taken, corrections + m, 4);
-                    sums[m] = V::fnma(V::set(taken), minimum, sums[m]);
-                }
-            }
+            if constexpr (is_grid(format)) Groups<V>::template read<format>(quants, run.tile, g, lines);
+            Floats scale[2], minimum[2];
+            Groups<V>::template read_scales<format>(quants, run.tile, g, scale, minimum);
+            add_part<format, tokens, 0>(quants, lines, panel, g, scale[0], minimum[0], sums);
+            if constexpr (parts == 2) add_part<format, tokens, 1>(quants, lines, panel, g, scale[1], minimum[1], sums);
         }
         for (int m = 0; m < tokens; m++) V::store(out + m * TILE_ROWS, sums[m]);
+    }
+
+    template <Format format>
+    static void decode(const uint8_t* tile, size_t plane_bytes, int columns, uint8_t* to) {
+        constexpr int bytes = group_bytes(format), parts = scales_of_group(format);
+        constexpr Format decoded = decoded_format(format);
+        const int groups = columns / GROUP;
+        float* scales = reinterpret_cast<float*>(to);
+        uint8_t* quants = to + round_up(size_t(groups) * block_scale_bytes(decoded), 128);
+        for (int g = 0; g < groups; g++, scales += parts * TILE_ROWS, quants += group_bytes(decoded)) {
+            const uint8_t* from = tile + plane_bytes + size_t(g) * bytes;
+            prefetch(from + AHEAD, bytes);  // the next tile comes after this one
+            Line lines[8];
+            Groups<V>::template read<format>(from, tile, g, lines);
+            Floats scale[parts];
+            Groups<V>::template read_scales<format>(from, tile, g, scale, nullptr);
+            for (int i = 0; i < 8; i++) V::store_line(quants + LINE * i, lines[i]);
+            for (int part = 0; part < parts; part++) V::store(scales + TILE_ROWS * part, scale[part]);
+        }
+    }
+
+    // What a tile's bytes stand for: out [columns][16 rows].
+    template <Format format>
+    static void values(const uint8_t* tile, size_t plane_bytes, int columns, float* out) {
+        if constexpr (is_grid(format)) {
+            constexpr Format decoded = decoded_format(format);
+            constexpr int block = block_columns(format), plane = block / GROUP * block_scale_bytes(decoded);
+            alignas(64) uint8_t buffer[plane + block / GROUP * group_bytes(decoded)];
+            for (int at = 0; at < columns; at += block, tile += block_scale_bytes(format), out += block * TILE_ROWS) {
+                decode<format>(tile, plane_bytes, block, buffer);
+                values_of<decoded>(buffer, plane, block, zero_point(format), V::transposed, out);
+                plane_bytes += block / GROUP * group_bytes(format) - block_scale_bytes(format);
+            }
+        } else {
+            values_of<format>(tile, plane_bytes, columns, zero_point(format), false, out);
+        }
+    }
+
+    template <Format format>
+    static void values_of(const uint8_t* tile, size_t plane_bytes, int columns, int zero, bool transposed, float* out) {
+        constexpr int parts = scales_of_group(format);
+        for (int g = 0; g < columns / GROUP; g++) {
+            Line lines[8];
+            const uint8_t* quants = tile + plane_bytes + size_t(g) * group_bytes(format);
+            Groups<V>::template read<format>(quants, tile, g, lines);
+            Floats scale[parts], minimum[parts];
+            Groups<V>::template read_scales<format>(quants, tile, g, scale, minimum);
+            for (int c = 0; c < GROUP; c++) {
+                const int part = c * parts / GROUP;
+                const Floats quant = transposed ? V::byte_of(lines[c / 16 * 4 + c % 4], c / 4 % 4) : V::byte_of(lines[c / 4], c % 4);
+                Floats value = V::mul(V::sub(quant, V::set(float(zero))), scale[part]);
+                if constexpr (traits(format).minimum) value = V::sub(value, minimum[part]);
+                V::store(out + (size_t(g) * GROUP + c) * TILE_ROWS, value);
+            }
+        }
     }
 
     template <Format format, int tokens>
     static void float_tile(const TileRun& run, const Panel& panel, float* out) {
         constexpr int step = format == Format::f32 ? 1 : 2;  // columns a line
-        constexpr int far = AHEAD * 4;                       // lines
+        constexpr int far = AHEAD / LINE;                    // lines
         const int lines = run.columns / step;
         Floats sums[tokens][step];
         for (int m = 0; m < tokens; m++)
             for (int i = 0; i < step; i++) sums[m][i] = V::zero();
         for (int line = 0; line < lines; line++) {
-            if constexpr (tokens == 1) {
-                if (line * LINE % PAGE == 0) open_ahead(run.tile, line * LINE, lines * LINE, run.next);
-            } else {
-                const int ahead = line + far;
-                prefetch(ahead < lines ? run.tile + ahead * LINE : run.next + (ahead - lines) * LINE, LINE);
-            }
+            const int ahead = line + far;
+            prefetch(ahead < lines ? run.tile + ahead * LINE : run.next + (ahead - lines) * LINE, LINE);
             Floats weights[step];
             if constexpr (format == Format::f32) {
                 weights[0] = V::load(reinterpret_cast<const float*>(run.tile + line * LINE));
@@ -178,6 +212,13 @@ struct TileKernels {
         return value;
     }
 
+    // Byte 4 b + k of both halves to 4 k + b: the order of Coded's lines where bytes are looked up.
+    static void transpose(int8_t* quants) {
+        int8_t before[GROUP];
+        std::memcpy(before, quants, GROUP);
+        for (int i = 0; i < GROUP; i++) quants[i] = before[(i & 16) | (i % 4 * 4 + i / 4 % 4)];
+    }
+
     static void fill(const float* values, Format format, const Panel& panel, int group, int token) {
         const size_t tokens = panel.tokens;
         if (!is_quantized(format)) {
@@ -198,11 +239,19 @@ struct TileKernels {
             scale = to_half_precision(largest / 127.0f);  // as GGML stores it: the same file gives the same numbers
             sum = V::round_group(values, __builtin_isinf(factor) ? 0.0f : factor, quants);  // zeros, or denormals
         }
+        if (V::transposed && is_grid(format)) transpose(quants);
         panel.scales[group * tokens + token] = scale;
-        const float taken = scale * float(sum);
-        int32_t& correction = panel.corrections[group * tokens + token];
-        if (format == Format::q4k) std::memcpy(&correction, &taken, 4);
-        else correction = -zero_point(format) * sum;
+        int32_t* corrections = panel.corrections + (group * tokens + token) * scales_of_group(format);
+        const auto correct = [&](int32_t& correction, int32_t of) {
+            const float taken = scale * float(of);
+            if (traits(format).minimum) std::memcpy(&correction, &taken, 4);
+            else correction = -zero_point(format) * of;
+        };
+        if (!traits(format).halves) return correct(corrections[0], sum);  // transposed, too, either half is for itself
+        int32_t first = 0;
+        for (int i = 0; i < GROUP / 2; i++) first += quants[i];
+        correct(corrections[0], first);
+        correct(corrections[1], sum - first);
     }
 
     // Within 2 units in the last place; infinity from 88.4 on, nearly 0 from -88 down.
@@ -300,18 +349,37 @@ struct TileKernels {
         ((variant.tiles[int(format)][tokens + 1] = tile<format, tokens + 1>()), ...);
     }
 
+    template <Format... formats>
+    static void put(Variant& variant) {
+        (fill_row<formats>(variant, std::make_integer_sequence<int, V::most_tokens>{}), ...);
+        ((variant.values[int(formats)] = values<formats>), ...);
+    }
+
+    template <Format... formats>
+    static void put_codes(Variant& variant) {
+        (fill_row<formats>(variant, std::make_integer_sequence<int, V::few_tokens>{}), ...);
+        ((variant.decode[int(formats)] = decode<formats>), ...);
+        ((variant.values[int(formats)] = values<formats>), ...);
+    }
+
+    static void put_coded(Variant& variant) {
+        put_codes<Format::iq3_s, Format::iq3_xxs, Format::iq2_s, Format::iq2_xs, Format::iq2_xxs, Format::iq1_s, Format::iq1_m>(variant);
+        variant.few_tokens = V::few_tokens;
+        variant.fill = fill;
+    }
+
     static void put_into(Variant& variant) {
         variant.most_tokens = V::most_tokens;
         constexpr auto upto = std::make_integer_sequence<int, V::most_tokens>{};
-        static_assert(V::most_tokens <= MOST_TOKENS);
+        static_assert(V::most_tokens <= MOST_TOKENS && products_fit(std::make_integer_sequence<int, FORMATS>{}));
         fill_row<Format::f32>(variant, upto);
         fill_row<Format::f16>(variant, upto);
         fill_row<Format::bf16>(variant, upto);
-        fill_row<Format::w8>(variant, upto);
-        fill_row<Format::w4>(variant, upto);
-        fill_row<Format::mxfp4>(variant, upto);
-        fill_row<Format::q4k>(variant, upto);
-        variant.fill = fill;
+        put<Format::w8, Format::w4, Format::mxfp4, Format::q4k, Format::q4_1, Format::q5_0, Format::q5_1, Format::q5k, Format::q6k,
+            Format::q3k, Format::q2k, Format::iq4_nl, Format::iq4_xs, Format::nvfp4, Format::tq2_0>(variant);
+        put_coded(variant);
+        fill_row<Format::decoded>(variant, upto);
+        fill_row<Format::decoded_halves>(variant, upto);
         variant.activate = activate;
         variant.weighted_sum = weighted_sum;
     }

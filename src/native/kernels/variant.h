@@ -73,21 +73,15 @@ struct ScanPart {
     float* found;         // [tokens][width], which the head's outputs are added to
 };
 
-// GGUF's blocks that are decoded to floats.
-enum class BlockType : int { q4_0, q8_0, q4_1, q5_0, q5_1, q5_k, q6_k };
-constexpr int BLOCK_TYPES = 7;
-
-struct BlockKernels {
-    // The values of `count` blocks.
-    void (*decode)(const uint8_t* raw, size_t count, float* out);
-    // `rows` rows of blocks, row_bytes apart, into one tile of w8. False for values that are not finite or too large.
-    bool (*to_w8)(const Matrix& matrix, const uint8_t* raw, size_t row_bytes, int rows, uint8_t* tile);
-};
-
 struct Variant {
     const char* name;
     int most_tokens;  // of a block: as many as its registers hold the sums of, beside the weights
+    int few_tokens;   // that codes are decoded for in registers
     TileKernel tiles[FORMATS][MOST_TOKENS + 1];  // by format and tokens
+    // What a tile of a quantized format stands for, by format: out [columns][16 rows].
+    void (*values[FORMATS])(const uint8_t* tile, size_t plane_bytes, int columns, float* out);
+    // A tile of codes into one of decoded_format, for more than few_tokens; `tiles` serves the others.
+    void (*decode[FORMATS])(const uint8_t* tile, size_t plane_bytes, int columns, uint8_t* to);
     // One token's group of 32 columns into a panel.
     void (*fill)(const float* values, Format format, const Panel& panel, int group, int token);
     // values [count] of gate and up -> `out`; gate is null for experts without one. count is a multiple of 16.
@@ -116,7 +110,6 @@ struct Variant {
     // Each token: state = state * decay + input (x) in, and found += state times out, in the order of the state's rows.
     void (*scan)(const ScanPart& part);
     void (*softplus)(float* x, int width);  // whole vectors
-    BlockKernels blocks[BLOCK_TYPES];
     // Reads all bytes, whole 256s; returns what no compiler can know without reading them.
     int (*read)(const char* from, size_t bytes);
 
@@ -130,5 +123,6 @@ const Variant* portable_variant();
 const Variant* avx2_variant();      // null where not compiled in
 const Variant* avx_vnni_variant();
 const Variant* avx512_variant();
+const Variant* avx512_vbmi_variant();
 
 }  // namespace dali

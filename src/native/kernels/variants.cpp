@@ -36,6 +36,14 @@ bool cpu_has_avx512() {
 #endif
 }
 
+bool cpu_has_avx512_vbmi() {
+#ifdef DALI_X86
+    return cpu_has_avx512() && __builtin_cpu_supports("avx512vbmi");
+#else
+    return false;
+#endif
+}
+
 std::atomic<const Variant*>& current() {
     static std::atomic<const Variant*> variant{usable_variants().front()};
     return variant;
@@ -46,6 +54,7 @@ std::atomic<const Variant*>& current() {
 std::vector<const Variant*> usable_variants() {
     std::vector<const Variant*> found;
 #ifdef DALI_X86
+    if (cpu_has_avx512_vbmi()) found.push_back(avx512_vbmi_variant());
     if (cpu_has_avx512()) found.push_back(avx512_variant());
     if (cpu_has_avx_vnni()) found.push_back(avx_vnni_variant());
     if (cpu_has_avx2()) found.push_back(avx2_variant());

@@ -5,6 +5,8 @@
 
 #include <cstdint>
 
+#include "lanes/bytes.h"
+
 namespace dali {
 
 template <bool vnni>
@@ -16,9 +18,10 @@ struct Avx2 {
         __m256i a, b;
     };
     using Line = Ints;
-    // Without VNNI, w8 is multiplied with its zero point already taken off: 255 * 127 * 2 would not fit 16 bits.
-    static constexpr int most_tokens = 4;
+    static constexpr int most_tokens = vnni ? 6 : 4;
+    static constexpr int few_tokens = 2;
     static constexpr bool centred = !vnni;
+    static constexpr bool transposed = false;
 
     static Floats zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
     static Floats set(float value) { return {_mm256_set1_ps(value), _mm256_set1_ps(value)}; }
@@ -55,40 +58,108 @@ struct Avx2 {
 
     static Ints set_ints(int32_t value) { return {_mm256_set1_epi32(value), _mm256_set1_epi32(value)}; }
     static Floats to_floats(Ints x) { return {_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }
-    static Ints add_ints(Ints x, Ints y) { return {_mm256_add_epi32(x.a, y.a), _mm256_add_epi32(x.b, y.b)}; }
+    static Ints add_ints(Ints x, Ints y) { return in_order({_mm256_add_epi32(x.a, y.a), _mm256_add_epi32(x.b, y.b)}); }
 
     static Line load_line(const uint8_t* from) {
         const __m256i* at = reinterpret_cast<const __m256i*>(from);
         return {_mm256_loadu_si256(at), _mm256_loadu_si256(at + 1)};
     }
-    static Line low_nibbles(Line line) {
-        const __m256i mask = _mm256_set1_epi8(15);
-        return {_mm256_and_si256(line.a, mask), _mm256_and_si256(line.b, mask)};
+    static void store_line(uint8_t* to, Line line) {
+        __m256i* at = reinterpret_cast<__m256i*>(to);
+        _mm256_storeu_si256(at, line.a);
+        _mm256_storeu_si256(at + 1, line.b);
     }
-    static Line high_nibbles(Line line) {
-        const __m256i mask = _mm256_set1_epi8(15);
-        return {_mm256_and_si256(_mm256_srli_epi16(line.a, 4), mask), _mm256_and_si256(_mm256_srli_epi16(line.b, 4), mask)};
+    template <int from, int to, int width>
+    static Line bits(Line line) {
+        return {bits<from, to, width>(line.a), bits<from, to, width>(line.b)};
     }
+    template <int from, int to, int width>
+    static Line add_bits(Line base, Line line) {
+        return {_mm256_or_si256(base.a, bits<from, to, width>(line.a)), _mm256_or_si256(base.b, bits<from, to, width>(line.b))};
+    }
+    static Floats byte_of(Line line, int at) { return {byte_of(line.a, at), byte_of(line.b, at)}; }
     static Line look_up(const uint8_t* table16, Line codes) {
         const __m256i table = _mm256_broadcastsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i*>(table16)));
         return {_mm256_shuffle_epi8(table, codes.a), _mm256_shuffle_epi8(table, codes.b)};
     }
+    template <int from, int to, int width>
+    static Line word_bits(Line line) {
+        return {word_bits<from, to, width>(line.a), word_bits<from, to, width>(line.b)};
+    }
+    template <uint32_t mask>
+    static Line kept(Line line) {
+        return {_mm256_and_si256(line.a, _mm256_set1_epi32(int(mask))), _mm256_and_si256(line.b, _mm256_set1_epi32(int(mask)))};
+    }
+    static Line either(Line x, Line y) { return {_mm256_or_si256(x.a, y.a), _mm256_or_si256(x.b, y.b)}; }
+    static Line differ(Line x, Line y) { return {_mm256_xor_si256(x.a, y.a), _mm256_xor_si256(x.b, y.b)}; }
+    static Line words_of_bytes(Bytes16 bytes) { return widen(bytes); }
+    static Line words_of_halves(const uint8_t* from) {
+        const __m128i* at = reinterpret_cast<const __m128i*>(from);
+        return {_mm256_cvtepu16_epi32(_mm_loadu_si128(at)), _mm256_cvtepu16_epi32(_mm_loadu_si128(at + 1))};
+    }
+    static Line look_up_words(const uint32_t* table, Line at) {
+        const int* words = reinterpret_cast<const int*>(table);
+        return {_mm256_i32gather_epi32(words, at.a, 4), _mm256_i32gather_epi32(words, at.b, 4)};
+    }
+    template <int i>
+    static Line negated(Line values, Line signs) {
+        return {negated<i>(values.a, signs.a), negated<i>(values.b, signs.b)};
+    }
+    // Products with activations. With VNNI they are added in 32 bits, and corrected from the start. Without it in 16 bits first, two and
+    // two: as many as surely fit are widened and corrected together.
+    using Products = Ints;
+    static constexpr int most_added(int most, int zero) { return vnni ? 8 : 0x7FFF / (2 * 127 * (zero == 128 ? 128 : most)); }
+    static Products open(int32_t correction) { return set_ints(vnni ? correction : 0); }
+    static Ints close(Products products, int32_t correction) {
+        if constexpr (vnni) return products;
+        const __m256i ones = _mm256_set1_epi16(1);
+        return add_ints({_mm256_madd_epi16(products.a, ones), _mm256_madd_epi16(products.b, ones)}, set_ints(correction));
+    }
+    // Without VNNI, w8 is multiplied with its zero point already taken off, magnitudes times activations with the weights' signs:
+    // 255 * 127 * 2 would not fit 16 bits.
+    struct Signed {
+        Line weights, magnitudes;
+    };
     template <int zero>
-    static Ints dot(Ints sum, Line quants, const int8_t* four) {
-        int32_t word;
-        __builtin_memcpy(&word, four, 4);
-        const __m256i x = _mm256_set1_epi32(word);
-        return {dot<zero>(sum.a, quants.a, x), dot<zero>(sum.b, quants.b, x)};
+    static auto weights(Line quants) {
+        if constexpr (vnni || zero != 128) {
+            return quants;
+        } else {
+            const __m256i top = _mm256_set1_epi8(char(0x80));
+            const Line weights{_mm256_xor_si256(quants.a, top), _mm256_xor_si256(quants.b, top)};
+            return Signed{weights, {_mm256_abs_epi8(weights.a), _mm256_abs_epi8(weights.b)}};
+        }
+    }
+    template <int zero>
+    static Products dot(Products products, Line quants, const int8_t* four) {
+        const __m256i x = four_of(four);
+#ifdef DALI_AVX_VNNI
+        if constexpr (vnni) return {_mm256_dpbusd_avx_epi32(products.a, quants.a, x), _mm256_dpbusd_avx_epi32(products.b, quants.b, x)};
+#endif
+        return added(products, {_mm256_maddubs_epi16(quants.a, x), _mm256_maddubs_epi16(quants.b, x)});
+    }
+    template <int zero>
+    static Products dot(Products products, Signed by, const int8_t* four) {
+        const __m256i x = four_of(four);
+        return added(products, {_mm256_maddubs_epi16(by.magnitudes.a, _mm256_sign_epi8(x, by.weights.a)),
+                                _mm256_maddubs_epi16(by.magnitudes.b, _mm256_sign_epi8(x, by.weights.b))});
     }
 
     static Floats from_halves(const uint8_t* from) {
         const __m128i* at = reinterpret_cast<const __m128i*>(from);
         return {_mm256_cvtph_ps(_mm_loadu_si128(at)), _mm256_cvtph_ps(_mm_loadu_si128(at + 1))};
     }
-    static Floats from_bytes(const uint8_t* from) { return to_floats(widen(from)); }
+    static Floats from_bytes(Bytes16 bytes) { return to_floats(widen(bytes)); }
+    static Floats from_signed_bytes(Bytes16 bytes) {
+        return to_floats({_mm256_cvtepi8_epi32((__m128i)bytes), _mm256_cvtepi8_epi32(_mm_unpackhi_epi64((__m128i)bytes, (__m128i)bytes))});
+    }
     static Floats from_exponents(const uint8_t* from) {
-        const Ints e = widen(from);
+        const Ints e = widen(bytes_at(from));
         return {exponents(e.a), exponents(e.b)};
+    }
+    static Floats from_e4m3(Bytes16 bytes) {
+        const Ints each = widen(bytes & 127);
+        return mul({_mm256_castsi256_ps(_mm256_slli_epi32(each.a, 20)), _mm256_castsi256_ps(_mm256_slli_epi32(each.b, 20))}, set(0x1p119f));
     }
     static void from_bf16(Line line, Floats& even, Floats& odd) {
         const __m256i high = _mm256_set1_epi32(int(0xFFFF0000));
@@ -132,23 +203,45 @@ struct Avx2 {
     static __m256 power_of_two(__m256 n) {
         return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23));
     }
-    template <int zero>
-    static __m256i dot(__m256i sum, __m256i quants, __m256i x) {
-#ifdef DALI_AVX_VNNI
-        if constexpr (vnni) return _mm256_dpbusd_avx_epi32(sum, quants, x);
-#endif
-        __m256i pairs;
-        if constexpr (zero == 128) {
-            const __m256i weights = _mm256_xor_si256(quants, _mm256_set1_epi8(char(0x80)));
-            pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(weights), _mm256_sign_epi8(x, weights));
-        } else {
-            pairs = _mm256_maddubs_epi16(quants, x);
-        }
-        return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+    // A compiler that adds integers in another order needs more registers than there are.
+    static Ints in_order(Ints sums) {
+        asm("" : "+x"(sums.a), "+x"(sums.b));
+        return sums;
     }
-    static Ints widen(const uint8_t* from) {
-        return {_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from))),
-                _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from + 8)))};
+    static Products added(Products x, Products y) { return in_order({_mm256_add_epi16(x.a, y.a), _mm256_add_epi16(x.b, y.b)}); }
+    static __m256i four_of(const int8_t* four) {
+        int32_t word;
+        __builtin_memcpy(&word, four, 4);
+        return _mm256_set1_epi32(word);
+    }
+    template <int from, int to, int width>
+    static __m256i bits(__m256i line) {
+        const __m256i mask = _mm256_set1_epi8(((1 << width) - 1) << to);
+        if constexpr (from > to) return _mm256_and_si256(_mm256_srli_epi16(line, from - to), mask);
+        else if constexpr (from < to) return _mm256_and_si256(_mm256_slli_epi16(line, to - from), mask);
+        else return _mm256_and_si256(line, mask);
+    }
+    template <int from, int to, int width>
+    static __m256i word_bits(__m256i line) {
+        const __m256i moved = from > to ? _mm256_srli_epi32(line, from > to ? from - to : 0) : _mm256_slli_epi32(line, from > to ? 0 : to - from);
+        if constexpr ((from > to && from + width == 32 && to == 0) || (from <= to && to + width == 32 && from == 0)) return moved;
+        return _mm256_and_si256(moved, _mm256_set1_epi32(int(((uint64_t(1) << width) - 1) << to)));
+    }
+    template <int i>
+    static __m256i negated(__m256i values, __m256i signs) {
+        constexpr int byte = 0x01010101 * (i % 4);
+        const __m256i order = _mm256_setr_epi32(byte, byte + 0x04040404, byte + 0x08080808, byte + 0x0C0C0C0C, byte, byte + 0x04040404,
+                                                byte + 0x08080808, byte + 0x0C0C0C0C);
+        const __m256i bit = _mm256_set1_epi32(int(0x08040201u << (4 * (i / 4))));
+        const __m256i minus = _mm256_cmpeq_epi8(_mm256_and_si256(_mm256_shuffle_epi8(signs, order), bit), bit);
+        return _mm256_blendv_epi8(values, _mm256_sub_epi8(_mm256_set1_epi8(char(128)), values), minus);
+    }
+    static __m256 byte_of(__m256i line, int at) {
+        const __m256i down = _mm256_srl_epi32(line, _mm_cvtsi32_si128(8 * at));
+        return _mm256_cvtepi32_ps(_mm256_and_si256(down, _mm256_set1_epi32(255)));
+    }
+    static Ints widen(Bytes16 bytes) {
+        return {_mm256_cvtepu8_epi32((__m128i)bytes), _mm256_cvtepu8_epi32(_mm_unpackhi_epi64((__m128i)bytes, (__m128i)bytes))};
     }
     static __m256 exponents(__m256i e) {
         const __m256i normal = _mm256_slli_epi32(_mm256_sub_epi32(e, _mm256_set1_epi32(1)), 23);

@@ -1,18 +1,23 @@
-// 16 rows a register: AVX-512 with VNNI (F, BW, VL, VNNI).
+// 16 rows a register: AVX-512 with VNNI (F, BW, VL, VNNI), with or without VBMI (lanes/avx512_vbmi.h).
 #pragma once
 
 #include <immintrin.h>
 
 #include <cstdint>
 
+#include "lanes/bytes.h"
+
 namespace dali {
 
+template <bool vbmi>
 struct Avx512 {
     using Floats = __m512;
     using Ints = __m512i;
     using Line = __m512i;  // 64 bytes: 4 of each of 16 rows
     static constexpr int most_tokens = 12;
+    static constexpr int few_tokens = 2;
     static constexpr bool centred = false;  // dot() takes quants as they are
+    static constexpr bool transposed = vbmi;
 
     static Floats zero() { return _mm512_setzero_ps(); }
     static Floats set(float value) { return _mm512_set1_ps(value); }
@@ -42,31 +47,82 @@ struct Avx512 {
     static Ints add_ints(Ints a, Ints b) { return _mm512_add_epi32(a, b); }
 
     static Line load_line(const uint8_t* from) { return _mm512_loadu_si512(from); }
-    static Line low_nibbles(Line line) { return _mm512_and_si512(line, _mm512_set1_epi8(15)); }
-    static Line high_nibbles(Line line) { return _mm512_and_si512(_mm512_srli_epi16(line, 4), _mm512_set1_epi8(15)); }
+    static void store_line(uint8_t* to, Line line) { _mm512_storeu_si512(to, line); }
+    // Bits `from` on of each byte, `width` of them, moved to `to`: alone, or under those of `base`, which has none there.
+    template <int from, int to, int width>
+    static Line bits(Line line) {
+        return _mm512_and_si512(shifted<from, to>(line), _mm512_set1_epi8(((1 << width) - 1) << to));
+    }
+    template <int from, int to, int width>
+    static Line add_bits(Line base, Line line) {  // base | (shifted & mask)
+        const Line moved = shifted<from, to>(line);  // a macro of Clang's would take its comma for its own
+        return _mm512_ternarylogic_epi32(base, moved, _mm512_set1_epi8(((1 << width) - 1) << to), 0xF8);
+    }
+    // Byte `at` of each row's four.
+    static Floats byte_of(Line line, int at) {
+        const __m512i down = _mm512_srl_epi32(line, _mm_cvtsi32_si128(8 * at));
+        return _mm512_cvtepi32_ps(_mm512_and_si512(down, _mm512_set1_epi32(255)));
+    }
     static Line look_up(const uint8_t* table16, Line codes) {
         return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_load_si128(reinterpret_cast<const __m128i*>(table16))), codes);
     }
-    // a + the four products of each row: unsigned quants times 4 activations.
+    // Of words, 4 bytes a row: bits `from` on, `width` of them, moved to `to`; the bits of a mask; logic; one for each byte or 16 bits.
+    template <int from, int to, int width>
+    static Line word_bits(Line line) {
+        const __m512i moved = from > to ? _mm512_srli_epi32(line, from > to ? from - to : 0) : _mm512_slli_epi32(line, from > to ? 0 : to - from);
+        if constexpr ((from > to && from + width == 32 && to == 0) || (from <= to && to + width == 32 && from == 0)) return moved;
+        return _mm512_and_si512(moved, _mm512_set1_epi32(int(((uint64_t(1) << width) - 1) << to)));
+    }
+    template <uint32_t mask>
+    static Line kept(Line line) {
+        return _mm512_and_si512(line, _mm512_set1_epi32(int(mask)));
+    }
+    static Line either(Line a, Line b) { return _mm512_or_si512(a, b); }
+    static Line differ(Line a, Line b) { return _mm512_xor_si512(a, b); }
+    static Line words_of_bytes(Bytes16 bytes) { return _mm512_cvtepu8_epi32((__m128i)bytes); }
+    static Line words_of_halves(const uint8_t* from) {
+        return _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+    }
+    static Line look_up_words(const uint32_t* table, Line at) { return _mm512_i32gather_epi32(at, table, 4); }
+    // 128 - value for columns with a sign: those of line `i`, in the order of all formats (kernels/coded.h).
+    template <int i>
+    static Line negated(Line values, Line signs) {
+        const __m512i of_row = _mm512_shuffle_epi8(signs, _mm512_set4_epi32(0x0C0C0C0C + 0x01010101 * (i % 4), 0x08080808 + 0x01010101 * (i % 4),
+                                                                            0x04040404 + 0x01010101 * (i % 4), 0x01010101 * (i % 4)));
+        const __mmask64 minus = _mm512_test_epi8_mask(of_row, _mm512_set1_epi32(int(0x08040201u << (4 * (i / 4)))));
+        return _mm512_mask_sub_epi8(values, minus, _mm512_set1_epi8(char(128)), values);
+    }
+    // Products with activations, added in 32 bits: however many, and what they are corrected by from the start.
+    using Products = Ints;
+    static constexpr int most_added(int, int) { return 8; }
+    static Products open(int32_t correction) { return set_ints(correction); }
+    static Ints close(Products products, int32_t) { return products; }
     template <int zero>
-    static Ints dot(Ints a, Line quants, const int8_t* four) {
+    static Line weights(Line quants) { return quants; }
+    // + the four products of each row: unsigned quants times 4 activations.
+    template <int zero>
+    static Products dot(Products products, Line quants, const int8_t* four) {
         int32_t word;
         __builtin_memcpy(&word, four, 4);
-        return _mm512_dpbusd_epi32(a, quants, _mm512_set1_epi32(word));
+        return _mm512_dpbusd_epi32(products, quants, _mm512_set1_epi32(word));
     }
 
     static Floats from_halves(const uint8_t* from) {
         return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
     }
-    static Floats from_bytes(const uint8_t* from) {
-        return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
-    }
+    static Floats from_bytes(Bytes16 bytes) { return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32((__m128i)bytes)); }
+    static Floats from_signed_bytes(Bytes16 bytes) { return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32((__m128i)bytes)); }
     // 2^(byte - 128), denormal for 0 and 1.
     static Floats from_exponents(const uint8_t* from) {
         __m512i e = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
         __m512i normal = _mm512_slli_epi32(_mm512_sub_epi32(e, _mm512_set1_epi32(1)), 23);
         __m512i tiny = _mm512_sllv_epi32(_mm512_set1_epi32(0x00200000), e);
         return _mm512_castsi512_ps(_mm512_mask_mov_epi32(normal, _mm512_cmplt_epi32_mask(e, _mm512_set1_epi32(2)), tiny));
+    }
+    // Half of what a float of 4 bits of exponent and 3 of mantissa stands for; its sign does not count.
+    static Floats from_e4m3(Bytes16 bytes) {
+        const __m512i bits = _mm512_slli_epi32(_mm512_cvtepu8_epi32((__m128i)(bytes & 127)), 20);
+        return _mm512_mul_ps(_mm512_castsi512_ps(bits), _mm512_set1_ps(0x1p119f));
     }
     // The even and the odd column of a line of 16-bit floats.
     static void from_bf16(Line line, Floats& even, Floats& odd) {
@@ -92,6 +148,14 @@ struct Avx512 {
         _mm_storeu_si128(reinterpret_cast<__m128i*>(quants), _mm512_cvtepi32_epi8(a));
         _mm_storeu_si128(reinterpret_cast<__m128i*>(quants + 16), _mm512_cvtepi32_epi8(b));
         return _mm512_reduce_add_epi32(_mm512_add_epi32(a, b));
+    }
+
+  private:
+    template <int from, int to>
+    static Line shifted(Line line) {
+        if constexpr (from > to) return _mm512_srli_epi16(line, from - to);
+        else if constexpr (from < to) return _mm512_slli_epi16(line, to - from);
+        else return line;
     }
 };
 

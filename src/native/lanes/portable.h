@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "lanes/bytes.h"
+
 namespace dali {
 
 struct Portable {
@@ -18,7 +20,9 @@ struct Portable {
         uint8_t v[64];
     };
     static constexpr int most_tokens = 4;
+    static constexpr int few_tokens = 0;
     static constexpr bool centred = false;
+    static constexpr bool transposed = false;
 
     template <class F>
     static Floats each(F f) {
@@ -89,23 +93,80 @@ struct Portable {
         std::memcpy(out.v, from, 64);
         return out;
     }
-    static Line low_nibbles(const Line& line) {
+    static void store_line(uint8_t* to, const Line& line) { std::memcpy(to, line.v, 64); }
+    template <int from, int to, int width>
+    static Line bits(const Line& line) {
         Line out;
-        for (int i = 0; i < 64; i++) out.v[i] = line.v[i] & 15;
+        for (int i = 0; i < 64; i++) out.v[i] = uint8_t((line.v[i] >> from & ((1 << width) - 1)) << to);
         return out;
     }
-    static Line high_nibbles(const Line& line) {
-        Line out;
-        for (int i = 0; i < 64; i++) out.v[i] = line.v[i] >> 4;
+    template <int from, int to, int width>
+    static Line add_bits(const Line& base, const Line& line) {
+        Line out = bits<from, to, width>(line);
+        for (int i = 0; i < 64; i++) out.v[i] |= base.v[i];
         return out;
+    }
+    static Floats byte_of(const Line& line, int at) {
+        return each([&](int i) { return float(line.v[4 * i + at]); });
     }
     static Line look_up(const uint8_t* table16, const Line& codes) {
         Line out;
         for (int i = 0; i < 64; i++) out.v[i] = table16[codes.v[i]];
         return out;
     }
+    template <class F>
+    static Line each_word(F f) {
+        uint32_t words[16];
+        for (int i = 0; i < 16; i++) words[i] = f(i);
+        Line out;
+        std::memcpy(out.v, words, 64);
+        return out;
+    }
+    static uint32_t word(const Line& line, int row) {
+        uint32_t value;
+        std::memcpy(&value, line.v + 4 * row, 4);
+        return value;
+    }
+    template <int from, int to, int width>
+    static Line word_bits(const Line& line) {
+        return each_word([&](int i) { return uint32_t((word(line, i) >> from & ((uint64_t(1) << width) - 1)) << to); });
+    }
+    template <uint32_t mask>
+    static Line kept(const Line& line) {
+        return each_word([&](int i) { return word(line, i) & mask; });
+    }
+    static Line either(const Line& a, const Line& b) {
+        return each_word([&](int i) { return word(a, i) | word(b, i); });
+    }
+    static Line differ(const Line& a, const Line& b) {
+        return each_word([&](int i) { return word(a, i) ^ word(b, i); });
+    }
+    static Line words_of_bytes(Bytes16 bytes) {
+        return each_word([&](int i) { return uint32_t(bytes[i]); });
+    }
+    static Line words_of_halves(const uint8_t* from) {
+        return each_word([&](int i) { return uint32_t(from[2 * i] | from[2 * i + 1] << 8); });
+    }
+    static Line look_up_words(const uint32_t* table, const Line& at) {
+        return each_word([&](int i) { return table[word(at, i)]; });
+    }
+    template <int i>
+    static Line negated(const Line& values, const Line& signs) {
+        Line out;
+        for (int at = 0; at < 64; at++) {
+            const bool minus = signs.v[at / 4 * 4 + i % 4] >> (4 * (i / 4) + at % 4) & 1;
+            out.v[at] = uint8_t(minus ? 128 - values.v[at] : values.v[at]);
+        }
+        return out;
+    }
+    using Products = Ints;
+    static constexpr int most_added(int, int) { return 8; }
+    static Products open(int32_t correction) { return set_ints(correction); }
+    static Ints close(const Products& products, int32_t) { return products; }
     template <int zero>
-    static Ints dot(const Ints& sum, const Line& quants, const int8_t* four) {
+    static const Line& weights(const Line& quants) { return quants; }
+    template <int zero>
+    static Products dot(const Products& sum, const Line& quants, const int8_t* four) {
         Ints out;
         for (int i = 0; i < 16; i++) {
             const uint8_t* q = quants.v + 4 * i;
@@ -119,14 +180,20 @@ struct Portable {
         std::memcpy(half, from, 32);
         return each([&](int i) { return from_half(half[i]); });
     }
-    static Floats from_bytes(const uint8_t* from) {
-        return each([&](int i) { return float(from[i]); });
+    static Floats from_bytes(Bytes16 bytes) {
+        return each([&](int i) { return float(bytes[i]); });
+    }
+    static Floats from_signed_bytes(Bytes16 bytes) {
+        return each([&](int i) { return float(int8_t(bytes[i])); });
     }
     static Floats from_exponents(const uint8_t* from) {
         return each([&](int i) {
             const uint32_t e = from[i];
             return from_bits(e < 2 ? 0x00200000u << e : (e - 1) << 23);
         });
+    }
+    static Floats from_e4m3(Bytes16 bytes) {
+        return each([&](int i) { return from_bits(uint32_t(bytes[i] & 127) << 20) * 0x1p119f; });
     }
     static void from_bf16(const Line& line, Floats& even, Floats& odd) {
         uint32_t words[16];

@@ -12,8 +12,8 @@ namespace dali {
 constexpr int MOST_TOKENS = 12;  // of a block, in any variant
 
 // One block, for matrices of `format`.
-// Quantized: per group of 32 columns int8 [tokens][32], and in `scales` / `corrections` [groups][tokens] the activations'
-// scale and what is taken off for the zero point: int32 -zero * sum, or for q4k float scale * sum.
+// Quantized: per group of 32 columns int8 [tokens][32], in `scales` [groups][tokens] the activations' scale, and in `corrections`
+// [groups][tokens][1, or 2 for halves] what is taken off: int32 -zero * sum, or where the format has a minimum, float scale * sum.
 // Float: float [columns][tokens].
 struct Panel {
     int tokens;
@@ -25,7 +25,8 @@ struct Panel {
 
 // Bytes of the panels of `tokens` tokens, `columns` wide; any split into blocks takes as many.
 inline size_t panel_bytes(Format format, int columns, size_t tokens) {
-    return is_quantized(format) ? tokens * (size_t(columns) + size_t(columns) / GROUP * 8) : tokens * size_t(columns) * 4;
+    if (!is_quantized(format)) return tokens * size_t(columns) * 4;
+    return tokens * (size_t(columns) + size_t(columns) / GROUP * 4 * (1 + scales_of_group(format)));
 }
 
 // The panel of the block of `tokens` tokens that begins at token `first`.

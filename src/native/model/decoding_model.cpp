@@ -3,11 +3,24 @@
 #include <cstring>
 #include <stdexcept>
 
+#include "ops/repack.h"
 #include "threads/workspace.h"
 
 namespace dali {
 
 namespace {
+
+Dtype dtype_of(Format format) { return format == Format::f32 ? Dtype::f32 : format == Format::bf16 ? Dtype::bf16 : Dtype::f16; }
+
+// One row of a tile of floats, whose lines hold 4 bytes of each row.
+void float_row(const Embeddings& of, int64_t id, int hidden, float* out) {
+    Workspace workspace;
+    const int words = of.matrix.columns * bits(of.matrix.format) / 32;
+    char* row = workspace.take<char>(4 * words);
+    const uint8_t* tile = of.packed + id / TILE_ROWS * of.matrix.tile_bytes + id % TILE_ROWS * 4;
+    for (int i = 0; i < words; i++) std::memcpy(row + 4 * i, tile + size_t(i) * LINE, 4);
+    read_row(row, dtype_of(of.matrix.format), 0, hidden, out);
+}
 
 // One kind's cos and sin of all rows, side by side as layers read them.
 struct Gathered {
@@ -24,19 +37,34 @@ void divide(void* values, float by, Dtype dtype, int count) {
 
 }  // namespace
 
+void look_up(const Embeddings& embeddings, const std::vector<int64_t>& ids, int hidden, Dtype dtype, void* x) {
+    Workspace workspace;
+    float* values = embeddings.packed ? workspace.take<float>(hidden) : nullptr;
+    const size_t row_bytes = hidden * item_bytes(dtype);
+    for (size_t row = 0; row < ids.size(); row++) {
+        const int64_t id = ids[row];
+        if (id < 0 || id >= embeddings.vocabulary) throw std::out_of_range("a token beyond the vocabulary");
+        if (embeddings.table) {
+            std::memcpy(static_cast<char*>(x) + row * row_bytes, static_cast<const char*>(embeddings.table) + id * row_bytes, row_bytes);
+            continue;
+        }
+        if (is_quantized(embeddings.matrix.format))
+            rows_of(embeddings.matrix, embeddings.packed, hidden, &id, 1, values);
+        else
+            float_row(embeddings, id, hidden, values);
+        write(values, hidden, dtype, x, row * hidden);
+    }
+    if (embeddings.scale != 1) scale(x, embeddings.scale, dtype, int(ids.size()) * hidden);
+}
+
 std::vector<LayerOutcome> decode(const DecodingModel& model, const std::vector<int64_t>& ids,
                                  const std::vector<std::vector<Rotation>>& rotations,
                                  const std::vector<Kept>& kept, const std::vector<const Records*>& records,
                                  void* logits) {
     const int rows = int(ids.size()), hidden = model.before_head.width;
-    const size_t row_bytes = hidden * item_bytes(model.dtype);
     Workspace workspace;
-    char* x = workspace.take<char>(rows * row_bytes);
-    for (int row = 0; row < rows; row++) {
-        if (ids[row] < 0 || ids[row] >= model.vocabulary) throw std::out_of_range("a token beyond the vocabulary");
-        std::memcpy(x + row * row_bytes, static_cast<const char*>(model.embeddings) + ids[row] * row_bytes, row_bytes);
-    }
-    if (model.embedding_scale != 1) scale(x, model.embedding_scale, model.dtype, rows * hidden);
+    char* x = workspace.take<char>(rows * hidden * item_bytes(model.dtype));
+    look_up(model.embeddings, ids, hidden, model.dtype, x);
     std::vector<Gathered> gathered(rotations.size(), Gathered{});
     for (size_t i = 0; i < model.layers.size(); i++) {
         const AttentionModule* const* attention = std::get_if<const AttentionModule*>(&model.layers[i]->mixer);

@@ -8,11 +8,21 @@
 
 namespace dali {
 
-struct DecodingModel {
-    Dtype dtype;               // of everything but the packed weights
-    const void* embeddings;    // [vocabulary, hidden]
+// A table of embeddings: a token's row is copied from where it lies, or decoded from its tile.
+struct Embeddings {
+    const void* table;      // [vocabulary, hidden] of the model's type; null for a packed one
+    const uint8_t* packed;  // `matrix`; null for the other
+    Matrix matrix;
     int64_t vocabulary;
-    float embedding_scale;
+    float scale;  // of all of them
+};
+
+// x [ids, hidden] = the rows of `ids`. std::out_of_range for an id beyond the vocabulary.
+void look_up(const Embeddings& embeddings, const std::vector<int64_t>& ids, int hidden, Dtype dtype, void* x);
+
+struct DecodingModel {
+    Dtype dtype;  // of everything but the packed weights
+    Embeddings embeddings;
     std::vector<const DecoderLayer*> layers;
     std::vector<int> rotations;  // of each layer: which of a call's it takes
     Norm before_head;

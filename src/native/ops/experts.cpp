@@ -6,6 +6,7 @@
 
 #include "threads/pool.h"
 #include "kernels/variants.h"
+#include "ops/decoded_tiles.h"
 #include "threads/workspace.h"
 
 namespace dali {
@@ -13,12 +14,6 @@ namespace dali {
 namespace {
 
 constexpr int MOST_TILES = 8;  // of a matrix in one item: some 10 us of reading in order
-
-// Panels filled for one matrix serve another of the same width, numbers and zero point.
-bool shares_panels(const Matrix& a, const Matrix& b) {
-    return a.columns == b.columns && is_quantized(a.format) == is_quantized(b.format) &&
-           (a.format == Format::q4k) == (b.format == Format::q4k) && zero_point(a.format) == zero_point(b.format);
-}
 
 // One active expert and its place in the panels.
 struct Active {
@@ -44,7 +39,7 @@ class Step {
     void run() {
         if (active_.empty()) return;
         const int64_t tokens = call_.offsets[call_.experts];
-        apart_ = layout_.gated && !shares_panels(layout_.gate, layout_.up);
+        apart_ = layout_.gated && !(layout_.gate.columns == layout_.up.columns && shares_panels(layout_.gate.format, layout_.up.format));
         const size_t up_bytes = panel_bytes(layout_.up.format, layout_.up.columns, tokens);
         const size_t gate_bytes = apart_ ? panel_bytes(layout_.gate.format, layout_.gate.columns, tokens) : 0;
         const size_t down_bytes = panel_bytes(layout_.down.format, layout_.down.columns, tokens);
@@ -104,14 +99,17 @@ class Step {
         const int following_first = std::min(following % inner_items_ * groups_ * 2, layout_.up.tiles() - 1);
         const uint8_t* after = layout_.gated ? following_record + layout_.gate_at + following_first * layout_.gate.tile_bytes
                                              : following_record + layout_.up_at + following_first * layout_.up.tile_bytes;
+        Workspace workspace;
+        const Tiles gate_own = layout_.gated ? tiles_for(variant_, layout_.gate, gate_tiles, tiles, expert.tokens, workspace) : Tiles{};
+        const Tiles up_own = tiles_for(variant_, layout_.up, up_tiles, tiles, expert.tokens, workspace);
         float gates[MOST_TILES][MOST_TOKENS * TILE_ROWS], ups[MOST_TILES][MOST_TOKENS * TILE_ROWS];  // by tile: [tokens][16]
         for (int block = 0; block < cut(expert).count; block++) {
             const Panel up = panel(up_panels_, layout_.up, expert, block);
             if (layout_.gated) {
                 const Panel gate = apart_ ? panel(gate_panels_, layout_.gate, expert, block) : up;
-                multiply(layout_.gate, gate_tiles, first, tiles, up_tiles, gate, bias(expert, layout_.gate_bias_at), gates);
+                multiply(gate_own, first, tiles, up_tiles, gate, bias(expert, layout_.gate_bias_at), gates);
             }
-            multiply(layout_.up, up_tiles, first, tiles, after, up, bias(expert, layout_.up_bias_at), ups);
+            multiply(up_own, first, tiles, after, up, bias(expert, layout_.up_bias_at), ups);
             const Panel down = panel(down_panels_, layout_.down, expert, block);
             for (int group = first_group; group < end_group; group++)
                 for (int m = 0; m < up.tokens; m++) {
@@ -135,11 +133,13 @@ class Step {
         const uint8_t* after = active_[following / down_items_].record + layout_.down_at +
                                size_t(following % down_items_ * down_tiles_) * matrix.tile_bytes;
         const float* biases = bias(expert, layout_.down_bias_at);
+        Workspace workspace;
+        const Tiles own = tiles_for(variant_, matrix, packed + begin * matrix.tile_bytes, end - begin, expert.tokens, workspace);
         float sums[MOST_TILES][MOST_TOKENS * TILE_ROWS];
         for (int block = 0; block < cut(expert).count; block++) {
             const Panel down = panel(down_panels_, matrix, expert, block);
             const int64_t* pairs = call_.pairs + expert.first + cut(expert).begin(block);
-            multiply(matrix, packed + begin * matrix.tile_bytes, begin, end - begin, after, down, biases, sums);
+            multiply(own, begin, end - begin, after, down, biases, sums);
             for (int m = 0; m < down.tokens; m++)
                 for (int tile = begin; tile < end; tile++)
                     std::copy_n(sums[tile - begin] + m * TILE_ROWS, std::min(TILE_ROWS, matrix.rows - tile * TILE_ROWS),
@@ -151,13 +151,13 @@ class Step {
         return layout_.biased ? reinterpret_cast<const float*>(expert.record + at) : nullptr;
     }
 
-    // `count` tiles from row tile `first` on, which lie at `tiles`; `after` is read next.
-    void multiply(const Matrix& matrix, const uint8_t* tiles, int first, int count, const uint8_t* after, const Panel& panel,
-                  const float* bias, float (*sums)[MOST_TOKENS * TILE_ROWS]) const {
+    // `count` tiles, of which the first is row tile `first`; `after` is read next.
+    void multiply(const Tiles& tiles, int first, int count, const uint8_t* after, const Panel& panel, const float* bias,
+                  float (*sums)[MOST_TOKENS * TILE_ROWS]) const {
+        const Matrix& matrix = tiles.matrix;
         const TileKernel kernel = variant_.tiles[int(matrix.format)][panel.tokens];
         for (int i = 0; i < count; i++) {
-            const uint8_t* tile = tiles + i * matrix.tile_bytes;
-            kernel({tile, i + 1 < count ? tile + matrix.tile_bytes : after, matrix.plane_bytes, matrix.columns}, panel, sums[i]);
+            kernel({tiles.at(i), i + 1 < count ? tiles.at(i + 1) : after, matrix.plane_bytes, matrix.columns}, panel, sums[i]);
             if (!bias) continue;
             const int row = (first + i) * TILE_ROWS, rows = std::min(TILE_ROWS, matrix.rows - row);
             for (int m = 0; m < panel.tokens; m++)

@@ -4,6 +4,7 @@
 
 #include "threads/pool.h"
 #include "kernels/variants.h"
+#include "ops/decoded_tiles.h"
 #include "threads/workspace.h"
 
 namespace dali {
@@ -14,7 +15,7 @@ constexpr int TILES = 2;  // of an item: some 4 us of reading, so that no thread
 
 int items(const Matrix& matrix) { return (matrix.tiles() + TILES - 1) / TILES; }
 
-// Panels filled for one matrix serve another of the same format and width.
+// Panels filled for one matrix serve another of the same width whose format shares them.
 struct Panels {
     Matrix matrix;
     void* memory;
@@ -27,12 +28,14 @@ void linear(const std::vector<Product>& products, int columns, const void* x, Dt
     const Variant& variant = current_variant();
     const Blocks blocks(tokens, variant.most_tokens);
 
-    std::vector<Panels> panels;     // one for each format among the products
+    std::vector<Panels> panels;     // one for each kind of panel among the products
     std::vector<int> panels_of;     // [products]
     std::vector<int> first_item;    // [products]
     int count = 0;
     for (const Product& product : products) {
-        const auto same = [&](const Panels& one) { return one.matrix.format == product.matrix.format; };
+        const auto same = [&](const Panels& one) {
+            return one.matrix.columns == product.matrix.columns && shares_panels(one.matrix.format, product.matrix.format);
+        };
         const auto found = std::find_if(panels.begin(), panels.end(), same);
         panels_of.push_back(int(found - panels.begin()));
         if (found == panels.end()) panels.push_back({product.matrix, nullptr});
@@ -67,15 +70,18 @@ void linear(const std::vector<Product>& products, int columns, const void* x, Dt
             const int index = product_of(item), later = product_of(std::min(following, count - 1));
             const Product& product = products[index];
             const Matrix& matrix = product.matrix;
+            Workspace workspace;
             const int first = (item - first_item[index]) * TILES, last = std::min(first + TILES, matrix.tiles());
             const int following_tile = (std::min(following, count - 1) - first_item[later]) * TILES;
             const uint8_t* after = products[later].packed + following_tile * products[later].matrix.tile_bytes;
+            const uint8_t* begin = product.packed + first * matrix.tile_bytes;
+            const Tiles own = tiles_for(variant, matrix, begin, last - first, tokens, workspace);
             for (int block = 0; block < blocks.count; block++) {
                 const Panel from = panel(panels[panels_of[index]], block);
-                const TileKernel kernel = variant.tiles[int(matrix.format)][from.tokens];
+                const TileKernel kernel = variant.tiles[int(own.matrix.format)][from.tokens];
                 for (int tile = first; tile < last; tile++) {
-                    const uint8_t* at = product.packed + tile * matrix.tile_bytes;
-                    kernel({at, tile + 1 < last ? at + matrix.tile_bytes : after, matrix.plane_bytes, matrix.columns}, from, sums);
+                    const uint8_t* next = tile + 1 < last ? own.at(tile + 1 - first) : after;
+                    kernel({own.at(tile - first), next, own.matrix.plane_bytes, matrix.columns}, from, sums);
                     const int row = tile * TILE_ROWS, rows = std::min(TILE_ROWS, matrix.rows - row);
                     for (int m = 0; m < from.tokens; m++) {
                         float* sum = sums + m * TILE_ROWS;

@@ -1,4 +1,4 @@
-// GGUF's blocks into packed tiles.
+// GGUF's blocks into packed tiles, and what either stands for.
 #pragma once
 
 #include <cstddef>
@@ -9,13 +9,14 @@
 
 namespace dali {
 
-// raw [rows][row_bytes] of blocks of `type`; `packed` [matrix.bytes()].
-// Words and scales of Q8_0 (w8), Q4_0 (w4), MXFP4 (mxfp4) and Q4_K (q4k) move and their values stay. Q4_1, Q5_0, Q5_1, Q5_K and
-// Q6_K become w8 through floats, with the bytes of kernels/packing.py.
-// Returns false for values or scales that are NaN, infinite or too large. std::invalid_argument for another type.
+// raw [rows][row_bytes] of blocks of `type`, into `packed` [matrix.bytes()] of the format that has the same values
+// (store/gguf/pack.py). False for scales that are NaN or infinite. std::invalid_argument for another type or format.
 bool repack(const Matrix& matrix, const std::string& type, const uint8_t* raw, size_t row_bytes, uint8_t* packed);
 
-// The values of `count` blocks of Q4_0, Q8_0, Q4_1, Q5_0, Q5_1, Q5_K or Q6_K. std::invalid_argument for another type.
+// The values of `count` blocks of `type`. std::invalid_argument for another type.
 void dequantize_blocks(const std::string& type, const uint8_t* raw, size_t count, float* out);
+
+// The values of `count` rows of a packed matrix: out [count][unpadded columns].
+void rows_of(const Matrix& matrix, const uint8_t* packed, int columns, const int64_t* rows, size_t count, float* out);
 
 }  // namespace dali

@@ -1,11 +1,14 @@
 // The GPU's kernels of one module, run on the CPU: a layout's experts, or linears of one format, or what all share. Each takes its call
-// as the driver would hand it over, and says how many bytes that has.
+// as the driver would hand it over, and says how many bytes that has. With EVERY_FORMAT, linears of all formats in one library.
 #if defined(UP)
 #include "experts.cuh"
 #include "join.cuh"
 #include "post.cuh"
 #elif defined(FORMAT)
 #include "linear.cuh"
+#ifdef EVERY_FORMAT
+#include <utility>
+#endif
 #else
 #include "common.cuh"
 #endif
@@ -41,4 +44,16 @@ DALI_RUN(route_choose, RouteCall)
 DALI_RUN(share, ShareCall)
 DALI_RUN(rms_norm, NormCall)
 DALI_RUN(turn, TurnCall)
+#endif
+
+#ifdef EVERY_FORMAT
+template <int... formats>
+static void run_format(int format, const dali::gpu::LinearCall& call, std::integer_sequence<int, formats...>) {
+    using Kernel = void (*)(const dali::gpu::LinearCall&);
+    static constexpr Kernel kernels[] = {dali::gpu::multiply_products<formats, PASSES>...};
+    kernels[format](call);
+}
+extern "C" void run_linear_of(const dali::gpu::LinearCall* call, int64_t warps, int format) {
+    shim::run(warps, [&] { run_format(format, *call, std::make_integer_sequence<int, EVERY_FORMAT>{}); });
+}
 #endif

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import shutil
 import subprocess
-from ctypes import POINTER, Structure, c_int64
+from ctypes import POINTER, Structure, c_int, c_int64
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor
 import dali
 from dali.kernels.expert import ExpertLayout
 from dali.kernels.formats import FORMATS, Format, round_up
+from dali.kernels.gpu import grids
 from dali.kernels.gpu.experts import experts_macros
 
 HERE = Path(__file__).parent
@@ -40,13 +41,23 @@ def linears(folder: Path, format: str, passes: int = 1) -> Any:
     return ctypes.CDLL(str(build_macros(macros, folder)))
 
 
+def linears_of_every_format(folder: Path, passes: int) -> Any:
+    """Likewise, panels of integers; `run_linear_of` takes the format's number last."""
+    macros = {"FORMAT": list(FORMATS).index("w8"), "PASSES": passes, "EVERY_FORMAT": len(FORMATS)}
+    return ctypes.CDLL(str(build_macros(macros, folder)))
+
+
 def build_macros(macros: dict[str, int], folder: Path) -> Path:
     """The library of kernels compiled with these."""
     library = folder / f"{'_'.join(map(str, macros.values())) or 'common'}.so"
     if not library.exists():
-        command = [COMPILER, "-O2", "-std=c++17", "-ffp-contract=off", "-march=native", "-shared", "-fPIC"]
+        (folder / grids.NAME).write_bytes(grids.header())
+        command = [COMPILER, "-O1", "-std=c++17", "-ffp-contract=off", "-march=native", "-shared", "-fPIC"]
         command += ["-Wall", "-Wextra", "-Wno-unknown-pragmas", "-DDALI_SHIM"]
-        command += [*(f"-D{name}={value}" for name, value in macros.items()), f"-I{HERE}", f"-I{SOURCE}"]
+        command += [
+            *(f"-D{name}={value}" for name, value in macros.items()),
+            *(f"-I{place}" for place in (HERE, SOURCE, folder)),
+        ]
         done = subprocess.run([*command, HERE / "shimmed.cpp", "-o", library], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert not done.stderr, done.stderr
@@ -129,7 +140,7 @@ def compute_experts(
     run(library.run_down, call, active * -(-shape.hidden // 32))
 
 
-def run(kernel: Any, call: Structure, warps: int) -> None:
+def run(kernel: Any, call: Structure, warps: int, *more: int) -> None:
     """Launch whole blocks of four warps, as the driver would: those beyond the work must do nothing."""
-    kernel.argtypes = (POINTER(type(call)), c_int64)
-    kernel(ctypes.byref(call), round_up(warps, 4))
+    kernel.argtypes = (POINTER(type(call)), c_int64, *(c_int for _ in more))
+    kernel(ctypes.byref(call), round_up(warps, 4), *more)

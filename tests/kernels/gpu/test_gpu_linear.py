@@ -9,10 +9,10 @@ import torch
 
 from dali.kernels import native
 from dali.kernels.formats import FORMATS, get_format
-from dali.kernels.packing import pack
+from kernels.packed import random_matrix
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", ["f32", "f16", "bf16", "w8", "w4", "q4k"])
 @pytest.mark.parametrize(
     ("rows", "columns", "tokens", "biased", "divisor", "dtype"),
     [
@@ -25,7 +25,7 @@ from dali.kernels.packing import pack
 def test_linears(folder, format, rows, columns, tokens, biased, divisor, dtype):
     generator = torch.Generator().manual_seed(columns)
     chosen, count = get_format(format), len(rows)
-    packed = [pack(torch.randn(of, columns, generator=generator), chosen) for of in rows]
+    packed = [random_matrix(of, columns, chosen, seed) for seed, of in enumerate(rows)]
     biases = [torch.randn(of, generator=generator) if biased else None for of in rows]
     x = torch.randn(tokens, columns, generator=generator).to(dtype)
     expected = [native.Linear(packed[i], rows[i], columns, chosen, biases[i])(x) for i in range(count)]
@@ -45,3 +45,24 @@ def test_linears(folder, format, rows, columns, tokens, biased, divisor, dtype):
     shimmed.run(kernels.run_linear, linear, sum(-(-of // 32) for of in rows))
     for out, wanted in zip(outs, expected, strict=True):
         assert shimmed.same_bits(out, (wanted.float() / divisor).to(dtype))
+
+
+@pytest.mark.parametrize("passes", [1, 2])
+@pytest.mark.parametrize("format", [name for name, format in FORMATS.items() if format.quantized])
+def test_every_format(folder, format, passes):
+    rows, columns, tokens, chosen = 50, 600, 3, get_format(format)
+    packed = random_matrix(rows, columns, chosen)
+    x = torch.randn(tokens, columns, generator=torch.Generator().manual_seed(1))
+    expected = native.Linear(packed, rows, columns, chosen, None)(x)
+    out, matrix = torch.full_like(expected, float("nan")), shimmed.matrix_of(chosen, rows, columns)
+    memory, kernels = shimmed.Memory(tokens, matrix.columns), shimmed.linears_of_every_format(folder, passes)
+    product = calls.Product(out.data_ptr(), packed.data_ptr(), None, matrix)
+    gather = calls.GatherCall(x.data_ptr(), memory.panel, tokens, columns, shimmed.DTYPES[x.dtype])
+    linear = calls.LinearCall(
+        (calls.Product * 3)(product), memory.panel, 1, tokens, shimmed.DTYPES[x.dtype], 1
+    )
+    shimmed.run(kernels.run_gather_rows, gather, tokens * (matrix.columns // 32))
+    shimmed.run(kernels.run_linear_of, linear, -(-rows // 32), list(FORMATS).index(format))
+    assert expected.isfinite().all()
+    assert expected.std() > 0.001
+    assert shimmed.same_bits(out, expected)

@@ -190,3 +190,26 @@ def test_rotary_factors(factors, problem, tmp_path):
     wrong = [("rope_freqs.weight", factors.astype(np.float32))]
     rewrite(path, tensors=lambda name, v: [(name, v)] + (wrong if name == "output_norm.weight" else []))
     assert f"the tensor rope_freqs.weight {problem}" in refusal(path)
+
+
+UNKNOWN = 250  # a type that ggml does not have
+
+
+def in_an_unknown_type(path, tensor="blk.0.attn_q.weight"):
+    """The tensor's type, in a file's table, is the number of none."""
+    content = path.read_bytes()
+    at = content.index(tensor.encode()) + len(tensor) + 4 + 2 * 8
+    path.write_bytes(content[:at] + UNKNOWN.to_bytes(4, "little") + content[at + 4 :])
+
+
+def test_a_type_that_nobody_reads_is_told_with_the_kind_of_file(saved, tmp_path):
+    path = shutil.copy(saved, tmp_path / "Tiny-UD-Q2_K_XL.gguf")
+    in_an_unknown_type(path)
+    problem = refusal(path)
+    assert "the UD-Q2_K_XL file" in problem
+    assert "the tensor blk.0.attn_q.weight is in" in problem
+
+
+def test_an_architecture_that_nobody_knows_is_told_before_its_types(path):
+    in_an_unknown_type(rewrite(path, {"general.architecture": "gemma"}))
+    assert "is a 'gemma' model, which dali cannot read" in refusal(path)

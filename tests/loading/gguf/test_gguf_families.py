@@ -9,6 +9,9 @@ import torch
 from gguf import GGMLQuantizationType as Type
 
 import dali
+from dali.cli.chat.answer import Answer
+from dali.kernels import native
+from dali.store.gguf import pack
 from families import FAMILIES
 from gguf_models import encode_as, gguf_model, rewrite, save_gguf
 from logits import Forced
@@ -160,6 +163,8 @@ def put_back(model, values: dict[str, np.ndarray]) -> None:
         ({"_exps": Type.MXFP4, "attn": Type.Q5_1, "token": Type.Q4_0, "output.w": Type.Q5_K}, "mxfp4"),
         ({"_exps": Type.BF16, "attn": Type.Q4_K, "token": Type.Q6_K, "output.w": Type.Q8_0}, "bf16"),
         ({"_exps": Type.Q4_K, "attn": Type.Q8_0}, "q4k"),
+        ({"_exps": Type.Q6_K, "attn": Type.Q5_K, "down_exps": Type.Q5_K}, "q6k"),
+        ({"_exps": Type.Q5_1, "attn": Type.Q4_1}, "q5_1"),
         ({"down_exps": Type.Q8_0, "_exps": Type.Q4_K}, "q4k (down w8)"),
         ({"blk.0.ffn_down_exps": Type.Q8_0, "_exps": Type.Q4_K}, "q4k (down w8), q4k"),
     ],
@@ -184,19 +189,32 @@ def test_mixed_layers_with_compiled_kernels(tmp_path, monkeypatch):
     assert float((found - wanted).norm() / wanted.norm()) < 0.03  # activations in int8
 
 
-@pytest.mark.parametrize("kind", [Type.Q4_1, Type.Q5_0, Type.Q5_1, Type.Q5_K, Type.Q6_K])
-def test_types_without_a_packed_format_become_w8(kind, tmp_path):
-    model, encode = gguf_model("qwen3_moe", **WIDE), Mixed({"down_exps": kind, "_exps": Type.Q8_0})
-    path = save_gguf(model, tmp_path / "m.gguf", encode)
+def test_a_type_without_a_packed_format_becomes_w8(tmp_path, monkeypatch):
+    """As those are that are read before there are kernels for them."""
+    monkeypatch.delitem(pack.SAME_VALUES, "Q6_K")
+    encode = Mixed({"down_exps": Type.Q6_K, "attn_q.w": Type.Q6_K, "_exps": Type.Q8_0})
+    path = save_gguf(model := gguf_model("qwen3_moe", **WIDE), tmp_path / "m.gguf", encode)
     put_back(model, encode.values)
     said: list[str] = []
     llm = dali.load(path, dtype="float32", notify=said.append)
     ((conversion, error),) = llm.stats()["converted"].items()
-    assert conversion == f"{kind.name} to w8"
+    assert conversion == "Q6_K to w8"
     assert 0.001 < error < 0.01
     assert said == [f"Experts are converted from {conversion}: relative error {error:.2%}."]
+    answer = Answer(llm, sequence := llm.sequence(TOKENS, max_tokens=2))
+    llm.loop.complete([sequence])
+    assert f"converted: experts {conversion} ({error:.2%})" in answer.summary()
     found, wanted = logits_of(llm), expected(model)
     assert 0 < float((found - wanted).norm() / wanted.norm()) < 0.05
+    if native.AVAILABLE:
+        monkeypatch.delenv("DALI_KERNELS")
+        llm = dali.load(path)
+        assert llm.model.model.layers[0].self_attn.q_proj.format.name == "w8"
+        assert 0.001 < llm.stats()["converted_linears"][conversion] < 0.01
+        assert llm.loaded.conversions == [
+            f"experts Q6_K to w8 ({error:.2%})",
+            f"linears Q6_K to w8 ({llm.loaded.converted_linears[conversion]:.2%})",
+        ]
 
 
 def test_another_format_on_request(tmp_path):

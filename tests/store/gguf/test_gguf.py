@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dali.errors import DaliError
+from dali.store.gguf.blocks import BLOCK_TYPES
 from dali.store.gguf.header import read_gguf, split_files
 from gguf_bytes import ARRAY, BOOL, F32, STRING, U8, U32, U64, gguf, key, tensor, text, write
 
@@ -115,8 +116,18 @@ HOSTILE = {
     "zero rows": (gguf((), (tensor("t", (0, 4)),)), r"the tensor t has the impossible shape \[0, 4\]"),
     "overflow": (gguf((), (tensor("t", (2**33, 2**33)),)), "the tensor t has the impossible shape"),
     "rows of a block": (gguf((), (tensor("t", (2, 40), 8),), b"\0" * 99), "rows of 40 values; Q8_0 needs"),
-    "unknown type": (gguf((), (tensor("t", (2, 32), 777),)), "the tensor t is in the unknown type 777"),
-    "unsupported type": (gguf((), (tensor("t", (2, 256), 10),)), "the tensor t is in Q2_K"),
+    "newer type": (
+        gguf((), (tensor("t", (2, 32), 43),)),
+        r"the tensor t is in a type newer than this dali knows, 43\.\nUpdate dali, or pick a file in Q4_K_M",
+    ),
+    "unsupported type": (
+        gguf((), (tensor("t", (2, 256), 15),)),
+        r"the tensor t is in Q8_K\.\nPick a file in one of the common quantizations",
+    ),
+    "removed type": (
+        gguf((), (tensor("t", (2, 256), 31),)),
+        r"the tensor t is in Q4_0_4_4, which llama\.cpp has given up\.\nPick a newer file",
+    ),
     "offset": (gguf((), (tensor("t", (4,), 0, 4),), b"\0" * 64), "the tensor t has the offset 4"),
     "past the end": (
         gguf((), (tensor("t", (9,)),), b"\0" * 32),
@@ -145,7 +156,7 @@ def test_hostile_headers(tmp_path, name):
     content, problem = HOSTILE[name]
     path = write(tmp_path / "m.gguf", content)
     with pytest.raises(DaliError, match=problem) as error:
-        read_gguf(path)
+        read_gguf(path).check_types()
     assert str(path) in error.value.problem
 
 
@@ -158,6 +169,47 @@ def test_cut_anywhere(tmp_path):
         write(path, content[:length])
         with pytest.raises(DaliError):
             read_gguf(path)
+
+
+@pytest.mark.parametrize("number", BLOCK_TYPES)
+def test_rows_are_whole_blocks_and_all_there(tmp_path, number):
+    type = BLOCK_TYPES[number]
+    rows, columns = 3, 2 * type.columns
+    size = 2 * rows * type.fields.itemsize
+    path = write(tmp_path / "m.gguf", gguf((), (tensor("t", (rows, columns), number),), b"\0" * size))
+    (read,) = read_gguf(path).tensors.values()
+    assert (read.type, read.shape, read.nbytes) == (type, (rows, columns), size)
+    write(path, path.read_bytes()[:-1])
+    with pytest.raises(DaliError, match=rf"the tensor t ends at byte {read.offset + size}, the file has"):
+        read_gguf(path)
+    for odd in {columns - 1, columns + 1, columns + type.columns // 2} if type.columns > 1 else ():
+        write(path, gguf((), (tensor("t", (rows, odd), number),), b"\0" * 2 * size))
+        with pytest.raises(
+            DaliError, match=f"rows of {odd} values; {type.name} needs multiples of {type.columns}"
+        ):
+            read_gguf(path)
+
+
+@given(
+    numbers=st.lists(st.integers(0, 50), min_size=1, max_size=4),
+    columns=st.sampled_from([1, 32, 64, 256, 288, 2**40]),
+    missing=st.integers(0, 300),
+)
+@settings(max_examples=100, deadline=None)
+def test_any_type_over_any_row_is_refused_or_inside_the_file(tmp_path_factory, numbers, columns, missing):
+    entries, end = [], 0
+    for place, number in enumerate(numbers):
+        entries.append(tensor(f"t{place}", (2, columns), number, end))
+        known = BLOCK_TYPES.get(number)
+        end += -(-2 * known.row_bytes(columns) // 32) * 32 if known else 32
+    content = gguf((), tuple(entries), b"\0" * max(min(end, 2**14) - missing, 0))
+    path = write(tmp_path_factory.mktemp("types") / "m.gguf", content)
+    try:
+        model = read_gguf(path)
+    except DaliError:
+        return
+    assert all(t.offset + t.nbytes <= len(content) for t in model.tensors.values())
+    assert all(t.shape[-1] % t.type.columns == 0 for t in model.tensors.values())
 
 
 @given(

@@ -62,6 +62,8 @@ class Answer:
         if accelerated is not None and accelerated.system is not None:
             lossy = ", ".join(accelerated.lossy.get("parts", ()))
             parts.append(f"{accelerated.system}, lossy: {lossy}" if lossy else accelerated.system)
+        if converted := self._llm.loaded.conversions:
+            parts.append(f"converted: {', '.join(converted)}")
         if self.filled_context:
             parts.append("context full")
         return " | ".join(parts)

@@ -14,6 +14,8 @@ NEAR = {
     **dict.fromkeys(("q8", "q8_0", "int8", "8bit", "8", "fp8", "w8a8"), "w8"),
     **dict.fromkeys(("q4", "q4_0", "int4", "4bit", "4", "nf4", "w4a16"), "w4"),
     **dict.fromkeys(("q4_k", "q4_k_m", "q4_k_s"), "q4k"),
+    **dict.fromkeys(("q6", "q6_k"), "q6k"),
+    **dict.fromkeys(("original", "own", "none", "as-is"), "keep"),
     **dict.fromkeys(("fp16", "float16", "half"), "f16"),
     **dict.fromkeys(("fp32", "float32"), "f32"),
     **dict.fromkeys(("bfloat16",), "bf16"),

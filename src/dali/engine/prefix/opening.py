@@ -16,6 +16,7 @@ import dali
 from dali import compiled
 from dali.engine.prefix.folder import Folder, prepare_folder
 from dali.engine.prefix.prefixes import BLOCK_TOKENS, Prefixes
+from dali.fused.dense import PackedLinear
 from dali.hardware.free_memory import available_ram
 from dali.hooks.attention import smallest_window
 from dali.hooks.recurrent import recurrent_modules
@@ -66,12 +67,19 @@ def identity(loaded: LoadedModel, options: LoadOptions) -> str:
         "device": options.device_kind,
         "files": loaded.fingerprint,
         "experts": [layout.format_name for layout in loaded.layouts],
+        "asked": (options.quant, options.dtype),
+        "packed": sorted({f"{path} {module.format.name}" for path, module in _packed(loaded.model)}),
         "dense": [str(dtype) for dtype in sorted({p.dtype for p in loaded.model.parameters()}, key=str)],
         "config": config,  # positions' scaling is part of it
         "block": BLOCK_TOKENS,
     }
     text = json.dumps(parts, sort_keys=True, default=repr)
     return hashlib.blake2b(text.encode(), digest_size=20).hexdigest()
+
+
+def _packed(model: torch.nn.Module) -> list[tuple[str, Any]]:
+    """Modules whose weights are packed, with their paths."""
+    return [(path, module) for path, module in model.named_modules() if isinstance(module, PackedLinear)]
 
 
 def _kernels() -> str:

@@ -16,16 +16,17 @@ class StopStrings:
         self._stops = stops
         self._held = ""
 
-    def push(self, text: str) -> tuple[str, bool]:
-        """(the text now safe to give out, whether a stop string was met). After True the sequence is over."""
+    def push(self, text: str) -> tuple[str, str | None]:
+        """(the text now safe to give out, the stop string that was met). With one the sequence is over."""
         text = self._held + text
-        found = [(at + len(stop), at) for stop in self._stops if (at := text.find(stop)) >= 0]
+        found = [(at + len(stop), at, stop) for stop in self._stops if (at := text.find(stop)) >= 0]
         if found:
             self._held = ""
-            return text[: min(found)[1]], True
+            _, at, stop = min(found)
+            return text[:at], stop
         safe = len(text) - max((overlap(text, stop) for stop in self._stops), default=0)
         self._held = text[safe:]
-        return text[:safe], False
+        return text[:safe], None
 
     def flush(self) -> str:
         """What was held back, at the end of a sequence that met no stop string."""

@@ -20,10 +20,11 @@ class Text:
         """stop: strings that end the text, those that are a token of their own also as that token, which has no text if it is a
         special one. structure: what divides the answer; None where all is text."""
         self.pieces: deque[Piece] = deque()  # not yet taken
+        self.stopped_by: str | None = None  # the stop string that was met
         self._detokenizer = Detokenizer(tokenizer)
         self._stop = StopStrings(stop)
         added = tokenizer.get_added_vocab() if stop else {}
-        self._stop_tokens = {added[text] for text in stop if text in added}
+        self._stop_tokens = {added[text]: text for text in stop if text in added}
         self._structure = Plain() if structure is None else structure
 
     def follow(self, token: int) -> None:
@@ -34,6 +35,7 @@ class Text:
         """Take a token; whether it ends the text: a stop string or token was met."""
         if token in self._stop_tokens:
             self.finish()
+            self.stopped_by = self._stop_tokens[token]
             return True
         marker = self._structure.markers.get(token)
         if marker is None:
@@ -52,6 +54,7 @@ class Text:
     def _take(self, text: str) -> bool:
         safe, stopped = self._stop.push(text)
         self.pieces += self._structure.push(safe)
-        if stopped:
+        if stopped is not None:
             self.pieces += self._structure.flush()
-        return stopped
+            self.stopped_by = stopped
+        return stopped is not None

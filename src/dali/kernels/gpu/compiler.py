@@ -17,6 +17,7 @@ from pathlib import Path
 import xxhash
 
 from dali.errors import DaliError
+from dali.kernels.gpu import grids
 
 SOURCE = Path(__file__).parent / "source"
 BUILTINS = "nvrtc-builtins64_*.dll" if os.name == "nt" else "libnvrtc-builtins.so.*"
@@ -118,7 +119,9 @@ def _candidates() -> Iterator[str]:
 @cache
 def sources() -> dict[str, bytes]:
     """The device code, by file name."""
-    return {path.name: path.read_bytes() for path in sorted(SOURCE.glob("*.*h"))}
+    return {path.name: path.read_bytes() for path in sorted(SOURCE.glob("*.*h"))} | {
+        grids.NAME: grids.header()
+    }
 
 
 def cubin(name: str, macros: Mapping[str, int], sm: int, kept: Path) -> bytes:

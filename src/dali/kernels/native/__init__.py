@@ -22,6 +22,7 @@ from dali.kernels.native.decode import (
     BesideNorms,
     DecoderLayer,
     DecodingModel,
+    Embeddings,
     Kept,
     LayerNorms,
     Mixer,
@@ -37,7 +38,7 @@ from dali.kernels.native.experts import (
 )
 from dali.kernels.native.latent import LatentHeads
 from dali.kernels.native.library import set_threads, threads
-from dali.kernels.native.linear import DEQUANTIZED, Linear, dequantize_blocks, repack
+from dali.kernels.native.linear import DEQUANTIZED, Linear, dequantize_blocks, repack, rows_of
 from dali.kernels.native.measure import read_seconds, seconds
 from dali.kernels.native.recurrence import (
     CONVOLVED_DTYPES,
@@ -74,6 +75,7 @@ __all__ = [
     "DecodingModel",
     "DecodingToken",
     "DeltaNet",
+    "Embeddings",
     "ExpertRecords",
     "Field",
     "Kept",
@@ -111,6 +113,7 @@ __all__ = [
     "reduce_choices",
     "repack",
     "rms_norm",
+    "rows_of",
     "seconds",
     "selective_scan",
     "set_threads",

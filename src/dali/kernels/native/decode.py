@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dali.compiled import library
 from dali.kernels.expert import ExpertLayout
+from dali.kernels.formats import Format
 from dali.kernels.native.attention import Attention, DecodingToken, NormParts, norm_parts
 from dali.kernels.native.experts import ExpertRecords, native_layout
 from dali.kernels.native.library import DTYPES
@@ -132,30 +133,50 @@ def decode_layers(
     return out, outcomes
 
 
-class DecodingModel:
-    """A whole model while decoding: embeddings [vocabulary, hidden] times embedding_scale, layers, norm, head, whose logits are
-    divided by logits_divisor. rotations: of each layer, which of a call's rotations it takes."""
+class Embeddings:
+    """A table [vocabulary, hidden] whose rows come as `dtype` and times `scale`: of that type as it lies, or packed in
+    `format`."""
 
     def __init__(
         self,
-        embeddings: Tensor,
+        table: Tensor,
+        vocabulary: int,
+        hidden: int,
+        format: Format | None,
+        dtype: torch.dtype,
+        scale: float,
+    ) -> None:
+        assert table.is_contiguous()
+        self.hidden, self.dtype, self._table = hidden, dtype, table
+        if format is None:
+            assert table.shape == (vocabulary, hidden) and table.dtype == dtype
+            self._embeddings = library.Embeddings(table.data_ptr(), vocabulary, scale)
+        else:
+            matrix = library.Matrix(format.name, vocabulary, hidden)
+            assert table.nbytes == matrix.bytes
+            self._embeddings = library.Embeddings(matrix, table.data_ptr(), scale)
+
+
+class DecodingModel:
+    """A whole model while decoding: embeddings, layers, norm, head, whose logits are divided by logits_divisor. rotations: of
+    each layer, which of a call's rotations it takes."""
+
+    def __init__(
+        self,
+        embeddings: Embeddings,
         layers: Sequence[DecoderLayer],
         rotations: list[int],
         norm: NormParts,
         head: Linear,
-        embedding_scale: float = 1.0,
         logits_divisor: float = 1.0,
     ) -> None:
-        vocabulary, hidden = embeddings.shape
-        assert embeddings.is_contiguous() and norm[0].shape == (hidden,) and head.columns == hidden
+        assert norm[0].shape == (embeddings.hidden,) and head.columns == embeddings.hidden
         assert norm[0].dtype in (embeddings.dtype, torch.float32) and len(rotations) == len(layers)
         self._tensors, self._layers, self._head = (embeddings, norm), layers, head
         self._dtype = embeddings.dtype
         self._model = library.DecodingModel(
             DTYPES[embeddings.dtype],
-            embeddings.data_ptr(),
-            vocabulary,
-            embedding_scale,
+            embeddings._embeddings,
             [layer._layer for layer in layers],
             rotations,
             norm_parts(norm),

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 
 from dali.compiled import library
+from dali.kernels.formats import FORMATS
+from dali.kernels.grids import table_bytes
 
 DTYPES: dict[torch.dtype, Any] = (
     {}
@@ -17,6 +19,11 @@ DTYPES: dict[torch.dtype, Any] = (
         torch.float16: library.Dtype.f16,
     }
 )
+
+if library is not None:
+    for format in FORMATS.values():
+        if format.coded:
+            library.set_grid(format.name, table_bytes(format.grid))
 
 
 def set_threads(threads: int, pinned: bool = False) -> None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from dali.compiled import library
-from dali.kernels.formats import Format
+from dali.kernels.formats import TILE_ROWS, Format
 from dali.kernels.native.library import DTYPES
 
 
@@ -47,16 +47,30 @@ class Linear:
         return out
 
 
+def rows_of(packed: Tensor, columns: int, format: Format, rows: Tensor) -> Tensor:
+    """What rows of a packed matrix of a quantized format stand for: rows int64 [n], each one that the matrix has -> float32
+    [n, columns]."""
+    assert format.quantized and packed.is_contiguous() and rows.dtype == torch.int64
+    matrix = library.Matrix(format.name, packed.nbytes // format.tile_bytes(columns) * TILE_ROWS, columns)
+    rows = rows.contiguous()
+    out = torch.empty(len(rows), columns)
+    library.rows_of(matrix, packed.data_ptr(), columns, rows.data_ptr(), len(rows), out.data_ptr())
+    return out
+
+
 def repack(raw: Tensor, type: str, columns: int, format: Format, packed: Tensor) -> bool:
-    """GGUF's blocks into packed tiles: raw uint8 [rows, row bytes] of `type`, one that src/native/ops/repack.h names, in the
-    format it names there; packed uint8 [format.matrix_bytes(rows, columns)]. False for values or scales that are NaN, infinite or
-    too large."""
+    """GGUF's blocks into packed tiles: raw uint8 [rows, row bytes] of `type`, in the format of its values; packed uint8
+    [format.matrix_bytes(rows, columns)]. False for scales that are NaN or infinite."""
     matrix = library.Matrix(format.name, raw.shape[0], columns)
     assert raw.is_contiguous() and packed.is_contiguous() and packed.nbytes == matrix.bytes
     return bool(library.repack(matrix, type, raw.data_ptr(), raw.shape[1], packed.data_ptr()))
 
 
-DEQUANTIZED = ("Q4_0", "Q8_0", "Q4_1", "Q5_0", "Q5_1", "Q5_K", "Q6_K")
+DEQUANTIZED = (
+    *("Q8_0", "Q4_0", "MXFP4", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K", "Q3_K", "Q2_K"),
+    *("IQ4_NL", "IQ4_XS", "NVFP4", "TQ1_0", "TQ2_0"),
+    *("IQ3_S", "IQ3_XXS", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_S", "IQ1_M"),
+)
 
 
 def dequantize_blocks(raw: Tensor, type: str, blocks: int, out: Tensor) -> None:

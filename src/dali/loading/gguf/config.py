@@ -26,6 +26,7 @@ def read_config(gguf: Gguf, eos_ids: list[int]) -> Any:
             f"{gguf.path} is a {family.model_type} model, which transformers {transformers.__version__} does not have.",
             "Install a newer one: pip install -U transformers.",
         )
+    gguf.check_types()
     keys = Keys(gguf, family.architecture)
     _check_blocks(keys)
     if not keys.has("token_embd.weight"):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
+from dataclasses import dataclass
 from functools import partial
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -14,17 +16,19 @@ from torch import Tensor
 
 from dali.errors import DaliError, parameter
 from dali.fused.dense import PACKED_ROWS, linears_of
+from dali.fused.embedding import embeddings_of
 from dali.kernels import native
 from dali.kernels.formats import TILE_ROWS, Format, round_up
 from dali.loading.gguf.families import Family
 from dali.loading.gguf.parts import Made, Ordered, Part, blocks_in_order
 from dali.store.arena import Arena
-from dali.store.gguf.blocks import Bytes
 from dali.store.gguf.header import Gguf, GgufTensor, damaged
-from dali.store.gguf.pack import own_format, pack_blocks
+from dali.store.gguf.pack import Losses, own_format, pack_blocks
 from dali.store.gguf.reader import Job, Reading
+from dali.store.gguf.values.fields import Bytes
 
 AT_ONCE = 2**20  # values a read, and between the file and the parameter's type
+MEASURED_ROWS = 4 * TILE_ROWS  # of each linear that is converted
 TOP = {"token_embd": "embed_tokens", "output_norm": "norm"}
 OUTPUT = "lm_head"
 BLOCK = {  # of all families; what is a family's own stands in its file
@@ -77,11 +81,13 @@ class GgufDense:
             if tensor.name not in experts | NOT_WEIGHTS and not self._predicts_ahead(tensor):
                 self._sources.setdefault(self._parameter(tensor), []).append(tensor)
         self._check()
-        self.linears = {  # module -> the tensor it can be packed from, block by block
-            path: tensors[0]
-            for path in linears_of(skeleton)
-            if self._can_be_packed(f"{path}.weight", tensors := self._sources[self._source(f"{path}.weight")])
+        linears = list(linears_of(skeleton))
+        self.packable = {  # linear or embedding -> the parameter whose tensor it can be packed from, block by block
+            path: source
+            for path in (*embeddings_of(skeleton), *linears)
+            if self._can_be_packed(source := self._source(f"{path}.weight"))
         }
+        self._linears = {path: self._source(f"{path}.weight") for path in linears}
 
     def _predicts_ahead(self, tensor: GgufTensor) -> bool:
         """Whether it is of the blocks behind the model's layers, which predict tokens beyond the next one."""
@@ -155,19 +161,54 @@ class GgufDense:
                 f"the numbers of heads in its metadata do not divide {name}, which is {list(shape)}",
             ) from None
 
-    def _can_be_packed(self, name: str, tensors: list[GgufTensor]) -> bool:
-        """Whether the tensor's blocks hold the very values that a packed matrix does."""
-        part = self._part(name) if name in self._sources else None
-        if len(tensors) > 1 or isinstance(part, Made) or not own_format(tensors[0].type).quantized:
+    def _can_be_packed(self, name: str) -> bool:
+        """Whether a parameter is one tensor, whose blocks need not be taken apart."""
+        tensors, part = self._sources[name], self._part(name)
+        if len(tensors) > 1 or isinstance(part, Made) or name in self._exact:
+            return False
+        if _matrix(tensors[0]) != self._shapes[name]:
             return False
         if part is None or not part.columns:
             return True
         return blocks_in_order(self._order(name, part), tensors[0].type.columns) is not None
 
     @property
+    def further_blocks(self) -> list[str]:
+        """The blocks behind the model's layers."""
+        numbers = {int(found[1]) for name in self.gguf.tensors if (found := NUMBERED.fullmatch(name))}
+        return [f"blk.{number}" for number in sorted(numbers) if number >= self._layers]
+
+    @property
     def nbytes(self) -> int:
         """Bytes of the dense tensors in the file."""
         return sum(tensor.nbytes for tensors in self._sources.values() for tensor in tensors)
+
+    def memory_bytes(self, dtype: torch.dtype, packed: bool) -> int:
+        """Bytes of everything but the experts in memory: what can be `packed` so, if it shall be, and all else in `dtype`."""
+        wide = {name: 4 if name in self._exact else dtype.itemsize for name in self._read_plainly(packed)}
+        plain = sum(prod(self._shapes[name]) * item for name, item in wide.items())
+        return int(plain) + (sum(self._packed_bytes().values()) if packed else 0)
+
+    def _read_plainly(self, packed: bool) -> set[str]:
+        """The parameters that are decoded."""
+        names = {f"{path}.weight" for path in self.packable} if packed else set()
+        return self._sources.keys() - names
+
+    def _packed_bytes(self) -> dict[str, int]:
+        """Of each parameter that something is packed from: modules that share it have one matrix."""
+        tensors = {source: self._sources[source][0] for source in self.packable.values()}
+        return {
+            source: own_format(tensor.type).matrix_bytes(*_matrix(tensor))
+            for source, tensor in tensors.items()
+        }
+
+    def converted(self) -> dict[str, str]:
+        """Linears that are not `packable` -> what they are in, for people."""
+        decoded = {path: source for path, source in self._linears.items() if path not in self.packable}
+        return {
+            path: " and ".join(sorted({tensor.type.name for tensor in self._sources[source]}))
+            for path, source in decoded.items()
+        }
 
     @property
     def dtype(self) -> torch.dtype:
@@ -181,10 +222,14 @@ class GgufDense:
             parameter if parameter in self._sources else f"{self._decoder}.{self._top['token_embd']}.weight"
         )
 
-    def read(self, dtype: torch.dtype, packed: Collection[str] = ()) -> Reading[dict[str, Tensor]]:
-        """Parameter -> its tensor in `dtype`, but the weights of the modules `packed`. Its jobs raise DaliError for values that
-        are not finite."""
-        names = self._sources.keys() - {f"{path}.weight" for path in packed}
+    def read(
+        self, dtype: torch.dtype, packed: bool = False, losses: Losses | None = None
+    ) -> Reading[dict[str, Tensor]]:
+        """Parameter -> its tensor in `dtype`, but the weights of what is `packable` where that is `packed`; `losses` are told
+        what linears lose. Its jobs raise DaliError for values that are not finite."""
+        names = self._read_plainly(packed)
+        rounded = losses is not None and not packed and dtype != torch.float32
+        told = set(self._linears.values()) if rounded else set()
         values = {
             tensor.name: torch.empty(
                 tensor.shape, dtype=torch.float32 if self._made_of(name) or name in self._exact else dtype
@@ -193,7 +238,12 @@ class GgufDense:
             for tensor in self._sources[name]
         }
         jobs = [
-            Job(tensor, begin, len(rows), partial(_dequantize, tensor, rows))
+            Job(
+                tensor,
+                begin,
+                len(rows),
+                partial(_dequantize, tensor, rows, losses if name in told and not begin else None),
+            )
             for name in names
             for tensor in self._sources[name]
             for begin, rows in _pieces(values[tensor.name])
@@ -215,28 +265,28 @@ class GgufDense:
             return value
         return value.index_select(-1 if part.columns else 0, torch.from_numpy(self._order(name, part)))
 
-    def read_linears(self) -> Reading[dict[str, tuple[Tensor, Format]]]:
-        """Module -> its packed matrix and format, for every linear that the file has quantized: the very same values where a
-        packed format has them. Its jobs raise DaliError for values that are not finite."""
-        sizes = {
-            path: own_format(tensor.type).matrix_bytes(*tensor.shape) for path, tensor in self.linears.items()
-        }
-        memory = Arena(1, round_up(sum(sizes.values()), 4096))[0]
+    def read_packed(self, losses: Losses) -> Reading[dict[str, tuple[Tensor, Format]]]:
+        """Module -> its packed matrix and format, of all that is `packable`: the very same values where a packed format has them;
+        `losses` are told of linears that have others. Its jobs raise DaliError for values that are not finite."""
+        sizes = self._packed_bytes()
+        memory = Arena(1, round_up(max(sum(sizes.values()), 1), 4096))[0]
         pieces = torch.split(memory, [*sizes.values(), len(memory) - sum(sizes.values())])
         matrices: dict[str, tuple[Tensor, Format]] = {}
         jobs: list[Job] = []
-        for (path, tensor), out in zip(self.linears.items(), pieces[:-1], strict=True):
-            format, name = own_format(tensor.type), f"{path}.weight"
-            part = self._part(name) if name in self._sources else None
+        for name, out in zip(sizes, pieces[:-1], strict=True):
+            (tensor,), part = self._sources[name], self._part(name)
             order = self._order(name, part) if isinstance(part, Ordered) else None
             columns = isinstance(part, Ordered) and part.columns
-            matrices[path] = out, format
-            rows = tensor.shape[0]
+            matrices[name] = out, own_format(tensor.type)
+            rows, width = _matrix(tensor)
             step = PACKED_ROWS if order is None or columns else rows
+            told = losses if name in self._linears.values() else None
             for row in range(0, rows, step):
-                take = partial(_pack_rows, tensor, row, order, columns, out, format)
-                jobs.append(Job(tensor, row, min(step, rows - row), take))
-        return Reading(jobs, lambda: matrices, [memory])
+                place = _PackedRows(tensor, width, order, columns, *matrices[name])
+                jobs.append(
+                    Job(tensor, row, min(step, rows - row), partial(place.take, row, None if row else told))
+                )
+        return Reading(jobs, lambda: {path: matrices[name] for path, name in self.packable.items()}, [memory])
 
 
 def _leaf(tensor: GgufTensor) -> str:
@@ -259,30 +309,46 @@ def _pieces(matrix: Tensor) -> list[tuple[int, Tensor]]:
     return [(begin, rows[begin : begin + step]) for begin in range(0, len(rows), step)]
 
 
-def _pack_rows(
-    tensor: GgufTensor,
-    begin: int,
-    order: NDArray[np.int64] | None,
-    columns: bool,
-    out: Tensor,
-    format: Format,
-    raw: Bytes,
-) -> None:
-    """Rows of a matrix from row `begin` into their place in `out`, brought into `order`."""
-    if order is not None and columns:
-        blocks = blocks_in_order(order, tensor.type.columns)
-        raw = raw.reshape(len(raw), len(order) // tensor.type.columns, -1)[:, blocks].reshape(raw.shape)
-    elif order is not None:
-        raw = raw[order]
-    at = begin // TILE_ROWS * format.tile_bytes(tensor.shape[1])
-    try:
-        pack_blocks(raw, tensor.type, format, out[at : at + format.matrix_bytes(len(raw), tensor.shape[1])])
-    except DaliError as error:
-        raise DaliError(f"The tensor {tensor.name} in {tensor.path}: {error.problem}", error.fix) from error
+def _matrix(tensor: GgufTensor) -> tuple[int, int]:
+    """Rows and columns, whatever dimensions of one there are around them."""
+    return prod(tensor.shape[:-1]), tensor.shape[-1]
 
 
-def _dequantize(tensor: GgufTensor, out: Tensor, raw: Bytes) -> None:
-    """Rows of a tensor into `out` [rows, columns]. DaliError for values that are not finite."""
+@dataclass(frozen=True)
+class _PackedRows:
+    """Where the rows of a matrix go, brought into `order`: into `out`, in `format`."""
+
+    tensor: GgufTensor
+    width: int
+    order: NDArray[np.int64] | None
+    columns: bool  # whether the order is that of columns
+    out: Tensor
+    format: Format
+
+    def take(self, begin: int, losses: Losses | None, raw: Bytes) -> None:
+        """Rows from row `begin`. DaliError for values that are not finite."""
+        type = self.tensor.type
+        if self.order is not None and self.columns:
+            blocks = blocks_in_order(self.order, type.columns)
+            raw = raw.reshape(len(raw), len(self.order) // type.columns, -1)[:, blocks].reshape(raw.shape)
+        elif self.order is not None:
+            raw = raw[self.order]
+        at = begin // TILE_ROWS * self.format.tile_bytes(self.width)
+        out = self.out[at : at + self.format.matrix_bytes(len(raw), self.width)]
+        try:
+            pack_blocks(raw, type, self.format, out)
+        except DaliError as error:
+            raise DaliError(
+                f"The tensor {self.tensor.name} in {self.tensor.path}: {error.problem}", error.fix
+            ) from error
+        if losses is not None:
+            some = raw[:MEASURED_ROWS]
+            losses.packed(some, type, out[: self.format.matrix_bytes(len(some), self.width)], self.format)
+
+
+def _dequantize(tensor: GgufTensor, out: Tensor, losses: Losses | None, raw: Bytes) -> None:
+    """Rows of a tensor into `out` [rows, columns]; `losses` are told what rounding them loses. DaliError for values that are not
+    finite."""
     type = tensor.type
     if native.enabled() and type.name in native.DEQUANTIZED:
         values = out if out.dtype == torch.float32 and out.is_contiguous() else torch.empty(out.shape)
@@ -297,6 +363,9 @@ def _dequantize(tensor: GgufTensor, out: Tensor, raw: Bytes) -> None:
         )
     if values is not out:
         out.copy_(values)
+    if losses is not None:
+        name = f"{type.name} to {str(out.dtype).removeprefix('torch.')}"
+        losses.kept(name, out[:MEASURED_ROWS], values[:MEASURED_ROWS])
 
 
 def _check_shape(tensor: GgufTensor, wanted: tuple[int, ...]) -> None:

@@ -14,19 +14,21 @@ import torch
 import xxhash
 from torch import Tensor
 
-from dali.fused.dense import put_linears
+from dali.fused.dense import LINEARS, put_packed
 from dali.hooks import seam
 from dali.hooks.attention import set_windows
 from dali.hooks.moe_layer import MoELayer
 from dali.kernels.expert import ExpertLayout
 from dali.kernels.formats import Format, get_format
-from dali.loading.budget import choose_context, choose_layouts, count_dense_bytes
+from dali.kernels.packing import pack, unpack
+from dali.loading.budget import choose_context, choose_layouts
 from dali.loading.dense import load_dense
+from dali.loading.further_tokens import left_out
 from dali.loading.gguf.config import read_config
-from dali.loading.gguf.dense import GgufDense
+from dali.loading.gguf.dense import MEASURED_ROWS, GgufDense
 from dali.loading.gguf.families import family_of
 from dali.loading.gguf.tokenizer import end_ids, read_tokenizer
-from dali.loading.loaded import LoadedModel
+from dali.loading.loaded import LoadedModel, largest
 from dali.loading.locate import display_name
 from dali.loading.source import ModelSource
 from dali.options import LoadOptions
@@ -34,16 +36,19 @@ from dali.progress import Meter
 from dali.store.expert_pool import ExpertPool
 from dali.store.gguf.experts import GgufExperts, Loaded
 from dali.store.gguf.header import Gguf, read_gguf
+from dali.store.gguf.pack import Losses
 from dali.store.gguf.reader import Reading, read
 from dali.telemetry import Telemetry
 
 
 class Weights(NamedTuple):
-    """A model's weights in RAM: experts; linears by module, packed; all others by parameter."""
+    """A model's weights in RAM: experts; linears and embeddings by module, packed; all others by parameter. And what linears
+    lost: "Q6_K to w8" -> relative L2 error."""
 
     experts: Loaded
-    linears: dict[str, tuple[Tensor, Format]]
+    packed: dict[str, tuple[Tensor, Format]]
     dense: dict[str, Tensor]
+    losses: Losses
 
 
 class GgufModel(ModelSource):
@@ -105,50 +110,53 @@ class GgufModel(ModelSource):
         # float32 costs the compiled kernels next to nothing, and is llama.cpp's: the tokens agree more often.
         return torch.float32 if compiled else self.dense.dtype
 
-    def layouts(self, quant: str, dtype: torch.dtype, ram: int | None) -> list[ExpertLayout]:
-        """As ModelSource's; "auto" is what keeps the file's values."""
-        wanted = self.experts.layouts(None if quant == "auto" else get_format(quant))
+    def layouts(
+        self, quant: str, dtype: torch.dtype, ram: int | None, compiled: bool = False
+    ) -> list[ExpertLayout]:
+        """As ModelSource's; "auto" and "keep" are what keeps the file's values."""
+        wanted = self.experts.layouts(None if quant in ("auto", "keep") else get_format(quant))
         smallest = self.experts.layouts(get_format("w4"))
-        dense_bytes = count_dense_bytes(self.skeleton, dtype)
+        dense_bytes = self.dense.memory_bytes(dtype, _packs(wanted, compiled))
         return choose_layouts([wanted], smallest, self.modules[0].experts, dense_bytes, ram, self.name)
 
     def read(
-        self,
-        layouts: list[ExpertLayout],
-        dtype: torch.dtype,
-        pack_linears: bool,
-        progress: Callable[[int], None],
+        self, layouts: list[ExpertLayout], dtype: torch.dtype, packed: bool, progress: Callable[[int], None]
     ) -> Weights:
-        """All weights in one pass: experts in `layouts`, dense weights in `dtype` but linears that can be packed if
-        `pack_linears`. DaliError for what cannot be read or held so. `progress` is told the bytes read."""
+        """All weights in one pass: experts in `layouts`, dense weights in `dtype`, but those that can be packed if they shall be
+        `packed`. DaliError for what cannot be read or held so. `progress` is told the bytes read."""
+        losses = Losses()
         experts = self.experts.read(layouts)
-        linears = self.dense.read_linears() if pack_linears else Reading([], dict)
-        dense = self.dense.read(dtype, packed=self.dense.linears if pack_linears else ())
-        read([experts, linears, dense], progress)
-        return Weights(experts.finish(), linears.finish(), dense.finish())
+        matrices = self.dense.read_packed(losses) if packed else Reading([], dict)
+        dense = self.dense.read(dtype, packed, losses)
+        read([experts, matrices, dense], progress)
+        return Weights(experts.finish(), matrices.finish(), dense.finish(), losses)
 
     def load(
         self, options: LoadOptions, compiled: bool, meter: Meter, notify: Callable[[str], None]
     ) -> LoadedModel:
-        """As ModelSource's. Beside quantized experts the compiled kernels take linears as the file has quantized them."""
+        """As ModelSource's. Beside quantized experts the compiled kernels take linears and embeddings as the file has them."""
         # Asking for the dense weights' type goes over the whole header: what can be refused by it is, before weights are read.
         self.config.dtype = self.dense.dtype
         ctx_size = choose_context(self.config, options, self.name)
         dtype = self.dtype(options.dtype, compiled)
-        layouts = self.layouts(options.quant, dtype, options.ram_bytes)
+        layouts = self.layouts(options.quant, dtype, options.ram_bytes, compiled)
         tokenizer = self.tokenizer
         for key, wrong in self.gguf.ignored.items():
             notify(f"{self.path} is read without its key {key}, which {wrong}.")
-        pack_linears = compiled and layouts[0].format.quantized
-        weights = self.read(layouts, dtype, pack_linears, meter("Loading weights", self.nbytes))
-        loaded, linears = weights.experts, weights.linears
-        for conversion, error in loaded.converted.items():
-            notify(f"Experts are converted from {conversion}: relative error {error:.2%}.")
-        model = load_dense(self.path, self.config, dtype, weights.dense, without=linears)
-        put_linears(model, linears)
+        for note in left_out(self.dense.further_blocks):
+            notify(note)
+        packed = _packs(layouts, compiled)
+        weights = self.read(layouts, dtype, packed, meter("Loading weights", self.nbytes))
+        model = load_dense(self.path, self.config, dtype, weights.dense, without=weights.packed)
+        put_packed(model, weights.packed, dtype)
+        converted = weights.experts.converted
+        linears = self._linears_lost(model, weights.losses, packed)
+        for what, lost in (("Experts", converted), ("Linears", linears)):
+            for conversion, error in lost.items():
+                notify(f"{what} are converted from {conversion}: relative error {error:.2%}.")
         set_windows(model, self.calls.windows)
         telemetry = Telemetry()
-        pool = ExpertPool(layouts, loaded.records)
+        pool = ExpertPool(layouts, weights.experts.records)
         seam.install(model, [MoELayer(index, pool, telemetry) for index in range(pool.layers)])
         return LoadedModel(
             self.name,
@@ -159,5 +167,21 @@ class GgufModel(ModelSource):
             telemetry,
             ctx_size,
             self.calls.top_k,
-            converted=loaded.converted,
+            converted=converted,
+            converted_linears=linears,
         )
+
+    def _linears_lost(self, model: Any, losses: Losses, packed: bool) -> dict[str, float]:
+        """What linears lose in all, those too that are decoded here and packed later, beside the others."""
+        format = get_format(LINEARS)
+        for path, types in self.dense.converted().items() if packed else ():
+            weight = model.get_submodule(path).weight[:MEASURED_ROWS].float()
+            kept = unpack(pack(weight, format), len(weight), weight.shape[1], format)
+            losses.kept(f"{types} to {LINEARS}", kept, weight)
+        return losses.relative()
+
+
+def _packs(layouts: list[ExpertLayout], compiled: bool) -> bool:
+    """Whether linears and embeddings are packed, too: the compiled kernels take them so, and beside experts in floats they are
+    computed in floats."""
+    return compiled and largest(layouts).format.quantized

@@ -1,6 +1,7 @@
-"""GGUF's block types: their sizes, and the values their bytes stand for (ggml-common.h, ggml-quants.c).
+"""GGUF's block types: their sizes, and the fields of their blocks (ggml-common.h).
 
-A row of a tensor is a run of blocks; a block holds `columns` values in `bytes` bytes. Field names are ggml's.
+A row of a tensor is a run of blocks; a block holds `columns` values in the bytes of its fields, whose names are ggml's. What
+they stand for is in values/.
 """
 
 from __future__ import annotations
@@ -10,24 +11,23 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-Bytes = NDArray[np.uint8]
-Floats = NDArray[np.float32]
-Blocks = NDArray[Any]  # structured, one element a block
+from dali.store.gguf.values import coded, finite, four_bits, k_quants, plain, ternary
+from dali.store.gguf.values.fields import Blocks, Bytes, Floats
 
-MXFP4_VALUES = np.array((0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12), dtype=np.int8)  # doubled
 AT_ONCE = 2**16  # values dequantized at a time: what lies between bytes and floats stays in the cache
 
 
 @dataclass(frozen=True)
 class BlockType:
-    """One block type: its fields, and `dequantize`: blocks [n] -> float32 that reshapes to [n, columns]."""
+    """One block type: its fields, `dequantize`: blocks [n] -> float32 that reshapes to [n, columns], and whether all of a
+    block's scales `are_finite`."""
 
     name: str
     columns: int
     fields: np.dtype[Any]
     dequantize: Callable[[Blocks], Floats]
+    are_finite: Callable[[Blocks], bool] = finite.halves
 
     def row_bytes(self, columns: int) -> int:
         """Bytes of a row of `columns` values, a multiple of the block's."""
@@ -36,6 +36,10 @@ class BlockType:
     def blocks(self, raw: Bytes) -> Blocks:
         """[rows, row bytes] -> [rows, blocks a row], a view."""
         return raw.view(self.fields)
+
+    def finite(self, raw: Bytes) -> bool:
+        """Whether all scales in [rows, row bytes], or a float type's values, are neither NaN nor infinite."""
+        return self.are_finite(self.blocks(raw))
 
     def values(self, raw: Bytes) -> Floats:
         """[rows, row bytes] -> float32 [rows, columns]; NaN and infinite where a scale is."""
@@ -49,115 +53,77 @@ class BlockType:
         return out.reshape(len(raw), -1)
 
 
-def six_bit_scales(packed: Bytes) -> tuple[Bytes, Bytes]:
-    """The 12 bytes of Q4_K and Q5_K, [..., 12] -> scales and minima, [..., 8] each."""
-    low, high, both = packed[..., :4], packed[..., 4:8], packed[..., 8:]
-    scales = np.concatenate([low & 63, (both & 15) | ((low >> 6) << 4)], axis=-1)
-    minima = np.concatenate([high & 63, (both >> 4) | ((high >> 6) << 4)], axis=-1)
-    return scales, minima
+def _type(
+    name: str,
+    columns: int,
+    dequantize: Callable[[Blocks], Floats],
+    are_finite: Callable[[Blocks], bool] = finite.halves,
+    **fields: Any,
+) -> BlockType:
+    """A type of these fields, in the file's order: so many bytes, one value of a dtype, or (dtype, count)."""
+    parts = {name: ("u1", part) if isinstance(part, int) else part for name, part in fields.items()}
+    layout = [(name, *part) if isinstance(part, tuple) else (name, part) for name, part in parts.items()]
+    return BlockType(name, columns, np.dtype(layout), dequantize, are_finite)
 
 
-def _halves(qs: Bytes) -> Bytes:
-    """[..., n] bytes -> [..., 2n]: all low nibbles, then all high ones."""
-    return np.concatenate([qs & np.uint8(15), qs >> np.uint8(4)], axis=-1)
-
-
-def _bits(packed: Bytes, bits: int) -> Bytes:
-    """[..., n] bytes -> [..., 8 / bits, n]: the fields of `bits` bits of each byte, lowest first."""
-    shifts: Any = np.arange(0, 8, bits, dtype=np.uint8)[:, None]
-    fields: Bytes = (packed[..., None, :] >> shifts) & np.uint8(2**bits - 1)
-    return fields
-
-
-def _times(values: Any, scale: Any) -> Floats:
-    """Integers [..., n] times their scale [...]."""
-    out: Floats = values.astype(np.float32)
-    out *= scale.astype(np.float32)[..., None]
-    return out
-
-
-def _fifth_bit(qh: Bytes) -> Bytes:
-    """[n, 4] bytes -> [n, 32]: each bit as 16."""
-    return np.unpackbits(qh, axis=-1, bitorder="little") << np.uint8(4)
-
-
-def _q4_0(b: Blocks) -> Floats:
-    return _times(_halves(b["qs"]).view(np.int8) - np.int8(8), b["d"])
-
-
-def _q4_1(b: Blocks) -> Floats:
-    return _times(_halves(b["qs"]), b["d"]) + b["m"].astype(np.float32)[:, None]
-
-
-def _q5_0(b: Blocks) -> Floats:
-    return _times((_halves(b["qs"]) | _fifth_bit(b["qh"])).view(np.int8) - np.int8(16), b["d"])
-
-
-def _q5_1(b: Blocks) -> Floats:
-    return _times(_halves(b["qs"]) | _fifth_bit(b["qh"]), b["d"]) + b["m"].astype(np.float32)[:, None]
-
-
-def _k_quants(b: Blocks, quants: Bytes) -> Floats:
-    """Q4_K and Q5_K: quants [n, 8, 32] -> quant * (d * scale) - dmin * minimum."""
-    scales, minima = six_bit_scales(b["scales"])
-    d, dmin = (b[name].astype(np.float32)[:, None] for name in ("d", "dmin"))
-    return _times(quants, d * scales) - (dmin * minima)[..., None]
-
-
-def _nibbles_by_64(qs: Bytes) -> Bytes:
-    """[n, 128] -> [n, 8, 32]: 32 bytes hold two groups, the first in low nibbles."""
-    return _halves(qs.reshape(-1, 4, 32)).reshape(-1, 8, 32)
-
-
-def _q5_k(b: Blocks) -> Floats:
-    fifth: Any = _bits(b["qh"], 1)
-    quants: Bytes = _nibbles_by_64(b["qs"]) | (fifth << 4)
-    return _k_quants(b, quants)
-
-
-def _q6_k(b: Blocks) -> Floats:
-    low = _bits(b["ql"].reshape(-1, 2, 64), 4).reshape(-1, 2, 4, 32)
-    high = _bits(b["qh"].reshape(-1, 2, 32), 2)
-    quants = (low | (high << 4)).view(np.int8) - np.int8(32)
-    return _times(quants.reshape(-1, 16, 16), b["d"].astype(np.float32)[:, None] * b["scales"])
-
-
-def _mxfp4(b: Blocks) -> Floats:
-    power = np.ldexp(np.float32(1), b["e"].astype(np.int32) - 128)  # half of 2^(e - 127)
-    return _times(MXFP4_VALUES[_halves(b["qs"])], power)
-
-
-def _bf16(b: Blocks) -> Floats:
-    return (b.astype(np.uint32) << 16).view(np.float32)
-
-
-def _type(name: str, columns: int, *fields: Any, dequantize: Callable[[Blocks], Floats]) -> BlockType:
-    return BlockType(name, columns, np.dtype(list(fields)), dequantize)
-
-
-_D, _M, _QS = ("d", "<f2"), ("m", "<f2"), ("qs", "u1", 16)
-_SUPER = (("d", "<f2"), ("dmin", "<f2"), ("scales", "u1", 12))
-
-BLOCK_TYPES = {  # by ggml's number
-    0: BlockType("F32", 1, np.dtype("<f4"), lambda b: b),
-    1: BlockType("F16", 1, np.dtype("<f2"), lambda b: b.astype(np.float32)),
-    30: BlockType("BF16", 1, np.dtype("<u2"), _bf16),
-    2: _type("Q4_0", 32, _D, _QS, dequantize=_q4_0),
-    3: _type("Q4_1", 32, _D, _M, _QS, dequantize=_q4_1),
-    6: _type("Q5_0", 32, _D, ("qh", "u1", 4), _QS, dequantize=_q5_0),
-    7: _type("Q5_1", 32, _D, _M, ("qh", "u1", 4), _QS, dequantize=_q5_1),
-    8: _type("Q8_0", 32, _D, ("qs", "i1", 32), dequantize=lambda b: _times(b["qs"], b["d"])),
-    12: _type(
-        "Q4_K", 256, *_SUPER, ("qs", "u1", 128), dequantize=lambda b: _k_quants(b, _nibbles_by_64(b["qs"]))
-    ),
-    13: _type("Q5_K", 256, *_SUPER, ("qh", "u1", 32), ("qs", "u1", 128), dequantize=_q5_k),
-    14: _type(
-        "Q6_K", 256, ("ql", "u1", 128), ("qh", "u1", 64), ("scales", "i1", 16), ("d", "<f2"), dequantize=_q6_k
-    ),
-    39: _type("MXFP4", 32, ("e", "u1"), _QS, dequantize=_mxfp4),
+_HALF, _WORD = "<f2", "<u2"
+_CODES_AND_SIGNS = [("codes", "u1", 4), ("signs", "<u4")]
+_FLOATS = {
+    0: BlockType("F32", 1, np.dtype("<f4"), plain.floats, finite.floats),
+    1: BlockType("F16", 1, np.dtype("<f2"), plain.floats, finite.floats),
+    30: BlockType("BF16", 1, np.dtype("<u2"), plain.bf16, finite.bf16),
 }
+_PLAIN = {
+    2: _type("Q4_0", 32, plain.q4_0, d=_HALF, qs=16),
+    3: _type("Q4_1", 32, plain.q4_1, d=_HALF, m=_HALF, qs=16),
+    6: _type("Q5_0", 32, plain.q5_0, d=_HALF, qh=4, qs=16),
+    7: _type("Q5_1", 32, plain.q5_1, d=_HALF, m=_HALF, qh=4, qs=16),
+    8: _type("Q8_0", 32, plain.q8_0, d=_HALF, qs=("i1", 32)),
+}
+_K_QUANTS = {
+    10: _type("Q2_K", 256, k_quants.q2_k, scales=16, qs=64, d=_HALF, dmin=_HALF),
+    11: _type("Q3_K", 256, k_quants.q3_k, hmask=32, qs=64, scales=12, d=_HALF),
+    12: _type("Q4_K", 256, k_quants.q4_k, d=_HALF, dmin=_HALF, scales=12, qs=128),
+    13: _type("Q5_K", 256, k_quants.q5_k, d=_HALF, dmin=_HALF, scales=12, qh=32, qs=128),
+    14: _type("Q6_K", 256, k_quants.q6_k, ql=128, qh=64, scales=("i1", 16), d=_HALF),
+}
+_FOUR_BITS = {
+    20: _type("IQ4_NL", 32, four_bits.iq4_nl, d=_HALF, qs=16),
+    23: _type("IQ4_XS", 256, four_bits.iq4_xs, d=_HALF, scales_h=_WORD, scales_l=4, qs=128),
+    39: _type("MXFP4", 32, four_bits.mxfp4, finite.e8m0, e="u1", qs=16),
+    40: _type("NVFP4", 64, four_bits.nvfp4, finite.ue4m3, d=4, qs=32),
+}
+_TERNARY = {
+    34: _type("TQ1_0", 256, ternary.tq1_0, qs=48, qh=4, d=_HALF),
+    35: _type("TQ2_0", 256, ternary.tq2_0, qs=64, d=_HALF),
+}
+_CODED = {
+    16: _type("IQ2_XXS", 256, coded.iq2_xxs, d=_HALF, qs=(_CODES_AND_SIGNS, 8)),
+    17: _type("IQ2_XS", 256, coded.iq2_xs, d=_HALF, qs=(_WORD, 32), scales=8),
+    18: _type("IQ3_XXS", 256, coded.iq3_xxs, d=_HALF, qs=64, signs=("<u4", 8)),
+    19: _type("IQ1_S", 256, coded.iq1_s, d=_HALF, qs=32, qh=(_WORD, 8)),
+    21: _type("IQ3_S", 256, coded.iq3_s, d=_HALF, qs=64, qh=8, signs=32, scales=4),
+    22: _type("IQ2_S", 256, coded.iq2_s, d=_HALF, qs=32, signs=32, qh=8, scales=8),
+    29: _type("IQ1_M", 256, coded.iq1_m, finite.iq1_m, qs=32, qh=16, scales=(_WORD, 4)),
+}
+BLOCK_TYPES = {**_FLOATS, **_PLAIN, **_K_QUANTS, **_FOUR_BITS, **_TERNARY, **_CODED}  # by ggml's number
 UNSUPPORTED = {  # known, so that an error can name them
-    9: "Q8_1", 10: "Q2_K", 11: "Q3_K", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S",
-    20: "IQ4_NL", 21: "IQ3_S", 22: "IQ2_S", 23: "IQ4_XS", 24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64",
-    29: "IQ1_M", 34: "TQ1_0", 35: "TQ2_0", 40: "NVFP4",
+    9: "Q8_1", 15: "Q8_K", 24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64", 41: "Q1_0", 42: "Q2_0",
 }  # fmt: skip
+REMOVED = {  # llama.cpp has read them once
+    4: "Q4_2", 5: "Q4_3", 31: "Q4_0_4_4", 32: "Q4_0_4_8", 33: "Q4_0_8_8",
+    36: "IQ4_NL_4_4", 37: "IQ4_NL_4_8", 38: "IQ4_NL_8_8",
+}  # fmt: skip
+
+
+def unsupported(number: int) -> tuple[str, str]:
+    """What a type that BLOCK_TYPES lacks is, and the way out of it."""
+    common = "Q4_K_M, Q8_0 or IQ3_XXS"
+    if number in UNSUPPORTED:
+        return UNSUPPORTED[number], f"Pick a file in one of the common quantizations, such as {common}."
+    if number in REMOVED:
+        return (
+            f"{REMOVED[number]}, which llama.cpp has given up",
+            f"Pick a newer file, such as one in {common}.",
+        )
+    return f"a type newer than this dali knows, {number}", f"Update dali, or pick a file in {common}."

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,10 +15,10 @@ from dali.kernels.expert import ExpertLayout, ExpertShape
 from dali.kernels.formats import Format
 from dali.store.arena import Arena
 from dali.store.experts_module import ExpertsModule
-from dali.store.gguf.blocks import Bytes
 from dali.store.gguf.header import Gguf, GgufTensor, damaged
-from dali.store.gguf.pack import SAME_VALUES, own_format, pack_blocks, squared_error
+from dali.store.gguf.pack import Losses, own_format, pack_blocks
 from dali.store.gguf.reader import Job, Reading
+from dali.store.gguf.values.fields import Bytes
 
 
 class Place(NamedTuple):
@@ -121,19 +119,15 @@ class GgufExperts:
     def read(self, layouts: Sequence[ExpertLayout]) -> Reading[Loaded]:
         """All experts into RAM, in `layouts`. Its jobs raise DaliError for what cannot be held in its format."""
         records = self._allocate(layouts)
-        errors: dict[str, list[tuple[float, float]]] = defaultdict(list)
+        losses = Losses()
         jobs = [
-            Job(*place, partial(_pack, place, part, expert, layouts[layer], records[layer][expert], errors))
+            Job(*place, partial(_pack, place, part, expert, layouts[layer], records[layer][expert], losses))
             for layer, places in enumerate(self._places)
             for part, by_expert in places.items()
             for expert, place in enumerate(by_expert)
         ]
-
-        def finish() -> Loaded:
-            sums = {name: np.sum(pairs, axis=0) for name, pairs in sorted(errors.items())}
-            return Loaded(records, {name: float(np.sqrt(e / w)) for name, (e, w) in sums.items() if e > 0})
-
-        return Reading(jobs, finish, [record for layer in records for record in layer])
+        in_order = [record for layer in records for record in layer]
+        return Reading(jobs, lambda: Loaded(records, losses.relative()), in_order)
 
 
 def _pack(
@@ -142,7 +136,7 @@ def _pack(
     expert: int,
     layout: ExpertLayout,
     record: Tensor,
-    errors: dict[str, list[tuple[float, float]]],
+    losses: Losses,
     raw: Bytes,
 ) -> None:
     """One part of one expert into its record."""
@@ -156,9 +150,8 @@ def _pack(
             return
         format = layout.formats[part]
         pack_blocks(raw, tensor.type, format, target)
-        if expert == 0 and SAME_VALUES.get(tensor.type.name) != format.name:
-            name = f"{tensor.type.name} to {format.name}"
-            errors[name].append(squared_error(raw, tensor.type, target, format))
+        if expert == 0:
+            losses.packed(raw, tensor.type, target, format)
     except DaliError as error:
         raise DaliError(
             f"Expert {expert} of {tensor.name} in {tensor.path}: {error.problem}", error.fix

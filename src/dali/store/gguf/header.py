@@ -16,10 +16,11 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from dali.errors import DaliError, unreadable
-from dali.store.gguf.blocks import BLOCK_TYPES, UNSUPPORTED, BlockType
+from dali.store.gguf.blocks import BLOCK_TYPES, BlockType, unsupported
+from dali.store.gguf.quantization import quantization_in
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -64,6 +65,12 @@ class Gguf:
     tensors: dict[str, GgufTensor]
     ignored: dict[str, str] = field(default_factory=dict)
     """Metadata that says what cannot be meant, and that a model does without: key -> what it is."""
+    refusal: DaliError | None = None  # where `tensors` lacks some, as their types are not known
+
+    def check_types(self) -> None:
+        """DaliError for tensors in a type that nobody here reads. Not while reading: which model it is, is the worse news."""
+        if self.refusal is not None:
+            raise self.refusal
 
     def get(self, key: str, kind: type | tuple[type, ...], default: Any = None) -> Any:
         """A metadata value of type `kind`, or `default` where there is none. DaliError for another type, NaN or infinity."""
@@ -107,6 +114,19 @@ def _not_of(kind: type | tuple[type, ...], value: Any) -> str | None:
     return f"is {value!r:.60}, not {' or '.join(one.__name__ for one in wanted)}"
 
 
+class Contents(NamedTuple):
+    """What one file says."""
+
+    metadata: Metadata
+    tensors: list[GgufTensor]
+    refusal: DaliError | None
+
+
+def kind_of(path: Path) -> str:
+    """What kind of file people call it: "the Q2_K_XL file", by its name; "the GGUF file" where that does not say."""
+    return f"the {quantization_in(path.name) or 'GGUF'} file"
+
+
 def damaged(path: Path, why: str) -> DaliError:
     return DaliError(f"Cannot use the GGUF file {path}: {why}.", "Download it again, or pick another.")
 
@@ -116,13 +136,13 @@ def read_gguf(path: Path) -> Gguf:
 
     DaliError names what is wrong, and where.
     """
-    metadata, tensors = _read_file(path)
+    metadata, tensors, refusal = _read_file(path)
     count = metadata.get("split.count", 0)
     if type(count) is not int or not 0 <= count <= MOST_FILES:
         raise damaged(path, f"its key split.count is {count!r}")
     if count > 1:
         return _read_splits(path, count)
-    return Gguf(path, metadata, _unique(tensors))
+    return Gguf(path, metadata, _unique(tensors), refusal=refusal)
 
 
 def split_files(path: Path) -> list[Path]:
@@ -142,25 +162,27 @@ def _read_splits(path: Path, count: int) -> Gguf:
         )
     first: Metadata = {}
     everything: list[GgufTensor] = []
+    refusals: list[DaliError] = []
     for number, file in enumerate(files):
         if not file.is_file():
             raise DaliError(
                 f"{path} is one of {count} files, and {file.name} is missing beside it.",
                 "Download all files of the model into one folder.",
             )
-        metadata, tensors = _read_file(file)
+        metadata, tensors, refusal = _read_file(file)
         if metadata.get("split.no") != number or metadata.get("split.count") != count:
             said = f"{metadata.get('split.no')!r} of {metadata.get('split.count')!r}"
             raise damaged(file, f"its keys split.no and split.count say file {said}, not {number} of {count}")
         first = first or metadata
         everything += tensors
+        refusals += [] if refusal is None else [refusal]
     total = first.get("split.tensors.count", len(everything))
-    if total != len(everything):
+    if total != len(everything) and not refusals:
         raise damaged(
             files[0],
             f"its key split.tensors.count is {total!r}, and all files have {len(everything)} tensors",
         )
-    return Gguf(files[0], first, _unique(everything))
+    return Gguf(files[0], first, _unique(everything), refusal=next(iter(refusals), None))
 
 
 def _unique(tensors: list[GgufTensor]) -> dict[str, GgufTensor]:
@@ -172,7 +194,7 @@ def _unique(tensors: list[GgufTensor]) -> dict[str, GgufTensor]:
     return by_name
 
 
-def _read_file(path: Path) -> tuple[Metadata, list[GgufTensor]]:
+def _read_file(path: Path) -> Contents:
     try:
         with path.open("rb") as file:
             if os.fstat(file.fileno()).st_size < 24:
@@ -191,6 +213,7 @@ class _Header:
         self.data = data
         self.position = 0
         self.at = "its header"  # what is being read, for errors
+        self.refusal: DaliError | None = None
 
     def fail(self, why: str) -> DaliError:
         return damaged(self.path, why)
@@ -227,7 +250,7 @@ class _Header:
         except UnicodeDecodeError:
             return raw
 
-    def read(self) -> tuple[Metadata, list[GgufTensor]]:
+    def read(self) -> Contents:
         if self.data[self._take(4) : 4] != MAGIC:
             raise self.fail("it does not start with GGUF")
         version = self.scalar("I")
@@ -249,8 +272,11 @@ class _Header:
         alignment = metadata.get("general.alignment", 32)
         if type(alignment) is not int or alignment < 8 or alignment & (alignment - 1):
             raise self.fail(f"its key general.alignment is {alignment!r}, not a power of two from 8")
-        table = [self._tensor(index, alignment) for index in range(tensors)]
-        return metadata, self._place(table, -(-self.position // alignment) * alignment)
+        found = [self._tensor(index, alignment) for index in range(tensors)]
+        table = [tensor for tensor in found if tensor is not None]
+        return Contents(
+            metadata, self._place(table, -(-self.position // alignment) * alignment), self.refusal
+        )
 
     def _value(self, kind: int, depth: int = 0) -> Any:
         if kind == STRING:
@@ -271,8 +297,9 @@ class _Header:
         begin = self._take(count * READERS[SCALARS[kind]].size)
         return list(struct.unpack_from(f"<{count}{SCALARS[kind]}", self.data, begin))
 
-    def _tensor(self, index: int, alignment: int) -> GgufTensor:
-        """One entry of the table; its offset still counts from the start of the data."""
+    def _tensor(self, index: int, alignment: int) -> GgufTensor | None:
+        """One entry of the table; its offset still counts from the start of the data. None for one in a type that
+        nobody reads."""
         self.at = f"tensor {index}"
         name = self.name()
         self.at = f"the tensor {name[:100]}"
@@ -282,11 +309,11 @@ class _Header:
         shape = tuple(self.scalar("Q") for _ in range(dimensions))[::-1]
         number, offset = self.scalar("I"), self.scalar("Q")
         if number not in BLOCK_TYPES:
-            what = UNSUPPORTED.get(number, f"the unknown type {number}")
-            raise DaliError(
-                f"Cannot use the GGUF file {self.path}: {self.at} is in {what}.",
-                f"Pick a file in {', '.join(type.name for type in BLOCK_TYPES.values())}.",
+            what, way_out = unsupported(number)
+            self.refusal = self.refusal or DaliError(
+                f"Cannot use {kind_of(self.path)} {self.path}: {self.at} is in {what}.", way_out
             )
+            return None
         type = BLOCK_TYPES[number]
         if min(shape) < 1 or prod(shape) >= 2**63:
             raise self.fail(f"{self.at} has the impossible shape {list(shape)}")

@@ -16,8 +16,8 @@ from torch import Tensor
 from dali.errors import unreadable
 from dali.store.arena import populate
 from dali.store.direct_io import DirectFile, ReadError, Ring
-from dali.store.gguf.blocks import Bytes
 from dali.store.gguf.header import GgufTensor, damaged
+from dali.store.gguf.values.fields import Bytes
 from dali.store.workers import workers
 
 THREADS = 6  # some wait for the disk while others repack

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "kernels/variants.h"
+#include "ops/decoded_tiles.h"
 #include "threads/pool.h"
 #include "threads/workspace.h"
 
@@ -49,13 +50,15 @@ void multiply(const Matrix& matrix, const uint8_t* packed, int columns, int head
         float sums[MOST_TOKENS * TILE_ROWS];
         products.run([&](int item, int) {
             const int head = item / runs, first = item % runs * tiles, last = std::min(first + tiles, matrix.tiles());
-            const uint8_t* own = packed + head * matrix.bytes();
+            Workspace workspace;
+            const uint8_t* begin = packed + head * matrix.bytes() + first * matrix.tile_bytes;
+            const Tiles own = tiles_for(variant, matrix, begin, last - first, tokens, workspace);
             for (int block = 0; block < blocks.count; block++) {
                 const Panel from = panel(head, block);
                 for (int tile = first; tile < last; tile++) {
-                    const uint8_t* at = own + tile * matrix.tile_bytes;
-                    const uint8_t* next = tile + 1 < matrix.tiles() ? at + matrix.tile_bytes : at;
-                    variant.tiles[int(matrix.format)][from.tokens]({at, next, matrix.plane_bytes, matrix.columns}, from, sums);
+                    const uint8_t* at = own.at(tile - first);
+                    const uint8_t* next = tile + 1 < matrix.tiles() ? own.at(tile + 1 - first) : at;
+                    variant.tiles[int(own.matrix.format)][from.tokens]({at, next, own.matrix.plane_bytes, matrix.columns}, from, sums);
                     const int row = tile * TILE_ROWS, rows = std::min(TILE_ROWS, matrix.rows - row);
                     for (int m = 0; m < from.tokens; m++)
                         write(sums + m * TILE_ROWS, rows, out.dtype, out.to,

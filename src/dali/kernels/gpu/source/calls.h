@@ -15,11 +15,12 @@ struct Matrix {
     int rows, columns, plane;
 };
 
-// Activations in rows of `columns`. Quantized: int8 in groups of 32, each with its scale and the sum of its quants. Float: values.
+// Activations in rows of `columns`. Quantized: int8 in groups of 32, each with its scale and the sums of its quants, 16 bits for each half.
+// Float: values.
 struct Panel {
     int8_t* quants;
     float* scales;
-    int* sums;
+    uint32_t* sums;
     float* values;
     int columns;
 };

@@ -58,18 +58,19 @@ DALI_DEVICE void put_inner(const Panel& panel, int64_t pair, int strip, const fl
             quants |= uint32_t(quant & 255) << (8 * r);
         }
     }
+    if (lane / 16) sum *= 65536;  // the second half's
     for (int mask = 4; mask < 32; mask <<= 1) sum += int(of_lane_xor(uint32_t(sum), mask));
     if (!there) return;
     *reinterpret_cast<uint32_t*>(panel.quants + pair * panel.columns + column) = quants;
     if (lane < 4) {
         panel.scales[pair * (panel.columns / GROUP) + strip] = scale;
-        panel.sums[pair * (panel.columns / GROUP) + strip] = sum;
+        panel.sums[pair * (panel.columns / GROUP) + strip] = sums_of_halves(sum);
     }
 }
 
 template <int passes>
 DALI_DEVICE void inner_strip(const ExpertsCall& call, const uint8_t* record, int strip, int first, int end) {
-    const auto token = [&](int i) { return first + i < end ? int64_t(pair_at(call.work, first + i) / call.top_k) : -1; };
+    const auto token = [&](int i) { return first + i < end ? pair_at(call.work, first + i) / call.top_k : -1; };
     Sums<passes> gate{}, up{};
     if (GATED) multiply_strip<GATE>(record, call.gate, strip, call.outer, token, gate);
     multiply_strip<UP>(record, call.up, strip, call.outer, token, up);
@@ -85,7 +86,7 @@ DALI_DEVICE void inner_strip(const ExpertsCall& call, const uint8_t* record, int
 }
 
 DALI_DEVICE void inner_rows(const ExpertsCall& call, const uint8_t* record, int strip, int first, int end) {
-    const auto token = [&](int i) { return first + i < end ? int64_t(pair_at(call.work, first + i) / call.top_k) : -1; };
+    const auto token = [&](int i) { return first + i < end ? pair_at(call.work, first + i) / call.top_k : -1; };
     float gate[PASS] = {}, up[PASS];
     if (GATED) multiply_rows<GATE>(record, call.gate, strip, call.outer, token, gate);
     multiply_rows<UP>(record, call.up, strip, call.outer, token, up);
@@ -123,7 +124,7 @@ DALI_KERNEL inner(DALI_CALL(ExpertsCall) call) {
 template <int passes>
 DALI_DEVICE void down_strip(const ExpertsCall& call, const uint8_t* record, int strip, int first, int end) {
     Sums<passes> sums{};
-    multiply_strip<DOWN>(record, call.down, strip, call.inner, [&](int i) { return first + i < end ? int64_t(first + i) : -1; }, sums);
+    multiply_strip<DOWN>(record, call.down, strip, call.inner, [&](int i) { return first + i < end ? first + i : -1; }, sums);
     const int lane = lane_of_warp(), row = strip * STRIP_ROWS + first_row_of(lane);
 #pragma unroll
     for (int p = 0; p < passes; p++)
@@ -138,7 +139,7 @@ DALI_DEVICE void down_strip(const ExpertsCall& call, const uint8_t* record, int 
 
 DALI_DEVICE void down_rows(const ExpertsCall& call, const uint8_t* record, int strip, int first, int end) {
     float sums[PASS];
-    multiply_rows<DOWN>(record, call.down, strip, call.inner, [&](int i) { return first + i < end ? int64_t(first + i) : -1; }, sums);
+    multiply_rows<DOWN>(record, call.down, strip, call.inner, [&](int i) { return first + i < end ? first + i : -1; }, sums);
     const int row = strip * STRIP_ROWS + lane_of_warp();
     if (row >= call.hidden) return;
     for (int i = 0; i < PASS && first + i < end; i++)

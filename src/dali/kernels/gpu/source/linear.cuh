@@ -14,11 +14,11 @@ DALI_DEVICE void put_product(const LinearCall& call, const Product& product, int
     write(product.out, call.dtype, int64_t(token) * product.matrix.rows + row, sum);
 }
 
-template <int passes>
+template <int format, int passes>
 DALI_DEVICE void linear_strip(const LinearCall& call, const Product& product, int64_t strip, int first) {
     Sums<passes> sums{};
-    multiply_strip<FORMAT>(product.packed, product.matrix, strip, call.panel,
-                           [&](int i) { return first + i < call.tokens ? int64_t(first + i) : -1; }, sums);
+    multiply_strip<format>(product.packed, product.matrix, strip, call.panel,
+                           [&](int i) { return first + i < call.tokens ? first + i : -1; }, sums);
     const int lane = lane_of_warp(), row = int(strip) * STRIP_ROWS + first_row_of(lane);
 #pragma unroll
     for (int p = 0; p < passes; p++)
@@ -27,7 +27,8 @@ DALI_DEVICE void linear_strip(const LinearCall& call, const Product& product, in
 }
 
 // A warp a strip: of product 0, then of 1 ...
-DALI_KERNEL linear(DALI_CALL(LinearCall) call) {
+template <int format, int passes>
+DALI_DEVICE void multiply_products(const LinearCall& call) {
     int64_t strip = warp_of_launch();
     int of = 0;
     for (; of < call.count; of++) {
@@ -38,16 +39,18 @@ DALI_KERNEL linear(DALI_CALL(LinearCall) call) {
     if (of == call.count) return;
     const Product& product = call.products[of];
     int first = 0;
-    if (!is_quantized(FORMAT)) {
+    if (!is_quantized(format)) {
         for (; first < call.tokens; first += PASS) {
             float sums[PASS];
-            multiply_rows<FORMAT>(product.packed, product.matrix, strip, call.panel,
-                                  [&](int i) { return first + i < call.tokens ? int64_t(first + i) : -1; }, sums);
+            multiply_rows<format>(product.packed, product.matrix, strip, call.panel,
+                                  [&](int i) { return first + i < call.tokens ? first + i : -1; }, sums);
             for (int i = 0; i < PASS; i++) put_product(call, product, first + i, int(strip) * STRIP_ROWS + lane_of_warp(), sums[i]);
         }
         return;
     }
-    for (; first < call.tokens; first += PASSES * PASS) linear_strip<PASSES>(call, product, strip, first);
+    for (; first < call.tokens; first += passes * PASS) linear_strip<format, passes>(call, product, strip, first);
 }
+
+DALI_KERNEL linear(DALI_CALL(LinearCall) call) { multiply_products<FORMAT, PASSES>(call); }
 
 }  // namespace dali::gpu

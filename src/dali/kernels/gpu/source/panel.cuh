@@ -3,10 +3,14 @@
 
 #include "arithmetic.cuh"
 #include "calls.h"
+#include "formats.cuh"
 
 namespace dali::gpu {
 
-constexpr int GROUP = 32;  // columns that share a scale
+// The sums of a group's halves, of 16 columns each, in 16 bits each, the first half's lowest; and of what all lanes summed, each its own
+// quants, those of the second half times 65536.
+DALI_DEVICE int sum_of_half(uint32_t sums, int half) { return half ? int(sums) >> 16 : int(sums << 16) >> 16; }
+DALI_DEVICE uint32_t sums_of_halves(int sum) { return uint32_t(sum) + ((uint32_t(sum) & 0x8000u) << 1); }
 
 // Writes one group of a row: lane l has value l of it. The panel is of a quantized format.
 DALI_DEVICE void quantize_group(const Panel& panel, int64_t row, int group, float value) {
@@ -18,11 +22,11 @@ DALI_DEVICE void quantize_group(const Panel& panel, int64_t row, int group, floa
         scale = to_half_precision(div(largest, 127.0f));
         quant = __float2int_rn(mul(value, bits_of(factor) == 0x7F800000u ? 0.0f : factor));  // zeros, or denormals
     }
-    const int sum = sum_of_lanes(quant), lane = lane_of_warp();
+    const int lane = lane_of_warp(), sum = sum_of_lanes(lane < GROUP / 2 ? quant : quant * 65536);
     panel.quants[row * panel.columns + group * GROUP + lane] = int8_t(quant);
     if (lane == 0) {
         panel.scales[row * (panel.columns / GROUP) + group] = scale;
-        panel.sums[row * (panel.columns / GROUP) + group] = sum;
+        panel.sums[row * (panel.columns / GROUP) + group] = sums_of_halves(sum);
     }
 }
 

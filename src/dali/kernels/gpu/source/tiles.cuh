@@ -5,27 +5,19 @@
 // columns. Integer sums are exact in any order. So a result depends on nothing but its row and its token.
 #pragma once
 
+#include "coded.cuh"
 #include "panel.cuh"
 
 namespace dali::gpu {
 
-enum Format { F32, F16, BF16, W8, W4, MXFP4, Q4K };  // as src/native/layout/format.h numbers them
-
-constexpr int TILE_ROWS = 16, LINE = 64, STRIP_ROWS = 32, PASS = 8;  // PASS: tokens the tensor cores take at once
-
-DALI_DEVICE constexpr bool is_quantized(int format) { return format >= W8; }
-// What unsigned quants stand above their value by; q4k's minimum is a float of its own.
-DALI_DEVICE constexpr int zero_point(int format) { return format == W8 ? 128 : format == W4 ? 8 : format == MXFP4 ? 12 : 0; }
-DALI_DEVICE constexpr int group_bytes(int format) { return format == W8 ? 512 : 256; }
-DALI_DEVICE constexpr int column_bytes(int format) { return format == F32 ? 4 : 2; }  // of float formats
+constexpr int STRIP_ROWS = 32, PASS = 8;  // PASS: tokens the tensor cores take at once
 
 // The strip's tile that lane `lane` reads rows of, at its first byte. The last strip of an odd number of tiles has no second one: its
 // lanes read the first anew, and what they find is dropped.
 template <int format>
 DALI_DEVICE const uint8_t* tile_of(const uint8_t* record, const Matrix& matrix, int64_t strip, int second) {
     const int64_t tiles = (matrix.rows + TILE_ROWS - 1) / TILE_ROWS, tile = 2 * strip + second;
-    const int64_t bytes = matrix.plane + (is_quantized(format) ? int64_t(matrix.columns / GROUP) * group_bytes(format)
-                                                                : int64_t(matrix.columns) * TILE_ROWS * column_bytes(format));
+    const int64_t bytes = matrix.plane + int64_t(matrix.columns / GROUP) * group_bytes(format);
     return record + matrix.at + (tile < tiles ? tile : 2 * strip) * bytes;
 }
 
@@ -40,61 +32,35 @@ struct Sums {
     float of[passes][4][2];
 };
 
-// Sixteen values by four-bit code, as bytes: MXFP4's, doubled, plus 12.
-DALI_DEVICE uint32_t look_up(uint32_t codes) {
-    const uint32_t which = (codes & 0x7) | (codes >> 4 & 0x70) | (codes >> 8 & 0x700) | (codes >> 12 & 0x7000);
-    const uint32_t positive = select_bytes(0x0F0E0D0Cu, 0x18141210u, which), negative = select_bytes(0x090A0B0Cu, 0x00040608u, which);
-    const uint32_t sign = (codes >> 3 & 0x01010101u) * 0xFFu;  // all bits of the bytes whose code is negative
-    return (positive & ~sign) | (negative & sign);
-}
+// What the lane hands in of a token's group, and the scale and sums of the groups of the two tokens whose sums it gets.
+struct TokenGroups {
+    uint32_t low, high, sums[2];
+    float scale[2];
+};
 
+// Adds a group of the lane's rows times eight tokens; or one half of it, `part`, where each has scales of its own.
 template <int format>
-DALI_DEVICE void unpack(const uint8_t* quants, uint4& low, uint4& high) {
-    if (format == W8) {
-        low = load_once(quants);
-        high = load_once(quants + 256);
-        return;
+DALI_DEVICE void add_group(const Quants& rows, const Scales& scales, int part, const TokenGroups& x, float (&sums)[4][2]) {
+    constexpr FormatTraits of = TRAITS[format];
+    int summed[2], c[4], d[4];
+    for (int i = 0; i < 2; i++) {
+        summed[i] = of.halves ? sum_of_half(x.sums[i], part) : sum_of_half(x.sums[i], 0) + sum_of_half(x.sums[i], 1);
+        c[i] = c[2 + i] = d[i] = d[2 + i] = -of.zero * summed[i];
     }
-    const uint4 both = load_once(quants);
-    low = {both.x & 0x0F0F0F0Fu, both.y & 0x0F0F0F0Fu, both.z & 0x0F0F0F0Fu, both.w & 0x0F0F0F0Fu};
-    high = {both.x >> 4 & 0x0F0F0F0Fu, both.y >> 4 & 0x0F0F0F0Fu, both.z >> 4 & 0x0F0F0F0Fu, both.w >> 4 & 0x0F0F0F0Fu};
-    if (format == MXFP4) {
-        low = {look_up(low.x), look_up(low.y), look_up(low.z), look_up(low.w)};
-        high = {look_up(high.x), look_up(high.y), look_up(high.z), look_up(high.w)};
+    const uint4& first = part ? rows.high : rows.low;
+    const uint32_t x_first = part ? x.high : x.low;
+    multiply_add(c, first.x, first.y, x_first);
+    multiply_add(d, first.z, first.w, x_first);
+    if (!of.halves) {
+        multiply_add(c, rows.high.x, rows.high.y, x.high);
+        multiply_add(d, rows.high.z, rows.high.w, x.high);
     }
-}
-
-DALI_DEVICE void four_halves(const uint8_t* from, float (&to)[4]) {
-    const uint2 words = *reinterpret_cast<const uint2*>(from);
-    to[0] = from_half(uint16_t(words.x));
-    to[1] = from_half(uint16_t(words.x >> 16));
-    to[2] = from_half(uint16_t(words.y));
-    to[3] = from_half(uint16_t(words.y >> 16));
-}
-
-// Scales of the four rows from `row` on, for group `group`; of q4k also what is taken off.
-template <int format>
-DALI_DEVICE void read_scales(const uint8_t* tile, int group, int row, float (&scale)[4], float (&minimum)[4]) {
-    if (format == MXFP4) {
-        const uint32_t bytes = *reinterpret_cast<const uint32_t*>(tile + 16 * group + row);
-        for (int r = 0; r < 4; r++) {
-            const uint32_t e = bytes >> (8 * r) & 255;
-            scale[r] = from_bits(e < 2 ? 0x00200000u << e : (e - 1) << 23);
+    for (int r = 0; r < 4; r++)
+        for (int i = 0; i < 2; i++) {
+            const int exact = r < 2 ? c[2 * r + i] : d[2 * (r - 2) + i];
+            sums[r][i] = fma(__int2float_rn(exact), mul(scales.scale[r], x.scale[i]), sums[r][i]);
+            if (of.minimum) sums[r][i] = fma(-mul(x.scale[i], __int2float_rn(summed[i])), scales.minimum[r], sums[r][i]);
         }
-    } else if (format == Q4K) {
-        const uint8_t* block = tile + 320 * (group / 8);
-        const uint8_t* bytes = block + 64 + 16 * (group % 8) + row;
-        const uint32_t scales = *reinterpret_cast<const uint32_t*>(bytes), minimums = *reinterpret_cast<const uint32_t*>(bytes + 128);
-        float d[4], least[4];
-        four_halves(block + 2 * row, d);
-        four_halves(block + 32 + 2 * row, least);
-        for (int r = 0; r < 4; r++) {
-            scale[r] = mul(__int2float_rn(int(scales >> (8 * r) & 255)), d[r]);
-            minimum[r] = mul(__int2float_rn(int(minimums >> (8 * r) & 255)), least[r]);
-        }
-    } else {
-        four_halves(tile + 32 * group + 2 * row, scale);
-    }
 }
 
 // Adds the strip's rows times tokens. row_of(i): the panel's row of token i of the passes, or -1 where there is none.
@@ -104,48 +70,32 @@ DALI_DEVICE void multiply_strip(const uint8_t* record, const Matrix& matrix, int
     const int lane = lane_of_warp(), g = lane / 4, t = lane % 4, row = g % 4 * 4;
     const int groups = matrix.columns / GROUP, panel_groups = panel.columns / GROUP;
     const uint8_t* tile = tile_of<format>(record, matrix, strip, g / 4);
-    const uint8_t* quants = tile + matrix.plane + t * LINE + row * 4;
-    int64_t read[passes], mine[passes][2];  // the panel's rows whose quants this lane hands in, and whose sums it gets
+    const uint8_t* quants = tile + matrix.plane;
+    const auto row_or_any = [&](int token) { return row_of(token) < 0 ? 0 : row_of(token); };  // nobody reads the sums of one that is not there
+    int read[passes], mine[passes][2];  // the panel's quants that this lane hands in, and the groups of the rows whose sums it gets
 #pragma unroll
     for (int p = 0; p < passes; p++) {
-        read[p] = row_of(p * PASS + g);
-        for (int i = 0; i < 2; i++) mine[p][i] = row_of(p * PASS + 2 * t + i);
+        read[p] = row_or_any(p * PASS + g) * panel.columns + 4 * t;
+        for (int i = 0; i < 2; i++) mine[p][i] = row_or_any(p * PASS + 2 * t + i) * panel_groups;
     }
-#pragma unroll(passes == 1 ? 4 : 1)
+#pragma unroll(passes > 1 ? 1 : TRAITS[format].halves || is_coded(format) ? 2 : 4)
     for (int group = 0; group < groups; group++) {
-        uint4 low, high;
-        unpack<format>(quants + int64_t(group) * group_bytes(format), low, high);
-        float scale[4], minimum[4];
-        read_scales<format>(tile, group, row, scale, minimum);
+        const Quants rows = quants_of_group<format>(quants + int64_t(group) * group_bytes(format), tile, group, row, t);
+#pragma unroll(passes > 1 ? 1 : 2)
+        for (int part = 0; part < scales_of_group(format); part++) {
+            const Scales scales = scales_of_part<format>(tile, rows.word, group, part, row);
 #pragma unroll
-        for (int p = 0; p < passes; p++) {
-            uint32_t x_low = 0, x_high = 0;
-            if (read[p] >= 0) {
-                const int8_t* x = panel.quants + read[p] * panel.columns + group * GROUP + 4 * t;
-                x_low = *reinterpret_cast<const uint32_t*>(x);
-                x_high = *reinterpret_cast<const uint32_t*>(x + 16);
-            }
-            float token_scale[2] = {0, 0};
-            int token_sum[2] = {0, 0};
-            for (int i = 0; i < 2; i++)
-                if (mine[p][i] >= 0) {
-                    const int64_t at = mine[p][i] * panel_groups + group;
-                    token_scale[i] = panel.scales[at];
-                    token_sum[i] = panel.sums[at];
-                }
-            const int first = -zero_point(format) * token_sum[0], second = -zero_point(format) * token_sum[1];
-            int c[4] = {first, second, first, second}, d[4] = {first, second, first, second};
-            multiply_add(c, low.x, low.y, x_low);
-            multiply_add(c, high.x, high.y, x_high);
-            multiply_add(d, low.z, low.w, x_low);
-            multiply_add(d, high.z, high.w, x_high);
-            for (int r = 0; r < 4; r++)
+            for (int p = 0; p < passes; p++) {
+                const int8_t* from = panel.quants + read[p] + group * GROUP;
+                TokenGroups x;
+                x.low = *reinterpret_cast<const uint32_t*>(from);
+                x.high = *reinterpret_cast<const uint32_t*>(from + 16);
                 for (int i = 0; i < 2; i++) {
-                    const int exact = r < 2 ? c[2 * r + i] : d[2 * (r - 2) + i];
-                    float& sum = sums.of[p][r][i];
-                    sum = fma(__int2float_rn(exact), mul(scale[r], token_scale[i]), sum);
-                    if (format == Q4K) sum = fma(-mul(token_scale[i], __int2float_rn(token_sum[i])), minimum[r], sum);
+                    x.scale[i] = panel.scales[mine[p][i] + group];
+                    x.sums[i] = panel.sums[mine[p][i] + group];
                 }
+                add_group<format>(rows, scales, part, x, sums.of[p]);
+            }
         }
     }
 }
@@ -159,7 +109,7 @@ DALI_DEVICE void multiply_rows(const uint8_t* record, const Matrix& matrix, int6
     const uint8_t* words = tile_of<format>(record, matrix, strip, lane / 16) + lane % 16 * 4;
     constexpr int step = format == F32 ? 1 : 2;  // columns a word
     float even[PASS] = {}, odd[PASS] = {};
-    int64_t row[PASS];
+    int row[PASS];
 #pragma unroll
     for (int i = 0; i < PASS; i++) row[i] = row_of(i);
 #pragma unroll 4
@@ -170,7 +120,7 @@ DALI_DEVICE void multiply_rows(const uint8_t* record, const Matrix& matrix, int6
 #pragma unroll
         for (int i = 0; i < PASS; i++) {
             if (row[i] < 0) continue;
-            const float* x = panel.values + row[i] * panel.columns + line * step;
+            const float* x = panel.values + int64_t(row[i]) * panel.columns + line * step;
             even[i] = fma(first, x[0], even[i]);
             if (step == 2) odd[i] = fma(second, x[step - 1], odd[i]);
         }

@@ -1,0 +1,1 @@
+"""The HTTP server: a loaded model for programs that speak to one."""

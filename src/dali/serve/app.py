@@ -1,0 +1,52 @@
+"""The application: which path is answered by what. An ASGI app, for any server that runs one."""
+
+from __future__ import annotations
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+
+from dali.errors import DaliError
+from dali.serve import models, tokenize
+from dali.serve.http.errors import ApiError, api_error, error_response
+from dali.serve.http.security import Guard
+from dali.serve.openai import chat, completions, embeddings
+from dali.serve.serving import Serving
+
+ROUTES = [*models.ROUTES, *tokenize.ROUTES, *chat.ROUTES, *completions.ROUTES, *embeddings.ROUTES]
+
+
+def make_app(serving: Serving) -> Starlette:
+    """Answers with 503 until `serving` is open."""
+    app = Starlette(
+        routes=ROUTES,
+        middleware=[Middleware(Guard, options=serving.options)],
+        exception_handlers={ApiError: _told, DaliError: _told, HTTPException: _told},
+    )
+    app.router.redirect_slashes = False
+    app.state.serving = serving
+    return app
+
+
+async def _told(request: Request, error: Exception) -> Response:
+    if isinstance(error, DaliError):
+        error = api_error(error)
+    elif isinstance(error, HTTPException):
+        error = _no_route(request, error)
+    assert isinstance(error, ApiError)
+    return error_response(request.url.path, error)
+
+
+def _no_route(request: Request, error: HTTPException) -> ApiError:
+    what = f"{request.method} {request.url.path[:80]}"
+    known = ", ".join(
+        f"{'/'.join(sorted(route.methods - {'HEAD'}))} {route.path}" for route in ROUTES if route.methods
+    )
+    return ApiError(
+        error.status_code,
+        f"There is no {what} here. There are: {known}.",
+        code="not_found",
+        headers=error.headers,
+    )

@@ -1,0 +1,1 @@
+"""What is generated, whatever protocol asks for it."""

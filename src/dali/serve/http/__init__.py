@@ -1,0 +1,1 @@
+"""What every route has of HTTP: bodies, errors, streams, and who may ask."""

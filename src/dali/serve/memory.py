@@ -1,0 +1,34 @@
+"""How much memory all answers under way may take for what they keep: keys, values, states."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from dali.engine.budget import StateBudget
+from dali.hardware.free_memory import available_ram
+from dali.loading.budget import HEADROOM
+from dali.offload.gpu import state_size
+from dali.step.kv import Reservation
+
+if TYPE_CHECKING:
+    from dali.llm import LLM
+
+
+def limit_states(llm: LLM, ram: int | None) -> StateBudget:
+    """Give the engine of a loaded model its budget, unless an accelerator has given it one: what is free of the memory, or left
+    of `ram` bytes for all of dali, beside the prefix cache. It is enough for one whole context in any case, as for `dali run`."""
+    engine = llm.engine
+    if engine.budget is not None:
+        return engine.budget
+    left = available_ram() if ram is None else ram - llm.expert_bytes - llm.dense_bytes
+    keeps = state_size(engine)
+    whole = keeps.nbytes(Reservation(llm.ctx_size, engine.scheduler.step_tokens))
+    budget = StateBudget(max(left - engine.prefixes.tree.budget - HEADROOM, whole), keeps)
+    engine.limit_states(budget)
+    return budget
+
+
+def side_by_side(llm: LLM, budget: StateBudget) -> int:
+    """Answers of the whole context that fit beside each other."""
+    whole = budget.size.nbytes(Reservation(llm.ctx_size, llm.engine.scheduler.step_tokens))
+    return budget.nbytes // max(whole, 1)

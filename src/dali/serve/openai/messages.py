@@ -1,0 +1,50 @@
+"""The messages of a conversation, as clients send them, made ready for a chat template."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from dali.conversation import Message, plain_messages
+from dali.errors import UsageError
+from dali.serve.http.errors import UNSUPPORTED, ApiError, invalid
+from dali.serve.http.fields import Fields
+
+if TYPE_CHECKING:
+    from dali.llm import LLM
+
+ROLES = ("system", "developer", "user", "assistant", "tool", "function")
+
+
+def messages_of(fields: Fields, llm: LLM) -> list[Message]:
+    """ApiError: none, an unknown role, or content that is no text."""
+    given = fields.list("messages")
+    if not given:
+        raise fields.wrong("messages", "an array of messages, at least one")
+    for message in fields.each("messages"):
+        if message.one_of("role", ROLES) is None:
+            raise message.wrong("role", f"one of {', '.join(ROLES)}")
+        _check_content(message)
+    try:
+        messages = plain_messages(given)
+    except UsageError as error:
+        raise invalid(f"{error.problem} {error.fix}", "messages") from error
+    return [_known_role(message, str(llm.tokenizer.chat_template)) for message in messages]
+
+
+def _check_content(message: Fields) -> None:
+    if isinstance(message.any("content"), list):
+        for part in message.each("content"):
+            kind = part.any("type")
+            if kind in ("image_url", "input_audio", "file", "video_url", "image"):
+                raise ApiError(
+                    400, f"The model reads text alone, and a message has a part of the type {kind!r}.",
+                    param="messages", code=UNSUPPORTED,
+                )  # fmt: skip
+
+
+def _known_role(message: dict[str, Any], template: str) -> Message:
+    """Templates that know no developer take what he says from the system."""
+    if message["role"] == "developer" and not re.search(r"\bdeveloper\b", template):
+        return message | {"role": "system"}
+    return message

@@ -1,0 +1,32 @@
+"""What one token spells, which may be part of a character."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+from dali.engine.text.detokenizer import BYTE_TOKEN, REPLACEMENT
+
+
+def token_bytes(tokenizer: Any, token: int) -> bytes:
+    """The bytes that `token` adds to a text."""
+    name = tokenizer.convert_ids_to_tokens(token)
+    if name is None:  # beyond the tokenizer: a model's matrix may have more rows
+        return b""
+    if BYTE_TOKEN.fullmatch(name):
+        return bytes([int(name[3:5], 16)])
+    text: str = tokenizer.decode([token], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    letters = _byte_letters()
+    if REPLACEMENT in text and all(letter in letters for letter in name):
+        return bytes(letters[letter] for letter in name)
+    if name.startswith("▁") and not text.startswith(" "):  # SentencePiece's decoder strips a first space
+        text = f" {text}"
+    return text.encode(errors="replace")
+
+
+@cache
+def _byte_letters() -> dict[str, int]:
+    """ByteLevel's alphabet: printable bytes stand for themselves, the others for the letters from 256 on, in order."""
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + at): byte for at, byte in enumerate(others)}
