@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -73,3 +74,11 @@ def served(llm: LLM, **options: Any) -> Iterator[Served]:
     finally:
         service.stop(0)
         server.stop()
+
+
+def until(holds: Callable[[], bool], seconds: float = 10.0) -> None:
+    """Waits for what comes to hold in other threads."""
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end, "it never came to hold"
+        time.sleep(0.005)

@@ -14,7 +14,7 @@ from dali.errors import DaliError
 from dali.serve.generation.ask import Ask
 from dali.serve.http.errors import ApiError
 from dali.serve.service import Service
-from served import STORY, served
+from served import STORY, served, until
 
 CHAT = "/v1/chat/completions"
 LONG = {"temperature": 0, "max_tokens": 400, "ignore_eos": True}
@@ -56,13 +56,6 @@ def service(tiny_llm, request):
 
 def story(**sampling) -> Ask:
     return Ask(messages=STORY, sampling=LONG | sampling)
-
-
-def until(holds, seconds=10.0):
-    end = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < end, "it never came to hold"
-        time.sleep(0.005)
 
 
 def test_whoever_leaves_is_out_before_the_next_step(service, steps):

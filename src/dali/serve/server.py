@@ -13,6 +13,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from dali.errors import DaliError, parameter
+from dali.serve.http.connection import Connection
 from dali.serve.options import ServeOptions
 
 KEEP_ALIVE = 60  # seconds that an idle connection is kept
@@ -40,7 +41,7 @@ class Server:
             access_log=False,
             lifespan="off",
             loop="asyncio",
-            http="h11",
+            http=Connection,
             ws="none",
             proxy_headers=False,
             server_header=False,

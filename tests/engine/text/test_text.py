@@ -19,6 +19,7 @@ def test_a_stop_string_that_is_a_token_of_its_own_stops_at_it(token):
     text = Text(tokenizer, stop=("###", token))
     assert [text.push(id) for id in tokenizer(f"ab#{token}")["input_ids"]] == [False, False, False, True]
     assert shown(text) == "ab#"
+    assert text.stopped_by == token
 
 
 def test_what_is_held_back_for_a_stop_string_comes_before_a_marker():
@@ -38,3 +39,15 @@ def test_a_stop_string_ends_reasoning_too():
     assert [text.push(id) for id in tokenizer("<think>so w")["input_ids"]].count(True) == 0
     assert [text.push(id) for id in tokenizer("ait")["input_ids"]] == [False, False, True]
     assert [piece.reasoning for piece in text.pieces] == ["s", "o"]
+
+
+def test_which_stop_string_it_was_is_known():
+    tokenizer = scripted_tokenizer()
+    text = Text(tokenizer, stop=("no", "stop", "top"))
+    assert text.stopped_by is None
+    for id in tokenizer("now")["input_ids"][:2]:
+        text.push(id)
+    assert text.stopped_by == "no"
+    text = Text(tokenizer, stop=("top", "stop"))
+    assert [text.push(id) for id in tokenizer("a stop")["input_ids"]][-1]
+    assert text.stopped_by == "stop"  # of two that end together, the longer one

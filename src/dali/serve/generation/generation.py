@@ -70,6 +70,8 @@ class Generation:
         self._open = len(self.choices)  # choices whose last delta was not read
         self._mail: deque[Delta] = deque()
         self._wake: asyncio.Future[None] | None = None
+        self._ticking: asyncio.TimerHandle | None = None
+        self._quiet = False  # nothing came since the last tick
 
     def cancel(self) -> None:
         """Its choices that have not ended end with "abort"."""
@@ -79,31 +81,40 @@ class Generation:
     def deliver(self, delta: Delta) -> None:
         """Called in the event loop."""
         self._mail.append(delta)
-        if self._wake is not None and not self._wake.done():
-            self._wake.set_result(None)
+        self._quiet = False
+        self._wake_reader()
 
     async def deltas(self, pause: float | None = None) -> AsyncGenerator[Delta | None, None]:
-        """Each choice's deltas up to its last one. None whenever nothing came for `pause` seconds."""
+        """Each choice's deltas up to its last one. None whenever nothing came for `pause` seconds, or somewhat longer."""
+        if pause is not None:
+            self._tick(pause)
         try:
             while self._open:
-                if not self._mail and not await self._mail_comes(pause):
-                    yield None
+                if not self._mail:
+                    self._wake = self.loop.create_future()
+                    await self._wake
+                    self._wake = None
+                    if not self._mail:
+                        yield None
                 while self._mail:
                     delta = self._mail.popleft()
                     self._open -= delta.finish is not None
                     yield delta
         finally:
+            if self._ticking is not None:
+                self._ticking.cancel()
             self.cancel()
 
-    async def _mail_comes(self, seconds: float | None) -> bool:
-        self._wake = self.loop.create_future()
-        try:
-            await asyncio.wait_for(self._wake, seconds)
-        except TimeoutError:
-            return False
-        finally:
-            self._wake = None
-        return True
+    def _tick(self, pause: float) -> None:
+        """One timer for the whole stream costs less than one a delta."""
+        if self._quiet:
+            self._wake_reader()
+        self._quiet = True
+        self._ticking = self.loop.call_later(pause, self._tick, pause)
+
+    def _wake_reader(self) -> None:
+        if self._wake is not None and not self._wake.done():
+            self._wake.set_result(None)
 
     async def answers(self) -> list[Answer]:
         """All choices, when all have ended."""
