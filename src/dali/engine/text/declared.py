@@ -36,7 +36,7 @@ class Declared:
         typed = (
             tools is not None and "tools" in inspect.signature(begin).parameters
         )  # not in transformers' older versions
-        self._parser: Any = begin(prefix=begun, tools=[*tools]) if typed else begin(prefix=begun)
+        self._parser: Any = begin(prefix=begun, tools=[*tools]) if tools and typed else begin(prefix=begun)
         self._tells_calls = tools is not None
         self._most: float = math.inf if most is None else most
         self._calls = 0

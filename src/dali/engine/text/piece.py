@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 
 class Call(NamedTuple):
-    """A piece of the answer's call number `index` of a tool: the first has the `name`, all add to `arguments`, which is JSON."""
+    """A piece of the answer's call `number`, from 0: the first has the `name` of the tool, all add to `arguments`, in JSON."""
 
-    index: int
+    number: int
     name: str = ""
     arguments: str = ""
 

@@ -25,6 +25,7 @@ def messages_of(fields: Fields, llm: LLM) -> list[Message]:
         if message.one_of("role", ROLES) is None:
             raise message.wrong("role", f"one of {', '.join(ROLES)}")
         _check_content(message)
+        _check_calls(message)
     try:
         messages = plain_messages(given)
     except UsageError as error:
@@ -41,6 +42,19 @@ def _check_content(message: Fields) -> None:
                     400, f"The model reads text alone, and a message has a part of the type {kind!r}.",
                     param="messages", code=UNSUPPORTED,
                 )  # fmt: skip
+
+
+def _check_calls(message: Fields) -> None:
+    message.text("tool_call_id")
+    message.refuse("function_call", "it was replaced by tool_calls.")
+    for call in message.each("tool_calls"):
+        call.text("id")
+        call.one_of("type", ("function",))
+        function = call.fields("function")
+        if not function.text("name"):
+            raise function.wrong("name", "the name of what was called")
+        if not isinstance(function.any("arguments"), str | dict | None):
+            raise function.wrong("arguments", "JSON as a string")
 
 
 def _known_role(message: dict[str, Any], template: str) -> Message:

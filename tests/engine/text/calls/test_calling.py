@@ -41,7 +41,7 @@ def said(tokenizer, answer: str, most: int | None = None) -> list[tuple]:
             else ("why" if piece.reasoning else "text", piece[0] or piece[1])
         )
         if kind == "call" and what.name:
-            found.append(("call", what.index, what.name, what.arguments))
+            found.append(("call", what.number, what.name, what.arguments))
         elif kind == "call":
             found[-1] = (*found[-1][:3], found[-1][3] + what.arguments)
         elif found and found[-1][0] == kind:
@@ -111,7 +111,9 @@ def test_declared_calls_come_whole():
     ]
     assert said(tokenizer, f"{call}{call}", most=1) == [("call", 0, "now", '{"a": "ö"}'), ("over",)]
     assert said(tokenizer, 'A<call>{"nam') == [("text", 'A{"nam')]
-    assert said(tokenizer, "A<call>{no}</call> B") == [("text", "A{no}> B")]  # all but what the parser had taken for a tag
+    assert said(tokenizer, "A<call>{no}</call> B") == [
+        ("text", "A{no}> B")
+    ]  # all but what the parser had taken for a tag
 
 
 def test_calls_of_an_unknown_form_are_refused():

@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as some
 
 from dali.engine.text.calls.calling import Calling
+from dali.engine.text.calls.found import FORMS as KNOWN
 from dali.engine.text.calls.found import form_of
 from dali.engine.text.structure import Plain
 from scripted import scripted_tokenizer
@@ -166,10 +169,10 @@ def read(structure: Calling, parts) -> tuple[str, list[tuple[str, str]]]:
     for piece in pieces:
         text += piece.text
         if piece.call and piece.call.name:
-            assert piece.call.index == len(calls)
+            assert piece.call.number == len(calls)
             calls.append((piece.call.name, ""))
         elif piece.call:
-            assert piece.call.index == len(calls) - 1
+            assert piece.call.number == len(calls) - 1
             calls[-1] = (calls[-1][0], calls[-1][1] + piece.call.arguments)
     return text, calls
 
@@ -208,6 +211,39 @@ def test_the_answer_ends_after_as_many_calls_as_it_may_have(template, said, text
     structure = calling(template, most=1)
     assert len(read(structure, said)[1]) == min(len(calls), 1)
     assert structure.over or len(calls) < 2
+
+
+BITS = some.sampled_from(
+    [
+        "weather",
+        "{",
+        "}",
+        "[",
+        "]",
+        '"',
+        ":",
+        ",",
+        "\n",
+        " ",
+        ";",
+        "a",
+        "null",
+        '{"name": "now", "arguments": ',
+        "```json",
+        "function",
+    ]
+)
+
+
+@settings(max_examples=150, deadline=None, derandomize=True, database=None)
+@given(data=some.data())
+def test_nothing_that_a_model_says_makes_it_fail(data):
+    form = data.draw(some.sampled_from(KNOWN))
+    parts = data.draw(some.lists(some.sampled_from(form.marks) | BITS, max_size=12))
+    structure = Calling(Plain(), form, TOKENIZER, TOOLS)
+    found = read(structure, parts)
+    assert structure.push("more") == []  # all was read to its end
+    assert "".join(parts).count("{") >= found[0].count("{")
 
 
 def test_a_template_of_no_known_form_is_told():

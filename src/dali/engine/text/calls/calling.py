@@ -65,7 +65,7 @@ class Calling:
         for piece in self._reading:
             if piece is None:
                 break
-            if self.over or (piece.call and self._most is not None and piece.call.index >= self._most):
+            if self.over or (piece.call and self._most is not None and piece.call.number >= self._most):
                 self.over = True
             elif piece.call:
                 self._white, self._after_call = "", True

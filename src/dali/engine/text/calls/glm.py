@@ -24,18 +24,23 @@ def read(source: Source) -> Iterator[Piece | None]:
         if source.met is None or not name:
             yield from source.none()
             continue
-        ended, keyed = source.met == CLOSE, source.met == KEY
-        values = Values(source, name)
+        met = source.met
         yield source.call(name)
-        while keyed or (not ended and (yield from source.take(KEY))):
-            keyed = False
-            key = yield from source.all_until(KEY_END)
-            if (yield from source.take(VALUE)):
-                yield from values.argument(key.strip(), (VALUE_END,), padded=False)
-            if source.met is None:
-                return
-        if ended or (yield from source.take(CLOSE)) or not source.over:
-            yield values.end()
+        yield from _arguments(source, Values(source, name), met)
+
+
+def _arguments(source: Source, values: Values, met: str) -> Iterator[Piece | None]:
+    """met: what the name ended with."""
+    while met == KEY or (met != CLOSE and (yield from source.take(KEY))):
+        met = ""
+        key = yield from source.all_until(KEY_END)
+        if not (yield from source.take(VALUE)):
+            break
+        yield from values.argument(key.strip(), (VALUE_END,), padded=False)
+        if source.met is None:
+            return
+    if met == CLOSE or (yield from source.take(CLOSE)) or not source.over:
+        yield values.end()
 
 
 FORMS = [Form(lambda template: KEY in template, (OPEN, CLOSE, KEY, KEY_END, VALUE, VALUE_END), read)]

@@ -18,7 +18,7 @@ class JsonValue:
 
     def push(self, text: str) -> tuple[int, str]:
         """(letters of `text` that are of the value, what they say)."""
-        said = []
+        said: list[str] = []
         for at, letter in enumerate(text):
             if (
                 not self._quoted
