@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dali.conversation import Message, plain_messages
 from dali.errors import UsageError
@@ -30,7 +30,16 @@ def messages_of(fields: Fields, llm: LLM) -> list[Message]:
         messages = plain_messages(given)
     except UsageError as error:
         raise invalid(f"{error.problem} {error.fix}", "messages") from error
-    return [_known_role(message, str(llm.tokenizer.chat_template)) for message in messages]
+    return known_roles(messages, llm)
+
+
+def known_roles(messages: list[Message], llm: LLM) -> list[Message]:
+    """Templates that know no developer take what he says from the system."""
+    if re.search(r"\bdeveloper\b", str(llm.tokenizer.chat_template)):
+        return messages
+    return [
+        message | {"role": "system"} if message["role"] == "developer" else message for message in messages
+    ]
 
 
 def _check_content(message: Fields) -> None:
@@ -55,10 +64,3 @@ def _check_calls(message: Fields) -> None:
             raise function.wrong("name", "the name of what was called")
         if not isinstance(function.any("arguments"), str | dict | None):
             raise function.wrong("arguments", "JSON as a string")
-
-
-def _known_role(message: dict[str, Any], template: str) -> Message:
-    """Templates that know no developer take what he says from the system."""
-    if message["role"] == "developer" and not re.search(r"\bdeveloper\b", template):
-        return message | {"role": "system"}
-    return message
