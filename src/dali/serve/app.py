@@ -10,6 +10,7 @@ from starlette.responses import Response
 
 from dali.errors import DaliError
 from dali.serve import models, tokenize
+from dali.serve.anthropic import route as anthropic
 from dali.serve.http.errors import ApiError, api_error, error_response
 from dali.serve.http.security import Guard
 from dali.serve.openai import chat, completions, embeddings
@@ -22,6 +23,7 @@ ROUTES = [
     *chat.ROUTES,
     *completions.ROUTES,
     *responses.ROUTES,
+    *anthropic.ROUTES,
     *embeddings.ROUTES,
 ]
 

@@ -57,16 +57,17 @@ def chosen(fields: Fields, schemas: list[dict[str, Any]]) -> Tools:
     return Tools(schemas or None, 1 if fields.flag("parallel_tool_calls") is False else None)
 
 
-def schema_of(function: Fields) -> dict[str, Any]:
-    """A function as chat templates take it: some fail where it says nothing of itself or of its parameters."""
+def schema_of(function: Fields, parameters: str = "parameters") -> dict[str, Any]:
+    """A function as chat templates take it: some fail where it says nothing of itself or of its parameters. parameters: the name
+    of the field with their schema."""
     name = function.text("name")
     if not name or len(name) > LETTERS:
         raise function.wrong("name", f"the function's name, of at most {LETTERS} letters")
     description = function.text("description") or ""
-    parameters = function.mapping("parameters") or {"type": "object", "properties": {}}
+    schema = function.mapping(parameters) or {"type": "object", "properties": {}}
     return {
         "type": "function",
-        "function": {"name": name, "description": description, "parameters": parameters},
+        "function": {"name": name, "description": description, "parameters": schema},
     }
 
 
