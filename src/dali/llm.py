@@ -76,6 +76,7 @@ class LLM:
         self.expert_bytes = loaded.expert_bytes
         self.ctx_size = loaded.ctx_size
         self.defaults = _FALLBACK_SAMPLING | loaded.sampling
+        self.variables: dict[str, Any] = {}  # of the chat template, where a call does not say otherwise
         self.controls = take_for_control(self.tokenizer)  # tokens that the model's files take for text
         self.eos = _eos(self.model, self.tokenizer)
         self.engine = Engine(self.model, STEP_TOKENS)
@@ -240,7 +241,9 @@ class LLM:
         if not self.tokenizer.chat_template:
             raise no_chat_template(self.name)
         with self._encoding:
-            return chat_prompt(self.tokenizer, self.name, plain, tools, template)
+            return chat_prompt(
+                self.tokenizer, self.name, plain, tools, {**self.variables, **(template or {})}
+            )
 
     def chat_sequence(
         self,

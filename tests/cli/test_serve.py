@@ -55,7 +55,20 @@ def test_it_listens_while_it_loads_and_ends_what_it_streams_when_it_is_stopped(c
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     environment = os.environ | {"DALI_CACHE_DIR": str(cache)}
-    command = [sys.executable, "-m", "dali", "serve", "--port", str(port), "--alias", "small"]
+    command = [
+        sys.executable,
+        "-m",
+        "dali",
+        "serve",
+        "--port",
+        str(port),
+        "--alias",
+        "small",
+        "--temp",
+        "0",
+        "-n",
+        "5",
+    ]
     with (
         subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process,
         httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as http,
@@ -68,7 +81,10 @@ def test_it_listens_while_it_loads_and_ends_what_it_streams_when_it_is_stopped(c
                 assert process.poll() is None
                 time.sleep(0.01)
         assert seen == {503, 200}
+        once = http.post("/v1/completions", json={"model": "small", "prompt": "Once"}).json()
+        assert once["usage"]["completion_tokens"] == 5
         body = {
+            "max_tokens": 500,
             "model": "small",
             "messages": [{"role": "user", "content": "Hi"}],
             "stream": True,

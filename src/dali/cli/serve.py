@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 from dali.cli.chat.template import read_template
 from dali.cli.flags.accelerator import Accelerator
 from dali.cli.flags.always import Always
+from dali.cli.flags.chat import Template
 from dali.cli.flags.kinds import NAMES, TEXT, whole
 from dali.cli.flags.option import Kind, flag
+from dali.cli.flags.sampling import Sampling
 from dali.cli.flags.verb import Verb
 from dali.cli.importing import importing
 from dali.cli.model import find_model, load_model
@@ -40,11 +43,12 @@ def _port(text: str) -> int:
 
 
 PORTS = Kind("PORT", "a whole number from 0 to 65535", _port)
-JINJA = Kind("JINJA", "a Jinja template or the file that holds one", TEXT.parse)
 
 
 @dataclass(frozen=True)
-class Settings(Always, Accelerator):
+class Settings(Always, Accelerator, Sampling, Template):
+    """How an answer is chosen, and the variables of the template, hold where a request does not say otherwise."""
+
     host: str | None = flag("server", TEXT, f"address to listen on; others need --api-key (default: {HOST})")
     port: int | None = flag("server", PORTS, f"port to listen on; 0 for any that is free (default: {PORT})")
     api_key: str | None = flag("server", TEXT, "what clients have to send as their key")
@@ -55,7 +59,6 @@ class Settings(Always, Accelerator):
     queue: int | None = flag(
         "server", whole(0), f"answers that may wait for others; more are refused (default: {QUEUE})"
     )
-    chat_template: str | None = flag("server", JINJA, "a template, or its file, instead of the model's own")
 
     def serve_options(self) -> ServeOptions:
         """What the flags ask for. UsageError: it cannot be meant."""
@@ -67,9 +70,9 @@ class Settings(Always, Accelerator):
 VERB = Verb(
     "serve",
     "Let programs ask a model over HTTP, by the protocol of OpenAI's clients: their base URL is http://127.0.0.1:8000/v1. "
-    "MODEL is as for `dali run`.",
+    "MODEL is as for `dali run`. Flags of the answer and of the prompt hold where a request says nothing else.",
     Settings,
-    headings=("server", "model", "accelerator"),
+    headings=("server", "model", "accelerator", "answer", "prompt"),
     words="[MODEL]",
 )
 
@@ -95,6 +98,13 @@ def main(settings: Settings) -> int:
     server.start(stop.set)  # /health tells from here on that the model is being loaded
     directory = find_model(model, settings)
     llm = load_model(model, directory, load_options, template=template)
+    llm.defaults |= {name: value for name, value in settings.sampling().items() if value is not None}
+    llm.variables = dict(settings.chat_template_kwargs or {})
+    if llm.variables:
+        llm.chat_prompt(
+            [{"role": "user", "content": "Hello"}]
+        )  # refuses those that the template does not have
+    logging.getLogger("asyncio").setLevel(logging.ERROR)  # it warns of clients that leave
     serve(llm, serving, server, stop, settings.ram)
     return 0
 

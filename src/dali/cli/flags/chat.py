@@ -24,7 +24,17 @@ VARIABLES = Kind("JSON", 'a JSON object, such as {"enable_thinking": false}', _v
 
 
 @dataclass(frozen=True)
-class Chat(Sampling):
+class Template:
+    """None leaves a choice to the model."""
+
+    chat_template: str | None = flag("prompt", JINJA, "a template, or its file, instead of the model's own")
+    chat_template_kwargs: Mapping[str, Any] | None = flag(
+        "prompt", VARIABLES, 'variables of the chat template, as {"enable_thinking": false}'
+    )
+
+
+@dataclass(frozen=True)
+class Chat(Sampling, Template):
     """None leaves a choice to the model."""
 
     stop: tuple[str, ...] = flag(
@@ -32,10 +42,6 @@ class Chat(Sampling):
     )
     system_prompt: str | None = flag(
         "prompt", TEXT, "what the model is told before the first message", "-sys"
-    )
-    chat_template: str | None = flag("prompt", JINJA, "a template, or its file, instead of the model's own")
-    chat_template_kwargs: Mapping[str, Any] | None = flag(
-        "prompt", VARIABLES, 'variables of the chat template, as {"enable_thinking": false}'
     )
     raw: bool = flag("prompt", SWITCH, "give the prompt to the model as it is, without a chat template")
 

@@ -42,7 +42,7 @@ def ask_of(fields: Fields, llm: LLM) -> Ask:
     fields.refuse("best_of", "answers are not compared; ask for several with n.", n)
     fields.refuse("response_format", "answers are text.", {"type": "text"})
     sampling = sampling_of(fields, llm)
-    sampling["max_tokens"] = fields.whole("max_tokens", 1) or MOST_TOKENS
+    sampling["max_tokens"] = fields.whole("max_tokens", 1) or llm.defaults.get("max_tokens") or MOST_TOKENS
     sampling["logprobs"] = fields.whole("logprobs", 0, MOST_TOP)
     return Ask(prompts=_prompts(fields, llm), sampling=sampling, n=n)
 
