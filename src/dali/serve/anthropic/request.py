@@ -39,11 +39,14 @@ def ask_of(fields: Fields, llm: LLM) -> Ask:
 
 
 def template_of(fields: Fields, llm: LLM) -> dict[str, Any]:
-    """The model reasons where `thinking` says so, and it can be told. A budget of thinking is a hint, as is an effort: both pass
-    where they come to nothing."""
+    """The model reasons where `thinking` says so, and it can be told; where it says nothing, as the server was started, or not at
+    all. A budget of thinking is a hint, as is an effort: both pass where they come to nothing."""
     kind = fields.fields("thinking").one_of("type", THINKING.keys())
     effort = fields.fields("output_config").text("effort")
-    return thinking_variables(THINKING[kind or "disabled"], llm) | effort_hint(effort, llm)
+    variables = thinking_variables(THINKING[kind or "disabled"], llm)
+    if kind is None:
+        variables = {name: value for name, value in variables.items() if name not in llm.variables}
+    return variables | effort_hint(effort, llm)
 
 
 def tools_of(fields: Fields) -> Tools:
