@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import inspect
-import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dali.engine.text.calls.parsed import call_of
 from dali.engine.text.piece import Call, Piece
 
 CALLS = "tool_calls"
@@ -85,7 +85,7 @@ class Declared:
         """The calls of a region, or what was said in it where those are none."""
         said, self._call = self._call, ""
         values = value if isinstance(value, list) else [value]
-        calls = [call for one in values if (call := _call_of(one))]
+        calls = [call for one in values if (call := call_of(one))]
         if not calls:
             return [Piece(said)] if said else []
         calls = calls if math.isinf(self._most) else calls[: int(self._most) - self._calls]
@@ -93,14 +93,3 @@ class Declared:
         self._calls += len(calls)
         self.over = self._calls >= self._most
         return pieces
-
-
-def _call_of(value: Any) -> tuple[str, str] | None:
-    """(name, arguments as JSON) of a call as transformers has it; None where it is none."""
-    function = value.get("function", value) if isinstance(value, dict) else None
-    if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
-        return None
-    arguments = function.get("arguments", function.get("parameters"))
-    if isinstance(arguments, str):
-        return function["name"], arguments or "{}"
-    return function["name"], json.dumps({} if arguments is None else arguments, ensure_ascii=False)

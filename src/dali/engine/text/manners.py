@@ -19,21 +19,18 @@ BETWEEN = "\n\n"  # messages that become one
 @dataclass(frozen=True)
 class Manners:
     """What one template takes. `objects`: arguments of calls as objects, else as the text of one; `systems`: the system may speak
-    in mid-conversation; `none`: a message that only calls has no content, else an empty one; `thinking`: what it calls the
-    reasoning of a message."""
+    in mid-conversation; `thinking`: what it calls the reasoning of a message."""
 
     objects: bool
     systems: bool
-    none: bool
     thinking: str
 
     @staticmethod
     @lru_cache(maxsize=8)
     def of(tokenizer: Any, template: str) -> Manners:
-        none = re.search(r"content(['\"]\])?\s+is\s+(not\s+)?none", template) is not None
         called = {"qz": SAID}
-        as_object = _rendered(tokenizer, template, _with_call(called, none))
-        as_text = _rendered(tokenizer, template, _with_call(json.dumps(called, ensure_ascii=False), none))
+        as_object = _rendered(tokenizer, template, _with_call(called))
+        as_text = _rendered(tokenizer, template, _with_call(json.dumps(called, ensure_ascii=False)))
         objects = (SAID in as_object and "'qz'" not in as_object) or SAID not in as_text
         systems = SAID in _rendered(
             tokenizer,
@@ -41,7 +38,7 @@ class Manners:
             [_message("user"), _message("assistant"), _message("system", SAID), _message("user")],
         )
         own = "reasoning_content" not in template and re.search(r"\bmessage\.thinking\b", template)
-        return Manners(objects, systems, none, "thinking" if own else "reasoning_content")
+        return Manners(objects, systems, "thinking" if own else "reasoning_content")
 
 
 def fitted(tokenizer: Any, template: str, messages: Sequence[Message]) -> list[Message]:
@@ -60,7 +57,7 @@ def fitted(tokenizer: Any, template: str, messages: Sequence[Message]) -> list[M
             names |= {call.get("id"): call["function"]["name"] for call in calls}
             message = message | {
                 "tool_calls": calls,
-                "content": message.get("content") or (None if manners.none else ""),
+                "content": message.get("content") or "",
             }
         elif message["role"] == "tool" and not message.get("name") and message.get("tool_call_id") in names:
             message = message | {"name": names[message["tool_call_id"]]}
@@ -118,11 +115,11 @@ def _object(text: str) -> dict[str, Any]:
     return value if isinstance(value, dict) else {"arguments": text}
 
 
-def _with_call(arguments: Any, none: bool) -> list[Message]:
+def _with_call(arguments: Any) -> list[Message]:
     call = {"id": "abcdefghi", "type": "function", "function": {"name": "qz", "arguments": arguments}}
     return [
         _message("user"),
-        {"role": "assistant", "content": None if none else "", "tool_calls": [call]},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
         {"role": "tool", "content": "a", "name": "qz", "tool_call_id": "abcdefghi"},
     ]
 

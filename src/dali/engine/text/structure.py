@@ -93,7 +93,8 @@ def calling_structure_of(
     if isinstance(structure, Harmony):
         structure.tell_calls(most)
         return structure
-    form = form_of(template)
+    special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+    form = form_of(template, special)
     if form is None:
         raise UsageError(
             "The chat template takes tools, and asks for calls in a form that dali does not know.",

@@ -148,6 +148,35 @@ FORMS = {
         "",
         [PARIS],
     ),
+    "deepseek 3.2": (
+        "{% set dsml_token = '｜DSML｜' %} <｜DSML｜function_calls>",
+        '<｜DSML｜function_calls>\n<｜DSML｜invoke name="weather">\n<｜DSML｜parameter name="other" string="true">7'
+        '</｜DSML｜parameter>\n'
+        '<｜DSML｜parameter name="days" string="false">3</｜DSML｜parameter>\n</｜DSML｜invoke>\n</｜DSML｜function_calls>',
+        "",
+        [("weather", {"other": "7", "days": 3})],
+    ),
+    "solar": (
+        "<|tool_call:begin|>",
+        "<|tool_calls|><|tool_call:begin|>abc<|tool_call:name|>weather<|tool_call:args|>{\"city\": \"Paris\"}<|tool_call:end|>"
+        "<|calls|>",
+        "",
+        [PARIS],
+    ),
+    "lfm": (
+        "<|tool_call_start|>",
+        "A<|tool_call_start|>[weather(city='Bad \"Ems\"\\n}', days=3), now()]<|tool_call_end|>B",
+        "AB",
+        [TWO, NOW],
+    ),
+    "gemma": (
+        "<|tool_call>call:",
+        '<|tool_call>call:weather{city:<|"|>Bad "Ems"\n}<|"|>,days:3}<tool_call|><|tool_call>call:now{}<tool_call|>',
+        "",
+        [TWO, NOW],
+    ),
+    "nemotron": ("<TOOLCALL>", f"<TOOLCALL>[{CALL}]</TOOLCALL>", "", [TWO]),
+    "lines of json": ("<tool_calls>", f"<tool_calls>\n{CALL}\n{CALL}\n</tool_calls>", "", [TWO, TWO]),
     "kimi": (
         KIMI,
         '<|tool_calls_section_begin|><|tool_call_begin|>functions.weather:0<|tool_call_argument_begin|>{"city": "Paris"}'
@@ -248,3 +277,4 @@ def test_nothing_that_a_model_says_makes_it_fail(data):
 
 def test_a_template_of_no_known_form_is_told():
     assert form_of("{{ tools }}") is None
+    assert form_of("{{ tools }}", ["<|im_end|>", "<|tool_call_start|>"]) is form_of("<|tool_call_start|>")

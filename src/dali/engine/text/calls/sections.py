@@ -1,4 +1,4 @@
-"""DeepSeek's and Kimi's: sections of special tokens, each call `BEGIN head SEPARATOR arguments END`."""
+"""DeepSeek's, Kimi's and Solar's: sections of special tokens, each call `BEGIN head SEPARATOR arguments END`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from dali.engine.text.calls.json_call import json_arguments
 from dali.engine.text.calls.source import Source
 from dali.engine.text.piece import Piece
 
+NAME = "<|tool_call:name|>"
 FENCE = re.compile(r"\s*(?P<name>\S+)\s*```(?:json)?\s*")
 
 
@@ -39,11 +40,12 @@ def form(section: str, begin: str, separator: str, end: str, section_end: str) -
             yield from json_arguments(source)
             yield from source.all_until(end)  # a fence's end
 
-    return Form(lambda template: begin in template, (section, begin, separator, end, section_end), read)
+    return Form(lambda template: begin in template, (section, begin, separator, end, section_end, NAME), read)
 
 
 def _name(head: str) -> str:
-    """Kimi's heads are `functions.NAME:NUMBER`."""
+    """Kimi's heads are `functions.NAME:NUMBER`, Solar's `ID<|tool_call:name|>NAME`."""
+    head = head.rpartition(NAME)[2]
     return re.sub(r":\d+$", "", head.removeprefix("functions."))
 
 
@@ -62,4 +64,5 @@ FORMS = [
         "<|tool_call_end|>",
         "<|tool_calls_section_end|>",
     ),
+    form("<|tool_calls|>", "<|tool_call:begin|>", "<|tool_call:args|>", "<|tool_call:end|>", "<|calls|>"),
 ]

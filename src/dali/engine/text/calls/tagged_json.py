@@ -1,4 +1,4 @@
-"""JSON between tags, an object or an array of them: Hermes, Qwen2.5 and Qwen3, Granite, Phi-4-mini, Jamba, Command R."""
+"""JSON between tags, objects or an array of them: Hermes, Qwen2.5 and Qwen3, Granite, Phi-4-mini, Nemotron, Command R."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from dali.engine.text.calls.source import Source
 from dali.engine.text.piece import Piece
 
 TAGS = (
+    ("<tool_calls>", "</tool_calls>"),
     ("<tool_call>", "</tool_call>"),
     ("<|tool_call|>", "<|/tool_call|>"),
-    ("<tool_calls>", "</tool_calls>"),
+    ("<TOOLCALL>", "</TOOLCALL>"),
+    ("<|function_call|>", "<|message_sep|>"),
     ("<|START_ACTION|>", "<|END_ACTION|>"),
 )
 
@@ -35,9 +37,12 @@ def form(opening: str, closing: str) -> Form:
 
 
 def json_calls(source: Source) -> Iterator[Piece | None]:
-    """One call, or an array of them."""
+    """One call after the other, or an array of them."""
     if not (yield from source.take("[")):
-        yield from json_call(source)
+        while (yield from json_call(source)):
+            yield from source.skip()
+            if not source.held.startswith("{"):
+                break
         return
     while (yield from json_call(source)) and (yield from source.take(",")):
         pass

@@ -21,14 +21,17 @@ class Values:
         self._tool = tool
         self._count = 0
 
-    def argument(self, name: str, closing: tuple[str, ...], padded: bool) -> Iterator[Piece | None]:
-        """One argument, whose text ends before `closing`. padded: there is a line break around it. A string is given out as it
+    def argument(
+        self, name: str, closing: tuple[str, ...], padded: bool, text: bool = False
+    ) -> Iterator[Piece | None]:
+        """One argument, whose text ends before `closing`. padded: there may be a line break around it; text: the model says that
+        it is a string. A string is given out as it
         comes, anything else when it is complete."""
         source = self._source
         head = ("{" if not self._count else ", ") + json.dumps(name, ensure_ascii=False) + ": "
         self._count += 1
         schema = source.schema(self._tool, name)
-        if types_of(schema) != {"string"}:
+        if not text and types_of(schema) != {"string"}:
             raw = yield from source.all_until(*closing)
             if source.met is not None:
                 yield source.arguments(head + json_of(_trimmed(raw) if padded else raw, schema))
