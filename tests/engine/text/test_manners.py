@@ -88,6 +88,12 @@ def test_what_the_system_says_later_the_user_says_where_it_may_not(template):
     assert fit(template, said("user", "a"), said("system", "b")) == [said("user", "a\n\nb")]
 
 
+def test_what_the_user_says_in_a_row_is_one_message_where_it_has_to_be():
+    twice = [said("user", "a"), said("user", "b"), said("user", "c")]
+    assert fit(ALTERNATES, *twice) == [said("user", "a\n\nb\n\nc")]
+    assert fit(DROPS, *twice) == twice
+
+
 def test_and_the_system_itself_where_it_may():
     assert fit(HEAD + "{% endfor %}", *MIDDLE) == MIDDLE
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -19,10 +19,11 @@ BETWEEN = "\n\n"  # messages that become one
 @dataclass(frozen=True)
 class Manners:
     """What one template takes. `objects`: arguments of calls as objects, else as the text of one; `systems`: the system may speak
-    in mid-conversation; `thinking`: what it calls the reasoning of a message."""
+    in mid-conversation; `runs`: the user may twice in a row; `thinking`: what it calls the reasoning of a message."""
 
     objects: bool
     systems: bool
+    runs: bool
     thinking: str
 
     @staticmethod
@@ -37,45 +38,57 @@ class Manners:
             template,
             [_message("user"), _message("assistant"), _message("system", SAID), _message("user")],
         )
+        runs = SAID in _rendered(tokenizer, template, [_message("user"), _message("user", SAID)])
         own = "reasoning_content" not in template and re.search(r"\bmessage\.thinking\b", template)
-        return Manners(objects, systems, "thinking" if own else "reasoning_content")
+        return Manners(objects, systems, runs, "thinking" if own else "reasoning_content")
 
 
 def fitted(tokenizer: Any, template: str, messages: Sequence[Message]) -> list[Message]:
     """`messages` as this template takes them. What the system says at the head becomes one message, and what it says later, where
-    the template does not let it, the user says. Arguments of calls are as the template wants them; results have the name of what
-    was called."""
+    the template does not let it, the user says; what the user says in a row is one message where it has to be. Arguments of calls
+    are as the template wants them; results have the name of what was called."""
     messages = _one_head(messages)
-    if not any(message["role"] in (*SYSTEM, "tool") or message.get("tool_calls") for message in messages[1:]):
-        return _thinking(tokenizer, template, messages)
+    roles = [message["role"] for message in messages]
+    if not {*SYSTEM, "assistant", "tool"} & {*roles[1:]} and roles.count("user") < 2:
+        return messages
     manners = Manners.of(tokenizer, template)
-    names: dict[Any, str] = {}
+    return [_fitted(message, manners) for message in _named(_turns(messages, manners))]
+
+
+def _turns(messages: list[Message], manners: Manners) -> list[Message]:
     fit: list[Message] = []
-    for at, message in enumerate(messages):
-        if message.get("tool_calls"):
-            calls = [_call(call, manners.objects) for call in message["tool_calls"]]
-            names |= {call.get("id"): call["function"]["name"] for call in calls}
-            message = message | {
-                "tool_calls": calls,
-                "content": message.get("content") or "",
-            }
-        elif message["role"] == "tool" and not message.get("name") and message.get("tool_call_id") in names:
-            message = message | {"name": names[message["tool_call_id"]]}
-        elif message["role"] in SYSTEM and at and not manners.systems:
-            if fit[-1]["role"] == "user":
-                fit[-1] = fit[-1] | {"content": f"{fit[-1]['content']}{BETWEEN}{message['content']}"}
-                continue
+    joins = False  # the last message is the user's, and what he says next belongs to it
+    for message in messages:
+        late = message["role"] in SYSTEM and bool(fit) and not manners.systems
+        if late:
             message = {"role": "user", "content": message["content"]}
-        elif (
-            message["role"] == "user"
-            and fit
-            and fit[-1]["role"] == "user"
-            and messages[at - 1]["role"] in SYSTEM
-        ):
+        if message["role"] == "user" and fit and fit[-1]["role"] == "user" and (late or joins):
             fit[-1] = fit[-1] | {"content": f"{fit[-1]['content']}{BETWEEN}{message['content']}"}
-            continue
-        fit.append(message)
-    return _thinking(tokenizer, template, fit)
+        else:
+            fit.append(message)
+        joins = message["role"] == "user" and (late or not manners.runs)
+    return fit
+
+
+def _named(messages: list[Message]) -> Iterator[Message]:
+    """With the names of what was called in the results."""
+    names: dict[Any, str] = {}
+    for message in messages:
+        names |= {call.get("id"): call["function"]["name"] for call in message.get("tool_calls") or ()}
+        if message["role"] == "tool" and not message.get("name") and message.get("tool_call_id") in names:
+            message = message | {"name": names[message["tool_call_id"]]}
+        yield message
+
+
+def _fitted(message: Message, manners: Manners) -> Message:
+    if message.get("tool_calls"):
+        calls = [_call(call, manners.objects) for call in message["tool_calls"]]
+        message = message | {"tool_calls": calls, "content": message.get("content") or ""}
+    if "reasoning_content" not in message:
+        return message
+    return {
+        manners.thinking if name == "reasoning_content" else name: value for name, value in message.items()
+    }
 
 
 def _one_head(messages: Sequence[Message]) -> list[Message]:
@@ -84,16 +97,6 @@ def _one_head(messages: Sequence[Message]) -> list[Message]:
         return list(messages)
     said = BETWEEN.join(message["content"] for message in messages[:head])
     return [messages[0] | {"content": said}, *messages[head:]]
-
-
-def _thinking(tokenizer: Any, template: str, messages: list[Message]) -> list[Message]:
-    if not any("reasoning_content" in message for message in messages):
-        return messages
-    name = Manners.of(tokenizer, template).thinking
-    return [
-        {name if key == "reasoning_content" else key: value for key, value in message.items()}
-        for message in messages
-    ]
 
 
 def _call(call: dict[str, Any], objects: bool) -> dict[str, Any]:

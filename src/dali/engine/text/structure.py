@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from dali.engine.text.calls.calling import Calling
+from dali.engine.text.calls.form import Form
 from dali.engine.text.calls.found import form_of
 from dali.engine.text.declared import Declared
 from dali.engine.text.harmony import CHANNEL, MARKERS, MESSAGE, START, Harmony
@@ -85,19 +86,39 @@ def calling_structure_of(
 
     UsageError: nothing in the tokenizer or the chat template tells in which form the model writes calls.
     """
-    template = str(tokenizer.get_chat_template(None, [*tools]))
-    declared = getattr(tokenizer, "response_template", None)
-    if declared and "tool_calls" in declared.get("fields", ()):
+    if declares_calls(tokenizer):
         return Declared(tokenizer, prompt, tools, most)
     structure = structure_of(tokenizer, prompt, said)
     if isinstance(structure, Harmony):
         structure.tell_calls(most)
         return structure
-    special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
-    form = form_of(template, special)
+    form = _form_of(tokenizer)
     if form is None:
         raise UsageError(
             "The chat template takes tools, and asks for calls in a form that dali does not know.",
             "Ask without tools, or use a model that writes its calls as one of those in docs/SERVING.md.",
         )
     return Calling(structure, form, tokenizer, tools, most)
+
+
+def tells_calls(tokenizer: Any) -> bool:
+    """Whether the model takes tools, and its calls can be told apart."""
+    if not tokenizer.chat_template or "tools" not in _template_with_tools(tokenizer):
+        return False
+    in_channels = {START, CHANNEL, MESSAGE} <= tokenizer.get_added_vocab().keys()
+    return declares_calls(tokenizer) or in_channels or _form_of(tokenizer) is not None
+
+
+def declares_calls(tokenizer: Any) -> bool:
+    declared = getattr(tokenizer, "response_template", None)
+    return bool(declared) and "tool_calls" in declared.get("fields", ())
+
+
+def _form_of(tokenizer: Any) -> Form | None:
+    special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+    return form_of(_template_with_tools(tokenizer), special)
+
+
+def _template_with_tools(tokenizer: Any) -> str:
+    """The one that conversations with tools go through."""
+    return str(tokenizer.get_chat_template(None, [{}]))
