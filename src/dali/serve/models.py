@@ -84,10 +84,6 @@ def _template(tokenizer: Any) -> str:
 
 def _capabilities(tokenizer: Any) -> dict[str, bool]:
     """What clients look for before they offer tools."""
-    from dali.engine.text.structure import (
-        tells_calls,
-    )  # needs what the app does without until the model is there
-
     tools = tells_calls(tokenizer)
     return {"supports_tools": tools, "supports_tool_calls": tools, "supports_parallel_tool_calls": tools}
 

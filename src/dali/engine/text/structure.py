@@ -111,7 +111,7 @@ def tells_calls(tokenizer: Any) -> bool:
 
 def declares_calls(tokenizer: Any) -> bool:
     declared = getattr(tokenizer, "response_template", None)
-    return bool(declared) and "tool_calls" in declared.get("fields", ())
+    return isinstance(declared, dict) and "tool_calls" in declared.get("fields", ())
 
 
 def _form_of(tokenizer: Any) -> Form | None:
