@@ -26,7 +26,7 @@ from dali.engine.text.ends import end_ids, take_for_control
 from dali.engine.text.length import check_texts, too_long
 from dali.engine.text.piece import Piece
 from dali.engine.text.prompt import Tool, begun_answer, chat_prompt, plain_prompt
-from dali.engine.text.structure import Structure, structure_of
+from dali.engine.text.structure import Structure, calling_structure_of, structure_of
 from dali.engine.text.text import Text
 from dali.errors import UsageError
 from dali.loading.chat_template import no_chat_template
@@ -256,15 +256,24 @@ class LLM:
         *,
         tools: Many[Tool] | None = None,
         template: Mapping[str, Any] | None = None,
+        calls: int | None = 0,
         **sampling: Unpack[Sampling],
     ) -> Sequence:
-        """As `sequence`, for a conversation: the answer's text and reasoning are told apart."""
+        """As `sequence`, for a conversation: the answer's text and reasoning are told apart.
+
+        calls: how many calls of `tools`, then JSON schemas, are told apart from the text; after so many the answer ends. None for
+        any number; with 0 they are text.
+        """
         plain = plain_messages(messages)
         # Of answers, templates may leave out the reasoning.
         self._check_texts(message.get("content") for message in plain if message["role"] != "assistant")
         ids = self.chat_prompt(plain, tools, template)
         said = begun_answer(plain)
-        structure = structure_of(self.tokenizer, ids, said)
+        if tools and calls != 0:
+            schemas = [tool for tool in tools if isinstance(tool, dict)]
+            structure = calling_structure_of(self.tokenizer, ids, said, schemas, calls)
+        else:
+            structure = structure_of(self.tokenizer, ids, said)
         return self._sequence(ids, bool(said), structure, **sampling)
 
     def sequence(self, prompt: Prompt, **sampling: Unpack[Sampling]) -> Sequence:

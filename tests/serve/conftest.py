@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import dali
+from calling_model import calling_model
 from served import Served, served
 
 
@@ -22,6 +23,12 @@ def tiny_llm(dali_tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
 @pytest.fixture(scope="session")
 def tiny(tiny_llm: dali.LLM) -> Iterator[Served]:
     with served(tiny_llm) as found:
+        yield found
+
+
+@pytest.fixture(scope="session")
+def caller(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    with calling_model(tmp_path_factory.mktemp("caller")) as found:
         yield found
 
 

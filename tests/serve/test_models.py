@@ -32,6 +32,11 @@ def test_props_are_llama_servers(tiny):
     assert props["modalities"] == {"vision": False, "audio": False}
 
 
+def test_clients_find_out_whether_it_calls_tools(tiny, caller):
+    for host, calls in ((tiny, False), (caller, True)):
+        assert set(host.http.get("/props").json()["chat_template_caps"].values()) == {calls}
+
+
 def test_it_goes_by_each_of_its_aliases(tiny_llm):
     with served(tiny_llm, alias=("small", "gpt-9")) as named:
         assert [model.id for model in named.openai.models.list()] == ["small"]

@@ -10,12 +10,22 @@ from starlette.responses import Response
 
 from dali.errors import DaliError
 from dali.serve import models, tokenize
+from dali.serve.anthropic import route as anthropic
 from dali.serve.http.errors import ApiError, api_error, error_response
 from dali.serve.http.security import Guard
 from dali.serve.openai import chat, completions, embeddings
+from dali.serve.responses import route as responses
 from dali.serve.serving import Serving
 
-ROUTES = [*models.ROUTES, *tokenize.ROUTES, *chat.ROUTES, *completions.ROUTES, *embeddings.ROUTES]
+ROUTES = [
+    *models.ROUTES,
+    *tokenize.ROUTES,
+    *chat.ROUTES,
+    *completions.ROUTES,
+    *responses.ROUTES,
+    *anthropic.ROUTES,
+    *embeddings.ROUTES,
+]
 
 
 def make_app(serving: Serving) -> Starlette:

@@ -9,6 +9,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 import dali
+from dali.engine.text.structure import tells_calls
 from dali.serve.http.errors import ApiError
 from dali.serve.serving import Serving, serving
 
@@ -41,6 +42,7 @@ async def props(request: Request) -> Response:
             "model_ftype": llm.format_name,
             "modalities": {"vision": False, "audio": False},
             "chat_template": _template(llm.tokenizer),
+            "chat_template_caps": _capabilities(llm.tokenizer),
             "bos_token": llm.tokenizer.bos_token or "",
             "eos_token": llm.tokenizer.eos_token or "",
             "build_info": f"dali {dali.__version__}",
@@ -78,6 +80,12 @@ def _sampling(defaults: dict[str, Any]) -> dict[str, Any]:
 def _template(tokenizer: Any) -> str:
     """The one that conversations without tools go through."""
     return str(tokenizer.get_chat_template()) if tokenizer.chat_template else ""
+
+
+def _capabilities(tokenizer: Any) -> dict[str, bool]:
+    """What clients look for before they offer tools."""
+    tools = tells_calls(tokenizer)
+    return {"supports_tools": tools, "supports_tool_calls": tools, "supports_parallel_tool_calls": tools}
 
 
 ROUTES = [

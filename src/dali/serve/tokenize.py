@@ -14,6 +14,7 @@ from dali.serve.http.errors import invalid
 from dali.serve.http.fields import Fields
 from dali.serve.openai.messages import messages_of
 from dali.serve.openai.template import template_of
+from dali.serve.openai.tools import tools_of
 from dali.serve.serving import serving
 from dali.serve.token_bytes import token_bytes
 
@@ -61,7 +62,7 @@ def _ids(llm: LLM, text: str, begins: bool) -> list[int]:
 
 def _prompt(llm: LLM, fields: Fields) -> list[int]:
     messages = messages_of(fields, llm)
-    return llm.chat_prompt(messages, template=template_of(fields, llm))
+    return llm.chat_prompt(messages, tools=tools_of(fields).schemas, template=template_of(fields, llm))
 
 
 def _piece(tokenizer: Any, id: int) -> Any:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 
-from dali.engine.text.piece import Piece
+from dali.engine.text.piece import Call, Piece
 
 START, CHANNEL, MESSAGE = "<|start|>", "<|channel|>", "<|message|>"
 ENDS = ("<|end|>", "<|return|>", "<|call|>")
+FUNCTIONS = "to=functions."
 MARKERS = (START, CHANNEL, MESSAGE, *ENDS, "<|constrain|>")
 
 
@@ -16,7 +18,8 @@ class Harmony:
     """`<|start|>ROLE<|channel|>CHANNEL<|message|>CONTENT<|end|>`, again and again; a structure.Structure.
 
     The channel `analysis` is reasoning, all others are text, with an empty line between two messages. A message to a tool begins
-    with its address, `to=functions.NAME`. Markers count only as tokens: an answer may spell them in letters.
+    with its address, `to=functions.NAME`, or is a call where calls are told apart. Markers count only as tokens: an answer may
+    spell them in letters.
     """
 
     def __init__(self, markers: Mapping[int, str]) -> None:
@@ -26,6 +29,14 @@ class Harmony:
         self._reasons = False
         self._given = [False, False]  # whether there was text, and reasoning
         self._lead = ""  # what the message's first piece has before it
+        self._most: float = 0  # calls that are told apart; of more of them, nothing is said
+        self._calls = 0
+        self._within_call = False
+        self.over = False
+
+    def tell_calls(self, most: int | None) -> None:
+        """Messages to `functions.NAME` are calls from here on; None for any number, after which the answer ends."""
+        self._most = math.inf if most is None else most
 
     def resume(self, prompt: Iterable[str]) -> None:
         """Go on after `prompt`: the markers and the text of the message that it leaves open."""
@@ -42,9 +53,10 @@ class Harmony:
 
     def mark(self, marker: str) -> list[Piece]:
         if marker == MESSAGE:
-            self._open(self._header or "")
-        elif marker in ENDS or marker == START:
+            return self._open(self._header or "")
+        if marker in ENDS or marker == START:
             self._header, self._prompted = "", 0
+            self._within_call, self.over = False, self.over or 0 < self._most <= self._calls
         else:
             self._header = (self._header or "") + f" {marker} "
         return []
@@ -52,21 +64,28 @@ class Harmony:
     def flush(self) -> list[Piece]:
         """Words without any marker are what a model has said that leaves its format; a header that was cut off is none of it."""
         words, self._header = (self._header or "")[self._prompted :], None
+        self._within_call = False
         self._reasons = False
-        return [] if any(self._given) or CHANNEL in words else self._piece(words)
+        return [] if any(self._given) or self._calls or CHANNEL in words else self._piece(words)
 
-    def _open(self, header: str) -> None:
+    def _open(self, header: str) -> list[Piece]:
         channel = re.search(rf"{re.escape(CHANNEL)}\s*(\w+)", header)
         address = re.search(r"to=\S+", header)
         self._reasons = channel is not None and channel[1] == "analysis" and address is None
         self._lead = "\n\n" if self._given[self._reasons] else ""
+        self._header = None
+        if address and address[0].startswith(FUNCTIONS) and self._calls < self._most:
+            self._calls, self._within_call = self._calls + 1, True
+            return [Piece(call=Call(self._calls - 1, address[0].removeprefix(FUNCTIONS)))]
         if address:
             self._lead += f"{address[0]} "
-        self._header = None
+        return []
 
     def _piece(self, text: str) -> list[Piece]:
         if not text:
             return []
+        if self._within_call:
+            return [Piece(call=Call(self._calls - 1, "", text))]
         text, self._lead = self._lead + text, ""
         self._given[self._reasons] = True
         return [Piece(reasoning=text) if self._reasons else Piece(text)]

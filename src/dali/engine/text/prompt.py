@@ -10,6 +10,7 @@ from textwrap import shorten
 from typing import Any
 
 from dali.conversation import Message, encodable
+from dali.engine.text.manners import fitted
 from dali.engine.text.thinking import TAGS
 from dali.errors import UsageError, reason
 
@@ -42,8 +43,8 @@ def chat_prompt(
     goes_on = bool(begun_answer(messages))
     try:
         rendered = tokenizer.apply_chat_template(
-            _as_letters(tokenizer, messages),
-            tools=None if tools is None else [_schema(tool) for tool in tools],
+            _as_letters(tokenizer, fitted(tokenizer, template, messages)),
+            tools=None if tools is None else [_as_letters_of(tokenizer, _schema(tool)) for tool in tools],
             add_generation_prompt=not goes_on,
             continue_final_message=goes_on,
             tokenize=False,
@@ -59,13 +60,14 @@ def chat_prompt(
             f"The chat template of {name} fails on this conversation{where} ({reason(error)}).",
             "Give messages it is made for (some take no system prompt), or another template (`dali run --chat-template`).",
         ) from error
-    return _encode(tokenizer, rendered)
+    return _encode(tokenizer, encodable(rendered))
 
 
 def begun_answer(messages: Sequence[Message]) -> str:
     """What the assistant has said in the last of `messages`, to be continued; "" where a new answer is to come."""
     last = messages[-1]
-    return last.get("content") or "" if last["role"] == "assistant" else ""
+    answers = last["role"] == "assistant" and not last.get("tool_calls")
+    return last.get("content") or "" if answers else ""
 
 
 def _check_variables(tokenizer: Any, name: str, template: str, variables: dict[str, Any]) -> None:
@@ -109,6 +111,13 @@ def _as_letters(tokenizer: Any, messages: Sequence[Message]) -> list[Message]:
         }
         for message in messages
     ]
+
+
+def _as_letters_of(tokenizer: Any, tool: dict[str, Any]) -> dict[str, Any]:
+    """The same for what describes a tool, which may come from anywhere."""
+    controls = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+    marked: dict[str, Any] = _marked(tool, _any_of(controls))
+    return marked
 
 
 def _any_of(texts: set[str]) -> re.Pattern[str]:

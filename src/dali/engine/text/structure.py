@@ -1,14 +1,18 @@
-"""How an answer is divided into reasoning and text."""
+"""How an answer is divided into reasoning, text and calls of tools."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+from dali.engine.text.calls.calling import Calling
+from dali.engine.text.calls.form import Form
+from dali.engine.text.calls.found import form_of
 from dali.engine.text.declared import Declared
 from dali.engine.text.harmony import CHANNEL, MARKERS, MESSAGE, START, Harmony
 from dali.engine.text.piece import Piece
 from dali.engine.text.thinking import TAGS, Thinking
+from dali.errors import UsageError
 
 LOOKED_AT = (
     16  # last tokens of a prompt that may open reasoning: a tag that is not one token, and white space
@@ -18,6 +22,8 @@ LOOKED_AT = (
 class Structure(Protocol):
     """What an answer's tokens say beside their text: one object an answer. No marker is ever part of a piece."""
 
+    over: bool
+    """Whether the answer ends here, whatever the model would say next."""
     markers: Mapping[int, str]
     """Tokens that may divide the answer, and what each spells."""
 
@@ -34,6 +40,7 @@ class Structure(Protocol):
 class Plain:
     """All is text."""
 
+    over = False
     markers: Mapping[int, str] = {}
 
     def push(self, text: str) -> list[Piece]:
@@ -70,3 +77,48 @@ def structure_of(tokenizer: Any, prompt: list[int], said: str = "") -> Structure
     if getattr(tokenizer, "response_template", None):
         return Declared(tokenizer, prompt)
     return Plain()
+
+
+def calling_structure_of(
+    tokenizer: Any, prompt: list[int], said: str, tools: Sequence[Mapping[str, Any]], most: int | None
+) -> Structure:
+    """The same, where calls of `tools`, JSON schemas, are told apart; after `most` of them the answer ends, None for any number.
+
+    UsageError: nothing in the tokenizer or the chat template tells in which form the model writes calls.
+    """
+    if declares_calls(tokenizer):
+        return Declared(tokenizer, prompt, tools, most)
+    structure = structure_of(tokenizer, prompt, said)
+    if isinstance(structure, Harmony):
+        structure.tell_calls(most)
+        return structure
+    form = _form_of(tokenizer)
+    if form is None:
+        raise UsageError(
+            "The chat template takes tools, and asks for calls in a form that dali does not know.",
+            "Ask without tools, or use a model that writes its calls as one of those in docs/SERVING.md.",
+        )
+    return Calling(structure, form, tokenizer, tools, most)
+
+
+def tells_calls(tokenizer: Any) -> bool:
+    """Whether the model takes tools, and its calls can be told apart."""
+    if not tokenizer.chat_template or "tools" not in _template_with_tools(tokenizer):
+        return False
+    in_channels = {START, CHANNEL, MESSAGE} <= tokenizer.get_added_vocab().keys()
+    return declares_calls(tokenizer) or in_channels or _form_of(tokenizer) is not None
+
+
+def declares_calls(tokenizer: Any) -> bool:
+    declared = getattr(tokenizer, "response_template", None)
+    return isinstance(declared, dict) and "tool_calls" in declared.get("fields", ())
+
+
+def _form_of(tokenizer: Any) -> Form | None:
+    special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+    return form_of(_template_with_tools(tokenizer), special)
+
+
+def _template_with_tools(tokenizer: Any) -> str:
+    """The one that conversations with tools go through."""
+    return str(tokenizer.get_chat_template(None, [{}]))

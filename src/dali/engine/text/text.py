@@ -32,7 +32,7 @@ class Text:
         self._detokenizer.push(token)
 
     def push(self, token: int) -> bool:
-        """Take a token; whether it ends the text: a stop string or token was met."""
+        """Take a token; whether it ends the text: a stop string or token was met, or the structure is over."""
         if token in self._stop_tokens:
             self.finish()
             self.stopped_by = self._stop_tokens[token]
@@ -44,7 +44,7 @@ class Text:
             return True
         self.pieces += self._structure.push(self._stop.flush())  # no stop string has a marker in it
         self.pieces += self._structure.mark(marker)
-        return False
+        return self._structure.over
 
     def finish(self) -> None:
         """Let out what was held back: the sequence is over, and met no stop string before."""
@@ -57,4 +57,4 @@ class Text:
         if stopped is not None:
             self.pieces += self._structure.flush()
             self.stopped_by = stopped
-        return stopped is not None
+        return stopped is not None or self._structure.over

@@ -26,6 +26,8 @@ class Thinking:
     neither side. What may yet become a tag, and white space at the end of reasoning, is held back.
     """
 
+    over = False
+
     def __init__(
         self,
         tags: tuple[str, str],

@@ -19,7 +19,8 @@ SEEDS = 2**64
 class Ask:
     """A conversation to be answered (`messages`), or `prompts` to be continued, each `n` times.
 
-    `template`: variables of the chat template; `tools`: JSON schemas of what the model may call; `sampling`: as LLM's methods
+    `template`: variables of the chat template; `tools`: JSON schemas of what the model may call; `calls`: after how many calls of
+    them the answer ends, None for any number; `sampling`: as LLM's methods
     take it. Choices are numbered prompt by prompt; the seed of a prompt's second one is the next number, and so on.
     """
 
@@ -27,6 +28,7 @@ class Ask:
     prompts: Sequence[Prompt] = ()
     template: Mapping[str, Any] = field(default_factory=dict)
     tools: Sequence[dict[str, Any]] | None = None
+    calls: int | None = None
     sampling: Mapping[str, Any] = field(default_factory=dict)
     n: int = 1
 
@@ -39,7 +41,11 @@ class Ask:
         if self.messages is not None:
             return [
                 llm.chat_sequence(
-                    self.messages, tools=self.tools, template=self.template, **self._sampling(at)
+                    self.messages,
+                    tools=self.tools,
+                    template=self.template,
+                    calls=self.calls,
+                    **self._sampling(at),
                 )
                 for at in range(self.n)
             ]

@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
+import string
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import TYPE_CHECKING
 
-from dali.serve.generation.events import Answer, Delta, Finish, Part, Reasoning, Text, Timings, Usage
+from dali.serve.generation.events import (
+    Answer,
+    Delta,
+    Finish,
+    Part,
+    Reasoning,
+    Text,
+    Timings,
+    ToolCall,
+    Usage,
+)
 
 if TYPE_CHECKING:
     from dali.engine.sequence import Sequence as EngineSequence
     from dali.engine.text.piece import Piece
+
+
+ID_LETTERS = string.ascii_letters + string.digits
+ID_LENGTH = 9  # what Mistral's templates insist on, and no others mind
 
 
 class Choice:
@@ -24,6 +40,7 @@ class Choice:
         self._told = 0  # tokens that were handed out
         self._told_logprobs = 0
         self._reasoning = 0  # tokens up to the last piece of reasoning
+        self._calls = False  # whether it has called a tool
 
     def take(self, modelled: bool = False) -> Delta | None:
         """What is new since the last call; None where nothing is."""
@@ -48,6 +65,9 @@ class Choice:
                 parts.append(Reasoning(piece.reasoning))
             if piece.text:
                 parts.append(Text(piece.text))
+            if call := piece.call:
+                self._calls = True
+                parts.append(ToolCall(call.number, _id() if call.name else "", call.name, call.arguments))
         return tuple(parts)
 
     def _finish(self, modelled: bool) -> Finish:
@@ -55,7 +75,14 @@ class Choice:
         usage = Usage(sequence.prompt_tokens, sequence.cached_tokens, self._told, self._reasoning)
         timings = Timings(sequence.prefill_seconds, sequence.decode_seconds, modelled)
         stop = None if sequence.text is None else sequence.text.stopped_by
-        return Finish(sequence.finish_reason or "abort", usage, timings, stop, sequence.error)
+        reason = sequence.finish_reason or "abort"
+        if reason == "stop" and self._calls and stop is None:
+            reason = "tool_calls"
+        return Finish(reason, usage, timings, stop, sequence.error)
+
+
+def _id() -> str:
+    return "".join(secrets.choice(ID_LETTERS) for _ in range(ID_LENGTH))
 
 
 class Generation:
@@ -71,7 +98,7 @@ class Generation:
         self._mail: deque[Delta] = deque()
         self._wake: asyncio.Future[None] | None = None
         self._ticking: asyncio.TimerHandle | None = None
-        self._quiet = False  # nothing came since the last tick
+        self._quiet = False  # nothing that clients see came since the last tick
 
     def cancel(self) -> None:
         """Its choices that have not ended end with "abort"."""
@@ -81,11 +108,12 @@ class Generation:
     def deliver(self, delta: Delta) -> None:
         """Called in the event loop."""
         self._mail.append(delta)
-        self._quiet = False
+        self._quiet = self._quiet and not delta.parts and delta.finish is None
         self._wake_reader()
 
     async def deltas(self, pause: float | None = None) -> AsyncGenerator[Delta | None, None]:
-        """Each choice's deltas up to its last one. None whenever nothing came for `pause` seconds, or somewhat longer."""
+        """Each choice's deltas up to its last one. None whenever nothing that clients see came for `pause` seconds, or
+        somewhat longer."""
         if pause is not None:
             self._tick(pause)
         try:

@@ -11,6 +11,11 @@ from dali.errors import DaliError, TooLong, UsageError
 
 INVALID = "invalid_request_error"
 UNSUPPORTED = "unsupported_parameter"
+TOO_LONG = "context_length_exceeded"
+ANTHROPIC_KINDS = {
+    401: "authentication_error", 403: "permission_error", 404: "not_found_error", 413: "request_too_large",
+    429: "rate_limit_error", 503: "overloaded_error",
+}  # fmt: skip
 
 
 class ApiError(Exception):
@@ -43,7 +48,7 @@ def api_error(error: DaliError) -> ApiError:
     """What clients are told of one of dali's errors: those that cannot be meant are theirs, others the server's."""
     message = f"{error.problem} {error.fix}"
     if isinstance(error, TooLong):
-        return invalid(message, "messages", "context_length_exceeded")
+        return invalid(message, "messages", TOO_LONG)
     return invalid(message) if isinstance(error, UsageError) else ApiError(503, message, "unavailable_error")
 
 
@@ -52,6 +57,14 @@ def error_body(error: ApiError) -> dict[str, Any]:
     return {"error": {"message": error.message, "type": error.kind, "param": error.param, "code": error.code}}
 
 
+def anthropic_body(error: ApiError) -> dict[str, Any]:
+    """As Anthropic's clients know it; by these words Claude Code sees that it has to shorten a conversation."""
+    kind = ANTHROPIC_KINDS.get(error.status, INVALID if error.status < 500 else "api_error")
+    long = "prompt is too long: " if error.code == TOO_LONG else ""
+    return {"type": "error", "error": {"type": kind, "message": f"{long}{error.message}"}}
+
+
 def error_response(path: str, error: ApiError) -> JSONResponse:
     """For a request of `path`, whose protocol decides on the body's form."""
-    return JSONResponse(error_body(error), error.status, error.headers)
+    body = anthropic_body(error) if path.startswith("/v1/messages") else error_body(error)
+    return JSONResponse(body, error.status, error.headers)

@@ -17,6 +17,7 @@ from dali.serve.openai.messages import messages_of
 from dali.serve.openai.reply import Form, reply
 from dali.serve.openai.sampling import choices_of, sampling_of
 from dali.serve.openai.template import template_of
+from dali.serve.openai.tools import tools_of
 from dali.serve.serving import serving
 
 if TYPE_CHECKING:
@@ -40,17 +41,18 @@ def ask_of(fields: Fields, llm: LLM) -> Ask:
     sampling = sampling_of(fields, llm)
     sampling["max_tokens"] = _most_tokens(fields)
     sampling["logprobs"] = _logprobs(fields)
+    tools = tools_of(fields)
     return Ask(
         messages=messages_of(fields, llm),
         template=template_of(fields, llm),
+        tools=tools.schemas,
+        calls=tools.calls,
         sampling=sampling,
         n=choices_of(fields),
     )
 
 
 def refuse_unsupported(fields: Fields) -> None:
-    fields.refuse("tools", "calls of tools are not there yet.")
-    fields.refuse("tool_choice", "calls of tools are not there yet.", "none", "auto")
     fields.refuse("functions", "it was replaced by tools.")
     fields.refuse("function_call", "it was replaced by tool_choice.", "none", "auto")
     fields.refuse("response_format", "answers are text.", {"type": "text"})
@@ -101,7 +103,8 @@ class ChatChoices:
         return chunks
 
     def whole(self, choice: int, answer: Answer) -> dict[str, Any]:
-        message: dict[str, Any] = {"role": "assistant", "content": answer.text, "refusal": None}
+        content = None if answer.calls and not answer.text else answer.text
+        message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
         if answer.reasoning:
             message["reasoning_content"] = answer.reasoning
         if answer.calls:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dali.conversation import Message, plain_messages
 from dali.errors import UsageError
@@ -25,11 +25,21 @@ def messages_of(fields: Fields, llm: LLM) -> list[Message]:
         if message.one_of("role", ROLES) is None:
             raise message.wrong("role", f"one of {', '.join(ROLES)}")
         _check_content(message)
+        _check_calls(message)
     try:
         messages = plain_messages(given)
     except UsageError as error:
         raise invalid(f"{error.problem} {error.fix}", "messages") from error
-    return [_known_role(message, str(llm.tokenizer.chat_template)) for message in messages]
+    return known_roles(messages, llm)
+
+
+def known_roles(messages: list[Message], llm: LLM) -> list[Message]:
+    """Templates that know no developer take what he says from the system."""
+    if re.search(r"\bdeveloper\b", str(llm.tokenizer.chat_template)):
+        return messages
+    return [
+        message | {"role": "system"} if message["role"] == "developer" else message for message in messages
+    ]
 
 
 def _check_content(message: Fields) -> None:
@@ -43,8 +53,14 @@ def _check_content(message: Fields) -> None:
                 )  # fmt: skip
 
 
-def _known_role(message: dict[str, Any], template: str) -> Message:
-    """Templates that know no developer take what he says from the system."""
-    if message["role"] == "developer" and not re.search(r"\bdeveloper\b", template):
-        return message | {"role": "system"}
-    return message
+def _check_calls(message: Fields) -> None:
+    message.text("tool_call_id")
+    message.refuse("function_call", "it was replaced by tool_calls.")
+    for call in message.each("tool_calls"):
+        call.text("id")
+        call.one_of("type", ("function",))
+        function = call.fields("function")
+        if not function.text("name"):
+            raise function.wrong("name", "the name of what was called")
+        if not isinstance(function.any("arguments"), str | dict | None):
+            raise function.wrong("arguments", "JSON as a string")

@@ -30,7 +30,7 @@ def sampling_of(fields: Fields, llm: LLM) -> dict[str, Any]:
         "presence_penalty": fields.number("presence_penalty", -LARGEST, LARGEST),
         "frequency_penalty": fields.number("frequency_penalty", -LARGEST, LARGEST),
         "seed": _seed(fields),
-        "stop": _stop(fields),
+        "stop": stops_of(fields, "stop"),
         "ignore_eos": fields.flag("ignore_eos"),
     }
     fields.refuse("logit_bias", "tokens cannot be favoured one by one.")
@@ -67,8 +67,8 @@ def _seed(fields: Fields) -> int | None:
     return None if value == -1 or value is None else value % SEEDS
 
 
-def _stop(fields: Fields) -> tuple[str, ...] | None:
-    stops = fields.texts("stop", MOST_STOPS) if fields.any("stop") not in ("", []) else None
+def stops_of(fields: Fields, name: str) -> tuple[str, ...] | None:
+    stops = fields.texts(name, MOST_STOPS) if fields.any(name) not in ("", []) else None
     if stops and max(map(len, stops)) > MOST_STOP_LETTERS:
-        raise fields.wrong("stop", f"strings of at most {MOST_STOP_LETTERS} letters")
+        raise fields.wrong(name, f"strings of at most {MOST_STOP_LETTERS} letters")
     return stops

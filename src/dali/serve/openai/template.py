@@ -43,5 +43,19 @@ def effort_variables(effort: str | None, llm: LLM, param: str) -> dict[str, Any]
     )
 
 
+def thinking_variables(on: bool, llm: LLM) -> dict[str, Any]:
+    """What turns reasoning on or off; nothing where this model cannot be told."""
+    template = str(llm.tokenizer.chat_template)
+    return dict.fromkeys([name for name in SWITCHES if _has(template, name)][:1], on)
+
+
+def effort_hint(effort: str | None, llm: LLM) -> dict[str, Any]:
+    """How much to reason, for templates that have a word for it."""
+    known = (
+        effort in EFFORTS and effort != "none" and _has(str(llm.tokenizer.chat_template), "reasoning_effort")
+    )
+    return {"reasoning_effort": LEVELS.get(effort, effort)} if effort and known else {}
+
+
 def _has(template: str, variable: str) -> bool:
     return re.search(rf"\b{variable}\b", template) is not None

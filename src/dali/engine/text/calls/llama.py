@@ -1,0 +1,32 @@
+"""Llama 3's: an answer that is a JSON object with the name of a tool and its parameters, or several with `;` between them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from dali.engine.text.calls.form import Form
+from dali.engine.text.calls.json_call import json_call
+from dali.engine.text.calls.source import Source
+from dali.engine.text.piece import Piece
+
+TAG = "<|python_tag|>"
+
+
+def read(source: Source) -> Iterator[Piece | None]:
+    yield from source.take(TAG)
+    while True:
+        yield from source.skip()
+        while source.held.startswith("{"):
+            source.begin()
+            if not (yield from json_call(source, source.names)):
+                yield from source.none()
+                break
+            if not (yield from source.take(";")):
+                break
+            yield from source.skip()
+        yield from source.text(TAG)
+        if source.met is None:
+            return
+
+
+FORMS = [Form(lambda template: '{"name": function name' in template, (TAG,), read)]

@@ -1,0 +1,1 @@
+"""The protocol of Anthropic's clients, as Claude Code speaks it."""

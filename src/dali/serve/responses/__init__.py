@@ -1,0 +1,1 @@
+"""OpenAI's responses, as its newer clients and Codex ask for them."""
