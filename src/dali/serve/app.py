@@ -11,18 +11,29 @@ from starlette.responses import Response
 from dali.errors import DaliError
 from dali.serve import models, tokenize
 from dali.serve.http.errors import ApiError, api_error, error_response
-from dali.serve.http.security import Guard
+from dali.serve.http.security import OPEN, Guard
 from dali.serve.openai import chat, completions, embeddings
+from dali.serve.page import files
 from dali.serve.serving import Serving
+from dali.serve.watch import metrics, stats
 
-ROUTES = [*models.ROUTES, *tokenize.ROUTES, *chat.ROUTES, *completions.ROUTES, *embeddings.ROUTES]
+ROUTES = [
+    *files.ROUTES,
+    *models.ROUTES,
+    *tokenize.ROUTES,
+    *chat.ROUTES,
+    *completions.ROUTES,
+    *embeddings.ROUTES,
+    *stats.ROUTES,
+    *metrics.ROUTES,
+]
 
 
 def make_app(serving: Serving) -> Starlette:
     """Answers with 503 until `serving` is open."""
     app = Starlette(
         routes=ROUTES,
-        middleware=[Middleware(Guard, options=serving.options)],
+        middleware=[Middleware(Guard, options=serving.options, open_paths=(*OPEN, *files.PATHS))],
         exception_handlers={ApiError: _told, DaliError: _told, HTTPException: _told},
     )
     app.router.redirect_slashes = False

@@ -16,6 +16,7 @@ from dali.serve.generation.ask import Ask
 from dali.serve.generation.events import Delta
 from dali.serve.generation.generation import Choice, Generation
 from dali.serve.http.errors import ApiError
+from dali.serve.watch.traffic import Traffic
 
 if TYPE_CHECKING:
     from dali.llm import LLM
@@ -30,6 +31,7 @@ class Service:
         self.llm = llm
         self.slots = slots
         self.queue = queue
+        self.traffic = Traffic()
         self._changed = Condition()
         self._waiting: deque[Choice] = deque()
         self._live: list[Choice] = []
@@ -50,6 +52,7 @@ class Service:
 
     async def begin(self, ask: Ask) -> Generation:
         """Let an ask join. ApiError: 429 where too many wait, 503 where the server stops. UsageError: what the model refuses."""
+        asked = time.monotonic()
         with self._changed:
             self._check_room(ask.choices)  # before the tokenizer works for nothing
         sequences = await asyncio.to_thread(ask.sequences, self.llm)
@@ -57,6 +60,7 @@ class Service:
         with self._changed:
             self._check_room(len(sequences))
             self._waiting += generation.choices
+            self.traffic.ask(generation.choices, asked)
             self._changed.notify()
         return generation
 
@@ -141,6 +145,7 @@ class Service:
         mail: dict[asyncio.AbstractEventLoop, list[tuple[Generation, Delta]]] = {}
         for choice in (*gone, *self._live):
             delta = choice.take(modelled)
+            self.traffic.note(choice, delta)
             if delta is not None:
                 mail.setdefault(choice.generation.loop, []).append((choice.generation, delta))
         self._retire()
