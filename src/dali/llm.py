@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterable, Iterator, Mapping
 from collections.abc import Sequence as Many
 from contextlib import aclosing, closing
 from dataclasses import dataclass, fields, replace
@@ -23,11 +23,12 @@ from dali.engine.request import Request
 from dali.engine.sampling import Sampling, SamplingParams
 from dali.engine.sequence import Sequence
 from dali.engine.text.ends import end_ids, take_for_control
+from dali.engine.text.length import check_texts, too_long
 from dali.engine.text.piece import Piece
 from dali.engine.text.prompt import Tool, begun_answer, chat_prompt, plain_prompt
 from dali.engine.text.structure import Structure, structure_of
 from dali.engine.text.text import Text
-from dali.errors import TooLong, UsageError, parameter
+from dali.errors import UsageError
 from dali.loading.chat_template import no_chat_template
 from dali.loading.loaded import LoadedModel
 from dali.offload.accelerated import AcceleratedExperts
@@ -75,6 +76,7 @@ class LLM:
         self.telemetry = loaded.telemetry
         self.expert_bytes = loaded.expert_bytes
         self.ctx_size = loaded.ctx_size
+        self._most: int = self.model.config.get_text_config().max_position_embeddings
         self.defaults = _FALLBACK_SAMPLING | loaded.sampling
         self.variables: dict[str, Any] = {}  # of the chat template, where a call does not say otherwise
         self.controls = take_for_control(self.tokenizer)  # tokens that the model's files take for text
@@ -254,13 +256,18 @@ class LLM:
         **sampling: Unpack[Sampling],
     ) -> Sequence:
         """As `sequence`, for a conversation: the answer's text and reasoning are told apart."""
-        ids = self.chat_prompt(messages, tools, template)
-        said = begun_answer(plain_messages(messages))
+        plain = plain_messages(messages)
+        # Of answers, templates may leave out the reasoning.
+        self._check_texts(message.get("content") for message in plain if message["role"] != "assistant")
+        ids = self.chat_prompt(plain, tools, template)
+        said = begun_answer(plain)
         structure = structure_of(self.tokenizer, ids, said)
         return self._sequence(ids, bool(said), structure, **sampling)
 
     def sequence(self, prompt: Prompt, **sampling: Unpack[Sampling]) -> Sequence:
         """A request that is ready to join the engine. UsageError: no prompt, unknown token, no room in the context."""
+        if isinstance(prompt, str):
+            self._check_texts([prompt])
         try:
             ids = self.encode(prompt) if isinstance(prompt, str) else [index(token) for token in prompt]
         except TypeError as error:
@@ -282,15 +289,8 @@ class LLM:
                 f"The prompt has a token id outside 0 to {vocabulary - 1}.",
                 "Encode it with this model's tokenizer.",
             )
-        most = self.model.config.get_text_config().max_position_embeddings
         if len(ids) >= self.ctx_size:
-            raise TooLong(
-                f"The prompt has {len(ids)} tokens; with a context of {self.ctx_size} "
-                f"at most {self.ctx_size - 1} leave room for an answer.",
-                "Shorten it."
-                if self.ctx_size == most
-                else f"Shorten it, or raise {parameter('ctx_size')} (at most {most}).",
-            )
+            raise too_long(len(ids), self.ctx_size, self._most)
         params = self.sampling_params(**sampling)
         limit = (
             self.ctx_size if params.max_tokens is None else min(self.ctx_size, len(ids) + params.max_tokens)
@@ -299,6 +299,10 @@ class LLM:
         if continues:
             text.follow(ids[-1])
         return Sequence(Request(tuple(ids), limit, params, self.eos), text)
+
+    def _check_texts(self, texts: Iterable[object]) -> None:
+        with self._encoding:
+            check_texts(self.tokenizer, texts, self.ctx_size, self._most)
 
     def sampling_params(self, **sampling: Unpack[Sampling]) -> SamplingParams:
         """What is given, over the model's own defaults or `params`; None is as good as not given. UsageError: no such parameter,

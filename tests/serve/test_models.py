@@ -5,10 +5,11 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from starlette.testclient import TestClient
+import httpx2
 
 from dali.serve.app import make_app
 from dali.serve.options import ServeOptions
+from dali.serve.server import Server
 from dali.serve.serving import Serving
 from served import STORY, served
 
@@ -42,13 +43,16 @@ def test_it_goes_by_each_of_its_aliases(tiny_llm):
 
 
 def test_while_the_model_is_loaded_all_say_so():
-    app = make_app(Serving(ServeOptions()))
-    with TestClient(app, base_url="http://localhost") as client:
+    options = ServeOptions(port=0)
+    server = Server(make_app(Serving(options)), options)
+    server.start()
+    with httpx2.Client(base_url=server.url) as http:
         for path in ("/health", "/v1/models", "/props"):
-            answer = client.get(path)
+            answer = http.get(path)
             assert answer.status_code == 503
             assert answer.json()["error"]["message"] == "Loading model"
-        assert client.post("/v1/chat/completions", json={"messages": STORY}).status_code == 503
+        assert http.post("/v1/chat/completions", json={"messages": STORY}).status_code == 503
+    server.stop()
 
 
 def test_the_app_needs_no_torch_before_the_model_does():

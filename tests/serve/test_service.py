@@ -166,6 +166,22 @@ def test_a_step_that_fails_ends_the_last_to_join_and_no_other(service, steps):
         assert "secret" not in str(second.error)
 
 
+def test_what_fails_between_steps_ends_all_and_the_thread_goes_on(service, steps, monkeypatch):
+    def fail(choices):
+        raise KeyError("secret")
+
+    async def ask():
+        (answer,) = await (await service.begin(story(max_tokens=2))).answers()
+        return answer.finish
+
+    steps.allow()
+    with monkeypatch.context() as patch:
+        patch.setattr(service.llm.engine, "add", fail)
+        finish = asyncio.run(ask())
+    assert (finish.reason, "secret" in str(finish.error)) == ("error", False)
+    assert asyncio.run(ask()).reason == "length"
+
+
 def test_clients_are_told_of_failures(tiny, steps):
     steps.allow()
     body = {"messages": STORY, "max_tokens": 2}

@@ -8,12 +8,13 @@ import math
 import time
 from collections import deque
 from collections.abc import Iterable
+from contextlib import suppress
 from threading import Condition, Thread
 from typing import TYPE_CHECKING
 
 from dali.errors import DaliError
 from dali.serve.generation.ask import Ask
-from dali.serve.generation.events import Delta
+from dali.serve.generation.events import Delta, Finish
 from dali.serve.generation.generation import Choice, Generation
 from dali.serve.http.errors import ApiError
 from dali.serve.watch.traffic import Traffic
@@ -96,26 +97,34 @@ class Service:
 
     def _run(self) -> None:
         while True:
-            with self._changed:
-                self._changed.notify_all()  # whoever waits for the end
-                self._changed.wait_for(lambda: self._live or self._waiting or self._leaving or self._stopping)
-                if self._stopping and not self._live and not self._waiting:
+            try:
+                if not self._turn():
                     return
-                leaving, self._leaving = self._leaving, []
-                gone = [choice for choice in self._waiting if choice.generation in leaving]
-                for choice in gone:
-                    self._waiting.remove(choice)
-                    choice.sequence.abort()
-                joining = [
-                    self._waiting.popleft()
-                    for _ in range(min(self.slots - len(self._live), len(self._waiting)))
-                ]
-                self._live += joining
-            self._join(joining)
-            self.llm.loop.abort(choice.sequence for choice in self._live if choice.generation in leaving)
-            if any(choice.sequence.finish_reason is None for choice in self._live):
-                self._step()
-            self._tell(gone)
+            except Exception as error:  # whatever it is, nobody may wait for a thread that is gone
+                self._drop_all(_unexpected(error))
+
+    def _turn(self) -> bool:
+        """Who leaves, who joins, one step, and what is new; waits until there is something to do. False at the end."""
+        with self._changed:
+            self._changed.notify_all()  # whoever waits for the end
+            self._changed.wait_for(lambda: self._live or self._waiting or self._leaving or self._stopping)
+            if self._stopping and not self._live and not self._waiting:
+                return False
+            leaving, self._leaving = self._leaving, []
+            gone = [choice for choice in self._waiting if choice.generation in leaving]
+            for choice in gone:
+                self._waiting.remove(choice)
+                choice.sequence.abort()
+            free = self.slots - len(self._live)
+            joining = [self._waiting.popleft() for _ in range(min(free, len(self._waiting)))]
+            self._live += joining
+        self._join(joining)
+        if leaving:
+            self.llm.loop.abort([choice.sequence for choice in self._live if choice.generation in leaving])
+        if any(choice.sequence.finish_reason is None for choice in self._live):
+            self._step()
+        self._tell(gone)
+        return True
 
     def _join(self, choices: Iterable[Choice]) -> None:
         for choice in choices:
@@ -132,9 +141,6 @@ class Service:
             self.llm.loop.step()
         except Exception as error:
             last = next(choice for choice in reversed(self._live) if choice.sequence.finish_reason is None)
-            if not isinstance(error, DaliError):
-                log.error("A step failed with an unexpected %s.", type(error).__name__)
-                log.debug("", exc_info=error)
             with self.llm.loop.between_steps() as engine:
                 last.sequence.fail(error if isinstance(error, DaliError) else _unexpected(error))
                 engine.abort(last.sequence)
@@ -156,6 +162,21 @@ class Service:
                 with self._changed:
                     self._leaving += [generation for generation, _ in deltas]
 
+    def _drop_all(self, error: DaliError) -> None:
+        """End all there is with `error`."""
+        with self._changed:
+            choices = [*self._live, *self._waiting]
+            self._live.clear()
+            self._waiting.clear()
+            self._began.clear()
+        for choice in choices:
+            choice.sequence.fail(error)
+            with suppress(Exception), self.llm.loop.between_steps() as engine:
+                engine.abort(choice.sequence)
+            finish = Delta(choice.index, finish=Finish("error", error=error))
+            with suppress(RuntimeError):
+                choice.generation.loop.call_soon_threadsafe(choice.generation.deliver, finish)
+
     def _retire(self) -> None:
         ended = [choice for choice in self._live if choice.sequence.finish_reason is not None]
         now = time.monotonic()
@@ -171,6 +192,9 @@ def _deliver(deltas: list[tuple[Generation, Delta]]) -> None:
 
 
 def _unexpected(error: Exception) -> DaliError:
+    """What clients are told of it; the log says more, and nothing of prompts, which the error's own words may have."""
+    log.error("A step failed with an unexpected %s.", type(error).__name__)
+    log.debug("", exc_info=error)
     return DaliError(
         f"The step failed with an unexpected {type(error).__name__}.",
         "That should not happen: run the server with -v, and report what it says.",

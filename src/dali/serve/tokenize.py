@@ -21,12 +21,17 @@ if TYPE_CHECKING:
     from dali.llm import LLM
 
 
+MOST_LETTERS = 2**22  # a tokenizer takes seconds for so many, and others wait for it
+
+
 async def tokenize(request: Request) -> Response:
     """{"content": text} -> {"tokens": [...]}; `add_special`: after what begins a text; `with_pieces`: each with its text."""
     fields, llm = await read_fields(request), serving(request).llm
     content = fields.text("content")
     if content is None:
         raise invalid("There is no content.", "content")
+    if len(content) > MOST_LETTERS:
+        raise invalid(f"The content has more than {MOST_LETTERS} letters.", "content")
     ids = await asyncio.to_thread(_ids, llm, content, bool(fields.flag("add_special")))
     if fields.flag("with_pieces"):
         return JSONResponse({"tokens": [{"id": id, "piece": _piece(llm.tokenizer, id)} for id in ids]})

@@ -20,6 +20,7 @@ CHAT = "/v1/chat/completions"
         (b'{"temperature": 1e999, "messages": [{"role": "user", "content": "x"}]}', "temperature"),
         (b'{"max_tokens": ' + b"9" * 5000 + b"}", "not valid JSON"),
         (b'{"messages": "\xff\xfe"}', "not UTF-8"),
+        (b'{"messages": [{"role": "user", "content": "x", "name": "\\ud83d"}]}', "half of a character"),
         (b"[" * 100_000, "deeper"),
         (b'{"messages": ' + b"[" * 200 + b"]" * 200 + b"}", "deeper"),
     ],
@@ -28,6 +29,13 @@ def test_what_is_no_object_of_json_is_refused(tiny, content, says):
     answer = tiny.http.post(CHAT, content=content)
     assert answer.status_code == 400
     assert says in answer.json()["error"]["message"]
+
+
+def test_characters_may_be_escaped(tiny):
+    content = b'{"content": "\\ud83d\\udc15"}'
+    assert tiny.http.post("/detokenize", json=tiny.http.post("/tokenize", content=content).json()).json() == {
+        "content": "🐕"
+    }
 
 
 def test_a_body_has_a_limit_that_is_told_before_and_after_its_length_is(tiny, monkeypatch):

@@ -187,7 +187,6 @@ def test_variables_of_the_template_are_passed_on_or_refused(thinks):
         ("messages", [{"content": "Hello"}]),
         ("messages", ["Hello"]),
         ("messages", [{"role": "user", "content": 7}]),
-        ("messages", [{"role": "user", "content": "\ud800"}]),
         ("messages", [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:"}}]}]),
         ("max_tokens", -1),
         ("max_tokens", 0),
@@ -252,3 +251,11 @@ def test_another_model_is_not_found(tiny):
 def test_a_developer_speaks_as_the_system_does(tiny):
     body = {"messages": [{"role": "developer", "content": "Be kind."}, *STORY], "max_tokens": 1}
     assert tiny.post(CHAT, body)[0] == 200
+
+
+def test_a_model_without_a_chat_template_says_so(tiny, monkeypatch):
+    monkeypatch.setattr(tiny.llm.tokenizer, "chat_template", None)
+    status, answer = tiny.post(CHAT, GREEDY)
+    assert (status, "has no chat template" in answer["error"]["message"]) == (400, True)
+    assert tiny.http.get("/props").json()["chat_template"] == ""
+    assert tiny.post("/v1/completions", {"prompt": "Once", "max_tokens": 1})[0] == 200

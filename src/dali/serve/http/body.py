@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from typing import Any, NoReturn
 
 from starlette.requests import ClientDisconnect, Request
@@ -14,6 +15,7 @@ from dali.serve.http.fields import Fields
 MOST_BYTES = 32 * 2**20  # ten times the text that a context of a million tokens holds
 MOST_DEPTH = 64  # of arrays and objects within each other
 SECONDS = 60.0  # within which a body has to be there
+HALF = re.compile(rb"\\u[dD][89a-fA-F]")  # may be one half of a character, where the other one is missing
 AT_ONCE = 2**16  # bytes that are parsed in the event loop; more of them in a thread
 
 
@@ -69,6 +71,8 @@ def _parsed(body: bytes) -> Any:
         where = f" ({error.msg} at {error.pos})" if isinstance(error, json.JSONDecodeError) else ""
         raise invalid(f"The body is not valid JSON{where}.") from error
     _check_depth(value)
+    if HALF.search(body):
+        _check_text(value)
     return value
 
 
@@ -89,6 +93,13 @@ def _check_depth(value: Any) -> None:
         if not level:
             return
     raise _too_deep()
+
+
+def _check_text(value: Any) -> None:
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise invalid('The body has half of a character, as in "\\ud800", which no text has.') from error
 
 
 def _too_deep() -> ApiError:

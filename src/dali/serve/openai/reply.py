@@ -116,5 +116,7 @@ def failure(finish: Finish) -> ApiError | None:
     if finish.error is not None:
         return ApiError(500, f"{finish.error.problem} {finish.error.fix}", "server_error")
     if finish.reason == "abort":
-        return ApiError(503, "The answer was cut off: the server is stopping.", "unavailable_error")
+        return ApiError(
+            503, "The answer was cut off: the server is stopping, or a step failed.", "unavailable_error"
+        )
     return None
