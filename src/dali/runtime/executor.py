@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -148,7 +149,7 @@ class Executor:
         """Plan a layer's step and carry it out. routed: its ids, and `ahead` those predicted of layer `later`, on the host."""
         residency, counters = self.residency, self._telemetry.layer(layer)
         workload = count_pairs(routed, self._experts)
-        self._workload[layer] += workload
+        self._workload[layer] += np.bincount(routed.numpy().reshape(-1), minlength=self._experts)
 
         started = self._tick(layer, counters)
         view = residency.view(layer)

@@ -42,11 +42,14 @@ class Page:
         return self.driver.execute_script(script, *values)
 
     def until(self, holds: Any) -> None:
-        from selenium.common.exceptions import StaleElementReferenceException
+        from selenium.common.exceptions import StaleElementReferenceException, TimeoutException
         from selenium.webdriver.support.wait import WebDriverWait
 
         wait = WebDriverWait(self.driver, WAIT, 0.05, [StaleElementReferenceException])
-        wait.until(lambda driver: holds(), f"never came: {self.at('body').text[:2000]}")
+        try:
+            wait.until(lambda driver: holds())
+        except TimeoutException:
+            raise AssertionError(f"It never came to hold: {self.at('body').text[:2000]}") from None
 
     def set(self, name: str, value: str) -> None:
         """A setting."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from importlib.util import find_spec
 
@@ -73,6 +74,9 @@ def test_a_question_is_answered_in_pieces_and_a_reload_keeps_both(page):
 
     page.at("#message").send_keys("And then?", ENTER)
     page.until(lambda: page.idle and len(page.texts(".note")) == 4)
+    assert page.run(
+        "return document.documentElement.scrollHeight <= innerHeight"
+    )  # the log scrolls, not the page
     kept = page.texts("article")
     page.driver.refresh()
     assert page.texts("article") == kept
@@ -145,6 +149,51 @@ def test_the_machine_is_shown_live(page):
     assert (width, height, coloured) == (*map(int, page.at("#heat-text").text.split()[3::-3]), True)
     page.type(ESCAPE)
     page.until(lambda: page.idle)
+
+
+STREAM = """
+    const events = arguments[0], honest = window.fetch;
+    window.fetch = (path, asked) => {
+        if (!path.includes("chat")) return honest(path, asked);
+        return Promise.resolve(new Response(events.map((event) => `data: ${event}\\n\\n`).join("")));
+    };
+"""
+
+
+def streamed(page, *events):
+    """What the page makes of an answer of these events."""
+    page.run(STREAM, [event if isinstance(event, str) else json.dumps(event) for event in events])
+    page.at("#message").send_keys("Hello", ENTER)
+    page.until(lambda: page.idle and any(page.texts("article.assistant .note")))
+
+
+def chunk(finish=None, **delta):
+    return {"choices": [{"index": 0, "delta": delta, "finish_reason": finish}]}
+
+
+def test_reasoning_is_folded_and_code_stands_apart(page):
+    answer = "See:\n```python\nx < 1\n```\nThat is all."
+    thought = [chunk(reasoning_content=text) for text in ("Let me ", "see.")]
+    said = [chunk(content=text) for text in answer]
+    streamed(page, *thought, *said, chunk(finish="length"), "[DONE]")
+    assert not page.at("article.assistant details > div").is_displayed()
+    page.at("article.assistant summary").send_keys(ENTER)
+    assert page.at("article.assistant details > div").text == "Let me see."
+    assert page.texts("article.assistant pre") == ["x < 1"]
+    assert page.texts("article.assistant > div .text") == ["See:", "That is all."]
+    assert page.texts("article.assistant .note") == ["stopped at the limit of tokens"]
+
+
+@pytest.mark.parametrize(
+    ("last", "says"),
+    [([], "The answer broke off."), ([{"error": {"message": "A step failed."}}], "A step failed.")],
+)
+def test_an_answer_that_fails_on_its_way_says_so_and_is_not_read_again(page, last, says):
+    streamed(page, chunk(content="Once"), *last)
+    assert page.texts("article.assistant .note.failed") == [says]
+    assert answers(page) == ["Once"]
+    sent = "return import('./page/conversations.js').then((m) => new m.Conversations().history)"
+    assert page.run(sent) == []
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

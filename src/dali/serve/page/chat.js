@@ -28,6 +28,7 @@ function showList() {
   list.replaceChildren(
     ...conversations.all.map((one) => {
       const line = element("li"), open = element("button", one.title), remove = element("button", "×");
+      open.title = one.title; // where it is cut
       if (one === conversations.current) open.setAttribute("aria-current", "true");
       open.addEventListener("click", () => {
         stop();
@@ -150,6 +151,7 @@ toggle(at("machine-toggle"), at("machine"), () => at("columns").classList.toggle
 settings.addEventListener("submit", (event) => event.preventDefault());
 settings.elements.key.addEventListener("change", describe);
 addEventListener("pagehide", () => { if (running) conversations.save(); }); // what of the answer has come
+if (matchMedia("(max-width: 60rem)").matches) at("machine-toggle").click(); // the chat needs the room
 keepSettings(settings);
 conversations.follow(showList);
 showConversation();
