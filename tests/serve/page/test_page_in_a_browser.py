@@ -21,6 +21,7 @@ pytestmark = [
     pytest.mark.skipif(bool(MISSING), reason=f"there is no {', '.join(MISSING)}"),
 ]
 ENTER, ESCAPE = "\ue007", "\ue00c"
+STORY = "Tell me a story about a little dog."  # a long one comes
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ def slow(tiny_llm):
     step = tiny_llm.loop.step
 
     def slowly():
-        time.sleep(0.02)
+        time.sleep(0.03)
         step()
 
     with pytest.MonkeyPatch.context() as patch, served(tiny_llm) as found:
@@ -58,22 +59,33 @@ def answers(page):
     return page.texts("article.assistant > div")
 
 
+def ask(page, text):
+    page.at("#message").send_keys(text, ENTER)
+
+
+def ended(page):
+    """Whether there are answers, and all have ended: each has a note then."""
+    notes = page.texts("article.assistant .note")
+    return page.idle and bool(notes) and all(notes)
+
+
 def test_a_question_is_answered_in_pieces_and_a_reload_keeps_both(page):
     assert page.focused == "message"
     page.set("max_tokens", "40")
     page.set("temperature", "0")
-    page.at("#message").send_keys("Tell me a story.", ENTER)
+    ask(page, STORY)
     page.until(lambda: not page.idle and any(answers(page)))
     begun = answers(page)[0]
-    page.until(lambda: page.idle and any("tokens/s" in note for note in page.texts(".note")))
+    page.until(lambda: ended(page))
+    assert "tokens/s" in page.at("article.assistant .note").text
     (answer,) = answers(page)
     assert answer.startswith(begun)
     assert len(answer) > len(begun)
     assert page.focused == "message"
     page.until(lambda: page.run("return document.getElementById('said').textContent") == answer)
 
-    page.at("#message").send_keys("And then?", ENTER)
-    page.until(lambda: page.idle and len(page.texts(".note")) == 4)
+    ask(page, "And then?")
+    page.until(lambda: ended(page) and len(answers(page)) == 2)
     assert page.run(
         "return document.documentElement.scrollHeight <= innerHeight"
     )  # the log scrolls, not the page
@@ -81,12 +93,13 @@ def test_a_question_is_answered_in_pieces_and_a_reload_keeps_both(page):
     page.driver.refresh()
     assert page.texts("article") == kept
     assert page.at("[name=max_tokens]").get_attribute("value") == "40"
-    assert page.texts("#conversations li button:first-child") == ["Tell me a story."]
+    assert page.texts("#conversations li button:first-child") == [STORY]
 
 
 @pytest.mark.parametrize("how", ["button", "key"])
 def test_an_answer_is_stopped_and_what_has_come_stays(page, slow, how):
-    page.at("#message").send_keys("Tell me a long story.", ENTER)
+    page.set("temperature", "0")
+    ask(page, STORY)
     page.until(lambda: any(answers(page)))
     if how == "button":
         page.at("#stop").click()
@@ -105,8 +118,8 @@ def test_conversations_stand_side_by_side(page):
     page.set("max_tokens", "3")
     for text in ("First one", "Second one"):
         page.at("#new").click()
-        page.at("#message").send_keys(text, ENTER)
-        page.until(lambda: page.idle and any(answers(page)))
+        ask(page, text)
+        page.until(lambda: ended(page))
     titles = "#conversations li button:first-child"
     assert page.texts(titles) == ["Second one", "First one"]
     page.driver.find_elements("css selector", titles)[1].click()
@@ -120,28 +133,29 @@ def test_conversations_stand_side_by_side(page):
 
 def test_what_the_server_refuses_is_said_and_can_be_sent_again(page, slow):
     page.set("temperature", "-1")
-    page.at("#message").send_keys("Hello", ENTER)
+    ask(page, "Hello")
     page.until(lambda: any("temperature" in note for note in page.texts(".note.failed")))
     assert page.at("#message").get_attribute("value") == "Hello"
     assert all("400" in one for one in page.complaints())  # the browser's own word on it
     page.set("temperature", "0")
     page.set("max_tokens", "3")
-    page.at("#message").send_keys(ENTER)
-    page.until(lambda: page.idle and any(answers(page)))
+    ask(page, "")
+    page.until(lambda: ended(page) and any(answers(page)))
 
 
 def test_nothing_that_is_written_is_markup(page):
     page.set("max_tokens", "1")
     text = "<img src=x onerror=document.title='caught'> ``` <b>&amp;"
-    page.at("#message").send_keys(text, ENTER)
-    page.until(lambda: page.idle and any(answers(page)))
+    ask(page, text)
+    page.until(lambda: ended(page))
     assert page.texts("article.user > div") == [text]
     assert page.run("return document.querySelectorAll('#log img, #log b').length") == 0
 
 
 def test_the_machine_is_shown_live(page):
     page.set("max_tokens", "100")
-    page.at("#message").send_keys("Tell me a long story.", ENTER)
+    page.set("temperature", "0")
+    ask(page, STORY)
     page.until(lambda: "got tokens in the last second" in page.at("#heat-text").text)
     canvas = "const c = document.getElementById('heat');"
     config = "return [c.width, c.height, c.getContext('2d').getImageData(0, 0, c.width, c.height).data.some(x => x)]"
@@ -163,8 +177,8 @@ STREAM = """
 def streamed(page, *events):
     """What the page makes of an answer of these events."""
     page.run(STREAM, [event if isinstance(event, str) else json.dumps(event) for event in events])
-    page.at("#message").send_keys("Hello", ENTER)
-    page.until(lambda: page.idle and any(page.texts("article.assistant .note")))
+    ask(page, "Hello")
+    page.until(lambda: ended(page))
 
 
 def chunk(finish=None, **delta):
