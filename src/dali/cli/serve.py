@@ -29,6 +29,7 @@ from dali.serve.options import HOST, PARALLEL, PORT, QUEUE, ServeOptions
 
 if TYPE_CHECKING:
     from dali.llm import LLM
+    from dali.options import LoadOptions
     from dali.serve.server import Server
     from dali.serve.serving import Serving
 
@@ -96,17 +97,24 @@ def main(settings: Settings) -> int:
     serving, stop = Serving(options), Event()
     server = Server(make_app(serving), options)
     server.start(stop.set)  # /health tells from here on that the model is being loaded
-    directory = find_model(model, settings)
-    llm = load_model(model, directory, load_options, template=template)
-    llm.defaults |= {name: value for name, value in settings.sampling().items() if value is not None}
-    llm.variables = dict(settings.chat_template_kwargs or {})
-    if llm.variables:
-        llm.chat_prompt(
-            [{"role": "user", "content": "Hello"}]
-        )  # refuses those that the template does not have
-    logging.getLogger("asyncio").setLevel(logging.ERROR)  # it warns of clients that leave
-    serve(llm, serving, server, stop, settings.ram)
+    try:
+        llm = _load(model, settings, load_options, template)
+        logging.getLogger("asyncio").setLevel(logging.ERROR)  # it warns of clients that leave
+        serve(llm, serving, server, stop, settings.ram)
+    except BaseException:
+        server.stop(at_once=True)
+        raise
     return 0
+
+
+def _load(model: str, settings: Settings, options: LoadOptions, template: str | None) -> LLM:
+    """The model, with what holds where requests say nothing."""
+    llm = load_model(model, find_model(model, settings), options, template=template)
+    llm.defaults |= {name: value for name, value in settings.sampling().items() if value is not None}
+    if settings.chat_template_kwargs:
+        llm.variables = dict(settings.chat_template_kwargs)
+        llm.chat_prompt([{"role": "user", "content": "Hello"}])  # refuses what the template does not have
+    return llm
 
 
 def serve(llm: LLM, serving: Serving, server: Server, stop: Event, ram: int | None) -> None:

@@ -64,8 +64,9 @@ class Server:
         self._ended = ended
         self._thread.start()
 
-    def stop(self) -> None:
-        """Close all connections; those on which something is being sent have a few seconds."""
+    def stop(self, at_once: bool = False) -> None:
+        """Close all connections; those on which something is being sent have a few seconds, unless it is to be `at_once`."""
+        self._server.force_exit = at_once
         self._server.should_exit = True
         self._thread.join()
 
