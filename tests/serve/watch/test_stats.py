@@ -52,7 +52,8 @@ def test_the_workload_is_what_the_layers_routed(fresh):
 def test_an_answer_under_way_is_seen_and_one_cut_off_counts_as_such(fresh):
     body = {"messages": STORY, "max_tokens": 400, "ignore_eos": True, "stream": True}
     with fresh.http.stream("POST", CHAT, json=body) as answer:
-        next(answer.iter_lines())
+        lines = answer.iter_lines()  # what nobody holds is closed
+        next(lines)
         until(lambda: stats(fresh)["generated_tokens"] > 0)
     until(lambda: stats(fresh)["running"] == 0)
     found = stats(fresh)

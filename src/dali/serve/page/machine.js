@@ -5,6 +5,7 @@ const EVERY = 1000; // ms
 const FADING = 0.6; // of what the heat map keeps from look to look
 const at = (id) => document.getElementById(id);
 let warmth = []; // [layer][expert], what the heat map shows
+let hits = "-"; // share of experts found on the accelerator, when last there were any to find
 
 function bytes(count) {
   const units = ["B", "KB", "MB", "GB", "TB"];
@@ -66,8 +67,9 @@ function show(now, before, seconds) {
   const since = (name) => now[name] - before[name];
   const of = (name) => now.experts.total[name] - before.experts.total[name];
   const lookups = of("resident") + of("prefetched") + of("fetched") + of("cpu");
-  const found = of("resident") + of("prefetched");
-  const accelerator = now.accelerator ? [["Experts found on the accelerator", lookups ? `${Math.round((100 * found) / lookups)} %` : "-"]] : [];
+  if (lookups) hits = `${Math.round((100 * (of("resident") + of("prefetched"))) / lookups)} %`;
+  const accelerator = now.accelerator ? [["Experts found on the accelerator", hits]] : [];
+  at("machine-title").textContent = now.experts.modelled ? "Machine, with a simulated accelerator" : "Machine";
   fill(at("figures"), [
     ["Answers under way", `${now.running}`],
     ["Answers waiting", `${now.waiting}`],
