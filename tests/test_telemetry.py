@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import pytest
+import torch
 
 from dali.devices import SimDevice
 from dali.telemetry import LayerCounters, Telemetry
-from runtime.tiny_runtime import LAYERS, Setting, run, tiny_executor, tiny_model
+from runtime.tiny_runtime import EXPERTS, LAYERS, Setting, run, step_inputs, tiny_executor, tiny_model
 
 
 def test_rates_of_nothing_are_zero() -> None:
@@ -32,6 +34,36 @@ def test_stats_are_plain_data_and_layers_add_up() -> None:
     stats = json.loads(json.dumps(telemetry.as_dict()))
     assert [layer["cpu"] for layer in stats["layers"]] == [3, 2]
     assert (stats["total"]["cpu"], stats["total"]["seconds"], stats["modelled"]) == (5, 0.5, True)
+
+
+def test_the_workload_stays_where_it_is_and_can_begin_anew() -> None:
+    telemetry = Telemetry()
+    workload = telemetry.count_experts(2, 3)
+    workload[1] += [0, 1, 2]
+    assert telemetry.count_experts(2, 3) is workload
+    assert telemetry.as_dict()["workload"] == [[0, 0, 0], [0, 1, 2]]
+    telemetry.clear()
+    assert telemetry.workload is workload
+    assert not workload.any()
+
+
+@torch.inference_mode()
+def test_every_expert_s_tokens_are_counted_wherever_it_is_computed() -> None:
+    model = tiny_model()
+    executor = tiny_executor(Setting(batch=8), model)
+    counted = torch.zeros(LAYERS, EXPERTS, dtype=torch.int64)
+
+    def counting(layer: int) -> Any:
+        def call(hidden: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+            counted[layer] += torch.bincount(ids.flatten(), minlength=EXPERTS)
+            return executor.run(layer, hidden, ids, weights)
+
+        return call
+
+    for step in range(3):
+        model.forward([counting(layer) for layer in range(LAYERS)], step_inputs(8, step))
+    assert executor._telemetry.workload.tolist() == counted.tolist()
+    assert counted.all(dim=0).any()
 
 
 @pytest.mark.parametrize("assign", ["two_lane", "gpu", "cpu"])

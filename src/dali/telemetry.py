@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 
 @dataclass
 class LayerCounters:
@@ -45,17 +48,30 @@ class LayerCounters:
 
 @dataclass
 class Telemetry:
-    """Counters a layer since the model was loaded. `modelled`: seconds came from a virtual clock, not from a watch."""
+    """Counters a layer since the model was loaded. `modelled`: seconds came from a virtual clock, not from a watch; `workload`
+    [layers, experts]: tokens that each expert got, to which compiled code adds."""
 
     layers: list[LayerCounters] = field(default_factory=list)
     modelled: bool = False
     predict_seconds: float = 0.0  # host time spent on running later routers, measured
     plan_seconds: float = 0.0  # host time spent in the assignment policy or the compiled planner, measured
+    workload: NDArray[np.int64] = field(default_factory=lambda: np.zeros((0, 0), np.int64), compare=False)
 
     def layer(self, index: int) -> LayerCounters:
         while len(self.layers) <= index:
             self.layers.append(LayerCounters())
         return self.layers[index]
+
+    def count_experts(self, layers: int, experts: int) -> NDArray[np.int64]:
+        """The workload, which from here on has that many rows and columns, and stays where it is."""
+        if self.workload.shape != (layers, experts):
+            self.workload = np.zeros((layers, experts), np.int64)
+        return self.workload
+
+    def clear(self) -> None:
+        """Begin anew."""
+        self.layers.clear()
+        self.workload[:] = 0
 
     def total(self) -> LayerCounters:
         """All layers added up."""
@@ -72,13 +88,14 @@ class Telemetry:
         return sum(layer.expert_bytes for layer in self.layers)
 
     def as_dict(self) -> dict[str, Any]:
-        """For `llm.stats()`: totals, rates and the same a layer."""
+        """For `llm.stats()`: totals, rates and the same a layer, and the workload."""
         return {
             "modelled": self.modelled,
             "predict_seconds": self.predict_seconds,
             "plan_seconds": self.plan_seconds,
             "total": _as_dict(self.total()),
             "layers": [_as_dict(layer) for layer in self.layers],
+            "workload": self.workload.tolist(),
         }
 
 

@@ -44,11 +44,14 @@ def test_one_call_gives_the_bits_of_the_parts(tmp_path, monkeypatch, family, dty
     assert len(layers(llm)) == (3 if family in WHOLE else 0)
     natively = decoded(llm)
     counted = [(c.steps, c.routed_tokens, c.cpu, c.expert_bytes) for c in llm.telemetry.layers]
-    llm.telemetry.layers.clear()
+    workload = llm.telemetry.workload.tolist()
+    assert [sum(tokens) for tokens in workload] == [layer.routed_tokens for layer in llm.telemetry.layers]
+    llm.telemetry.clear()
     run_as_written(llm)
     for logits, wanted in zip(natively, decoded(llm), strict=True):
         assert close(logits, wanted) if family == NARROW else torch.equal(logits, wanted)
     assert counted == [(c.steps, c.routed_tokens, c.cpu, c.expert_bytes) for c in llm.telemetry.layers]
+    assert workload == llm.telemetry.workload.tolist()
 
 
 def test_layers_that_follow_one_another_are_one_run(tmp_path, monkeypatch):

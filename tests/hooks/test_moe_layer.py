@@ -80,6 +80,10 @@ def test_one_call_agrees_with_the_reference_and_counts_alike(tokens, dtype):
         theirs.expert_bytes,
         theirs.routed_tokens,
     )
+    for layer in (compiled, reference):
+        assert layer.telemetry.workload.tolist() == [
+            torch.bincount(ids.flatten(), minlength=EXPERTS).tolist()
+        ]
 
 
 @pytest.mark.parametrize("wrong", [-1, EXPERTS])

@@ -195,7 +195,7 @@ class Side:
 
     @property
     def counters(self) -> dict[str, Any]:
-        return asdict(self.telemetry)
+        return asdict(self.telemetry) | {"workload": self.telemetry.workload.tolist()}
 
 
 class Routing:

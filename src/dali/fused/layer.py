@@ -106,6 +106,7 @@ class DecodingLayer:
             float(getattr(layer, "residual_multiplier", 1.0)),
             parts.beside,
             getattr(layer, OUTPUT_SCALE, None),
+            None if parts.routed is None else parts.routed.experts.workload,
         )
         self.run = Run([self])
         self.given: int | None = None  # how wide a rotation the model gives it, as a step has shown
@@ -152,7 +153,7 @@ class DecodingLayer:
         """Take back what a probe has told, which is no step."""
         self.given = None
         if self.routed is not None:
-            self.routed.experts.telemetry.layers.clear()
+            self.routed.experts.telemetry.clear()
 
 
 def records(leases: Sequence[Lease | None]) -> list[Any]:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -39,6 +40,8 @@ class MoELayer:
         self.pool = pool
         self.telemetry = telemetry
         self.arithmetic = arithmetic
+        self.workload = telemetry.count_experts(pool.layers, pool.experts)[index]
+        self._workload_at = self.workload.ctypes.data
         self._whole = arithmetic is None and pool.whole_layers
         self._weight_bytes = pool.layouts[index].weight_bytes
         self._kernel: Callable[..., None] = (
@@ -57,7 +60,7 @@ class MoELayer:
         started = time.perf_counter()
         lease = self.pool.lease(self.index) if self._whole and _taken(hidden, ids, weights) else None
         if lease is not None and lease.native is not None:
-            out, active = lease.native.compute(hidden, ids, weights)
+            out, active = lease.native.compute(hidden, ids, weights, self._workload_at)
         else:
             out, active = self._compute(hidden, ids, weights)
         self.count(ids.numel(), active, time.perf_counter() - started)
@@ -77,6 +80,7 @@ class MoELayer:
         """From a lease of the experts that take part alone: the output, and how many they are."""
         ids = ids.cpu().long().contiguous()
         active, pairs, offsets = pairs_by_expert(ids, self.pool.experts)
+        self.workload[active] += np.diff(offsets)
         lease, x = self.pool.lease(self.index, active), hidden.cpu()
         rows = torch.empty(ids.numel(), hidden.shape[1])  # [tokens * top_k, hidden]
         self._kernel(lease.layout, lease.records, offsets, pairs, x if x.dtype in FLOATS else x.float(), rows)

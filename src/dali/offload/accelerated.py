@@ -40,7 +40,7 @@ class AcceleratedExperts:
 
     def install(self, model: nn.Module, telemetry: Telemetry) -> None:
         """Take the place of the CPU's layers in `model`; `telemetry` begins anew."""
-        telemetry.layers.clear()
+        telemetry.clear()
         telemetry.modelled = self.modelled
         if self.decoder is not None:
             return

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -88,6 +89,7 @@ class Executor:
         self._down, self._up = device.stream(DOWN), device.stream(UP)
         self._workspace = Workspace(device)
         self._experts = pool.experts
+        self._workload = telemetry.count_experts(pool.layers, pool.experts)
         self.decisions = decisions = Decisions(policies, pool.layers, pool.experts)
         self.guards = guards = Guards(
             decisions.assign, cost_model.costs, pool.layers, guarded, predicts=predictor is not None
@@ -147,6 +149,7 @@ class Executor:
         """Plan a layer's step and carry it out. routed: its ids, and `ahead` those predicted of layer `later`, on the host."""
         residency, counters = self.residency, self._telemetry.layer(layer)
         workload = count_pairs(routed, self._experts)
+        self._workload[layer] += np.bincount(routed.numpy().reshape(-1), minlength=self._experts)
 
         started = self._tick(layer, counters)
         view = residency.view(layer)

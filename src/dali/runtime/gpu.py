@@ -63,7 +63,9 @@ class GpuExecutor(Executor):
         if not (plans(self.policies, self.guards.guarded) and self._pool.whole_layers):
             return
         layers, experts, slot = self._pool.layers, self._pool.experts, self.device.slot
-        self.planner = planner(self.residency, slot, layers, experts, self._costs, self.guards.predicts)
+        self.planner = planner(
+            self.residency, slot, layers, experts, self._costs, self.guards.predicts, self._workload
+        )
         # From here on they are not told of steps: nobody shall ask them.
         del self.residency, self.replacement, self.guards, self.decisions, self.period
 

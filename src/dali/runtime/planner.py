@@ -6,6 +6,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from dali.compiled import library
 from dali.devices import Buffer
 from dali.hardware.cost import ExpertCosts
@@ -31,9 +34,10 @@ def planner(
     experts: int,
     costs: ExpertCosts,
     predicts: bool,
+    workload: NDArray[np.int64],
 ) -> Any:
     """A library.Planner that takes over from a residency whose first residents are there. `slot(buffer)`: the number of a slot;
-    `predicts`: whether there are predictions to rest."""
+    `predicts`: whether there are predictions to rest; `workload`: as telemetry has it, kept by the caller."""
     residents = []
     for layer in range(layers):
         ids = list(residency.residents(layer))
@@ -49,4 +53,5 @@ def planner(
         costs.launch,
         costs.handover,
         predicts,
+        workload.ctypes.data,
     )

@@ -12,12 +12,15 @@ from dali.errors import DaliError
 from dali.serve import models, tokenize
 from dali.serve.anthropic import route as anthropic
 from dali.serve.http.errors import ApiError, api_error, error_response
-from dali.serve.http.security import Guard
+from dali.serve.http.security import OPEN, Guard
 from dali.serve.openai import chat, completions, embeddings
+from dali.serve.page import files
 from dali.serve.responses import route as responses
 from dali.serve.serving import Serving
+from dali.serve.watch import metrics, stats
 
 ROUTES = [
+    *files.ROUTES,
     *models.ROUTES,
     *tokenize.ROUTES,
     *chat.ROUTES,
@@ -25,6 +28,8 @@ ROUTES = [
     *responses.ROUTES,
     *anthropic.ROUTES,
     *embeddings.ROUTES,
+    *stats.ROUTES,
+    *metrics.ROUTES,
 ]
 
 
@@ -32,7 +37,7 @@ def make_app(serving: Serving) -> Starlette:
     """Answers with 503 until `serving` is open."""
     app = Starlette(
         routes=ROUTES,
-        middleware=[Middleware(Guard, options=serving.options)],
+        middleware=[Middleware(Guard, options=serving.options, open_paths=(*OPEN, *files.PATHS))],
         exception_handlers={ApiError: _told, DaliError: _told, HTTPException: _told},
     )
     app.router.redirect_slashes = False

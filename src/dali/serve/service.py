@@ -17,6 +17,7 @@ from dali.serve.generation.ask import Ask
 from dali.serve.generation.events import Delta, Finish
 from dali.serve.generation.generation import Choice, Generation
 from dali.serve.http.errors import ApiError
+from dali.serve.watch.traffic import Traffic
 
 if TYPE_CHECKING:
     from dali.llm import LLM
@@ -31,6 +32,7 @@ class Service:
         self.llm = llm
         self.slots = slots
         self.queue = queue
+        self.traffic = Traffic()
         self._changed = Condition()
         self._waiting: deque[Choice] = deque()
         self._live: list[Choice] = []
@@ -51,6 +53,7 @@ class Service:
 
     async def begin(self, ask: Ask) -> Generation:
         """Let an ask join. ApiError: 429 where too many wait, 503 where the server stops. UsageError: what the model refuses."""
+        asked = time.monotonic()
         with self._changed:
             self._check_room(ask.choices)  # before the tokenizer works for nothing
         sequences = await asyncio.to_thread(ask.sequences, self.llm)
@@ -58,6 +61,7 @@ class Service:
         with self._changed:
             self._check_room(len(sequences))
             self._waiting += generation.choices
+            self.traffic.ask(generation.choices, asked)
             self._changed.notify()
         return generation
 
@@ -147,6 +151,7 @@ class Service:
         mail: dict[asyncio.AbstractEventLoop, list[tuple[Generation, Delta]]] = {}
         for choice in (*gone, *self._live):
             delta = choice.take(modelled)
+            self.traffic.note(choice, delta)
             if delta is not None:
                 mail.setdefault(choice.generation.loop, []).append((choice.generation, delta))
         self._retire()

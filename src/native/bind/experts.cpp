@@ -25,11 +25,12 @@ void bind_experts(nb::module_& m) {
         for (const uintptr_t address : addresses) self->at.push_back(pointer<const uint8_t>(address));
     });
     m.def("compute_layer", [](const ExpertLayout& layout, const ExpertRecords& records, uintptr_t ids, uintptr_t weights,
-                              Dtype weights_dtype, int tokens, int top_k, uintptr_t hidden, Dtype dtype, uintptr_t out) {
+                              Dtype weights_dtype, int tokens, int top_k, uintptr_t hidden, Dtype dtype, uintptr_t out,
+                              uintptr_t workload) {
         nb::gil_scoped_release unlocked;
         const Timed timed(Part::experts);
         return compute_layer(layout, {records.at, pointer<const int64_t>(ids), pointer<const void>(weights), weights_dtype, tokens,
-                                      top_k, pointer<const void>(hidden), dtype, pointer<void>(out)});
+                                      top_k, pointer<const void>(hidden), dtype, pointer<void>(out), pointer<int64_t>(workload)});
     });
 }
 

@@ -34,18 +34,19 @@ void bind_layer(nb::module_& m) {
     nb::class_<DecoderLayer>(m, "DecoderLayer")
         .def("__init__",
              [](DecoderLayer* self, int hidden, const Norms& norms, const Mixer& mixer, const Router* router,
-                const ExpertLayout* layout, const Mlp* mlp, const ValueParts& shared_gate, float residual_scale,
-                const Norms& beside, const ValueParts& output_scale) {
+                const ExpertLayout* layout, uintptr_t workload, const Mlp* mlp, const ValueParts& shared_gate,
+                float residual_scale, const Norms& beside, const ValueParts& output_scale) {
                  const auto& [before_attention, after_attention, before_mlp, after_mlp] = norms;
                  const auto& [before_router, before_experts, after_experts, after_dense] = beside;
                  new (self) DecoderLayer{hidden, norm_of(before_attention), norm_of(after_attention), norm_of(before_mlp),
-                                         norm_of(after_mlp), mixer, router, layout, mlp, values_of(shared_gate), residual_scale,
+                                         norm_of(after_mlp), mixer, router, layout, pointer<int64_t>(workload), mlp,
+                                         values_of(shared_gate), residual_scale,
                                          {norm_of(before_router), norm_of(before_experts), norm_of(after_experts), norm_of(after_dense)},
                                          values_of(output_scale)};
              },
              nb::arg("hidden"), nb::arg("norms"), nb::arg("mixer").none(), nb::arg("router").none(), nb::arg("layout").none(),
-             nb::arg("mlp").none(), nb::arg("shared_gate"), nb::arg("residual_scale"), nb::arg("beside"), nb::arg("output_scale"),
-             nb::keep_alive<1, 4>(), nb::keep_alive<1, 5>(), nb::keep_alive<1, 6>(), nb::keep_alive<1, 7>());
+             nb::arg("workload"), nb::arg("mlp").none(), nb::arg("shared_gate"), nb::arg("residual_scale"), nb::arg("beside"), nb::arg("output_scale"),
+             nb::keep_alive<1, 4>(), nb::keep_alive<1, 5>(), nb::keep_alive<1, 6>(), nb::keep_alive<1, 8>());
     // Layers one after another; kept and records: of each layer. Returns each one's (experts that took part, seconds they took).
     m.def("decode_layers", [](const std::vector<const DecoderLayer*>& layers, const std::vector<const ExpertRecords*>& records,
                               uintptr_t x, Dtype dtype, int rows, uintptr_t cos, uintptr_t sin,

@@ -29,7 +29,8 @@ LayerOutcome compute_routed(const DecoderLayer& layer, const Records& records, c
     }
     const Timed timed(Part::experts);
     LayerOutcome outcome{};
-    outcome.active = compute_layer(*layer.layout, {records, ids, weights, router.weights_dtype, of.rows, router.top_k, x, of.dtype, out});
+    outcome.active = compute_layer(*layer.layout, {records, ids, weights, router.weights_dtype, of.rows, router.top_k, x, of.dtype, out,
+                                                   layer.workload});
     outcome.expert_seconds = double(timed.so_far()) * 1e-9;
     return outcome;
 }

@@ -38,6 +38,7 @@ struct DecoderLayer {
     Mixer mixer;
     const Router* router;
     const ExpertLayout* layout;  // of the router's experts
+    int64_t* workload;           // as LayerCall has it
     const Mlp* mlp;              // beside experts: the shared one
     Values shared_gate;          // [hidden]: the shared expert's output is multiplied by the sigmoid of x times this
     float residual_scale;        // of what is added to x

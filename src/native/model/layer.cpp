@@ -15,6 +15,7 @@ int compute_layer(const ExpertLayout& layout, const LayerCall& call) {
         if (!workload[expert]) continue;
         order.push_back(int64_t(expert));
         active.push_back(call.records[expert]);
+        if (call.workload) call.workload[expert] += workload[expert];
     }
     Workspace workspace;
     int64_t* by_expert = workspace.take<int64_t>(pairs);

@@ -17,7 +17,8 @@ struct LayerCall {
     int tokens, top_k;
     const void* hidden;  // [tokens, hidden]
     Dtype dtype;
-    void* out;  // [tokens, hidden]
+    void* out;          // [tokens, hidden]
+    int64_t* workload;  // by expert: tokens that it got in all steps, to be added to; null: nobody counts
 };
 
 // Returns how many experts took part. std::out_of_range for an id that is no expert's.

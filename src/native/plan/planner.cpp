@@ -24,6 +24,8 @@ StepCounts count(const Planned& step, const std::vector<int>& waiting) {
 StepPlan Planner::plan(int layer, const int64_t* ids, int64_t pairs, const Prediction& ahead, double now, uint64_t landed,
                        StepCounts& counts) {
     const Workload workload = workload_of(ids, pairs, experts_);
+    if (totals_)
+        for (const int expert : workload.active) totals_[int64_t(layer) * experts_ + expert] += workload.tokens[expert];
     period_.start(layer, now);
     residency_.settle(landed);
     const LayerView view = residency_.view(layer, now);

@@ -27,10 +27,12 @@ struct StepCounts {
 
 class Planner {
   public:
-    // `residents`: each layer's (expert, slot), landed; `predicts`: whether predictions may come.
-    Planner(const std::vector<std::vector<std::pair<int, int>>>& residents, int experts, int slots, ExpertCosts costs, bool predicts)
+    // `residents`: each layer's (expert, slot), landed; `predicts`: whether predictions may come. `totals` [layers, experts]: tokens that
+    // each expert got in all steps, to be added to; null: nobody counts.
+    Planner(const std::vector<std::vector<std::pair<int, int>>>& residents, int experts, int slots, ExpertCosts costs, bool predicts,
+            int64_t* totals)
         : costs_(std::move(costs)), experts_(experts), residency_(residents, experts, slots, costs_.link),
-          fading_(int(residents.size()), experts), guards_(costs_, int(residents.size()), experts, predicts) {}
+          fading_(int(residents.size()), experts), guards_(costs_, int(residents.size()), experts, predicts), totals_(totals) {}
     Planner(const Planner&) = delete;
 
     // Whether a prediction is wanted: prefetching does not rest.
@@ -56,6 +58,7 @@ class Planner {
     Fading fading_;
     Guards guards_;
     Period period_;
+    int64_t* const totals_;
 };
 
 }  // namespace dali

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from dali.compiled import library
@@ -59,7 +61,7 @@ class DecoderLayer:
     MLP, or both, the MLP being the experts' shared one; or the one half or the other. `shared_gate` [hidden]: the sigmoid of its
     product with the input scales the shared one's output. `residual_scale` multiplies what is added to the input, `output_scale`
     [1] what it gives. `beside`: experts stand beside the MLP, with norms of their own. Where the experts lie is told anew in
-    every call."""
+    every call. `workload` [experts]: tokens that each one got, to be added to."""
 
     def __init__(
         self,
@@ -73,13 +75,14 @@ class DecoderLayer:
         residual_scale: float = 1.0,
         beside: BesideNorms | None = None,
         output_scale: Tensor | None = None,
+        workload: NDArray[np.int64] | None = None,
     ) -> None:
         assert any(part is not None for part in (mixer, experts, mlp))
         assert beside is None or (experts is not None and mlp is not None)
         router, layout = experts or (None, None)
         self.dtype, self.mixer = dtype, mixer
         every = norms.before_attention, norms.after_attention, norms.before_mlp, norms.after_mlp
-        self._parts = norms, router, mlp, shared_gate, beside, output_scale
+        self._parts = norms, router, mlp, shared_gate, beside, output_scale, workload
         others = beside or BesideNorms()
         apart = others.before_router, others.before_experts, others.after_experts, others.after_mlp
         self._layer = library.DecoderLayer(
@@ -88,6 +91,7 @@ class DecoderLayer:
             None if mixer is None else mixer._module,
             None if router is None else router._router,
             None if layout is None else native_layout(layout),
+            0 if workload is None else workload.ctypes.data,
             None if mlp is None else mlp._mlp,
             address_of(shared_gate),
             residual_scale,

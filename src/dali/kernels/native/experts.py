@@ -102,9 +102,10 @@ class ExpertRecords:
         self._layout = native_layout(layout)
         self._addresses = library.ExpertRecords([record.data_ptr() for record in records])
 
-    def compute(self, hidden: Tensor, ids: Tensor, weights: Tensor) -> tuple[Tensor, int]:
+    def compute(self, hidden: Tensor, ids: Tensor, weights: Tensor, workload: int = 0) -> tuple[Tensor, int]:
         """One layer's step in one call: hidden [tokens, hidden], ids int64 and weights [tokens, top_k] -> (the weighted sum of
-        each token's experts [tokens, hidden] in hidden's dtype, how many experts took part)."""
+        each token's experts [tokens, hidden] in hidden's dtype, how many experts took part). workload: address of int64
+        [experts], to which the tokens that each one gets are added; 0: of none."""
         hidden, ids, weights = hidden.contiguous(), ids.contiguous(), weights.contiguous()
         tokens, top_k = ids.shape
         assert ids.dtype == torch.int64 and weights.shape == ids.shape and hidden.shape[0] == tokens
@@ -120,5 +121,6 @@ class ExpertRecords:
             hidden.data_ptr(),
             DTYPES[hidden.dtype],
             out.data_ptr(),
+            workload,
         )
         return out, active

@@ -1,0 +1,123 @@
+"""GET /metrics, as Prometheus reads it: the requests in vLLM's words, and what only dali has to tell of its experts.
+
+All is read off the counters when it is asked for; nothing is done for it in a step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric, SummaryMetricFamily
+from prometheus_client.exposition import choose_encoder
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from dali.serve.serving import serving
+
+if TYPE_CHECKING:
+    from dali.serve.service import Service
+    from dali.telemetry import Telemetry
+
+LOOKUPS = {
+    "resident": "accelerator",
+    "prefetched": "accelerator",
+    "fetched": "accelerator",
+    "cpu": "cpu",
+}  # counter -> tier that computed
+PREFETCHES = ("used", "late", "wasted")
+
+
+class Requests:
+    """What clients ask for."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    def collect(self) -> Iterator[Metric]:
+        service, traffic = self._service, self._service.traffic
+        yield _gauge("dali_requests_running", "Answers under way.", service.running)
+        yield _gauge("dali_requests_waiting", "Answers that wait for others.", service.waiting)
+        yield _counter("dali_prompt_tokens", "Tokens of prompts.", traffic.prompt_tokens)
+        yield _counter("dali_cached_tokens", "Of them, those kept from before.", traffic.cached_tokens)
+        yield _counter("dali_generation_tokens", "Tokens of answers.", traffic.generated_tokens)
+        ended = CounterMetricFamily(
+            "dali_request_success", "Answers that have ended.", labels=["finished_reason"]
+        )
+        for reason, count in sorted(traffic.finished.items()):
+            ended.add_metric([reason], count)
+        yield ended
+        for times in (traffic.first_token, traffic.each_token, traffic.whole):
+            yield from times.collect()
+
+
+class Experts:
+    """What the machine did for it."""
+
+    def __init__(self, telemetry: Telemetry) -> None:
+        self._telemetry = telemetry
+
+    def collect(self) -> Iterator[Metric]:
+        layers, total = list(self._telemetry.layers), self._telemetry.total()
+        lookups = CounterMetricFamily(
+            "dali_expert_lookups",
+            "Active experts of steps: by layer, what computed them, and where they were found.",
+            labels=["layer", "tier", "result"],
+        )
+        for layer, counters in enumerate(layers):
+            for name, tier in LOOKUPS.items():
+                result = "computed" if tier == "cpu" else name
+                lookups.add_metric([str(layer), tier, result], getattr(counters, name))
+        yield lookups
+        moved = CounterMetricFamily(
+            "dali_expert_bytes",
+            "Packed weights that were read to compute (memory), and that were copied to the accelerator (accelerator).",
+            labels=["link"],
+        )
+        moved.add_metric(["memory"], total.expert_bytes)
+        moved.add_metric(["accelerator"], total.link_bytes)
+        yield moved
+        fetched = CounterMetricFamily(
+            "dali_prefetch_experts", "Experts fetched ahead, by what became of them.", labels=["outcome"]
+        )
+        for outcome in PREFETCHES:
+            fetched.add_metric([outcome], getattr(total, f"prefetch_{outcome}"))
+        yield fetched
+        clock = "modelled" if self._telemetry.modelled else "measured"
+        makespan = SummaryMetricFamily(
+            "dali_layer_makespan_seconds",
+            "Of a layer's steps: from when its routing is known until its outputs are summed.",
+            labels=["layer", "clock"],
+        )
+        for layer, counters in enumerate(layers):
+            makespan.add_metric([str(layer), clock], counters.steps, counters.seconds)
+        yield makespan
+        overlap = GaugeMetricFamily(
+            "dali_overlap_ratio",
+            "Lanes busy at once, on average over all makespans: 1 is one after another.",
+            labels=["clock"],
+        )
+        overlap.add_metric([clock], total.overlap)
+        yield overlap
+
+
+def _gauge(name: str, says: str, value: float) -> Metric:
+    return GaugeMetricFamily(name, says, value)
+
+
+def _counter(name: str, says: str, value: float) -> Metric:
+    return CounterMetricFamily(name, says, value)
+
+
+async def metrics(request: Request) -> Response:
+    service = serving(request).service
+    registry = CollectorRegistry()
+    for collector in (Requests(service), Experts(service.llm.telemetry)):
+        registry.register(collector)
+    encode, kind = choose_encoder(request.headers.get("accept", ""))
+    return Response(encode(registry), media_type=kind)
+
+
+ROUTES = [Route("/metrics", metrics)]
