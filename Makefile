@@ -3,7 +3,10 @@
 PYTHON ?= python3
 TORCH ?=
 TESTS ?=
+WORKERS ?= 2
 STAGES ?=
+# Tests run in so many processes, each file in one of them.
+PYTEST := -m pytest -n $(WORKERS) --dist loadfile
 VENV := .venv
 BIN := $(VENV)/bin
 # An editable install keeps a list of the package's modules: one that is added, moved or deleted changes its folder's time.
@@ -17,17 +20,17 @@ run: $(VENV)/.installed  ## install what is needed and let the model that ships 
 	$(BIN)/dali run "Tell me a story about a little dog." --seed 1
 
 test: $(VENV)/.installed  ## the test suite; TESTS="tests/cli ..." for some of it
-	$(BIN)/python -m pytest $(TESTS)
+	$(BIN)/python $(PYTEST) $(TESTS)
 
 test-newest:  ## the suite with the newest transformers that pyproject.toml allows, looked up each time
 	$(PYTHON) setup/environment.py $(VENV)-newest --torch "$(TORCH)" --transformers newest
-	$(VENV)-newest/bin/python -m pytest $(TESTS)
+	$(VENV)-newest/bin/python $(PYTEST) $(TESTS)
 
 test-oldest: $(VENV)-oldest/.installed  ## the suite with the oldest
-	$(VENV)-oldest/bin/python -m pytest $(TESTS)
+	$(VENV)-oldest/bin/python $(PYTEST) $(TESTS)
 
 gpu-tests: $(VENV)/.installed  ## what can be tested of the GPU path without a GPU
-	$(BIN)/python -m pytest tests/gpu tests/kernels/gpu
+	$(BIN)/python $(PYTEST) tests/gpu tests/kernels/gpu
 
 gpu-check:  ## check and measure dali on this machine's GPU, with the PYTHON that has torch for it; STAGES="env link ..." for some
 	$(PYTHON) benchmarks/gpu_check/run.py $(if $(STAGES),--stages $(STAGES))

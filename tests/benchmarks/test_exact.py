@@ -14,6 +14,7 @@ from dali.kernels import native
 from dali.kernels.activation import Activation
 from dali.kernels.expert import ExpertLayout, ExpertShape, ExpertWeights
 from dali.kernels.formats import FORMATS
+from dali.kernels.packing import QUANTIZERS
 from dali.kernels.reference import compute_experts, reduce_choices
 
 
@@ -26,7 +27,7 @@ def _benchmarks():
         sys.path.remove(path)
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", ["f32", "f16", "bf16", *QUANTIZERS])
 def test_exact_experts_are_the_references(format):
     torch.manual_seed(0)
     layout = ExpertLayout(ExpertShape(64, 32, Activation("silu")), FORMATS[format])

@@ -37,8 +37,6 @@ from dali.errors import UsageError
 TILE_ROWS = 16
 GROUP = 32  # columns whose products are summed in integers
 PLANE_ALIGNMENT = 128
-CODES = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)  # MXFP4's and NVFP4's values, doubled
-IQ4_CODES = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)  # IQ4_NL's and IQ4_XS'
 
 
 def round_up(value: int, multiple: int) -> int:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from dali.kernels.coded import decode
-from dali.kernels.formats import CODES, IQ4_CODES, Format, six_bits
+from dali.kernels.formats import Format, six_bits
+from dali.kernels.grids import CODES, IQ4_CODES
 
 Integers = tuple[Tensor, Tensor, Tensor | None]
 

@@ -6,8 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from dali.kernels.formats import CODES
-from dali.kernels.grids import table
+from dali.kernels.grids import CODES, table
 from dali.store.gguf.values.fields import Blocks, Bytes, Floats, halves, in_turn, single, times
 
 _FP4 = np.array(CODES, dtype=np.int8)  # doubled, so that they are integers
