@@ -90,14 +90,16 @@ def test_memory_that_jobs_fill_is_provided_and_a_failure_ends_that_too(tensor):
 
 
 def test_a_failure_does_not_wait_for_all_memory_to_be_provided(tensor, monkeypatch):
-    asked, failed = [], threading.Event()
+    asked, began, failed = [], threading.Event(), threading.Event()
 
     def populate(piece):
         asked.append(piece.nbytes)
+        began.set()
         failed.wait(5)
         time.sleep(0.01)
 
     def fail(raw):
+        began.wait(5)
         failed.set()
         raise DaliError("A weight is NaN.", "Download it again.")
 
