@@ -37,8 +37,8 @@ defaults. "windows" have some or all layers attend to a window of tokens. Which 
 
 What their families' tiny models show; **none of these was tried on a published file yet**. Safetensors weights of all of them
 load. Memory is what so many parameters take at least, in GB: 8.5 bits each as `w8`, 4.5 as `w4`, where linears stay at 8.5. A
-GGUF file takes its own size, and its tensors in types that become `w8` (Q5_K, Q6_K and such) 8.5 bits. Prefetching, over an
-accelerator, needs routers that can be called on their own; where they cannot, `dali run` says so.
+GGUF file takes its own size. Prefetching, over an accelerator, needs routers that can be called on their own; where they
+cannot, `dali run` says so.
 
 | model | billions of parameters | read as GGUF | decodes by | prefetching | GB as w8 / w4 |
 |---|---|---|---|---|---|

@@ -138,12 +138,12 @@ class Engine:
                     row = next(rows)
                     sequence.advance(logits[row], self._highest and partial(self._highest, row))
                 sequence.computed += tokens
-            seconds = self.clock() - started
             for sequence, _ in plan:
                 self._record(sequence)
         except BaseException:
             self._roll_back(plan, before)
             raise
+        seconds = self.clock() - started
         for (sequence, _), in_prefill in zip(plan, prefill, strict=True):
             if in_prefill:
                 sequence.prefill_seconds += seconds

@@ -208,7 +208,7 @@ def test_rows_of_a_packed_matrix_are_the_files(name):
 
 
 @pytest.mark.skipif(not native.AVAILABLE, reason="the kernels were not compiled")
-@pytest.mark.parametrize("name", native.DEQUANTIZED)
+@pytest.mark.parametrize("name", BLOCKS)
 def test_the_compiled_decoding_gives_the_same_values(name):
     type = TYPES[name]
     raw = random_blocks(name, 5, 512)
@@ -218,7 +218,7 @@ def test_the_compiled_decoding_gives_the_same_values(name):
 
 
 @pytest.mark.skipif(not native.AVAILABLE, reason="the kernels were not compiled")
-@pytest.mark.parametrize("name", native.DEQUANTIZED)
+@pytest.mark.parametrize("name", BLOCKS)
 def test_the_compiled_decoding_of_odd_blocks_gives_the_same_bits(name):
     type = TYPES[name]
     raw = np.concatenate([rows for rows in np.split(hostile_blocks(name), 64) if type.finite(rows)])

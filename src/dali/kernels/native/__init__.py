@@ -38,7 +38,7 @@ from dali.kernels.native.experts import (
 )
 from dali.kernels.native.latent import LatentHeads
 from dali.kernels.native.library import set_threads, threads
-from dali.kernels.native.linear import DEQUANTIZED, Linear, dequantize_blocks, repack, rows_of
+from dali.kernels.native.linear import Linear, dequantize_blocks, repack, rows_of
 from dali.kernels.native.measure import read_seconds, seconds
 from dali.kernels.native.recurrence import (
     CONVOLVED_DTYPES,
@@ -64,7 +64,6 @@ __all__ = [
     "ATTENTION_DTYPES",
     "AVAILABLE",
     "CONVOLVED_DTYPES",
-    "DEQUANTIZED",
     "ROUTED_DTYPES",
     "SILU",
     "VARIABLE",

@@ -66,15 +66,8 @@ def repack(raw: Tensor, type: str, columns: int, format: Format, packed: Tensor)
     return bool(library.repack(matrix, type, raw.data_ptr(), raw.shape[1], packed.data_ptr()))
 
 
-DEQUANTIZED = (
-    *("Q8_0", "Q4_0", "MXFP4", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K", "Q3_K", "Q2_K"),
-    *("IQ4_NL", "IQ4_XS", "NVFP4", "TQ1_0", "TQ2_0"),
-    *("IQ3_S", "IQ3_XXS", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_S", "IQ1_M"),
-)
-
-
 def dequantize_blocks(raw: Tensor, type: str, blocks: int, out: Tensor) -> None:
-    """The values of `blocks` of GGUF's blocks of `type`, one of DEQUANTIZED: raw uint8, contiguous, out float32, contiguous."""
+    """The values of `blocks` of GGUF's blocks of `type`, a quantized one: raw uint8, contiguous, out float32, contiguous."""
     assert raw.is_contiguous() and out.is_contiguous() and out.dtype == torch.float32
     assert raw.nbytes % blocks == 0 and out.numel() % blocks == 0
     library.dequantize_blocks(type, raw.data_ptr(), blocks, out.data_ptr())

@@ -24,6 +24,7 @@ from dali.loading.gguf.parts import Made, Ordered, Part, blocks_in_order
 from dali.store.arena import Arena
 from dali.store.gguf.header import Gguf, GgufTensor, damaged
 from dali.store.gguf.pack import Losses, own_format, pack_blocks
+from dali.store.gguf.parts import PARTS
 from dali.store.gguf.reader import Job, Reading
 from dali.store.gguf.values.fields import Bytes
 
@@ -350,7 +351,7 @@ def _dequantize(tensor: GgufTensor, out: Tensor, losses: Losses | None, raw: Byt
     """Rows of a tensor into `out` [rows, columns]; `losses` are told what rounding them loses. DaliError for values that are not
     finite."""
     type = tensor.type
-    if native.enabled() and type.name in native.DEQUANTIZED:
+    if native.enabled() and type.name in PARTS:
         values = out if out.dtype == torch.float32 and out.is_contiguous() else torch.empty(out.shape)
         native.dequantize_blocks(torch.from_numpy(raw), type.name, values.numel() // type.columns, values)
     else:

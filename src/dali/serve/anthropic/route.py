@@ -11,13 +11,13 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from dali.serve.anthropic.conversation import messages_of
-from dali.serve.anthropic.output import Event, Output
+from dali.serve.anthropic.output import Output
 from dali.serve.anthropic.request import ask_of, template_of, tools_of
 from dali.serve.generation.generation import Generation
 from dali.serve.http.body import read_fields
 from dali.serve.http.errors import anthropic_body
-from dali.serve.http.sse import PAUSE, EventStream, cancelled_with, event
-from dali.serve.openai.reply import failure
+from dali.serve.http.sse import PAUSE, EventStream, named_events
+from dali.serve.openai.reply import failure, gather
 from dali.serve.serving import serving
 
 
@@ -30,15 +30,7 @@ async def messages(request: Request) -> Response:
     output = Output(host.name, generation.choices[0].sequence.prompt_tokens)
     if streams:
         return EventStream(generation, _stream(generation, output))
-    async with cancelled_with(request.receive, generation), aclosing(generation.deltas()) as deltas:
-        async for delta in deltas:
-            if delta is None:
-                continue
-            output.take(delta.parts)
-            if delta.finish is not None:
-                if failed := failure(delta.finish):
-                    raise failed
-                output.finish(delta.finish)
+    await gather(request, generation, output)
     return JSONResponse(output.message)
 
 
@@ -54,22 +46,18 @@ async def count_tokens(request: Request) -> Response:
 
 
 async def _stream(generation: Generation, output: Output) -> AsyncGenerator[bytes, None]:
-    yield _sent([*output.begin(), {"type": "ping"}])
+    yield named_events([*output.begin(), {"type": "ping"}])
     async with aclosing(generation.deltas(PAUSE)) as deltas:
         async for delta in deltas:
             if delta is None:
-                yield _sent([{"type": "ping"}])
+                yield named_events([{"type": "ping"}])
                 continue
             events = output.take(delta.parts)
             if delta.finish is not None:
                 failed = failure(delta.finish)
                 events += [anthropic_body(failed)] if failed else output.finish(delta.finish)
             if events:
-                yield _sent(events)
-
-
-def _sent(events: list[Event]) -> bytes:
-    return b"".join(event(one, one["type"]) for one in events)
+                yield named_events(events)
 
 
 ROUTES = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
@@ -23,6 +23,11 @@ def event(data: Any, name: str | None = None) -> bytes:
     """One event, `data` as JSON."""
     text = f"data: {json.dumps(data, ensure_ascii=False, separators=(',', ':'))}\n\n"
     return (text if name is None else f"event: {name}\n{text}").encode(errors="replace")
+
+
+def named_events(events: Iterable[dict[str, Any]]) -> bytes:
+    """Events that are called by their own type."""
+    return b"".join(event(one, one["type"]) for one in events)
 
 
 @asynccontextmanager

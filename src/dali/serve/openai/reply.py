@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, Response
 
 import dali
 from dali.serve.generation.ask import Ask
-from dali.serve.generation.events import Answer, Delta, Finish
+from dali.serve.generation.events import Answer, Delta, Finish, Part
 from dali.serve.generation.generation import Generation
 from dali.serve.http.errors import ApiError, error_body
 from dali.serve.http.fields import Fields
@@ -109,6 +109,28 @@ async def _stream(
                 yield b"".join(out)
     usage = event(head | {"choices": [], "usage": usage_of(finishes, n)}) if form.include_usage else b""
     yield usage + DONE
+
+
+class Growing(Protocol):
+    """An answer that a route writes piece by piece."""
+
+    def take(self, parts: Iterable[Part]) -> object:
+        """More of it."""
+
+    def finish(self, finish: Finish) -> object: ...
+
+
+async def gather(request: Request, generation: Generation, output: Growing) -> None:
+    """Let `output` take a generation of one choice to its end. ApiError where it fails."""
+    async with cancelled_with(request.receive, generation), aclosing(generation.deltas()) as deltas:
+        async for delta in deltas:
+            if delta is None:
+                continue
+            output.take(delta.parts)
+            if delta.finish is not None:
+                if failed := failure(delta.finish):
+                    raise failed
+                output.finish(delta.finish)
 
 
 def failure(finish: Finish) -> ApiError | None:

@@ -11,9 +11,9 @@ from starlette.routing import Route
 
 from dali.serve.generation.generation import Generation
 from dali.serve.http.body import read_fields
-from dali.serve.http.sse import PAUSE, EventStream, cancelled_with, event
-from dali.serve.openai.reply import failure
-from dali.serve.responses.output import Event, Output
+from dali.serve.http.sse import PAUSE, EventStream, named_events
+from dali.serve.openai.reply import failure, gather
+from dali.serve.responses.output import Output
 from dali.serve.responses.request import ask_of, echo_of
 from dali.serve.serving import serving
 
@@ -27,35 +27,25 @@ async def responses(request: Request) -> Response:
     generation = await host.service.begin(ask)
     if streams:
         return EventStream(generation, _stream(generation, output))
-    async with cancelled_with(request.receive, generation), aclosing(generation.deltas()) as deltas:
-        async for delta in deltas:
-            if delta is None:
-                continue
-            output.take(delta.parts)
-            if delta.finish is not None:
-                if failed := failure(delta.finish):
-                    raise failed
-                output.finish(delta.finish)
+    await gather(request, generation, output)
     return JSONResponse(output.response)
 
 
 async def _stream(generation: Generation, output: Output) -> AsyncGenerator[bytes, None]:
-    yield _sent(output.begin())
+    yield named_events(output.begin())
     async with aclosing(generation.deltas(PAUSE)) as deltas:
         async for delta in deltas:
             if delta is None:
-                yield _sent([output.still()])  # Codex gives up on streams whose events are comments alone
+                yield named_events(
+                    [output.still()]
+                )  # Codex gives up on streams whose events are comments alone
                 continue
             events = output.take(delta.parts)
             if delta.finish is not None:
                 failed = failure(delta.finish)
                 events += output.fail(failed) if failed else output.finish(delta.finish)
             if events:
-                yield _sent(events)
-
-
-def _sent(events: list[Event]) -> bytes:
-    return b"".join(event(one, one["type"]) for one in events)
+                yield named_events(events)
 
 
 ROUTES = [Route(path, responses, methods=["POST"]) for path in ("/v1/responses", "/responses")]

@@ -48,13 +48,13 @@ _FLOATS = {"F32": np.float32, "F16": np.float16, "BF16": np.int16}
 
 
 def own_format(type: BlockType) -> Format:
-    """The packed format that holds `type`'s values without loss; `w8` for types that none does."""
-    return FORMATS[SAME_VALUES.get(type.name, "w8")]
+    """The packed format that holds `type`'s values without loss."""
+    return FORMATS[SAME_VALUES[type.name]]
 
 
 def keeps(type: BlockType, format: Format) -> bool:
     """Whether `format` has the values of `type`."""
-    return SAME_VALUES.get(type.name) == format.name
+    return own_format(type) == format
 
 
 def pack_blocks(raw: Bytes, type: BlockType, format: Format, out: Tensor) -> None:
