@@ -67,3 +67,15 @@ def unreadable(path: object, error: OSError) -> DaliError:
 def reason(error: BaseException) -> str:
     """What another library's exception says, on one line."""
     return textwrap.shorten(str(error), 250) or type(error).__name__
+
+
+class StoreError(DaliError):
+    """Experts that cannot be read from the store at `path`."""
+
+    def __init__(self, path: object, why: str) -> None:
+        super().__init__(
+            f"Cannot use the expert store {path}: {why}.",
+            "Try again; if it stays like that, delete the file and load the model again, which packs it anew, on another disk "
+            "with DALI_CACHE_DIR.",
+        )
+        self.path = path

@@ -81,7 +81,12 @@ class MoELayer:
         ids = ids.cpu().long().contiguous()
         active, pairs, offsets = pairs_by_expert(ids, self.pool.experts)
         self.workload[active] += np.diff(offsets)
-        lease, x = self.pool.lease(self.index, active), hidden.cpu()
+        x = hidden.cpu()
+        x = x if x.dtype in FLOATS else x.float()
         rows = torch.empty(ids.numel(), hidden.shape[1])  # [tokens * top_k, hidden]
-        self._kernel(lease.layout, lease.records, offsets, pairs, x if x.dtype in FLOATS else x.float(), rows)
+        for begin in range(0, len(active), self.pool.at_once):
+            end = min(begin + self.pool.at_once, len(active))
+            lease = self.pool.lease(self.index, active[begin:end])
+            self._kernel(lease.layout, lease.records, offsets[begin : end + 1], pairs, x, rows)
+            del lease  # before the next one, which may need its place
         return reduce_choices(rows, weights.cpu()).to(hidden), len(active)

@@ -40,6 +40,11 @@ class Arena:
         """Record `index`: uint8 [record_bytes], a view."""
         return self._bytes[index]
 
+    @property
+    def all(self) -> Tensor:
+        """All records: uint8 [count, record_bytes], a view."""
+        return self._bytes
+
     def __len__(self) -> int:
         return self._bytes.shape[0]
 

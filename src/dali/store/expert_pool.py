@@ -11,31 +11,33 @@ from torch import Tensor
 from dali.errors import DaliError
 from dali.kernels import native
 from dali.kernels.expert import ExpertLayout
-from dali.kernels.native import ExpertRecords
+from dali.kernels.native import ExpertRecords, LayerHandle
 
 
 @dataclass(slots=True)
 class Lease:
     """Experts whose bytes stay where they are as long as this object lives: whoever reads them keeps it until that is done.
 
-    `records[i]` is the i-th expert that was asked for, packed in `layout`. `native` are the compiled kernels' own handle of
-    them; only a lease of a whole layer has one, and only where those kernels serve.
+    `records[i]` is the i-th expert that was asked for, packed in `layout`. `native` is what the compiled kernels compute by; only
+    a lease of a whole layer has it, and only where those kernels serve. Of a pool on disk such a lease has no records: the kernels
+    ask for those of a step as soon as its router has spoken.
     """
 
     layout: ExpertLayout
     records: Sequence[Tensor]
-    native: ExpertRecords | None = None
+    native: LayerHandle | None = None
+    held: object = None  # what keeps the bytes where they are, unless the pool itself does
 
 
 class ExpertPool:
     """The experts of all MoE layers, in RAM: `records[layer][expert]`, packed in `layouts[layer]`.
 
     A lease costs next to nothing here, because nothing ever leaves RAM. Callers must not count on that: a pool that holds a part
-    of the experts may let `lease` wait until the bytes are there, may put them elsewhere once no lease of them is left, and says
-    by `whole_layers` that it gives no layer as a whole.
+    of the experts may let `lease` wait until the bytes are there, may put them elsewhere once no lease of them is left, gives no
+    more than `at_once` of them together, and says by `whole_layers` whether it gives a layer as a whole.
     """
 
-    whole_layers = True  # whether all experts of a layer may be leased at once
+    whole_layers = True  # whether `lease` gives a layer as a whole
 
     def __init__(self, layouts: Sequence[ExpertLayout], records: Sequence[Sequence[Tensor]]) -> None:
         self.layouts = layouts
@@ -60,6 +62,11 @@ class ExpertPool:
     def nbytes(self) -> int:
         """Bytes of RAM the experts take."""
         return sum(record.nbytes for layer in self.records for record in layer)
+
+    @property
+    def at_once(self) -> int:
+        """The most experts of a layer that may be leased by their ids together."""
+        return self.experts
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """There is one copy of a model's experts, so no copy or pickle of a model can have them, too."""

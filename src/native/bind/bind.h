@@ -21,6 +21,7 @@ namespace nb = nanobind;
 
 void bind_layout(nb::module_& m);
 void bind_experts(nb::module_& m);
+void bind_disk(nb::module_& m);
 void bind_linear(nb::module_& m);
 void bind_blocks(nb::module_& m);
 void bind_pairs(nb::module_& m);
@@ -43,9 +44,9 @@ T* pointer(uintptr_t address) {
     return reinterpret_cast<T*>(address);
 }
 
-// Where a layer's experts lie.
+// A layer's experts, all in memory or of a cache.
 struct ExpertRecords {
-    Records at;
+    LayerExperts experts;
 };
 
 // (row, keys, values, capacity, place, first)

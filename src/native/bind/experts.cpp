@@ -20,16 +20,22 @@ void bind_experts(nb::module_& m) {
         const Timed timed(Part::experts);
         reduce_choices(pointer<const float>(rows), pointer<const float>(weights), tokens, top_k, hidden, dtype, pointer<void>(out));
     });
-    nb::class_<ExpertRecords>(m, "ExpertRecords").def("__init__", [](ExpertRecords* self, const std::vector<uintptr_t>& addresses) {
-        new (self) ExpertRecords();
-        for (const uintptr_t address : addresses) self->at.push_back(pointer<const uint8_t>(address));
-    });
+    nb::class_<ExpertRecords>(m, "ExpertRecords")
+        .def("__init__",
+             [](ExpertRecords* self, const std::vector<uintptr_t>& addresses) {
+                 new (self) ExpertRecords();
+                 for (const uintptr_t address : addresses) self->experts.at.push_back(pointer<const uint8_t>(address));
+                 self->experts.count = int(addresses.size());
+             })
+        .def("__init__", [](ExpertRecords* self, ExpertCache& cache, int layer, int experts) {
+            new (self) ExpertRecords{{{}, &cache, layer, experts}};
+        }, nb::keep_alive<1, 2>());
     m.def("compute_layer", [](const ExpertLayout& layout, const ExpertRecords& records, uintptr_t ids, uintptr_t weights,
                               Dtype weights_dtype, int tokens, int top_k, uintptr_t hidden, Dtype dtype, uintptr_t out,
                               uintptr_t workload) {
         nb::gil_scoped_release unlocked;
         const Timed timed(Part::experts);
-        return compute_layer(layout, {records.at, pointer<const int64_t>(ids), pointer<const void>(weights), weights_dtype, tokens,
+        return compute_layer(layout, {records.experts, pointer<const int64_t>(ids), pointer<const void>(weights), weights_dtype, tokens,
                                       top_k, pointer<const void>(hidden), dtype, pointer<void>(out), pointer<int64_t>(workload)});
     });
 }

@@ -54,7 +54,7 @@ void bind_layer(nb::module_& m) {
         nb::gil_scoped_release unlocked;
         std::vector<LayerOutcome> outcomes;
         for (size_t i = 0; i < layers.size(); i++)
-            outcomes.push_back(decode_layer(*layers[i], i + 1 < layers.size() ? layers[i + 1] : nullptr, records.at(i)->at,
+            outcomes.push_back(decode_layer(*layers[i], i + 1 < layers.size() ? layers[i + 1] : nullptr, records.at(i)->experts,
                                             pointer<const void>(i ? out : x), dtype, rows, pointer<const void>(cos),
                                             pointer<const void>(sin), kept_of(kept.at(i)), pointer<void>(out)));
         return reported(outcomes);
@@ -91,9 +91,9 @@ void bind_model(nb::module_& m) {
             }
             std::vector<Kept> kept_by;
             for (const KeptParts& layer : kept) kept_by.push_back(kept_of(layer));
-            std::vector<const Records*> records_of;
-            for (const ExpertRecords* layer : records) records_of.push_back(&layer->at);
-            return reported(decode(self, ids, turns, kept_by, records_of, pointer<void>(logits)));
+            std::vector<const LayerExperts*> experts_of;
+            for (const ExpertRecords* layer : records) experts_of.push_back(&layer->experts);
+            return reported(decode(self, ids, turns, kept_by, experts_of, pointer<void>(logits)));
         });
 }
 

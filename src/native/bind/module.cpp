@@ -4,6 +4,7 @@ NB_MODULE(_native, m) {
     nanobind::set_leak_warnings(false);  // the command line leaves its objects to the end of the process
     // Types first: a function that takes one is described by its name.
     dali::bind_layout(m);
+    dali::bind_disk(m);
     dali::bind_experts(m);
     dali::bind_linear(m);
     dali::bind_blocks(m);

@@ -16,7 +16,7 @@ struct Shape {
     size_t bytes() const { return size_t(values()) * item_bytes(dtype); }
 };
 
-LayerOutcome compute_routed(const DecoderLayer& layer, const Records& records, const Shape& of, const void* asked, const void* x,
+LayerOutcome compute_routed(const DecoderLayer& layer, const LayerExperts& experts, const Shape& of, const void* asked, const void* x,
                             void* out) {
     const Router& router = *layer.router;
     Workspace workspace;
@@ -29,7 +29,7 @@ LayerOutcome compute_routed(const DecoderLayer& layer, const Records& records, c
     }
     const Timed timed(Part::experts);
     LayerOutcome outcome{};
-    outcome.active = compute_layer(*layer.layout, {records, ids, weights, router.weights_dtype, of.rows, router.top_k, x, of.dtype, out,
+    outcome.active = compute_layer(*layer.layout, {experts, ids, weights, router.weights_dtype, of.rows, router.top_k, x, of.dtype, out,
                                                    layer.workload});
     outcome.expert_seconds = double(timed.so_far()) * 1e-9;
     return outcome;
@@ -50,12 +50,12 @@ void gate_shared(const Values& weight, const Shape& of, const void* x, char* sha
 }
 
 // What follows attention: experts, a dense MLP, or the sum of both.
-LayerOutcome compute_block(const DecoderLayer& layer, const Records& records, const Shape& of, const void* x, void* out) {
+LayerOutcome compute_block(const DecoderLayer& layer, const LayerExperts& experts, const Shape& of, const void* x, void* out) {
     if (!layer.router) {
         compute(*layer.mlp, x, of.dtype, of.rows, out);
         return {};
     }
-    const LayerOutcome outcome = compute_routed(layer, records, of, x, x, out);
+    const LayerOutcome outcome = compute_routed(layer, experts, of, x, x, out);
     if (!layer.mlp) return outcome;
     Workspace workspace;
     char* shared = workspace.take<char>(of.bytes());
@@ -66,7 +66,7 @@ LayerOutcome compute_block(const DecoderLayer& layer, const Records& records, co
 }
 
 // The same where experts stand beside the MLP: x is before its norm.
-LayerOutcome compute_beside(const DecoderLayer& layer, const Records& records, const Shape& of, const void* x, void* out) {
+LayerOutcome compute_beside(const DecoderLayer& layer, const LayerExperts& experts, const Shape& of, const void* x, void* out) {
     const auto normed = [&](const Norm& norm, const void* from, void* to) { normalise(norm, from, of.dtype, of.values(), to); };
     Workspace workspace;
     char *asked = workspace.take<char>(of.bytes()), *other = workspace.take<char>(of.bytes());
@@ -76,7 +76,7 @@ LayerOutcome compute_beside(const DecoderLayer& layer, const Records& records, c
     normed(layer.beside.before_router, x, asked);
     normed(layer.beside.before_experts, x, other);
     char* found = workspace.take<char>(of.bytes());
-    const LayerOutcome outcome = compute_routed(layer, records, of, asked, other, found);
+    const LayerOutcome outcome = compute_routed(layer, experts, of, asked, other, found);
     normed(layer.beside.after_experts, found, found);
     add(out, found, of.dtype, of.values(), out);
     return outcome;
@@ -114,7 +114,7 @@ void announce(const Mixer& mixer) {
     std::visit(Announcing{}, mixer);
 }
 
-LayerOutcome decode_layer(const DecoderLayer& layer, const DecoderLayer* next, const Records& records, const void* x, Dtype dtype,
+LayerOutcome decode_layer(const DecoderLayer& layer, const DecoderLayer* next, const LayerExperts& experts, const void* x, Dtype dtype,
                           int rows, const void* cos, const void* sin, const Kept& kept, void* out) {
     const Shape of{dtype, rows, layer.hidden};
     Workspace workspace;
@@ -134,8 +134,8 @@ LayerOutcome decode_layer(const DecoderLayer& layer, const DecoderLayer* next, c
     if (!computes) return {};
     const void* residual = mixes ? between : x;
     const bool beside = layer.beside.before_experts.weight;
-    const LayerOutcome outcome = beside ? compute_beside(layer, records, of, residual, part)
-                                        : compute_block(layer, records, of, input(layer.before_mlp, residual), part);
+    const LayerOutcome outcome = beside ? compute_beside(layer, experts, of, residual, part)
+                                        : compute_block(layer, experts, of, input(layer.before_mlp, residual), part);
     if (next) announce(next->mixer);
     join(layer, layer.after_mlp, of, residual, part, out);
     if (layer.output_scale.at) {

@@ -51,9 +51,9 @@ struct LayerOutcome {
     double expert_seconds;
 };
 
-// x [rows, hidden] -> out [rows, hidden], which may be x; `records`: where the layer's experts lie in this call; `kept` by its mixer; the rest
+// x [rows, hidden] -> out [rows, hidden], which may be x; `experts`: the layer's, in this call; `kept` by its mixer; the rest
 // as in decode(). Rounds to `dtype` where torch would. `next`: the layer that follows at once, or null.
-LayerOutcome decode_layer(const DecoderLayer& layer, const DecoderLayer* next, const Records& records, const void* x, Dtype dtype,
+LayerOutcome decode_layer(const DecoderLayer& layer, const DecoderLayer* next, const LayerExperts& experts, const void* x, Dtype dtype,
                           int rows, const void* cos, const void* sin, const Kept& kept, void* out);
 
 }  // namespace dali

@@ -59,7 +59,7 @@ void look_up(const Embeddings& embeddings, const std::vector<int64_t>& ids, int 
 
 std::vector<LayerOutcome> decode(const DecodingModel& model, const std::vector<int64_t>& ids,
                                  const std::vector<std::vector<Rotation>>& rotations,
-                                 const std::vector<Kept>& kept, const std::vector<const Records*>& records,
+                                 const std::vector<Kept>& kept, const std::vector<const LayerExperts*>& experts,
                                  void* logits) {
     const int rows = int(ids.size()), hidden = model.before_head.width;
     Workspace workspace;
@@ -85,7 +85,7 @@ std::vector<LayerOutcome> decode(const DecodingModel& model, const std::vector<i
         const DecoderLayer* next = i + 1 < model.layers.size() ? model.layers[i + 1] : nullptr;
         const Gathered turn = gathered.empty() ? Gathered{} : gathered[model.rotations[i]];
         outcomes.push_back(
-            decode_layer(*model.layers[i], next, *records.at(i), x, model.dtype, rows, turn.cos, turn.sin, kept.at(i), x));
+            decode_layer(*model.layers[i], next, *experts.at(i), x, model.dtype, rows, turn.cos, turn.sin, kept.at(i), x));
     }
     const Span head = span(model.head);
     Pool::instance().announce(&head, 1);

@@ -35,11 +35,11 @@ struct Rotation {
     const void *cos, *sin;
 };
 
-// ids [rows]; rotations: of each kind, one a row; `kept` by each layer's mixer, and `records` of each -> logits [rows, head's
+// ids [rows]; rotations: of each kind, one a row; `kept` by each layer's mixer, and `experts` of each -> logits [rows, head's
 // rows]. std::out_of_range for an id beyond the vocabulary.
 std::vector<LayerOutcome> decode(const DecodingModel& model, const std::vector<int64_t>& ids,
                                  const std::vector<std::vector<Rotation>>& rotations,
-                                 const std::vector<Kept>& kept, const std::vector<const Records*>& records,
+                                 const std::vector<Kept>& kept, const std::vector<const LayerExperts*>& experts,
                                  void* logits);
 
 }  // namespace dali

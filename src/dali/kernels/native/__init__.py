@@ -18,6 +18,7 @@ from dali.kernels.native.attention import (
     attend_prompt,
     following,
 )
+from dali.kernels.native.cache import ExpertCache
 from dali.kernels.native.decode import (
     BesideNorms,
     DecoderLayer,
@@ -31,6 +32,7 @@ from dali.kernels.native.decode import (
 )
 from dali.kernels.native.experts import (
     ExpertRecords,
+    LayerHandle,
     compute_experts,
     count_pairs,
     order_pairs,
@@ -75,11 +77,13 @@ __all__ = [
     "DecodingToken",
     "DeltaNet",
     "Embeddings",
+    "ExpertCache",
     "ExpertRecords",
     "Field",
     "Kept",
     "LatentHeads",
     "LatentProjections",
+    "LayerHandle",
     "LayerNorms",
     "Linear",
     "Mamba2",

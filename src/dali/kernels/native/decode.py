@@ -14,7 +14,7 @@ from dali.compiled import library
 from dali.kernels.expert import ExpertLayout
 from dali.kernels.formats import Format
 from dali.kernels.native.attention import Attention, DecodingToken, NormParts, norm_parts
-from dali.kernels.native.experts import ExpertRecords, native_layout
+from dali.kernels.native.experts import LayerHandle, native_layout
 from dali.kernels.native.library import DTYPES
 from dali.kernels.native.linear import Linear
 from dali.kernels.native.recurrence import NativeStretch, RecurrentModule
@@ -103,13 +103,13 @@ class DecoderLayer:
 NO_EXPERTS = None if library is None else library.ExpertRecords([])
 
 
-def _addresses(records: Sequence[ExpertRecords | None]) -> list[object]:
+def _addresses(records: Sequence[LayerHandle | None]) -> list[object]:
     return [NO_EXPERTS if layer is None else layer._addresses for layer in records]
 
 
 def decode_layers(
     layers: Sequence[DecoderLayer],
-    records: Sequence[ExpertRecords | None],
+    records: Sequence[LayerHandle | None],
     x: Tensor,
     cos: Tensor,
     sin: Tensor,
@@ -190,7 +190,7 @@ class DecodingModel:
 
     def decode(
         self,
-        records: Sequence[ExpertRecords | None],
+        records: Sequence[LayerHandle | None],
         ids: list[int],
         rotations: list[list[tuple[int, int]]],
         kept: list[Kept],

@@ -94,13 +94,12 @@ def order_pairs(ids: Tensor, experts: int, order: Sequence[int]) -> tuple[Tensor
     return pairs, library.order_pairs(ids.data_ptr(), len(pairs), experts, order, pairs.data_ptr())
 
 
-class ExpertRecords:
-    """All experts of a layer, packed in `layout`: `records[e]` is expert e. Keeps them alive."""
+class LayerHandle:
+    """What computes a layer's experts, wherever they lie."""
 
-    def __init__(self, layout: ExpertLayout, records: Sequence[Tensor]) -> None:
-        self.records = records
-        self._layout = native_layout(layout)
-        self._addresses = library.ExpertRecords([record.data_ptr() for record in records])
+    def __init__(self, layout: Any, experts: Any) -> None:
+        self._layout = layout
+        self._addresses = experts
 
     def compute(self, hidden: Tensor, ids: Tensor, weights: Tensor, workload: int = 0) -> tuple[Tensor, int]:
         """One layer's step in one call: hidden [tokens, hidden], ids int64 and weights [tokens, top_k] -> (the weighted sum of
@@ -124,3 +123,12 @@ class ExpertRecords:
             workload,
         )
         return out, active
+
+
+class ExpertRecords(LayerHandle):
+    """All experts of a layer, packed in `layout`: `records[e]` is expert e. Keeps them alive."""
+
+    def __init__(self, layout: ExpertLayout, records: Sequence[Tensor]) -> None:
+        self.records = records
+        addresses = library.ExpertRecords([record.data_ptr() for record in records])
+        super().__init__(native_layout(layout), addresses)

@@ -35,6 +35,11 @@ class StoreHeader:
     layout: ExpertLayout
 
     @property
+    def layouts(self) -> list[ExpertLayout]:
+        """Of each layer's records."""
+        return [self.layout] * self.layers
+
+    @property
     def records(self) -> int:
         return self.layers * self.experts
 

@@ -88,6 +88,11 @@ class StoreReader:
             layer, expert = divmod(index, self.header.experts)
             raise self._damaged(f"expert {expert} of MoE layer {layer} fails its checksum")
 
+    @property
+    def checksums(self) -> list[int]:
+        """XXH3 of each record."""
+        return [int(checksum) for checksum in self._checksums]
+
     def read_all(self, progress: Callable[[int], None] = lambda nbytes: None) -> Arena:
         """All records in RAM. `progress` is told the bytes of each record read."""
         arena = Arena(self.header.records, self.header.record_bytes)

@@ -1,0 +1,90 @@
+"""The experts of a store on disk of which slots in memory hold a part, as compiled code reads and computes them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from dali.compiled import library
+from dali.kernels.expert import ExpertLayout
+from dali.kernels.native.experts import LayerHandle, native_layout
+
+
+class ExpertCache:
+    """`layers`: each one's offset in the file `path` and bytes of a record; `checksums`: XXH3 of each record, layer by layer;
+    `memory`: uint8 [slots, slot bytes], page-aligned, for as many slots as there will ever be; `slots`: those to begin with;
+    `depth`: reads at a time. StoreError: the store cannot be opened."""
+
+    def __init__(
+        self,
+        path: Path,
+        experts: int,
+        layers: Sequence[tuple[int, int]],
+        checksums: Sequence[int],
+        memory: Tensor,
+        slots: int,
+        depth: int,
+    ) -> None:
+        assert memory.is_contiguous() and slots <= memory.shape[0]
+        assert all(size <= memory.shape[1] for _, size in layers) and len(checksums) == experts * len(layers)
+        self.experts, self.memory = experts, memory
+        self._cache = library.ExpertCache(
+            str(path), experts, list(layers), list(checksums), memory.data_ptr(), memory.shape[1], slots, depth
+        )
+
+    def grow(self, slots: int) -> None:
+        """Use so many slots from here on; never fewer than before."""
+        assert slots <= self.memory.shape[0]
+        self._cache.grow(slots)
+
+    def look_ahead(self, layer: int, experts: Sequence[int]) -> None:
+        """Read what a later step of a layer may want, in the place of what is of the least worth."""
+        self._cache.look_ahead(layer, list(experts))
+
+    @property
+    def slots(self) -> int:
+        """Experts that memory may hold."""
+        return int(self._cache.slots)
+
+    @property
+    def held(self) -> int:
+        """Experts that it holds."""
+        return int(self._cache.held)
+
+    @property
+    def direct(self) -> bool:
+        """Whether reads go past the page cache."""
+        return bool(self._cache.direct)
+
+    def counters(self) -> dict[str, Any]:
+        """What was asked for and read so far, by name."""
+        return dict(self._cache.counters())
+
+    def layer(self, layer: int, layout: ExpertLayout) -> CachedLayer:
+        """What computes a layer, whose records are packed in `layout`."""
+        return CachedLayer(self, layer, layout)
+
+    def hold(self, layer: int, experts: Sequence[int]) -> Held:
+        """Experts of a layer, in that order, waited for. StoreError: one cannot be read, or there are not as many slots."""
+        return Held(self, layer, experts)
+
+
+class Held:
+    """Experts that stay in memory as long as this object lives: `records`, of whole slots each."""
+
+    def __init__(self, cache: ExpertCache, layer: int, experts: Sequence[int]) -> None:
+        ascending = sorted(set(experts))
+        self._lease = library.ExpertLease(cache._cache, layer, ascending, [1] * len(ascending))
+        slots = dict(zip(ascending, self._lease.hold(len(ascending)), strict=True))
+        self.records = [cache.memory[slots[expert]] for expert in experts]
+
+
+class CachedLayer(LayerHandle):
+    """A layer's experts, which its step asks the cache for once their router has spoken."""
+
+    def __init__(self, cache: ExpertCache, layer: int, layout: ExpertLayout) -> None:
+        self._cache = cache  # whose memory this needs
+        super().__init__(native_layout(layout), library.ExpertRecords(cache._cache, layer, cache.experts))

@@ -1,0 +1,95 @@
+"""The pool of experts of which RAM holds a part, and a store on disk all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dali.kernels.native import ExpertCache
+from dali.store.arena import Arena
+from dali.store.expert_pool import ExpertPool, Lease
+from dali.store.packed.reader import StoreReader
+
+
+class DiskPool(ExpertPool):
+    """The experts of the store at `path`, of which slots in RAM hold as many as there is room for, whichever layers they are of.
+
+    Steps compute what is there while the rest is read, past the page cache (src/native/disk); the answers do not depend on what
+    that is. DamagedStore: there is no store that can be used.
+    """
+
+    def __init__(self, path: Path, slots: int, most_slots: int, depth: int) -> None:
+        """`slots`: those to begin with; `most_slots`: as many as `grow` may ever be asked for; `depth`: reads at a time."""
+        with StoreReader(path) as reader:
+            header, checksums = reader.header, reader.checksums
+        self.path, self.header, self.depth = path, header, depth
+        self.layouts = header.layouts
+        self.records: Sequence[Any] = ()  # none has a place of its own
+        self.slot_bytes = max(layout.record_bytes for layout in self.layouts)
+        self._arena = Arena(most_slots, self.slot_bytes)
+        places = [
+            (header.record_offset(layer * header.experts), layout.record_bytes)
+            for layer, layout in enumerate(self.layouts)
+        ]
+        self._cache = ExpertCache(path, header.experts, places, checksums, self._arena.all, slots, depth)
+        handles = [self._cache.layer(layer, layout) for layer, layout in enumerate(self.layouts)]
+        self._leases = [Lease(*pair) for pair in zip(self.layouts, [()] * len(handles), handles, strict=True)]
+
+    @property
+    def layers(self) -> int:
+        return self.header.layers
+
+    @property
+    def experts(self) -> int:
+        return self.header.experts
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of RAM that all slots take."""
+        return self.slots * self.slot_bytes
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of all experts in the store."""
+        return sum(layout.record_bytes * self.experts for layout in self.layouts)
+
+    @property
+    def slots(self) -> int:
+        """Experts that RAM has room for."""
+        return self._cache.slots
+
+    @property
+    def most_slots(self) -> int:
+        """Experts that it may ever have room for."""
+        return len(self._arena)
+
+    @property
+    def at_once(self) -> int:
+        return min(self.slots, self.experts)
+
+    @property
+    def direct(self) -> bool:
+        """Whether the file system lets experts be read past the page cache."""
+        return self._cache.direct
+
+    def grow(self, slots: int) -> None:
+        """Use so many slots, at most `most_slots`, from here on; never fewer than before."""
+        self._cache.grow(slots)
+
+    def look_ahead(self, layer: int, experts: Sequence[int]) -> None:
+        """Read what a later step of a layer may want."""
+        self._cache.look_ahead(layer, experts)
+
+    def counters(self) -> dict[str, Any]:
+        """What steps asked for and what was read, by name, since the store was opened."""
+        return self._cache.counters()
+
+    def lease(self, layer: int, ids: Sequence[int] | None = None) -> Lease:
+        """The experts `ids` of a layer, at most `at_once` with those that are leased already, in that order, once they are read;
+        for None what the compiled kernels compute the layer by. StoreError: an expert cannot be read."""
+        if ids is None:
+            return self._leases[layer]
+        held = self._cache.hold(layer, [int(expert) for expert in ids])
+        size = self.layouts[layer].record_bytes
+        return Lease(self.layouts[layer], [record[:size] for record in held.records], held=held)

@@ -1,0 +1,240 @@
+#include "disk/expert_cache.h"
+
+#include <algorithm>
+#include <chrono>
+#include <tuple>
+
+#include "disk/failure.h"
+
+namespace dali {
+
+namespace {
+
+constexpr auto PATIENCE = std::chrono::milliseconds(50);  // between two looks at whether somebody wants the wait to end
+
+}  // namespace
+
+void (*ExpertCache::on_waiting)() = nullptr;
+
+ExpertCache::ExpertCache(Store store, uint8_t* memory, size_t slot_bytes, int slots, int depth)
+    : store_(std::move(store)),
+      memory_(memory),
+      slot_bytes_(slot_bytes),
+      slots_(slots),
+      slot_of_(store_.layers.size() * store_.experts, -1),
+      rates_(int(store_.layers.size()), store_.experts),
+      reader_(store_.path, depth, [this](int record, const std::string& problem) { arrive(record, problem); }) {
+    counters_.hits.resize(store_.layers.size());
+    counters_.misses.resize(store_.layers.size());
+}
+
+void ExpertCache::fail(const std::string& problem) const {
+    StoreFailure failure(problem);
+    failure.path = store_.path;
+    throw failure;
+}
+
+void ExpertCache::grow(int slots) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    if (size_t(slots) > slots_.size()) slots_.resize(slots);
+}
+
+int ExpertCache::slots() const {
+    std::lock_guard<std::mutex> lock(mutex_);
+    return int(slots_.size());
+}
+
+int ExpertCache::held() const {
+    std::lock_guard<std::mutex> lock(mutex_);
+    return int(std::count_if(slots_.begin(), slots_.end(), [](const Slot& slot) { return slot.state == State::ready; }));
+}
+
+CacheCounters ExpertCache::counters() const {
+    std::lock_guard<std::mutex> lock(mutex_);
+    return counters_;
+}
+
+// What it would cost to read again what a slot holds, by how often that is used.
+double ExpertCache::worth(const Slot& slot) const {
+    const int layer = slot.record / store_.experts;
+    return rates_.of(layer, slot.record % store_.experts) * double(store_.layers[layer].bytes);
+}
+
+std::vector<int> ExpertCache::take(int count) {
+    std::vector<int> taken;
+    struct Victim {
+        bool ahead;
+        double worth;
+        int record, slot;
+        bool operator<(const Victim& other) const {
+            return std::tie(ahead, worth, record) < std::tie(other.ahead, other.worth, other.record);
+        }
+    };
+    std::vector<Victim> victims;
+    for (int i = 0; i < int(slots_.size()) && int(taken.size()) < count; i++) {
+        const Slot& slot = slots_[i];
+        if (slot.state == State::empty) taken.push_back(i);
+        else if (slot.state == State::ready && !slot.leases) victims.push_back({slot.ahead, worth(slot), slot.record, i});
+    }
+    const size_t more = std::min(count - taken.size(), victims.size());
+    if (more) std::partial_sort(victims.begin(), victims.begin() + more, victims.end());
+    for (size_t i = 0; i < more; i++) {
+        if (victims[i].ahead) counters_.ahead_wasted++;
+        empty(slots_[victims[i].slot]);
+        taken.push_back(victims[i].slot);
+    }
+    for (int i = 0; i < int(slots_.size()) && int(taken.size()) < count; i++) {  // reads ahead that have not begun
+        Slot& slot = slots_[i];
+        if (slot.state != State::reading || slot.leases || !reader_.cancel(slot.record)) continue;
+        counters_.ahead_wasted++;
+        empty(slot);
+        taken.push_back(i);
+    }
+    return taken;
+}
+
+void ExpertCache::begin(int slot, int record, bool demanded) {
+    slots_[slot] = {State::reading, record, demanded ? 1 : 0, !demanded, ""};
+    slot_of_[record] = slot;
+    const LayerRecords& layer = store_.layers[record / store_.experts];
+    counters_.reads++;
+    counters_.bytes += int64_t(layer.bytes);
+    if (demanded) counters_.demanded_bytes += int64_t(layer.bytes);
+    const int64_t offset = layer.offset + int64_t(record % store_.experts) * int64_t(layer.bytes);
+    reader_.ask({record, offset, layer.bytes, memory_ + size_t(slot) * slot_bytes_, store_.checksums[record]}, demanded);
+}
+
+void ExpertCache::empty(Slot& slot) {
+    slot_of_[slot.record] = -1;
+    slot = Slot{};
+}
+
+// A lease less. What nobody waits for any more is not read, where that has not begun.
+void ExpertCache::release(Slot& slot) {
+    if (--slot.leases) return;
+    if (slot.state == State::failed || (slot.state == State::reading && !slot.ahead && reader_.cancel(slot.record))) empty(slot);
+}
+
+void ExpertCache::arrive(int record, const std::string& problem) {
+    {
+        std::lock_guard<std::mutex> lock(mutex_);
+        Slot& slot = slots_[slot_of_[record]];
+        if (problem.empty()) slot.state = State::ready;
+        else if (!slot.leases) empty(slot);
+        else slot.state = State::failed, slot.problem = problem;
+    }
+    arrived_.notify_all();
+}
+
+// What was read for this step of a layer, and is not wanted in it, has been read in vain.
+void ExpertCache::settle_ahead(int layer, const std::vector<int>& experts) {
+    for (int expert = 0; expert < store_.experts; expert++) {
+        const int at = slot_of_[record(layer, expert)];
+        if (at < 0 || !slots_[at].ahead || std::binary_search(experts.begin(), experts.end(), expert)) continue;
+        counters_.ahead_wasted++;
+        slots_[at].ahead = false;
+        if (slots_[at].state == State::reading && reader_.cancel(slots_[at].record)) empty(slots_[at]);
+    }
+}
+
+void ExpertCache::look_ahead(int layer, const std::vector<int>& experts) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    std::vector<int> absent;
+    for (const int expert : experts)
+        if (slot_of_[record(layer, expert)] < 0) absent.push_back(record(layer, expert));
+    const std::vector<int> slots = take(int(absent.size()));
+    for (size_t i = 0; i < slots.size(); i++) begin(slots[i], absent[i], false);
+}
+
+ExpertCache::Lease::Lease(ExpertCache& cache, int layer, std::vector<int> experts, const std::vector<int64_t>& tokens)
+    : cache_(cache), layer_(layer), experts_(std::move(experts)), slots_(experts_.size(), -1) {
+    std::lock_guard<std::mutex> lock(cache_.mutex_);
+    cache_.settle_ahead(layer, experts_);
+    cache_.rates_.note(layer, experts_, tokens);
+    CacheCounters& counters = cache_.counters_;
+    for (int place = 0; place < int(experts_.size()); place++) {
+        const int record = cache_.record(layer, experts_[place]), at = cache_.slot_of_[record];
+        const bool there = at >= 0 && cache_.slots_[at].state == State::ready;
+        (there ? counters.hits : counters.misses)[layer]++;
+        if (at < 0) {
+            absent_.push_back(place);
+            continue;
+        }
+        Slot& slot = cache_.slots_[at];
+        slots_[place] = at;
+        slot.leases++;
+        (there ? there_ : waiting_).push_back(place);
+        if (!slot.ahead) continue;
+        slot.ahead = false;
+        (there ? counters.ahead_used : counters.ahead_late)++;
+        if (!there) cache_.reader_.hasten(record);
+    }
+    ask();
+}
+
+ExpertCache::Lease::~Lease() {
+    {
+        std::lock_guard<std::mutex> lock(cache_.mutex_);
+        for (const std::vector<int>* places : {&told_, &there_, &waiting_})
+            for (const int place : *places) give_back(place);
+    }
+    cache_.arrived_.notify_all();
+}
+
+void ExpertCache::Lease::give_back(int place) { cache_.release(cache_.slots_[slots_[place]]); }
+
+// Reads as many as keep the disk busy: each takes the slot of an expert that is worth more the longer it has to wait.
+void ExpertCache::Lease::ask() {
+    const int most = 2 * cache_.reader_.threads() - int(waiting_.size());
+    if (most <= 0 || absent_.empty()) return;
+    const std::vector<int> slots = cache_.take(std::min(most, int(absent_.size())));
+    for (size_t i = 0; i < slots.size(); i++) {
+        const int place = absent_[i];
+        cache_.begin(slots[i], cache_.record(layer_, experts_[place]), true);
+        slots_[place] = slots[i];
+        waiting_.push_back(place);
+    }
+    absent_.erase(absent_.begin(), absent_.begin() + int64_t(slots.size()));
+}
+
+// Tells what is there by now.
+void ExpertCache::Lease::collect() {
+    told_.insert(told_.end(), there_.begin(), there_.end());
+    there_.clear();
+    for (size_t i = 0; i < waiting_.size();) {
+        const Slot& slot = cache_.slots_[slots_[waiting_[i]]];
+        if (slot.state == State::failed)
+            cache_.fail("expert " + std::to_string(experts_[waiting_[i]]) + " of MoE layer " + std::to_string(layer_) + ": " + slot.problem);
+        if (slot.state != State::ready) {
+            i++;
+            continue;
+        }
+        told_.push_back(waiting_[i]);
+        waiting_.erase(waiting_.begin() + int64_t(i));
+    }
+}
+
+const std::vector<int>& ExpertCache::Lease::next(bool kept) {
+    std::unique_lock<std::mutex> lock(cache_.mutex_);
+    const size_t before = kept ? told_.size() : 0;
+    if (!kept) {
+        for (const int place : told_) give_back(place);
+        told_.clear();
+    }
+    while (true) {
+        collect();
+        ask();
+        if (told_.size() > before || (waiting_.empty() && absent_.empty())) return told_;
+        if (waiting_.empty() && std::none_of(cache_.slots_.begin(), cache_.slots_.end(), [](const Slot& slot) { return slot.state == State::reading; }))
+            cache_.fail("all memory for experts is in use");
+        const auto began = std::chrono::steady_clock::now();
+        const auto waited = cache_.arrived_.wait_for(lock, PATIENCE);
+        cache_.counters_.stalled += std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
+        if (waited == std::cv_status::no_timeout || !on_waiting) continue;
+        lock.unlock();
+        on_waiting();
+        lock.lock();
+    }
+}
+
+}  // namespace dali

@@ -1,0 +1,118 @@
+// The experts of a model of which memory holds a part, in slots, and a store on disk all.
+#pragma once
+
+#include <condition_variable>
+#include <cstdint>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "disk/rates.h"
+#include "disk/reader.h"
+
+namespace dali {
+
+// A layer's records in a store: where the first one begins, and the bytes of each.
+struct LayerRecords {
+    int64_t offset;
+    size_t bytes;
+};
+
+struct Store {
+    std::string path;
+    int experts;  // of each layer
+    std::vector<LayerRecords> layers;
+    std::vector<uint64_t> checksums;  // of each record: layer * experts + expert
+};
+
+// Experts asked for by steps, and what became of them. Seconds are of whoever waited.
+struct CacheCounters {
+    std::vector<int64_t> hits, misses;  // of each layer: there when its router had spoken, or not
+    int64_t reads = 0, bytes = 0;       // that were begun, those ahead of a step included
+    int64_t demanded_bytes = 0;         // of misses
+    int64_t ahead_used = 0, ahead_late = 0, ahead_wasted = 0;  // experts read ahead: there in time; still under way; not asked for
+    double stalled = 0;                 // nothing was left to compute, and bytes were not there
+};
+
+class ExpertCache {
+  public:
+    // `memory`: room for all slots there will ever be, of `slot_bytes` each; the first `slots` are used. `depth`: reads under way at
+    // once. StoreFailure: the store cannot be opened.
+    ExpertCache(Store store, uint8_t* memory, size_t slot_bytes, int slots, int depth);
+
+    // Experts of one layer's step, in memory while somebody computes them. Of several at a time each may wait for others' slots.
+    class Lease {
+      public:
+        // experts: ascending; tokens: of each. Asks for those that are absent, in that order, which is the disk's.
+        Lease(ExpertCache& cache, int layer, std::vector<int> experts, const std::vector<int64_t>& tokens);
+        ~Lease();
+        Lease(const Lease&) = delete;
+        Lease& operator=(const Lease&) = delete;
+
+        // Which of `experts`, by their places, are in memory and were not told before, as soon as there are any; none: all were
+        // told. Those told before are given back, unless all shall be `kept`. StoreFailure: one cannot be read.
+        const std::vector<int>& next(bool kept = false);
+
+        const uint8_t* at(int place) const { return cache_.at(slots_[place]); }
+        int slot(int place) const { return slots_[place]; }
+
+      private:
+        void ask();
+        void collect();
+        void give_back(int place);
+
+        ExpertCache& cache_;
+        const int layer_;
+        const std::vector<int> experts_;
+        std::vector<int> slots_;                        // by place; -1: none yet
+        std::vector<int> there_, waiting_, absent_, told_;  // places
+    };
+
+    // Use more slots from here on.
+    void grow(int slots);
+    // Read experts that a later step of `layer` may want, as many as find a slot that holds nothing of more worth.
+    void look_ahead(int layer, const std::vector<int>& experts);
+
+    int slots() const;
+    int held() const;  // slots that hold an expert
+    bool direct() const { return reader_.direct(); }
+    CacheCounters counters() const;
+    Reader::Spent spent() const { return reader_.spent(); }
+
+    // Called now and then, without the cache's lock, while somebody waits for the disk; may throw, which ends the wait.
+    static void (*on_waiting)();
+
+  private:
+    enum class State { empty, reading, ready, failed };
+    struct Slot {
+        State state = State::empty;
+        int record = -1;
+        int leases = 0;
+        bool ahead = false;  // read for a step that has not come yet
+        std::string problem;
+    };
+
+    const uint8_t* at(int slot) const { return memory_ + size_t(slot) * slot_bytes_; }
+    int record(int layer, int expert) const { return layer * store_.experts + expert; }
+    [[noreturn]] void fail(const std::string& problem) const;  // StoreFailure
+    double worth(const Slot& slot) const;
+    std::vector<int> take(int count);  // slots for other experts, at most so many; those of the least worth
+    void begin(int slot, int record, bool demanded);
+    void empty(Slot& slot);
+    void release(Slot& slot);
+    void settle_ahead(int layer, const std::vector<int>& experts);
+    void arrive(int record, const std::string& problem);
+
+    const Store store_;
+    uint8_t* const memory_;
+    const size_t slot_bytes_;
+    mutable std::mutex mutex_;
+    std::condition_variable arrived_;
+    std::vector<Slot> slots_;
+    std::vector<int> slot_of_;  // by record; -1: absent
+    Rates rates_;
+    CacheCounters counters_;
+    Reader reader_;  // last: its threads end first
+};
+
+}  // namespace dali

@@ -1,0 +1,103 @@
+#include "disk/reader.h"
+
+#include <algorithm>
+#include <chrono>
+
+#include "disk/checksum.h"
+#include "disk/failure.h"
+
+namespace dali {
+
+namespace {
+
+double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+
+std::deque<Reader::Job>::iterator found(std::deque<Reader::Job>& jobs, int record) {
+    return std::find_if(jobs.begin(), jobs.end(), [&](const Reader::Job& job) { return job.record == record; });
+}
+
+}  // namespace
+
+Reader::Reader(const std::string& path, int threads, Done done) : file_(path), done_(std::move(done)) {
+    for (int i = 0; i < threads; i++) threads_.emplace_back(&Reader::serve, this);
+}
+
+Reader::~Reader() {
+    {
+        std::lock_guard<std::mutex> lock(mutex_);
+        stopping_ = true;
+    }
+    asked_.notify_all();
+    for (std::thread& thread : threads_) thread.join();
+}
+
+void Reader::ask(const Job& job, bool demanded) {
+    {
+        std::lock_guard<std::mutex> lock(mutex_);
+        (demanded ? demanded_ : ahead_).push_back(job);
+    }
+    asked_.notify_one();
+}
+
+void Reader::hasten(int record) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    const auto job = found(ahead_, record);
+    if (job == ahead_.end()) return;
+    demanded_.push_back(*job);
+    ahead_.erase(job);
+}
+
+bool Reader::cancel(int record) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    for (std::deque<Job>* jobs : {&ahead_, &demanded_}) {
+        const auto job = found(*jobs, record);
+        if (job == jobs->end()) continue;
+        jobs->erase(job);
+        return true;
+    }
+    return false;
+}
+
+Reader::Spent Reader::spent() const {
+    std::lock_guard<std::mutex> lock(mutex_);
+    Spent all = spent_;
+    if (running_) all.busy += now() - busy_since_;
+    return all;
+}
+
+void Reader::serve() {
+    std::unique_lock<std::mutex> lock(mutex_);
+    while (true) {
+        asked_.wait(lock, [&] { return stopping_ || !demanded_.empty() || !ahead_.empty(); });
+        if (stopping_) return;
+        std::deque<Job>& jobs = demanded_.empty() ? ahead_ : demanded_;
+        const Job job = jobs.front();
+        jobs.pop_front();
+        const double began = now();
+        if (running_++ == 0) busy_since_ = began;
+        lock.unlock();
+        const std::string problem = fetch(job);
+        lock.lock();
+        const double ended = now();
+        spent_.reading += ended - began;
+        if (--running_ == 0) spent_.busy += ended - busy_since_;
+        lock.unlock();
+        done_(job.record, problem);
+        lock.lock();
+    }
+}
+
+// What is wrong with a record, after a second try where its bytes are not those that were written; empty: nothing.
+std::string Reader::fetch(const Job& job) const {
+    try {
+        for (int tries = 0; tries < 2; tries++) {
+            file_.read(job.into, job.bytes, job.offset);
+            if (xxh3(job.into, job.bytes) == job.checksum) return "";
+        }
+        return "it fails its checksum";
+    } catch (const StoreFailure& failure) {
+        return failure.what();
+    }
+}
+
+}  // namespace dali

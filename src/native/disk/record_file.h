@@ -1,0 +1,31 @@
+// A file of records, read past the page cache, where a second copy of them would take the memory that they need themselves.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+namespace dali {
+
+constexpr size_t PAGE = 4096;  // offsets, lengths and addresses of such reads are multiples of it
+
+class RecordFile {
+  public:
+    // StoreFailure: it cannot be opened.
+    explicit RecordFile(const std::string& path);
+    ~RecordFile();
+    RecordFile(const RecordFile&) = delete;
+    RecordFile& operator=(const RecordFile&) = delete;
+
+    // Fills into[0..bytes) from `offset` on. Where the file system refuses direct reads, through the page cache, which then is told
+    // to forget them. StoreFailure: the bytes cannot be had. Any thread may call it at any time.
+    void read(uint8_t* into, size_t bytes, int64_t offset) const;
+
+    bool direct() const { return direct_ >= 0; }
+
+  private:
+    size_t read_some(uint8_t* into, size_t bytes, int64_t offset, bool& direct) const;
+
+    int plain_ = -1, direct_ = -1;
+};
+
+}  // namespace dali

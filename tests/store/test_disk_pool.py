@@ -1,0 +1,209 @@
+"""Experts in RAM as slots allow, and all on disk: what is leased is what was stored, whatever the disk does meanwhile."""
+
+from __future__ import annotations
+
+import gc
+import random
+import threading
+
+import pytest
+import torch
+
+from dali.errors import StoreError
+from dali.kernels import native
+from dali.policies.rates import Rates, victims
+from dali.store.disk_pool import DiskPool
+from dali.store.packed.builder import ensure_store
+from dali.store.packed.reader import DamagedStore, StoreReader
+from tiny_stores import RandomExperts, expected_record, header, silent
+
+pytestmark = pytest.mark.skipif(not native.AVAILABLE, reason="the kernels were not compiled")
+LAYERS, EXPERTS = 3, 5
+DESCRIBED = header(layers=LAYERS, experts=EXPERTS)
+
+
+@pytest.fixture
+def path(tmp_path):
+    ensure_store(tmp_path / "store", DESCRIBED, RandomExperts(), silent)
+    return tmp_path / "store"
+
+
+def expected(layer: int, expert: int) -> torch.Tensor:
+    return expected_record(layer, expert, DESCRIBED.layout)
+
+
+def assert_leased(pool: DiskPool, layer: int, ids: list[int]) -> None:
+    lease = pool.lease(layer, ids)
+    assert lease.layout == DESCRIBED.layout
+    assert len(lease.records) == len(ids)
+    for expert, record in zip(ids, lease.records, strict=True):
+        assert torch.equal(record, expected(layer, expert))
+
+
+def damage(path, layer: int, expert: int) -> None:
+    with path.open("r+b") as file:
+        file.seek(DESCRIBED.record_offset(layer * EXPERTS + expert) + 100)
+        file.write(b"\xa5\x5a\xa5")
+
+
+def test_it_knows_its_sizes(path):
+    pool = DiskPool(path, 4, 6, depth=2)
+    assert (pool.layers, pool.experts, pool.slots, pool.most_slots, pool.at_once) == (3, 5, 4, 6, 4)
+    assert pool.nbytes == 4 * DESCRIBED.record_bytes
+    assert pool.stored_bytes == 15 * DESCRIBED.record_bytes
+    pool.grow(6)
+    assert (pool.slots, pool.at_once) == (6, 5)
+
+
+@pytest.mark.parametrize("slots", [1, 2, 5, 15])
+def test_what_is_leased_is_what_was_stored(path, slots):
+    pool, chance = DiskPool(path, slots, slots, depth=2), random.Random(0)
+    for _ in range(60):
+        ids = chance.sample(range(EXPERTS), chance.randint(1, pool.at_once))
+        assert_leased(pool, chance.randrange(LAYERS), ids)
+    counters = pool.counters()
+    assert counters["read_bytes"] == counters["reads"] * DESCRIBED.record_bytes
+    assert sum(counters["misses"]) == counters["reads"] == (15 if slots == 15 else counters["reads"])
+    assert not any(counters[f"ahead_{what}"] for what in ("used", "late", "wasted"))
+
+
+def test_what_is_leased_is_never_given_up(path):
+    pool = DiskPool(path, 3, 3, depth=2)
+    kept = pool.lease(0, [1, 4])
+    for expert in range(EXPERTS):
+        assert_leased(pool, 2, [expert])
+    assert torch.equal(kept.records[0], expected(0, 1))
+    assert torch.equal(kept.records[1], expected(0, 4))
+    del kept
+    gc.collect()
+    assert_leased(pool, 1, [0, 1, 2])
+
+
+def test_more_than_there_is_room_for_is_refused_and_harms_nothing(path):
+    pool = DiskPool(path, 3, 3, depth=2)
+    with pytest.raises(StoreError, match="all memory for experts is in use"):
+        pool.lease(0, [0, 1, 2, 3])
+    assert_leased(pool, 0, [2, 3, 4])
+
+
+def test_the_least_used_leave_first(path):
+    pool = DiskPool(path, 3, 3, depth=1)
+    for _ in range(5):
+        assert_leased(pool, 0, [0, 1])
+    for expert in (2, 3, 4):  # one after another in the slot that is left
+        assert_leased(pool, 0, [expert])
+    before = pool.counters()["reads"]
+    assert_leased(pool, 0, [0, 1])
+    assert pool.counters()["reads"] == before == 5
+
+
+def test_what_is_read_ahead_is_there_when_it_is_asked_for(path):
+    pool = DiskPool(path, 4, 4, depth=1)
+    pool.look_ahead(1, [0, 2, 3])
+    assert_leased(pool, 1, [2, 4])  # of two that were not wanted, one or both may have been read
+    counters = pool.counters()
+    assert counters["ahead_used"] + counters["ahead_late"] == 1
+    assert counters["ahead_wasted"] == 2
+    assert counters["reads"] == 4
+    assert_leased(pool, 1, [0, 2, 3])
+
+
+def test_several_threads_lease_at_once(path):
+    pool, failures = DiskPool(path, 8, 8, depth=3), []
+
+    def work(seed: int) -> None:
+        chance = random.Random(seed)
+        try:
+            for _ in range(80):
+                assert_leased(pool, chance.randrange(LAYERS), chance.sample(range(EXPERTS), 2))
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+    assert sum(pool.counters()["hits"]) + sum(pool.counters()["misses"]) == 4 * 80 * 2
+
+
+def test_a_damaged_record_is_never_given(path):
+    pool = DiskPool(path, 3, 3, depth=2)
+    damage(path, 1, 2)
+    for _ in range(2):
+        with pytest.raises(StoreError, match=r"expert 2 of MoE layer 1: it fails its checksum\.\nTry again"):
+            pool.lease(1, [0, 2, 4])
+    assert_leased(pool, 1, [0, 4, 3])  # all else is as it was
+
+
+def test_a_store_that_is_written_to_is_not_taken_for_what_it_was(path):
+    pool = DiskPool(path, 1, 1, depth=1)
+    assert_leased(pool, 0, [0])
+    assert_leased(pool, 0, [1])
+    damage(path, 0, 0)
+    with pytest.raises(StoreError, match="fails its checksum"):
+        pool.lease(0, [0])
+
+
+def test_a_store_that_is_cut_off_says_so(path):
+    pool = DiskPool(path, 3, 3, depth=2)
+    with path.open("r+b") as file:
+        file.truncate(DESCRIBED.record_offset(7) + 1000)
+    assert_leased(pool, 0, [4])
+    with pytest.raises(StoreError, match="expert 2 of MoE layer 1: it ends too early"):
+        pool.lease(1, [2])
+    with pytest.raises(StoreError, match="expert 0 of MoE layer 2: it ends too early"):
+        pool.lease(2, [0])
+
+
+@pytest.mark.parametrize("replaced", [False, True], ids=["deleted", "replaced"])
+def test_a_store_whose_name_is_gone_serves_on(path, replaced):
+    pool = DiskPool(path, 2, 2, depth=2)
+    if replaced:
+        other = path.with_name("other")
+        other.write_bytes(b"\0" * 100_000)
+        other.replace(path)
+    else:
+        path.unlink()
+    for layer in range(LAYERS):
+        assert_leased(pool, layer, [0, 4])
+
+
+def test_what_is_no_store_is_refused(path):
+    content = path.read_bytes()
+    path.write_bytes(content[:-1])
+    with pytest.raises(DamagedStore, match="bytes instead of"):
+        DiskPool(path, 2, 2, depth=2)
+    path.unlink()
+    with pytest.raises(DamagedStore, match="No such file"):
+        DiskPool(path, 2, 2, depth=2)
+
+
+def test_checksums_are_those_of_the_store(path):
+    from dali.compiled import library
+
+    with StoreReader(path) as reader:
+        sums = reader.checksums
+    for index, expected_sum in enumerate(sums):
+        record = expected(*divmod(index, EXPERTS))
+        assert library.xxh3(record.data_ptr(), record.nbytes) == expected_sum
+
+
+def test_it_gives_up_what_the_policy_says(path):
+    """The reference is the policy, over a set of held experts."""
+    pool, rates, chance = DiskPool(path, 6, 6, depth=2), Rates(LAYERS, EXPERTS), random.Random(3)
+    held: set[tuple[int, int]] = set()
+    for _ in range(300):
+        layer = chance.randrange(LAYERS)
+        ids = sorted(chance.choices(range(EXPERTS), [8, 4, 2, 1, 1], k=3)[: chance.randint(1, 3)])
+        ids = sorted(set(ids))
+        rates.note(layer, ids, [1] * len(ids))
+        wanted = {(layer, expert) for expert in ids}
+        absent = len(wanted - held)
+        too_many = max(len(held | wanted) - 6, 0)
+        before = pool.counters()
+        assert_leased(pool, layer, ids)
+        after = pool.counters()
+        assert sum(after["misses"]) - sum(before["misses"]) == absent
+        held = (held - set(victims(rates, held - wanted, [1.0] * LAYERS, too_many))) | wanted
