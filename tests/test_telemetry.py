@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dali.devices import SimDevice
-from dali.telemetry import LayerCounters, Telemetry
+from dali.telemetry import DiskCounters, LayerCounters, Telemetry
 from runtime.tiny_runtime import EXPERTS, LAYERS, Setting, run, step_inputs, tiny_executor, tiny_model
 
 
@@ -87,3 +87,19 @@ def test_modelled_figures_depend_neither_on_the_schedule_nor_on_this_machine() -
         found.append((device.now(), executor._telemetry.layers))
     assert len(found[0][1]) == LAYERS
     assert all(one == found[0] for one in found)
+
+
+def test_what_is_told_of_the_disk_is_since_the_telemetry_began():
+    counted = DiskCounters((3, 4), (1, 2), 5, 500, 400, 2, 1, 1, 0.5, 3.0, 1.5)
+    telemetry, now = Telemetry(), [counted]
+    assert telemetry.disk is None
+    assert telemetry.as_dict()["disk"] is None
+    telemetry.follow_disk(lambda: now[0])
+    now[0] = DiskCounters((6, 8), (1, 5), 9, 1100, 900, 2, 2, 3, 0.75, 4.0, 2.0)
+    disk = telemetry.disk
+    assert disk == DiskCounters((3, 4), (0, 3), 4, 600, 500, 0, 1, 2, 0.25, 1.0, 0.5)
+    assert (disk.hit_rate, disk.amplification, disk.queue_depth) == (0.7, 1.2, 2.0)
+    told = telemetry.as_dict()["disk"]
+    assert (told["hits"], told["misses"], told["hit_rate"]) == (7, 3, 0.7)
+    telemetry.clear()
+    assert telemetry.disk.reads == telemetry.disk.amplification == telemetry.disk.queue_depth == 0

@@ -27,6 +27,7 @@ from dali.loading.budget import HEADROOM, choose_layout
 from dali.loading.locate import locate
 from dali.loading.source import ModelSource, open_source
 from dali.offload.build import accelerate, check_device
+from dali.offload.ram import share_out
 from dali.options import QUANTS, LoadOptions
 from dali.progress import Meter, silent
 from dali.store.arena import Arena
@@ -104,7 +105,11 @@ def load_source(
         )
     linears = get_format(LINEARS) if llm.layout.format.quantized else None
     _fuse(llm, linears, options, compiled, meter, notify)
-    llm.engine.prefixes = open_prefixes(llm.loaded, options, notify)
+    prefix_ram = options.cache_ram_bytes
+    if llm.loaded.disk is not None:  # now that all else is in memory
+        prefix_ram = share_out(llm.loaded, llm.engine, options, notify)
+        llm.ctx_size, llm.expert_bytes = llm.loaded.ctx_size, llm.loaded.expert_bytes
+    llm.engine.prefixes = open_prefixes(llm.loaded, options, notify, prefix_ram)
     return llm
 
 

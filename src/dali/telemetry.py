@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from operator import sub
 from typing import Any
 
 import numpy as np
@@ -46,6 +48,57 @@ class LayerCounters:
         return busy / self.seconds if self.seconds else 0.0
 
 
+@dataclass(frozen=True)
+class DiskCounters:
+    """Totals of experts that RAM holds a part of. A lookup is as above; seconds are of whoever waited, measured."""
+
+    hits: tuple[int, ...]  # lookups of each layer: in RAM when its router had spoken
+    misses: tuple[int, ...]  # not
+    reads: int  # of an expert each, those ahead of a step included
+    read_bytes: int
+    wanted_bytes: int  # of those, what a step asked for
+    ahead_used: int  # read ahead of their step: there in time
+    ahead_late: int  # still under way
+    ahead_wasted: int  # not asked for
+    stalled_seconds: float  # nothing was left to compute
+    reading_seconds: float  # of all reads, added up
+    busy_seconds: float  # in which any read was under way
+
+    @property
+    def hit_rate(self) -> float:
+        """Share of lookups whose expert was in RAM."""
+        lookups = sum(self.hits) + sum(self.misses)
+        return sum(self.hits) / lookups if lookups else 0.0
+
+    @property
+    def amplification(self) -> float:
+        """Bytes read for each one that a step asked for: 1 where nothing was read in vain."""
+        return self.read_bytes / self.wanted_bytes if self.wanted_bytes else 0.0
+
+    @property
+    def queue_depth(self) -> float:
+        """Reads under way, on average while there were any."""
+        return self.reading_seconds / self.busy_seconds if self.busy_seconds else 0.0
+
+    def since(self, before: DiskCounters) -> DiskCounters:
+        """What was counted after `before`."""
+
+        def less(now: Any, then: Any) -> Any:
+            return tuple(map(sub, now, then)) if isinstance(now, tuple) else now - then
+
+        return DiskCounters(**{name: less(getattr(self, name), then) for name, then in vars(before).items()})
+
+    def as_dict(self) -> dict[str, Any]:
+        """For `llm.stats()`: totals of all layers, and rates."""
+        return asdict(self) | {
+            "hits": sum(self.hits),
+            "misses": sum(self.misses),
+            "hit_rate": self.hit_rate,
+            "amplification": self.amplification,
+            "queue_depth": self.queue_depth,
+        }
+
+
 @dataclass
 class Telemetry:
     """Counters a layer since the model was loaded. `modelled`: seconds came from a virtual clock, not from a watch; `workload`
@@ -56,6 +109,19 @@ class Telemetry:
     predict_seconds: float = 0.0  # host time spent on running later routers, measured
     plan_seconds: float = 0.0  # host time spent in the assignment policy or the compiled planner, measured
     workload: NDArray[np.int64] = field(default_factory=lambda: np.zeros((0, 0), np.int64), compare=False)
+    _disk: Callable[[], DiskCounters] | None = None
+    _disk_before: DiskCounters | None = None
+
+    def follow_disk(self, counters: Callable[[], DiskCounters]) -> None:
+        """Of a pool on disk: `counters` says what it has counted."""
+        self._disk, self._disk_before = counters, counters()
+
+    @property
+    def disk(self) -> DiskCounters | None:
+        """What was asked of the disk, where experts are on one."""
+        if self._disk is None or self._disk_before is None:
+            return None
+        return self._disk().since(self._disk_before)
 
     def layer(self, index: int) -> LayerCounters:
         while len(self.layers) <= index:
@@ -72,6 +138,8 @@ class Telemetry:
         """Begin anew."""
         self.layers.clear()
         self.workload[:] = 0
+        if self._disk is not None:
+            self._disk_before = self._disk()
 
     def total(self) -> LayerCounters:
         """All layers added up."""
@@ -95,6 +163,7 @@ class Telemetry:
             "plan_seconds": self.plan_seconds,
             "total": _as_dict(self.total()),
             "layers": [_as_dict(layer) for layer in self.layers],
+            "disk": None if (disk := self.disk) is None else disk.as_dict(),
             "workload": self.workload.tolist(),
         }
 

@@ -13,12 +13,12 @@ import time
 from pathlib import Path
 
 import pytest
+from test_disk_pool import DESCRIBED, EXPERTS, LAYERS, assert_leased
 
 from dali.errors import StoreError
 from dali.kernels import native
 from dali.store.disk_pool import DiskPool
 from dali.store.packed.builder import ensure_store
-from test_disk_pool import DESCRIBED, EXPERTS, LAYERS, assert_leased
 from tiny_stores import RandomExperts, silent
 
 HERE = Path(__file__).parent
@@ -85,7 +85,9 @@ def test_an_error_that_stays_is_told_and_harms_nothing(path, shake):
     pool = DiskPool(path, 3, 3, depth=2)
     assert_leased(pool, 0, [2])
     shake("error")
-    with pytest.raises(StoreError, match=r"expert 1 of MoE layer 0: it cannot be read \(Input/output error\)"):
+    with pytest.raises(
+        StoreError, match=r"expert 1 of MoE layer 0: it cannot be read \(Input/output error\)"
+    ):
         pool.lease(0, [1, 2])
     assert_leased(pool, 0, [2])  # is in memory
     shake("", 0)

@@ -20,6 +20,14 @@ from dali.options import LoadOptions
 from dali.store.experts_module import ExpertsModule
 from dali.units import enough, size
 
+
+class DoesNotFit(DaliError):
+    """RAM cannot hold a model's experts: `layouts` are those that come nearest, beside `dense_bytes` of other weights."""
+
+    layouts: list[ExpertLayout]
+    dense_bytes: int
+
+
 HEADROOM = 2**30  # bytes left to activations, keys and values, and Python, when quant "auto" decides
 
 
@@ -59,7 +67,7 @@ def choose_layouts(
 ) -> list[ExpertLayout]:
     """The first of `candidates`, a layout for each MoE layer of `experts` experts, that fits `ram` bytes beside dense weights.
 
-    `ram`: None for what is free now, with `freed` bytes more. DaliError, naming `what`, when nothing fits; it then advises the
+    `ram`: None for what is free now, with `freed` bytes more. DoesNotFit, naming `what`, when nothing fits; it then advises the
     `smallest` if that would.
     """
     free = available_ram() + freed
@@ -71,7 +79,9 @@ def choose_layouts(
     for layouts in candidates:
         if need(layouts) <= allowed:
             return layouts
-    raise out_of_memory(what, describe_layouts(layouts), need(layouts), need(smallest), ram, free)
+    error = out_of_memory(what, describe_layouts(layouts), need(layouts), need(smallest), ram, free)
+    error.layouts, error.dense_bytes = layouts, dense_bytes
+    raise error
 
 
 def choose_layout(
@@ -88,21 +98,21 @@ def choose_layout(
 
 def out_of_memory(
     what: object, format: str, need: int, smallest: int, ram: int | None, free: int
-) -> DaliError:
+) -> DoesNotFit:
     """`what` needs too many bytes in `format`: what it may take (`ram` as asked, or all that is free) and what would fit."""
     limit = f"{size(free)} are free" if ram is None else f"{parameter('ram')} allows {size(ram)}"
     problem = f"{what} needs {size(need - HEADROOM)} of memory with {format} experts, and {size(HEADROOM)} to work in; {limit}."
     if smallest < need and smallest <= (free if ram is None else ram):
-        return DaliError(problem, f"With {parameter('quant')} w4 it needs {size(smallest - HEADROOM)}.")
+        return DoesNotFit(problem, f"With {parameter('quant')} w4 it needs {size(smallest - HEADROOM)}.")
     if ram is None:
         least = (
             f" ({size(smallest - HEADROOM)} at least, with {parameter('quant')} w4)"
             if smallest < need
             else ""
         )
-        return DaliError(problem, f"Close other programs, or choose a smaller model{least}.")
+        return DoesNotFit(problem, f"Close other programs, or choose a smaller model{least}.")
     least = f", or {parameter('quant')} w4 {parameter('ram')} {enough(smallest)}" if smallest < need else ""
-    return DaliError(
+    return DoesNotFit(
         problem,
         f"Give {parameter('ram')} {enough(need)}{least}, or choose a smaller model; {size(free)} are free.",
     )

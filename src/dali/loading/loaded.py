@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dali.kernels.expert import ExpertLayout
+from dali.store.disk_pool import DiskPlan
 from dali.store.expert_pool import ExpertPool
 from dali.telemetry import Telemetry
 
@@ -30,6 +31,7 @@ class LoadedModel:
         default_factory=dict
     )  # what experts lost: "Q6_K to w8" -> relative L2 error, measured
     converted_linears: dict[str, float] = field(default_factory=dict)
+    disk: DiskPlan | None = None  # how experts that RAM cannot hold are kept; None: RAM holds them all
 
     @property
     def layouts(self) -> Sequence[ExpertLayout]:

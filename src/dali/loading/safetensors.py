@@ -26,6 +26,7 @@ from dali.loading.further_tokens import further_blocks, left_out
 from dali.loading.generation_config import read_generation_config, read_token_ids
 from dali.loading.loaded import LoadedModel
 from dali.loading.locate import BUNDLED, display_name
+from dali.loading.on_disk import fit, open_pool
 from dali.loading.panic import panics_as_errors
 from dali.loading.skeleton import quiet_transformers
 from dali.loading.source import ModelSource
@@ -34,6 +35,7 @@ from dali.progress import Meter
 from dali.store.arena import Arena
 from dali.store.cache import store_path
 from dali.store.checkpoint import Checkpoint, CheckpointExperts
+from dali.store.disk_pool import DiskPool
 from dali.store.expert_pool import ExpertPool
 from dali.store.fp8 import SCALE
 from dali.store.packed.builder import discard, ensure_store
@@ -143,7 +145,13 @@ class SafetensorsModel(ModelSource):
             {name: weights[name] for name in tied}
         )  # which transformers compares with what they are tied to
         dtype = self.dtype(options.dtype, compiled)
-        layouts = self.layouts(options.quant, dtype, options.ram_bytes)
+        layouts, disk = fit(
+            lambda: self.layouts(options.quant, dtype, options.ram_bytes),
+            self.name,
+            options,
+            compiled,
+            self.calls.top_k,
+        )
 
         # Experts first: while they are packed, no dense weights are in memory yet.
         store = self._ensure_store(experts, layouts[0], meter, notify)
@@ -159,8 +167,15 @@ class SafetensorsModel(ModelSource):
         ends = text.eos_token_id if said.ends is None else said.ends
         model = self._load_dense(experts, dtype, GenerationConfig(eos_token_id=ends or None))
         set_windows(model, self.calls.windows)
-        pool = ExpertPool(layouts, _read_store(store, meter).by_layer(len(modules)))
+        pool: ExpertPool
+        if disk is None:
+            pool = ExpertPool(layouts, _read_store(store, meter).by_layer(len(modules)))
+        else:
+            self.checkpoint.forget()
+            pool = open_pool(store, disk)
         telemetry = Telemetry()
+        if isinstance(pool, DiskPool):
+            telemetry.follow_disk(pool.counters)
         seam.install(model, [MoELayer(index, pool, telemetry) for index in range(pool.layers)])
         return LoadedModel(
             self.name,
@@ -172,6 +187,7 @@ class SafetensorsModel(ModelSource):
             ctx_size,
             self.calls.top_k,
             said.sampling,
+            disk=disk,
         )
 
     def _load_dense(

@@ -139,8 +139,9 @@ class Bandwidth:
 
     def __init__(self, llm: LLM) -> None:
         storages = (record.untyped_storage() for layer in llm.loaded.pool.records for record in layer)
-        largest = max(storages, key=lambda storage: storage.nbytes())  # records are views of few arenas
-        enough = largest.nbytes() >= 2 * READ_BYTES
+        # Records are views of few arenas; those on disk have none.
+        largest = max(storages, key=lambda storage: storage.nbytes(), default=None)
+        enough = largest is not None and largest.nbytes() >= 2 * READ_BYTES
         self._memory = (
             torch.empty(0, dtype=torch.uint8).set_(largest)
             if enough

@@ -1,9 +1,9 @@
 """Which experts leave memory for others from a disk: those that cost the least to read again, by how often they are used.
 
-One share of a layer's tokens fades fast, by what the context is about, and one slowly, by what the model always favours. A share is
-of the tokens that were seen, each worth less with every step that follows, so that layers compare with one another at any time,
-after a long prompt as after a single token. All layers' experts take part: a layer whose tokens are spread widely leaves its slots
-to one whose are not.
+One share of a layer's tokens fades fast, by what the context is about, and one slowly, by what the model always favours. A share
+is of the tokens that were seen, each worth less with every step that follows, so that layers compare with one another at any
+time, after a long prompt as after a single token. All layers' experts take part: a layer whose tokens are spread widely leaves
+its slots to one whose are not.
 """
 
 from __future__ import annotations
@@ -44,5 +44,6 @@ class Rates:
 def victims(
     rates: Rates, held: Iterable[tuple[int, int]], cost: Sequence[float], count: int
 ) -> list[tuple[int, int]]:
-    """The `count` of the (layer, expert) pairs `held` to give up, the first one first. `cost`: of reading an expert of each layer."""
+    """The `count` of the (layer, expert) pairs `held` to give up, the first one first. `cost`: of reading an expert of each
+    layer."""
     return sorted(held, key=lambda pair: (rates.of(*pair) * cost[pair[0]], pair))[:count]

@@ -11,6 +11,7 @@ import json
 import os
 from collections import defaultdict
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -37,6 +38,7 @@ from dali.store.fp8 import SCALE, dequantize
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 OPEN_SHARDS = 2  # a layer may straddle two; closing older ones gives their pages back
+MOST_MAPPED = 2**28  # bytes read of a shard before it is opened anew, for the same reason
 
 
 @dataclass
@@ -45,6 +47,7 @@ class Checkpoint:
 
     directory: Path
     _open: dict[str, Any] = field(default_factory=dict)
+    _mapped: int = 0  # bytes that were read of those
     _float8: list[str] = field(default_factory=list)  # weights in float8, once the shards were looked at
 
     @cached_property
@@ -167,6 +170,10 @@ class Checkpoint:
                 self._open[shard] = safe_open(self.directory / shard, framework="pt")
             piece = self._open[shard].get_slice(name)
             tensor: Tensor = piece[...] if expert is None else piece[expert : expert + 1]
+            self._mapped += tensor.nbytes
+            if self._mapped > MOST_MAPPED:
+                del self._open[shard], piece
+                self._mapped = 0
         except (SafetensorError, OSError) as error:
             raise DaliError(
                 f"Cannot read {name} from {self.directory / shard} ({error}).", "Download the model again."
@@ -176,6 +183,15 @@ class Checkpoint:
     def close(self) -> None:
         """Unmap the shards."""
         self._open.clear()
+
+    def forget(self) -> None:
+        """Unmap the shards, and let the system have the memory with which it keeps them at hand."""
+        self.close()
+        for shard in self.shards if hasattr(os, "posix_fadvise") else ():
+            with suppress(OSError):
+                file = os.open(self.directory / shard, os.O_RDONLY)
+                os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+                os.close(file)
 
 
 class _OneExpert:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,16 @@ from dali.kernels.native import ExpertCache
 from dali.store.arena import Arena
 from dali.store.expert_pool import ExpertPool, Lease
 from dali.store.packed.reader import StoreReader
+from dali.telemetry import DiskCounters
+
+
+@dataclass(frozen=True)
+class DiskPlan:
+    """`ram`: bytes that the whole process may take. `least_slots`: a token's experts of a layer, which RAM has to hold."""
+
+    ram: int
+    asked: bool  # whether somebody said so
+    least_slots: int
 
 
 class DiskPool(ExpertPool):
@@ -81,9 +92,10 @@ class DiskPool(ExpertPool):
         """Read what a later step of a layer may want."""
         self._cache.look_ahead(layer, experts)
 
-    def counters(self) -> dict[str, Any]:
-        """What steps asked for and what was read, by name, since the store was opened."""
-        return self._cache.counters()
+    def counters(self) -> DiskCounters:
+        """What steps asked for and what was read since the store was opened."""
+        counted = self._cache.counters()
+        return DiskCounters(**counted | {name: tuple(counted[name]) for name in ("hits", "misses")})
 
     def lease(self, layer: int, ids: Sequence[int] | None = None) -> Lease:
         """The experts `ids` of a layer, at most `at_once` with those that are leased already, in that order, once they are read;

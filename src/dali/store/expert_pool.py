@@ -19,8 +19,8 @@ class Lease:
     """Experts whose bytes stay where they are as long as this object lives: whoever reads them keeps it until that is done.
 
     `records[i]` is the i-th expert that was asked for, packed in `layout`. `native` is what the compiled kernels compute by; only
-    a lease of a whole layer has it, and only where those kernels serve. Of a pool on disk such a lease has no records: the kernels
-    ask for those of a step as soon as its router has spoken.
+    a lease of a whole layer has it, and only where those kernels serve. Of a pool on disk such a lease has no records: the
+    kernels ask for those of a step as soon as its router has spoken.
     """
 
     layout: ExpertLayout

@@ -23,7 +23,7 @@ nb::dict dict_of(const ExpertCache& cache) {
     all["misses"] = counters.misses;
     all["reads"] = counters.reads;
     all["read_bytes"] = counters.bytes;
-    all["demanded_bytes"] = counters.demanded_bytes;
+    all["wanted_bytes"] = counters.wanted_bytes;
     all["ahead_used"] = counters.ahead_used;
     all["ahead_late"] = counters.ahead_late;
     all["ahead_wasted"] = counters.ahead_wasted;

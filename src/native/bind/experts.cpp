@@ -1,6 +1,7 @@
 #include "ops/experts.h"
 
 #include "bind/bind.h"
+#include "disk/expert_cache.h"
 #include "threads/spent.h"
 
 namespace dali {

@@ -60,7 +60,7 @@ double ExpertCache::worth(const Slot& slot) const {
     return rates_.of(layer, slot.record % store_.experts) * double(store_.layers[layer].bytes);
 }
 
-std::vector<int> ExpertCache::take(int count) {
+std::vector<int> ExpertCache::take(int count, bool ahead) {
     std::vector<int> taken;
     struct Victim {
         bool ahead;
@@ -79,11 +79,12 @@ std::vector<int> ExpertCache::take(int count) {
     const size_t more = std::min(count - taken.size(), victims.size());
     if (more) std::partial_sort(victims.begin(), victims.begin() + more, victims.end());
     for (size_t i = 0; i < more; i++) {
+        if (ahead && victims[i].ahead) return taken;
         if (victims[i].ahead) counters_.ahead_wasted++;
         empty(slots_[victims[i].slot]);
         taken.push_back(victims[i].slot);
     }
-    for (int i = 0; i < int(slots_.size()) && int(taken.size()) < count; i++) {  // reads ahead that have not begun
+    for (int i = 0; !ahead && i < int(slots_.size()) && int(taken.size()) < count; i++) {  // reads ahead that have not begun
         Slot& slot = slots_[i];
         if (slot.state != State::reading || slot.leases || !reader_.cancel(slot.record)) continue;
         counters_.ahead_wasted++;
@@ -99,7 +100,7 @@ void ExpertCache::begin(int slot, int record, bool demanded) {
     const LayerRecords& layer = store_.layers[record / store_.experts];
     counters_.reads++;
     counters_.bytes += int64_t(layer.bytes);
-    if (demanded) counters_.demanded_bytes += int64_t(layer.bytes);
+    if (demanded) counters_.wanted_bytes += int64_t(layer.bytes);
     const int64_t offset = layer.offset + int64_t(record % store_.experts) * int64_t(layer.bytes);
     reader_.ask({record, offset, layer.bytes, memory_ + size_t(slot) * slot_bytes_, store_.checksums[record]}, demanded);
 }
@@ -137,12 +138,33 @@ void ExpertCache::settle_ahead(int layer, const std::vector<int>& experts) {
     }
 }
 
-void ExpertCache::look_ahead(int layer, const std::vector<int>& experts) {
+bool ExpertCache::looks_ahead() const {
+    std::lock_guard<std::mutex> lock(mutex_);
+    return trial_.on();
+}
+
+void ExpertCache::look_ahead(int layer, std::vector<int> experts) {
+    std::sort(experts.begin(), experts.end());
+    experts.erase(std::unique(experts.begin(), experts.end()), experts.end());
     std::lock_guard<std::mutex> lock(mutex_);
     std::vector<int> absent;
     for (const int expert : experts)
         if (slot_of_[record(layer, expert)] < 0) absent.push_back(record(layer, expert));
-    const std::vector<int> slots = take(int(absent.size()));
+    const std::vector<int> slots = take(int(absent.size()), true);
+    for (size_t i = 0; i < slots.size(); i++) begin(slots[i], absent[i], false);
+}
+
+// Reads absent experts of a layer in the disk's order, so that at most so many of its reads are under way.
+void ExpertCache::read_on(int layer, int most) {
+    if (layer >= int(store_.layers.size())) return;
+    std::vector<int> absent;
+    for (int expert = 0; expert < store_.experts; expert++) {
+        const int at = slot_of_[record(layer, expert)];
+        if (at < 0) absent.push_back(record(layer, expert));
+        else most -= slots_[at].state == State::reading;
+    }
+    if (most <= 0 || absent.empty()) return;
+    const std::vector<int> slots = take(std::min(most, int(absent.size())), true);
     for (size_t i = 0; i < slots.size(); i++) begin(slots[i], absent[i], false);
 }
 
@@ -151,6 +173,7 @@ ExpertCache::Lease::Lease(ExpertCache& cache, int layer, std::vector<int> expert
     std::lock_guard<std::mutex> lock(cache_.mutex_);
     cache_.settle_ahead(layer, experts_);
     cache_.rates_.note(layer, experts_, tokens);
+    if (layer == 0 && !wide()) cache_.trial_.step(cache_.counters_.stalled);
     CacheCounters& counters = cache_.counters_;
     for (int place = 0; place < int(experts_.size()); place++) {
         const int record = cache_.record(layer, experts_[place]), at = cache_.slot_of_[record];
@@ -167,6 +190,7 @@ ExpertCache::Lease::Lease(ExpertCache& cache, int layer, std::vector<int> expert
         if (!slot.ahead) continue;
         slot.ahead = false;
         (there ? counters.ahead_used : counters.ahead_late)++;
+        counters.wanted_bytes += int64_t(cache_.store_.layers[layer].bytes);
         if (!there) cache_.reader_.hasten(record);
     }
     ask();
@@ -183,10 +207,14 @@ ExpertCache::Lease::~Lease() {
 
 void ExpertCache::Lease::give_back(int place) { cache_.release(cache_.slots_[slots_[place]]); }
 
-// Reads as many as keep the disk busy: each takes the slot of an expert that is worth more the longer it has to wait.
+// Reads as many as keep the disk busy, and no more: each takes the slot of another expert.
 void ExpertCache::Lease::ask() {
     const int most = 2 * cache_.reader_.threads() - int(waiting_.size());
-    if (most <= 0 || absent_.empty()) return;
+    if (most <= 0) return;
+    if (absent_.empty()) {
+        if (wide()) cache_.read_on(layer_ + 1, most);
+        return;
+    }
     const std::vector<int> slots = cache_.take(std::min(most, int(absent_.size())));
     for (size_t i = 0; i < slots.size(); i++) {
         const int place = absent_[i];

@@ -9,6 +9,7 @@
 
 #include "disk/rates.h"
 #include "disk/reader.h"
+#include "disk/trial.h"
 
 namespace dali {
 
@@ -29,7 +30,7 @@ struct Store {
 struct CacheCounters {
     std::vector<int64_t> hits, misses;  // of each layer: there when its router had spoken, or not
     int64_t reads = 0, bytes = 0;       // that were begun, those ahead of a step included
-    int64_t demanded_bytes = 0;         // of misses
+    int64_t wanted_bytes = 0;           // of those, what a step asked for
     int64_t ahead_used = 0, ahead_late = 0, ahead_wasted = 0;  // experts read ahead: there in time; still under way; not asked for
     double stalled = 0;                 // nothing was left to compute, and bytes were not there
 };
@@ -40,7 +41,8 @@ class ExpertCache {
     // once. StoreFailure: the store cannot be opened.
     ExpertCache(Store store, uint8_t* memory, size_t slot_bytes, int slots, int depth);
 
-    // Experts of one layer's step, in memory while somebody computes them. Of several at a time each may wait for others' slots.
+    // Experts of one layer's step, in memory while somebody computes them. Of several at a time each may wait for others' slots. A step
+    // that wants nearly all of a layer, as a prompt's does, has those of the next one read as soon as its own are under way.
     class Lease {
       public:
         // experts: ascending; tokens: of each. Asks for those that are absent, in that order, which is the disk's.
@@ -58,6 +60,7 @@ class ExpertCache {
 
       private:
         void ask();
+        bool wide() const { return 4 * experts_.size() > 3 * size_t(cache_.store_.experts); }
         void collect();
         void give_back(int place);
 
@@ -70,8 +73,10 @@ class ExpertCache {
 
     // Use more slots from here on.
     void grow(int slots);
-    // Read experts that a later step of `layer` may want, as many as find a slot that holds nothing of more worth.
-    void look_ahead(int layer, const std::vector<int>& experts);
+    // Read experts that the next step of `layer` may want, in any order and more than once.
+    void look_ahead(int layer, std::vector<int> experts);
+    // Whether that is wanted now: where it has been found to pay, or is being tried.
+    bool looks_ahead() const;
 
     int slots() const;
     int held() const;  // slots that hold an expert
@@ -96,10 +101,13 @@ class ExpertCache {
     int record(int layer, int expert) const { return layer * store_.experts + expert; }
     [[noreturn]] void fail(const std::string& problem) const;  // StoreFailure
     double worth(const Slot& slot) const;
-    std::vector<int> take(int count);  // slots for other experts, at most so many; those of the least worth
+    // Slots for other experts, at most so many: of those that are of the least worth, and of what was read ahead, in vain then, only
+    // where there is nothing else, and not for another read ahead.
+    std::vector<int> take(int count, bool ahead = false);
     void begin(int slot, int record, bool demanded);
     void empty(Slot& slot);
     void release(Slot& slot);
+    void read_on(int layer, int most);
     void settle_ahead(int layer, const std::vector<int>& experts);
     void arrive(int record, const std::string& problem);
 
@@ -111,6 +119,7 @@ class ExpertCache {
     std::vector<Slot> slots_;
     std::vector<int> slot_of_;  // by record; -1: absent
     Rates rates_;
+    Trial trial_;
     CacheCounters counters_;
     Reader reader_;  // last: its threads end first
 };

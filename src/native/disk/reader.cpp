@@ -68,7 +68,9 @@ Reader::Spent Reader::spent() const {
 void Reader::serve() {
     std::unique_lock<std::mutex> lock(mutex_);
     while (true) {
-        asked_.wait(lock, [&] { return stopping_ || !demanded_.empty() || !ahead_.empty(); });
+        // Reads ahead leave half of the threads to what may be demanded any moment.
+        const auto may_look_ahead = [&] { return !ahead_.empty() && 2 * running_ < int(threads_.size()) + 1; };
+        asked_.wait(lock, [&] { return stopping_ || !demanded_.empty() || may_look_ahead(); });
         if (stopping_) return;
         std::deque<Job>& jobs = demanded_.empty() ? ahead_ : demanded_;
         const Job job = jobs.front();
@@ -83,6 +85,7 @@ void Reader::serve() {
         if (--running_ == 0) spent_.busy += ended - busy_since_;
         lock.unlock();
         done_(job.record, problem);
+        asked_.notify_one();  // where a read ahead has waited for its turn
         lock.lock();
     }
 }

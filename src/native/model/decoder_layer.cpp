@@ -1,5 +1,6 @@
 #include "model/decoder_layer.h"
 
+#include "disk/expert_cache.h"
 #include "model/activation.h"
 #include "threads/spent.h"
 #include "threads/workspace.h"
@@ -16,8 +17,11 @@ struct Shape {
     size_t bytes() const { return size_t(values()) * item_bytes(dtype); }
 };
 
+using Meanwhile = std::function<void()>;
+
+// `meanwhile`: as LayerCall has it.
 LayerOutcome compute_routed(const DecoderLayer& layer, const LayerExperts& experts, const Shape& of, const void* asked, const void* x,
-                            void* out) {
+                            void* out, const Meanwhile& meanwhile) {
     const Router& router = *layer.router;
     Workspace workspace;
     char* logits = workspace.take<char>(size_t(of.rows) * router.experts * item_bytes(router.logits_dtype));
@@ -30,7 +34,7 @@ LayerOutcome compute_routed(const DecoderLayer& layer, const LayerExperts& exper
     const Timed timed(Part::experts);
     LayerOutcome outcome{};
     outcome.active = compute_layer(*layer.layout, {experts, ids, weights, router.weights_dtype, of.rows, router.top_k, x, of.dtype, out,
-                                                   layer.workload});
+                                                   layer.workload, &meanwhile});
     outcome.expert_seconds = double(timed.so_far()) * 1e-9;
     return outcome;
 }
@@ -49,18 +53,43 @@ void gate_shared(const Values& weight, const Shape& of, const void* x, char* sha
     }
 }
 
-// What follows attention: experts, a dense MLP, or the sum of both.
-LayerOutcome compute_block(const DecoderLayer& layer, const LayerExperts& experts, const Shape& of, const void* x, void* out) {
+// Has experts read that the next layer's router would choose, were its input what this layer's is before its experts: `residual`.
+void look_ahead(const DecoderLayer* next, const LayerExperts& experts, const Shape& of, const void* residual) {
+    if (!experts.cache || !experts.cache->looks_ahead() || !next || !next->router || next->beside.before_experts.weight) return;
+    const Router& router = *next->router;
+    Workspace workspace;
+    char* x = workspace.take<char>(of.bytes());
+    char* logits = workspace.take<char>(size_t(of.rows) * router.experts * item_bytes(router.logits_dtype));
+    char* weights = workspace.take<char>(size_t(of.rows) * router.top_k * item_bytes(router.weights_dtype));
+    const size_t pairs = size_t(of.rows) * router.top_k;
+    int64_t* ids = workspace.take<int64_t>(pairs);
+    if (next->before_mlp.weight) normalise(next->before_mlp, residual, of.dtype, of.values(), x);
+    route(router, next->before_mlp.weight ? x : residual, of.dtype, of.rows, logits, weights, ids);
+    experts.cache->look_ahead(experts.layer + 1, std::vector<int>(ids, ids + pairs));
+}
+
+// What follows attention: experts, a dense MLP, or the sum of both. `residual`: what x is made of.
+LayerOutcome compute_block(const DecoderLayer& layer, const DecoderLayer* next, const LayerExperts& experts, const Shape& of,
+                           const void* residual, const void* x, void* out) {
     if (!layer.router) {
         compute(*layer.mlp, x, of.dtype, of.rows, out);
         return {};
     }
-    const LayerOutcome outcome = compute_routed(layer, experts, of, x, x, out);
-    if (!layer.mlp) return outcome;
     Workspace workspace;
-    char* shared = workspace.take<char>(of.bytes());
-    compute(*layer.mlp, x, of.dtype, of.rows, shared);
-    if (layer.shared_gate.at) gate_shared(layer.shared_gate, of, x, shared);
+    char* shared = layer.mlp ? workspace.take<char>(of.bytes()) : nullptr;
+    bool computed = !layer.mlp;
+    const auto compute_shared = [&] {
+        compute(*layer.mlp, x, of.dtype, of.rows, shared);
+        if (layer.shared_gate.at) gate_shared(layer.shared_gate, of, x, shared);
+        computed = true;
+    };
+    const Meanwhile meanwhile = [&] {
+        look_ahead(next, experts, of, residual);
+        if (!computed) compute_shared();
+    };
+    const LayerOutcome outcome = compute_routed(layer, experts, of, x, x, out, meanwhile);
+    if (!layer.mlp) return outcome;
+    if (!computed) compute_shared();
     add(out, shared, of.dtype, of.values(), out);
     return outcome;
 }
@@ -76,7 +105,7 @@ LayerOutcome compute_beside(const DecoderLayer& layer, const LayerExperts& exper
     normed(layer.beside.before_router, x, asked);
     normed(layer.beside.before_experts, x, other);
     char* found = workspace.take<char>(of.bytes());
-    const LayerOutcome outcome = compute_routed(layer, experts, of, asked, other, found);
+    const LayerOutcome outcome = compute_routed(layer, experts, of, asked, other, found, [] {});
     normed(layer.beside.after_experts, found, found);
     add(out, found, of.dtype, of.values(), out);
     return outcome;
@@ -135,7 +164,7 @@ LayerOutcome decode_layer(const DecoderLayer& layer, const DecoderLayer* next, c
     const void* residual = mixes ? between : x;
     const bool beside = layer.beside.before_experts.weight;
     const LayerOutcome outcome = beside ? compute_beside(layer, experts, of, residual, part)
-                                        : compute_block(layer, experts, of, input(layer.before_mlp, residual), part);
+                                        : compute_block(layer, next, experts, of, residual, input(layer.before_mlp, residual), part);
     if (next) announce(next->mixer);
     join(layer, layer.after_mlp, of, residual, part, out);
     if (layer.output_scale.at) {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "disk/expert_cache.h"
 #include "ops/pairs.h"
 #include "threads/workspace.h"
 
@@ -50,6 +51,7 @@ int compute_layer(const ExpertLayout& layout, const LayerCall& call) {
         std::vector<int64_t> tokens;
         for (const int64_t expert : order) tokens.push_back(workload[expert]);
         ExpertCache::Lease lease(*call.experts.cache, call.experts.layer, {order.begin(), order.end()}, tokens);
+        if (call.meanwhile) (*call.meanwhile)();
         for (const std::vector<int>* there = &lease.next(); !there->empty(); there = &lease.next()) compute_some(layout, all, lease, *there);
     } else {
         Records active;

@@ -1,12 +1,14 @@
 // One MoE layer's step on the CPU, from the router's choice to the summed outputs.
 #pragma once
 
+#include <functional>
 #include <vector>
 
-#include "disk/expert_cache.h"
 #include "ops/experts.h"
 
 namespace dali {
+
+class ExpertCache;
 
 using Records = std::vector<const uint8_t*>;  // where each expert of a layer lies
 
@@ -28,6 +30,7 @@ struct LayerCall {
     Dtype dtype;
     void* out;          // [tokens, hidden]
     int64_t* workload;  // by expert: tokens that it got in all steps, to be added to; null: nobody counts
+    const std::function<void()>* meanwhile = nullptr;  // called while the first reads are under way, where there may be any
 };
 
 // Returns how many experts took part. Where some have to be read, the others are computed meanwhile, and each of them once it is there:

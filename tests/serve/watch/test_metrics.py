@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
 from prometheus_client.parser import text_string_to_metric_families as text
 
 import dali
+from dali.serve.watch.metrics import Experts
+from dali.telemetry import DiskCounters, Telemetry
 from served import STORY, served
 
 CHAT = "/v1/chat/completions"
@@ -26,6 +30,32 @@ def samples(answer, parse=text):
     return {
         (one.name, *sorted(one.labels.items())): one.value for family in families for one in family.samples
     }
+
+
+DISK = DiskCounters((3, 4), (1, 2), 5, 500, 400, 2, 1, 1, 0.5, 3.0, 1.5)
+
+
+def test_the_disk_is_told_of_where_experts_are_on_one():
+    telemetry = Telemetry()
+    names = {metric.name for metric in Experts(telemetry).collect()}
+    assert not any("disk" in name for name in names)
+    telemetry.follow_disk(lambda: replace(DISK, reads=telemetry.layer(0).steps))
+    telemetry.layer(0).steps = 5
+    found = {
+        (one.name, *one.labels.values()): one.value
+        for metric in Experts(telemetry).collect()
+        for one in metric.samples
+    }
+    assert found["dali_disk_reads_total",] == 5
+    telemetry._disk_before = replace(DISK, hits=(0, 0), misses=(0, 0), stalled_seconds=0.25)
+    found = {
+        (one.name, *one.labels.values()): one.value
+        for metric in Experts(telemetry).collect()
+        for one in metric.samples
+    }
+    assert found["dali_ram_lookups_total", "1", "hit"] == 4
+    assert found["dali_ram_lookups_total", "1", "miss"] == 2
+    assert found["dali_disk_stalled_seconds_total",] == 0.25
 
 
 def test_requests_are_in_vllms_words(asked):

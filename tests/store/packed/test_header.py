@@ -144,7 +144,7 @@ def test_hostile_headers_are_refused(text):
 def test_the_reason_names_what_it_is():
     with pytest.raises(HeaderError, match="not an expert store"):
         StoreHeader.parse(b'{"__metadata__": {"format": "pt"}}')
-    with pytest.raises(HeaderError, match="store version 7, this dali reads version 1"):
+    with pytest.raises(HeaderError, match="store version 7, this dali reads versions 1 and 2"):
         StoreHeader.parse(mutated(dali_store="7"))
 
 

@@ -12,6 +12,7 @@ from dali.units import size
 if TYPE_CHECKING:
     from dali.engine.sequence import Sequence
     from dali.llm import LLM
+    from dali.telemetry import DiskCounters
 
 
 class Answer:
@@ -22,6 +23,7 @@ class Answer:
         self._llm = llm
         self._sequence = sequence
         self._bytes_before = llm.telemetry.total().expert_bytes
+        self._disk_before = llm.telemetry.disk
 
     def stream(self) -> None:
         """Show the answer. Ctrl-C, like any exception, ends it; `text` is what was shown."""
@@ -56,6 +58,8 @@ class Answer:
         if rates:
             modelled = " (modelled)" if self._llm.telemetry.modelled else ""
             parts.append(f"{', '.join(rates)} tok/s{modelled}")
+        if (disk := self._llm.telemetry.disk) is not None and self._disk_before is not None:
+            parts.append(_from_disk(disk.since(self._disk_before), long))
         if long:
             parts += self._details()
         accelerated = self._llm.accelerated
@@ -86,3 +90,15 @@ class Answer:
             if any(prefetched):
                 parts.append("prefetched {} used, {} late, {} wasted".format(*prefetched))
         return parts
+
+
+def _from_disk(disk: DiskCounters, long: bool) -> str:
+    """What an answer took of experts on disk."""
+    told = (
+        f"{100 * disk.hit_rate:.0f} % of experts in RAM, {size(disk.read_bytes)} read, "
+        f"{disk.stalled_seconds:.1f} s waited for the disk"
+    )
+    if not long:
+        return told
+    ahead = f"read ahead {disk.ahead_used} used, {disk.ahead_late} late, {disk.ahead_wasted} wasted"
+    return f"{told}, {disk.queue_depth:.1f} reads at a time, {ahead}"

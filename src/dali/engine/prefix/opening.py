@@ -30,10 +30,11 @@ MOST_RAM = 8 << 30  # unless more is asked for
 SHARE = 4  # a part so large of the free memory is taken unless told
 
 
-def open_prefixes(loaded: LoadedModel, options: LoadOptions, notify: Callable[[str], None]) -> Prefixes:
-    """What `options` ask for beside a model that is in memory."""
+def open_prefixes(
+    loaded: LoadedModel, options: LoadOptions, notify: Callable[[str], None], ram: int | None = None
+) -> Prefixes:
+    """What `options` ask for beside a model that is in memory. `ram`: bytes of it; None: as `default_ram` says."""
     folder, window = None, smallest_window(loaded.model)
-    ram = options.cache_ram_bytes
     if options.cache_dir is not None:
         limit = options.cache_disk_bytes
         folder = Folder(prepare_folder(options.cache_dir, limit), limit, notify)

@@ -32,7 +32,14 @@ class ExpertCache:
         assert all(size <= memory.shape[1] for _, size in layers) and len(checksums) == experts * len(layers)
         self.experts, self.memory = experts, memory
         self._cache = library.ExpertCache(
-            str(path), experts, list(layers), list(checksums), memory.data_ptr(), memory.shape[1], slots, depth
+            str(path),
+            experts,
+            list(layers),
+            list(checksums),
+            memory.data_ptr(),
+            memory.shape[1],
+            slots,
+            depth,
         )
 
     def grow(self, slots: int) -> None:

@@ -1,6 +1,7 @@
 """A GGUF model: its experts repacked straight into RAM, its dense weights decoded for transformers.
 
-There is no store on disk: it would take the file's space once more to save the repacking, which is faster than any disk.
+There is no store on disk where RAM holds all experts: it would take the file's space once more to save the repacking, which is
+faster than any disk. Where RAM does not, the store is what experts are read from while the model runs.
 """
 
 from __future__ import annotations
@@ -28,24 +29,30 @@ from dali.loading.gguf.config import read_config
 from dali.loading.gguf.dense import MEASURED_ROWS, GgufDense
 from dali.loading.gguf.families import family_of
 from dali.loading.gguf.tokenizer import end_ids, read_tokenizer
-from dali.loading.loaded import LoadedModel, largest
+from dali.loading.loaded import LoadedModel, describe_layouts, largest
 from dali.loading.locate import display_name
+from dali.loading.on_disk import fit, open_pool
 from dali.loading.source import ModelSource
 from dali.options import LoadOptions
 from dali.progress import Meter
+from dali.store.cache import store_path
+from dali.store.disk_pool import DiskPlan, DiskPool
 from dali.store.expert_pool import ExpertPool
-from dali.store.gguf.experts import GgufExperts, Loaded
+from dali.store.gguf.experts import GgufExperts, Loaded, OneByOne
 from dali.store.gguf.header import Gguf, read_gguf
 from dali.store.gguf.pack import Losses
-from dali.store.gguf.reader import Reading, read
+from dali.store.gguf.reader import GgufReader, Reading, read
+from dali.store.packed.builder import ensure_store
+from dali.store.packed.header import StoreHeader
 from dali.telemetry import Telemetry
+from dali.units import size
 
 
 class Weights(NamedTuple):
-    """A model's weights in RAM: experts; linears and embeddings by module, packed; all others by parameter. And what linears
-    lost: "Q6_K to w8" -> relative L2 error."""
+    """A model's weights in RAM: experts, unless they are on disk; linears and embeddings by module, packed; all others by
+    parameter. And what linears lost: "Q6_K to w8" -> relative L2 error."""
 
-    experts: Loaded
+    experts: Loaded | None
     packed: dict[str, tuple[Tensor, Format]]
     dense: dict[str, Tensor]
     losses: Losses
@@ -120,12 +127,16 @@ class GgufModel(ModelSource):
         return choose_layouts([wanted], smallest, self.modules[0].experts, dense_bytes, ram, self.name)
 
     def read(
-        self, layouts: list[ExpertLayout], dtype: torch.dtype, packed: bool, progress: Callable[[int], None]
+        self,
+        layouts: list[ExpertLayout] | None,
+        dtype: torch.dtype,
+        packed: bool,
+        progress: Callable[[int], None],
     ) -> Weights:
-        """All weights in one pass: experts in `layouts`, dense weights in `dtype`, but those that can be packed if they shall be
-        `packed`. DaliError for what cannot be read or held so. `progress` is told the bytes read."""
+        """All weights in one pass: experts in `layouts`, or none of them for None; dense weights in `dtype`, but those that can
+        be packed if they shall be `packed`. DaliError for what cannot be read or held so. `progress` is told the bytes read."""
         losses = Losses()
-        experts = self.experts.read(layouts)
+        experts = Reading([], lambda: None) if layouts is None else self.experts.read(layouts)
         matrices = self.dense.read_packed(losses) if packed else Reading([], dict)
         dense = self.dense.read(dtype, packed, losses)
         read([experts, matrices, dense], progress)
@@ -139,24 +150,41 @@ class GgufModel(ModelSource):
         self.config.dtype = self.dense.dtype
         ctx_size = choose_context(self.config, options, self.name)
         dtype = self.dtype(options.dtype, compiled)
-        layouts = self.layouts(options.quant, dtype, options.ram_bytes, compiled)
+        layouts, disk = fit(
+            lambda: self.layouts(options.quant, dtype, options.ram_bytes, compiled),
+            self.name,
+            options,
+            compiled,
+            self.calls.top_k,
+        )
         tokenizer = self.tokenizer
         for key, wrong in self.gguf.ignored.items():
             notify(f"{self.path} is read without its key {key}, which {wrong}.")
         for note in left_out(self.dense.further_blocks):
             notify(note)
         packed = _packs(layouts, compiled)
-        weights = self.read(layouts, dtype, packed, meter("Loading weights", self.nbytes))
+        pool: ExpertPool | None = None
+        if disk is not None:  # first: while they are packed, no dense weights are in memory yet
+            pool, converted = self._open_pool(layouts, disk, meter, notify)
+        nbytes = self.nbytes if pool is None else self.dense.nbytes
+        weights = self.read(
+            layouts if pool is None else None, dtype, packed, meter("Loading weights", nbytes)
+        )
         model = load_dense(self.path, self.config, dtype, weights.dense, without=weights.packed)
         put_packed(model, weights.packed, dtype)
-        converted = weights.experts.converted
+        if weights.experts is not None:
+            converted = weights.experts.converted
         linears = self._linears_lost(model, weights.losses, packed)
         for what, lost in (("Experts", converted), ("Linears", linears)):
             for conversion, error in lost.items():
                 notify(f"{what} are converted from {conversion}: relative error {error:.2%}.")
         set_windows(model, self.calls.windows)
         telemetry = Telemetry()
-        pool = ExpertPool(layouts, weights.experts.records)
+        if isinstance(pool, DiskPool):
+            telemetry.follow_disk(pool.counters)
+        elif weights.experts is not None:
+            pool = ExpertPool(layouts, weights.experts.records)
+        assert pool is not None
         seam.install(model, [MoELayer(index, pool, telemetry) for index in range(pool.layers)])
         return LoadedModel(
             self.name,
@@ -169,7 +197,24 @@ class GgufModel(ModelSource):
             self.calls.top_k,
             converted=converted,
             converted_linears=linears,
+            disk=disk,
         )
+
+    def _open_pool(
+        self, layouts: list[ExpertLayout], plan: DiskPlan, meter: Meter, notify: Callable[[str], None]
+    ) -> tuple[DiskPool, dict[str, float]]:
+        """The pool of the model's store, which is packed unless it is there; and what conversions lose."""
+        header = StoreHeader.of(self.name, self.fingerprint, layouts, self.modules[0].experts)
+        path = store_path(self.path, "gguf" if header.mixed else header.layout.format.name)
+        if not path.exists():
+            notify(
+                f"RAM cannot hold the experts: they are packed into {path}, once, which takes {size(header.file_bytes)}."
+            )
+        what = f"Packing experts to {describe_layouts(layouts)}"
+        with GgufReader(sorted({self.gguf.tensors[name].path for name in self.experts.names})) as reader:
+            source = OneByOne(self.experts, layouts, reader)
+            ensure_store(path, header, source, lambda: meter(what, header.nbytes), notify)
+            return open_pool(path, plan), source.losses()
 
     def _linears_lost(self, model: Any, losses: Losses, packed: bool) -> dict[str, float]:
         """What linears lose in all, those too that are decoded here and packed later, beside the others."""

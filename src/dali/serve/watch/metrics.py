@@ -19,7 +19,7 @@ from dali.serve.serving import serving
 
 if TYPE_CHECKING:
     from dali.serve.service import Service
-    from dali.telemetry import Telemetry
+    from dali.telemetry import DiskCounters, Telemetry
 
 LOOKUPS = {
     "resident": "accelerator",
@@ -85,6 +85,8 @@ class Experts:
         for outcome in PREFETCHES:
             fetched.add_metric([outcome], getattr(total, f"prefetch_{outcome}"))
         yield fetched
+        if (disk := self._telemetry.disk) is not None:
+            yield from _disk(disk)
         clock = "modelled" if self._telemetry.modelled else "measured"
         makespan = SummaryMetricFamily(
             "dali_layer_makespan_seconds",
@@ -101,6 +103,33 @@ class Experts:
         )
         overlap.add_metric([clock], total.overlap)
         yield overlap
+
+
+def _disk(disk: DiskCounters) -> Iterator[Metric]:
+    """Of experts that RAM holds a part of."""
+    lookups = CounterMetricFamily(
+        "dali_ram_lookups", "Active experts of steps that were in RAM, or not.", labels=["layer", "result"]
+    )
+    for layer, counts in enumerate(zip(disk.hits, disk.misses, strict=True)):
+        for result, count in zip(("hit", "miss"), counts, strict=True):
+            lookups.add_metric([str(layer), result], count)
+    yield lookups
+    yield _counter("dali_disk_reads", "Experts read from disk.", disk.reads)
+    yield _counter("dali_disk_read_bytes", "Bytes of them.", disk.read_bytes)
+    yield _counter("dali_disk_wanted_bytes", "Of those, what a step asked for.", disk.wanted_bytes)
+    ahead = CounterMetricFamily(
+        "dali_disk_read_ahead", "Experts read before their step, by what became of them.", labels=["outcome"]
+    )
+    for outcome in PREFETCHES:
+        ahead.add_metric([outcome], getattr(disk, f"ahead_{outcome}"))
+    yield ahead
+    yield _counter(
+        "dali_disk_stalled_seconds", "Time in which steps waited for the disk.", disk.stalled_seconds
+    )
+    yield _counter("dali_disk_busy_seconds", "Time in which reads were under way.", disk.busy_seconds)
+    yield _counter(
+        "dali_disk_reading_seconds", "Time that reads took, those at a time added up.", disk.reading_seconds
+    )
 
 
 def _gauge(name: str, says: str, value: float) -> Metric:

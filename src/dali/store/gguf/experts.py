@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,8 +17,8 @@ from dali.kernels.formats import Format
 from dali.store.arena import Arena
 from dali.store.experts_module import ExpertsModule
 from dali.store.gguf.header import Gguf, GgufTensor, damaged
-from dali.store.gguf.pack import Losses, own_format, pack_blocks
-from dali.store.gguf.reader import Job, Reading
+from dali.store.gguf.pack import Losses, keeps, own_format, pack_blocks
+from dali.store.gguf.reader import GgufReader, Job, Reading
 from dali.store.gguf.values.fields import Bytes
 
 
@@ -48,7 +49,7 @@ class GgufExperts:
         self.gguf = gguf
         self.modules = modules
         self.names: set[str] = set()  # of all tensors that hold experts
-        self._places = [self._layer(*pair) for pair in zip(modules, blocks, strict=True)]
+        self.places = [self._layer(*pair) for pair in zip(modules, blocks, strict=True)]
 
     def _layer(self, module: ExpertsModule, block: int) -> dict[str, list[Place]]:
         """Part of an expert -> its place for each expert."""
@@ -92,7 +93,7 @@ class GgufExperts:
 
     def layouts(self, format: Format | None) -> list[ExpertLayout]:
         """Each layer's layout: all in `format`, or for None what keeps each matrix as it is in the file."""
-        return [self._layout(*pair, format) for pair in zip(self.modules, self._places, strict=True)]
+        return [self._layout(*pair, format) for pair in zip(self.modules, self.places, strict=True)]
 
     @staticmethod
     def _layout(module: ExpertsModule, places: dict[str, list[Place]], format: Format | None) -> ExpertLayout:
@@ -122,12 +123,50 @@ class GgufExperts:
         losses = Losses()
         jobs = [
             Job(*place, partial(_pack, place, part, expert, layouts[layer], records[layer][expert], losses))
-            for layer, places in enumerate(self._places)
+            for layer, places in enumerate(self.places)
             for part, by_expert in places.items()
             for expert, place in enumerate(by_expert)
         ]
         in_order = [record for layer in records for record in layer]
         return Reading(jobs, lambda: Loaded(records, losses.relative()), in_order)
+
+
+class OneByOne:
+    """The experts of a model read one after another, to be packed in `layouts` into a store. `reader`: of the model's files."""
+
+    def __init__(self, experts: GgufExperts, layouts: Sequence[ExpertLayout], reader: GgufReader) -> None:
+        self._experts, self._layouts, self._reader = experts, layouts, reader
+
+    def read(self, layer: int, expert: int) -> Callable[[Tensor], None]:
+        """What packs an expert into a record of zeros. DaliError: its bytes cannot be read."""
+        return self._packing(layer, expert, Losses())
+
+    def losses(self) -> dict[str, float]:
+        """What conversions lose, as Loaded has it."""
+        losses = Losses()
+        for layer, (layout, places) in enumerate(zip(self._layouts, self._experts.places, strict=True)):
+            types = {part: places[part][0].tensor.type for part in layout.formats}
+            if not all(keeps(type, layout.formats[part]) for part, type in types.items()):
+                self._packing(layer, 0, losses)(torch.zeros(layout.record_bytes, dtype=torch.uint8))
+        return losses.relative()
+
+    def _packing(self, layer: int, expert: int, losses: Losses) -> Callable[[Tensor], None]:
+        layout, parts = self._layouts[layer], []
+        for part, places in self._experts.places[layer].items():
+            parts.append((part, places[expert], np.copy(self._reader.rows(*places[expert]))))
+
+        def pack(record: Tensor) -> None:
+            for part, place, raw in parts:
+                _pack(place, part, expert, layout, record, losses, raw)
+
+        return pack
+
+
+def _pack(
+    parts: dict[str, tuple[Place, Bytes]], expert: int, layout: ExpertLayout, losses: Losses, record: Tensor
+) -> None:
+    for part, (place, raw) in parts.items():
+        _pack(place, part, expert, layout, record, losses, raw)
 
 
 def _pack(

@@ -12,7 +12,7 @@ from concurrent.futures import Future
 from contextlib import closing
 from pathlib import Path
 from secrets import token_hex
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 import numpy as np
 import torch
@@ -28,13 +28,19 @@ from dali.store.workers import workers
 
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP)
 
+WRITTEN = 2**28  # bytes after which what was written is held to have reached the disk
+
 Progress = Callable[[int], None]
+
+
+Packing = Callable[[Tensor], None]  # fills a record of zeros
 
 
 class ExpertSource(Protocol):
     """Where expert weights come from."""
 
-    def read(self, layer: int, expert: int) -> ExpertWeights: ...
+    def read(self, layer: int, expert: int) -> ExpertWeights | Packing:
+        """Its weights, or what packs them."""
 
 
 def ensure_store(
@@ -127,17 +133,18 @@ def build(
             raise _no_space(path, header, free)
         with temporary.open("wb") as file, closing(_packed(header, source)) as packed:
             file.write(header.encode())
+            written = 0
             checksums = np.empty(header.records, dtype="<u8")
             for index, record in enumerate(packed):
                 view = record.numpy().data
                 checksums[index] = xxhash.xxh3_64_intdigest(view)
                 file.write(view)
-                progress(header.record_bytes)
+                if (written := written + record.nbytes) >= WRITTEN:
+                    _write_back(file)
+                    written = 0
+                progress(record.nbytes)
             file.write(checksums.tobytes())
-            file.flush()
-            os.fsync(file.fileno())
-            if hasattr(os, "posix_fadvise"):  # the reader goes past the page cache: leave no copy there
-                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            _write_back(file)
         temporary.replace(path)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -150,6 +157,15 @@ def build(
         os.fsync(directory)  # the rename itself
     finally:
         os.close(directory)
+
+
+def _write_back(file: BinaryIO) -> None:
+    """All that was written to the disk, and out of the page cache: the reader goes past it, and a copy there would take
+    memory."""
+    file.flush()
+    os.fsync(file.fileno())
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _packed(header: StoreHeader, source: ExpertSource) -> Generator[Tensor, None, None]:
@@ -166,10 +182,14 @@ def _packed(header: StoreHeader, source: ExpertSource) -> Generator[Tensor, None
             yield pending.popleft().result()
 
 
-def _pack(header: StoreHeader, layer: int, expert: int, weights: ExpertWeights) -> Tensor:
-    record = torch.empty(header.record_bytes, dtype=torch.uint8)
+def _pack(header: StoreHeader, layer: int, expert: int, weights: ExpertWeights | Packing) -> Tensor:
+    layout = header.layouts[layer]
+    record = torch.zeros(layout.record_bytes, dtype=torch.uint8)
     try:
-        header.layout.pack(weights, record)
+        if isinstance(weights, ExpertWeights):
+            layout.pack(weights, record)
+        else:
+            weights(record)
     except DaliError as error:
         raise DaliError(f"Expert {expert} of MoE layer {layer}: {error.problem}", error.fix) from error
     return record

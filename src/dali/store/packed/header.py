@@ -1,6 +1,6 @@
 """The header of an expert store.
 
-A store is a valid safetensors file: one uint8 tensor `layer.L.expert.E` a record, all of one size, then
+A store is a valid safetensors file: one uint8 tensor `layer.L.expert.E` a record, all of a layer of one size, then
 `checksums` (uint64, XXH3 of each record). The JSON header is padded so that records start at a multiple of
 4096. Everything follows from the metadata, so a reader rebuilds the header from it and compares bytes:
 whatever differs is not a store.
@@ -9,6 +9,7 @@ whatever differs is not a store.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from dali.kernels.expert import RECORD_ALIGNMENT, ExpertLayout, ExpertShape
 from dali.kernels.formats import FORMATS
 
 STORE_VERSION = 1
+MIXED_VERSION = 2  # of stores whose layers or matrices differ in their formats
 CHECKSUM_BYTES = 8
 
 
@@ -26,18 +28,27 @@ class HeaderError(ValueError):
 
 @dataclass(frozen=True)
 class StoreHeader:
-    """What a store holds: `layers` x `experts` records of one layout, from the source with `fingerprint`."""
+    """What a store holds: `layers` x `experts` records, from the source with `fingerprint`. All are in `layout`, unless `mixed`
+    names each layer's, of which `layout` then is the one with the largest records."""
 
     model: str
     fingerprint: str
     layers: int
     experts: int
     layout: ExpertLayout
+    mixed: tuple[ExpertLayout, ...] = ()
+
+    @classmethod
+    def of(cls, model: str, fingerprint: str, layouts: Sequence[ExpertLayout], experts: int) -> StoreHeader:
+        """The header of a store with `experts` records a layer, in that layer's of `layouts`."""
+        largest = max(layouts, key=lambda layout: layout.record_bytes)
+        plain = not largest.exceptions and all(layout == largest for layout in layouts)
+        return cls(model, fingerprint, len(layouts), experts, largest, () if plain else tuple(layouts))
 
     @property
-    def layouts(self) -> list[ExpertLayout]:
+    def layouts(self) -> Sequence[ExpertLayout]:
         """Of each layer's records."""
-        return [self.layout] * self.layers
+        return self.mixed or (self.layout,) * self.layers
 
     @property
     def records(self) -> int:
@@ -45,12 +56,24 @@ class StoreHeader:
 
     @property
     def record_bytes(self) -> int:
+        """Bytes of the largest record."""
         return self.layout.record_bytes
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all records."""
+        return self._begin(self.layers)
+
+    def _begin(self, layer: int) -> int:
+        """Bytes of all records of the layers before that one."""
+        if not self.mixed:
+            return layer * self.experts * self.record_bytes
+        return self.experts * sum(layout.record_bytes for layout in self.mixed[:layer])
 
     @property
     def checksums_offset(self) -> int:
         """Byte offset of the checksums in the file."""
-        return len(self.encode()) + self.records * self.record_bytes
+        return len(self.encode()) + self.nbytes
 
     @property
     def file_bytes(self) -> int:
@@ -58,7 +81,13 @@ class StoreHeader:
 
     def record_offset(self, index: int) -> int:
         """Byte offset of record `index` = layer * experts + expert; a multiple of 4096."""
-        return len(self.encode()) + index * self.record_bytes
+        return len(self.encode()) + self._place(index)[0]
+
+    def _place(self, index: int) -> tuple[int, int]:
+        """Offset behind the header, and bytes, of record `index`."""
+        layer, expert = divmod(index, self.experts)
+        size = self.mixed[layer].record_bytes if self.mixed else self.record_bytes
+        return self._begin(layer) + expert * size, size
 
     def encode(self) -> bytes:
         """The file's first bytes: length, JSON, padding."""
@@ -69,27 +98,30 @@ class StoreHeader:
         return cached
 
     def _encode(self) -> bytes:
-        assert not self.layout.exceptions, "a store has one format for all matrices"
+        assert self.mixed or not self.layout.exceptions, "formats that differ are named one by one"
         shape = asdict(self.layout.shape)
+        formats = [{name: one.name for name, one in layout.formats.items()} for layout in self.mixed]
         metadata = {
-            "dali_store": str(STORE_VERSION),
+            "dali_store": str(MIXED_VERSION if self.mixed else STORE_VERSION),
             "model": self.model,
             "source": self.fingerprint,
             "layers": str(self.layers),
             "experts": str(self.experts),
-            "format": self.layout.format.name,
+            "format": json.dumps(formats) if self.mixed else self.layout.format.name,
             "shape": json.dumps(shape),
         }
         tensors: dict[str, Any] = {"__metadata__": metadata}
-        size = self.record_bytes
+        begin = 0
         for index in range(self.records):
             layer, expert = divmod(index, self.experts)
+            size = self.mixed[layer].record_bytes if self.mixed else self.record_bytes
             tensors[f"layer.{layer}.expert.{expert}"] = {
                 "dtype": "U8",
                 "shape": [size],
-                "data_offsets": [index * size, (index + 1) * size],
+                "data_offsets": [begin, begin + size],
             }
-        end = self.records * size
+            begin += size
+        end = begin
         tensors["checksums"] = {
             "dtype": "U64",
             "shape": [self.records],
@@ -108,15 +140,19 @@ class StoreHeader:
             version = metadata.get("dali_store")
             if version is None:
                 raise HeaderError("it is not an expert store")
-            if version != str(STORE_VERSION):
-                raise HeaderError(f"it has store version {version}, this dali reads version {STORE_VERSION}")
-            header = cls(
-                metadata["model"],
-                metadata["source"],
-                _size(int(metadata["layers"])),
-                _size(int(metadata["experts"])),
-                ExpertLayout(_shape(json.loads(metadata["shape"])), FORMATS[metadata["format"]]),
-            )
+            if version not in (str(STORE_VERSION), str(MIXED_VERSION)):
+                raise HeaderError(
+                    f"it has store version {version}, this dali reads versions {STORE_VERSION} and {MIXED_VERSION}"
+                )
+            layers, experts = _size(int(metadata["layers"])), _size(int(metadata["experts"]))
+            if len(tensors) != layers * experts + 2:  # before work that grows with either
+                raise ValueError("not as many records as it says")
+            shape = _shape(json.loads(metadata["shape"]))
+            if version == str(STORE_VERSION):
+                layouts = [ExpertLayout(shape, FORMATS[metadata["format"]])] * layers
+            else:
+                layouts = [_mixed(shape, formats) for formats in json.loads(metadata["format"])]
+            header = cls.of(metadata["model"], metadata["source"], layouts, experts)
             # The count bounds the work of `encode` by what was parsed.
             if len(tensors) != header.records + 2 or header.encode()[8:] != text:
                 raise ValueError("not what encode writes")
@@ -125,6 +161,11 @@ class StoreHeader:
         except (ValueError, OverflowError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise HeaderError("its header is damaged") from error
         return header
+
+
+def _mixed(shape: ExpertShape, formats: dict[str, str]) -> ExpertLayout:
+    """The layout of matrices in those formats, by name."""
+    return ExpertLayout.mixed(shape, {name: FORMATS[formats[name]] for name in shape.matrices})
 
 
 def _size(value: object) -> int:

@@ -94,7 +94,8 @@ class StoreReader:
         return [int(checksum) for checksum in self._checksums]
 
     def read_all(self, progress: Callable[[int], None] = lambda nbytes: None) -> Arena:
-        """All records in RAM. `progress` is told the bytes of each record read."""
+        """All records, of one layout, in RAM. `progress` is told the bytes of each record read."""
+        assert not self.header.mixed
         arena = Arena(self.header.records, self.header.record_bytes)
         with ThreadPoolExecutor(READERS, thread_name_prefix="dali-read") as pool:
             # Not futures of our own: one that fails would hold its error, the error this frame, and that the arena.

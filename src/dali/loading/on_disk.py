@@ -1,0 +1,69 @@
+"""Experts that stay on disk because RAM cannot hold them: whether that can be done, and with how much of them in RAM."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from dali.errors import DaliError, parameter
+from dali.hardware.free_memory import available_ram, own_memory
+from dali.kernels.expert import ExpertLayout
+from dali.loading.budget import DoesNotFit
+from dali.options import LoadOptions
+from dali.store.direct_io import ReadError
+from dali.store.disk_pool import DiskPlan, DiskPool
+from dali.store.packed.reader import DamagedStore, StoreReader
+from dali.store.packed.speed import measure_speed
+from dali.units import enough, size
+
+MARGIN = 2**29  # bytes left to others where nobody says how much dali may take
+WORKING = 2**27  # bytes for what does not grow with a step: buffers, readers, the allocator's own
+
+
+def fit(
+    choose: Callable[[], list[ExpertLayout]], what: object, options: LoadOptions, compiled: bool, top_k: int
+) -> tuple[list[ExpertLayout], DiskPlan | None]:
+    """The layouts that `choose` finds to fit RAM; where none does, those it comes nearest with, and how they are kept on disk.
+
+    DaliError where that cannot be, or the budget does not even have room for a token's experts of one layer beside all else.
+    """
+    try:
+        return choose(), None
+    except DoesNotFit as misfit:
+        if not compiled or options.device != "cpu" or sys.platform == "win32":
+            raise  # experts on disk are for the compiled kernels of the CPU
+        return misfit.layouts, _plan(misfit, what, options, top_k)
+
+
+def _plan(misfit: DoesNotFit, what: object, options: LoadOptions, top_k: int) -> DiskPlan:
+    ram = options.ram_bytes
+    used = own_memory()
+    allowed = used + available_ram() - MARGIN if ram is None else ram
+    slot_bytes = max(layout.record_bytes for layout in misfit.layouts)
+    least = used + misfit.dense_bytes + WORKING + top_k * slot_bytes
+    if least > allowed:
+        raise too_small(what, least, ram, allowed)
+    return DiskPlan(allowed, ram is not None, top_k)
+
+
+def too_small(what: object, least: int, ram: int | None, allowed: int) -> DaliError:
+    """A budget in which not even a token's experts of one layer have room."""
+    limit = f"{parameter('ram')} allows {size(allowed)}" if ram is not None else f"{size(allowed)} can be had"
+    problem = f"{what} needs {size(least)} of memory even with its experts on disk; {limit}."
+    if ram is None:
+        return DaliError(problem, "Close other programs, or choose a smaller model.")
+    return DaliError(problem, f"Give {parameter('ram')} {enough(least)} or more.")
+
+
+def open_pool(store: Path, plan: DiskPlan) -> DiskPool:
+    """The pool of a store, with no more slots than it cannot do without: `dali.offload.ram` gives it the others. DamagedStore: it
+    cannot be used."""
+    with StoreReader(store) as reader:
+        header = reader.header
+    most = min(header.records, max(plan.ram // header.record_bytes, plan.least_slots))
+    try:
+        speed = measure_speed(store, header)
+    except (OSError, ReadError) as error:
+        raise DamagedStore(store, str(error)) from error
+    return DiskPool(store, min(plan.least_slots, most), most, speed.depth)

@@ -1,0 +1,156 @@
+"""Models whose experts RAM cannot hold: the same bits as with all of them in RAM, and budgets that are told what they lack."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+from gguf import GGMLQuantizationType as Type
+
+import dali
+from dali.errors import DaliError, StoreError
+from dali.kernels import native
+from dali.loading import on_disk
+from dali.loading.budget import HEADROOM
+from dali.store.disk_pool import DiskPool
+from dali.units import parse_size
+from decoded import decoded
+from families import random_model, save_model
+from gguf_models import encode_as, gguf_model, save_gguf
+from on_disk import load_on_disk
+
+pytestmark = pytest.mark.skipif(not native.AVAILABLE, reason="the kernels were not compiled")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("DALI_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.delenv(native.VARIABLE, raising=False)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    return save_model(random_model("olmoe"), tmp_path / "model")
+
+
+# A shared expert, biases and MXFP4's ways, attention to latents, a dense layer; and one whose layers transformers computes.
+@pytest.mark.parametrize("family", ["qwen2_moe", "gpt_oss", "deepseek_v2", "phimoe"])
+@pytest.mark.parametrize("slots", [3, 7, 100])
+def test_not_a_bit_changes(tmp_path, monkeypatch, family, slots):
+    path = save_model(random_model(family), tmp_path / "model")
+    inside = dali.load(path, quant="w8")
+    wanted = decoded(inside)
+    llm = load_on_disk(monkeypatch, path, slots, quant="w8")
+    assert (llm.engine.decoder is None) == (inside.engine.decoder is None)
+    for _ in range(2):
+        assert all(map(torch.equal, wanted, decoded(llm)))
+    assert llm.loaded.pool.slots == min(slots, llm.loaded.pool.layers * llm.loaded.pool.experts)
+    disk, lookups = llm.telemetry.disk, inside.telemetry.total().lookups
+    assert disk is not None
+    assert sum(disk.hits) + sum(disk.misses) == 2 * lookups == llm.telemetry.total().lookups
+    if slots == 100:  # room for all: each is read once
+        assert disk.reads <= llm.loaded.pool.layers * llm.loaded.pool.experts
+
+
+def test_floats_are_computed_alike_too(tmp_path, monkeypatch):
+    path = save_model(random_model("olmoe"), tmp_path / "model")
+    wanted = decoded(dali.load(path, quant="f32"))
+    assert all(map(torch.equal, wanted, decoded(load_on_disk(monkeypatch, path, 3, quant="f32"))))
+
+
+def test_a_step_that_fails_leaves_a_model_that_answers(saved, monkeypatch):
+    wanted = (
+        dali.load(saved, quant="w8").generate([5, 6, 7], max_tokens=12, temperature=0, ignore_eos=True).tokens
+    )
+    llm = load_on_disk(monkeypatch, saved, 3, quant="w8")
+    pool = llm.loaded.pool
+    assert isinstance(pool, DiskPool)
+    good = pool.path.read_bytes()
+    stream = llm.stream([5, 6, 7], max_tokens=12, temperature=0, ignore_eos=True)
+    next(stream)
+    with pool.path.open("r+b") as file:  # the file itself, not another of its name
+        for index in range(pool.header.records):
+            file.seek(pool.header.record_offset(index))
+            file.write(b"\xff" * 64)
+    with pytest.raises(StoreError, match="fails its checksum"):
+        list(stream)
+    with pool.path.open("r+b") as file:
+        file.write(good)
+    assert llm.generate([5, 6, 7], max_tokens=12, temperature=0, ignore_eos=True).tokens == wanted
+
+
+def test_stats_tell_of_the_disk(saved, monkeypatch):
+    llm = load_on_disk(monkeypatch, saved, 6, quant="w8")
+    assert llm.stats()["disk"]["reads"] == 0  # what was probed is no step
+    llm.generate([5, 6, 7], max_tokens=12, temperature=0, ignore_eos=True)
+    disk = llm.stats()["disk"]
+    assert disk["hits"] + disk["misses"] == llm.telemetry.total().lookups
+    assert disk["read_bytes"] == disk["wanted_bytes"] == disk["reads"] * llm.layout.record_bytes
+    assert disk["hit_rate"] == disk["hits"] / (disk["hits"] + disk["misses"])
+    assert dali.load(saved, quant="w8").stats()["disk"] is None
+
+
+def test_a_budget_below_a_token_s_experts_is_refused_with_the_one_to_give(saved):
+    with pytest.raises(
+        DaliError, match=r"needs .* even with its experts on disk; ram allows 10.0 MiB"
+    ) as error:
+        dali.load(saved, ram="10MiB", quant="w8")
+    told = re.search(r"Give ram (\w+) or more", str(error.value))
+    assert told is not None
+    assert parse_size(told[1]) > parse_size("10MiB")
+
+
+def test_what_is_free_is_the_budget_where_none_is_given(saved, monkeypatch):
+    monkeypatch.setattr("dali.loading.budget.available_ram", lambda: HEADROOM)  # not a byte for the model
+    notes: list[str] = []
+    llm = dali.load(saved, quant="w8", notify=notes.append)
+    assert isinstance(llm.loaded.pool, DiskPool)
+    assert re.search(r"RAM has room for 24 of 24 experts .* are read from .*w8.safetensors", notes[-1])
+    assert llm.generate([5, 6, 7], max_tokens=3, ignore_eos=True).tokens
+    monkeypatch.setattr(on_disk, "available_ram", lambda: 0)
+    with pytest.raises(
+        DaliError, match=r"even with its experts on disk; .* can be had\.\nClose other programs"
+    ):
+        dali.load(saved, quant="w8")
+
+
+def test_an_accelerator_wants_all_experts_in_ram(saved, monkeypatch):
+    monkeypatch.setattr("dali.loading.budget.available_ram", lambda: HEADROOM)
+    with pytest.raises(DaliError, match="are free"):
+        dali.load(saved, quant="w8", device="sim:paper")
+
+
+def test_without_compiled_kernels_all_experts_have_to_be_in_ram(saved, monkeypatch):
+    monkeypatch.setenv(native.VARIABLE, "torch")
+    monkeypatch.setattr("dali.loading.budget.available_ram", lambda: HEADROOM)
+    with pytest.raises(DaliError, match="are free"):
+        dali.load(saved, quant="w8")
+
+
+@pytest.mark.parametrize("slots", [3, 11])
+def test_a_gguf_file_s_experts_keep_their_types_on_disk(tmp_path, monkeypatch, slots):
+    """Of several types, in layers that differ: Q8_0, Q4_0 and F16, whose values the store keeps."""
+    kinds = {"blk.0.ffn_down_exps.weight": Type.F16, "blk.1.ffn_up_exps.weight": Type.Q4_0}
+
+    def encode(name: str, tensor: torch.Tensor):
+        return encode_as(kinds.get(name, Type.Q8_0))(name, tensor)
+
+    path = save_gguf(gguf_model("qwen3_moe"), tmp_path / "m.gguf", encode)
+    wanted = decoded(dali.load(path))
+    notes: list[str] = []
+    for _ in range(2):
+        llm = load_on_disk(monkeypatch, path, slots, notify=notes.append)
+        assert len({layout.record_bytes for layout in llm.loaded.layouts}) > 1
+        assert all(map(torch.equal, wanted, decoded(llm)))
+    packed = [note for note in notes if "are packed into" in note]
+    assert len(packed) == 1
+    assert re.search(r"packed into .*gguf.safetensors, once, which takes \d", packed[0])
+
+
+def test_what_a_conversion_loses_is_said_each_time(tmp_path, monkeypatch):
+    path = save_gguf(gguf_model("qwen3_moe"), tmp_path / "m.gguf", encode_as(Type.Q8_0))
+    lost = dali.load(path, quant="w4").loaded.converted
+    assert lost
+    for _ in range(2):
+        assert load_on_disk(monkeypatch, path, 5, quant="w4").loaded.converted == lost
