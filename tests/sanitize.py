@@ -27,6 +27,7 @@ TESTS = [
     "loading/gguf/test_gguf_linears.py",
     "loading/gguf/test_gguf_embeddings.py",
     "store/gguf/test_gguf_blocks.py",  # repacking
+    "store/test_disk_pool.py",
     "policies/test_two_lane.py",  # its search
     "runtime/test_planner.py",
     "devices/test_compiled_dependencies.py",

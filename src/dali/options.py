@@ -47,7 +47,8 @@ class LoadOptions:
     yarn_orig_ctx: int | None = None
     """Tokens in training, for YaRN; None for what the model's files say."""
     ram: int | str | None = None
-    """Host memory to plan with, bytes or "24GiB"; None for what is free."""
+    """Host memory that dali may take, bytes or "24GiB"; None for what is free. Experts that it has no room for are read from disk
+    when they are wanted, on the CPU."""
     threads: int | None = None
     """CPU threads; None for one a core."""
     cache_ram: int | str | None = None

@@ -12,6 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from dali.kernels import native
 from dali.loading import safetensors as load
 from families import random_model, save_model
 from gguf_models import gguf_model, save_gguf
@@ -100,8 +101,17 @@ def test_no_weights_are_read(listed, models, monkeypatch):
     assert listed()["mixtral"]["runs"] is True
 
 
+@pytest.mark.skipif(not native.AVAILABLE, reason="the kernels were not compiled")
+def test_a_model_whose_experts_are_beyond_the_memory_runs_from_disk(listed, models, monkeypatch):
+    assert listed()["dali-tiny"]["from_disk"] is False
+    monkeypatch.setattr("dali.loading.budget.available_ram", lambda: 2**20)
+    entry = listed()["dali-tiny"]
+    assert (entry["runs"], entry["quant"], entry["from_disk"]) == (True, "w4", True)
+
+
 def test_a_model_beyond_the_memory_does_not_run(listed, models, monkeypatch):
     monkeypatch.setattr("dali.loading.budget.available_ram", lambda: 2**20)
+    monkeypatch.setattr("dali.loading.on_disk.available_ram", lambda: 2**20)
     entry = listed()["dali-tiny"]
     assert (entry["runs"], entry["obstacle"]) == (False, "too large for the free memory")
 

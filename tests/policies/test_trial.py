@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import random
+
+import pytest
+
+from dali.compiled import library
 from dali.policies.trial import GAIN, LONGEST, SHORTEST, WINDOW, Trial
 
 
@@ -34,3 +39,13 @@ def test_what_pays_is_kept_up_but_for_the_comparison():
 def test_where_nothing_waits_it_stays_off():
     seen = stretches(Trial(), {False: 0.0, True: 0.0}, 600)
     assert sum(count for on, count in seen if on) <= 4 * WINDOW
+
+
+@pytest.mark.skipif(library is None, reason="the kernels were not compiled")
+def test_compiled_code_decides_alike():
+    ours, theirs, chance, stalled = Trial(), library.Trial(), random.Random(0), 0.0
+    for step in range(6000):
+        ours.step(stalled)
+        theirs.step(stalled)
+        assert ours.on == theirs.on
+        stalled += chance.random() * (0.5 if ours.on and step // 1500 % 2 else 1.0)

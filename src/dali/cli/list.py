@@ -52,6 +52,7 @@ class Listing:
     top_k: int | None = None
     moe_layers: int | None = None
     quant: str | None = None  # what `--quant auto` would pack the experts to
+    from_disk: bool = False  # whether RAM cannot hold them all now
     obstacle: str | None = None  # in a few words
     problem: str | None = None  # as `dali run` says it
 
@@ -79,7 +80,8 @@ def main(settings: Settings) -> int:
 
 def _row(listing: Listing) -> tuple[str, ...]:
     counts = (listing.experts, listing.top_k, listing.moe_layers)
-    runs = f"no: {listing.obstacle}" if listing.obstacle else f"yes, as {listing.quant}"
+    where = " from disk" if listing.from_disk else ""
+    runs = f"no: {listing.obstacle}" if listing.obstacle else f"yes, as {listing.quant}{where}"
     numbers = ("-" if count is None else str(count) for count in counts)
     return (listing.name, listing.family or "-", *numbers, size(listing.bytes), runs)
 
@@ -200,10 +202,20 @@ def _last_steps(listing: Listing, source: ModelSource) -> Iterator[str]:
     _ = source.tokenizer
     yield "too large for the free memory"
     from dali.kernels import native
+    from dali.loading.on_disk import fit
+    from dali.options import LoadOptions
 
     compiled = native.enabled()
-    layouts = source.layouts("auto", source.dtype("auto", compiled), None, compiled)
+    dtype = source.dtype("auto", compiled)
+    layouts, disk = fit(
+        lambda: source.layouts("auto", dtype, None, compiled),
+        source.name,
+        LoadOptions(),
+        compiled,
+        source.calls.top_k,
+    )
     listing.quant = ", ".join(dict.fromkeys(layout.format_name for layout in layouts))
+    listing.from_disk = disk is not None
 
 
 def _count(listing: Listing, modules: list[ExpertsModule], top_k: int) -> None:

@@ -141,10 +141,9 @@ class Bandwidth:
         storages = (record.untyped_storage() for layer in llm.loaded.pool.records for record in layer)
         # Records are views of few arenas; those on disk have none.
         largest = max(storages, key=lambda storage: storage.nbytes(), default=None)
-        enough = largest is not None and largest.nbytes() >= 2 * READ_BYTES
         self._memory = (
             torch.empty(0, dtype=torch.uint8).set_(largest)
-            if enough
+            if largest is not None and largest.nbytes() >= 2 * READ_BYTES
             else torch.ones(2 * READ_BYTES, dtype=torch.uint8)
         )
         self._begin = 0

@@ -86,6 +86,7 @@ void bind_disk(nb::module_& m) {
         .def(nb::init<int, int>())
         .def("note", &Rates::note)
         .def("of", &Rates::of);
+    nb::class_<Trial>(m, "Trial").def(nb::init<>()).def("step", &Trial::step).def_prop_ro("on", &Trial::on);
     bind_cache(m);
 }
 

@@ -53,7 +53,11 @@ class Model:
     dtype: str | None = flag(
         "model", one_of(DTYPES), f"of everything but the experts: {', '.join(DTYPES)} (default: auto)"
     )
-    ram: int | None = flag("model", SIZE, "host memory to plan with (default: what is free)")
+    ram: int | None = flag(
+        "model",
+        SIZE,
+        "host memory that dali may take: experts beyond it stay on disk (default: what is free)",
+    )
     threads: int | None = flag("model", whole(1), "CPU threads (default: all cores)", "-t")
     offline: bool = flag("model", SWITCH, "never touch the network")
 

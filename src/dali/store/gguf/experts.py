@@ -163,13 +163,6 @@ class OneByOne:
 
 
 def _pack(
-    parts: dict[str, tuple[Place, Bytes]], expert: int, layout: ExpertLayout, losses: Losses, record: Tensor
-) -> None:
-    for part, (place, raw) in parts.items():
-        _pack(place, part, expert, layout, record, losses, raw)
-
-
-def _pack(
     place: Place,
     part: str,
     expert: int,
