@@ -9,6 +9,7 @@ import torch
 from gguf import GGMLQuantizationType as Type
 
 import dali
+from dali.cli.chat.answer import Answer
 from dali.errors import DaliError, StoreError
 from dali.kernels import native
 from dali.loading import on_disk
@@ -89,6 +90,17 @@ def test_stats_tell_of_the_disk(saved, monkeypatch):
     assert disk["read_bytes"] == disk["wanted_bytes"] == disk["reads"] * llm.layout.record_bytes
     assert disk["hit_rate"] == disk["hits"] / (disk["hits"] + disk["misses"])
     assert dali.load(saved, quant="w8").stats()["disk"] is None
+
+
+def test_an_answer_s_summary_tells_of_the_disk(saved, monkeypatch):
+    llm = load_on_disk(monkeypatch, saved, 6, quant="w8")
+    llm.generate([5, 6, 7], max_tokens=3, ignore_eos=True)  # another's
+    answer = Answer(llm, llm.sequence([8, 9], max_tokens=4, ignore_eos=True))
+    answer.stream()
+    assert re.search(
+        r"\d+ % of experts in RAM, [\d.]+ KiB read, \d+\.\d s waited for the disk", answer.summary()
+    )
+    assert "reads at a time, read ahead" in answer.summary(long=True)
 
 
 def test_a_budget_below_a_token_s_experts_is_refused_with_the_one_to_give(saved):
