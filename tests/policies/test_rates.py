@@ -1,4 +1,4 @@
-"""Which experts leave memory for others from a disk, worked by hand; and compiled code decides alike."""
+"""Which experts leave RAM for others from a disk, worked by hand; and compiled code decides alike."""
 
 from __future__ import annotations
 
@@ -10,46 +10,49 @@ from dali.compiled import library
 from dali.policies.rates import Rates, victims
 
 
-def test_a_share_is_of_the_tokens_that_were_seen():
-    rates = Rates(layers=2, experts=3)
-    assert rates.of(0, 1) == 0
-    rates.note(0, [0, 1], [3, 1])
-    assert rates.of(0, 0) == pytest.approx(0.75 + 2 * 0.75)
-    assert rates.of(0, 1) == pytest.approx(0.25 + 2 * 0.25)
-    assert rates.of(0, 2) == rates.of(1, 0) == 0
-    rates.note(0, [2], [4])  # 3 and 1 of 4 tokens have faded once
-    fast, slow = 4 / (4 * 0.85 + 4), 4 / (4 * 0.97 + 4)
-    assert rates.of(0, 2) == pytest.approx(fast + 2 * slow)
-    assert rates.of(0, 0) == pytest.approx(0.75 * (1 - fast) + 2 * 0.75 * (1 - slow))
+def test_uses_fade_fast_and_slowly_and_count_by_what_they_cost():
+    rates = Rates([2.0], experts=3)
+    rates.note(0, [0, 1])
+    rates.note(0, [1])
+    whole = 2.0 * 0.6  # the next step of the only layer is a whole step away
+    assert rates.worth(0, 0) == pytest.approx(whole * (0.85 + 0.4 * 0.97))
+    assert rates.worth(0, 1) == pytest.approx(whole * (1.85 + 0.4 * 1.97))
+    assert rates.worth(0, 2) == 0
 
 
-def test_long_prompts_and_single_tokens_compare():
-    """A layer that has seen a prompt of many tokens is not thereby worth more than one that has seen one."""
-    rates = Rates(layers=2, experts=2)
-    rates.note(0, [0, 1], [400, 100])
-    rates.note(1, [0], [1])
-    assert rates.of(0, 0) == pytest.approx(0.8 * 3)
-    assert rates.of(1, 0) == pytest.approx(3)
+def test_of_equals_the_one_whose_step_is_farther_off_goes_first():
+    rates = Rates([1.0] * 4, experts=1)
+    for layer in range(4):
+        rates.note(layer, [0])
+    rates.note(0, [0])
+    rates.note(1, [0])
+    first = [layer for layer, _ in victims(rates, [(2, 0), (3, 0)], 2)]
+    assert first == [3, 2]  # after layer 1 comes layer 2
 
 
 def test_the_least_used_by_what_reading_them_costs_go_first():
-    rates = Rates(layers=2, experts=2)
-    rates.note(0, [0, 1], [3, 1])
-    rates.note(1, [0, 1], [2, 2])
     held = [(0, 0), (0, 1), (1, 0), (1, 1)]
-    assert victims(rates, held, [1.0, 1.0], 3) == [(0, 1), (1, 0), (1, 1)]
-    assert victims(rates, held, [4.0, 1.0], 3) == [(1, 0), (1, 1), (0, 1)]
-    assert victims(rates, held, [1.0, 1.0], 0) == []
-    assert victims(rates, reversed(held), [1.0, 1.0], 9) == [(0, 1), (1, 0), (1, 1), (0, 0)]
+
+    def told(costs: list[float], count: int) -> list[tuple[int, int]]:
+        rates = Rates(costs, experts=2)
+        rates.note(0, [0])
+        rates.note(0, [0, 1])
+        rates.note(1, [0, 1])
+        rates.note(1, [0])
+        return victims(rates, held, count)
+
+    assert told([1.0, 1.0], 2) == [(1, 1), (0, 1)]
+    assert told([1.0, 9.0], 2) == [(0, 1), (0, 0)]
+    assert told([1.0, 1.0], 0) == []
+    assert sorted(told([1.0, 1.0], 9)) == held
 
 
 @pytest.mark.skipif(library is None, reason="the kernels were not compiled")
-@pytest.mark.parametrize("steps", [40, 3000])  # after 1,400 of them sums are scaled anew
-def test_compiled_code_counts_alike(steps):
-    ours, theirs, chance = Rates(2, 6), library.Rates(2, 6), random.Random(steps)
-    for _ in range(steps):
-        layer, experts = chance.randrange(2), sorted(chance.sample(range(6), 3))
-        tokens = [chance.choice((1, 1, 1, 200)) for _ in experts]
-        ours.note(layer, experts, tokens)
-        theirs.note(layer, experts, tokens)
-    assert all(ours.of(layer, e) == theirs.of(layer, e) for layer in range(2) for e in range(6))
+def test_compiled_code_counts_alike():
+    costs, chance = [3.0, 1.5, 7.25], random.Random(0)
+    ours, theirs = Rates(costs, 6), library.Rates(costs, 6)
+    for _ in range(400):
+        layer, experts = chance.randrange(3), sorted(chance.sample(range(6), chance.randint(1, 4)))
+        ours.note(layer, experts)
+        theirs.note(layer, experts)
+        assert all(ours.worth(layer, e) == theirs.worth(layer, e) for layer in range(3) for e in range(6))

@@ -12,6 +12,12 @@ namespace {
 
 constexpr auto PATIENCE = std::chrono::milliseconds(50);  // between two looks at whether somebody wants the wait to end
 
+std::vector<double> costs_of(const Store& store) {
+    std::vector<double> costs;
+    for (const LayerRecords& layer : store.layers) costs.push_back(double(layer.bytes));
+    return costs;
+}
+
 }  // namespace
 
 void (*ExpertCache::on_waiting)() = nullptr;
@@ -22,7 +28,7 @@ ExpertCache::ExpertCache(Store store, uint8_t* memory, size_t slot_bytes, int sl
       slot_bytes_(slot_bytes),
       slots_(slots),
       slot_of_(store_.layers.size() * store_.experts, -1),
-      rates_(int(store_.layers.size()), store_.experts),
+      rates_(costs_of(store_), store_.experts),
       reader_(store_.path, depth, [this](int record, const std::string& problem) { arrive(record, problem); }) {
     counters_.hits.resize(store_.layers.size());
     counters_.misses.resize(store_.layers.size());
@@ -54,11 +60,7 @@ CacheCounters ExpertCache::counters() const {
     return counters_;
 }
 
-// What it would cost to read again what a slot holds, by how often that is used.
-double ExpertCache::worth(const Slot& slot) const {
-    const int layer = slot.record / store_.experts;
-    return rates_.of(layer, slot.record % store_.experts) * double(store_.layers[layer].bytes);
-}
+double ExpertCache::worth(const Slot& slot) const { return rates_.worth(slot.record / store_.experts, slot.record % store_.experts); }
 
 std::vector<int> ExpertCache::take(int count, bool ahead) {
     std::vector<int> taken;
@@ -168,11 +170,11 @@ void ExpertCache::read_on(int layer, int most) {
     for (size_t i = 0; i < slots.size(); i++) begin(slots[i], absent[i], false);
 }
 
-ExpertCache::Lease::Lease(ExpertCache& cache, int layer, std::vector<int> experts, const std::vector<int64_t>& tokens)
+ExpertCache::Lease::Lease(ExpertCache& cache, int layer, std::vector<int> experts)
     : cache_(cache), layer_(layer), experts_(std::move(experts)), slots_(experts_.size(), -1) {
     std::lock_guard<std::mutex> lock(cache_.mutex_);
     cache_.settle_ahead(layer, experts_);
-    cache_.rates_.note(layer, experts_, tokens);
+    cache_.rates_.note(layer, experts_);
     if (layer == 0 && !wide()) cache_.trial_.step(cache_.counters_.stalled);
     CacheCounters& counters = cache_.counters_;
     for (int place = 0; place < int(experts_.size()); place++) {

@@ -45,8 +45,8 @@ class ExpertCache {
     // that wants nearly all of a layer, as a prompt's does, has those of the next one read as soon as its own are under way.
     class Lease {
       public:
-        // experts: ascending; tokens: of each. Asks for those that are absent, in that order, which is the disk's.
-        Lease(ExpertCache& cache, int layer, std::vector<int> experts, const std::vector<int64_t>& tokens);
+        // experts: ascending. Asks for those that are absent, in that order, which is the disk's.
+        Lease(ExpertCache& cache, int layer, std::vector<int> experts);
         ~Lease();
         Lease(const Lease&) = delete;
         Lease& operator=(const Lease&) = delete;

@@ -1,23 +1,19 @@
 #include "disk/rates.h"
 
-#include <cstddef>
-
 namespace dali {
 
-void Rates::note(int layer, const std::vector<int>& experts, const std::vector<int64_t>& tokens) {
+Rates::Rates(std::vector<double> costs, int experts) {
+    for (const double cost : costs) layers_.push_back({cost, std::vector<double>(experts), std::vector<double>(experts)});
+}
+
+void Rates::note(int layer, const std::vector<int>& experts) {
+    turn_ = layer;
     Layer& one = layers_[layer];
-    for (std::size_t place = 0; place < FADING.size(); place++) {
-        double &worth = one.worth[place], &total = one.totals[place];
-        worth /= FADING[place];
-        if (worth > 1e100) {
-            for (double& sum : one.sums[place]) sum /= worth;
-            total /= worth;
-            worth = 1.0;
-        }
-        for (std::size_t i = 0; i < experts.size(); i++) {
-            one.sums[place][experts[i]] += double(tokens[i]) * worth;
-            total += double(tokens[i]) * worth;
-        }
+    for (double& uses : one.fast) uses *= FAST;
+    for (double& uses : one.slow) uses *= SLOW;
+    for (const int expert : experts) {
+        one.fast[expert] += 1;
+        one.slow[expert] += 1;
     }
 }
 

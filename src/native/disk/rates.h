@@ -1,35 +1,40 @@
-// How often each expert is used, by counts that fade: src/dali/policies/rates.py in compiled form.
+// What an expert is worth in RAM: src/dali/policies/rates.py in compiled form.
 #pragma once
 
-#include <array>
-#include <cstdint>
 #include <vector>
 
 namespace dali {
 
 class Rates {
   public:
-    Rates(int layers, int experts) : layers_(layers, Layer(experts)) {}
+    // costs: of reading an expert of each layer.
+    Rates(std::vector<double> costs, int experts);
 
-    // A layer's step: tokens[i] went to experts[i], and none to the others.
-    void note(int layer, const std::vector<int>& experts, const std::vector<int64_t>& tokens);
+    // A layer's step has wanted those experts.
+    void note(int layer, const std::vector<int>& experts);
 
-    // The weighted share of a layer's tokens that went to an expert; 0 before the layer's first step.
-    double of(int layer, int expert) const {
+    double worth(int layer, int expert) const {
         const Layer& one = layers_[layer];
-        return one.totals[0] ? one.sums[0][expert] / one.totals[0] + SLOW_SHARE * (one.sums[1][expert] / one.totals[1]) : 0.0;
+        return one.cost * (one.fast[expert] + SLOW_SHARE * one.slow[expert]) * (1 - FAR * wait(layer));
     }
 
   private:
-    static constexpr std::array<double, 2> FADING = {0.85, 0.97};  // a step, of the fast and of the slow sum
-    static constexpr double SLOW_SHARE = 2.0;                      // of the slow one
+    static constexpr double FAST = 0.85, SLOW = 0.97;  // what is left of a use after a step, in the one sum and in the other
+    static constexpr double SLOW_SHARE = 0.4;          // of the slow sum
+    static constexpr double FAR = 0.4;                 // of an expert's worth is lost to others that are needed a step earlier
+
+    // How far the layer's next step is, in steps of all layers.
+    double wait(int layer) const {
+        const int layers = int(layers_.size());
+        return double((layer - turn_ - 1 + 2 * layers) % layers + 1) / layers;
+    }
 
     struct Layer {
-        explicit Layer(int experts) : sums{std::vector<double>(experts), std::vector<double>(experts)} {}
-        std::array<std::vector<double>, 2> sums;
-        std::array<double, 2> totals = {0.0, 0.0}, worth = {1.0, 1.0};  // a token's: it grows where sums would have to fade
+        double cost;
+        std::vector<double> fast, slow;
     };
     std::vector<Layer> layers_;
+    int turn_ = 0;  // the layer of the last step
 };
 
 }  // namespace dali

@@ -48,9 +48,7 @@ int compute_layer(const ExpertLayout& layout, const LayerCall& call) {
     float* rows = workspace.take<float>(size_t(pairs) * layout.hidden);
     ExpertsCall all{int(order.size()), nullptr, offsets.data(), by_expert, call.top_k, call.hidden, call.dtype, rows};
     if (call.experts.cache) {
-        std::vector<int64_t> tokens;
-        for (const int64_t expert : order) tokens.push_back(workload[expert]);
-        ExpertCache::Lease lease(*call.experts.cache, call.experts.layer, {order.begin(), order.end()}, tokens);
+        ExpertCache::Lease lease(*call.experts.cache, call.experts.layer, {order.begin(), order.end()});
         if (call.meanwhile) (*call.meanwhile)();
         for (const std::vector<int>* there = &lease.next(); !there->empty(); there = &lease.next()) compute_some(layout, all, lease, *there);
     } else {

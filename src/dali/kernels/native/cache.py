@@ -84,7 +84,7 @@ class Held:
 
     def __init__(self, cache: ExpertCache, layer: int, experts: Sequence[int]) -> None:
         ascending = sorted(set(experts))
-        self._lease = library.ExpertLease(cache._cache, layer, ascending, [1] * len(ascending))
+        self._lease = library.ExpertLease(cache._cache, layer, ascending)
         slots = dict(zip(ascending, self._lease.hold(len(ascending)), strict=True))
         self.records = [cache.memory[slots[expert]] for expert in experts]
 

@@ -51,8 +51,9 @@ void bind_cache(nb::module_& m) {
         .def("counters", &dict_of);
     nb::class_<ExpertCache::Lease>(m, "ExpertLease")
         .def("__init__",
-             [](ExpertCache::Lease* self, ExpertCache& cache, int layer, const std::vector<int>& experts,
-                const std::vector<int64_t>& tokens) { new (self) ExpertCache::Lease(cache, layer, experts, tokens); },
+             [](ExpertCache::Lease* self, ExpertCache& cache, int layer, const std::vector<int>& experts) {
+                 new (self) ExpertCache::Lease(cache, layer, experts);
+             },
              nb::keep_alive<1, 2>())
         // Waits until all are there -> the slot of each.
         .def("hold", [](ExpertCache::Lease& self, int experts) {
@@ -83,9 +84,9 @@ void bind_disk(nb::module_& m) {
         return xxh3(pointer<const uint8_t>(data), bytes);
     });
     nb::class_<Rates>(m, "Rates")
-        .def(nb::init<int, int>())
+        .def(nb::init<std::vector<double>, int>())
         .def("note", &Rates::note)
-        .def("of", &Rates::of);
+        .def("worth", &Rates::worth);
     nb::class_<Trial>(m, "Trial").def(nb::init<>()).def("step", &Trial::step).def_prop_ro("on", &Trial::on);
     bind_cache(m);
 }
