@@ -178,24 +178,30 @@ ExpertCache::Lease::Lease(ExpertCache& cache, int layer, std::vector<int> expert
     if (layer == 0 && !wide()) cache_.trial_.step(cache_.counters_.stalled);
     CacheCounters& counters = cache_.counters_;
     for (int place = 0; place < int(experts_.size()); place++) {
-        const int record = cache_.record(layer, experts_[place]), at = cache_.slot_of_[record];
+        const int at = cache_.slot_of_[cache_.record(layer, experts_[place])];
         const bool there = at >= 0 && cache_.slots_[at].state == State::ready;
         (there ? counters.hits : counters.misses)[layer]++;
-        if (at < 0) {
-            absent_.push_back(place);
-            continue;
-        }
-        Slot& slot = cache_.slots_[at];
-        slots_[place] = at;
-        slot.leases++;
-        (there ? there_ : waiting_).push_back(place);
-        if (!slot.ahead) continue;
-        slot.ahead = false;
-        (there ? counters.ahead_used : counters.ahead_late)++;
-        counters.wanted_bytes += int64_t(cache_.store_.layers[layer].bytes);
-        if (!there) cache_.reader_.hasten(record);
+        if (!join(place)) absent_.push_back(place);
     }
     ask();
+}
+
+// Leases what has a slot already; false where it has none.
+bool ExpertCache::Lease::join(int place) {
+    const int record = cache_.record(layer_, experts_[place]), at = cache_.slot_of_[record];
+    if (at < 0) return false;
+    Slot& slot = cache_.slots_[at];
+    const bool there = slot.state == State::ready;
+    slots_[place] = at;
+    slot.leases++;
+    (there ? there_ : waiting_).push_back(place);
+    if (!slot.ahead) return true;
+    slot.ahead = false;
+    CacheCounters& counters = cache_.counters_;
+    (there ? counters.ahead_used : counters.ahead_late)++;
+    counters.wanted_bytes += int64_t(cache_.store_.layers[layer_].bytes);
+    if (!there) cache_.reader_.hasten(record);
+    return true;
 }
 
 ExpertCache::Lease::~Lease() {
@@ -209,8 +215,10 @@ ExpertCache::Lease::~Lease() {
 
 void ExpertCache::Lease::give_back(int place) { cache_.release(cache_.slots_[slots_[place]]); }
 
-// Reads as many as keep the disk busy, and no more: each takes the slot of another expert.
+// Reads as many as keep the disk busy, and no more: each takes the slot of another expert. What somebody else has begun to read
+// meanwhile is not read again.
 void ExpertCache::Lease::ask() {
+    absent_.erase(std::remove_if(absent_.begin(), absent_.end(), [&](int place) { return join(place); }), absent_.end());
     const int most = 2 * cache_.reader_.threads() - int(waiting_.size());
     if (most <= 0) return;
     if (absent_.empty()) {
@@ -252,8 +260,8 @@ const std::vector<int>& ExpertCache::Lease::next(bool kept) {
         told_.clear();
     }
     while (true) {
-        collect();
         ask();
+        collect();
         if (told_.size() > before || (waiting_.empty() && absent_.empty())) return told_;
         if (waiting_.empty() && std::none_of(cache_.slots_.begin(), cache_.slots_.end(), [](const Slot& slot) { return slot.state == State::reading; }))
             cache_.fail("all memory for experts is in use");

@@ -59,6 +59,7 @@ class ExpertCache {
         int slot(int place) const { return slots_[place]; }
 
       private:
+        bool join(int place);
         void ask();
         bool wide() const { return 4 * experts_.size() > 3 * size_t(cache_.store_.experts); }
         void collect();
