@@ -16,6 +16,11 @@ class JsonValue:
         self._depth = 0
         self._quoted = self._escaped = self._bare = False
 
+    @property
+    def within_string(self) -> bool:
+        """Whether it ends, so far, in a string within an array or object."""
+        return self._quoted and self._depth > 0
+
     def push(self, text: str) -> tuple[int, str]:
         """(letters of `text` that are of the value, what they say)."""
         said: list[str] = []

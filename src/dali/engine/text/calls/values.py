@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from typing import Any
 
+from dali.engine.text.calls.json_value import JsonValue
 from dali.engine.text.calls.source import Schema, Source
 from dali.engine.text.piece import Piece
 from dali.engine.text.stop import overlap
@@ -32,7 +33,7 @@ class Values:
         self._count += 1
         schema = source.schema(self._tool, name)
         if not text and types_of(schema) != {"string"}:
-            raw = yield from source.all_until(*closing)
+            raw = yield from self._raw(closing)
             if source.met is not None:
                 yield source.arguments(head + json_of(_trimmed(raw) if padded else raw, schema))
             return
@@ -52,6 +53,18 @@ class Values:
                 yield source.arguments(_letters(said))
         if source.met is not None:
             yield source.arguments('"')
+
+    def _raw(self, closing: tuple[str, ...]) -> Generator[None, None, str]:
+        """All up to `closing`, of which strings within JSON may speak."""
+        source = self._source
+        raw = yield from source.all_until(*closing)
+        while (mark := source.met) is not None and _within_string(raw):
+            more = yield from source.all_until(*closing)
+            if source.met is None:  # it is no JSON after all
+                source.held, source.met = more, mark
+                break
+            raw += mark + more
+        return raw
 
     def end(self) -> Piece:
         return self._source.arguments("}" if self._count else "{}")
@@ -87,6 +100,8 @@ def types_of(schema: Any) -> set[str]:
             types |= types_of(choice)
     if not types and isinstance(schema.get("enum"), list):
         types = {kind for value in schema["enum"] for kind in _kinds(value)}
+    if not types and "const" in schema:
+        types = _kinds(schema["const"])
     return types
 
 
@@ -100,6 +115,13 @@ def _kinds(value: Any) -> set[str]:
     if isinstance(value, float):
         return {"number"}
     return {"string"} if isinstance(value, str) else {"array"} if isinstance(value, list) else {"object"}
+
+
+def _within_string(raw: str) -> bool:
+    """Whether an array or object is not over, and in the midst of a string."""
+    value = JsonValue()
+    value.push(raw.lstrip())
+    return value.within_string
 
 
 def _trimmed(raw: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dali.serve.token_bytes import token_bytes
+from dali.engine.text.token_bytes import token_bytes
 
 TEXT = "Naïve 狗 said: “wow”  🐕‍🦺\n\tØ"
 
