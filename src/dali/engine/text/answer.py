@@ -52,7 +52,7 @@ def answer_grammar(
     """What llguidance compiles. form: how calls of `tools` are written, where they are told apart, as `template` asks for it; at
     most `calls` of them. UsageError: what cannot be written, by name."""
     lark = Lark(vocabulary)
-    functions = functions_of(tools, shape.strict)
+    functions = functions_of(tools, shape.strict, shape.only)
     text = _text(lark, shape)
     if isinstance(structure, Harmony):
         body = _in_channels(lark, shape, structure, functions, text)

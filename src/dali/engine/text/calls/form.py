@@ -65,12 +65,16 @@ class Form:
     write: Write | None = None
 
 
-def functions_of(tools: Sequence[Mapping[str, Any]], strict: frozenset[str]) -> list[Function]:
-    """UsageError: a name that not every form can write."""
+def functions_of(
+    tools: Sequence[Mapping[str, Any]], strict: frozenset[str] = frozenset(), only: str | None = None
+) -> list[Function]:
+    """only: the one tool that may be called. UsageError: a name that not every form can write."""
     found = []
     for tool in tools:
         function = tool.get("function", tool)
         name, parameters = str(function.get("name")), function.get("parameters") or {}
+        if only not in (None, name):
+            continue
         if not NAME.fullmatch(name):
             raise UsageError(
                 f"The tool {name[:60]!r} cannot be asked for by its name.",
