@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -23,6 +24,10 @@ LIMITS = LLParserLimits(
     verbose_errors=False,
 )
 MOST_LETTERS = 2**20  # of a grammar
+# Of an error: our own grammar, which has the client's in it, and where in that it is.
+NOT_SAID = re.compile(
+    r"(?m)^\s*\d+ \|.*$|^[\s^~]*$|^at \d+\(\d+\): |failed to compile JSON schema: |<non-verbose/>"
+)
 
 
 class Grammar:
@@ -87,7 +92,8 @@ def _check(matcher: LLMatcher) -> None:
 
 def refused(error: str) -> UsageError:
     """What a client is told of what llguidance says."""
-    said = " ".join(error.replace("<non-verbose/>", "").split())
+    said = " ".join(NOT_SAID.sub("", error).split()).rstrip(".")
     return UsageError(
-        f"The answer cannot be held to this grammar or schema: {said[:400]}.", "Make it simpler."
+        f"An answer cannot be held to this grammar or schema: {said[:400]}.",
+        "Leave out what is named, or make it simpler.",
     )

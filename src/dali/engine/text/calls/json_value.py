@@ -18,8 +18,8 @@ class JsonValue:
 
     @property
     def within_string(self) -> bool:
-        """Whether it ends, so far, in a string within an array or object."""
-        return self._quoted and self._depth > 0
+        """Whether a string is not over."""
+        return self._quoted
 
     def push(self, text: str) -> tuple[int, str]:
         """(letters of `text` that are of the value, what they say)."""

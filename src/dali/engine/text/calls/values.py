@@ -55,15 +55,17 @@ class Values:
             yield source.arguments('"')
 
     def _raw(self, closing: tuple[str, ...]) -> Generator[None, None, str]:
-        """All up to `closing`, of which strings within JSON may speak."""
+        """All up to `closing`, of which strings in JSON may speak."""
         source = self._source
         raw = yield from source.all_until(*closing)
-        while (mark := source.met) is not None and _within_string(raw):
-            more = yield from source.all_until(*closing)
-            if source.met is None:  # it is no JSON after all
-                source.held, source.met = more, mark
-                break
-            raw += mark + more
+        mark, whole = source.met, raw
+        while source.met is not None and _within_string(whole):
+            whole += source.met
+            whole += yield from source.all_until(*closing)
+        if mark is None or whole == raw or (source.met is not None and _is_json(whole)):
+            return whole
+        source.held = whole[len(raw) + len(mark) :] + (source.met or "") + source.held
+        source.met = mark
         return raw
 
     def end(self) -> Piece:
@@ -118,10 +120,18 @@ def _kinds(value: Any) -> set[str]:
 
 
 def _within_string(raw: str) -> bool:
-    """Whether an array or object is not over, and in the midst of a string."""
-    value = JsonValue()
-    value.push(raw.lstrip())
-    return value.within_string
+    """Whether JSON is not over, and in the midst of a string."""
+    text, value = raw.lstrip(), JsonValue()
+    value.push(text)
+    return text.startswith(("[", "{", '"')) and value.within_string
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text, strict=False)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _trimmed(raw: str) -> str:
