@@ -25,6 +25,7 @@ class Lark:
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._controls = vocabulary.controls
+        self._tokens = vocabulary.marks | vocabulary.controls
         self._ends = vocabulary.ends
         self.begin = "/ ?/" if vocabulary.drops_space else ""
         """The expression of what an answer's first token may have before its text, and nobody sees."""
@@ -32,18 +33,15 @@ class Lark:
         self._names: dict[str, str] = {}  # of what was written already
 
     def text(self, text: str) -> str:
-        """This text, where it spells control tokens by those. One that ends an answer is left out: the answer ends there."""
-        parts = re.split(f"({_any_of(self._controls)})", text) if self._controls else [text]
+        """This text, where it spells control tokens or marks by those. A token that ends an answer is left out: the answer ends
+        there."""
+        parts = re.split(f"({_any_of(self._tokens)})", text) if self._tokens else [text]
         spelt = [
-            f"<[{self._controls[part]}]>" if at % 2 else json.dumps(part)
+            f"<[{self._tokens[part]}]>" if at % 2 else json.dumps(part)
             for at, part in enumerate(parts)
             if part and part not in self._ends
         ]
         return " ".join(spelt) or '""'
-
-    def has_control(self, text: str) -> bool:
-        """Whether `text` spells a control token."""
-        return any(control in text for control in self._controls)
 
     def json(self, schema: Schema, lenient: bool = False) -> str:
         """A JSON value that follows `schema`. lenient: keywords that llguidance does not know are passed over."""

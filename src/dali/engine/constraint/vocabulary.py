@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from llguidance import LLTokenizer
 
 from dali.engine.text.token_bytes import token_bytes
 
+MARK = re.compile(r"[<[◁]\S+[]>▷]")
+
 
 class Vocabulary:
     """`controls`: the id of each control token by its spelling, which grammars name them by. A control token is never text, so no
-    text of a grammar can be one; all other tokens are the bytes they add to a text. `ends`: those that end an answer;
+    text of a grammar can be one; all other tokens are the bytes they add to a text. `marks`: those of them that models divide
+    their answers with, as <tool_call>. `ends`: those that end an answer;
     `drops_space`: whether a space that an answer begins with is no part of its text, as in SentencePiece's decoders."""
 
     def __init__(self, tokenizer: Any, eos: frozenset[int]) -> None:
@@ -19,6 +23,8 @@ class Vocabulary:
         self.controls = {
             str(token): id for id, token in tokenizer.added_tokens_decoder.items() if token.special
         }
+        added = tokenizer.get_added_vocab()
+        self.marks = {token: id for token, id in added.items() if MARK.fullmatch(token)}
         self.ends = frozenset(token for token, id in self.controls.items() if id in eos)
         self.drops_space = _drops_space(tokenizer)
         special = {*self.controls.values(), *eos} | {tokenizer.unk_token_id} - {None}

@@ -74,7 +74,7 @@ class Thinking:
         reasoning = f"{lark.until_any(ANY, self._closing)} {WHITE}"
         if self._opened:
             return reasoning
-        return "" if self._closed else f"({WHITE} {lark.text(self._opening)} {reasoning})?"
+        return "" if self._closed else f"({lark.text(self._opening)} {reasoning})?"
 
     def resume(self, said: str) -> None:
         """Go on after `said`, with which the prompt begins the answer."""
