@@ -166,7 +166,7 @@ def test_a_turn_is_one_message():
         ("top_logprobs", {"top_logprobs": 2}),
         ("text.format.schema", {"text": {"format": {"type": "json_schema", "name": "x"}}}),
         ("text.format.type", {"text": {"format": {"type": "grammar"}}}),
-        ("no tools", {"tool_choice": "required"}),
+        ("no tools", {"tool_choice": "required", "tools": []}),
         ("winter", {"tool_choice": {"type": "function", "name": "winter"}}),
         ("max_output_tokens", {"max_output_tokens": 0}),
         ("input", {"input": None}),

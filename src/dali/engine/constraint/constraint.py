@@ -67,7 +67,7 @@ class Constraint:
         mask = self._matcher.compute_bitmask()
         _check(self._matcher)
         bits = np.unpackbits(np.frombuffer(mask, np.uint8), count=min(size, 8 * len(mask)), bitorder="little")
-        return torch.from_numpy(bits.nonzero()[0])
+        return torch.from_numpy(bits.view(bool).nonzero()[0])
 
     def over(self, answer: Sequence[int]) -> bool:
         """Whether `answer` is whole, and nothing can come after it."""

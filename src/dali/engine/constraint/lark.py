@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from dali.engine.constraint.vocabulary import Vocabulary
+from dali.errors import UsageError, reason
 
 Schema = Mapping[str, Any] | bool
 
@@ -46,8 +47,19 @@ class Lark:
     def json(self, schema: Schema, lenient: bool = False) -> str:
         """A JSON value that follows `schema`. lenient: keywords that llguidance does not know are passed over."""
         options = {**COMPACT, "lenient": True} if lenient else COMPACT
+        if not isinstance(schema, Mapping | bool):
+            raise UsageError(
+                f"A schema cannot be {schema!r:.60}.",
+                "Give a JSON schema as a dict: pydantic's model_json_schema() makes one.",
+            )
         whole = {"not": {}} if schema is False else {} if schema is True else schema
-        return self.rule("%json " + json.dumps({**whole, "x-guidance": options}))
+        try:
+            return self.rule("%json " + json.dumps({**whole, "x-guidance": options}))
+        except (TypeError, ValueError, RecursionError) as error:
+            raise UsageError(
+                f"The schema cannot be written as JSON ({reason(error)}).",
+                "Give plain dicts, lists, strings and numbers.",
+            ) from error
 
     def until(self, terminal: str, closing: str) -> str:
         """A text of `terminal`, an expression without rules, up to the first `closing`, and that."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from llguidance import LLTokenizer
 
-from dali.engine.text.token_bytes import token_bytes
+from dali.engine.text.token_bytes import all_token_bytes
 
 MARK = re.compile(r"[<[◁]\S+[]>▷]")
 
@@ -29,7 +29,7 @@ class Vocabulary:
         self.drops_space = _drops_space(tokenizer)
         special = {*self.controls.values(), *eos} | {tokenizer.unk_token_id} - {None}
         size = max([len(tokenizer), *(id + 1 for id in special)])
-        spelt = [token_bytes(tokenizer, token) for token in range(size)]
+        spelt = all_token_bytes(tokenizer, size)
         for token in special:
             spelt[token] = spelt[token] or b"control"
         ends = sorted(eos) or [size]  # one that no model has

@@ -21,6 +21,7 @@ from dali.engine.text.thinking import TAGS
 from dali.errors import UsageError
 
 GIVEN = "given"  # a client's own grammar
+MOST_GBNF = 2**14  # letters: making Lark of it takes as long as their square
 GBNF = re.compile(r"(?m)^\s*[\w-]+\s*::=")
 OPENINGS = "|".join(letters(opening) for opening, _ in TAGS)
 NO_REASONING = rf"~/\s*({OPENINGS})(?s:.*)/"  # a text that begins so would be taken for it
@@ -111,6 +112,11 @@ def _as_lark(grammar: str) -> str:
     """UsageError: GBNF that is none, or that llguidance cannot make Lark of."""
     if not GBNF.search(grammar):
         return grammar
+    if len(grammar) > MOST_GBNF:
+        raise UsageError(
+            f"The grammar has {len(grammar)} letters of GBNF, and may have {MOST_GBNF}.",
+            "Write it in llguidance's Lark.",
+        )
     try:
         return gbnf_to_lark(grammar)
     except Exception as error:  # its parser has errors of all kinds

@@ -147,6 +147,42 @@ def test_what_text_between_tags_cannot_be_held_to_is_refused_by_name(parameters,
         grammars.constraint(write(frozenset()))
 
 
+JUNK = [
+    5, None, "x", [], {}, [[]], True, -1, 1e30, {"$ref": 5}, {"$ref": "#/"}, {"$ref": "#"}, {"type": 5}, {"enum": 5}, {"required": 5},
+    {"properties": []}, {"anyOf": {}}, {"anyOf": [5]}, {"enum": [{}]}, {"minLength": "x", "type": "string"}, {"const": {}},
+    {"type": "string", "minLength": -3}, {"type": "string", "maxLength": 1e30}, {"type": "string", "enum": ["/", "\\", '"', "\0"]},
+]  # fmt: skip
+KEYWORDS = [
+    "type", "properties", "required", "anyOf", "oneOf", "allOf", "enum", "const", "$ref", "$defs", "minLength", "items",
+    "additionalProperties", "patternProperties", "x-guidance", "minimum", "format", "pattern",
+]  # fmt: skip
+
+
+def objects(value):
+    if isinstance(value, dict):
+        yield value
+    for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from objects(part)
+
+
+@pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
+def test_schemas_that_are_none_are_refused_or_passed_over(template):
+    tokenizer, chance, form = scripted_tokenizer(), Random(7), form_of(template)
+    grammars = Grammars(tokenizer, frozenset([tokenizer.eos_token_id]))
+    for at in range(40):
+        schemas = tools_at_random(chance)
+        place = chance.choice([*objects(schemas["weather"])])
+        place[chance.choice(KEYWORDS + [*place])] = chance.choice(JUNK)
+        shape = Shape(must_call=True, strict=STRICT if at % 2 else frozenset())
+        try:
+            source = answer_grammar(
+                grammars.vocabulary, shape, Plain(), form, template, as_tools(schemas), None
+            )
+            grammars.constraint(source)
+        except UsageError as error:
+            assert error.problem
+
+
 def test_a_name_that_not_every_form_can_write_is_refused():
     tokenizer, template = scripted_tokenizer(), TEMPLATES["hermes"]
     grammars = Grammars(tokenizer, frozenset([tokenizer.eos_token_id]))

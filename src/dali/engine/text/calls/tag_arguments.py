@@ -33,7 +33,8 @@ class Argument:
 def arguments_of(function: Function) -> Iterator[Argument]:
     """The arguments of a tool, in the order in which they are written. UsageError: what cannot be written so."""
     whole = resolved(function.parameters, function.parameters)
-    required = [str(name) for name in whole.get("required") or ()]
+    named = whole.get("required")
+    required = [str(name) for name in named] if isinstance(named, list) else []
     properties = properties_of(function.parameters)
     if function.strict:
         _refuse_others(function, whole, OF_ARGUMENTS)

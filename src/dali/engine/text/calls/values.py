@@ -95,7 +95,8 @@ def types_of(schema: Any) -> set[str]:
     if not isinstance(schema, Mapping):
         return set()
     named = schema.get("type")
-    types = {named} if isinstance(named, str) else {one for one in named or () if isinstance(one, str)}
+    several = named if isinstance(named, list) else [named]
+    types = {one for one in several if isinstance(one, str)}
     for union in ("anyOf", "oneOf"):
         choices = schema.get(union)
         for choice in choices if isinstance(choices, list) else ():
