@@ -152,6 +152,11 @@ def test_an_end_of_answer_is_chosen_only_where_the_answer_may_end():
         ("start: %json " + json.dumps({"allOf": [{"anyOf": CHOICES}] * 12}), "schema too large"),
         ("start: %json " + '{"items":' * 3000 + "1" + "}" * 3000, "recursion"),
         ("start: /[/", "regex"),
+        ('start: %json {"type": "integer", "multipleOf": 49999991}', "multipleOf"),
+        (
+            'start: %json {"allOf": [{"multipleOf": 9.973}, {"multipleOf": 9967}], "type": "number"}',
+            "multipleOf",
+        ),
         ("start: " + "a" * MOST_LETTERS, "letters"),
     ],
 )
@@ -161,6 +166,12 @@ def test_a_grammar_that_cannot_be_used_is_refused_and_says_why(source, says):
     assert says in refused.value.problem
     assert len(refused.value.problem) < 600
     assert "no_forcing" not in refused.value.problem
+
+
+def test_what_takes_too_long_to_compile_is_refused(monkeypatch):
+    monkeypatch.setattr("dali.engine.constraint.constraint.MOST_SECONDS", 0)
+    with pytest.raises(UsageError, match="seconds"):
+        constraint("start: /[a-z]+/")
 
 
 def test_a_grammar_with_no_text_at_all_is_refused():

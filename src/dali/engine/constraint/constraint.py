@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from decimal import Decimal
+from threading import Thread
 
 import numpy as np
 import torch
@@ -24,6 +28,9 @@ LIMITS = LLParserLimits(
     verbose_errors=False,
 )
 MOST_LETTERS = 2**20  # of a grammar
+MOST_SECONDS = 20
+MOST_MULTIPLE = 10_000
+MULTIPLE = re.compile(r'\\?"multipleOf\\?"\s*:\s*(\d+(?:\.\d+)?(?:[eE][+-]?\d+)?)')
 # Of an error: our own grammar, which has the client's in it, and where in that it is.
 NOT_SAID = re.compile(
     r"(?m)^\s*\d+ \|.*$|^[\s^~]*$|^at \d+\(\d+\): |failed to compile JSON schema: |<non-verbose/>"
@@ -40,12 +47,8 @@ class Grammar:
             raise UsageError(
                 f"The grammar has {len(source)} letters, and may have {MOST_LETTERS}.", "Make it simpler."
             )
-        self._matcher = LLMatcher(vocabulary.library, source, log_level=0, limits=LIMITS)
-        _check(self._matcher)
-        first = self._matcher.compute_bitmask()
-        _check(self._matcher)
-        if not any(first):
-            raise UsageError("Nothing is of this grammar.", "Let it have an answer.")
+        _check_multiples(source)
+        self._matcher = _in_time(lambda: _compiled(source, vocabulary))
 
     def constraint(self) -> Constraint:
         """For one answer."""
@@ -83,6 +86,44 @@ class Constraint:
             self._matcher.consume_tokens([*answer[seen:]])
             _check(self._matcher)
         self._seen = len(answer)
+
+
+def _compiled(source: str, vocabulary: Vocabulary) -> LLMatcher:
+    matcher = LLMatcher(vocabulary.library, source, log_level=0, limits=LIMITS)
+    _check(matcher)
+    first = matcher.compute_bitmask()
+    _check(matcher)
+    if not any(first):
+        raise UsageError("Nothing is of this grammar.", "Let it have an answer.")
+    return matcher
+
+
+def _in_time(compiled: Callable[[], LLMatcher]) -> LLMatcher:
+    """What `compiled` returns. UsageError where it takes too long: no limit of llguidance's holds everywhere, and nobody can stop
+    it, so it goes on in a thread that nobody waits for."""
+    done: Future[LLMatcher] = Future()
+
+    def work() -> None:
+        try:
+            done.set_result(compiled())
+        except BaseException as error:
+            done.set_exception(error)
+
+    Thread(target=work, name="dali-grammar", daemon=True).start()
+    try:
+        return done.result(MOST_SECONDS)
+    except TimeoutError as error:
+        raise refused(f"it takes more than {MOST_SECONDS} seconds to compile") from error
+
+
+def _check_multiples(source: str) -> None:
+    """UsageError where numbers have to be multiples of a large one: that takes as long as it is large."""
+    found = {Decimal(number) for number in MULTIPLE.findall(source)}
+    whole = [int("".join(map(str, number.as_tuple().digits))) for number in found]
+    if (common := math.lcm(*whole)) > MOST_MULTIPLE:
+        raise refused(
+            f"multipleOf asks for multiples of {common} steps, and at most {MOST_MULTIPLE} can be told apart"
+        )
 
 
 def _check(matcher: LLMatcher) -> None:

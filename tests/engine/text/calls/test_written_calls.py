@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from random import Random
 
 import pytest
@@ -148,9 +149,10 @@ def test_what_text_between_tags_cannot_be_held_to_is_refused_by_name(parameters,
 
 
 JUNK = [
-    5, None, "x", [], {}, [[]], True, -1, 1e30, {"$ref": 5}, {"$ref": "#/"}, {"$ref": "#"}, {"type": 5}, {"enum": 5}, {"required": 5},
-    {"properties": []}, {"anyOf": {}}, {"anyOf": [5]}, {"enum": [{}]}, {"minLength": "x", "type": "string"}, {"const": {}},
-    {"type": "string", "minLength": -3}, {"type": "string", "maxLength": 1e30}, {"type": "string", "enum": ["/", "\\", '"', "\0"]},
+    5, None, "x", [], {}, [[]], True, -1, 1e30, {"$ref": 5}, {"$ref": "#/"}, {"$ref": "#"}, {"type": 5},
+    {"enum": 5}, {"required": 5}, {"properties": []}, {"anyOf": {}}, {"anyOf": [5]}, {"enum": [{}]}, {"const": {}},
+    {"type": "string", "minLength": "x"}, {"type": "string", "minLength": -3}, {"type": "string", "maxLength": 1e30},
+    {"type": "string", "enum": ["/", "\\", '"', "\0"]},
 ]  # fmt: skip
 KEYWORDS = [
     "type", "properties", "required", "anyOf", "oneOf", "allOf", "enum", "const", "$ref", "$defs", "minLength", "items",
@@ -172,15 +174,13 @@ def test_schemas_that_are_none_are_refused_or_passed_over(template):
     for at in range(40):
         schemas = tools_at_random(chance)
         place = chance.choice([*objects(schemas["weather"])])
-        place[chance.choice(KEYWORDS + [*place])] = chance.choice(JUNK)
+        place[chance.choice([*KEYWORDS, *place])] = chance.choice(JUNK)
         shape = Shape(must_call=True, strict=STRICT if at % 2 else frozenset())
-        try:
+        with suppress(UsageError):
             source = answer_grammar(
                 grammars.vocabulary, shape, Plain(), form, template, as_tools(schemas), None
             )
             grammars.constraint(source)
-        except UsageError as error:
-            assert error.problem
 
 
 def test_a_name_that_not_every_form_can_write_is_refused():
