@@ -236,6 +236,18 @@ def test_log_probabilities_come_with_it(model):
     assert entries[0]["logprob"] < entries[0]["top_logprobs"][0]["logprob"]
 
 
+COSTLY = "start: T\nT: /(?s:.*)/ & ~/(?s:.*)(a.{90}b|c.{89}d|e.{88}f|[a-z].{87}[^a-z])(?s:.*)/"
+
+
+def test_what_turns_out_to_be_too_much_work_on_the_way_is_the_clients(model):
+    body = {"messages": STORY, "grammar": COSTLY, "max_tokens": 200, "seed": 1}
+    status, answer = model.post(CHAT, body)
+    assert (status, answer["error"]["type"]) == (400, "invalid_request_error")
+    assert "too" in answer["error"]["message"]
+    assert model.events(CHAT, body)[-1]["error"]["type"] == "invalid_request_error"
+    assert model.post(CHAT, {"messages": STORY, "max_tokens": 1})[0] == 200
+
+
 def nested(depth: int) -> dict:
     schema: dict = {"type": "null"}
     for _ in range(depth):
