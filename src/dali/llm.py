@@ -29,8 +29,8 @@ from dali.engine.text.answer import constraint_of
 from dali.engine.text.ends import end_ids, take_for_control
 from dali.engine.text.length import check_texts, too_long
 from dali.engine.text.piece import Piece
-from dali.engine.text.prompt import Tool, begun_answer, chat_prompt, plain_prompt
-from dali.engine.text.structure import Plain, Structure, calling_structure_of, structure_of
+from dali.engine.text.prompt import Tool, begun_answer, chat_prompt, plain_prompt, schema_of
+from dali.engine.text.structure import Plain, Structure, calling_structure_of, structure_of, tells_calls
 from dali.engine.text.text import Text
 from dali.errors import UsageError
 from dali.loading.chat_template import no_chat_template
@@ -41,6 +41,7 @@ from dali.runtime.executor import Executor
 # What a configuration may ask a forward pass for beside logits: nobody reads it, and collecting it watches every layer.
 EXTRA_OUTPUTS = ("output_router_logits", "output_hidden_states", "output_attentions")
 STEP_TOKENS = 512  # prefill chunk: enough rows for the kernels, short enough to keep others decoding
+KNOWN = -1  # of calls: any number, where dali knows in which form the model writes them
 
 Prompt = str | Many[int]
 
@@ -206,7 +207,8 @@ class LLM:
         """Answer a conversation, [{"role": ..., "content": ...}, ...], through the model's own chat template -> Completion;
         `stream`: Pieces of text and of reasoning as they become final. An assistant's message that comes last is continued.
 
-        tools: JSON schemas of what the model may call, or functions with type hints and docstrings; a call is part of the text.
+        tools: JSON schemas of what the model may call, or functions with type hints and docstrings. Calls are told apart from the
+        text, unless dali does not know the form in which the model writes them.
         template: what the chat template calls its variables, as {"enable_thinking": False}.
         schema: a JSON schema; the text of the answer is JSON that follows it. UsageError where it cannot be held to it.
         """
@@ -251,14 +253,14 @@ class LLM:
         *,
         tools: Many[Tool] | None = None,
         template: Mapping[str, Any] | None = None,
-        calls: int | None = 0,
+        calls: int | None = KNOWN,
         shape: Shape | None = None,
         **sampling: Unpack[Sampling],
     ) -> Sequence:
         """As `sequence`, for a conversation: the answer's text and reasoning are told apart.
 
-        calls: how many calls of `tools`, then JSON schemas, are told apart from the text; after so many the answer ends. None for
-        any number; with 0 they are text. shape: what the answer has to be. UsageError: it cannot be held to that.
+        calls: how many calls of `tools` are told apart from the text, None for any number; after so many the answer ends. 0: they
+        are text; by default so where their form is not known. shape: what the answer has to be. UsageError: it cannot be that.
         """
         plain = plain_messages(messages)
         # Of answers, templates may leave out the reasoning.
@@ -270,8 +272,10 @@ class LLM:
                 f"The assistant's message {shorten(said, 40)!r} comes last, and what continues it cannot be held to a schema.",
                 "Let the conversation end with another message.",
             )
+        if calls == KNOWN:
+            calls = None if tools and tells_calls(self.tokenizer) else 0
         if tools and calls != 0:
-            schemas = [tool for tool in tools if isinstance(tool, dict)]
+            schemas = [schema_of(tool) for tool in tools]
             structure = calling_structure_of(self.tokenizer, ids, said, schemas, calls)
         else:
             schemas, structure = [], structure_of(self.tokenizer, ids, said)
