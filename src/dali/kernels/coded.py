@@ -1,13 +1,13 @@
 """What the words of coded formats stand for. Those of a row in a group of 32 columns are, in uint8 [rows, groups, group_width]:
 
 - codes, a byte each: 8 of IQ3, for 4 columns each, else 4 for 8 columns each;
-- signs, a word, not of IQ1. IQ3_S, IQ2_S: bit c belongs to column c. Types that keep 7 of 8 signs leave out those of columns 7, 15,
-  23 and 31, for the number of minus signs is even: bit 7 i + k belongs to column 8 i + k, and a scale takes the last four bits
-  (IQ3_XXS, IQ2_XXS); or bit 8 i + 1 + k does, and bit 8 i is code i's bit 8 (IQ2_XS).
+- signs, a word, not of IQ1. IQ3_S, IQ2_S: bit c belongs to column c. Types that keep 7 of 8 signs leave out those of columns
+  7, 15, 23 and 31, for the number of minus signs is even: bit 7 i + k belongs to column 8 i + k, and a scale takes the last four
+  bits (IQ3_XXS, IQ2_XXS); or bit 8 i + 1 + k does, and bit 8 i is code i's bit 8 (IQ2_XS).
 
-That is how they lie in the file, but that IQ2_XS has codes and signs in turn (src/native/kernels/coded.h reads them). Codes' higher
-bits and scales are parts of the scale plane as they are in the file, too, except IQ1_M's scales, which are taken apart from d: 3 bits for each half of
-a group, 4 of the 6 in a nibble and 2 in a quarter of a byte.
+That is how they lie in the file, but that IQ2_XS has codes and signs in turn there (src/native/kernels/coded.h reads them).
+Codes' higher bits and scales are parts of the scale plane as they are in the file, too, except IQ1_M's scales, which are taken
+apart from d: 3 bits for each half of a group, 4 of the 6 in a nibble and 2 in a quarter of a byte.
 """
 
 from __future__ import annotations

@@ -40,11 +40,26 @@ struct Coded {
         return signs;
     }
 
-    static DALI_INLINE void read(const uint8_t* body, const uint8_t* block, int group, Line* lines) {
+    using Block = typename Codes::Block;
+
+    // Before a block's groups are read. body: the block's words; block: its scales.
+    static DALI_INLINE void prepare(const uint8_t* body, const uint8_t* block, Block& prepared) {
+        for (int group = 0; group < 8; group++, body += group_bytes(format)) {
+            Line words[3];
+            load(body, words);
+            Codes::prepare(words, high_bits(block, group, words[bits(format) - 1]), group, prepared);
+        }
+    }
+
+    // body: the group's words.
+    static DALI_INLINE void read(const Block& prepared, const uint8_t* body, const uint8_t* block, int group, Line* lines) {
         Line words[3];
-        for (int i = 0; i < bits(format); i++) words[i] = V::load_line(body + LINE * i);
+        load(body, words);
         const Line word = words[bits(format) - 1];
-        Codes::read(words, word, high_bits(block, group, word), lines);
+        Codes::read(prepared, group, words, word, high_bits(block, group, word), lines);
+    }
+    static DALI_INLINE void load(const uint8_t* body, Line* words) {
+        for (int i = 0; i < bits(format); i++) words[i] = V::load_line(body + LINE * i);
     }
 
     // d times (a number below 16 and a half), times a step: exact, as all but the last factor have few bits. The numbers are words' lowest four

@@ -18,6 +18,9 @@ struct CodesByByte {
     static constexpr int words_of_codes = code_columns(format) == 4 ? 2 : 1;
     static constexpr bool halves = traits(format).halves;
 
+    struct Block {};  // nothing is kept of it
+    static void prepare(const Line*, Line, int, Block&) {}
+
     // Which bytes' codes have bit 8, bit 9 and bit 10. `half`: of IQ3's codes.
     template <class Mask>
     static DALI_INLINE void high_masks(Line high, int half, Mask* masks) {
@@ -90,7 +93,7 @@ struct CodesByByte {
     }
 
     // codes: the lines of a group's codes; word: of its signs; high: as Coded::high_bits.
-    static DALI_INLINE void read(const Line* codes, Line word, Line high, Line* lines) {
+    static DALI_INLINE void read(const Block&, int, const Line* codes, Line word, Line high, Line* lines) {
         const Grid& grid = grids[grid_of(format)];
         typename V::Mask masks[3];
         const Line minus = signs(word);

@@ -15,6 +15,12 @@ struct CodesByWord {
 
     static constexpr int count = 32 / code_columns(format);  // of codes a row in a group
 
+    // A block's codes lie here before the first one is looked up: what has just been stored, or is taken out of registers, is read far more
+    // slowly.
+    struct Block {
+        alignas(64) uint32_t codes[8][count][TILE_ROWS];
+    };
+
     template <int... i, class F>
     static DALI_INLINE void each(std::integer_sequence<int, i...>, F f) {
         (f(std::integral_constant<int, i>{}), ...);
@@ -63,14 +69,23 @@ struct CodesByWord {
         });
     }
 
-    // codes: the lines of a group's codes; word: of its signs; high: as Coded::high_bits.
-    static DALI_INLINE void read(const Line* codes, Line word, Line high, Line* lines) {
-        const Grid& grid = grids[grid_of(format)];
+    // Puts the codes of group `group` of a block where they are looked up from. codes: the lines of the group's codes; high: as
+    // Coded::high_bits.
+    static DALI_INLINE void prepare(const Line* codes, Line high, int group, Block& prepared) {
         each<count>([&](auto number) __attribute__((always_inline)) {
             constexpr int i = number;
-            const Line at = code<i>(codes, high);
-            if constexpr (count == 8) lines[i] = V::look_up_words(grid.words, at);
-            else V::look_up_pairs(grid.pairs, at, lines[2 * i], lines[2 * i + 1]);
+            V::store_line(reinterpret_cast<uint8_t*>(prepared.codes[group][i]), code<i>(codes, high));
+        });
+    }
+
+    // word: of the group's signs.
+    static DALI_INLINE void read(const Block& prepared, int group, const Line*, Line word, Line high, Line* lines) {
+        const Grid& grid = grids[grid_of(format)];
+        const auto& codes = prepared.codes[group];
+        each<count>([&](auto number) __attribute__((always_inline)) {
+            constexpr int i = number;
+            if constexpr (count == 8) lines[i] = V::look_up_words(grid.words, codes[i]);
+            else V::look_up_pairs(grid.pairs, codes[i], lines[2 * i], lines[2 * i + 1]);
         });
         if constexpr (bits(format) == 1) return move_down(high, lines);
         const Line minus = signs(word);

@@ -100,11 +100,13 @@ struct TileKernels {
         const int groups = run.columns / GROUP, tile_bytes = int(run.plane_bytes) + groups * group_bytes(format);
         Floats sums[tokens];
         for (int m = 0; m < tokens; m++) sums[m] = V::zero();
+        typename Groups<V>::template Block<format> prepared;
         for (int g = 0; g < groups; g++) {
             if constexpr (!is_decoded(format)) ask<format>(run, g, tile_bytes);  // those lie in the cache
             const uint8_t* quants = run.tile + run.plane_bytes + g * group_bytes(format);
             Line lines[8];
-            if constexpr (is_grid(format)) Groups<V>::template read<format>(quants, run.tile, g, lines);
+            Groups<V>::template prepare<format>(quants, run.tile, g, prepared);
+            if constexpr (is_grid(format)) Groups<V>::template read<format>(prepared, quants, run.tile, g, lines);
             Floats scale[2], minimum[2];
             Groups<V>::template read_scales<format>(quants, run.tile, g, scale, minimum);
             add_part<format, tokens, 0>(quants, lines, panel, g, scale[0], minimum[0], sums);
@@ -120,11 +122,13 @@ struct TileKernels {
         const int groups = columns / GROUP;
         float* scales = reinterpret_cast<float*>(to);
         uint8_t* quants = to + round_up(size_t(groups) * block_scale_bytes(decoded), 128);
+        typename Groups<V>::template Block<format> prepared;
         for (int g = 0; g < groups; g++, scales += parts * TILE_ROWS, quants += group_bytes(decoded)) {
             const uint8_t* from = tile + plane_bytes + size_t(g) * bytes;
             prefetch(from + AHEAD, bytes);  // the next tile comes after this one
             Line lines[8];
-            Groups<V>::template read<format>(from, tile, g, lines);
+            Groups<V>::template prepare<format>(from, tile, g, prepared);
+            Groups<V>::template read<format>(prepared, from, tile, g, lines);
             Floats scale[parts];
             Groups<V>::template read_scales<format>(from, tile, g, scale, nullptr);
             for (int i = 0; i < 8; i++) V::store_line(quants + LINE * i, lines[i]);
@@ -156,7 +160,7 @@ struct TileKernels {
         for (int g = 0; g < columns / GROUP; g++) {
             Line lines[8];
             const uint8_t* quants = tile + plane_bytes + size_t(g) * group_bytes(format);
-            Groups<V>::template read<format>(quants, tile, g, lines);
+            Groups<V>::template read<format>({}, quants, tile, g, lines);
             Floats scale[parts], minimum[parts];
             Groups<V>::template read_scales<format>(quants, tile, g, scale, minimum);
             for (int i = 0; i < GROUP; i++) {

@@ -100,14 +100,8 @@ struct Avx2 {
         const __m128i* at = reinterpret_cast<const __m128i*>(from);
         return {_mm256_cvtepu16_epi32(_mm_loadu_si128(at)), _mm256_cvtepu16_epi32(_mm_loadu_si128(at + 1))};
     }
-    static Line look_up_words(const uint32_t* table, Line at) {
-        alignas(32) uint32_t rows[16];
-        store_line(reinterpret_cast<uint8_t*>(rows), at);
-        return {eight_words(table, rows), eight_words(table, rows + 8)};
-    }
-    static void look_up_pairs(const uint64_t* table, Line at, Line& first, Line& second) {
-        alignas(32) uint32_t rows[16];
-        store_line(reinterpret_cast<uint8_t*>(rows), at);
+    static DALI_INLINE Line look_up_words(const uint32_t* table, const uint32_t* rows) { return {eight_words(table, rows), eight_words(table, rows + 8)}; }
+    static DALI_INLINE void look_up_pairs(const uint64_t* table, const uint32_t* rows, Line& first, Line& second) {
         eight_pairs(table, rows, first.a, second.a);
         eight_pairs(table, rows + 8, first.b, second.b);
     }
@@ -255,13 +249,15 @@ struct Avx2 {
         const __m256i where = _mm256_srai_epi32(_mm256_slli_epi32(words, 31 - bit), 31);
         return _mm256_sub_epi8(values, _mm256_and_si256(where, _mm256_set1_epi8(2)));
     }
-    static __m256i eight_words(const uint32_t* table, const uint32_t* rows) {
-        return _mm256_setr_epi32(int(table[rows[0]]), int(table[rows[1]]), int(table[rows[2]]), int(table[rows[3]]), int(table[rows[4]]),
-                                 int(table[rows[5]]), int(table[rows[6]]), int(table[rows[7]]));
+    static DALI_INLINE __m256i eight_words(const uint32_t* table, const uint32_t* rows) {
+        const auto four = [&](int row) __attribute__((always_inline)) {
+            return _mm_setr_epi32(int(table[rows[row]]), int(table[rows[row + 1]]), int(table[rows[row + 2]]), int(table[rows[row + 3]]));
+        };
+        return _mm256_inserti128_si256(_mm256_castsi128_si256(four(0)), four(4), 1);
     }
     // Two halves of eight rows' entries.
-    static void eight_pairs(const uint64_t* table, const uint32_t* rows, __m256i& first, __m256i& second) {
-        const auto two = [&](int row) {
+    static DALI_INLINE void eight_pairs(const uint64_t* table, const uint32_t* rows, __m256i& first, __m256i& second) {
+        const auto two = [&](int row) __attribute__((always_inline)) {
             const __m128i low = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(table + rows[row]));
             return _mm_loadh_pi(_mm_castsi128_ps(low), reinterpret_cast<const __m64*>(table + rows[row + 1]));
         };

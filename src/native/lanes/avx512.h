@@ -88,11 +88,15 @@ struct Avx512 {
     static Line words_of_halves(const uint8_t* from) {
         return _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
     }
-    // Of tables of words, 4 bytes an entry, or of pairs of them: each row's entry, at words.
-    static Line look_up_words(const uint32_t* table, Line at) { return _mm512_i32gather_epi32(at, table, 4); }
-    static void look_up_pairs(const uint64_t* table, Line at, Line& first, Line& second) {
-        alignas(64) uint32_t rows[16];
-        _mm512_store_si512(rows, at);
+    // Of tables of words, 4 bytes an entry, or of pairs of them: the entries of 16 rows. Single loads are quicker than gathers.
+    static DALI_INLINE Line look_up_words(const uint32_t* table, const uint32_t* rows) {
+        const auto four = [&](int row) __attribute__((always_inline)) {
+            return _mm_setr_epi32(int(table[rows[row]]), int(table[rows[row + 1]]), int(table[rows[row + 2]]), int(table[rows[row + 3]]));
+        };
+        const __m256i low = _mm256_inserti128_si256(_mm256_castsi128_si256(four(0)), four(4), 1);
+        return _mm512_inserti64x4(_mm512_castsi256_si512(low), _mm256_inserti128_si256(_mm256_castsi128_si256(four(8)), four(12), 1), 1);
+    }
+    static DALI_INLINE void look_up_pairs(const uint64_t* table, const uint32_t* rows, Line& first, Line& second) {
         const __m512i a = four_pairs(table, rows), b = four_pairs(table, rows + 2);
         first = _mm512_castps_si512(_mm512_shuffle_ps(_mm512_castsi512_ps(a), _mm512_castsi512_ps(b), 0x88));
         second = _mm512_castps_si512(_mm512_shuffle_ps(_mm512_castsi512_ps(a), _mm512_castsi512_ps(b), 0xDD));
@@ -171,8 +175,8 @@ struct Avx512 {
 
   private:
     // Entries of rows 0 and 1, 4 and 5, 8 and 9, 12 and 13.
-    static __m512i four_pairs(const uint64_t* table, const uint32_t* rows) {
-        const auto two = [&](int row) {
+    static DALI_INLINE __m512i four_pairs(const uint64_t* table, const uint32_t* rows) {
+        const auto two = [&](int row) __attribute__((always_inline)) {
             const __m128i low = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(table + rows[row]));
             return _mm_castps_si128(_mm_loadh_pi(_mm_castsi128_ps(low), reinterpret_cast<const __m64*>(table + rows[row + 1])));
         };

@@ -150,12 +150,12 @@ struct Portable {
     static Line words_of_halves(const uint8_t* from) {
         return each_word([&](int i) { return uint32_t(from[2 * i] | from[2 * i + 1] << 8); });
     }
-    static Line look_up_words(const uint32_t* table, const Line& at) {
-        return each_word([&](int i) { return table[word(at, i)]; });
+    static Line look_up_words(const uint32_t* table, const uint32_t* rows) {
+        return each_word([&](int i) { return table[rows[i]]; });
     }
-    static void look_up_pairs(const uint64_t* table, const Line& at, Line& first, Line& second) {
-        first = each_word([&](int i) { return uint32_t(table[word(at, i)]); });
-        second = each_word([&](int i) { return uint32_t(table[word(at, i)] >> 32); });
+    static void look_up_pairs(const uint64_t* table, const uint32_t* rows, Line& first, Line& second) {
+        first = each_word([&](int i) { return uint32_t(table[rows[i]]); });
+        second = each_word([&](int i) { return uint32_t(table[rows[i]] >> 32); });
     }
     template <int i>
     static Line negated(const Line& values, const Line& signs) {

@@ -5,13 +5,6 @@
 
 namespace dali {
 
-// Bytes 0, 2, 4 and 6.
-inline uint32_t every_other_byte(uint64_t bytes) {
-    bytes &= 0x00FF00FF00FF00FFu;
-    bytes = (bytes | bytes >> 8) & 0x0000FFFF0000FFFFu;
-    return uint32_t(bytes | bytes >> 16);
-}
-
 struct Iq3_Xxs {  // d, qs [64], four bytes a group of signs and a scale
     static constexpr Format format = Format::iq3_xxs;
     static constexpr int bytes = 98;
@@ -59,8 +52,7 @@ struct Iq2_Xs {  // d, qs [32] words of 9 bits of a code and 7 signs, scales [8]
         to.half(0, block);
         to.bytes(2, block + 66, 8);
         for (int group = 0; group < 8; group++) {
-            uint64_t words;  // bytes of codes and of signs in turn
-            std::memcpy(&words, block + 2 + 8 * group, 8);
+            const uint64_t words = two_words_at(block + 2 + 8 * group);  // bytes of codes and of signs in turn
             to.word(2 * group, every_other_byte(words));
             to.word(2 * group + 1, every_other_byte(words >> 8));
         }
