@@ -72,7 +72,9 @@ def _bits(word: Tensor) -> Tensor:
 def _even(first: int, apart: int, bits: Tensor) -> Tensor:
     """Seven signs from bit `first` on, seven more `apart` bits further on: every eighth is such that the number of minus signs is
     even."""
-    sevens = bits[..., [first + apart * i + k for i in range(4) for k in range(7)]].unflatten(-1, (4, 7))
+    sevens = torch.unflatten(
+        bits[..., [first + apart * i + k for i in range(4) for k in range(7)]], -1, (4, 7)
+    )
     return torch.cat([sevens, sevens.sum(-1, keepdim=True) & 1], dim=-1).flatten(-2)
 
 
