@@ -60,7 +60,7 @@ def build(folder: Path) -> Path:
             initializer_range=0.05,
         )
         model = AutoModelForCausalLM.from_config(config)
-        model.model.embed_tokens.weight.data *= 40  # tokens are told apart in all layers, so that their routing is
+        model.model.embed_tokens.weight.data *= 40  # so that tokens are told apart in all layers
         save_model(model, path)
     return path
 

@@ -1,9 +1,9 @@
 """Which experts leave RAM for others from a disk: by their uses, each worth less with every step that follows, times what it
 costs to read one again.
 
-One sum of uses fades fast, by what the context is about, and one slowly, by what the model always favours, as for an accelerator's
-residents (policies/cache/fading.py). A use by many tokens counts once: it saves one read. All layers' experts take part, and those
-whose layer's next step is farther off are worth less.
+One sum of uses fades fast, by what the context is about, and one slowly, by what the model always favours, as for an
+accelerator's residents (policies/cache/fading.py). A use by many tokens counts once: it saves one read. All layers' experts take
+part, and those whose layer's next step is farther off are worth less.
 """
 
 from __future__ import annotations
@@ -38,5 +38,6 @@ class Rates:
 
 
 def victims(rates: Rates, held: Iterable[tuple[int, int]], count: int) -> list[tuple[int, int]]:
-    """The `count` of the (layer, expert) pairs `held` to give up, the first one first: the least worth, ties to the lower pair."""
+    """The `count` of the (layer, expert) pairs `held` to give up, the first one first: the least worth, ties to the lower
+    pair."""
     return sorted(held, key=lambda pair: (rates.worth(*pair), pair))[:count]

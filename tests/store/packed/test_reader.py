@@ -182,8 +182,8 @@ def test_garbage(tmp_path_factory, content):
 
 
 def test_a_store_of_another_version(store, content):
-    store.write_bytes(content.replace(b'"dali_store": "1"', b'"dali_store": "2"'))
-    assert "store version 2, this dali reads version 1" in open_error(store)
+    store.write_bytes(content.replace(b'"dali_store": "1"', b'"dali_store": "7"'))
+    assert "store version 7, this dali reads versions 1 and 2" in open_error(store)
 
 
 def test_a_missing_file_and_a_directory(tmp_path):
