@@ -21,7 +21,7 @@ PLACES = [(0, 0), (5, 2), (36, 0), (1023, 0), (1024, 0), (3000, 900)]  # of the 
 
 def attend(query, key, value, keys, values, place, first, scale, sinks=None):
     out = torch.empty(1, query.shape[0], value.shape[-1], dtype=query.dtype)
-    token = (0, keys.data_ptr(), values.data_ptr(), keys.shape[1], place, first)
+    token = (0, keys.data_ptr(), values.data_ptr(), keys.shape[1], place, first, False)
     native.attend(query, key, value, [token], scale, sinks, out)
     return out[0]
 

@@ -74,7 +74,7 @@ class Answer:
         dense, experts, kv = (n / 2**20 for n in (llm.dense_bytes, llm.expert_bytes, sequence.state.nbytes))
         total = llm.telemetry.total()
         parts = [
-            f"dense {dense:.1f}, experts {experts:.1f} ({llm.format_name}), KV {kv:.1f} MiB",
+            f"dense {dense:.1f}, experts {experts:.1f} ({llm.format_name}), KV {kv:.1f} MiB{' in q8' if llm.engine.in_q8 else ''}",
             f"{size(total.expert_bytes - self._bytes_before)} of experts read",
         ]
         if llm.executor is not None:
