@@ -3,8 +3,8 @@
 The calls walk through several layers' keys and values, so no cache helps. `GB/s`: bytes of keys and values over the call's
 median time; `%`: of the read bandwidth of the same threads, measured between the calls.
 
-`--q8` measures keys and values in 8 bits beside those of the model's type, in turns: `of model's` is the median of the quotients of
-two calls that follow one another.
+`--q8` measures keys and values in 8 bits beside those of the model's type, in turns: `of model's` is the median of the
+quotients of two calls that follow one another.
 
     python benchmarks/kernels/attention_kernel.py [--seconds S] [--threads N] [--q8]
 """
@@ -55,7 +55,9 @@ class Pool:
         self.shape, self.context, self.in_q8 = shape, context, in_q8
         sizes = max(POOL // self.one // 2, 2), 2, shape.kv_heads, context
         if in_q8:
-            self.layers = torch.randint(0, 60, (*sizes, width), dtype=torch.uint8)  # scales, too, are small numbers
+            self.layers = torch.randint(
+                0, 60, (*sizes, width), dtype=torch.uint8
+            )  # scales, too, are small numbers
         else:
             self.layers = torch.randn(*sizes, shape.width, dtype=shape.dtype)
         self.query = torch.randn(shape.heads, 1, shape.width, dtype=shape.dtype)

@@ -1,8 +1,8 @@
 """What keys and values in 8 bits cost in quality: perplexity with `cache_type="q8"` beside the model's own type.
 
-The texts and windows of `benchmarks/models/perplexity.py`; experts in `w8`, everything else in `--dtype`. `q8_percent` is how much
-larger the perplexity is; beside it is its standard error, from the tokens' differences in log-likelihood (tokens taken as
-independent). `bytes` are of one token's keys and values in all layers.
+The texts and windows of `benchmarks/models/perplexity.py`; experts in `w8`, everything else in `--dtype`. `q8_percent` is
+how much larger the perplexity is; beside it is its standard error, from the tokens' differences in log-likelihood (tokens
+taken as independent). `bytes` are of one token's keys and values in all layers.
 
     python benchmarks/models/cache_type.py [--models dali-tiny smollm2-moe] [--dtype float32] [--tokens 10000]
 """
@@ -49,9 +49,7 @@ def main() -> None:
         plain, of_plain = measure(model, options.dtype, "model", options.tokens)
         kept, of_kept = measure(model, options.dtype, "q8", options.tokens)
         for text in (*TEXTS, "both"):
-            of = [
-                torch.cat(list(part.values())) if text == "both" else part[text] for part in (plain, kept)
-            ]
+            of = [torch.cat(list(part.values())) if text == "both" else part[text] for part in (plain, kept)]
             cost, error = excess(of[1], of[0])
             rows.append(
                 {

@@ -144,17 +144,17 @@ def _fuse(
 
 def check_attachable(model: torch.nn.Module, name: str) -> None:
     """DaliError for a model whose weights dali cannot pack where they are, before anything is done to it."""
-    for path, parameter in model.named_parameters():
-        if parameter.is_meta:
+    for path, weight in model.named_parameters():
+        if weight.is_meta:
             raise DaliError(
                 f"{path} of {name} is not in memory: it was offloaded, or never loaded.",
                 "Load the model whole (without device_map), or use dali.load.",
             )
     for path, module in seam.experts_modules(model).items():
-        for parameter in module.parameters():
-            if parameter.dtype not in FLOATS:
+        for weight in module.parameters():
+            if weight.dtype not in FLOATS:
                 raise DaliError(
-                    f"{path} of {name} is in {str(parameter.dtype).removeprefix('torch.')}, which dali does not pack.",
+                    f"{path} of {name} is in {str(weight.dtype).removeprefix('torch.')}, which dali does not pack.",
                     "Load the model in float32, bfloat16 or float16.",
                 )
 

@@ -132,12 +132,11 @@ class LLM:
             self.engine.decoder = experts.decoder
 
     def stats(self) -> dict[str, Any]:
-        """What the runtime has done so far: lookups by tier, bytes by link, prefetches, seconds, in all and a layer;
-        "converted", what reading the model's file lost: "Q6_K to w8" -> relative L2 error of those experts' weights;
-        "converted_linears", the same of linears; "policy",
-        the system that decides, if one was named; "lossy", its lossy parts that are on, and of how many (token, expert) pairs
-        they changed how many, and how; "prefixes", what the prefix cache has in RAM, and what it served; "cache_type", the type of
-        all keys and values."""
+        """What the runtime has done so far: lookups by tier, bytes by link, prefetches, seconds, in all and a layer; "converted",
+        what reading the model's file lost: "Q6_K to w8" -> relative L2 error of those experts' weights; "converted_linears", the
+        same of linears; "policy", the system that decides, if named; "lossy", its lossy parts that are on, and of how many (token,
+        expert) pairs they changed how many, and how; "prefixes", what the prefix cache has in RAM, and what it served;
+        "cache_type", what keys and values are kept in."""
         accelerated = self.accelerated
         return self.telemetry.as_dict() | {
             "converted": self.loaded.converted,
@@ -145,13 +144,8 @@ class LLM:
             "policy": None if accelerated is None else accelerated.system,
             "lossy": {} if accelerated is None else accelerated.lossy,
             "prefixes": self.engine.prefixes.stats(),
-            "cache_type": self.cache_type,
+            "cache_type": self.engine.cache_type,
         }
-
-    @property
-    def cache_type(self) -> str:
-        """What keys and values are kept in: "q8", or the model's type, such as "bfloat16"."""
-        return "q8" if self.engine.in_q8 else str(self.model.dtype).removeprefix("torch.")
 
     @property
     def dense_bytes(self) -> int:

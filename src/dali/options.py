@@ -58,8 +58,8 @@ class LoadOptions:
     cache_disk: int | str | None = None
     """What it may have there, bytes or "32GiB"; None for CACHE_DISK."""
     cache_type: str = "auto"
-    """What keys and values are kept in, here and by the prefix cache: "auto" or "model" (the model's own type), or "q8" (8 bits and
-    a scale for each 32 values; "q8_0" is the same)."""
+    """What keys and values are kept in, here and by the prefix cache: "auto" or "model" (the model's own type), or "q8" (8 bits
+    and a scale for each 32 values; "q8_0" is the same)."""
     offline: bool = False
     """Never touch the network."""
     device: str = "cpu"
@@ -215,8 +215,8 @@ class LoadOptions:
     def _check_cache(self) -> None:
         if self.in_q8 and self.device_kind == "cuda":
             raise UsageError(
-                f"{parameter('cache_type')} {self.cache_type} is not for {self.device}: dali's GPU kernels attend to keys and values "
-                "of the model's type alone.",
+                f"{parameter('cache_type')} {self.cache_type} is not for {self.device}: dali's GPU kernels attend to keys and "
+                "values of the model's type alone.",
                 f"Leave it out, or use {parameter('device')} cpu.",
             )
         if self.in_q8 and self.dtype == "float16":

@@ -39,7 +39,9 @@ def by_ggml(row: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     largest = np.abs(row).max()
     scale = np.float32(largest / np.float32(127))
     factor = np.float32(127) / largest if largest else np.float32(0)
-    return np.float16(scale), np.rint(row * (factor if np.isfinite(factor) else np.float32(0))).astype(np.int8)
+    return np.float16(scale), np.rint(row * (factor if np.isfinite(factor) else np.float32(0))).astype(
+        np.int8
+    )
 
 
 @pytest.mark.parametrize("width", [32, 128, 24, 40, 3])
@@ -61,7 +63,7 @@ def test_values_are_those_of_the_gguf_package() -> None:
     quants = pytest.importorskip("gguf.quants")
     from gguf import GGMLQuantizationType
 
-    rows = quantize(odd_rows(64).view(-1, 64))
+    rows = quantize(odd_rows(64)[:-1].reshape(-1, 64))  # without what becomes infinite
     parts = rows[:, :64].view(-1, 2, 32), rows[:, 64:].view(-1, 2, 2)
     blocks = torch.cat([parts[1], parts[0]], dim=2).flatten(1).numpy()
     expected = quants.dequantize(blocks, GGMLQuantizationType.Q8_0)
@@ -98,8 +100,12 @@ def test_the_kernels_keep_these_bytes(width, dtype, variant, use) -> None:
 @every_variant
 @every_dtype
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize(("kept", "tokens", "window"), [(0, 1, None), (700, 1, None), (45, 37, None), (290, 20, 33)])
-def test_attention_is_that_to_the_values_they_stand_for(shape, kept, tokens, window, dtype, variant, use) -> None:
+@pytest.mark.parametrize(
+    ("kept", "tokens", "window"), [(0, 1, None), (700, 1, None), (45, 37, None), (290, 20, 33)]
+)
+def test_attention_is_that_to_the_values_they_stand_for(
+    shape, kept, tokens, window, dtype, variant, use
+) -> None:
     use(variant)
     heads, kv_heads, *widths = shape
     torch.manual_seed(kept)
@@ -114,7 +120,9 @@ def test_attention_is_that_to_the_values_they_stand_for(shape, kept, tokens, win
         native.attend_prompt(query, *new, first, tokens, window, 0.2, sinks, out)
         return out
 
-    room = [quantize(torch.cat([before, torch.zeros(kv_heads, tokens, before.shape[2])], dim=1)) for before in old]
+    room = [
+        quantize(torch.cat([before, torch.zeros(kv_heads, tokens, before.shape[2])], dim=1)) for before in old
+    ]
     found = attend(room, query, new, True)
     floats = [dequantize(rows, width) for rows, width in zip(room, widths, strict=True)]
     of_new = [part[:, kept:].clone() for part in floats]

@@ -109,7 +109,7 @@ def _row(llm: LLM, measurement: Measurement) -> dict[str, Any]:
         "model_size": llm.expert_bytes + llm.dense_bytes,
         "n_batch": llm.engine.scheduler.step_tokens,
         "n_threads": native.threads() if native_threads else torch.get_num_threads(),
-        "cache_type": llm.cache_type,
+        "cache_type": llm.engine.cache_type,
         "n_prompt": test.prompt,
         "n_gen": test.generate,
         "test_time": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -47,7 +47,9 @@ class Engine:
         )
         self._highest: Any = None  # the decoder's, where the latest logits are its own
         self._native = native.enabled()
-        self.in_q8 = False  # whether keys and values are kept in 8 bits; to be said before any sequence is added
+        self.in_q8 = (
+            False  # whether keys and values are kept in 8 bits; to be said before any sequence is added
+        )
         self._budget: StateBudget | None = None  # None: states take what they need
         self.prefixes = Prefixes(0)  # what earlier sequences have left
         self._last: Sequence | None = None  # finished; its state serves a prompt that continues it as it is
@@ -67,6 +69,11 @@ class Engine:
         self.clock, self.begin, self.embeddings = clock, begin, embeddings
         self.scheduler.step_tokens = step_tokens
         self.limit_states(budget)
+
+    @property
+    def cache_type(self) -> str:
+        """What keys and values are kept in: "q8", or the model's type, such as "bfloat16"."""
+        return "q8" if self.in_q8 else str(self.model.dtype).removeprefix("torch.")
 
     @property
     def budget(self) -> StateBudget | None:

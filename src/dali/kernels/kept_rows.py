@@ -19,8 +19,8 @@ def row_bytes(width: int) -> int:
 
 
 def quantize(values: Tensor) -> Tensor:
-    """Floats [..., width] -> rows, bytes [..., row_bytes(width)]. What is beyond a scale's float16, 8.3 million, becomes infinite;
-    32 values with one that is no finite number among them become NaN."""
+    """Floats [..., width] -> rows, bytes [..., row_bytes(width)]. What is beyond a scale's float16, 8.3 million, becomes
+    infinite; 32 values with one that is no finite number among them become NaN."""
     width = values.shape[-1]
     quants, scales = quantize_activations(values.reshape(-1, width).float())
     scales.masked_fill_(~quants.isfinite().all(-1), torch.nan)

@@ -27,8 +27,8 @@ class Reservation:
 
 
 class LayerKV:
-    """One layer's keys and values, [heads, tokens, width] each; both widths as the model has them. `in_q8`: in 8 bits, rows of bytes
-    in the place of the widths' values (kernels/kept_rows.py), which only the compiled kernels write, each once.
+    """One layer's keys and values, [heads, tokens, width] each; both widths as the model has them. `in_q8`: in 8 bits, rows of
+    bytes in the place of the widths' values (kernels/kept_rows.py), which only the compiled kernels write, each once.
 
     A sliding-window layer forgets tokens no later query can see: `first` is the position of the oldest one kept. With a
     reservation, buffers have its size from the beginning on; without one they double as tokens come.

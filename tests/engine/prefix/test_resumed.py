@@ -16,7 +16,13 @@ CONTEXT = 192
 
 @pytest.mark.parametrize(
     ("family", "cache_type"),
-    [("qwen3_moe", "model"), ("gpt_oss", "model"), ("qwen3_next", "model"), ("deepseek_v2", "model"), ("gpt_oss", "q8")],
+    [
+        ("qwen3_moe", "model"),
+        ("gpt_oss", "model"),
+        ("qwen3_next", "model"),
+        ("deepseek_v2", "model"),
+        ("gpt_oss", "q8"),
+    ],
 )
 def test_random_conversations_are_answered_as_by_a_fresh_engine(family, cache_type, tmp_path, monkeypatch):
     monkeypatch.setenv("DALI_CACHE_DIR", str(tmp_path / "stores"))
