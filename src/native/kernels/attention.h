@@ -182,27 +182,54 @@ struct AttentionKernels {
         attend_tiles(part, keys, part.key_row, values, part.value_row, most, total);
     }
 
-    // A tile becomes floats once, and all queries meet these.
-    static void attend_q8(const AttentionPart<uint8_t>& part, float* most, float* total) {
-        const auto floats = [&](const uint8_t* rows, int64_t row, int scales, int width, int64_t begin, int64_t end) {
+    // A tile becomes floats once, and all queries meet these. read_key, read_value: (row, to).
+    template <class T, class Key, class Value>
+    static DALI_INLINE void attend_as_floats(const AttentionPart<T>& part, const Key& read_key, const Value& read_value, float* most,
+                                             float* total) {
+        const auto floats = [&](const T* rows, int64_t row, int width, const auto& read, int64_t begin, int64_t end) {
             for (int64_t j = begin; j < end; j++) {
                 if (j + TILE < part.count) prefetch(rows + (j + TILE) * row, int(row));
-                KeptRows<V>::read(rows + j * row, scales, width, part.tile + (j - begin) * width);
+                read(rows + j * row, part.tile + (j - begin) * width);
             }
             return static_cast<const float*>(part.tile);
         };
-        const auto keys = [&](int64_t begin, int64_t end) {
-            return floats(part.keys, part.key_row, part.key_width, part.key_width, begin, end);
-        };
+        const auto keys = [&](int64_t begin, int64_t end) { return floats(part.keys, part.key_row, part.key_width, read_key, begin, end); };
         const auto values = [&](int64_t begin, int64_t end) {
-            return floats(part.values, part.value_row, part.value_scales, part.value_width, begin, end);
+            return floats(part.values, part.value_row, part.value_width, read_value, begin, end);
         };
         attend_tiles(part, keys, part.key_width, values, part.value_width, most, total);
     }
 
+    static void attend_q8(const AttentionPart<uint8_t>& part, float* most, float* total) {
+        const auto key = [&](const uint8_t* row, float* to) { KeptRows<V>::read(row, part.key_width, part.key_width, to); };
+        const auto value = [&](const uint8_t* row, float* to) { KeptRows<V>::read(row, part.value_scales, part.value_width, to); };
+        attend_as_floats(part, key, value, most, total);
+    }
+
+    // `width` values of bfloat16; up to a vector more is written.
+    static DALI_INLINE void read_bf16(const uint16_t* row, int width, float* to) {
+        Floats16 values;
+        int c = 0;
+        for (; c + LANES <= width; c += LANES) {
+            load_bf16(row + c, values);
+            store(values, to + c);
+        }
+        if (c == width) return;
+        load_row(row + c, width - c, values);
+        store(values, to + c);
+    }
+
+    static void attend_bf16(const AttentionPart<uint16_t>& part, float* most, float* total) {
+        constexpr int several = 8;  // queries; fewer read bfloat16 no slower than floats
+        if (part.group < several) return attend_part(part, most, total);
+        const auto key = [&](const uint16_t* row, float* to) { read_bf16(row, part.key_width, to); };
+        const auto value = [&](const uint16_t* row, float* to) { read_bf16(row, part.value_width, to); };
+        attend_as_floats(part, key, value, most, total);
+    }
+
     static void put_into(Variant& variant) {
         variant.attend_f32 = attend_part<float>;
-        variant.attend_bf16 = attend_part<uint16_t>;
+        variant.attend_bf16 = attend_bf16;
         variant.attend_q8 = attend_q8;
         variant.keep_q8 = KeptRows<V>::write;
     }

@@ -38,9 +38,8 @@ struct AttentionPart {
     float* scores;       // [group][padded count]
     float* out;          // [group][padded value width]
     const int64_t* seen = nullptr;  // [group]: keys from the first on that a query sees; null: all
-    // Of what is in 8 bits: where a value's scales begin in its row, and room for KEPT_TILE rows of floats, and for a group.
-    int value_scales = 0;
-    float* tile = nullptr;
+    float* tile = nullptr;  // but for float's: room for KEPT_TILE rows of floats, and for a group
+    int value_scales = 0;   // of what is in 8 bits: where a value's scales begin in its row
 };
 
 constexpr int KEPT_TILE = 32;  // keys that stay in the caches while all queries of a group meet them

@@ -118,6 +118,7 @@ class Step {
         float* query = workspace.take<float>(size_t(queries) * query_row);
         float* scores = workspace.take<float>(size_t(queries) * padded(end - begin));
         int64_t* seen = workspace.take<int64_t>(queries);
+        float* tile = workspace.take<float>(KEPT_TILE * std::max(call_.key_width, call_.value_width) + GROUP);
         std::fill_n(query, size_t(queries) * query_row, 0.0f);
         for (int q = 0; q < queries; q++) {
             const DecodingToken& asking = tokens_[block.first + q / group_];
@@ -130,12 +131,11 @@ class Step {
             const auto row = [&](int width) { return kept_bytes(width, call_.dtype, token.in_q8) / int64_t(sizeof(T)); };
             return AttentionPart<T>{reinterpret_cast<const T*>(keys), reinterpret_cast<const T*>(values), end - begin, queries,
                                     call_.key_width, call_.value_width, row(call_.key_width), row(value_kept), call_.scale, query, scores,
-                                    item.out, block.count > 1 ? seen : nullptr};
+                                    item.out, block.count > 1 ? seen : nullptr, tile};
         };
         if (token.in_q8) {
             auto bytes = part(static_cast<uint8_t*>(nullptr));
             bytes.value_scales = value_kept;
-            bytes.tile = workspace.take<float>(KEPT_TILE * std::max(call_.key_width, call_.value_width) + GROUP);
             variant_.attend_q8(bytes, item.most, item.total);
         } else if (call_.dtype == Dtype::f32) variant_.attend_f32(part(static_cast<float*>(nullptr)), item.most, item.total);
         else variant_.attend_bf16(part(static_cast<uint16_t*>(nullptr)), item.most, item.total);
