@@ -47,6 +47,9 @@ class Engine:
         )
         self._highest: Any = None  # the decoder's, where the latest logits are its own
         self._native = native.enabled()
+        self.in_q8 = (
+            False  # whether keys and values are kept in 8 bits; to be said before any sequence is added
+        )
         self._budget: StateBudget | None = None  # None: states take what they need
         self.prefixes = Prefixes(0)  # what earlier sequences have left
         self._last: Sequence | None = None  # finished; its state serves a prompt that continues it as it is
@@ -66,6 +69,11 @@ class Engine:
         self.clock, self.begin, self.embeddings = clock, begin, embeddings
         self.scheduler.step_tokens = step_tokens
         self.limit_states(budget)
+
+    @property
+    def cache_type(self) -> str:
+        """What keys and values are kept in: "q8", or the model's type, such as "bfloat16"."""
+        return "q8" if self.in_q8 else str(self.model.dtype).removeprefix("torch.")
 
     @property
     def budget(self) -> StateBudget | None:
@@ -157,6 +165,7 @@ class Engine:
         """Teacher-forced logits of a sequence that has not joined: [tokens, vocabulary] a chunk, all its tokens in order. No
         other may join meanwhile. DaliError where there is no room for it."""
         self._measure(sequence, len(sequence.tokens))
+        sequence.state = SequenceState(self.in_q8)
         self._make_room(sequence)
         if not self.scheduler.has_room(sequence):
             raise DaliError(
@@ -197,7 +206,7 @@ class Engine:
         scheduler = self.scheduler
         while scheduler.waiting and scheduler.has_room(sequence := scheduler.waiting[0]):
             # Whatever an earlier try has left is given up.
-            sequence.state, sequence.computed, sequence.cached_tokens = SequenceState(), 0, 0
+            sequence.state, sequence.computed, sequence.cached_tokens = SequenceState(self.in_q8), 0, 0
             sequence.regime = scheduler.regime(sequence)
             # Where a later prompt may part from this one: at its last token if it is asked anew, and in a conversation before the
             # opening of the answer, which templates write otherwise once the answer is there.

@@ -47,7 +47,9 @@ Layer = TypeVar("Layer", bound=LayerState)
 class SequenceState:
     """All layers of one sequence. A place in it is a number of tokens: what its layers are after those."""
 
-    def __init__(self) -> None:
+    def __init__(self, in_q8: bool = False) -> None:
+        """`in_q8`: whether keys and values are kept in 8 bits."""
+        self._in_q8 = in_q8
         self._layers: dict[tuple[int, type], LayerState] = {}
         self.places: list[int] = []  # of which recurrent layers keep copies, ascending
         self._reservation: Reservation | None = None
@@ -64,7 +66,7 @@ class SequenceState:
         state = self._layers.get((index, LayerKV))
         if isinstance(state, LayerKV):
             return state
-        state = self.layer(index, LayerKV)
+        state = self._layers[index, LayerKV] = LayerKV(self._in_q8)
         if self._reservation is not None:
             state.reserve(self._reservation)
         return state
@@ -82,8 +84,8 @@ class SequenceState:
         self.places.clear()
 
     def anew(self) -> SequenceState:
-        """An empty one with the same reservation."""
-        state = SequenceState()
+        """An empty one that keeps alike, with the same reservation."""
+        state = SequenceState(self._in_q8)
         state._reservation = self._reservation
         return state
 
