@@ -22,6 +22,7 @@ from dali.units import parse_size
 QUANTS = ("auto", "keep", "f32", "f16", "bf16", "w8", "w4", "mxfp4", "q4k", "q6k")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 ROPE_SCALINGS = ("linear", "yarn")
+DRAFTS = ("ngram",)
 CACHE_DISK = 16 << 30  # bytes of a folder for prefixes, unless told
 ACCELERATOR = ("vram", "profile", "assign", "prefetch", "cache", "n_cpu_moe", "policy", "lossy")
 
@@ -56,6 +57,9 @@ class LoadOptions:
     """A folder in which the prefix cache outlives the process; None for none."""
     cache_disk: int | str | None = None
     """What it may have there, bytes or "32GiB"; None for CACHE_DISK."""
+    draft: str | None = None
+    """How tokens are guessed, of which a step then checks several: one of DRAFTS ("ngram": what followed the same words before);
+    None for one token a step. Answers are the same, bit for bit."""
     offline: bool = False
     """Never touch the network."""
     device: str = "cpu"
@@ -124,7 +128,7 @@ class LoadOptions:
         _expect(int | float | None, "a number", rope_scale=self.rope_scale)
         _expect(int, "a whole number", seed=self.seed)
         _expect(str, "a name, as text", device=self.device, quant=self.quant, dtype=self.dtype)
-        names = ("profile", "rope_scaling", "assign", "prefetch", "cache", "policy")
+        names = ("profile", "draft", "rope_scaling", "assign", "prefetch", "cache", "policy")
         _expect(str | None, "a name, as text", **{name: getattr(self, name) for name in names})
         for name in ("offline", "lossy"):
             if not isinstance(getattr(self, name), bool):
@@ -144,6 +148,8 @@ class LoadOptions:
         if self.dtype not in DTYPES:
             raise UsageError(f"Unknown dtype {self.dtype!r}.", f"Choose one of {', '.join(DTYPES)}.")
 
+        if self.draft not in (None, *DRAFTS):
+            raise UsageError(f"Unknown way to draft {self.draft!r}.", f"Choose one of {', '.join(DRAFTS)}.")
         if self.rope_scaling not in (None, *ROPE_SCALINGS):
             raise UsageError(
                 f"Unknown rotary scaling {self.rope_scaling!r}.", f"Choose one of {', '.join(ROPE_SCALINGS)}."
@@ -190,6 +196,13 @@ class LoadOptions:
             raise UsageError(
                 f"{parameter(next(iter(given)))} is about an accelerator, and the device is cpu.",
                 f"Give {parameter('device')} too, or leave it out.",
+            )
+
+        if self.draft is not None and self.lossy:
+            raise UsageError(
+                f"{parameter('draft')} {self.draft} leaves answers as they are, and {parameter('lossy')} lets them depend on what "
+                "else a step computes.",
+                "Leave one of them out.",
             )
 
     def _check_cache(self) -> None:

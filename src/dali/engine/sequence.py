@@ -6,6 +6,7 @@ from itertools import count
 
 from torch import Tensor
 
+from dali.engine.draft.ngrams import NGrams
 from dali.engine.logprobs import TokenLogprob, token_logprob
 from dali.engine.prefix.recording import Recording
 from dali.engine.request import Request
@@ -38,6 +39,11 @@ class Sequence:
         self.state_bytes = 0  # and what it takes then
         self.fresh = False  # whether nothing shall be taken over, nor left to others
         self.recording: Recording | None = None  # what leaves it to others
+        self.ngrams: NGrams | None = None  # where drafts are looked up
+        self.draft: list[int] = []  # tokens that may come next, which the next step computes as well,
+        self.matched = 0  # as they did once before, after so many tokens like the last ones
+        self.drafted = 0  # tokens of drafts so far,
+        self.accepted = 0  # and those that were chosen: each has saved the sequence a step
         self.regime = 0  # of the rotary frequencies that `state` was computed with (see hooks/rope.py)
         self.sampler = Sampler(request.params)
         self.logprobs: list[TokenLogprob] = []  # of what was generated, where the request asks for them
