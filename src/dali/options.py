@@ -200,8 +200,8 @@ class LoadOptions:
 
         if self.draft is not None and self.lossy:
             raise UsageError(
-                f"{parameter('draft')} {self.draft} leaves answers as they are, and {parameter('lossy')} lets them depend on what "
-                "else a step computes.",
+                f"{parameter('draft')} {self.draft} leaves answers as they are, and {parameter('lossy')} lets them depend on "
+                "what else a step computes.",
                 "Leave one of them out.",
             )
 

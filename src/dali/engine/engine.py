@@ -163,8 +163,8 @@ class Engine:
         return True
 
     def _choose(self, sequence: Sequence, logits: torch.Tensor, row: int) -> None:
-        """Choose what follows the last token and, as long as that is what was drafted, what follows it: one row of logits each, the
-        first of which is the step's `row`. What else the step has computed of the draft is taken back."""
+        """Choose what follows the last token and, as long as that is what was drafted, what follows it: by a row of logits each,
+        the first of which is the step's `row`. What else was computed of the draft is taken back."""
         draft, place, accepted = sequence.draft, len(sequence.tokens), 0
         while True:
             at = row + accepted
@@ -247,8 +247,8 @@ class Engine:
 
     @torch.inference_mode()
     def _forward(self, plan: list[tuple[Sequence, int]], every_row: bool = False) -> torch.Tensor:
-        """Run the model on the planned tokens; logits [rows, vocabulary] of each sequence's last token, if it was computed, and of
-        those drafted behind it."""
+        """Run the model on the planned tokens; logits [rows, vocabulary] of each sequence's last token, if it was computed,
+        and of those drafted behind it."""
         ids: list[int] = []
         positions: list[int] = []
         segments: list[Segment] = []

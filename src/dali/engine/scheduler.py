@@ -8,7 +8,8 @@ from dali.engine.sequence import Sequence
 
 
 class Scheduler:
-    """Every decoding sequence takes one token a step, and those of its draft; what is left of `step_tokens` goes to prefill, oldest first.
+    """Every decoding sequence takes one token a step, and those of its draft; what is left of `step_tokens` goes to prefill,
+    oldest first.
 
     With `limits` (see hooks/rope.py) a step holds sequences of one regime; the regimes take turns.
 

@@ -51,7 +51,8 @@ class Sequence:
         self.error: DaliError | None = None
         self.prefill_seconds = 0.0
         self.decode_seconds = 0.0
-        self._eos = frozenset() if request.params.ignore_eos else request.eos
+        # Tokens that end it.
+        self.eos = frozenset() if request.params.ignore_eos else request.eos
 
     @property
     def generated(self) -> list[int]:
@@ -79,14 +80,14 @@ class Sequence:
         except DaliError as error:
             self.fail(error)
             return
-        if (most := self.request.params.logprobs) is not None and token not in self._eos:
+        if (most := self.request.params.logprobs) is not None and token not in self.eos:
             del self.logprobs[len(self.tokens) - self.prompt_tokens :]  # of a step that was interrupted here
             self.logprobs.append(token_logprob(logits, token, most))
         self.push(token)
 
     def push(self, token: int) -> None:
         """Take a sampled token."""
-        if token in self._eos:
+        if token in self.eos:
             self._finish("stop")
             return
         self.tokens.append(token)

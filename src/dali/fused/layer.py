@@ -31,7 +31,7 @@ from dali.step.context import StepContext, current_step
 from dali.store.expert_pool import Lease
 
 # What layers call their norms: before and after attention, before and after what follows it.
-MOST_ROWS = 8  # that decode in one call; with more of them the parts are large enough to be called one by one
+MOST_ROWS = 12  # that decode in one call, as many as kernels take in a pass: larger parts may as well be called one by one
 NORMS = (
     ("input_layernorm", None, "post_attention_layernorm", None),
     (None, "post_attention_layernorm", None, "post_feedforward_layernorm"),

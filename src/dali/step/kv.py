@@ -13,8 +13,8 @@ INITIAL_TOKENS = 128
 
 @dataclass(frozen=True)
 class Reservation:
-    """Room for all that a sequence may come to: `tokens` in all, at most `chunk` of them a step, of which the last `drafted` may be
-    taken back one by one."""
+    """Room for all that a sequence may come to: `tokens` in all, at most `chunk` of them a step, of which the last `drafted` may
+    be taken back one by one."""
 
     tokens: int
     chunk: int

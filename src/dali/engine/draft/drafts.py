@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dali.engine.draft.ngrams import Draft, NGrams
-from dali.engine.draft.pace import MOST, Pace
+from dali.engine.draft.ngrams import NONE, Draft, NGrams
+from dali.engine.draft.pace import MOST_ROWS, Pace
 from dali.engine.scheduler import Scheduler
 from dali.engine.sequence import Sequence
 from dali.telemetry import Telemetry
@@ -13,7 +13,7 @@ class Drafts:
     """Guesses tokens for each sequence before a step, and learns from the step what guesses are worth. A draft never changes what
     is chosen: tokens are chosen one after another from the model's logits, of which a draft only lets a step compute more."""
 
-    most = MOST  # tokens of one sequence
+    most = MOST_ROWS - 1  # tokens of one sequence
 
     def __init__(self, telemetry: Telemetry) -> None:
         self._telemetry = telemetry
@@ -24,11 +24,15 @@ class Drafts:
         """Set the `draft` of all that decode."""
         self._drafted = self._accepted = 0
         decoding = [sequence for sequence in scheduler.live if not sequence.in_prefill]
+        if not self._pace.ready(len(decoding)):
+            return
         found = [self._find(sequence, scheduler.limits) for sequence in decoding]
+        if not any(draft.matched for draft in found):
+            return
         lengths = self._pace.lengths([draft.matched for draft in found])
-        left = scheduler.step_tokens - len(decoding)
+        left = max(scheduler.step_tokens - len(decoding), 0)
         for sequence, draft, length in zip(decoding, found, lengths, strict=True):
-            sequence.matched, sequence.draft = draft.matched, draft.tokens[: max(min(length, left), 0)]
+            sequence.matched, sequence.draft = draft.matched, draft.tokens[: min(length, left)]
             left -= len(sequence.draft)
 
     def note(self, sequence: Sequence, drafted: int, accepted: int) -> None:
@@ -47,8 +51,12 @@ class Drafts:
 
     def _find(self, sequence: Sequence, limits: tuple[int, ...]) -> Draft:
         """No further than the last token to be computed, which the answer's last one is not, and within the sequence's regime."""
-        length = len(sequence.tokens)
-        end = min([sequence.request.limit - 1, *(limit for limit in limits if limit >= length)])
         if sequence.ngrams is None:
             sequence.ngrams = NGrams(sequence.tokens)
-        return sequence.ngrams.propose(min(self.most, end - length, sequence.state.draftable))
+        if not sequence.ngrams.recalls():
+            return NONE
+        length = len(sequence.tokens)
+        end = min([sequence.request.limit - 1, *(limit for limit in limits if limit >= length)])
+        draft = sequence.ngrams.propose(min(self.most, end - length, sequence.state.draftable))
+        whole = next((at for at, token in enumerate(draft.tokens) if token in sequence.eos), None)
+        return draft if whole is None else Draft(draft.matched, draft.tokens[:whole])

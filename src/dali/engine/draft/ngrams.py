@@ -1,7 +1,7 @@
 """Drafts looked up in the sequence itself: what followed the last time that it said the same.
 
-Published as prompt lookup decoding (github.com/apoorvumang/prompt-lookup-decoding); llama.cpp's `lookup` does likewise. Here every
-pair of neighbouring tokens is noted once, so that a look-up takes as long in a long sequence as in a short one.
+Published as prompt lookup decoding (github.com/apoorvumang/prompt-lookup-decoding); llama.cpp's `lookup` does likewise. Here
+every pair of neighbouring tokens is noted once, so that a look-up takes as long in a long sequence as in a short one.
 """
 
 from __future__ import annotations
@@ -29,6 +29,12 @@ class NGrams:
         self._tokens = tokens
         self._latest: dict[tuple[int, int], int] = {}  # of a pair: the place behind its latest one
         self._before = [0, 0]  # of each place: the one before it with the same pair in front; 0: none
+
+    def recalls(self) -> bool:
+        """Whether the last two tokens have stood before."""
+        self._note()
+        tokens = self._tokens
+        return len(tokens) > 1 and (tokens[-2], tokens[-1]) in self._latest
 
     def propose(self, most: int) -> Draft:
         """At most so many tokens."""

@@ -1,4 +1,4 @@
-"""Whether a loaded model may have drafts: its steps must give a token the same bits whatever else of its sequence they compute."""
+"""Whether a loaded model may have drafts: a step must give a token the same bits whatever else of its sequence it computes."""
 
 from __future__ import annotations
 
@@ -73,15 +73,15 @@ def refuse_torch(engine: Engine, name: str) -> None:
     model: Any = engine.model
     if not native.enabled():
         raise DaliError(
-            f"{parameter('draft')} needs the compiled kernels: torch gives a token other bits where several are computed at once.",
+            f"{parameter('draft')} needs the compiled kernels: torch gives a token other bits where it computes several.",
             "Leave it out, or install dali with its compiled kernels and without DALI_KERNELS=torch.",
         )
     linears = linears_of(model)
     if linears or (engine.decoder is None and model.device.type != "cpu"):
         part = f"{len(linears)} linears" if linears else "all but the experts"
         raise DaliError(
-            f"{parameter('draft')} would change the last bits of answers: torch computes {part} of {name}, and gives a token other "
-            "bits where several are computed at once.",
+            f"{parameter('draft')} would change the last bits of answers: torch computes {part} of {name}, and gives a "
+            "token other bits where it computes several.",
             OTHERS,
         )
 
