@@ -45,7 +45,7 @@ Prompt = str | Many[int]
 class Completion:
     """What one prompt got. `finish_reason`: "stop", "length" or "abort"; seconds are measured wall-clock; `logprobs`: one for
     each of `tokens`, where they were asked for; `reasoning`: what came before the answer proper in a chat, where the model's
-    tokens tell the two apart; `drafted`: tokens that were guessed, of which `accepted` were chosen: each saved a step."""
+    tokens tell the two apart."""
 
     text: str
     tokens: list[int]
@@ -56,8 +56,6 @@ class Completion:
     decode_seconds: float
     logprobs: list[TokenLogprob] | None = None
     reasoning: str = ""
-    drafted: int = 0
-    accepted: int = 0
 
 
 class LLM:
@@ -136,10 +134,9 @@ class LLM:
     def stats(self) -> dict[str, Any]:
         """What the runtime has done so far: lookups by tier, bytes by link, prefetches, seconds, in all and a layer;
         "converted", what reading the model's file lost: "Q6_K to w8" -> relative L2 error of those experts' weights;
-        "converted_linears", the same of linears; "policy",
-        the system that decides, if one was named; "lossy", its lossy parts that are on, and of how many (token, expert) pairs
-        they changed how many, and how; "draft_accepted" and "draft_rejected", tokens that were guessed; "prefixes", what
-        the prefix cache has in RAM, and what it served."""
+        "converted_linears", the same of linears; "policy", the system that decides, if one was named; "lossy", its lossy parts that
+        are on, and of how many (token, expert) pairs they changed how many, and how; "draft_accepted" and "draft_rejected", tokens
+        that were guessed; "prefixes", what the prefix cache has in RAM, and what it served."""
         accelerated = self.accelerated
         return self.telemetry.as_dict() | {
             "converted": self.loaded.converted,
@@ -378,8 +375,6 @@ def completion(sequence: Sequence) -> Completion:
         decode_seconds=sequence.decode_seconds,
         logprobs=None if sequence.request.params.logprobs is None else sequence.logprobs,
         reasoning="".join(piece.reasoning for piece in pieces),
-        drafted=sequence.drafted,
-        accepted=sequence.accepted,
     )
 
 

@@ -143,7 +143,7 @@ class Engine:
                     sequence.computed += tokens
                     continue
                 drafted = len(sequence.draft)
-                self._choose(sequence, logits[row : row + 1 + drafted], row)
+                self._choose(sequence, logits, row)
                 row += 1 + drafted
             for sequence, _ in plan:
                 self._record(sequence)
@@ -163,12 +163,12 @@ class Engine:
         return True
 
     def _choose(self, sequence: Sequence, logits: torch.Tensor, row: int) -> None:
-        """Choose what follows the last token and, as long as that is what was drafted, what follows it: by a row of logits each,
-        the first of which is the step's `row`. What else was computed of the draft is taken back."""
+        """Choose what follows the last token and, as long as that is what was drafted, what follows it: by a row of the step's
+        `logits` each, from `row` on. What else was computed of the draft is taken back."""
         draft, place, accepted = sequence.draft, len(sequence.tokens), 0
         while True:
             at = row + accepted
-            sequence.advance(logits[accepted], self._highest and partial(self._highest, at))
+            sequence.advance(logits[at], self._highest and partial(self._highest, at))
             right = accepted < len(draft) and sequence.tokens[-1] == draft[accepted]
             if sequence.finish_reason is not None or not right:
                 break
