@@ -3,12 +3,12 @@
     python benchmarks/models/draft.py MODEL... [--tokens 200] [--rounds 5] [--streams 1 4] [--quant w8] [--threads N]
 
 The answers are given: in the sampler's place stands what is said next, so that the text is the same whatever the model is, and
-all else of a step is done. An `edit` is the prompt's program with a name changed, an `extract` every other sentence of the prompt;
-`free` text goes on from where the prompt ends, and repeats what texts repeat. `streams` answers run side by side, on parts of the
-texts of their own. With and without take turns; each answer begins with nothing learnt of what drafts are worth. Tokens a second
-are each stream's over the steps in which its tokens were chosen, summed; shown are medians of the rounds; `ratio` is the median of
-each round's. Of the drafted tokens `accepted` is the share that was right. Both ways must show the sampler the same logits, bit for
-bit.
+all else of a step is done. An `edit` is the prompt's program with a name changed, an `extract` every other sentence of the
+prompt; `free` text goes on from where the prompt ends, and repeats what texts repeat. `streams` answers run side by side, on
+parts of the texts of their own. With and without take turns; each answer begins with nothing learnt of what drafts are worth.
+Tokens a second are each stream's over the steps in which its tokens were chosen, summed; shown are medians of the rounds;
+`ratio` is the median of each round's. `accepted` is the share of drafted tokens that were right. Both ways must show the
+sampler the same logits, bit for bit.
 """
 
 from __future__ import annotations

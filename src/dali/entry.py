@@ -106,7 +106,7 @@ def load_source(
     linears = get_format(LINEARS) if llm.layout.format.quantized else None
     _fuse(llm, linears, options, compiled, meter, notify)
     if options.draft is not None:
-        llm.engine.drafts = open_drafts(llm.engine, llm.name, llm.telemetry)
+        llm.engine.drafts = open_drafts(llm.engine, llm.name, llm.ctx_size, llm.telemetry)
     llm.engine.prefixes = open_prefixes(llm.loaded, options, notify)
     return llm
 

@@ -134,9 +134,9 @@ class LLM:
     def stats(self) -> dict[str, Any]:
         """What the runtime has done so far: lookups by tier, bytes by link, prefetches, seconds, in all and a layer;
         "converted", what reading the model's file lost: "Q6_K to w8" -> relative L2 error of those experts' weights;
-        "converted_linears", the same of linears; "policy", the system that decides, if one was named; "lossy", its lossy parts that
-        are on, and of how many (token, expert) pairs they changed how many, and how; "draft_accepted" and "draft_rejected", tokens
-        that were guessed; "prefixes", what the prefix cache has in RAM, and what it served."""
+        "converted_linears", the same of linears; "policy", the system that decides, if one was named; "lossy", its lossy parts
+        that are on, and of how many (token, expert) pairs they changed how many, and how; "draft_accepted", "draft_rejected",
+        tokens that were guessed; "prefixes", what the prefix cache has in RAM, and what it served."""
         accelerated = self.accelerated
         return self.telemetry.as_dict() | {
             "converted": self.loaded.converted,

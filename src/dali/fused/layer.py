@@ -27,11 +27,10 @@ from dali.fused.watch import Watch
 from dali.hooks import seam
 from dali.hooks.moe_layer import MoELayer
 from dali.kernels import native
-from dali.step.context import StepContext, current_step
+from dali.step.context import MOST_ROWS, StepContext, current_step
 from dali.store.expert_pool import Lease
 
 # What layers call their norms: before and after attention, before and after what follows it.
-MOST_ROWS = 12  # that decode in one call, as many as kernels take in a pass: larger parts may as well be called one by one
 NORMS = (
     ("input_layernorm", None, "post_attention_layernorm", None),
     (None, "post_attention_layernorm", None, "post_feedforward_layernorm"),

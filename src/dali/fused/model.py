@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from dali.fused.dense import FusedRMSNorm, PackedLinear
 from dali.fused.embedding import SCALE, PackedEmbedding
-from dali.fused.layer import MOST_ROWS, DecodingLayer, records
+from dali.fused.layer import DecodingLayer, records
 from dali.fused.probe import POSITIONS, REFUSALS, probe
 from dali.fused.rotation import Kind, is_fixed, rotary_of, rotate, turns
 from dali.fused.watch import Watch
 from dali.kernels import native
-from dali.step.context import StepContext, current_step
+from dali.step.context import MOST_ROWS, StepContext, current_step
 
 OUTSIDE = {"model", "lm_head"}
 

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from dali.step.state import SequenceState
 
+MOST_ROWS = 12  # of a step that decodes in one native call, as many as kernels take in a pass
+
 
 @dataclass(frozen=True)
 class Segment:

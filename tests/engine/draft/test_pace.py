@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 import pytest
 
-from dali.engine.draft.pace import MOST_ROWS, MOST_STEPS, PLAIN_EVERY, SHARE, Pace
+from dali.engine.draft.pace import MOST_STEPS, PLAIN_EVERY, SHARE, Pace
+from dali.step.context import MOST_ROWS
 
 MATCHED = 4
 

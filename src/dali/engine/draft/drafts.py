@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dali.engine.draft.ngrams import NONE, Draft, NGrams
-from dali.engine.draft.pace import MOST_ROWS, Pace
+from dali.engine.draft.pace import Pace
 from dali.engine.scheduler import Scheduler
 from dali.engine.sequence import Sequence
+from dali.step.context import MOST_ROWS
 from dali.telemetry import Telemetry
 
 

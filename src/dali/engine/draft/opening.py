@@ -18,8 +18,8 @@ from dali.fused.dense import linears_of
 from dali.kernels import native
 from dali.telemetry import Telemetry
 
-PROMPT = 4  # tokens of the probe
-LENGTHS = (1, 2, 3)  # of its drafts, one a step; the last token of each is wrong
+PROMPT = 1  # tokens of the probe
+LENGTHS = (1, 2, 3, 4)  # of its drafts, one a step; the last token of each is wrong
 OTHERS = "Leave it out, or choose a quantized format such as w8."
 
 
@@ -46,15 +46,15 @@ class Probing(Drafts):
         for sequence in scheduler.live:
             begin = len(sequence.tokens)
             if not sequence.in_prefill and (length := next(self._lengths, 0)):
-                draft = self._tokens[begin : begin + length]
-                sequence.draft = [*draft[:-1], self._tokens[0]]
+                draft = self._tokens[begin : begin + length][: sequence.request.limit - 1 - begin]
+                sequence.draft = [*draft[:-1], self._tokens[0]] if draft else []
 
 
-def open_drafts(engine: Engine, name: str, telemetry: Telemetry) -> Drafts:
+def open_drafts(engine: Engine, name: str, ctx_size: int, telemetry: Telemetry) -> Drafts:
     """Drafts for a model that is in memory and called so. DaliError where they would change its answers' bits."""
     refuse_torch(engine, name)
     vocabulary = engine.model.config.get_text_config().vocab_size
-    count = PROMPT + sum(LENGTHS) + 2
+    count = min(PROMPT + sum(LENGTHS) + 2, ctx_size)
     tokens = [(7 + 31 * i) % vocabulary for i in range(count)]
     plain, drafted = (_logits(engine, tokens, drafts) for drafts in (None, Probing(tokens)))
     engine.forget()

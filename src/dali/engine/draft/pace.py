@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from dali.step.context import MOST_ROWS  # of a step with drafts: beyond, a further row is no bargain
+
 SHARE = 0.005  # of the time that may be lost
 MOST_STEPS = 2.0  # of which the budget may have saved the time
 RESUME = 1.0  # of which it has the time at first, and must have it before drafts go on after it was spent
@@ -17,7 +19,6 @@ RATIO = 0.5  # a drafted row's seconds to a plain row's, until measured
 PLAIN_EVERY = 32  # one step without drafts in so many, to measure what it takes
 NEW = 0.2  # weight of a new measurement in an average
 OUTLIER = 2.0  # a step that takes longer than so many times its rows counts as that
-MOST_ROWS = 12  # of a step with drafts: more are no longer nearly as fast as one
 # Fewest matched tokens of those that share a chance that a drafted token is right, and the chance until it was measured.
 KINDS = {2: 0.3, 3: 0.45, 4: 0.6, 6: 0.75, 9: 0.85, 16: 0.95}
 
@@ -34,7 +35,7 @@ class Pace:
         self._on = True
 
     def ready(self, sequences: int) -> bool:
-        """Whether so many sequences may have drafts now: there is budget, and this step need not measure what one takes without."""
+        """Whether so many sequences may have drafts now: not without budget, and not where the step is to be measured."""
         return self._on and self._drafted.get(sequences, PLAIN_EVERY) < PLAIN_EVERY and sequences < MOST_ROWS
 
     def lengths(self, matched: Sequence[int]) -> list[int]:
