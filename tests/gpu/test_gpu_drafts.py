@@ -14,7 +14,7 @@ from drafting import Always, Told
 from families import random_model, save_model
 
 PROMPTS = [[5, 6, 7, 8], [20, 21]]
-SAMPLING: dict[str, Any] = {"temperature": 0.8, "top_k": 5, "seed": 3, "max_tokens": 6, "ignore_eos": True}
+SAMPLING: dict[str, Any] = {"temperature": 0.8, "top_k": 5, "seed": 3, "max_tokens": 8, "ignore_eos": True}
 
 
 def test_answers_are_those_of_a_cpu_without_drafts(driver, tmp_path, monkeypatch):
@@ -27,7 +27,7 @@ def test_answers_are_those_of_a_cpu_without_drafts(driver, tmp_path, monkeypatch
         assert isinstance(llm.engine.decoder, GpuModel)
         sequences = [llm.sequence(prompt, logprobs=1, **SAMPLING) for prompt in PROMPTS]
         for sequence, right in zip(sequences, expected, strict=True):
-            sequence.ngrams = Told(sequence, right.tokens, 1)  # type: ignore[assignment]
+            sequence.ngrams = Told(sequence, right.tokens, 1, spoilt=0.9)  # type: ignore[assignment]
         llm.loop.complete(sequences)
         found = [(one.generated, one.logprobs) for one in sequences]
         assert found == [(one.tokens, one.logprobs) for one in expected]
