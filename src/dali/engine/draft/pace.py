@@ -3,7 +3,7 @@
 A drafted token costs a row of its step, which in a MoE model may read experts of its own. If it is right, it brings what a token
 takes otherwise. So it is worth computing as long as its chance is above the ratio of both; chances are told apart by how many
 tokens matched. What is lost comes from a budget: half a hundredth of the time, and what earlier drafts have brought, up to the
-time of a few steps. Once it is spent there are no drafts until it has grown again: text without repetitions loses next to nothing.
+time of a few steps. Once it is spent there are no drafts until it has grown again: plain text loses next to nothing.
 """
 
 from __future__ import annotations
