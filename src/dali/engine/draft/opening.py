@@ -19,7 +19,7 @@ from dali.kernels import native
 from dali.telemetry import Telemetry
 
 PROMPT = 1  # tokens of the probe
-LENGTHS = (1, 2, 3, 4)  # of its drafts, one a step; the last token of each is wrong
+LENGTHS = (1, 3, Drafts.most)  # of its drafts, one a step; the last token of each is wrong
 OTHERS = "Leave it out, or choose a quantized format such as w8."
 
 
@@ -54,7 +54,7 @@ def open_drafts(engine: Engine, name: str, ctx_size: int, telemetry: Telemetry) 
     """Drafts for a model that is in memory and called so. DaliError where they would change its answers' bits."""
     refuse_torch(engine, name)
     vocabulary = engine.model.config.get_text_config().vocab_size
-    count = min(PROMPT + sum(LENGTHS) + 2, ctx_size)
+    count = min(PROMPT + sum(LENGTHS) + 2, ctx_size, *engine.scheduler.limits)  # in one regime
     tokens = [(7 + 31 * i) % vocabulary for i in range(count)]
     plain, drafted = (_logits(engine, tokens, drafts) for drafts in (None, Probing(tokens)))
     engine.forget()
