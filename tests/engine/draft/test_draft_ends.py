@@ -10,6 +10,7 @@ import torch
 
 import dali
 from dali.engine.completion import completion
+from dali.engine.constraint.shape import Shape
 from dali.engine.draft import drafts
 from dali.engine.engine import Engine
 from dali.engine.sequence import Sequence
@@ -80,6 +81,22 @@ def test_a_token_that_ends_answers_ends_one_amid_a_draft(tiny, at):
         return Sequence(replace(asked.request, eos=frozenset({tokens[at]})), Text(tiny.tokenizer))
 
     one, other = both(tiny, make)
+    assert one.finish_reason == "stop"
+    assert same(one, other)
+
+
+@pytest.mark.parametrize("sampling", [{"temperature": 0}, {"temperature": 1.5, "seed": 3}])
+def test_a_grammar_holds_an_answer_with_drafts_as_without(tiny, sampling):
+    asked = [{"role": "user", "content": "Tell me of a little dog."}]
+    schema = {
+        "type": "array",
+        "items": {"enum": ["sit", "roll", "sing"]},
+        "minItems": 3,
+        "maxItems": 5,
+    }
+    one, other = both(
+        tiny, lambda: tiny.chat_sequence(asked, shape=Shape(schema), max_tokens=60, logprobs=1, **sampling)
+    )
     assert one.finish_reason == "stop"
     assert same(one, other)
 
