@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from dali import fused
+from dali.engine.draft.opening import open_drafts
 from dali.engine.loop import check_process
 from dali.engine.prefix.folder import prepare_folder
 from dali.engine.prefix.opening import open_prefixes
@@ -120,6 +121,8 @@ def load_source(
     llm.engine.in_q8 = options.in_q8
     linears = get_format(LINEARS) if llm.layout.format.quantized else None
     _fuse(llm, linears, options, compiled, meter, notify)
+    if options.draft is not None:
+        llm.engine.drafts = open_drafts(llm.engine, llm.name, llm.ctx_size, llm.telemetry)
     llm.engine.prefixes = open_prefixes(llm.loaded, options, notify)
     return llm
 

@@ -23,6 +23,7 @@ QUANTS = ("auto", "keep", "f32", "f16", "bf16", "w8", "w4", "mxfp4", "q4k", "q6k
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 ROPE_SCALINGS = ("linear", "yarn")
 CACHE_TYPES = ("auto", "model", "q8", "q8_0")  # the first two are one, as are the last two
+DRAFTS = ("ngram",)
 CACHE_DISK = 16 << 30  # bytes of a folder for prefixes, unless told
 ACCELERATOR = ("vram", "profile", "assign", "prefetch", "cache", "n_cpu_moe", "policy", "lossy")
 
@@ -60,6 +61,9 @@ class LoadOptions:
     cache_type: str = "auto"
     """What keys and values are kept in, here and by the prefix cache: "auto" or "model" (the model's own type), or "q8" (8 bits
     and a scale for each 32 values; "q8_0" is the same)."""
+    draft: str | None = None
+    """How tokens are guessed, of which a step then checks several: one of DRAFTS ("ngram": what followed the same words before);
+    None for one token a step. Answers are the same, bit for bit."""
     offline: bool = False
     """Never touch the network."""
     device: str = "cpu"
@@ -140,7 +144,7 @@ class LoadOptions:
             dtype=self.dtype,
             cache_type=self.cache_type,
         )
-        names = ("profile", "rope_scaling", "assign", "prefetch", "cache", "policy")
+        names = ("profile", "draft", "rope_scaling", "assign", "prefetch", "cache", "policy")
         _expect(str | None, "a name, as text", **{name: getattr(self, name) for name in names})
         for name in ("offline", "lossy"):
             if not isinstance(getattr(self, name), bool):
@@ -164,6 +168,8 @@ class LoadOptions:
                 f"Unknown type of keys and values {self.cache_type!r}.",
                 f"Choose one of {', '.join(CACHE_TYPES)}.",
             )
+        if self.draft not in (None, *DRAFTS):
+            raise UsageError(f"Unknown way to draft {self.draft!r}.", f"Choose one of {', '.join(DRAFTS)}.")
         if self.rope_scaling not in (None, *ROPE_SCALINGS):
             raise UsageError(
                 f"Unknown rotary scaling {self.rope_scaling!r}.", f"Choose one of {', '.join(ROPE_SCALINGS)}."
@@ -210,6 +216,13 @@ class LoadOptions:
             raise UsageError(
                 f"{parameter(next(iter(given)))} is about an accelerator, and the device is cpu.",
                 f"Give {parameter('device')} too, or leave it out.",
+            )
+
+        if self.draft is not None and self.lossy:
+            raise UsageError(
+                f"{parameter('draft')} {self.draft} leaves answers as they are, and {parameter('lossy')} lets them depend on "
+                "what else a step computes.",
+                "Leave one of them out.",
             )
 
     def _check_cache(self) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from itertools import count
 from typing import Any
 
 import numpy as np
 import torch
 
 from dali.engine.budget import StateBudget
+from dali.engine.draft.drafts import Drafts
 from dali.engine.memory import MemoryErrors, ran_out
 from dali.engine.prefix.prefixes import Prefixes
 from dali.engine.scheduler import Scheduler
@@ -42,6 +42,7 @@ class Engine:
         self.begin: Callable[[Step], None] | None = None  # policies that tell requests apart put theirs here
         self.embeddings = False  # whether they are told the tokens' embeddings
         self.decoder: Decoder | None = None  # takes the model's place in steps that it serves
+        self.drafts: Drafts | None = None  # guesses tokens, which steps then check
         self.attention_seconds = (
             0.0  # spent in torch's attention, measured; the native kernels count their own
         )
@@ -130,22 +131,28 @@ class Engine:
         self._admit()
         if self.scheduler.limits:
             self._cross_limits()
+        started = self.clock()
+        if self.drafts is not None:
+            self.drafts.propose(self.scheduler)
         plan = self.scheduler.next()
         if not plan:
             return False
-        started = self.clock()
         prefill = [sequence.in_prefill for sequence, _ in plan]
         before = [sequence.computed for sequence, _ in plan]
         for sequence, tokens in plan:
             if sequence.recording is not None:
                 sequence.recording.prepare(sequence.state, sequence.computed, tokens)
+            if sequence.draft:
+                sequence.state.prepare_draft(sequence.computed, tokens)
         try:
-            logits, rows = self._forward(plan), count()
+            logits, row = self._forward(plan), 0
             for sequence, tokens in plan:
-                if sequence.pending == tokens:
-                    row = next(rows)
-                    sequence.advance(logits[row], self._highest and partial(self._highest, row))
-                sequence.computed += tokens
+                if sequence.pending > tokens:
+                    sequence.computed += tokens
+                    continue
+                drafted = len(sequence.draft)
+                self._choose(sequence, logits, row)
+                row += 1 + drafted
             for sequence, _ in plan:
                 self._record(sequence)
         except BaseException:
@@ -159,7 +166,28 @@ class Engine:
                 sequence.decode_seconds += seconds
             if sequence.finish_reason is not None:
                 self._retire(sequence)
+        if self.drafts is not None and not any(prefill):
+            self.drafts.note_step(len(plan), seconds)
         return True
+
+    def _choose(self, sequence: Sequence, logits: torch.Tensor, row: int) -> None:
+        """Choose what follows the last token and, as long as that is what was drafted, what follows it: by a row of the step's
+        `logits` each, from `row` on. What else was computed of the draft is taken back."""
+        draft, place, accepted = sequence.draft, len(sequence.tokens), 0
+        while True:
+            at = row + accepted
+            sequence.advance(logits[at], self._highest and partial(self._highest, at))
+            right = accepted < len(draft) and sequence.tokens[-1] == draft[accepted]
+            if sequence.finish_reason is not None or not right:
+                break
+            accepted += 1
+        if draft:
+            taken_back = sequence.state.settle_draft(place + accepted)
+            assert taken_back, "a draft goes no further than all layers can go back"
+            sequence.draft = []
+        sequence.computed = place + accepted
+        if draft and self.drafts is not None:
+            self.drafts.note(sequence, len(draft), accepted)
 
     def score(self, sequence: Sequence) -> Iterator[torch.Tensor]:
         """Teacher-forced logits of a sequence that has not joined: [tokens, vocabulary] a chunk, all its tokens in order. No
@@ -184,7 +212,7 @@ class Engine:
         """Tell a sequence what its state may take when it has `tokens` tokens. DaliError where that is more than there is."""
         if self._budget is None:
             return
-        sequence.reservation = Reservation(tokens, self.scheduler.step_tokens)
+        sequence.reservation = self.reservation(tokens)
         sequence.state_bytes = self._budget.size.nbytes(sequence.reservation)
         if sequence.state_bytes > self._budget.nbytes:
             raise DaliError(
@@ -192,6 +220,11 @@ class Engine:
                 f"live at once have {size(self._budget.nbytes)}.",
                 f"Shorten the prompt of {sequence.prompt_tokens} tokens, or allow its answer fewer tokens.",
             )
+
+    def reservation(self, tokens: int) -> Reservation:
+        """What a sequence of so many tokens needs room for."""
+        drafted = 0 if self.drafts is None else self.drafts.most
+        return Reservation(tokens, self.scheduler.step_tokens, drafted)
 
     def _make_room(self, sequence: Sequence) -> None:
         if self._last is not None and not self.scheduler.has_room(sequence, self._last.state_bytes):
@@ -223,7 +256,8 @@ class Engine:
 
     @torch.inference_mode()
     def _forward(self, plan: list[tuple[Sequence, int]], every_row: bool = False) -> torch.Tensor:
-        """Run the model on the planned tokens; logits [sequences whose last token was computed, vocabulary]."""
+        """Run the model on the planned tokens; logits [rows, vocabulary] of each sequence's last token, if it was computed,
+        and of those drafted behind it."""
         ids: list[int] = []
         positions: list[int] = []
         segments: list[Segment] = []
@@ -232,9 +266,9 @@ class Engine:
             begin, end = sequence.computed, sequence.computed + tokens
             segments.append(Segment(sequence.state, len(ids), tokens, begin, sequence.in_prefill))
             ids += sequence.tokens[begin:end]
+            ids += sequence.draft[: max(end - len(sequence.tokens), 0)]
             positions += range(begin, end)
-            if end == len(sequence.tokens):
-                last_rows.append(len(ids) - 1)
+            last_rows += range(len(ids) - 1 - (end - len(sequence.tokens)), len(ids))
         longest = max(len(sequence.tokens) for sequence, _ in plan)
         if self.begin is not None:
             tokens_of = [tokens for _, tokens in plan]
@@ -271,6 +305,7 @@ class Engine:
         """An interrupted step has left its mark on some layers only, or sequences without their token: take it back, so that the
         step can be tried again."""
         for (sequence, _), tokens in zip(plan, before, strict=True):
+            sequence.draft = []
             if sequence.finish_reason is not None:
                 self._retire(sequence)
             elif sequence.computed != tokens:  # it has its token: only others' were still to come

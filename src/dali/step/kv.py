@@ -16,10 +16,12 @@ INITIAL_TOKENS = 128
 
 @dataclass(frozen=True)
 class Reservation:
-    """Room for all that a sequence may come to: `tokens` in all, at most `chunk` of them a step."""
+    """Room for all that a sequence may come to: `tokens` in all, at most `chunk` of them a step, of which the last `drafted` may
+    be taken back one by one."""
 
     tokens: int
     chunk: int
+    drafted: int = 0
 
     def capacity(self, window: int | None) -> int:
         """Tokens of a layer's buffers. Beyond a window, half of them are free after each compaction, so that it stays rare."""

@@ -52,6 +52,7 @@ class SequenceState:
         self._in_q8 = in_q8
         self._layers: dict[tuple[int, type], LayerState] = {}
         self.places: list[int] = []  # of which recurrent layers keep copies, ascending
+        self._drafted: frozenset[int] = frozenset()  # those of them that the step under way needs alone
         self._reservation: Reservation | None = None
 
     def layer(self, index: int, kind: type[Layer]) -> Layer:
@@ -98,6 +99,7 @@ class SequenceState:
         return StateSize(
             tuple((layer.token_bytes, layer.window) for layer in kv),
             (2 + self._most_places(each)) * each,
+            each,
         )
 
     @property
@@ -129,6 +131,31 @@ class SequenceState:
         self.places = sorted({*self.places, *places})[-most:]
         for layer in recurrent:
             layer.forget(self.places)
+
+    @property
+    def draftable(self) -> int:
+        """How many tokens a draft may have, so that each can be taken back: recurrent layers need a copy each."""
+        each = sum(layer.copy_bytes for layer in self._recurrent)
+        if self._reservation is not None and each:
+            return self._reservation.drafted
+        return MOST_COPIED_BYTES // max(each, 1)
+
+    def prepare_draft(self, computed: int, tokens: int) -> None:
+        """The next step computes so many tokens, of which all but the first may be taken back."""
+        if self._recurrent:
+            self._drafted = frozenset(range(computed + 1, computed + tokens)).difference(self.places)
+            self.places = sorted({*self.places, *self._drafted})
+
+    def settle_draft(self, tokens: int) -> bool:
+        """Keep the first `tokens` tokens, all that there are or as many as the draft was right: as `rollback`."""
+        if not self.rollback(tokens):
+            return False
+        if self._drafted:
+            self.places = [place for place in self.places if place not in self._drafted]
+            self._drafted = frozenset()
+            for layer in self._recurrent:
+                layer.forget(self.places)
+        return True
 
     def nearest(self, tokens: int) -> int | None:
         """The last place, of at most `tokens` tokens, that all layers can return to; None: there is none."""

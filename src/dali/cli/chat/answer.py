@@ -56,6 +56,8 @@ class Answer:
         if rates:
             modelled = " (modelled)" if self._llm.telemetry.modelled else ""
             parts.append(f"{', '.join(rates)} tok/s{modelled}")
+        if sequence.drafted:
+            parts.append(f"drafted {sequence.drafted}, {sequence.accepted} accepted")
         if long:
             parts += self._details()
         accelerated = self._llm.accelerated
