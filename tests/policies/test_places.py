@@ -43,3 +43,12 @@ def test_a_locked_share_gives_when_all_others_are_in_use():
     made.take((0, 0), ())
     made.take((1, 0), ())
     assert made.take((1, 1), {(1, 0)}) == (0, 0)
+
+
+def test_equals_make_room_by_how_far_away_their_layers_turn_is():
+    made = Places(create("pool", "lfu", layers=3, experts=2, slots=3, read_seconds=[1.0] * 3))
+    for layer in range(3):
+        made.take((layer, 0), ())
+        made.observe(layer, [1, 0])
+    made.observe(0, [0, 1])
+    assert [made.take((0, 1), ()), made.take((0, 0), {(0, 1)})] == [(0, 0), (2, 0)]

@@ -34,7 +34,7 @@ def test_later_layers_get_the_time_that_the_nearest_leaves():
 
 
 def judged(one, steps=WINDOW, **layer):
-    told = {"seconds": 0.0, "there": 0.0, "ahead": [], "missed": [], "predicting": 0.0} | layer
+    told = {"seconds": 0.0, "there": 0.0, "ahead": [], "missed": [], "predicting": 0.0, "needed": []} | layer
     for _ in range(steps):
         one.settle(0, **told)
         one.step()
@@ -56,13 +56,29 @@ def test_an_expert_gone_for_a_read_in_vain_is_a_cost():
     one = ahead()
     for _ in range(WINDOW):
         one.begin((1, 1), (0, 3))
-        one.settle(0, 12.0, 0.0, [], [(3, 2.0)], 0.0)
+        one.settle(0, 12.0, 0.0, [], [(3, 2.0)], 0.0, [])
         one.step()
     assert not one.guard.on
     one = ahead()
     for _ in range(WINDOW):
         one.begin((1, 1), (0, 3))
         one.begin((0, 3), None)  # read back in time
-        one.settle(0, 12.0, 0.0, [], [(3, 2.0)], 0.0)
+        one.settle(0, 12.0, 0.0, [], [(3, 2.0)], 0.0, [])
         one.step()
     assert one.guard.on
+
+
+def test_what_was_seldom_needed_of_late_is_not_read():
+    one = ahead()
+
+    def read(needed):
+        chosen = one.choose([(1, [1, 1, 0, 0], set())], idle=25.0)
+        one.settle(1, 1.0, 1.0, [], [], 0.0, needed)
+        return chosen
+
+    assert [read([1, 2]) for _ in range(9)] == [[(1, 0), (1, 1)]] * 9  # one of two is likely enough
+    seldom = [read([2, 3]) for _ in range(20)]
+    assert seldom[0] == [(1, 0), (1, 1)]
+    assert seldom[-1] == []
+    often = [read([0, 1]) for _ in range(20)]
+    assert often[-1] == [(1, 0), (1, 1)]

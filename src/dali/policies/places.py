@@ -60,9 +60,10 @@ class Places:
         return found or self._first(range(self._policy.layers), may_go)
 
     def _first(self, layers: Iterable[int], may_go: Callable[[Expert], bool]) -> Expert | None:
-        """Of some layers' experts the one of least worth; ties to the lower layer, then to the lower id."""
+        """Of some layers' experts the one of least worth; ties to the layer whose next turn is farthest away, then to the lower
+        id."""
         all_layers, worth = self._policy.layers, self._policy.worth
-        least, found = inf, None
+        least, found = (inf, 0.0), None
         for layer in layers:
             order, ranks = self._orders[layer], self._ranks[layer]
             if order is None:
@@ -70,7 +71,8 @@ class Places:
             first = next((expert for expert in order if may_go((layer, expert))), None)
             if first is None:
                 continue
-            value = worth(ranks[first], ((layer - self._turn - 1) % all_layers + 1) / all_layers)
+            wait = ((layer - self._turn - 1) % all_layers + 1) / all_layers
+            value = (worth(ranks[first], wait), -wait)
             if value < least:
                 least, found = value, (layer, first)
         return found

@@ -1,14 +1,15 @@
 """Reading experts of later layers from disk before their routing is known, and whether that pays.
 
 Which ones is a prefetch policy's to say (policies.prefetch): of the experts that it foresees those that are not in RAM, the
-nearest layer's first, and no more than the disk has time for: one that is half done when its layer begins is soon enough. They
-are read while no demanded read waits. What they bring is judged here, as a guard wants it, in seconds: a layer
-that finds them waits less; one that finds the disk still busy with them, or an expert gone that made room for them, waits more.
+nearest layer's first, and no more than the disk has time for: one that is half done when its layer begins is soon enough. None
+are read while most of those foreseen of late were not needed. What reading ahead brings is judged here, as a guard wants it, in
+seconds: a layer that finds its experts waits less; one that finds the disk still busy, or an expert gone that made room, waits
+more.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Collection, Iterable, Sequence, Set
 
 from dali.hardware.cost import ExpertCosts
 from dali.policies.guard import Guard
@@ -16,6 +17,8 @@ from dali.policies.places import Expert
 from dali.policies.plan import ResidencyView
 from dali.policies.prefetch import Forecast, PrefetchPolicy
 
+LIKELY = 0.3  # of the absent experts foreseen of late are to have been needed, at least
+MEMORY = 0.98  # a layer, of what is known of that
 WINDOW = 8  # steps of a trial: reading in vain costs more than copying in vain, so a trial is short
 
 
@@ -37,6 +40,10 @@ class ReadAhead:
         self._read = read
         self._costs = ExpertCosts([], [], read, read, 0.0)
         self._idle: float | None = None  # the mean
+        self._foreseen: dict[
+            int, set[int]
+        ] = {}  # the absent experts that each layer was last foreseen to need
+        self._right, self._told = 1.0, 2.0  # of those of late, how many were needed, and how many there were
         self._displaced: set[Expert] = set()  # gone for an expert read ahead, and not read again
         self._cost = self._benefit = 0.0
 
@@ -46,9 +53,11 @@ class ReadAhead:
         mean = self._idle = idle if self._idle is None else 0.9 * self._idle + 0.1 * idle
         told, seconds = [], idle
         for layer, expected, there in forecasts:
+            absent = {expert for expert, tokens in enumerate(expected) if tokens and expert not in there}
+            self._foreseen.setdefault(layer, absent)  # the first, which is what is read
             told.append(Forecast(layer, expected, ResidencyView(there, {}, len(expected)), seconds))
             seconds += mean
-        return self.policy.plan(told, self._costs)
+        return self.policy.plan(told, self._costs) if self._right >= LIKELY * self._told else []
 
     def begin(self, expert: Expert, gone: Expert | None) -> None:
         """A read ahead takes the place of `gone`."""
@@ -64,10 +73,14 @@ class ReadAhead:
         ahead: Sequence[float],
         missed: Iterable[tuple[int, float]],
         predicting: float,
+        needed: Collection[int],
     ) -> None:
         """Judge a layer that took `seconds`: of its experts, those that were in RAM compute for `there` seconds, those that were
         read ahead for so many each, and of `missed` (expert, seconds) each had to be read. `predicting`: seconds of what was
-        predicted in it."""
+        predicted in it; `needed`: all experts that it needed in RAM."""
+        foreseen = self._foreseen.pop(layer, set())
+        self._right = MEMORY * self._right + len(foreseen.intersection(needed))
+        self._told = MEMORY * self._told + len(foreseen)
         gone, others = [], []
         for expert, computing in missed:
             if (layer, expert) in self._displaced:

@@ -73,6 +73,7 @@ class Tier:
         self._queued = 0.0  # when the queue was made
         self._stalled, self._reads_before = 0.0, 0  # of this step; before it
         self._served: Served = (0.0, (), ())
+        self._needed: Sequence[int] = ()  # of the layer that was just served
 
     def holds(self, layer: int, expert: int) -> bool:
         """Whether it is in RAM."""
@@ -112,6 +113,7 @@ class Tier:
         )
         consumers.waited = len(there) < len(needed)
         self._at_work = {(layer, expert) for expert in needed}
+        self._needed = needed
         self._run(layer, now, there, deque(missing), consumers)
         self._fresh -= self._at_work
         return consumers
@@ -160,7 +162,7 @@ class Tier:
         its experts; `now`: when this one's began."""
         if self.ahead is None:
             return
-        self.ahead.settle(layer, seconds, *self._served, predicting)
+        self.ahead.settle(layer, seconds, *self._served, predicting, self._needed)
         told = [
             (target, expected, on_accelerator | self._places.held(target))
             for target, expected, on_accelerator in forecasts
