@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from os import PathLike, fspath
-from typing import Any
+from typing import Any, Literal
 
 from dali.errors import UsageError
 from dali.replay.cells import plan, spelt_out
+from dali.replay.ray_pool import check_ray
 from dali.replay.report.table import ranked
 from dali.replay.sweep import Row, sweep
 
@@ -28,7 +29,7 @@ def compare(
     tokens: int | None = None,
     seed: int = 0,
     cache_only: bool = False,
-    processes: int = 1,
+    processes: int | Literal["ray"] = 1,
 ) -> list[Row]:
     """Replay traces under policies: one plain row, a dict of text and numbers, for every combination; within those that differ in
     the policy alone the best comes first. `pandas.DataFrame(rows)` takes them as they are.
@@ -39,9 +40,11 @@ def compare(
     experts on disk, and so much memory for them, as sizes ("8GiB") or shares of all experts ("25%"); `policies` are then those of
     the pool there (dali.replay.disk.pools), and there is no accelerator unless `cache_slots` are given. `tokens`: generated ones
     of each trace, at most. `processes`: to share the work; more than 1 only from a script that guards its main part by
-    `if __name__ == "__main__"`. UsageError, before anything is replayed: what cannot be meant. DaliError: a trace,
-    or a policy, is broken.
+    `if __name__ == "__main__"`; "ray": those of a Ray cluster. UsageError, before anything is replayed: what cannot be meant.
+    DaliError: a trace, or a policy, is broken.
     """
+    if processes == "ray":
+        check_ray()
     memory = _many(ram, str)
     if memory and cache_only:
         raise UsageError("A cache alone has no disk beneath it, so no `ram`.", "Leave one of both out.")
