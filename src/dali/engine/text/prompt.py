@@ -44,7 +44,7 @@ def chat_prompt(
     try:
         rendered = tokenizer.apply_chat_template(
             _as_letters(tokenizer, fitted(tokenizer, template, messages)),
-            tools=None if tools is None else [_as_letters_of(tokenizer, _schema(tool)) for tool in tools],
+            tools=None if tools is None else [_as_letters_of(tokenizer, schema_of(tool)) for tool in tools],
             add_generation_prompt=not goes_on,
             continue_final_message=goes_on,
             tokenize=False,
@@ -80,7 +80,8 @@ def _check_variables(tokenizer: Any, name: str, template: str, variables: dict[s
             )
 
 
-def _schema(tool: Tool) -> dict[str, Any]:
+def schema_of(tool: Tool) -> dict[str, Any]:
+    """What describes a tool to the model. UsageError: a function that nothing describes."""
     if isinstance(tool, dict):
         return tool
     from transformers.utils import get_json_schema
