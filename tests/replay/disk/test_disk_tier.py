@@ -78,6 +78,14 @@ def test_those_in_ram_compute_first_and_stay_until_they_have():
     assert story.events[2:] == [(1, 40, 41, 51, (1, 3))]
 
 
+def test_an_expert_in_use_gives_its_place_up_once_it_is_computed():
+    story = Story(places=2)
+    story.serve(0, [0], now=0.0)
+    story.serve(1, [3], now=20.0)
+    assert story.serve(0, [0, 1, 2], now=40.0).end == 25.0
+    assert story.events[2:] == [(1, 40, 41, 51, (1, 3)), (2, 44, 51, 61, (0, 0))]  # 0 computes until 44
+
+
 def test_a_fetched_expert_is_read_first_and_then_copied():
     story = Story(places=4)
     lanes = story.serve(0, [0], fetch=[1], now=0.0)
@@ -177,12 +185,12 @@ def test_what_holds_for_any_pool(name, places, slots):
 
 def no_place_twice(log, places, depth):
     """No expert is read while it holds a place, no more hold one than there are, and the disk is never asked for too much."""
-    held, landings, before = set(), [], 0.0
+    held, landings, before = {}, [], 0.0
     for read, gone in log:
         if gone is not None:
-            held.remove(gone)
+            assert held.pop(gone) <= read.begun  # nobody goes before its own read has landed
         assert read.expert not in held
-        held.add(read.expert)
+        held[read.expert] = read.landed
         assert len(held) <= places
         assert read.begun >= before
         assert sum(landed > read.begun for landed in landings) < depth
@@ -234,3 +242,13 @@ def test_reading_ahead_never_costs_much(right, bandwidth, places):
     if right == 1.0 and bandwidth > 1e9:
         assert with_it.seconds < without.seconds
         assert tier.counts.ahead > 0
+
+
+def test_a_read_that_is_under_way_gives_its_place_to_nobody():
+    story = Story(places=2, ahead=True)
+    story.serve(1, [0], now=0.0)
+    story.serve(0, [1], now=20.0)
+    story.expect(0, [0, 0, 1, 0], now=20.0, seconds=15.0, dense=9.0)
+    lanes = story.serve(1, [0, 3], now=32.0)  # (1, 2) took the place of (1, 0), and lands at 41
+    assert story.events[2:] == [(2, 20, 31, 41, (1, 0)), (0, 32, 41, 51, (0, 1)), (3, 41, 51, 61, (1, 2))]
+    assert lanes.end == 33.0
