@@ -108,6 +108,8 @@ class Telemetry:
     modelled: bool = False
     predict_seconds: float = 0.0  # host time spent on running later routers, measured
     plan_seconds: float = 0.0  # host time spent in the assignment policy or the compiled planner, measured
+    draft_accepted: int = 0  # tokens that were guessed and then chosen
+    draft_rejected: int = 0  # and those that were computed for nothing
     workload: NDArray[np.int64] = field(default_factory=lambda: np.zeros((0, 0), np.int64), compare=False)
     _disk: Callable[[], DiskCounters] | None = None
     _disk_before: DiskCounters | None = None
@@ -137,6 +139,7 @@ class Telemetry:
     def clear(self) -> None:
         """Begin anew."""
         self.layers.clear()
+        self.draft_accepted = self.draft_rejected = 0
         self.workload[:] = 0
         if self._disk is not None:
             self._disk_before = self._disk()
@@ -161,6 +164,8 @@ class Telemetry:
             "modelled": self.modelled,
             "predict_seconds": self.predict_seconds,
             "plan_seconds": self.plan_seconds,
+            "draft_accepted": self.draft_accepted,
+            "draft_rejected": self.draft_rejected,
             "total": _as_dict(self.total()),
             "layers": [_as_dict(layer) for layer in self.layers],
             "disk": None if (disk := self.disk) is None else disk.as_dict(),

@@ -12,7 +12,8 @@ import torch
 from dali.compiled import library
 from dali.errors import StoreError
 from dali.kernels import native
-from dali.policies.rates import Rates, victims
+from dali.policies.places import Places
+from dali.policies.pool.fading import Policy
 from dali.store.disk_pool import DiskPool
 from dali.store.packed.builder import ensure_store
 from dali.store.packed.reader import DamagedStore, StoreReader
@@ -197,26 +198,20 @@ def test_checksums_are_those_of_the_store(path):
 
 
 def test_it_gives_up_what_the_policy_says(path):
-    """The reference is the policy, over a set of held experts."""
-    pool, rates, chance = (
-        DiskPool(path, 6, 6, depth=2),
-        Rates([float(DESCRIBED.record_bytes)] * LAYERS, EXPERTS),
-        random.Random(3),
-    )
-    held: set[tuple[int, int]] = set()
+    """As the replay's pool does: `places`, with the policy that is ours."""
+    size = float(DESCRIBED.record_bytes)
+    pool, places = DiskPool(path, 6, 6, depth=2), Places(Policy(LAYERS, EXPERTS, 6, [size] * LAYERS))
+    chance = random.Random(3)
     for _ in range(300):
         layer = chance.randrange(LAYERS)
-        ids = sorted(chance.choices(range(EXPERTS), [8, 4, 2, 1, 1], k=3)[: chance.randint(1, 3)])
-        ids = sorted(set(ids))
-        rates.note(layer, ids)
-        wanted = {(layer, expert) for expert in ids}
-        absent = len(wanted - held)
-        too_many = max(len(held | wanted) - 6, 0)
+        ids = sorted(set(chance.choices(range(EXPERTS), [8, 4, 2, 1, 1], k=chance.randint(1, 3))))
+        places.observe(layer, [int(expert in ids) for expert in range(EXPERTS)])
+        absent = [expert for expert in ids if expert not in places.held(layer)]
+        for expert in absent:
+            places.take((layer, expert), [(layer, other) for other in ids])
         before = pool.counters()
         assert_leased(pool, layer, ids)
-        after = pool.counters()
-        assert sum(after.misses) - sum(before.misses) == absent
-        held = (held - set(victims(rates, held - wanted, too_many))) | wanted
+        assert sum(pool.counters().misses) - sum(before.misses) == len(absent)
 
 
 def test_what_another_has_begun_to_read_is_not_read_again(path):

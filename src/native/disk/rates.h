@@ -1,4 +1,4 @@
-// What an expert is worth in RAM: src/dali/policies/rates.py in compiled form.
+// What an expert is worth in RAM: src/dali/policies/pool/fading.py in compiled form.
 #pragma once
 
 #include <vector>

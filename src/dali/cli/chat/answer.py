@@ -60,6 +60,8 @@ class Answer:
             parts.append(f"{', '.join(rates)} tok/s{modelled}")
         if (disk := self._llm.telemetry.disk) is not None and self._disk_before is not None:
             parts.append(_from_disk(disk.since(self._disk_before), long))
+        if sequence.drafted:
+            parts.append(f"drafted {sequence.drafted}, {sequence.accepted} accepted")
         if long:
             parts += self._details()
         accelerated = self._llm.accelerated
@@ -75,10 +77,11 @@ class Answer:
     def _details(self) -> list[str]:
         """What the answer took: memory, reads, and what an accelerator did."""
         sequence, llm = self._sequence, self._llm
+        in_q8 = " in q8" if llm.engine.in_q8 else ""
         dense, experts, kv = (n / 2**20 for n in (llm.dense_bytes, llm.expert_bytes, sequence.state.nbytes))
         total = llm.telemetry.total()
         parts = [
-            f"dense {dense:.1f}, experts {experts:.1f} ({llm.format_name}), KV {kv:.1f} MiB",
+            f"dense {dense:.1f}, experts {experts:.1f} ({llm.format_name}), KV {kv:.1f} MiB{in_q8}",
             f"{size(total.expert_bytes - self._bytes_before)} of experts read",
         ]
         if llm.executor is not None:
