@@ -38,7 +38,7 @@ from dali.store.fp8 import SCALE, dequantize
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 OPEN_SHARDS = 2  # a layer may straddle two; closing older ones gives their pages back
-MOST_MAPPED = 2**28  # bytes read of a shard before it is opened anew, for the same reason
+MOST_MAPPED = 2**26  # bytes read of a shard before it is opened anew, for the same reason
 
 
 @dataclass
@@ -174,6 +174,7 @@ class Checkpoint:
             if self._mapped > MOST_MAPPED:
                 del self._open[shard], piece
                 self._mapped = 0
+                self._forget(shard)
         except (SafetensorError, OSError) as error:
             raise DaliError(
                 f"Cannot read {name} from {self.directory / shard} ({error}).", "Download the model again."
@@ -187,11 +188,16 @@ class Checkpoint:
     def forget(self) -> None:
         """Unmap the shards, and let the system have the memory with which it keeps them at hand."""
         self.close()
-        for shard in self.shards if hasattr(os, "posix_fadvise") else ():
-            with suppress(OSError):
-                file = os.open(self.directory / shard, os.O_RDONLY)
-                os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
-                os.close(file)
+        for shard in self.shards:
+            self._forget(shard)
+
+    def _forget(self, shard: str) -> None:
+        if not hasattr(os, "posix_fadvise"):
+            return
+        with suppress(OSError):
+            file = os.open(self.directory / shard, os.O_RDONLY)
+            os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(file)
 
 
 class _OneExpert:

@@ -28,7 +28,7 @@ from dali.store.workers import workers
 
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP)
 
-WRITTEN = 2**28  # bytes after which what was written is held to have reached the disk
+WRITTEN = 2**26  # bytes after which what was written is held to have reached the disk
 
 Progress = Callable[[int], None]
 
