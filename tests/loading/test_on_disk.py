@@ -36,8 +36,10 @@ def saved(tmp_path):
 
 
 # A shared expert, biases and MXFP4's ways, attention to latents, a dense layer; and one whose layers transformers computes.
-@pytest.mark.parametrize("family", ["qwen2_moe", "gpt_oss", "deepseek_v2", "phimoe"])
-@pytest.mark.parametrize("slots", [3, 7, 100])
+@pytest.mark.parametrize(
+    ("family", "slots"),
+    [("qwen2_moe", 3), ("gpt_oss", 3), ("deepseek_v2", 3), ("phimoe", 3), ("gpt_oss", 7), ("qwen2_moe", 100)],
+)
 def test_not_a_bit_changes(tmp_path, monkeypatch, family, slots):
     path = save_model(random_model(family), tmp_path / "model")
     inside = dali.load(path, quant="w8")

@@ -5,11 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from dali.errors import DaliError, parameter
 from dali.hardware.free_memory import available_ram, own_memory
 from dali.kernels.expert import ExpertLayout
 from dali.loading.budget import DoesNotFit
+from dali.loading.loaded import largest
 from dali.options import LoadOptions
 from dali.store.direct_io import ReadError
 from dali.store.disk_pool import DiskPlan, DiskPool
@@ -18,11 +20,17 @@ from dali.store.packed.speed import measure_speed
 from dali.units import enough, size
 
 MARGIN = 2**29  # bytes left to others where nobody says how much dali may take
+STEP = 512  # prompt tokens of the smallest chunks
 WORKING = 2**27  # bytes for what does not grow with a step: buffers, readers, the allocator's own
 
 
 def fit(
-    choose: Callable[[], list[ExpertLayout]], what: object, options: LoadOptions, compiled: bool, top_k: int
+    choose: Callable[[], list[ExpertLayout]],
+    what: object,
+    options: LoadOptions,
+    compiled: bool,
+    top_k: int,
+    config: Any,
 ) -> tuple[list[ExpertLayout], DiskPlan | None]:
     """The layouts that `choose` finds to fit RAM; where none does, those it comes nearest with, and how they are kept on disk.
 
@@ -33,18 +41,26 @@ def fit(
     except DoesNotFit as misfit:
         if not compiled or options.device != "cpu" or sys.platform == "win32":
             raise  # experts on disk are for the compiled kernels of the CPU
-        return misfit.layouts, _plan(misfit, what, options, top_k)
+        return misfit.layouts, _plan(misfit, what, options, top_k, config)
 
 
-def _plan(misfit: DoesNotFit, what: object, options: LoadOptions, top_k: int) -> DiskPlan:
+def _plan(misfit: DoesNotFit, what: object, options: LoadOptions, top_k: int, config: Any) -> DiskPlan:
     ram = options.ram_bytes
     used = own_memory()
     allowed = used + available_ram() - MARGIN if ram is None else ram
-    slot_bytes = max(layout.record_bytes for layout in misfit.layouts)
-    least = used + misfit.dense_bytes + WORKING + top_k * slot_bytes
+    layout = largest(misfit.layouts)
+    least = used + misfit.dense_bytes + step_bytes(layout, top_k, config, STEP) + top_k * layout.record_bytes
     if least > allowed:
         raise too_small(what, least, ram, allowed)
     return DiskPlan(allowed, ram is not None, top_k)
+
+
+def step_bytes(layout: ExpertLayout, top_k: int, config: Any, tokens: int) -> int:
+    """What a step of so many tokens takes for a while, at most: activations, each expert's rows, and logits."""
+    shape, config = layout.shape, config.get_text_config()
+    dense = max(int(getattr(config, "intermediate_size", None) or 0), shape.hidden)
+    routed = top_k * (6 * shape.hidden + 6 * shape.intermediate)
+    return WORKING + tokens * (routed + 80 * shape.hidden + 16 * dense) + 32 * int(config.vocab_size)
 
 
 def too_small(what: object, least: int, ram: int | None, allowed: int) -> DaliError:

@@ -151,6 +151,7 @@ class SafetensorsModel(ModelSource):
             options,
             compiled,
             self.calls.top_k,
+            self.config,
         )
 
         # Experts first: while they are packed, no dense weights are in memory yet.

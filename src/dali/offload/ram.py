@@ -9,7 +9,7 @@ from dali.engine.engine import Engine
 from dali.errors import DaliError, parameter
 from dali.hardware.free_memory import own_memory
 from dali.loading.loaded import LoadedModel
-from dali.loading.on_disk import WORKING, too_small
+from dali.loading.on_disk import step_bytes, too_small
 from dali.offload.gpu import state_size
 from dali.options import LoadOptions
 from dali.step.kv import Reservation
@@ -38,7 +38,7 @@ def share_out(
     assert isinstance(pool, DiskPool) and plan is not None
     keeps = state_size(engine)
     step = engine.scheduler.step_tokens = _step_tokens(loaded, plan, engine.scheduler.step_tokens)
-    used = own_memory() + step_bytes(loaded, step)
+    used = own_memory() + _step_bytes(loaded, step)
     rest = plan.ram - used
     fewest = keeps.nbytes(Reservation(min(FEWEST_TOKENS, loaded.ctx_size), step))
     least = plan.least_slots * pool.slot_bytes
@@ -68,18 +68,14 @@ def _step_tokens(loaded: LoadedModel, plan: DiskPlan, usual: int) -> int:
     while (
         loaded.layout.format.quantized
         and 2 * tokens <= MOST_STEP
-        and STEP_SHARE * step_bytes(loaded, 2 * tokens) <= plan.ram
+        and STEP_SHARE * _step_bytes(loaded, 2 * tokens) <= plan.ram
     ):
         tokens *= 2
     return tokens
 
 
-def step_bytes(loaded: LoadedModel, tokens: int) -> int:
-    """What a step of so many tokens takes for a while, at most: activations, each expert's rows, and logits."""
-    shape, config = loaded.layout.shape, loaded.model.config.get_text_config()
-    dense = max(int(getattr(config, "intermediate_size", None) or 0), shape.hidden)
-    routed = loaded.top_k * (6 * shape.hidden + 6 * shape.intermediate)
-    return WORKING + tokens * (routed + 80 * shape.hidden + 16 * dense) + 32 * int(config.vocab_size)
+def _step_bytes(loaded: LoadedModel, tokens: int) -> int:
+    return step_bytes(loaded.layout, loaded.top_k, loaded.model.config, tokens)
 
 
 def _context(

@@ -156,6 +156,7 @@ class GgufModel(ModelSource):
             options,
             compiled,
             self.calls.top_k,
+            self.config,
         )
         tokenizer = self.tokenizer
         for key, wrong in self.gguf.ignored.items():
