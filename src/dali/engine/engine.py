@@ -14,6 +14,7 @@ import torch
 from dali.engine.budget import StateBudget
 from dali.engine.memory import MemoryErrors, ran_out
 from dali.engine.prefix.prefixes import Prefixes
+from dali.engine.prefix.reading import Reading
 from dali.engine.scheduler import Scheduler
 from dali.engine.sequence import Sequence
 from dali.errors import DaliError
@@ -27,6 +28,7 @@ from dali.step.state import SequenceState
 from dali.units import size
 
 OPENING = 32  # tokens at most with which templates open an answer
+PATIENCE = 0.02  # seconds of a step that has nothing to compute until something is read from disk
 
 
 class Engine:
@@ -104,6 +106,8 @@ class Engine:
         elif sequence in self.scheduler.waiting:
             sequence.abort()
             self.scheduler.remove(sequence)
+            if sequence.reading is not None:
+                sequence.reading.stop()
 
     def close(self) -> None:
         """Abort what is live and let go of the model; an engine that somebody still holds is empty."""
@@ -114,7 +118,8 @@ class Engine:
         self.model = self.decoder = self.begin = None
 
     def step(self) -> bool:
-        """Advance live sequences; False when there are none. DaliError where memory runs out: the step then was not made."""
+        """Advance live sequences; False when there are none, and nothing is read from disk for one. DaliError where memory runs
+        out: the step then was not made."""
         with MemoryErrors(self.model, self.prefixes.forget):
             return self._step()
 
@@ -124,7 +129,7 @@ class Engine:
             self._cross_limits()
         plan = self.scheduler.next()
         if not plan:
-            return False
+            return self._awaits_disk()
         started = self.clock()
         prefill = [sequence.in_prefill for sequence, _ in plan]
         before = [sequence.computed for sequence, _ in plan]
@@ -206,11 +211,21 @@ class Engine:
             if sequence.fresh:
                 self._make_room(sequence)
                 self._reserve(sequence)
-            else:
-                self._take_over_prefix(sequence)
+            elif self._take_over_prefix(sequence):
                 self._record_from_here(sequence, places)
+            else:
+                return
             sequence.state.keep(place for place in places if place > sequence.computed)
             scheduler.join()
+
+    def _awaits_disk(self) -> bool:
+        """Whether somebody waits for what is read from disk; for a moment, so that others may join or leave."""
+        waiting = self.scheduler.waiting
+        reading = waiting[0].reading if waiting else None
+        if reading is None:
+            return False
+        reading.wait(PATIENCE)
+        return True
 
     @torch.inference_mode()
     def _forward(self, plan: list[tuple[Sequence, int]], every_row: bool = False) -> torch.Tensor:
@@ -310,11 +325,17 @@ class Engine:
                 raise
             self.prefixes.forget()
 
-    def _take_over_prefix(self, sequence: Sequence) -> None:
+    def _take_over_prefix(self, sequence: Sequence) -> bool:
         """Go on from where an earlier sequence with the same beginning was: the last finished one, whose state needs no copy,
-        unless another has more."""
+        unless another has more. False while that is read from disk, and others are computed."""
+        reading = sequence.reading = sequence.reading or Reading(self.prefixes.folder)
+        if not reading.wait():
+            return False
         last, place = self._last, self._shared_with_last(sequence)
-        found = self.prefixes.find(tuple(sequence.tokens[:-1]), sequence.regime, beyond=place)
+        found = self.prefixes.find(tuple(sequence.tokens[:-1]), sequence.regime, place, reading)
+        if reading.under_way:
+            return False
+        sequence.reading = None
         if found is None and last is not None and place:
             self._last = None  # first: an interrupted rollback must leave nobody a state halfway
             last.state.rollback(place)
@@ -326,6 +347,7 @@ class Engine:
             room = min(len(sequence.tokens) + self.scheduler.step_tokens, sequence.request.limit)
             sequence.state.resume(found.place, found.kept, room, self.model.device)
             sequence.computed = sequence.cached_tokens = found.place
+        return True
 
     def _shared_with_last(self, sequence: Sequence) -> int:
         """How many of a sequence's tokens the state of the last finished one can go back to."""

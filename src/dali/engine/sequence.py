@@ -7,6 +7,7 @@ from itertools import count
 from torch import Tensor
 
 from dali.engine.logprobs import TokenLogprob, token_logprob
+from dali.engine.prefix.reading import Reading
 from dali.engine.prefix.recording import Recording
 from dali.engine.request import Request
 from dali.engine.sampling import Highest, Sampler
@@ -37,6 +38,7 @@ class Sequence:
         self.reservation: Reservation | None = None  # of `state`, where memory has a budget,
         self.state_bytes = 0  # and what it takes then
         self.fresh = False  # whether nothing shall be taken over, nor left to others
+        self.reading: Reading | None = None  # what is brought from disk for it before it joins
         self.recording: Recording | None = None  # what leaves it to others
         self.regime = 0  # of the rotary frequencies that `state` was computed with (see hooks/rope.py)
         self.sampler = Sampler(request.params)

@@ -9,6 +9,7 @@ from dali.engine.text.calls.calling import Calling
 from dali.engine.text.calls.form import Form
 from dali.engine.text.calls.found import form_of
 from dali.engine.text.declared import Declared
+from dali.engine.text.generic_tools import FORM, takes_tools
 from dali.engine.text.harmony import CHANNEL, MARKERS, MESSAGE, START, Harmony
 from dali.engine.text.piece import Piece
 from dali.engine.text.thinking import TAGS, Thinking
@@ -89,10 +90,11 @@ def calling_structure_of(
     if declares_calls(tokenizer):
         return Declared(tokenizer, prompt, tools, most)
     structure = structure_of(tokenizer, prompt, said)
-    if isinstance(structure, Harmony):
+    generic = generic_tools(tokenizer)
+    if isinstance(structure, Harmony) and not generic:
         structure.tell_calls(most)
         return structure
-    form = _form_of(tokenizer)
+    form = FORM if generic else _form_of(tokenizer)
     if form is None:
         raise UsageError(
             "The chat template takes tools, and asks for calls in a form that dali does not know.",
@@ -102,11 +104,16 @@ def calling_structure_of(
 
 
 def tells_calls(tokenizer: Any) -> bool:
-    """Whether the model takes tools, and its calls can be told apart."""
-    if not tokenizer.chat_template or "tools" not in _template_with_tools(tokenizer):
+    """Whether the model's own template takes tools, and its calls can be told apart."""
+    if not tokenizer.chat_template or not takes_tools(_template_with_tools(tokenizer)):
         return False
     in_channels = {START, CHANNEL, MESSAGE} <= tokenizer.get_added_vocab().keys()
     return declares_calls(tokenizer) or in_channels or _form_of(tokenizer) is not None
+
+
+def generic_tools(tokenizer: Any) -> bool:
+    """Whether the model has a template, and is told of tools in dali's words as that takes none."""
+    return bool(tokenizer.chat_template) and not takes_tools(_template_with_tools(tokenizer))
 
 
 def declares_calls(tokenizer: Any) -> bool:
