@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dali.engine.prefix.folder import Folder
 from dali.step.kept import Kept
 
-AT_ONCE = 8  # files: a disk is fast when it has much to do
+AT_ONCE = 8  # files: a device is fast when it has much to do
 
 Read = Mapping[str, Kept | None]
 
@@ -28,7 +28,7 @@ class Reading:
     def begin(self, files: Mapping[str, list[int]]) -> None:
         """Read these, by name, with the tokens that each has."""
         assert self._folder is not None
-        readers = ThreadPoolExecutor(min(AT_ONCE, len(files)), "dali-entries")
+        readers = ThreadPoolExecutor(AT_ONCE, "dali-entries")
         self._under_way = {
             name: readers.submit(self._folder.read, name, tokens) for name, tokens in files.items()
         }
