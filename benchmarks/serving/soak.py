@@ -119,7 +119,11 @@ def request(random: Random, earlier: list[str]) -> Sent:
             ("/v1/chat/completions", {"messages": messages, "max_tokens": most} | seed),
             (
                 "/v1/chat/completions",
-                {"messages": messages, "max_tokens": most, "tools": [{"type": "function", "function": FUNCTION}]},
+                {
+                    "messages": messages,
+                    "max_tokens": most,
+                    "tools": [{"type": "function", "function": FUNCTION}],
+                },
             ),
             ("/v1/responses", {"input": text, "max_output_tokens": most}),
             ("/v1/messages", {"messages": messages, "max_tokens": most}),

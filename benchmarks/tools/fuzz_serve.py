@@ -117,8 +117,8 @@ HEADERS = (
 
 @dataclass
 class Sent:
-    """A request. `length`: what it says of its body's; `leaves`: whether the client reads no answer to its end, and `stays` so many
-    seconds."""
+    """A request. `length`: what it says of its body's; `leaves`: whether the client reads no answer to its end, and `stays` so
+    many seconds."""
 
     method: str = "POST"
     path: str = "/v1/chat/completions"
@@ -132,7 +132,15 @@ class Sent:
     def malformed(self) -> bool:
         """Whether it is no HTTP, which is refused before anything looks at its path."""
         names = [name for name, _ in self.headers]
-        own = {"Content-Length", "Transfer-Encoding", "Host", "X-Long", "Connection", "Upgrade", "Authorization"}
+        own = {
+            "Content-Length",
+            "Transfer-Encoding",
+            "Host",
+            "X-Long",
+            "Connection",
+            "Upgrade",
+            "Authorization",
+        }
         return self.length is not None or bool(own & {*names}) or not self.path.isascii() or " " in self.path
 
 
@@ -158,7 +166,8 @@ def changed_bytes(body: bytes, random: Random) -> bytes:
     at, to = sorted(random.randrange(len(body) + 1) for _ in range(2))
     return random.choice(
         [
-            body[:at], body[:at] + body[to:], body + body, body[:at] + random.randbytes(3) + body[at:], b"", b"\xef\xbb\xbf" + body,
+            body[:at], body[:at] + body[to:], body + body, body[:at] + random.randbytes(3) + body[at:], b"",
+            b"\xef\xbb\xbf" + body,
             body.decode().encode("utf-16"), b"[" * 50_000, b'{"messages":' * 2000, body[:at] + b"9" * 5000 + body[at:],
             b'{"max_tokens": 1' + b"0" * 400 + b', "prompt": "x"}', b'{"temperature": 1' + b"0" * 400 + b', "prompt": "x"}',
             body[:at] + b"\\ud800" + body[at:], body.replace(b"1", b"1e999"), body.replace(b"2", b"-0.0"), b"null", b'"x"', b"[]",
@@ -230,7 +239,9 @@ def judged(sent: Sent, found: http.client.HTTPResponse, body: bytes) -> str:
     try:
         told = json.loads(body)
         error = told["error"]
-        sound = isinstance(error["message"], str) and bool(error["message"]) and isinstance(error["type"], str)
+        sound = (
+            isinstance(error["message"], str) and bool(error["message"]) and isinstance(error["type"], str)
+        )
         if sent.path.startswith("/v1/messages"):
             sound = sound and told["type"] == "error"
         return "refused" if sound else f"an error of another form: {body[:300]!r}"

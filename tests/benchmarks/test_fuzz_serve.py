@@ -1,4 +1,4 @@
-"""A few of the requests of benchmarks/tools/fuzz_serve.py, which sends thousands, and the clients of benchmarks/serving/soak.py."""
+"""A few of the requests of benchmarks/tools/fuzz_serve.py, which sends thousands, and of benchmarks/serving/soak.py."""
 
 from __future__ import annotations
 

@@ -132,8 +132,8 @@ def serve(llm: LLM, serving: Serving, server: Server, stop: Event, ram: int | No
         )
     if generic_tools(llm.tokenizer):
         log.info(
-            f"The chat template of {llm.name} knows of no tools. Requests that offer some are answered all the same: dali tells the "
-            "model of them in words, for which it was not trained."
+            f"The chat template of {llm.name} takes no tools. Requests that offer some are answered all the same: dali tells "
+            "the model of them in words, for which it was not trained."
         )
     with _set_by_signals(stop):
         service = Service(llm, serving.options.parallel, serving.options.queue)

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("dali")
 
-# Seconds after which a thread that computes in Python lets another. The event loop would keep the one that steps waiting for 5 ms,
-# Python's own; tenths of one cost more in changing over (benchmarks/serving/streams.py).
+# Seconds after which a thread that computes in Python lets another. With Python's own 5 ms the event loop keeps the one that
+# steps waiting; at a tenth of a millisecond they change over too often (benchmarks/serving/streams.py).
 SWITCH = 0.0005
 
 

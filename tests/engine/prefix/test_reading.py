@@ -11,6 +11,7 @@ import torch
 
 import dali
 from conversing import Greedy, _sequence
+from dali.engine.engine import Engine
 from dali.engine.prefix import folder as module
 from dali.engine.prefix.folder import Folder
 from dali.engine.prefix.reading import AT_ONCE
@@ -48,7 +49,9 @@ class Disk:
 def llm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DALI_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
-        model = save_model(random_model("qwen3_moe", max_position_embeddings=1024), tmp_path_factory.mktemp("model"))
+        model = save_model(
+            random_model("qwen3_moe", max_position_embeddings=1024), tmp_path_factory.mktemp("model")
+        )
         with dali.load(model, quant="w8", cache_dir=tmp_path_factory.mktemp("prefixes")) as llm:
             ask(llm, _sequence(PROMPT, 1))
             llm.engine.prefixes.close()
@@ -65,6 +68,11 @@ def disk(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> Iterator[Disk]:
     disk = Disk(monkeypatch)
     yield disk
     disk.allow()
+
+
+def run(engine: Engine) -> None:
+    while engine.step():
+        pass
 
 
 def ask(llm: LLM, sequence: Sequence, fresh: bool = False) -> Sequence:
@@ -88,8 +96,7 @@ def test_others_are_computed_while_a_prefix_is_read(llm, disk):
     assert waiting.computed == 0
     assert len(disk.asked) == AT_ONCE
     disk.allow()
-    while engine.step():
-        pass
+    run(engine)
     assert waiting.cached_tokens == len(PROMPT)
     assert torch.equal(logits(waiting), logits(ask(llm, _sequence([*PROMPT, 5], 3), fresh=True)))
     assert torch.equal(logits(other), logits(ask(llm, _sequence([5, 6, 7], 40), fresh=True)))
@@ -112,8 +119,7 @@ def test_who_comes_later_waits_for_its_turn_and_then_shares_what_was_read(llm, d
     engine.add(second)
     engine.step()
     disk.allow()
-    while engine.step():
-        pass
+    run(engine)
     assert (first.cached_tokens, second.cached_tokens) == (len(PROMPT), len(PROMPT))
     assert len(disk.asked) == len(set(disk.asked)) == 13
 
@@ -129,8 +135,7 @@ def test_what_was_forgotten_meanwhile_is_read_as_well(llm, disk):
         engine.step()
         engine.forget()
         gated.allow()
-        while engine.step():
-            pass
+        run(engine)
     assert waiting.cached_tokens == len(PROMPT)
 
 
@@ -149,8 +154,6 @@ def test_memory_that_runs_out_meanwhile_fails_a_step_and_not_the_next(llm, disk)
     disk.allow()
     engine.add(waiting)
     with pytest.raises(DaliError, match="ran out"):
-        while engine.step():
-            pass
-    while engine.step():
-        pass
+        run(engine)
+    run(engine)
     assert waiting.cached_tokens == len(PROMPT)

@@ -49,12 +49,16 @@ def test_calls_and_results_are_text_also_where_no_tools_are_offered(arguments, s
         {"role": "tool", "tool_call_id": "a", "content": "Rain."},
     ]
     said = spelt(messages, None)
-    assert f'assistant\n<tool_call>\n{{"name": "weather", "arguments": {shown}}}\n</tool_call><|im_end|>' in said
+    assert (
+        f'assistant\n<tool_call>\n{{"name": "weather", "arguments": {shown}}}\n</tool_call><|im_end|>' in said
+    )
     assert "user\n<tool_response>\nRain.\n</tool_response><|im_end|>" in said
 
 
 def test_text_beside_calls_stays_before_them():
-    (message,) = in_words(CHATML, [{"role": "assistant", "content": "I look.", "tool_calls": [call("{}"), call("{}")]}], ())
+    (message,) = in_words(
+        CHATML, [{"role": "assistant", "content": "I look.", "tool_calls": [call("{}"), call("{}")]}], ()
+    )
     assert "tool_calls" not in message
     assert message["content"].startswith("I look.\n<tool_call>\n")
     assert message["content"].count("</tool_call>") == 2
@@ -76,7 +80,9 @@ def test_control_tokens_in_a_description_are_letters():
     assert ids.count(tokenizer.convert_tokens_to_ids("<|im_end|>")) == 2
 
 
-@pytest.mark.parametrize(("template", "special"), [(CHATML, ("<|im_start|>", "<|im_end|>")), (HARMONY, HARMONY_TOKENS)])
+@pytest.mark.parametrize(
+    ("template", "special"), [(CHATML, ("<|im_start|>", "<|im_end|>")), (HARMONY, HARMONY_TOKENS)]
+)
 def test_calls_are_told_apart_and_the_model_is_not_said_to_take_tools(template, special):
     tokenizer = scripted_tokenizer(template=template, special=("<|endoftext|>", *special))
     assert generic_tools(tokenizer)

@@ -137,7 +137,9 @@ def test_a_template_without_tools_is_told_of_them_in_words(tiny):
 
 
 def test_a_session_with_one_completes(tmp_path):
-    template = TEMPLATE.replace("tools", "nothing").replace("tool_calls", "nothing").replace("'tool'", "'user'")
+    template = (
+        TEMPLATE.replace("tools", "nothing").replace("tool_calls", "nothing").replace("'tool'", "'user'")
+    )
     template = template.replace("messages[-1].role == 'user'", "'<tool_response>' in messages[-1].content")
     with calling_model(tmp_path, template=template) as server:
         chat = server.openai.chat.completions

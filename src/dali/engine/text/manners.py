@@ -47,12 +47,16 @@ class Manners:
 
 
 def fitted(tokenizer: Any, template: str, messages: Sequence[Message]) -> list[Message]:
-    """`messages` as this template takes them. What the system says at the head becomes one message; what it says where the template
-    does not let it, the user says; what the user says in a row is one message where it has to be. Arguments of calls are as the
+    """`messages` as this template takes them. What the system says at the head becomes one message; where the template does not
+    let it speak, the user does; what the user says in a row is one message where it has to be. Arguments of calls are as the
     template wants them; results have the name of what was called."""
     messages = _one_head(messages)
     roles = [message["role"] for message in messages]
-    if roles[0] not in SYSTEM and not {*SYSTEM, "assistant", "tool"} & {*roles[1:]} and roles.count("user") < 2:
+    if (
+        roles[0] not in SYSTEM
+        and not {*SYSTEM, "assistant", "tool"} & {*roles[1:]}
+        and roles.count("user") < 2
+    ):
         return messages
     manners = Manners.of(tokenizer, template)
     return [_fitted(message, manners) for message in _named(_turns(messages, manners))]
