@@ -8,10 +8,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from dali.conversation import Message
-from dali.engine.text.calls.tagged_json import form
+from dali.engine.text.calls.tagged_json import FORMS
 
 OPENING, CLOSING = "<tool_call>", "</tool_call>"
-FORM = form(OPENING, CLOSING)
+FORM = next(form for form in FORMS if form.marks == (OPENING, CLOSING))
 BEFORE = """\
 You may call functions to help with what you are asked. Each is described by a JSON object:
 <tools>

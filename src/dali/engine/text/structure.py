@@ -90,11 +90,10 @@ def calling_structure_of(
     if declares_calls(tokenizer):
         return Declared(tokenizer, prompt, tools, most)
     structure = structure_of(tokenizer, prompt, said)
-    generic = generic_tools(tokenizer)
-    if isinstance(structure, Harmony) and not generic:
+    if isinstance(structure, Harmony) and not generic_tools(tokenizer):
         structure.tell_calls(most)
         return structure
-    form = FORM if generic else _form_of(tokenizer)
+    form = _form_of(tokenizer)
     if form is None:
         raise UsageError(
             "The chat template takes tools, and asks for calls in a form that dali does not know.",
@@ -122,6 +121,8 @@ def declares_calls(tokenizer: Any) -> bool:
 
 
 def _form_of(tokenizer: Any) -> Form | None:
+    if generic_tools(tokenizer):
+        return FORM
     special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
     return form_of(_template_with_tools(tokenizer), special)
 
