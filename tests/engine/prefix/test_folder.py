@@ -71,12 +71,6 @@ def test_what_was_written_is_read(folder, tmp_path, said):
     assert (os.listdir(tmp_path), said) == ([name()], [])
 
 
-def test_so_is_a_large_one_in_whatever_pages_it_lies(folder):
-    put(folder, rows=50_000)
-    assert os.stat(os.path.join(folder.path, name())).st_size > module.entry_file.HUGE_PAGE
-    assert same(folder.read(name(), TOKENS), kept(rows=50_000))
-
-
 def test_files_are_for_their_owner_alone(folder):
     assert put(folder).stat().st_mode & 0o077 == 0
 

@@ -94,7 +94,7 @@ def test_others_are_computed_while_a_prefix_is_read(llm, disk):
         engine.step()
     assert len(other.generated) == 21
     assert waiting.computed == 0
-    assert len(disk.asked) == AT_ONCE
+    until(lambda: len(disk.asked) == AT_ONCE)
     disk.allow()
     run(engine)
     assert waiting.cached_tokens == len(PROMPT)
@@ -106,6 +106,7 @@ def test_one_who_leaves_while_it_is_read_has_no_more_of_it_read(llm, disk):
     engine, waiting = llm.engine, _sequence([*PROMPT, 5], 3)
     engine.add(waiting)
     assert engine.step()  # nothing to compute, and something to wait for
+    until(lambda: len(disk.asked) == AT_ONCE)
     engine.abort(waiting)
     assert not engine.step()
     disk.allow()

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import json
 import math
-import mmap
 import os
 import struct
-from contextlib import suppress
 from itertools import groupby
 from typing import Any
 
@@ -20,7 +18,6 @@ from torch import Tensor
 
 from dali.step.kept import ALIGNMENT, Kept, KeptState, KeptTokens, aligned
 from dali.step.recurrent import RecurrentState
-from dali.store.direct_io import HUGE_PAGE
 
 VERSION = 1
 MAGIC = b"DALIPFX%c" % VERSION
@@ -57,7 +54,7 @@ def read(path: str, name: str, tokens: list[int]) -> Kept | None:
         nbytes = os.fstat(file.fileno()).st_size
         if nbytes < FIXED.size:
             return None
-        buffer = _memory(nbytes)
+        buffer = torch.empty(nbytes, dtype=torch.uint8)
         view = _bytes(buffer)
         done = 0
         while done < nbytes:
@@ -94,16 +91,6 @@ def _kept(head: dict[str, Any], buffer: Tensor, begin: int) -> Kept:
     tokens = [KeptTokens(layer, window, next(tensors), next(tensors)) for layer, window, *_ in head["kept"]]
     states = [KeptState(layer, kinds[kind], next(tensors)) for layer, kind, _ in head["states"]]
     return Kept(tuple(tokens), tuple(states))
-
-
-def _memory(nbytes: int) -> Tensor:
-    """In huge pages where the system has some: to be given pages one by one takes longer than to read into them."""
-    if nbytes < HUGE_PAGE or not hasattr(mmap, "MADV_HUGEPAGE"):
-        return torch.empty(nbytes, dtype=torch.uint8)
-    memory = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with suppress(OSError):  # a kernel without them
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(memory, dtype=torch.uint8)
 
 
 def _bytes(tensor: Tensor) -> memoryview:

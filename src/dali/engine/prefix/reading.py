@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dali.engine.prefix.folder import Folder
 from dali.step.kept import Kept
 
-AT_ONCE = 8  # files: a device is fast when it has much to do
+AT_ONCE = 2  # files; more would take the processor from those that are computed, and the device knows of all
 
 Read = Mapping[str, Kept | None]
 
@@ -29,6 +29,7 @@ class Reading:
         """Read these, by name, with the tokens that each has."""
         assert self._folder is not None
         readers = ThreadPoolExecutor(AT_ONCE, "dali-entries")
+        readers.submit(self._folder.expect, [*files])
         self._under_way = {
             name: readers.submit(self._folder.read, name, tokens) for name, tokens in files.items()
         }
