@@ -25,7 +25,7 @@ import time
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -63,13 +63,22 @@ class Server:
             "running": stats["running"],
             "waiting": stats["waiting"],
             "cache_ram": stats["experts"]["prefixes"]["bytes"],
-            "cache_disk": sum(path.stat().st_size for path in self.folder.glob("*.[bp]l*")),
+            "cache_disk": bytes_of(self.folder),
         }
 
     def stats(self) -> dict[str, Any]:
         with urllib.request.urlopen(f"{self.url}/v1/stats", timeout=30) as answer:
             found: dict[str, Any] = json.load(answer)
         return found
+
+
+def bytes_of(folder: Path) -> int:
+    """Of all its files, which come and go."""
+    found = 0
+    for path in folder.iterdir():
+        with suppress(FileNotFoundError):
+            found += path.stat().st_size
+    return found
 
 
 @contextmanager
