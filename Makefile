@@ -7,13 +7,14 @@ WORKERS ?= 2
 STAGES ?=
 # Tests run in so many processes, each file in one of them.
 PYTEST := -m pytest -n $(WORKERS) --dist loadfile
+RAY_TESTS := tests/examples/test_ray_serve.py tests/replay/test_ray_pool.py
 VENV := .venv
 BIN := $(VENV)/bin
 # An editable install keeps a list of the package's modules: one that is added, moved or deleted changes its folder's time.
 INGREDIENTS := pyproject.toml requirements.lock setup/environment.py $(shell find src/native -type f) \
 	$(shell find src/dali -type d ! -name __pycache__)
 
-.PHONY: run test test-newest test-oldest gpu-tests gpu-check lint types sweep models-page packages sanitize lock clean
+.PHONY: run test test-newest test-oldest ray gpu-tests gpu-check lint types sweep models-page packages sanitize lock clean
 .DEFAULT_GOAL := run
 
 run: $(VENV)/.installed  ## install what is needed and let the model that ships inside answer
@@ -28,6 +29,9 @@ test-newest:  ## the suite with the newest transformers that pyproject.toml allo
 
 test-oldest: $(VENV)-oldest/.installed  ## the suite with the oldest
 	$(VENV)-oldest/bin/python $(PYTEST) $(TESTS)
+
+ray: $(VENV)-ray/.installed  ## what needs a Ray cluster, which it makes on this machine
+	$(VENV)-ray/bin/python -m pytest -m ray $(RAY_TESTS)
 
 gpu-tests: $(VENV)/.installed  ## what can be tested of the GPU path without a GPU
 	$(BIN)/python $(PYTEST) tests/gpu tests/kernels/gpu
@@ -65,5 +69,9 @@ $(VENV)-oldest/.installed: $(INGREDIENTS)
 	$(PYTHON) setup/environment.py $(VENV)-oldest --torch "$(TORCH)" --transformers oldest
 	touch $@
 
+$(VENV)-ray/.installed: $(VENV)/.installed requirements-ray.lock
+	$(BIN)/python setup/beside.py $(VENV)-ray $(VENV) requirements-ray.lock
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(VENV)-newest $(VENV)-oldest $(VENV)-lock build dist .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-newest $(VENV)-oldest $(VENV)-ray $(VENV)-lock build dist .mypy_cache .pytest_cache .ruff_cache

@@ -128,18 +128,18 @@ def locked_torch() -> str:
     return found[1]
 
 
-def lock_error(output: str) -> SetUpError:
+def lock_error(output: str, lock: str = LOCK.name) -> SetUpError:
     """Why pip could not install the lock."""
     if UNREACHABLE.search(output):
         return SetUpError(
             f"pip reaches no package index: {last_error(output)}", "Run this again where it does."
         )
     if missing := MISSING.search(output):
-        problem = f"{LOCK.name} names {missing[1]}, which the package index has not for {machine()}."
+        problem = f"{lock} names {missing[1]}, which the package index has not for {machine()}."
     elif other := OTHER_HASH.search(output):
-        problem = f"{LOCK.name} names {other[1]} by other files than the package index has."
+        problem = f"{lock} names {other[1]} by other files than the package index has."
     else:
-        problem = f"{LOCK.name} cannot be installed on {machine()}: {last_error(output)}"
+        problem = f"{lock} cannot be installed on {machine()}: {last_error(output)}"
     return SetUpError(problem, "`make lock` makes one of what your index has today.")
 
 

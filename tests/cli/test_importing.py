@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 from dali.cli.importing import importing
@@ -27,3 +28,12 @@ def test_who_collects_no_garbage_goes_on_without():
         assert not gc.isenabled()
     finally:
         gc.enable()
+
+
+def test_a_thread_leaves_ctrl_c_as_it_is():
+    def body():
+        with importing():
+            return signal.getsignal(signal.SIGINT)
+
+    with ThreadPoolExecutor(1) as threads:
+        assert threads.submit(body).result() is signal.getsignal(signal.SIGINT)

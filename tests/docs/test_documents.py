@@ -12,8 +12,13 @@ from test_architecture import FLOORS
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
-PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-FOLDERS = ("src/", "tests/", "docs/", "benchmarks/", "recipes/", ".ci/")
+PAGES = [
+    README,
+    ROOT / "CONTRIBUTING.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "examples").glob("*/README.md")),
+]
+FOLDERS = ("src/", "tests/", "docs/", "benchmarks/", "recipes/", "examples/", ".ci/")
 
 
 def prose(page: Path) -> str:
@@ -32,7 +37,7 @@ def exists(path: str) -> bool:
     return any(any(base.glob(path.rstrip("/"))) for base in (ROOT, ROOT / "src" / "dali"))
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: f"{page.parent.name}/{page.name}")
 def test_named_paths_exist(page):
     assert [path for path in named(page) if not exists(path)] == []
 

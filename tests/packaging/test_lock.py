@@ -1,4 +1,4 @@
-"""requirements.lock: what it must name, and what it must not."""
+"""requirements.lock, and requirements-ray.lock beside it: what they must name, and what they must not."""
 
 from __future__ import annotations
 
@@ -17,7 +17,15 @@ import environment
 ROOT = Path(__file__).resolve().parents[2]
 LOCK = (ROOT / "requirements.lock").read_text(encoding="utf-8")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-PINS = [Requirement(line.rstrip("\\ ")) for line in LOCK.splitlines() if re.match(r"\w", line)]
+RAY_LOCK = (ROOT / "requirements-ray.lock").read_text(encoding="utf-8")
+LOCKS = pytest.mark.parametrize("lock", [LOCK, RAY_LOCK], ids=["base", "ray"])
+
+
+def pinned(lock: str) -> list[Requirement]:
+    return [Requirement(line.rstrip("\\ ")) for line in lock.splitlines() if re.match(r"\w", line)]
+
+
+PINS = pinned(LOCK)
 PINS.append(Requirement(environment.locked_torch()))
 ASKED = [
     *PROJECT["project"]["dependencies"],
@@ -48,11 +56,20 @@ def test_every_requirement_is_pinned_once_on_every_platform_it_is_for(asked, pyt
     assert version.version in wanted.specifier
 
 
-def test_every_pin_but_torchs_has_hashes():
-    packages = re.split(r"^(?=\w)", LOCK, flags=re.MULTILINE)[1:]
-    assert len(packages) == len(PINS) - 1
+@LOCKS
+def test_every_pin_but_torchs_has_hashes(lock):
+    packages = re.split(r"^(?=\w)", lock, flags=re.MULTILINE)[1:]
+    assert len(packages) == len(pinned(lock)) > 40
     assert all("--hash=sha256:" in package for package in packages)
 
 
-def test_it_names_no_host_and_no_path():
-    assert not re.search(r"://|^--|^-|(^|\s)/", LOCK, re.MULTILINE)
+@LOCKS
+def test_it_names_no_host_and_no_path(lock):
+    assert not re.search(r"://|^--|^-|(^|\s)/", lock, re.MULTILINE)
+
+
+def test_rays_lock_has_what_the_extra_asks_for_and_nothing_twice():
+    [asked] = map(Requirement, PROJECT["project"]["optional-dependencies"]["ray"])
+    versions = {canonicalize_name(pin.name): str(pin.specifier) for pin in pinned(RAY_LOCK)}
+    assert versions[asked.name].removeprefix("==") in asked.specifier
+    assert versions.keys().isdisjoint(canonicalize_name(pin.name) for pin in PINS)

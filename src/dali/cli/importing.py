@@ -6,6 +6,7 @@ import gc
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -28,7 +29,9 @@ def importing() -> Iterator[None]:
         os._exit(INTERRUPTED)
 
     before = signal.getsignal(signal.SIGINT)
-    if before is not signal.SIG_IGN:
+    # Only the main thread may say what a signal does; in others it is the business of whoever started them.
+    ours = before is not signal.SIG_IGN and threading.current_thread() is threading.main_thread()
+    if ours:
         signal.signal(signal.SIGINT, end)
     collecting, first = gc.isenabled(), "torch" not in sys.modules
     gc.disable()
@@ -39,4 +42,5 @@ def importing() -> Iterator[None]:
             gc.freeze()  # nor later: what was imported stays
         if collecting:
             gc.enable()
-        signal.signal(signal.SIGINT, before)
+        if ours:
+            signal.signal(signal.SIGINT, before)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Event
@@ -79,6 +79,27 @@ VERB = Verb(
 
 
 def main(settings: Settings) -> int:
+    options, load = checked(settings)
+    with importing():
+        from dali.serve.app import make_app
+        from dali.serve.server import Server
+        from dali.serve.serving import Serving
+
+    serving, stop = Serving(options), Event()
+    server = Server(make_app(serving), options)
+    server.start(stop.set)  # /health tells from here on that the model is being loaded
+    try:
+        llm = load()
+        logging.getLogger("asyncio").setLevel(logging.ERROR)  # it warns of clients that leave
+        serve(llm, serving, server, stop, settings.ram)
+    except BaseException:
+        server.stop(at_once=True)
+        raise
+    return 0
+
+
+def checked(settings: Settings) -> tuple[ServeOptions, Callable[[], LLM]]:
+    """How to serve, and what loads the model. UsageError or DaliError: what can be refused before anything is loaded."""
     if len(settings.words) > 1:
         raise UsageError(
             f"`dali serve` takes one MODEL, not {len(settings.words)} words.",
@@ -89,22 +110,7 @@ def main(settings: Settings) -> int:
     if settings.device is not None and settings.device.startswith("cuda"):
         check_gpu(settings.device)
     template = None if settings.chat_template is None else read_template(settings.chat_template)
-    with importing():
-        from dali.serve.app import make_app
-        from dali.serve.server import Server
-        from dali.serve.serving import Serving
-
-    serving, stop = Serving(options), Event()
-    server = Server(make_app(serving), options)
-    server.start(stop.set)  # /health tells from here on that the model is being loaded
-    try:
-        llm = _load(model, settings, load_options, template)
-        logging.getLogger("asyncio").setLevel(logging.ERROR)  # it warns of clients that leave
-        serve(llm, serving, server, stop, settings.ram)
-    except BaseException:
-        server.stop(at_once=True)
-        raise
-    return 0
+    return options, lambda: _load(model, settings, load_options, template)
 
 
 def _load(model: str, settings: Settings, options: LoadOptions, template: str | None) -> LLM:

@@ -9,16 +9,26 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
+from typing import Literal
 
 import dali
 from dali.cli.flags.always import Always
 from dali.cli.flags.kinds import COUNTS, FILE, NAMES, whole
-from dali.cli.flags.option import SWITCH, flag
+from dali.cli.flags.option import SWITCH, Kind, flag
 from dali.cli.flags.verb import Verb
 from dali.cli.importing import importing
 from dali.cli.terminal import passing_note
 from dali.errors import DaliError, UsageError
+from dali.replay.ray_pool import check_ray
 
+RAY = "ray"
+
+
+def _workers(text: str) -> int | str:
+    return RAY if text == RAY else whole(1).parse(text)
+
+
+WORKERS = Kind("N", f"a whole number from 1, or {RAY}", _workers)
 PROFILE = "paper"  # dali.replay.comparison's, which takes long to import; a test compares them
 
 
@@ -49,6 +59,11 @@ class Settings(Always):
     seed: int | None = flag(
         "comparison", whole(0), "of the first residents and of random eviction (default: 0)"
     )
+    workers: int | Literal["ray"] | None = flag(
+        "work",
+        WORKERS,
+        f"processes to share the work, at most (default: all cores), or {RAY} for those of a Ray cluster",
+    )
     json: str | None = flag("output", FILE, 'write the rows here, as {"rows": [...]}')
     html: str | None = flag("output", FILE, "write a self-contained report with plots here")
     explain: bool = flag("output", SWITCH, "say what the table's columns mean")
@@ -59,7 +74,7 @@ VERB = Verb(
     "Replay traces event by event through the policies, residency and timeline of live runs, computing nothing, and compare: hit "
     "rates beside the offline optimum, modelled tokens a second beside a bound. Traces come from `dali trace`.",
     Settings,
-    headings=("comparison", "output"),
+    headings=("comparison", "work", "output"),
     words="TRACE.npz [TRACE.npz ...]",
 )
 
@@ -72,6 +87,8 @@ def main(settings: Settings) -> int:
             raise UsageError(f"{file!r} is no file that can be written.", "Name one in a writable folder.")
     if settings.cache_only and (settings.profile or settings.shape):
         raise UsageError("--cache-only has no times, so no --profile and no --shape.", "Leave them out.")
+    if settings.workers == RAY:
+        check_ray()
     passing_note("Reading the traces ...")
     with importing():
         from dali.replay import cells, comparison, sweep
@@ -88,7 +105,9 @@ def main(settings: Settings) -> int:
         settings.seed or 0,
         settings.cache_only,
     )
-    outcomes = sweep.sweep(planned, lambda done: passing_note(f"Replayed {done} of {len(planned)} cells"))
+    outcomes = sweep.sweep(
+        planned, lambda done: passing_note(f"Replayed {done} of {len(planned)} cells"), settings.workers
+    )
     try:  # files first: whoever reads the table may stop in the middle of it
         if settings.json is not None:
             _write(settings.json, table.as_json(outcomes))

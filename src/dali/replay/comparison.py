@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from os import PathLike, fspath
-from typing import Any
+from typing import Any, Literal
 
 from dali.replay.cells import plan, spelt_out
+from dali.replay.ray_pool import check_ray
 from dali.replay.report.table import ranked
 from dali.replay.sweep import Row, sweep
 
@@ -26,7 +27,7 @@ def compare(
     tokens: int | None = None,
     seed: int = 0,
     cache_only: bool = False,
-    processes: int = 1,
+    processes: int | Literal["ray"] = 1,
 ) -> list[Row]:
     """Replay traces under policies: one plain row, a dict of text and numbers, for every combination; within those that differ in
     the policy alone the best comes first. `pandas.DataFrame(rows)` takes them as they are.
@@ -35,8 +36,11 @@ def compare(
     with `cache_only`, of a cache alone (dali.replay.eviction). `profiles`, `shapes`: of the hardware, and whose sizes the experts
     have ("own": the recorded model's). `cache_slots`: residents a layer, as shares or numbers. `tokens`: generated ones of each
     trace, at most. `processes`: to share the work; more than 1 only from a script that guards its main part by `if __name__ ==
-    "__main__"`. UsageError, before anything is replayed: what cannot be meant. DaliError: a trace, or a policy, is broken.
+    "__main__"`; "ray": those of a Ray cluster. UsageError, before anything is replayed: what cannot be meant. DaliError: a trace,
+    or a policy, is broken.
     """
+    if processes == "ray":
+        check_ray()
     cells = plan(
         [fspath(trace) for trace in _many(traces, (str, PathLike))],
         spelt_out(_many(policies, str), cache_only),

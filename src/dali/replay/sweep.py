@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from multiprocessing import get_context
 from os import cpu_count
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from dali.hardware.cost import ExpertCosts
 from dali.replay import eviction
 from dali.replay.bounds import LeastSeconds, pooled_belady
 from dali.replay.cells import Cell, read_trace, slots_of, steps_of
+from dali.replay.ray_pool import ray_map
 from dali.replay.shapes import shape_of
 from dali.replay.spans import timeline
 from dali.replay.steps import CHUNK, Forward
@@ -41,14 +42,18 @@ class Outcome:
 
 
 def sweep(
-    cells: Sequence[Cell], advance: Callable[[int], None] = lambda done: None, processes: int | None = None
+    cells: Sequence[Cell],
+    advance: Callable[[int], None] = lambda done: None,
+    processes: int | Literal["ray"] | None = None,
 ) -> list[Outcome]:
-    """Replay the cells, in processes where that pays, `processes` of them at most (all cores unless given); the result depends on
-    the cells alone. `advance` is told how many are done."""
-    events = sum(_events(cell) for cell in cells)
-    workers = min(processes or cpu_count() or 1, 2 * len(cells))
+    """Replay the cells, in processes where that pays, `processes` of them at most (all cores unless given), or in all of a Ray
+    cluster's; the result depends on the cells alone. `advance` is told how many are done."""
     jobs = [(cell, cold) for cell in cells for cold in _passes(cell)]
-    if events < PARALLEL_EVENTS or workers == 1:
+    workers = 1 if processes == "ray" else min(processes or cpu_count() or 1, 2 * len(cells))
+    if processes == "ray":
+        with ray_map(_replay, jobs) as results:
+            outcomes = _merged(results, jobs, advance)
+    elif workers == 1 or sum(_events(cell) for cell in cells) < PARALLEL_EVENTS:
         outcomes = _merged(map(_replay, jobs), jobs, advance)
     else:
         # Ctrl-C is the parent's to notice; leaving the pool ends its processes.

@@ -12,6 +12,7 @@ from dali.errors import DaliError
 from dali.serve import models, tokenize
 from dali.serve.anthropic import route as anthropic
 from dali.serve.http.errors import ApiError, api_error, error_response
+from dali.serve.http.path import own_path
 from dali.serve.http.security import OPEN, Guard
 from dali.serve.openai import chat, completions, embeddings
 from dali.serve.page import files
@@ -51,11 +52,11 @@ async def _told(request: Request, error: Exception) -> Response:
     elif isinstance(error, HTTPException):
         error = _no_route(request, error)
     assert isinstance(error, ApiError)
-    return error_response(request.url.path, error)
+    return error_response(own_path(request.scope), error)
 
 
 def _no_route(request: Request, error: HTTPException) -> ApiError:
-    what = f"{request.method} {request.url.path[:80]}"
+    what = f"{request.method} {own_path(request.scope)[:80]}"
     known = ", ".join(
         f"{'/'.join(sorted(route.methods - {'HEAD'}))} {route.path}" for route in ROUTES if route.methods
     )

@@ -12,11 +12,12 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dali.serve.http.errors import ApiError, error_response
+from dali.serve.http.path import own_path
 from dali.serve.options import ServeOptions, is_loopback
 
 log = logging.getLogger("dali")
 
-OPEN = ("/health",)  # paths that need no key
+OPEN = ("/health",)  # paths that need no key, as the routes have them
 
 
 class Guard:
@@ -43,18 +44,18 @@ class Guard:
             self._check(scope)
             await self._app(scope, receive, watched)
         except ApiError as error:
-            await error_response(scope["path"], error)(scope, receive, watched)
+            await error_response(own_path(scope), error)(scope, receive, watched)
         except Exception as error:
             _log(error)
             if started:
                 raise ConnectionAbortedError from None
             failure = ApiError(500, "The server failed; its log says where.", "server_error")
-            await error_response(scope["path"], failure)(scope, receive, send)
+            await error_response(own_path(scope), failure)(scope, receive, send)
 
     def _check(self, scope: Scope) -> None:
         headers = Headers(scope=scope)
         if self._key is not None:
-            if scope["path"] not in self._open and not self._has_key(headers):
+            if own_path(scope) not in self._open and not self._has_key(headers):
                 raise ApiError(
                     401,
                     "The API key is missing or wrong. Send the one the server was started with, as "
