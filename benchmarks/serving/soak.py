@@ -7,8 +7,8 @@ sample counts. Each stream asks one request after the other: by all protocols, w
 others share and with ones that nobody has asked, some behind the whole prompt of an earlier one; one in five clients leaves at a
 random moment, one in ten sends something of benchmarks/tools/fuzz_serve.py. Every two seconds the server's memory (RSS), open
 files, threads and answers under way are looked at. Drift is what a line through all samples after the warm-up rises by from its
-beginning to its end, in percent. The script exits with 1 where memory, files or threads drift by more than 2 %, where a request
-failed, or where anything is left under way in the end.
+beginning to its end, in percent. The script exits with 1 where memory drifts by more than 2 %, files or threads by that and more
+than one, where a request failed, or where anything is left under way in the end.
 """
 
 from __future__ import annotations
@@ -208,7 +208,11 @@ def main() -> None:
     row["left under way"] = left["running"] + left["waiting"]
     report.table([row])
     report.write("soak", [row], seed=arguments.seed)
-    broken = [what for what in ("rss", "files", "threads") if row[f"{what} drift %"] > MOST]
+    broken = [
+        what
+        for what, one in (("rss", 0), ("files", 1), ("threads", 1))
+        if row[f"{what} drift %"] > max(MOST, 100 * one / statistics.median(sample[what] for sample in warm))
+    ]
     broken += [what for what in ("failed", "left under way") if row[what]]
     broken += [what for what in ("cache_ram", "cache_disk") if row[f"most {what} %"] > 100 * (1 + 1 / 8)]
     if broken:
