@@ -67,7 +67,9 @@ class Watched:
         self.sampler = sampler
         self.logits: list[Tensor] = []
 
-    def sample(self, logits: Tensor, tokens: Sequence[int] = (), highest: object = None) -> int:
+    def sample(
+        self, logits: Tensor, tokens: Sequence[int] = (), highest: object = None, allowed: object = None
+    ) -> int:
         self.logits.append(logits.clone())
         return int(self.sampler.sample(logits, tokens))
 

@@ -54,7 +54,9 @@ class Greedy(Forced):
     def __init__(self) -> None:
         super().__init__([])
 
-    def sample(self, logits: torch.Tensor, tokens: object = (), highest: object = None) -> int:
+    def sample(
+        self, logits: torch.Tensor, tokens: object = (), highest: object = None, allowed: object = None
+    ) -> int:
         self.logits.append(logits.clone())
         return int(logits.argmax())
 

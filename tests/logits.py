@@ -24,7 +24,9 @@ class Forced:
         self.tokens = iter(tokens)
         self.logits: list[torch.Tensor] = []
 
-    def sample(self, logits: torch.Tensor, tokens: object = (), highest: object = None) -> int:
+    def sample(
+        self, logits: torch.Tensor, tokens: object = (), highest: object = None, allowed: object = None
+    ) -> int:
         self.logits.append(logits.clone())
         return next(self.tokens)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 import dali
+from calling_model import QUESTION, calling_model
 from dali.engine.text.piece import Piece
 from gguf_models import encode_as, rewrite, write_gguf
 from scripted import (
@@ -121,3 +123,63 @@ def test_an_ended_turn_is_not_said_of_models_that_say_it(dali_tiny: Path):
         assert llm.controls == []
         named = llm.model.config.eos_token_id
         assert llm.eos >= set(named if isinstance(named, list) else [named])
+
+
+def weather(city: str) -> str:
+    """The weather of a city.
+
+    Args:
+        city: which one
+    """
+    return f"rain in {city}"
+
+
+@pytest.fixture(scope="module")
+def caller(tmp_path_factory):
+    with calling_model(tmp_path_factory.mktemp("caller")) as server:
+        yield server.llm
+
+
+def test_calls_are_told_apart_and_go_back_as_they_are(caller):
+    messages = [{"role": "user", "content": QUESTION}]
+    answer = caller.chat(messages, tools=[weather], temperature=0)
+    assert (answer.reasoning, answer.text.strip()) == ("Hm.", "I look.")
+    [call] = answer.tool_calls
+    assert call["function"] == {"name": "weather", "arguments": {"city": "Paris"}}
+    messages += [{"role": "assistant", "content": answer.text, "tool_calls": answer.tool_calls}]
+    result = weather(**call["function"]["arguments"])
+    messages += [{"role": "tool", "content": result, "tool_call_id": call["id"]}]
+    last = caller.chat(messages, tools=[weather], temperature=0)
+    assert (last.text, last.tool_calls) == ("It rains!", [])
+
+
+def test_a_streams_calls_come_as_pieces(caller):
+    pieces = list(
+        caller.chat([{"role": "user", "content": QUESTION}], tools=[weather], stream=True, temperature=0)
+    )
+    calls = [piece.call for piece in pieces if piece.call]
+    assert [call.name for call in calls if call.name] == ["weather"]
+    assert json.loads("".join(call.arguments for call in calls)) == {"city": "Paris"}
+    assert "<tool_call>" not in "".join(piece.text for piece in pieces)
+
+
+def test_a_call_that_was_cut_off_is_given_as_far_as_it_came(caller):
+    whole = caller.chat([{"role": "user", "content": QUESTION}], tools=[weather], temperature=0)
+    cut = caller.chat(
+        [{"role": "user", "content": QUESTION}],
+        tools=[weather],
+        temperature=0,
+        max_tokens=len(whole.tokens) - 4,
+    )
+    assert cut.finish_reason == "length"
+    [call] = cut.tool_calls
+    assert call["function"]["name"] == "weather"
+    assert '{"city": "Paris"}'.startswith(call["function"]["arguments"])
+
+
+def test_without_a_form_that_is_known_calls_are_text(tmp_path):
+    template = "{% for tool in tools or [] %}{{ tool | tojson }}{% endfor %}" + CHATML
+    script = ["call", " weather", "<|im_end|>", "<|endoftext|>"]
+    with dali.load(save_scripted(tmp_path / "model", script, template=template)) as llm:
+        answer = llm.chat(HI, tools=[weather], **GREEDY)
+        assert (answer.text, answer.tool_calls) == ("call weather", [])

@@ -15,9 +15,10 @@ async def calls(llm: dali.LLM) -> None:
     of_ids: dali.Completion = llm.generate([1, 2], params=dali.SamplingParams(top_k=3))
     text: Iterator[str] = llm.stream("Hi", seed=None)
     answer: dali.Completion = llm.chat(HELLO, template={"enable_thinking": False})
+    shaped: dali.Completion = llm.chat(HELLO, schema={"type": "object"})
     pieces: Iterator[dali.Piece] = llm.chat(HELLO, stream=True)
     async for piece in llm.achat(HELLO):
-        print(one, several, of_ids, text, answer, pieces, piece.text, piece.reasoning)
+        print(one, several, of_ids, text, answer, shaped, pieces, piece.text, piece.reasoning)
     llm.generate("Hi", temprature=1)  # type: ignore[call-overload]
     llm.generate("Hi", top_k="3")  # type: ignore[call-overload]
     llm.chat(HELLO, stream=True).text  # type: ignore[attr-defined]  # noqa: B018

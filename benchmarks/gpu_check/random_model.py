@@ -95,7 +95,7 @@ class Drawn(Sampler):
         super().__init__(params)
         self._vocabulary, self._random = vocabulary, Random(seed)
 
-    def sample(self, logits: Tensor, tokens: Many[int] = (), highest: Any = None) -> int:
+    def sample(self, logits: Tensor, tokens: Many[int] = (), highest: Any = None, allowed: Any = None) -> int:
         super().sample(logits, tokens, highest)
         return self._random.randrange(self._vocabulary)
 

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 from dali.errors import DaliError, UsageError
 
 if TYPE_CHECKING:
+    from dali.engine.completion import Completion
     from dali.engine.sampling import SamplingParams
     from dali.engine.text.piece import Piece
     from dali.entry import attach, load
-    from dali.llm import LLM, Completion
+    from dali.llm import LLM
     from dali.options import LoadOptions
 
 # torch's OpenMP threads otherwise spin for milliseconds after each of its operations, on cores that dali's kernels need: a

@@ -6,7 +6,7 @@ import gc
 from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterable, Iterator, Mapping
 from collections.abc import Sequence as Many
 from contextlib import aclosing, closing
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from operator import index
 from textwrap import shorten
 from threading import Lock
@@ -16,17 +16,21 @@ import numpy as np
 
 from dali.conversation import Message, encodable, plain_messages
 from dali.engine.asynchronous import in_threads
+from dali.engine.completion import Completion, completion
+from dali.engine.constraint.grammars import Grammars
+from dali.engine.constraint.lark import Schema
+from dali.engine.constraint.shape import Shape
 from dali.engine.engine import Engine
-from dali.engine.logprobs import TokenLogprob
 from dali.engine.loop import Loop
 from dali.engine.request import Request
 from dali.engine.sampling import Sampling, SamplingParams
 from dali.engine.sequence import Sequence
+from dali.engine.text.answer import constraint_of
 from dali.engine.text.ends import end_ids, take_for_control
 from dali.engine.text.length import check_texts, too_long
 from dali.engine.text.piece import Piece
-from dali.engine.text.prompt import Tool, begun_answer, chat_prompt, plain_prompt
-from dali.engine.text.structure import Structure, calling_structure_of, structure_of
+from dali.engine.text.prompt import Tool, begun_answer, chat_prompt, plain_prompt, schema_of
+from dali.engine.text.structure import Plain, Structure, calling_structure_of, structure_of, tells_calls
 from dali.engine.text.text import Text
 from dali.errors import UsageError
 from dali.loading.chat_template import no_chat_template
@@ -37,25 +41,9 @@ from dali.runtime.executor import Executor
 # What a configuration may ask a forward pass for beside logits: nobody reads it, and collecting it watches every layer.
 EXTRA_OUTPUTS = ("output_router_logits", "output_hidden_states", "output_attentions")
 STEP_TOKENS = 512  # prefill chunk: enough rows for the kernels, short enough to keep others decoding
+KNOWN = -1  # of calls: any number, where dali knows in which form the model writes them
 
 Prompt = str | Many[int]
-
-
-@dataclass(frozen=True)
-class Completion:
-    """What one prompt got. `finish_reason`: "stop", "length" or "abort"; seconds are measured wall-clock; `logprobs`: one for
-    each of `tokens`, where they were asked for; `reasoning`: what came before the answer proper in a chat, where the model's
-    tokens tell the two apart."""
-
-    text: str
-    tokens: list[int]
-    prompt_tokens: int
-    cached_tokens: int
-    finish_reason: str
-    prefill_seconds: float
-    decode_seconds: float
-    logprobs: list[TokenLogprob] | None = None
-    reasoning: str = ""
 
 
 class LLM:
@@ -81,6 +69,7 @@ class LLM:
         self.variables: dict[str, Any] = {}  # of the chat template, where a call does not say otherwise
         self.controls = take_for_control(self.tokenizer)  # tokens that the model's files take for text
         self.eos = _eos(self.model, self.tokenizer)
+        self.grammars = Grammars(self.tokenizer, self.eos)
         self.engine = Engine(self.model, STEP_TOKENS)
         self.loop = Loop(self.engine)
         self._encoding = Lock()  # a fast tokenizer refuses a second thread while it changes its own settings
@@ -191,6 +180,7 @@ class LLM:
         stream: Literal[False] = False,
         tools: Many[Tool] | None = None,
         template: Mapping[str, Any] | None = None,
+        schema: Schema | None = None,
         **sampling: Unpack[Sampling],
     ) -> Completion: ...
     @overload
@@ -201,6 +191,7 @@ class LLM:
         stream: Literal[True],
         tools: Many[Tool] | None = None,
         template: Mapping[str, Any] | None = None,
+        schema: Schema | None = None,
         **sampling: Unpack[Sampling],
     ) -> Iterator[Piece]: ...
     def chat(
@@ -210,15 +201,19 @@ class LLM:
         stream: bool = False,
         tools: Many[Tool] | None = None,
         template: Mapping[str, Any] | None = None,
+        schema: Schema | None = None,
         **sampling: Unpack[Sampling],
     ) -> Completion | Iterator[Piece]:
         """Answer a conversation, [{"role": ..., "content": ...}, ...], through the model's own chat template -> Completion;
         `stream`: Pieces of text and of reasoning as they become final. An assistant's message that comes last is continued.
 
-        tools: JSON schemas of what the model may call, or functions with type hints and docstrings; a call is part of the text.
+        tools: JSON schemas of what the model may call, or functions with type hints and docstrings. Calls are told apart from the
+        text, unless dali does not know the form in which the model writes them.
         template: what the chat template calls its variables, as {"enable_thinking": False}.
+        schema: a JSON schema; the text of the answer is JSON that follows it. UsageError where it cannot be held to it.
         """
-        sequence = self.chat_sequence(messages, tools=tools, template=template, **sampling)
+        shape = None if schema is None else Shape(schema)
+        sequence = self.chat_sequence(messages, tools=tools, template=template, shape=shape, **sampling)
         return self.loop.stream(sequence) if stream else self._complete([sequence])[0]
 
     async def achat(
@@ -227,10 +222,12 @@ class LLM:
         *,
         tools: Many[Tool] | None = None,
         template: Mapping[str, Any] | None = None,
+        schema: Schema | None = None,
         **sampling: Unpack[Sampling],
     ) -> AsyncIterator[Piece]:
         """As `chat` with `stream`, for an event loop; the rest as `astream`."""
-        sequence = self.chat_sequence(messages, tools=tools, template=template, **sampling)
+        shape = None if schema is None else Shape(schema)
+        sequence = self.chat_sequence(messages, tools=tools, template=template, shape=shape, **sampling)
         async with aclosing(self._asynchronous(sequence)) as pieces:
             async for piece in pieces:
                 yield piece
@@ -256,28 +253,37 @@ class LLM:
         *,
         tools: Many[Tool] | None = None,
         template: Mapping[str, Any] | None = None,
-        calls: int | None = 0,
+        calls: int | None = KNOWN,
+        shape: Shape | None = None,
         **sampling: Unpack[Sampling],
     ) -> Sequence:
         """As `sequence`, for a conversation: the answer's text and reasoning are told apart.
 
-        calls: how many calls of `tools`, then JSON schemas, are told apart from the text; after so many the answer ends. None for
-        any number; with 0 they are text.
+        calls: how many calls of `tools` are told apart from the text, None for any number; after so many the answer ends. 0: they
+        are text; by default so where their form is not known. shape: what the answer has to be. UsageError: it cannot be that.
         """
         plain = plain_messages(messages)
         # Of answers, templates may leave out the reasoning.
         self._check_texts(message.get("content") for message in plain if message["role"] != "assistant")
         ids = self.chat_prompt(plain, tools, template)
         said = begun_answer(plain)
+        if said and shape is not None and shape.asks:
+            raise UsageError(
+                f"The assistant's message {shorten(said, 40)!r} comes last, and what continues it cannot be held to a schema.",
+                "Let the conversation end with another message.",
+            )
+        if calls == KNOWN:
+            calls = None if tools and tells_calls(self.tokenizer) else 0
         if tools and calls != 0:
-            schemas = [tool for tool in tools if isinstance(tool, dict)]
+            schemas = [schema_of(tool) for tool in tools]
             structure = calling_structure_of(self.tokenizer, ids, said, schemas, calls)
         else:
-            structure = structure_of(self.tokenizer, ids, said)
-        return self._sequence(ids, bool(said), structure, **sampling)
+            schemas, structure = [], structure_of(self.tokenizer, ids, said)
+        return self._sequence(ids, bool(said), structure, shape, (schemas, calls), **sampling)
 
-    def sequence(self, prompt: Prompt, **sampling: Unpack[Sampling]) -> Sequence:
-        """A request that is ready to join the engine. UsageError: no prompt, unknown token, no room in the context."""
+    def sequence(self, prompt: Prompt, shape: Shape | None = None, **sampling: Unpack[Sampling]) -> Sequence:
+        """A request that is ready to join the engine. shape: what the text that comes has to be. UsageError: no prompt, unknown
+        token, no room in the context."""
         if isinstance(prompt, str):
             self._check_texts([prompt])
         try:
@@ -287,12 +293,19 @@ class LLM:
                 f"A prompt is text or a list of token ids, not {shorten(repr(prompt), 60)}.",
                 "Give one of these; a conversation goes to `chat`.",
             ) from error
-        return self._sequence(ids, isinstance(prompt, str), None, **sampling)
+        return self._sequence(ids, isinstance(prompt, str), Plain(), shape, **sampling)
 
     def _sequence(
-        self, ids: list[int], continues: bool, structure: Structure | None, **sampling: Unpack[Sampling]
+        self,
+        ids: list[int],
+        continues: bool,
+        structure: Structure,
+        shape: Shape | None,
+        calling: tuple[Many[dict[str, Any]], int | None] = ((), 0),
+        **sampling: Unpack[Sampling],
     ) -> Sequence:
-        """continues: what comes is the rest of the prompt's last word, or follows it, in one text."""
+        """continues: what comes is the rest of the prompt's last word, or follows it, in one text. calling: tools whose calls are
+        told apart, and how many of them there may be."""
         if not ids:
             raise UsageError("The prompt is empty.", "Give at least one token of text.")
         vocabulary = self.model.config.get_text_config().vocab_size
@@ -311,7 +324,10 @@ class LLM:
         if continues:
             text.follow(ids[-1])
         borders = tuple(at for at, token in enumerate(ids, 1) if token in self.eos)
-        return Sequence(Request(tuple(ids), limit, params, self.eos, borders), text)
+        constraint = None
+        if shape is not None and shape.asks:
+            constraint = constraint_of(self.grammars, self.tokenizer, shape, structure, *calling)
+        return Sequence(Request(tuple(ids), limit, params, self.eos, borders), text, constraint)
 
     def _check_texts(self, texts: Iterable[object]) -> None:
         with self._encoding:
@@ -360,22 +376,6 @@ class LLM:
     def _complete(self, sequences: list[Sequence]) -> list[Completion]:
         self.loop.complete(sequences)
         return [completion(sequence) for sequence in sequences]
-
-
-def completion(sequence: Sequence) -> Completion:
-    """The result of a finished sequence; takes the text that is left in it."""
-    pieces = [] if sequence.text is None else list(sequence.text.pieces)
-    return Completion(
-        text="".join(piece.text for piece in pieces),
-        tokens=sequence.generated,
-        prompt_tokens=sequence.prompt_tokens,
-        cached_tokens=sequence.cached_tokens,
-        finish_reason=sequence.finish_reason or "abort",
-        prefill_seconds=sequence.prefill_seconds,
-        decode_seconds=sequence.decode_seconds,
-        logprobs=None if sequence.request.params.logprobs is None else sequence.logprobs,
-        reasoning="".join(piece.reasoning for piece in pieces),
-    )
 
 
 def _texts(pieces: Generator[Piece, None, None]) -> Iterator[str]:

@@ -182,15 +182,21 @@ class Sampler:
         else:
             self._generator.manual_seed(params.seed)
 
-    def sample(self, logits: Tensor, tokens: Sequence[int] = (), highest: Highest | None = None) -> int:
+    def sample(
+        self,
+        logits: Tensor,
+        tokens: Sequence[int] = (),
+        highest: Highest | None = None,
+        allowed: Tensor | None = None,
+    ) -> int:
         """The next token after `tokens`, for `logits` [vocab], on any device and of any float type; `highest`: who may know the
-        highest of them already.
+        highest of them already; `allowed`: ids of those that it may be, int64, ascending, at least one; None for any.
 
         Greedy takes the lowest id on ties. A logit of -inf bans its token. Raises DaliError where one is NaN
         or +inf, or all are -inf.
         """
-        ids = None
-        if not self.params.penalises:
+        ids = allowed
+        if not self.params.penalises and allowed is None:
             most = self.params.candidates
             if highest and 0 < most < len(logits) and (found := highest(most)) is not None:
                 logits, places = likeliest(found[0], self.params)
@@ -200,6 +206,8 @@ class Sampler:
         logits = in_float32(logits.detach().cpu())
         if tokens and self.params.penalises:
             logits = penalised(logits, tokens, self.params)
+        if allowed is not None:
+            logits = logits[allowed]
         row = logits.numpy()
         token = int(row.argmax())  # NaN if any logit is
         best = float(row[token])

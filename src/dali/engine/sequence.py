@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from itertools import count
 
+import torch
 from torch import Tensor
 
+from dali.engine.constraint.constraint import Constraint
 from dali.engine.logprobs import TokenLogprob, token_logprob
 from dali.engine.prefix.reading import Reading
 from dali.engine.prefix.recording import Recording
@@ -25,11 +27,14 @@ class Sequence:
     `finish_reason`: None while live, then "stop", "length", "abort", or "error" with the `error` that ended it.
     """
 
-    def __init__(self, request: Request, text: Text | None = None) -> None:
-        """`text` is told of each token; None where nobody reads any."""
+    def __init__(
+        self, request: Request, text: Text | None = None, constraint: Constraint | None = None
+    ) -> None:
+        """`text` is told of each token; None where nobody reads any. `constraint`: what the answer has to be, if anything."""
         self.number = next(_NUMBERS)  # no other sequence ever has it
         self.request = request
         self.text = text
+        self.constraint = constraint
         self.tokens = list(request.prompt)
         self.prompt_tokens = len(request.prompt)
         self.cached_tokens = 0  # prompt tokens taken over from an earlier sequence
@@ -71,10 +76,16 @@ class Sequence:
         """Choose the next token from logits [vocabulary], `highest` as Sampler.sample has it; what goes wrong ends this sequence
         and no other."""
         try:
-            token = self.sampler.sample(logits, self.tokens, highest)
+            self._advance(logits, highest)
         except DaliError as error:
             self.fail(error)
+
+    def _advance(self, logits: Tensor, highest: Highest | None) -> None:
+        allowed = self._allowed(len(logits))
+        if allowed is not None and not len(allowed):
+            self._finish("stop")
             return
+        token = self.sampler.sample(logits, self.tokens, highest, allowed)
         if (most := self.request.params.logprobs) is not None and token not in self._eos:
             del self.logprobs[len(self.tokens) - self.prompt_tokens :]  # of a step that was interrupted here
             self.logprobs.append(token_logprob(logits, token, most))
@@ -88,8 +99,20 @@ class Sequence:
         self.tokens.append(token)
         if self.text is not None and self.text.push(token):
             self.finish_reason = "stop"
+        elif self.constraint is not None and self.constraint.over(self.generated):
+            self._finish("stop")
         elif len(self.tokens) >= self.request.limit:
             self._finish("length")
+
+    def _allowed(self, size: int) -> Tensor | None:
+        """Ids of the tokens that may come next, of `size`; None for any."""
+        if self.constraint is None:
+            return None
+        allowed = self.constraint.allowed(self.generated, size)
+        if self.request.params.ignore_eos:
+            ends = torch.tensor(sorted(self.request.eos), dtype=allowed.dtype)
+            allowed = allowed[~torch.isin(allowed, ends)]
+        return allowed
 
     def abort(self) -> None:
         if self.finish_reason is None:

@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from dali.engine.text.token_bytes import token_bytes
 from dali.serve.http.body import read_fields
 from dali.serve.http.errors import invalid
 from dali.serve.http.fields import Fields
@@ -16,7 +17,6 @@ from dali.serve.openai.messages import messages_of
 from dali.serve.openai.template import template_of
 from dali.serve.openai.tools import tools_of
 from dali.serve.serving import serving
-from dali.serve.token_bytes import token_bytes
 
 if TYPE_CHECKING:
     from dali.llm import LLM

@@ -9,7 +9,7 @@ import pytest
 from dali.engine.text.generic_tools import in_words
 from dali.engine.text.prompt import chat_prompt
 from dali.engine.text.structure import calling_structure_of, generic_tools, tells_calls
-from scripted import CHATML, HARMONY, HARMONY_TOKENS, scripted_tokenizer
+from scripted import CHATML, scripted_tokenizer
 
 WEATHER = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
 HI = {"role": "user", "content": "Hi"}
@@ -80,20 +80,17 @@ def test_control_tokens_in_a_description_are_letters():
     assert ids.count(tokenizer.convert_tokens_to_ids("<|im_end|>")) == 2
 
 
-@pytest.mark.parametrize(
-    ("template", "special"), [(CHATML, ("<|im_start|>", "<|im_end|>")), (HARMONY, HARMONY_TOKENS)]
-)
-def test_calls_are_told_apart_and_the_model_is_not_said_to_take_tools(template, special):
-    tokenizer = scripted_tokenizer(template=template, special=("<|endoftext|>", *special))
+def test_calls_are_told_apart():
+    tokenizer = scripted_tokenizer()
     assert generic_tools(tokenizer)
-    assert not tells_calls(tokenizer)
+    assert tells_calls(tokenizer)
     prompt = chat_prompt(tokenizer, "tiny", [HI], [WEATHER])
     structure = calling_structure_of(tokenizer, prompt, "", [WEATHER], None)
     pieces = [
         *structure.push('Look.\n<tool_call>{"name": "weather", "arguments": {"city": "Paris"}}</tool_call>'),
         *structure.flush(),
     ]
-    assert pieces[0].text == "Look." if template == CHATML else True
+    assert pieces[0].text == "Look."
     calls = [piece.call for piece in pieces if piece.call]
     assert calls[0].name == "weather"
     assert json.loads("".join(one.arguments for one in calls)) == {"city": "Paris"}

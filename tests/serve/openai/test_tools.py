@@ -98,8 +98,7 @@ def test_what_changes_nothing_here_passes(caller, more):
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("tool_choice", "required"),
-        ("tool_choice", {"type": "function", "function": {"name": "weather"}}),
+        ("tool_choice", {"type": "function", "function": {"name": "winter"}}),
         ("tool_choice", "perhaps"),
         ("tool_choice", 5),
         ("tool_choice", {"type": "allowed_tools"}),
@@ -134,6 +133,21 @@ def test_a_template_without_tools_is_told_of_them_in_words(tiny):
     status, answer = tiny.post(CHAT, BODY | {"max_tokens": 4})
     assert (status, answer["choices"][0]["finish_reason"]) == (200, "length")
     assert tiny.http.get("/props").json()["chat_template_caps"]["supports_tools"] is False
+
+
+def test_a_model_that_never_saw_a_tool_calls_one_where_it_has_to(tiny):
+    schema = SCHEMA | {"properties": {"city": {"enum": ["Paris"]}}, "additionalProperties": False}
+    tools = [{"type": "function", "function": {"name": "weather", "parameters": schema, "strict": True}}]
+    _, answer = tiny.post(
+        CHAT, BODY | {"tools": tools, "tool_choice": "required", "parallel_tool_calls": False}
+    )
+    (choice,) = answer["choices"]
+    assert choice["finish_reason"] == "tool_calls"
+    (call,) = choice["message"]["tool_calls"]
+    assert (call["function"]["name"], json.loads(call["function"]["arguments"])) == (
+        "weather",
+        {"city": "Paris"},
+    )
 
 
 def test_a_session_with_one_completes(tmp_path):

@@ -7,8 +7,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dali.engine.constraint.lark import Lark
 from dali.engine.text.calls.parsed import call_of
 from dali.engine.text.piece import Call, Piece
+from dali.errors import UsageError
 
 CALLS = "tool_calls"
 REASONING = ("reasoning_content", "thinking", "reasoning")  # what transformers calls it in a message
@@ -63,6 +65,12 @@ class Declared:
             return self._pieces(self._parser.finalize()[1])
         except Exception:  # as in push; or a field is missing
             return [Piece(self._call)] if self._call else []
+
+    def lead(self, lark: Lark) -> str:
+        raise UsageError(
+            "The tokenizer of this model declares the form of its answers, and such answers cannot be held to a schema.",
+            "Ask for one without a schema, a grammar or a call that has to be made.",
+        )
 
     def _pieces(self, events: list[dict[str, Any]]) -> list[Piece]:
         pieces: list[Piece] = []

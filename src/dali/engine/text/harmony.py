@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
+from dali.engine.constraint.lark import ANY, Lark
+from dali.engine.text.calls.form import Function
 from dali.engine.text.piece import Call, Piece
+from dali.errors import UsageError
 
 START, CHANNEL, MESSAGE = "<|start|>", "<|channel|>", "<|message|>"
 ENDS = ("<|end|>", "<|return|>", "<|call|>")
@@ -67,6 +70,41 @@ class Harmony:
         self._within_call = False
         self._reasons = False
         return [] if any(self._given) or self._calls or CHANNEL in words else self._piece(words)
+
+    def lead(self, lark: Lark) -> str:
+        """Reasoning, message by message. The channel of what comes then is `final`'s or `write_call`'s to open."""
+        if (self._header or "").strip() != "assistant":
+            raise UsageError(
+                "The prompt has begun the answer's message, so its channel cannot be held to a schema.",
+                "Let the chat template end with the assistant's turn.",
+            )
+        return f"({self._message(lark, 'analysis')})*"
+
+    def commentary(self, lark: Lark) -> str:
+        """Messages to whoever asked, before the last one."""
+        return self._message(lark, "commentary")
+
+    def final(self, lark: Lark) -> str:
+        """What opens the last message."""
+        constrained = (
+            f"(/ ?/ {lark.text('<|constrain|>')} /[a-z]{{1,8}}/)?" if self._has("<|constrain|>") else ""
+        )
+        return f"{lark.text(f'{CHANNEL}final')} {constrained} {lark.text(MESSAGE)}"
+
+    def write_call(self, lark: Lark, functions: Sequence[Function]) -> str:
+        """One call, which ends the answer."""
+        constrained = " <|constrain|>json" if self._has("<|constrain|>") else " json"
+        return lark.one_of(
+            f"{lark.text(f'{CHANNEL}commentary {FUNCTIONS}{one.name}{constrained}{MESSAGE}')} {one.json(lark)}"
+            for one in functions
+        )
+
+    def _message(self, lark: Lark, channel: str) -> str:
+        begin, end = f"{CHANNEL}{channel}{MESSAGE}", f"<|end|>{START}assistant"
+        return f"{lark.text(begin)} {lark.terminal(ANY)} {lark.text(end)}"
+
+    def _has(self, marker: str) -> bool:
+        return marker in self.markers.values()
 
     def _open(self, header: str) -> list[Piece]:
         channel = re.search(rf"{re.escape(CHANNEL)}\s*(\w+)", header)

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import secrets
+import string
 from typing import NamedTuple
+
+ID_LETTERS = string.ascii_letters + string.digits
+ID_LENGTH = 9  # what Mistral's templates insist on, and no others mind
 
 
 class Call(NamedTuple):
@@ -20,3 +25,8 @@ class Piece(NamedTuple):
     text: str = ""
     reasoning: str = ""
     call: Call | None = None
+
+
+def call_id() -> str:
+    """A new one, by which a result says of which call it is."""
+    return "".join(secrets.choice(ID_LETTERS) for _ in range(ID_LENGTH))

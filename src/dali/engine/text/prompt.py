@@ -40,7 +40,7 @@ def chat_prompt(
     _check_variables(tokenizer, name, template, variables)
     goes_on = bool(begun_answer(messages))
     try:
-        schemas = None if tools is None else [_schema(tool) for tool in tools]
+        schemas = None if tools is None else [schema_of(tool) for tool in tools]
         if not takes_tools(template):
             messages, schemas = in_words(template, messages, schemas or ()), None
         rendered = tokenizer.apply_chat_template(
@@ -81,7 +81,8 @@ def _check_variables(tokenizer: Any, name: str, template: str, variables: dict[s
             )
 
 
-def _schema(tool: Tool) -> dict[str, Any]:
+def schema_of(tool: Tool) -> dict[str, Any]:
+    """What describes a tool to the model. UsageError: a function that nothing describes."""
     if isinstance(tool, dict):
         return tool
     from transformers.utils import get_json_schema

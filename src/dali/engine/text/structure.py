@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+from dali.engine.constraint.lark import Lark
 from dali.engine.text.calls.calling import Calling
 from dali.engine.text.calls.form import Form
 from dali.engine.text.calls.found import form_of
 from dali.engine.text.declared import Declared
-from dali.engine.text.generic_tools import FORM, takes_tools
+from dali.engine.text.generic_tools import AFTER, FORM, takes_tools
 from dali.engine.text.harmony import CHANNEL, MARKERS, MESSAGE, START, Harmony
 from dali.engine.text.piece import Piece
 from dali.engine.text.thinking import TAGS, Thinking
@@ -37,6 +38,9 @@ class Structure(Protocol):
     def flush(self) -> list[Piece]:
         """What was held back, at the end of the answer."""
 
+    def lead(self, lark: Lark) -> str:
+        """The expression of what may come before text and calls, "" for nothing. UsageError where nobody has written it down."""
+
 
 class Plain:
     """All is text."""
@@ -52,6 +56,9 @@ class Plain:
 
     def flush(self) -> list[Piece]:
         return []
+
+    def lead(self, lark: Lark) -> str:
+        return ""
 
 
 def structure_of(tokenizer: Any, prompt: list[int], said: str = "") -> Structure:
@@ -71,7 +78,8 @@ def structure_of(tokenizer: Any, prompt: list[int], said: str = "") -> Structure
             markers = {id: token for token, id in added.items() if any(token in tag for tag in tags)}
             control = [token for id, token in markers.items() if tokenizer.added_tokens_decoder[id].special]
             end = "" if said else tokenizer.decode(prompt[-LOOKED_AT:], skip_special_tokens=False)
-            thinking = Thinking(tags, markers, end.rstrip().endswith(tags[0]), control)
+            opened, closed = (end.rstrip().endswith(tag) for tag in tags)
+            thinking = Thinking(tags, markers, opened, control, closed)
             if said:
                 thinking.resume(said)
             return thinking
@@ -90,10 +98,10 @@ def calling_structure_of(
     if declares_calls(tokenizer):
         return Declared(tokenizer, prompt, tools, most)
     structure = structure_of(tokenizer, prompt, said)
-    if isinstance(structure, Harmony) and not generic_tools(tokenizer):
+    if isinstance(structure, Harmony):
         structure.tell_calls(most)
         return structure
-    form = _form_of(tokenizer)
+    form, _ = form_and_template(tokenizer)
     if form is None:
         raise UsageError(
             "The chat template takes tools, and asks for calls in a form that dali does not know.",
@@ -103,11 +111,11 @@ def calling_structure_of(
 
 
 def tells_calls(tokenizer: Any) -> bool:
-    """Whether the model's own template takes tools, and its calls can be told apart."""
-    if not tokenizer.chat_template or not takes_tools(_template_with_tools(tokenizer)):
+    """Whether calls can be told apart in answers of the model, its own or those that it is asked for in words."""
+    if not tokenizer.chat_template:
         return False
     in_channels = {START, CHANNEL, MESSAGE} <= tokenizer.get_added_vocab().keys()
-    return declares_calls(tokenizer) or in_channels or _form_of(tokenizer) is not None
+    return declares_calls(tokenizer) or in_channels or form_and_template(tokenizer)[0] is not None
 
 
 def generic_tools(tokenizer: Any) -> bool:
@@ -120,11 +128,13 @@ def declares_calls(tokenizer: Any) -> bool:
     return isinstance(declared, dict) and "tool_calls" in declared.get("fields", ())
 
 
-def _form_of(tokenizer: Any) -> Form | None:
+def form_and_template(tokenizer: Any) -> tuple[Form | None, str]:
+    """The form of calls, None where it is not known, and the template, or the words, that ask for it."""
     if generic_tools(tokenizer):
-        return FORM
+        return FORM, AFTER
     special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
-    return form_of(_template_with_tools(tokenizer), special)
+    template = _template_with_tools(tokenizer)
+    return form_of(template, special), template
 
 
 def _template_with_tools(tokenizer: Any) -> str:

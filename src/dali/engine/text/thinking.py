@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
+from dali.engine.constraint.lark import ANY, WHITE, Lark
 from dali.engine.text.piece import Piece
 from dali.engine.text.stop import overlap
 
@@ -34,12 +35,15 @@ class Thinking:
         markers: Mapping[int, str],
         opened: bool = False,
         control: Collection[str] = (),
+        closed: bool = False,
     ) -> None:
-        """opened: the prompt has opened the reasoning. control: the markers that are no text where they divide nothing."""
+        """opened: the prompt has opened the reasoning. control: the markers that are no text where they divide nothing. closed:
+        the prompt has closed the reasoning, so that a model begins none."""
         self.markers = markers
         self._control = control
         self._opening, self._closing = tags
         self._opened = opened
+        self._closed = closed
         self._place = BEFORE
         self._begun = False  # reasoning or text has begun: its leading white space is gone
         self._held = ""
@@ -65,6 +69,12 @@ class Thinking:
             held = self._let_out(held).rstrip()
             return [Piece(reasoning=held)] if held else []
         return [Piece(held)] if held and self._place == BEFORE else []
+
+    def lead(self, lark: Lark) -> str:
+        reasoning = f"{lark.until_any(ANY, self._closing)} {WHITE}"
+        if self._opened:
+            return reasoning
+        return "" if self._closed else f"({lark.text(self._opening)} {reasoning})?"
 
     def resume(self, said: str) -> None:
         """Go on after `said`, with which the prompt begins the answer."""

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
-import string
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import TYPE_CHECKING
 
+from dali.engine.text.piece import call_id
 from dali.serve.generation.events import (
     Answer,
     Delta,
@@ -24,10 +23,6 @@ from dali.serve.generation.events import (
 if TYPE_CHECKING:
     from dali.engine.sequence import Sequence as EngineSequence
     from dali.engine.text.piece import Piece
-
-
-ID_LETTERS = string.ascii_letters + string.digits
-ID_LENGTH = 9  # what Mistral's templates insist on, and no others mind
 
 
 class Choice:
@@ -67,7 +62,7 @@ class Choice:
                 parts.append(Text(piece.text))
             if call := piece.call:
                 self._calls = True
-                parts.append(ToolCall(call.number, _id() if call.name else "", call.name, call.arguments))
+                parts.append(ToolCall(call.number, call_id() if call.name else "", call.name, call.arguments))
         return tuple(parts)
 
     def _finish(self, modelled: bool) -> Finish:
@@ -79,10 +74,6 @@ class Choice:
         if reason == "stop" and self._calls and stop is None:
             reason = "tool_calls"
         return Finish(reason, usage, timings, stop, sequence.error)
-
-
-def _id() -> str:
-    return "".join(secrets.choice(ID_LETTERS) for _ in range(ID_LENGTH))
 
 
 class Generation:

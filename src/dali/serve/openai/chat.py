@@ -16,6 +16,7 @@ from dali.serve.openai.logprobs import chat_logprobs
 from dali.serve.openai.messages import messages_of
 from dali.serve.openai.reply import Form, reply
 from dali.serve.openai.sampling import choices_of, sampling_of
+from dali.serve.openai.shape import shape_of
 from dali.serve.openai.template import template_of
 from dali.serve.openai.tools import tools_of
 from dali.serve.serving import serving
@@ -47,6 +48,7 @@ def ask_of(fields: Fields, llm: LLM) -> Ask:
         template=template_of(fields, llm),
         tools=tools.schemas,
         calls=tools.calls,
+        shape=shape_of(fields, tools),
         sampling=sampling,
         n=choices_of(fields),
     )
@@ -55,7 +57,6 @@ def ask_of(fields: Fields, llm: LLM) -> Ask:
 def refuse_unsupported(fields: Fields) -> None:
     fields.refuse("functions", "it was replaced by tools.")
     fields.refuse("function_call", "it was replaced by tool_choice.", "none", "auto")
-    fields.refuse("response_format", "answers are text.", {"type": "text"})
     fields.refuse("modalities", "answers are text.", ["text"])
     fields.refuse("audio", "answers are text.")
     fields.refuse("web_search_options", "the server looks nothing up.")

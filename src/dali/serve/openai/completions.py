@@ -16,6 +16,7 @@ from dali.serve.http.fields import Fields
 from dali.serve.openai.logprobs import completion_logprobs
 from dali.serve.openai.reply import Form, reply
 from dali.serve.openai.sampling import choices_of, sampling_of
+from dali.serve.openai.shape import shape_of
 from dali.serve.serving import serving
 
 if TYPE_CHECKING:
@@ -40,11 +41,10 @@ def ask_of(fields: Fields, llm: LLM) -> Ask:
     fields.refuse("echo", "the answer is without its prompt.")
     fields.refuse("suffix", "a text is continued at its end alone.")
     fields.refuse("best_of", "answers are not compared; ask for several with n.", n)
-    fields.refuse("response_format", "answers are text.", {"type": "text"})
     sampling = sampling_of(fields, llm)
     sampling["max_tokens"] = fields.whole("max_tokens", 1) or llm.defaults.get("max_tokens") or MOST_TOKENS
     sampling["logprobs"] = fields.whole("logprobs", 0, MOST_TOP)
-    return Ask(prompts=_prompts(fields, llm), sampling=sampling, n=n)
+    return Ask(prompts=_prompts(fields, llm), shape=shape_of(fields), sampling=sampling, n=n)
 
 
 def _prompts(fields: Fields, llm: LLM) -> list[Prompt]:

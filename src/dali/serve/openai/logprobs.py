@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from dali.serve.token_bytes import token_bytes
+from dali.engine.text.token_bytes import token_bytes
 
 if TYPE_CHECKING:
     from dali.engine.logprobs import TokenLogprob

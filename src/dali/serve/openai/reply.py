@@ -13,10 +13,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 import dali
+from dali.errors import UsageError
 from dali.serve.generation.ask import Ask
 from dali.serve.generation.events import Answer, Delta, Finish, Part
 from dali.serve.generation.generation import Generation
-from dali.serve.http.errors import ApiError, error_body
+from dali.serve.http.errors import ApiError, api_error, error_body
 from dali.serve.http.fields import Fields
 from dali.serve.http.sse import DONE, PAUSE, PING, Alike, EventStream, cancelled_with, event
 from dali.serve.openai.usage import timings_of, usage_of
@@ -136,6 +137,8 @@ async def gather(request: Request, generation: Generation, output: Growing) -> N
 
 def failure(finish: Finish) -> ApiError | None:
     """What a client is told of a choice that ended otherwise than it should."""
+    if isinstance(finish.error, UsageError):
+        return api_error(finish.error)
     if finish.error is not None:
         return ApiError(500, f"{finish.error.problem} {finish.error.fix}", "server_error")
     if finish.reason == "abort":

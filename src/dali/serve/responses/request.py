@@ -8,6 +8,7 @@ from dali.serve.generation.ask import Ask
 from dali.serve.http.fields import Fields
 from dali.serve.openai.messages import known_roles
 from dali.serve.openai.sampling import sampling_of
+from dali.serve.openai.shape import schema_of_format, shape
 from dali.serve.openai.template import EFFORTS, effort_variables
 from dali.serve.openai.tools import Tools, chosen, schema_of
 from dali.serve.responses.items import messages_of
@@ -31,6 +32,7 @@ def ask_of(fields: Fields, llm: LLM) -> Ask:
         template=effort_variables(effort, llm, "reasoning.effort") | own,
         tools=tools.schemas,
         calls=tools.calls,
+        shape=shape(schema_of_format(fields.fields("text"), "format"), tools),
         sampling=sampling,
     )
 
@@ -42,14 +44,14 @@ def refuse_unsupported(fields: Fields) -> None:
     fields.refuse("background", "answers are given while the client waits.")
     fields.refuse("top_logprobs", "log probabilities are in /v1/chat/completions.", 0)
     text = fields.fields("text")
-    text.refuse("format", "answers are text.", {"type": "text"})
     text.refuse("verbosity", "the model cannot be told.", "medium")
 
 
 def tools_of(fields: Fields) -> Tools:
     """Functions; tools of other types are left out, and so the model never calls them: clients such as Codex send them always."""
     given = [tool for tool in fields.each("tools") if tool.text("type") in (None, "function")]
-    return chosen(fields, [schema_of(tool) for tool in given])
+    strict = [tool.text("name") or "" for tool in given if tool.flag("strict")]
+    return chosen(fields, [schema_of(tool) for tool in given], strict)
 
 
 def echo_of(fields: Fields, llm: LLM) -> dict[str, Any]:
@@ -65,7 +67,7 @@ def echo_of(fields: Fields, llm: LLM) -> dict[str, Any]:
         "reasoning": {"effort": fields.fields("reasoning").text("effort"), "summary": None},
         "store": False,
         "temperature": defaults.get("temperature") if temperature is None else temperature,
-        "text": {"format": {"type": "text"}},
+        "text": {"format": fields.fields("text").mapping("format") or {"type": "text"}},
         "tool_choice": fields.any("tool_choice") or "auto",
         "tools": fields.list("tools") or [],
         "top_p": defaults.get("top_p") if top_p is None else top_p,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from dali.engine.constraint.lark import Lark
 from dali.engine.text.calls.form import Form
 from dali.engine.text.calls.source import Schema, Source
 from dali.engine.text.piece import Piece
@@ -49,6 +50,9 @@ class Calling:
         if self._white and not self._source.begun:
             pieces.append(Piece(self._white))
         return pieces
+
+    def lead(self, lark: Lark) -> str:
+        return self._inner.lead(lark)
 
     def _read(self, inner: list[Piece]) -> list[Piece]:
         pieces = []

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from dali.engine.text.calls.form import Form
+from dali.engine.constraint.lark import Lark
+from dali.engine.text.calls.form import Form, Function, Written
 from dali.engine.text.calls.source import Source
+from dali.engine.text.calls.tag_arguments import arguments_of, value
 from dali.engine.text.calls.values import Values
 from dali.engine.text.piece import Piece
 
@@ -43,4 +45,17 @@ def _arguments(source: Source, values: Values, met: str) -> Iterator[Piece | Non
         yield values.end()
 
 
-FORMS = [Form(lambda template: KEY in template, (OPEN, CLOSE, KEY, KEY_END, VALUE, VALUE_END), read)]
+def write(lark: Lark, functions: Sequence[Function], template: str) -> Written:
+    white = "/\\n?/"  # between tags; some of its models write line breaks there
+    calls = []
+    for function in functions:
+        call = f"{lark.text(function.name)} {white}"
+        for one in arguments_of(function):
+            said = value(lark, function, one, VALUE_END, padded=False)
+            pair = f"{lark.text(f'{KEY}{one.name}{KEY_END}')} {white} {lark.text(VALUE)} {said} {white}"
+            call += f" {pair}" if one.required else f" ({pair})?"
+        calls.append(lark.rule(call))
+    return Written(OPEN, lark.one_of(calls), "", f"{CLOSE}\n{OPEN}", CLOSE, (OPEN,))
+
+
+FORMS = [Form(lambda template: KEY in template, (OPEN, CLOSE, KEY, KEY_END, VALUE, VALUE_END), read, write)]

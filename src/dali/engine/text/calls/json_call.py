@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Generator
+from collections.abc import Collection, Generator, Sequence
 
+from dali.engine.constraint.lark import Lark
+from dali.engine.text.calls.form import Function
 from dali.engine.text.calls.source import Source
 from dali.engine.text.piece import Piece
 
@@ -43,6 +45,21 @@ def json_call(source: Source, known: Collection[str] | None = None) -> Reading:
     if named and not told and (closed or not source.over):
         yield source.arguments(_unwrapped(early))
     return named and closed
+
+
+def write_json_call(
+    lark: Lark,
+    functions: Sequence[Function],
+    keys: tuple[str, str] = (NAMES[0], ARGUMENTS[0]),
+    head: str = "{",
+) -> str:
+    """The expression of such an object. keys: what it calls the name and the arguments; head: what it begins with."""
+    name, arguments = map(json.dumps, keys)
+    calls = []
+    for one in functions:
+        opening = lark.text(f"{head}{name}: {json.dumps(one.name)}, {arguments}: ")
+        calls.append(f'{opening} {one.json(lark)} "}}"')
+    return lark.one_of(calls)
 
 
 def json_arguments(source: Source) -> Reading:

@@ -16,6 +16,11 @@ class JsonValue:
         self._depth = 0
         self._quoted = self._escaped = self._bare = False
 
+    @property
+    def within_string(self) -> bool:
+        """Whether a string is not over."""
+        return self._quoted
+
     def push(self, text: str) -> tuple[int, str]:
         """(letters of `text` that are of the value, what they say)."""
         said: list[str] = []

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from dali.engine.text.calls.form import Form
-from dali.engine.text.calls.json_call import json_call
+from dali.engine.constraint.lark import Lark
+from dali.engine.text.calls.form import Form, Function, Written
+from dali.engine.text.calls.json_call import json_call, write_json_call
 from dali.engine.text.calls.source import Source
 from dali.engine.text.piece import Piece
 
@@ -29,4 +30,9 @@ def read(source: Source) -> Iterator[Piece | None]:
             return
 
 
-FORMS = [Form(lambda template: '{"name": function name' in template, (TAG,), read)]
+def write(lark: Lark, functions: Sequence[Function], template: str) -> Written:
+    call = write_json_call(lark, functions, ("name", "parameters"))
+    return Written("", call, between="; ", reads=(TAG,))
+
+
+FORMS = [Form(lambda template: '{"name": function name' in template, (TAG,), read, write)]

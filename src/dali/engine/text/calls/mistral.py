@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from dali.engine.text.calls.form import Form
-from dali.engine.text.calls.json_call import json_arguments
+from dali.engine.constraint.lark import Lark
+from dali.engine.text.calls.form import Form, Function, Written
+from dali.engine.text.calls.json_call import json_arguments, write_json_call
 from dali.engine.text.calls.source import Source
 from dali.engine.text.calls.tagged_json import json_calls
 from dali.engine.text.piece import Piece
@@ -35,4 +36,11 @@ def read(source: Source) -> Iterator[Piece | None]:
         yield from json_arguments(source)
 
 
-FORMS = [Form(lambda template: OPEN in template, (OPEN, ARGUMENTS, ID), read)]
+def write(lark: Lark, functions: Sequence[Function], template: str) -> Written:
+    if ARGUMENTS not in template:
+        return Written(OPEN, write_json_call(lark, functions), "[", ", ", "]", (OPEN,))
+    call = lark.one_of(f"{lark.text(one.name + ARGUMENTS)} {one.json(lark)}" for one in functions)
+    return Written(OPEN, call, between=OPEN, reads=(OPEN,))
+
+
+FORMS = [Form(lambda template: OPEN in template, (OPEN, ARGUMENTS, ID), read, write)]

@@ -10,6 +10,7 @@ from dali.engine.text.piece import Call, Piece
 from dali.engine.text.stop import overlap
 
 Schema = Mapping[str, Any]
+REFERENCES = 8  # one after the other that are followed
 
 
 class Source:
@@ -157,5 +158,37 @@ def _name(tool: Schema) -> str:
 def _parameters(tool: Schema) -> Mapping[str, Any]:
     function = tool.get("function", tool)
     parameters = function.get("parameters") if isinstance(function, Mapping) else None
-    properties = parameters.get("properties") if isinstance(parameters, Mapping) else None
-    return properties if isinstance(properties, Mapping) else {}
+    return properties_of(parameters) if isinstance(parameters, Mapping) else {}
+
+
+def properties_of(parameters: Schema) -> dict[str, Any]:
+    """The schemas of arguments, where one only refers to another that other one."""
+    whole = resolved(parameters, parameters)
+    found = whole.get("properties")
+    properties = found if isinstance(found, Mapping) else {}
+    return {str(name): resolved(schema, parameters) for name, schema in properties.items()}
+
+
+def resolved(schema: Any, root: Schema) -> Any:
+    """`schema` with what it refers to within `root` put in its place, and that of its choices. What cannot be found stays."""
+    schema = _followed(schema, root)
+    for union in ("anyOf", "oneOf"):
+        if isinstance(schema, Mapping) and isinstance(schema.get(union), list):
+            schema = {**schema, union: [_followed(choice, root) for choice in schema[union]]}
+    return schema
+
+
+def _followed(schema: Any, root: Schema) -> Any:
+    for _ in range(REFERENCES):
+        reference = schema.get("$ref") if isinstance(schema, Mapping) else None
+        if not isinstance(reference, str) or not reference.startswith("#"):
+            break
+        found: Any = root
+        for part in reference.split("/")[1:]:
+            found = (
+                found.get(part.replace("~1", "/").replace("~0", "~")) if isinstance(found, Mapping) else None
+            )
+        if not isinstance(found, Mapping):
+            break
+        schema = {**found, **{key: value for key, value in schema.items() if key != "$ref"}}
+    return schema

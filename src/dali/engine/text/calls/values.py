@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from typing import Any
 
+from dali.engine.text.calls.json_value import JsonValue
 from dali.engine.text.calls.source import Schema, Source
 from dali.engine.text.piece import Piece
 from dali.engine.text.stop import overlap
@@ -32,7 +33,7 @@ class Values:
         self._count += 1
         schema = source.schema(self._tool, name)
         if not text and types_of(schema) != {"string"}:
-            raw = yield from source.all_until(*closing)
+            raw = yield from self._raw(closing)
             if source.met is not None:
                 yield source.arguments(head + json_of(_trimmed(raw) if padded else raw, schema))
             return
@@ -52,6 +53,20 @@ class Values:
                 yield source.arguments(_letters(said))
         if source.met is not None:
             yield source.arguments('"')
+
+    def _raw(self, closing: tuple[str, ...]) -> Generator[None, None, str]:
+        """All up to `closing`, of which strings in JSON may speak."""
+        source = self._source
+        raw = yield from source.all_until(*closing)
+        mark, whole = source.met, raw
+        while source.met is not None and _within_string(whole):
+            whole += source.met
+            whole += yield from source.all_until(*closing)
+        if mark is None or whole == raw or (source.met is not None and _is_json(whole)):
+            return whole
+        source.held = whole[len(raw) + len(mark) :] + (source.met or "") + source.held
+        source.met = mark
+        return raw
 
     def end(self) -> Piece:
         return self._source.arguments("}" if self._count else "{}")
@@ -80,13 +95,16 @@ def types_of(schema: Any) -> set[str]:
     if not isinstance(schema, Mapping):
         return set()
     named = schema.get("type")
-    types = {named} if isinstance(named, str) else {one for one in named or () if isinstance(one, str)}
+    several = named if isinstance(named, list) else [named]
+    types = {one for one in several if isinstance(one, str)}
     for union in ("anyOf", "oneOf"):
         choices = schema.get(union)
         for choice in choices if isinstance(choices, list) else ():
             types |= types_of(choice)
     if not types and isinstance(schema.get("enum"), list):
         types = {kind for value in schema["enum"] for kind in _kinds(value)}
+    if not types and "const" in schema:
+        types = _kinds(schema["const"])
     return types
 
 
@@ -100,6 +118,21 @@ def _kinds(value: Any) -> set[str]:
     if isinstance(value, float):
         return {"number"}
     return {"string"} if isinstance(value, str) else {"array"} if isinstance(value, list) else {"object"}
+
+
+def _within_string(raw: str) -> bool:
+    """Whether JSON is not over, and in the midst of a string."""
+    text, value = raw.lstrip(), JsonValue()
+    value.push(text)
+    return text.startswith(("[", "{", '"')) and value.within_string
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text, strict=False)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _trimmed(raw: str) -> str:

@@ -13,9 +13,24 @@ def token_bytes(tokenizer: Any, token: int) -> bytes:
     name = tokenizer.convert_ids_to_tokens(token)
     if name is None:  # beyond the tokenizer: a model's matrix may have more rows
         return b""
+    text: str = tokenizer.decode([token], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    return _spelt(name, text)
+
+
+def all_token_bytes(tokenizer: Any, count: int) -> list[bytes]:
+    """The same of the first `count` tokens."""
+    known = [token for token in range(count) if token < len(tokenizer)]
+    names = tokenizer.convert_ids_to_tokens(known)
+    # One by one they take seconds in a large vocabulary.
+    texts = tokenizer.backend_tokenizer.decode_batch([[token] for token in known], skip_special_tokens=False)
+    spelt = [b"" if name is None else _spelt(name, text) for name, text in zip(names, texts, strict=True)]
+    return spelt + [b""] * (count - len(spelt))
+
+
+def _spelt(name: str, text: str) -> bytes:
+    """text: what is decoded of the token alone."""
     if BYTE_TOKEN.fullmatch(name):
         return bytes([int(name[3:5], 16)])
-    text: str = tokenizer.decode([token], skip_special_tokens=False, clean_up_tokenization_spaces=False)
     letters = _byte_letters()
     if REPLACEMENT in text and all(letter in letters for letter in name):
         return bytes(letters[letter] for letter in name)

@@ -1,0 +1,1 @@
+"""Answers that have to be of a grammar: what a token may be, step by step."""
