@@ -58,6 +58,14 @@ SAMPLING = {
 SOUND: dict[str, list[dict[str, Any]]] = {
     "/v1/chat/completions": [
         {"messages": STORY, "max_tokens": 2} | SAMPLING,
+        {
+            "messages": STORY, "max_tokens": 4,
+            "response_format": {"type": "json_schema", "json_schema": {"name": "a", "strict": True, "schema": SCHEMA}},
+        },
+        {
+            "messages": STORY, "max_tokens": 4, "tool_choice": "required",
+            "tools": [{"type": "function", "function": FUNCTION | {"strict": True}}],
+        },
         {"messages": STORY, "max_completion_tokens": 2, "logprobs": True, "top_logprobs": 2, "n": 2, "model": "dali-tiny"},
         {
             "messages": CONVERSATION, "max_tokens": 2, "tool_choice": "auto", "parallel_tool_calls": False,
@@ -67,8 +75,11 @@ SOUND: dict[str, list[dict[str, Any]]] = {
     "/v1/completions": [
         {"prompt": "Once upon a time", "max_tokens": 2, "logprobs": 2, "echo": False, "suffix": None} | SAMPLING,
         {"prompt": [[5, 6, 7], [8]], "max_tokens": 2, "n": 2, "best_of": 2},
+        {"prompt": "Once", "max_tokens": 4, "grammar": 'root ::= "a" [b-d]+ | item\nitem ::= "x"'},
+        {"prompt": "Once", "max_tokens": 4, "json_schema": SCHEMA, "stream": True},
     ],
     "/v1/responses": [
+        {"input": "Hi", "max_output_tokens": 4, "text": {"format": {"type": "json_schema", "name": "a", "schema": SCHEMA}}},
         {"input": "Hi", "max_output_tokens": 2, "stream": True, "store": True, "metadata": {"a": "b"}},
         {
             "max_output_tokens": 2, "instructions": "a", "reasoning": {"effort": "none"}, "text": {"format": {"type": "text"}},
@@ -83,6 +94,10 @@ SOUND: dict[str, list[dict[str, Any]]] = {
         },
     ],
     "/v1/messages": [
+        {
+            "messages": STORY, "max_tokens": 4, "tools": [{"name": "weather", "input_schema": SCHEMA}],
+            "tool_choice": {"type": "tool", "name": "weather"},
+        },
         {"messages": STORY, "max_tokens": 2, "stream": True, "stop_sequences": ["x"], "temperature": 1},
         {
             "max_tokens": 2, "system": [{"type": "text", "text": "a"}], "thinking": {"type": "enabled", "budget_tokens": 5},
