@@ -18,12 +18,14 @@ from dali.engine.prefix.folder import prepare_folder
 from dali.engine.prefix.opening import open_prefixes
 from dali.errors import DaliError, UsageError
 from dali.fused.dense import LINEARS
+from dali.fused.model import DecodingModel
 from dali.hooks import seam
 from dali.hooks.moe_layer import FLOATS, MoELayer
 from dali.kernels import native
 from dali.kernels.formats import FORMATS, Format, get_format
 from dali.llm import LLM
 from dali.loading.budget import HEADROOM, choose_layout
+from dali.loading.loaded import conversion_note
 from dali.loading.locate import locate
 from dali.loading.source import ModelSource, open_source
 from dali.offload.build import accelerate, check_device
@@ -31,6 +33,7 @@ from dali.options import QUANTS, LoadOptions
 from dali.progress import Meter, silent
 from dali.store.arena import Arena
 from dali.store.expert_pool import ExpertPool
+from dali.store.gguf.pack import Losses
 from dali.telemetry import Telemetry
 
 _loaded_in: int | None = None  # the process whose threads torch and the kernels have
@@ -118,7 +121,7 @@ def _fuse(
 ) -> None:
     """Let the model compute where it shall, by the fastest way that gives its bits."""
     if options.device_kind == "cuda":  # whose kernels go by what the CPU's have told of the model
-        decoder = fused.fuse(llm.model, linears)
+        decoder = _join(llm, linears, notify)
         llm.accelerate(accelerate(llm.loaded, llm.engine, options, meter, notify, decoder=decoder))
         return
     if options.device != "cpu":
@@ -126,7 +129,17 @@ def _fuse(
         room = None if ram is None else ram - llm.expert_bytes - llm.dense_bytes - HEADROOM
         llm.accelerate(accelerate(llm.loaded, llm.engine, options, meter, notify, room=room))
     if compiled:  # a simulated accelerator's dense work is the CPU's, too
-        llm.engine.decoder = fused.fuse(llm.model, linears)
+        llm.engine.decoder = _join(llm, linears, notify)
+
+
+def _join(llm: LLM, linears: Format | None, notify: Callable[[str], None]) -> DecodingModel | None:
+    """fused.fuse, which says what it loses of the file's values."""
+    losses = Losses()
+    decoder = fused.fuse(llm.model, linears, losses)
+    for conversion, error in losses.relative().items():
+        llm.loaded.converted_linears[conversion] = error
+        notify(conversion_note("Linears", conversion, error))
+    return decoder
 
 
 def check_attachable(model: torch.nn.Module, name: str) -> None:

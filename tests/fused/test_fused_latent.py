@@ -6,10 +6,14 @@ import pytest
 import torch
 
 import dali
+from dali.fused.dense import PackedLinear
 from dali.fused.latent import keep_latents
 from dali.fused.release import release
 from dali.hooks.latent import SharedLatents, shared_latents
 from dali.kernels import native
+from dali.kernels.formats import get_format
+from dali.kernels.packing import pack, unpack
+from dali.store.gguf.pack import Losses
 from decoding_families import decoding_model
 from families import random_model, save_model
 from logits import expected_logits, largest_difference, random_prompts
@@ -74,6 +78,36 @@ def test_released_it_is_the_linear_again(tmp_path, monkeypatch, quant):
     assert not latents(llm.model)
     tolerance = 0.0 if quant == "f32" else 1 / 127
     assert float((linear.weight - expected).abs().max()) <= tolerance * float(expected.abs().max())
+
+
+@pytest.mark.parametrize(("format", "lost"), [("q4k", True), ("w8", True), ("bf16", False)])
+def test_what_packed_linears_lose_is_told(format, lost):
+    model = random_model("deepseek_v3", kv_lora_rank=256, qk_rope_head_dim=ROTATED, num_key_value_heads=HEADS)
+    model.set_attn_implementation("dali")
+    modules = [layer.self_attn for layer in model.model.layers]
+    for module in modules:
+        linear = module.kv_b_proj
+        packed = pack(linear.weight.detach(), get_format(format))
+        module.kv_b_proj = PackedLinear(packed, linear, get_format(format))
+    before = [
+        unpack(m.kv_b_proj.packed, m.kv_b_proj.out_features, m.kv_b_proj.in_features, get_format(format))
+        for m in modules
+    ]
+    losses = Losses()
+    keep_latents(model, get_format("w8"), losses)
+    pairs = [
+        (latent.heads.up, up)
+        for module, up in zip(modules, before, strict=True)
+        if (latent := shared_latents(module)) is not None
+    ]
+    kept, up = (torch.cat(each) for each in zip(*pairs, strict=True))
+    expected = float((kept - up).norm() / up.norm())
+    if lost:
+        assert losses.relative() == {f"{format} to w8": pytest.approx(expected, rel=0.2)}  # of a head each
+        assert 0 < expected < 0.01
+    else:
+        assert losses.relative() == {}
+        assert expected == 0
 
 
 def test_a_module_that_computes_otherwise_keeps_keys_and_values():

@@ -25,46 +25,48 @@ def decoded(name: str, first_group: list[int], *scales: torch.Tensor) -> tuple[l
 ONE = torch.ones(1, 1, dtype=torch.float16)
 
 
-def test_codes_of_eight_columns_lie_in_the_order_0_2_1_3():
+def test_codes_lie_in_the_order_of_columns():
     values, scale = decoded("iq2_xxs", [7, 200, 30, 255, 0, 0, 0, 0], ONE)
-    assert values == table("iq2_xxs")[[7, 30, 200, 255]].flatten().tolist()
+    assert values == table("iq2_xxs")[[7, 200, 30, 255]].flatten().tolist()
     assert scale == [0.125]
 
 
-def test_signs_lie_by_half():
-    signs = [0b00010001, 0b10000000, 0, 0b00001000]  # columns 0 and 16; 4 + 16 + 3 = 23; 12 + 3 = 15
+def test_signs_lie_in_the_order_of_columns():
+    signs = [0b00000001, 0b10000000, 0b00000001, 0b10000000]  # columns 0, 15, 16 and 31
     values, _ = decoded(
         "iq3_s", [0] * 8 + signs, ONE, *(torch.zeros(1, n, dtype=torch.uint8) for n in (8, 4))
     )
     plain = table("iq3_s")[[0] * 8].flatten().tolist()
-    assert [column for column in range(32) if values[column] < 0] == [0, 15, 16, 23]
+    assert [column for column in range(32) if values[column] < 0] == [0, 15, 16, 31]
     assert [abs(value) for value in values] == plain
 
 
-def test_where_a_sign_is_implied_a_scale_lies():
-    """Bits 3 and 7 of bytes 1 and 3; column 1 alone is negative, so column 7 is, too."""
-    values, scale = decoded("iq3_xxs", [0] * 8 + [0b10, 0b1000, 0, 0b10001000], ONE)
-    assert [column for column in range(32) if values[column] < 0] == [1, 7]
-    assert scale == [0.5 * (0.5 + 1 + 4 + 8)]
+def test_a_scale_lies_behind_four_times_seven_signs():
+    """Bit 1 is column 1's, bit 8 column 9's; with each alone columns 7 and 15 are negative, too."""
+    values, scale = decoded("iq3_xxs", [0] * 8 + [0b10, 0b1, 0, 0b1011 << 4], ONE)
+    assert [column for column in range(32) if values[column] < 0] == [1, 7, 9, 15]
+    assert scale == [0.5 * (0.5 + 11)]
 
 
-def test_where_a_sign_is_implied_a_codes_ninth_bit_lies():
+def test_a_codes_ninth_bit_lies_before_its_signs():
     scales = torch.full((1, 8), 0x31, dtype=torch.uint8)
-    values, scale = decoded("iq2_xs", [3, 0, 5, 0, 0, 0, 0, 0b1000], ONE, scales)
-    assert values == table("iq2_xs")[[3, 256 + 5, 0, 0]].flatten().tolist()
+    values, scale = decoded("iq2_xs", [3, 5, 0, 0, 0b110, 1, 0, 0], ONE, scales)
+    signs = torch.ones(32)
+    signs[:2] = -1  # an even number: column 7 is positive
+    assert values == (signs * torch.from_numpy(table("iq2_xs")[[3, 256 + 5, 0, 0]].flatten())).tolist()
     assert scale == [0.25 * 1.5, 0.25 * 3.5]
 
 
 def test_iq1s_weights_are_moved_by_an_eighth():
     qh = torch.zeros(1, 8, dtype=torch.int16)
     qh[0, 0] = -(2**15) | 5 << 12 | 6 << 3  # down, scale 5, code 1's upper bits 6
-    values, scale = decoded("iq1_s", [9, 0, 1, 0], ONE, qh)
+    values, scale = decoded("iq1_s", [9, 1, 0, 0], ONE, qh)
     assert values == (8 * table("iq1")[[9, 6 * 256 + 1, 0, 0]] - 1).flatten().tolist()
     assert scale == [0.125 * 11]
     qh[0, 0] = (6 | 8) << 4  # code 1 alone
     low, high = torch.zeros(1, 4, dtype=torch.uint8), torch.zeros(1, 2, dtype=torch.uint8)
     low[0, 0], high[0, 0] = 0b1101, 0b10  # scales 5 and 1 + 4
-    values, scale = decoded("iq1_m", [9, 0, 1, 0], ONE, qh, low, high)
+    values, scale = decoded("iq1_m", [9, 1, 0, 0], ONE, qh, low, high)
     moves = torch.tensor([1, -1, 1, 1]).repeat_interleave(8)
     assert values == (8 * torch.from_numpy(table("iq1")[[9, 6 * 256 + 1, 0, 0]].flatten()) + moves).tolist()
     assert scale == [0.125 * 11, 0.125 * 11]

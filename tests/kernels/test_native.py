@@ -160,6 +160,7 @@ def test_activations_far_out(variant, kind):
         ("w8", "q4k", "mxfp4"),
         ("bf16", "w4", "f32"),
         ("w4", "f16", "q4k"),
+        ("iq3_s", "iq2_xxs", "q4k"),  # without halves both, and looked up in orders of their own
     ],
 )
 def test_a_format_for_each_matrix(variant, formats):

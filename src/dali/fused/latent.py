@@ -19,15 +19,17 @@ from dali.hooks.latent import LINEAR, SharedLatents
 from dali.kernels import native
 from dali.kernels.formats import FORMATS, Format, get_format
 from dali.kernels.packing import unpack
+from dali.store.gguf.pack import Losses
 
 PARTS = {"kv_a_proj_with_mqa", "kv_a_layernorm", LINEAR, "o_proj"}
 CLOSE = 1e-4  # difference to the largest value, where all is float32
 ROUNDED = 3e-2  # where keys and values are rounded as they are made, or linears are packed
 
 
-def keep_latents(model: nn.Module, format: Format | None) -> None:
+def keep_latents(model: nn.Module, format: Format | None, losses: Losses | None = None) -> None:
     """Let every attention module that can keep latents do so, with what makes keys and values of them packed in `format`, None:
-    in the format of their weights. DaliError for weights that `format` cannot hold."""
+    in the format of their weights. `losses` are told what that loses of linears which were packed already, measured on a head of
+    each. DaliError for weights that `format` cannot hold."""
     rotary = rotary_of(model)
     for module in list(model.modules()) if rotary is not None else ():
         if not _known(module):
@@ -37,7 +39,11 @@ def keep_latents(model: nn.Module, format: Format | None) -> None:
             quantized = getattr(module, LINEAR)
             own = format is None or (isinstance(quantized, PackedLinear) and not quantized.format.quantized)
             chosen = _format_of(quantized) if own or format is None else format
-            setattr(module, LINEAR, SharedLatents(_heads(module, up, chosen)))
+            heads = _heads(module, up, chosen)
+            if losses is not None and isinstance(quantized, PackedLinear):
+                some = up[: len(up) // heads.heads]
+                losses.kept(f"{quantized.format.name} to {chosen.name}", heads.first(), some)
+            setattr(module, LINEAR, SharedLatents(heads))
 
 
 def _known(module: Any) -> bool:

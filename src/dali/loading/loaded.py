@@ -71,3 +71,8 @@ def largest(layouts: Sequence[ExpertLayout]) -> ExpertLayout:
 def describe_layouts(layouts: Sequence[ExpertLayout]) -> str:
     """The formats of all layers, for people: "w8", or "q4k, q4k (down w8)" where layers differ."""
     return ", ".join(dict.fromkeys(layout.format_name for layout in layouts))
+
+
+def conversion_note(what: str, conversion: str, error: float) -> str:
+    """What a user is told of a conversion ("Q6_K to w8") that lost something of a file's values."""
+    return f"{what} are converted from {conversion}: relative error {error:.2%}."

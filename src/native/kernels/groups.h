@@ -44,10 +44,29 @@ struct Groups {
         else return vector<format, i>(quants);
     }
 
-    // All vectors of a group. plane: the tile's scales.
+    // What is kept of a block of codes while its groups are read.
+    struct Nothing {};
+    template <Format format, bool = is_grid(format)>
+    struct Prepared {
+        using Block = typename Coded<V, format>::Block;
+    };
     template <Format format>
-    static DALI_INLINE void read(const uint8_t* quants, const uint8_t* plane, int group, Line* lines) {
-        if constexpr (is_grid(format)) Coded<V, format>::read(quants, plane + block_scale_bytes(format) * (group / 8), group % 8, lines);
+    struct Prepared<format, false> {
+        using Block = Nothing;
+    };
+    template <Format format>
+    using Block = typename Prepared<format>::Block;
+
+    // Before group `group` is read. quants: the group's; plane: the tile's scales.
+    template <Format format>
+    static DALI_INLINE void prepare(const uint8_t* quants, const uint8_t* plane, int group, Block<format>& prepared) {
+        if constexpr (is_grid(format))
+            if (group % 8 == 0) Coded<V, format>::prepare(quants, plane + block_scale_bytes(format) * (group / 8), prepared);
+    }
+    // All vectors of a group.
+    template <Format format>
+    static DALI_INLINE void read(const Block<format>& prepared, const uint8_t* quants, const uint8_t* plane, int group, Line* lines) {
+        if constexpr (is_grid(format)) Coded<V, format>::read(prepared, quants, plane + block_scale_bytes(format) * (group / 8), group % 8, lines);
         else read_each<format>(quants, lines, std::make_integer_sequence<int, 8>{});
     }
     template <Format format, int... i>

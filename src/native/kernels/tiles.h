@@ -100,11 +100,13 @@ struct TileKernels {
         const int groups = run.columns / GROUP, tile_bytes = int(run.plane_bytes) + groups * group_bytes(format);
         Floats sums[tokens];
         for (int m = 0; m < tokens; m++) sums[m] = V::zero();
+        typename Groups<V>::template Block<format> prepared;
         for (int g = 0; g < groups; g++) {
             if constexpr (!is_decoded(format)) ask<format>(run, g, tile_bytes);  // those lie in the cache
             const uint8_t* quants = run.tile + run.plane_bytes + g * group_bytes(format);
             Line lines[8];
-            if constexpr (is_grid(format)) Groups<V>::template read<format>(quants, run.tile, g, lines);
+            Groups<V>::template prepare<format>(quants, run.tile, g, prepared);
+            if constexpr (is_grid(format)) Groups<V>::template read<format>(prepared, quants, run.tile, g, lines);
             Floats scale[2], minimum[2];
             Groups<V>::template read_scales<format>(quants, run.tile, g, scale, minimum);
             add_part<format, tokens, 0>(quants, lines, panel, g, scale[0], minimum[0], sums);
@@ -120,11 +122,13 @@ struct TileKernels {
         const int groups = columns / GROUP;
         float* scales = reinterpret_cast<float*>(to);
         uint8_t* quants = to + round_up(size_t(groups) * block_scale_bytes(decoded), 128);
+        typename Groups<V>::template Block<format> prepared;
         for (int g = 0; g < groups; g++, scales += parts * TILE_ROWS, quants += group_bytes(decoded)) {
             const uint8_t* from = tile + plane_bytes + size_t(g) * bytes;
             prefetch(from + AHEAD, bytes);  // the next tile comes after this one
             Line lines[8];
-            Groups<V>::template read<format>(from, tile, g, lines);
+            Groups<V>::template prepare<format>(from, tile, g, prepared);
+            Groups<V>::template read<format>(prepared, from, tile, g, lines);
             Floats scale[parts];
             Groups<V>::template read_scales<format>(from, tile, g, scale, nullptr);
             for (int i = 0; i < 8; i++) V::store_line(quants + LINE * i, lines[i]);
@@ -141,29 +145,29 @@ struct TileKernels {
             alignas(64) uint8_t buffer[plane + block / GROUP * group_bytes(decoded)];
             for (int at = 0; at < columns; at += block, tile += block_scale_bytes(format), out += block * TILE_ROWS) {
                 decode<format>(tile, plane_bytes, block, buffer);
-                values_of<decoded>(buffer, plane, block, zero_point(format), V::transposed, out);
+                values_of<decoded>(buffer, plane, block, format, out);
                 plane_bytes += block / GROUP * group_bytes(format) - block_scale_bytes(format);
             }
         } else {
-            values_of<format>(tile, plane_bytes, columns, zero_point(format), false, out);
+            values_of<format>(tile, plane_bytes, columns, format, out);
         }
     }
 
+    // `as`: whose zero point and order of columns the lines have.
     template <Format format>
-    static void values_of(const uint8_t* tile, size_t plane_bytes, int columns, int zero, bool transposed, float* out) {
+    static void values_of(const uint8_t* tile, size_t plane_bytes, int columns, Format as, float* out) {
         constexpr int parts = scales_of_group(format);
         for (int g = 0; g < columns / GROUP; g++) {
             Line lines[8];
             const uint8_t* quants = tile + plane_bytes + size_t(g) * group_bytes(format);
-            Groups<V>::template read<format>(quants, tile, g, lines);
+            Groups<V>::template read<format>({}, quants, tile, g, lines);
             Floats scale[parts], minimum[parts];
             Groups<V>::template read_scales<format>(quants, tile, g, scale, minimum);
-            for (int c = 0; c < GROUP; c++) {
-                const int part = c * parts / GROUP;
-                const Floats quant = transposed ? V::byte_of(lines[c / 16 * 4 + c % 4], c / 4 % 4) : V::byte_of(lines[c / 4], c % 4);
-                Floats value = V::mul(V::sub(quant, V::set(float(zero))), scale[part]);
+            for (int i = 0; i < GROUP; i++) {
+                const int part = i * parts / GROUP, column = column_of(as, V::transposed, i / 4, i % 4);
+                Floats value = V::mul(V::sub(V::byte_of(lines[i / 4], i % 4), V::set(float(zero_point(as)))), scale[part]);
                 if constexpr (traits(format).minimum) value = V::sub(value, minimum[part]);
-                V::store(out + (size_t(g) * GROUP + c) * TILE_ROWS, value);
+                V::store(out + (size_t(g) * GROUP + column) * TILE_ROWS, value);
             }
         }
     }
@@ -212,11 +216,11 @@ struct TileKernels {
         return value;
     }
 
-    // Byte 4 b + k of both halves to 4 k + b: the order of Coded's lines where bytes are looked up.
-    static void transpose(int8_t* quants) {
+    // Into the order of Coded's lines.
+    static void transpose(Format format, int8_t* quants) {
         int8_t before[GROUP];
         std::memcpy(before, quants, GROUP);
-        for (int i = 0; i < GROUP; i++) quants[i] = before[(i & 16) | (i % 4 * 4 + i / 4 % 4)];
+        for (int i = 0; i < GROUP; i++) quants[i] = before[column_of(format, V::transposed, i / 4, i % 4)];
     }
 
     static void fill(const float* values, Format format, const Panel& panel, int group, int token) {
@@ -239,7 +243,7 @@ struct TileKernels {
             scale = to_half_precision(largest / 127.0f);  // as GGML stores it: the same file gives the same numbers
             sum = V::round_group(values, __builtin_isinf(factor) ? 0.0f : factor, quants);  // zeros, or denormals
         }
-        if (V::transposed && is_grid(format)) transpose(quants);
+        if (V::transposed && is_grid(format)) transpose(format, quants);
         panel.scales[group * tokens + token] = scale;
         int32_t* corrections = panel.corrections + (group * tokens + token) * scales_of_group(format);
         const auto correct = [&](int32_t& correction, int32_t of) {

@@ -92,18 +92,26 @@ struct Avx2 {
     }
     static Line either(Line x, Line y) { return {_mm256_or_si256(x.a, y.a), _mm256_or_si256(x.b, y.b)}; }
     static Line differ(Line x, Line y) { return {_mm256_xor_si256(x.a, y.a), _mm256_xor_si256(x.b, y.b)}; }
+    static Floats number_and_half(Line words, float step) {
+        return fma(to_floats(word_bits<0, 0, 4>(words)), set(step), set(step / 2));
+    }
     static Line words_of_bytes(Bytes16 bytes) { return widen(bytes); }
     static Line words_of_halves(const uint8_t* from) {
         const __m128i* at = reinterpret_cast<const __m128i*>(from);
         return {_mm256_cvtepu16_epi32(_mm_loadu_si128(at)), _mm256_cvtepu16_epi32(_mm_loadu_si128(at + 1))};
     }
-    static Line look_up_words(const uint32_t* table, Line at) {
-        const int* words = reinterpret_cast<const int*>(table);
-        return {_mm256_i32gather_epi32(words, at.a, 4), _mm256_i32gather_epi32(words, at.b, 4)};
+    static DALI_INLINE Line look_up_words(const uint32_t* table, const uint32_t* rows) { return {eight_words(table, rows), eight_words(table, rows + 8)}; }
+    static DALI_INLINE void look_up_pairs(const uint64_t* table, const uint32_t* rows, Line& first, Line& second) {
+        eight_pairs(table, rows, first.a, second.a);
+        eight_pairs(table, rows + 8, first.b, second.b);
     }
     template <int i>
     static Line negated(Line values, Line signs) {
         return {negated<i>(values.a, signs.a), negated<i>(values.b, signs.b)};
+    }
+    template <int bit>
+    static Line less_two(Line values, Line words) {
+        return {less_two<bit>(values.a, words.a), less_two<bit>(values.b, words.b)};
     }
     // Products with activations. With VNNI they are added in 32 bits, and corrected from the start. Without it in 16 bits first, two and
     // two: as many as surely fit are widened and corrected together.
@@ -229,12 +237,34 @@ struct Avx2 {
     }
     template <int i>
     static __m256i negated(__m256i values, __m256i signs) {
-        constexpr int byte = 0x01010101 * (i % 4);
+        constexpr int byte = 0x01010101 * (i / 2);
         const __m256i order = _mm256_setr_epi32(byte, byte + 0x04040404, byte + 0x08080808, byte + 0x0C0C0C0C, byte, byte + 0x04040404,
                                                 byte + 0x08080808, byte + 0x0C0C0C0C);
-        const __m256i bit = _mm256_set1_epi32(int(0x08040201u << (4 * (i / 4))));
+        const __m256i bit = _mm256_set1_epi32(int(0x08040201u << (4 * (i % 2))));
         const __m256i minus = _mm256_cmpeq_epi8(_mm256_and_si256(_mm256_shuffle_epi8(signs, order), bit), bit);
         return _mm256_blendv_epi8(values, _mm256_sub_epi8(_mm256_set1_epi8(char(128)), values), minus);
+    }
+    template <int bit>
+    static __m256i less_two(__m256i values, __m256i words) {
+        const __m256i where = _mm256_srai_epi32(_mm256_slli_epi32(words, 31 - bit), 31);
+        return _mm256_sub_epi8(values, _mm256_and_si256(where, _mm256_set1_epi8(2)));
+    }
+    static DALI_INLINE __m256i eight_words(const uint32_t* table, const uint32_t* rows) {
+        const auto four = [&](int row) __attribute__((always_inline)) {
+            return _mm_setr_epi32(int(table[rows[row]]), int(table[rows[row + 1]]), int(table[rows[row + 2]]), int(table[rows[row + 3]]));
+        };
+        return _mm256_inserti128_si256(_mm256_castsi128_si256(four(0)), four(4), 1);
+    }
+    // Two halves of eight rows' entries.
+    static DALI_INLINE void eight_pairs(const uint64_t* table, const uint32_t* rows, __m256i& first, __m256i& second) {
+        const auto two = [&](int row) __attribute__((always_inline)) {
+            const __m128i low = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(table + rows[row]));
+            return _mm_loadh_pi(_mm_castsi128_ps(low), reinterpret_cast<const __m64*>(table + rows[row + 1]));
+        };
+        const __m256 a = _mm256_insertf128_ps(_mm256_castps128_ps256(two(0)), two(4), 1);
+        const __m256 b = _mm256_insertf128_ps(_mm256_castps128_ps256(two(2)), two(6), 1);
+        first = _mm256_castps_si256(_mm256_shuffle_ps(a, b, 0x88));
+        second = _mm256_castps_si256(_mm256_shuffle_ps(a, b, 0xDD));
     }
     static __m256 byte_of(__m256i line, int at) {
         const __m256i down = _mm256_srl_epi32(line, _mm_cvtsi32_si128(8 * at));

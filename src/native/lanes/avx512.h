@@ -79,18 +79,41 @@ struct Avx512 {
     }
     static Line either(Line a, Line b) { return _mm512_or_si512(a, b); }
     static Line differ(Line a, Line b) { return _mm512_xor_si512(a, b); }
+    // (n + 1/2) * step for the number n in a word's lowest four bits.
+    static Floats number_and_half(Line words, float step) {
+        const __m512 each = _mm512_setr_ps(0.5f, 1.5f, 2.5f, 3.5f, 4.5f, 5.5f, 6.5f, 7.5f, 8.5f, 9.5f, 10.5f, 11.5f, 12.5f, 13.5f, 14.5f, 15.5f);
+        return _mm512_permutexvar_ps(words, _mm512_mul_ps(each, _mm512_set1_ps(step)));
+    }
     static Line words_of_bytes(Bytes16 bytes) { return _mm512_cvtepu8_epi32((__m128i)bytes); }
     static Line words_of_halves(const uint8_t* from) {
         return _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
     }
-    static Line look_up_words(const uint32_t* table, Line at) { return _mm512_i32gather_epi32(at, table, 4); }
-    // 128 - value for columns with a sign: those of line `i`, in the order of all formats (kernels/coded.h).
+    // Of tables of words, 4 bytes an entry, or of pairs of them: the entries of 16 rows. Single loads are quicker than gathers.
+    static DALI_INLINE Line look_up_words(const uint32_t* table, const uint32_t* rows) {
+        const auto four = [&](int row) __attribute__((always_inline)) {
+            return _mm_setr_epi32(int(table[rows[row]]), int(table[rows[row + 1]]), int(table[rows[row + 2]]), int(table[rows[row + 3]]));
+        };
+        const __m256i low = _mm256_inserti128_si256(_mm256_castsi128_si256(four(0)), four(4), 1);
+        return _mm512_inserti64x4(_mm512_castsi256_si512(low), _mm256_inserti128_si256(_mm256_castsi128_si256(four(8)), four(12), 1), 1);
+    }
+    static DALI_INLINE void look_up_pairs(const uint64_t* table, const uint32_t* rows, Line& first, Line& second) {
+        const __m512i a = four_pairs(table, rows), b = four_pairs(table, rows + 2);
+        first = _mm512_castps_si512(_mm512_shuffle_ps(_mm512_castsi512_ps(a), _mm512_castsi512_ps(b), 0x88));
+        second = _mm512_castps_si512(_mm512_shuffle_ps(_mm512_castsi512_ps(a), _mm512_castsi512_ps(b), 0xDD));
+    }
+    // 128 - value for columns with a sign: bits of words, of line `i` those from 4 i on.
     template <int i>
     static Line negated(Line values, Line signs) {
-        const __m512i of_row = _mm512_shuffle_epi8(signs, _mm512_set4_epi32(0x0C0C0C0C + 0x01010101 * (i % 4), 0x08080808 + 0x01010101 * (i % 4),
-                                                                            0x04040404 + 0x01010101 * (i % 4), 0x01010101 * (i % 4)));
-        const __mmask64 minus = _mm512_test_epi8_mask(of_row, _mm512_set1_epi32(int(0x08040201u << (4 * (i / 4)))));
+        constexpr int byte = 0x01010101 * (i / 2);
+        const __m512i of_row = _mm512_shuffle_epi8(signs, _mm512_set4_epi32(byte + 0x0C0C0C0C, byte + 0x08080808, byte + 0x04040404, byte));
+        const __mmask64 minus = _mm512_test_epi8_mask(of_row, _mm512_set1_epi32(int(0x08040201u << (4 * (i % 2)))));
         return _mm512_mask_sub_epi8(values, minus, _mm512_set1_epi8(char(128)), values);
+    }
+    // Less two in rows whose word has the bit.
+    template <int bit>
+    static Line less_two(Line values, Line words) {
+        const __mmask16 where = _mm512_test_epi32_mask(words, _mm512_set1_epi32(1 << bit));
+        return _mm512_sub_epi8(values, _mm512_maskz_set1_epi32(where, 0x02020202));
     }
     // Products with activations, added in 32 bits: however many, and what they are corrected by from the start.
     using Products = Ints;
@@ -151,6 +174,15 @@ struct Avx512 {
     }
 
   private:
+    // Entries of rows 0 and 1, 4 and 5, 8 and 9, 12 and 13.
+    static DALI_INLINE __m512i four_pairs(const uint64_t* table, const uint32_t* rows) {
+        const auto two = [&](int row) __attribute__((always_inline)) {
+            const __m128i low = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(table + rows[row]));
+            return _mm_castps_si128(_mm_loadh_pi(_mm_castsi128_ps(low), reinterpret_cast<const __m64*>(table + rows[row + 1])));
+        };
+        const __m256i low = _mm256_inserti128_si256(_mm256_castsi128_si256(two(0)), two(4), 1);
+        return _mm512_inserti64x4(_mm512_castsi256_si512(low), _mm256_inserti128_si256(_mm256_castsi128_si256(two(8)), two(12), 1), 1);
+    }
     template <int from, int to>
     static Line shifted(Line line) {
         if constexpr (from > to) return _mm512_srli_epi16(line, from - to);

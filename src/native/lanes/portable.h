@@ -141,22 +141,35 @@ struct Portable {
     static Line differ(const Line& a, const Line& b) {
         return each_word([&](int i) { return word(a, i) ^ word(b, i); });
     }
+    static Floats number_and_half(const Line& words, float step) {
+        return each([&](int i) { return float(word(words, i) & 15) * step + step / 2; });
+    }
     static Line words_of_bytes(Bytes16 bytes) {
         return each_word([&](int i) { return uint32_t(bytes[i]); });
     }
     static Line words_of_halves(const uint8_t* from) {
         return each_word([&](int i) { return uint32_t(from[2 * i] | from[2 * i + 1] << 8); });
     }
-    static Line look_up_words(const uint32_t* table, const Line& at) {
-        return each_word([&](int i) { return table[word(at, i)]; });
+    static Line look_up_words(const uint32_t* table, const uint32_t* rows) {
+        return each_word([&](int i) { return table[rows[i]]; });
+    }
+    static void look_up_pairs(const uint64_t* table, const uint32_t* rows, Line& first, Line& second) {
+        first = each_word([&](int i) { return uint32_t(table[rows[i]]); });
+        second = each_word([&](int i) { return uint32_t(table[rows[i]] >> 32); });
     }
     template <int i>
     static Line negated(const Line& values, const Line& signs) {
         Line out;
         for (int at = 0; at < 64; at++) {
-            const bool minus = signs.v[at / 4 * 4 + i % 4] >> (4 * (i / 4) + at % 4) & 1;
+            const bool minus = word(signs, at / 4) >> (4 * i + at % 4) & 1;
             out.v[at] = uint8_t(minus ? 128 - values.v[at] : values.v[at]);
         }
+        return out;
+    }
+    template <int bit>
+    static Line less_two(const Line& values, const Line& words) {
+        Line out;
+        for (int at = 0; at < 64; at++) out.v[at] = uint8_t(values.v[at] - 2 * (word(words, at / 4) >> bit & 1));
         return out;
     }
     using Products = Ints;

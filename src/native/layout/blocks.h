@@ -31,67 +31,79 @@ struct Place {
             word(first + i, one ^ flipped);
         }
     }
-    // 32 quants of `bits`, columns 0 to 15 and 16 to 31: their planes of 4, 2 and 1 bits.
-    template <int bits>
-    void group(int group, Bytes16 first, Bytes16 second) const {
-        int line = group * bits;
-        constexpr int above = bits >= 4 ? 4 : 0;  // bits that lie beneath
-        if constexpr (bits >= 4) {
-            const Bytes16 nibbles = (first & 15) | second << 4;
-            words(line, reinterpret_cast<const uint8_t*>(&nibbles), 4);
-            line += 4;
-        }
-        uint8_t quants[GROUP];
-        std::memcpy(quants, &first, 16);
-        std::memcpy(quants + 16, &second, 16);
-        if constexpr (bits - above >= 2) {
-            uint64_t pairs = 0;
-            for (int field = 0; field < 4; field++) {
-                uint64_t eight;
-                std::memcpy(&eight, quants + 8 * field, 8);
-                pairs |= (eight >> above & 0x0303030303030303u) << (2 * field);
-            }
-            words(line, reinterpret_cast<const uint8_t*>(&pairs), 2);
-            line += 2;
-        }
-        if constexpr (bits % 2 == 1) {
-            uint32_t single = 0;
-            for (int i = 0; i < 8; i++) {
-                uint32_t four;
-                std::memcpy(&four, quants + 4 * i, 4);
-                single |= (four >> (bits - 1) & 0x01010101u) << i;
-            }
-            word(line, single);
-        }
-    }
-    // Two numbers of six bits for each of eight groups: see Groups::six_bits.
-    void six_bits(int offset, const uint8_t (&first)[8], const uint8_t (&second)[8]) const {
-        for (int i = 0; i < 8; i++) byte(offset + i, (first[i] & 15) | second[i] << 4);
-        for (int i = 0; i < 8; i += 2)
-            byte(offset + 8 + i / 2, first[i] >> 4 | (second[i] >> 4) << 2 | (first[i + 1] >> 4) << 4 | (second[i + 1] >> 4) << 6);
+    void words(int first, Bytes16 bytes) const { words(first, reinterpret_cast<const uint8_t*>(&bytes), 4); }
+    void words(int first, uint64_t two) const { words(first, reinterpret_cast<const uint8_t*>(&two), 2); }
+    // Two numbers of six bits for each of eight groups: see Groups::six_bits. low: bytes of both low nibbles; high: of what is above them.
+    void six_bits(int offset, uint64_t low, uint32_t high) const {
+        for (int i = 0; i < 8; i++) byte(offset + i, unsigned(low >> (8 * i) & 255));
+        for (int i = 0; i < 4; i++) byte(offset + 8 + i, high >> (8 * i) & 255);
     }
 };
 
-// Scales and minimums in the 12 bytes of Q4_K and Q5_K.
-inline void scales_and_minimums(const uint8_t* packed, uint8_t (&scales)[8], uint8_t (&minimums)[8]) {
+inline uint32_t word_at(const uint8_t* from) {
+    uint32_t word;
+    std::memcpy(&word, from, 4);
+    return word;
+}
+inline uint64_t two_words_at(const uint8_t* from) {
+    uint64_t words;
+    std::memcpy(&words, from, 8);
+    return words;
+}
+
+// Bytes 0, 2, 4 and 6.
+inline uint32_t every_other_byte(uint64_t bytes) {
+    bytes &= 0x00FF00FF00FF00FFu;
+    bytes = (bytes | bytes >> 8) & 0x0000FFFF0000FFFFu;
+    return uint32_t(bytes | bytes >> 16);
+}
+
+// Bits of `a` that are `by` above those of `mask` change places with those of `b` in it.
+inline void exchange(uint64_t& a, uint64_t& b, int by, uint64_t mask) {
+    const uint64_t differ = (a >> by ^ b) & mask;
+    a ^= differ << by;
+    b ^= differ;
+}
+
+// Of 32 bytes, a column each, which hold two bits of each of four groups: each group's two words of a plane of 2 bits.
+inline void planes_of_two_bits(const uint8_t* from, uint64_t (&groups)[4]) {
+    for (int i = 0; i < 4; i++) groups[i] = two_words_at(from + 8 * i);
+    for (int i = 0; i < 2; i++) exchange(groups[i], groups[i + 2], 4, 0x0F0F0F0F0F0F0F0Fu);
+    for (int i = 0; i < 4; i += 2) exchange(groups[i], groups[i + 1], 2, 0x3333333333333333u);
+}
+
+// Of 32 bytes, a column each, which hold a bit of each of eight groups: each group's word of a plane of 1 bit.
+inline void planes_of_one_bit(const uint8_t* from, uint32_t (&groups)[8]) {
+    uint64_t pairs[4];
+    for (int i = 0; i < 4; i++) pairs[i] = two_words_at(from + 8 * i);
+    for (int i = 0; i < 2; i++) exchange(pairs[i], pairs[i + 2], 4, 0x0F0F0F0F0F0F0F0Fu);
+    for (int i = 0; i < 4; i += 2) exchange(pairs[i], pairs[i + 1], 2, 0x3333333333333333u);
     for (int i = 0; i < 4; i++) {
-        scales[i] = packed[i] & 63;
-        minimums[i] = packed[i + 4] & 63;
-        scales[i + 4] = uint8_t((packed[i + 8] & 15) | (packed[i] >> 6) << 4);
-        minimums[i + 4] = uint8_t((packed[i + 8] >> 4) | (packed[i + 4] >> 6) << 4);
+        const uint64_t differ = (pairs[i] >> 1 ^ pairs[i] >> 32) & 0x55555555u;
+        pairs[i] ^= differ << 32 ^ differ << 1;
+        groups[2 * i] = uint32_t(pairs[i]);
+        groups[2 * i + 1] = uint32_t(pairs[i] >> 32);
     }
 }
 
-inline uint64_t bit_of_each(uint8_t bits) {  // each in a byte of its own
-    const uint64_t apart = bits * 0x0101010101010101u & 0x8040201008040201u;
-    return (apart + 0x7F7F7F7F7F7F7F7Fu) >> 7 & 0x0101010101010101u;
+// Bits of 32 columns in their order, as a word of a plane of 1 bit: bit 4 i + b becomes bit i of byte b.
+inline uint32_t plane_of_one_bit(uint32_t columns) {
+    uint32_t word = 0;
+    for (int half = 0; half < 2; half++) {
+        uint64_t two = (columns | uint64_t(columns >> 1) << 32) >> (2 * half) & 0x1111111111111111u;  // bytes 0 and 1, then 2 and 3
+        two = (two | two >> 3) & 0x0303030303030303u;
+        two = (two | two >> 6) & 0x000F000F000F000Fu;
+        two = (two | two >> 12) & 0x000000FF000000FFu;
+        word |= uint32_t(two | two >> 24) << (16 * half);
+    }
+    return word;
 }
 
-inline Bytes16 join(uint64_t low, uint64_t high) {
-    Bytes16 out;
-    std::memcpy(&out, &low, 8);
-    std::memcpy(reinterpret_cast<uint8_t*>(&out) + 8, &high, 8);
-    return out;
+// Of 32 bytes, which hold a group's columns in low nibbles and another's in high ones: both groups' planes of 4 bits.
+inline void planes_of_nibbles(const uint8_t* from, Bytes16& low, Bytes16& high) {
+    const Bytes16 first = bytes_at(from), second = bytes_at(from + 16);
+    low = (first & 15) | second << 4;
+    high = first >> 4 | (second & 0xF0);
 }
 
 // --- A struct a type: its packed format, bytes of a block, and how one moves. False for scales that are NaN or infinite.
@@ -138,9 +150,8 @@ struct Q4_1 {
 };
 
 inline void move_five_bits(const uint8_t* high, const uint8_t* low, const Place& to) {
-    const Bytes16 nibbles = bytes_at(low);
-    to.group<5>(0, (nibbles & 15) | join(bit_of_each(high[0]), bit_of_each(high[1])) << 4,
-                nibbles >> 4 | join(bit_of_each(high[2]), bit_of_each(high[3])) << 4);
+    to.words(0, low, 4);
+    to.word(4, plane_of_one_bit(word_at(high)));
 }
 
 struct Q5_0 {
@@ -164,12 +175,16 @@ struct Q5_1 {
     }
 };
 
+// Of the 12 bytes of Q4_K and Q5_K, the first four hold six bits of groups 0 to 3's scales and two bits of groups 4 to 7's, the next four the
+// same of minimums, the last four the other bits of groups 4 to 7.
 inline bool move_super_scales(const uint8_t* block, const Place& to) {
     to.half(0, block);
     to.half(2, block + 2);
-    uint8_t scales[8], minimums[8];
-    scales_and_minimums(block + 4, scales, minimums);
-    to.six_bits(4, scales, minimums);
+    const uint32_t scales = word_at(block + 4), minimums = word_at(block + 8), last = word_at(block + 12);
+    const uint32_t first = (scales & 0x0F0F0F0Fu) | (minimums & 0x0F0F0F0Fu) << 4;
+    const uint64_t above = (scales >> 4 & 0x03030303u) | (minimums >> 2 & 0x0C0C0C0Cu) |
+                           uint64_t((scales >> 6 & 0x03030303u) | (minimums >> 4 & 0x0C0C0C0Cu)) << 32;  // a group's in a byte
+    to.six_bits(4, first | uint64_t(last) << 32, every_other_byte(above | above >> 4));
     return is_finite_half(block) && is_finite_half(block + 2);
 }
 
@@ -178,24 +193,28 @@ struct Q4_K {  // 32 bytes hold two groups, the first in low nibbles
     static constexpr int bytes = 144;
     static bool move(const uint8_t* block, const Place& to) {
         for (int pair = 0; pair < 4; pair++) {
-            const Bytes16 first = bytes_at(block + 16 + 32 * pair), second = bytes_at(block + 32 + 32 * pair);
-            to.group<4>(2 * pair, first, second);
-            to.group<4>(2 * pair + 1, first >> 4, second >> 4);
+            Bytes16 low, high;
+            planes_of_nibbles(block + 16 + 32 * pair, low, high);
+            to.words(8 * pair, low);
+            to.words(8 * pair + 4, high);
         }
         return move_super_scales(block, to);
     }
 };
 
-struct Q5_K {
+struct Q5_K {  // as Q4_K, with 32 bytes between of a bit of each group
     static constexpr Format format = Format::q5k;
     static constexpr int bytes = 176;
     static bool move(const uint8_t* block, const Place& to) {
-        const Bytes16 high = bytes_at(block + 16), other_high = bytes_at(block + 32);
-        for (int group = 0; group < 8; group++) {
-            const uint8_t* low = block + 48 + 32 * (group / 2);
-            const int shift = 4 * (group % 2);
-            to.group<5>(group, (bytes_at(low) >> shift & 15) | (high >> group & 1) << 4,
-                        (bytes_at(low + 16) >> shift & 15) | (other_high >> group & 1) << 4);
+        uint32_t fifth[8];
+        planes_of_one_bit(block + 16, fifth);
+        for (int pair = 0; pair < 4; pair++) {
+            Bytes16 low, high;
+            planes_of_nibbles(block + 48 + 32 * pair, low, high);
+            to.words(10 * pair, low);
+            to.word(10 * pair + 4, fifth[2 * pair]);
+            to.words(10 * pair + 5, high);
+            to.word(10 * pair + 9, fifth[2 * pair + 1]);
         }
         return move_super_scales(block, to);
     }
@@ -207,41 +226,45 @@ struct Q6_K {  // a half block has four groups, two of them in low nibbles
     static bool move(const uint8_t* block, const Place& to) {
         to.half(0, block + 208);
         to.bytes(2, block + 192, 16);
-        for (int group = 0; group < 8; group++) {
-            const int half = group / 4, quarter = group % 4;
-            const uint8_t *low = block + 64 * half + 32 * (quarter % 2), *high = block + 128 + 32 * half;
-            const int shift = 4 * (quarter / 2);
-            to.group<6>(group, (bytes_at(low) >> shift & 15) | (bytes_at(high) >> (2 * quarter) & 3) << 4,
-                        (bytes_at(low + 16) >> shift & 15) | (bytes_at(high + 16) >> (2 * quarter) & 3) << 4);
+        for (int half = 0; half < 2; half++) {
+            Bytes16 low[4];
+            uint64_t high[4];
+            for (int i = 0; i < 2; i++) planes_of_nibbles(block + 64 * half + 32 * i, low[i], low[i + 2]);
+            planes_of_two_bits(block + 128 + 32 * half, high);
+            for (int i = 0; i < 4; i++) {
+                to.words(24 * half + 6 * i, low[i]);
+                to.words(24 * half + 6 * i + 4, high[i]);
+            }
         }
         return is_finite_half(block + 208);
     }
 };
 
-// Two bits a quant, of which 32 bytes hold four groups: those of group `group` in `quants` [64], both halves.
-inline void two_bits(const uint8_t* quants, int group, Bytes16& first, Bytes16& second) {
-    const uint8_t* from = quants + 32 * (group / 4);
-    const int shift = 2 * (group % 4);
-    first = bytes_at(from) >> shift & 3;
-    second = bytes_at(from + 16) >> shift & 3;
+// Two bits a quant, of which 32 bytes hold four groups: 64 bytes. lines: from one group's to the next one's.
+inline void move_two_bits(const uint8_t* quants, int lines, const Place& to) {
+    for (int half = 0; half < 2; half++) {
+        uint64_t groups[4];
+        planes_of_two_bits(quants + 32 * half, groups);
+        for (int i = 0; i < 4; i++) to.words(lines * (4 * half + i), groups[i]);
+    }
 }
 
 struct Q3_K {  // hmask [32], qs [64], scales [12], d
     static constexpr Format format = Format::q3k;
     static constexpr int bytes = 110;
     static bool move(const uint8_t* block, const Place& to) {
-        const Bytes16 high = bytes_at(block), other_high = bytes_at(block + 16);
-        for (int group = 0; group < 8; group++) {
-            Bytes16 first, second;
-            two_bits(block + 32, group, first, second);
-            to.group<3>(group, first | (high >> group & 1) << 2, second | (other_high >> group & 1) << 2);
-        }
-        const uint8_t* packed = block + 96;  // sixteen scales: eight low nibbles, then eight high ones, and two bits of each
-        uint8_t scales[2][8];
-        for (int i = 0; i < 16; i++)
-            scales[i % 2][i / 2] = uint8_t((packed[i % 8] >> (4 * (i / 8)) & 15) | (packed[8 + i % 4] >> (2 * (i / 4)) & 3) << 4);
+        uint32_t third[8];
+        planes_of_one_bit(block, third);
+        for (int group = 0; group < 8; group++) to.word(3 * group + 2, third[group]);
+        move_two_bits(block + 32, 3, to);
+        // Sixteen scales, two a group: eight low nibbles, then eight high ones; four bytes of two bits of each, scale i's in byte i % 4.
+        const uint64_t packed = two_words_at(block + 96), low = packed & 0x0F0F0F0F0F0F0F0Fu, high = packed >> 4 & 0x0F0F0F0F0F0F0F0Fu;
+        uint32_t above = word_at(block + 104), differ = (above ^ above >> 12) & 0x0000F0F0u;
+        above ^= differ ^ differ << 12;
+        differ = (above ^ above >> 6) & 0x00CC00CCu;
+        above ^= differ ^ differ << 6;
         to.half(0, block + 108);
-        to.six_bits(2, scales[0], scales[1]);
+        to.six_bits(2, every_other_byte(low | low >> 4) | uint64_t(every_other_byte(high | high >> 4)) << 32, above);
         return is_finite_half(block + 108);
     }
 };
@@ -250,11 +273,7 @@ struct Q2_K {  // scales [16], qs [64], d, dmin
     static constexpr Format format = Format::q2k;
     static constexpr int bytes = 84;
     static bool move(const uint8_t* block, const Place& to) {
-        for (int group = 0; group < 8; group++) {
-            Bytes16 first, second;
-            two_bits(block + 16, group, first, second);
-            to.group<2>(group, first, second);
-        }
+        move_two_bits(block + 16, 2, to);
         to.half(0, block + 80);
         to.half(2, block + 82);
         to.bytes(4, block, 16);
@@ -266,11 +285,7 @@ struct Tq2_0 {  // qs [64], d
     static constexpr Format format = Format::tq2_0;
     static constexpr int bytes = 66;
     static bool move(const uint8_t* block, const Place& to) {
-        for (int group = 0; group < 8; group++) {
-            Bytes16 first, second;
-            two_bits(block, group, first, second);
-            to.group<2>(group, first, second);
-        }
+        move_two_bits(block, 2, to);
         to.half(0, block + 64);
         return is_finite_half(block + 64);
     }
@@ -289,7 +304,11 @@ struct Tq1_0 {  // qs [48], qh [4], d: digits to the base of three, as the high 
         digits(block, 32, 5);
         digits(block + 32, 16, 5);
         digits(block + 48, 4, 4);
-        for (int group = 0; group < 8; group++) to.group<2>(group, bytes_at(quants + 32 * group), bytes_at(quants + 32 * group + 16));
+        for (int group = 0; group < 8; group++) {
+            uint64_t pairs = 0;
+            for (int field = 0; field < 4; field++) pairs |= two_words_at(quants + 32 * group + 8 * field) << (2 * field);
+            to.words(2 * group, pairs);
+        }
         to.half(0, block + 52);
         return is_finite_half(block + 52);
     }
@@ -319,9 +338,9 @@ struct Nvfp4 {  // d [4], qs [32]: eight bytes hold sixteen columns, the first e
         to.bytes(0, block, 4);
         for (int group = 0; group < 2; group++) {
             constexpr uint64_t low = 0x0F0F0F0F0F0F0F0Fu;
-            uint64_t half[2];
-            std::memcpy(half, block + 4 + 16 * group, 16);
-            to.group<4>(group, join(half[0] & low, half[0] >> 4 & low), join(half[1] & low, half[1] >> 4 & low));
+            const uint64_t first = two_words_at(block + 4 + 16 * group), second = two_words_at(block + 12 + 16 * group);
+            to.words(4 * group, (first & low) | (second & low) << 4);
+            to.words(4 * group + 2, (first >> 4 & low) | (second & ~low));
         }
         bool finite = true;
         for (int i = 0; i < 4; i++) finite &= (block[i] & 0x7F) != 0x7F;

@@ -76,10 +76,11 @@ constexpr int block_scale_bytes(Format format) { return traits(format).scale_byt
 // Bytes of a tile's 16 rows in a group of 32 columns, without scales.
 constexpr int group_bytes(Format format) { return bits(format) * LINE; }
 
-// Whether activations filled for one serve the other: the same numbers, sums of the same columns, taken off in the same way.
+// Whether activations filled for one serve the other: the same numbers in the same order, sums of the same columns, taken off in the same
+// way.
 constexpr bool shares_panels(Format a, Format b) {
     return is_quantized(a) == is_quantized(b) && traits(a).zero == traits(b).zero && traits(a).halves == traits(b).halves &&
-           traits(a).minimum == traits(b).minimum && is_grid(a) == is_grid(b);
+           traits(a).minimum == traits(b).minimum && is_grid(a) == is_grid(b) && (!is_grid(a) || (bits(a) == 3) == (bits(b) == 3));
 }
 
 constexpr size_t round_up(size_t value, size_t multiple) { return (value + multiple - 1) / multiple * multiple; }

@@ -13,16 +13,17 @@ constexpr int MOST_CODES = 2048;
 constexpr int GRIDS = 6;  // IQ1_M has IQ1_S'
 
 // Weights of a grid have few different values. The place of each among them takes 3 bits where a code stands for 4 weights, else 2. All
-// values here have the format's zero point in them.
+// values here have the format's zero point in them; IQ1's are moved up by an eighth.
 struct Grid {
-    // For lookups of bytes (lanes/avx512_vbmi.h): the places of each code's weights in two bytes, 2 in 3 bits each or 4 in 2 bits each.
+    // For lookups of bytes (kernels/codes_by_byte.h): the places of each code's weights in two bytes, 2 in 3 bits each or 4 in 2 bits each.
     alignas(64) uint8_t places[2][MOST_CODES];
-    // What the lowest six bits of such a byte say of its first weight, its second and its third. IQ1's are moved up by an eighth.
-    alignas(64) uint8_t fields[3][64];
-    // For lookups of words: each code's 4 weights as they are, or the places of 8, weights 0 to 3 in low nibbles, 4 to 7 in high ones.
-    // IQ1's weights are moved up by an eighth, or down where bit 11 of a code is set: bit 2 of each of its places.
-    alignas(64) uint32_t words[2 * MOST_CODES];
-    alignas(16) uint8_t values[16];
+    // What six bits say of a code's weight, whose place they hold and, among the others', its sign.
+    alignas(64) uint8_t fields[4][64];
+    // For lookups of words (kernels/codes_by_word.h): each code's 4 weights, or 8.
+    union {
+        alignas(64) uint32_t words[MOST_CODES];
+        uint64_t pairs[MOST_CODES];
+    };
 };
 
 extern Grid grids[GRIDS];

@@ -138,6 +138,19 @@ def test_tensors(path, tensors, problem):
         assert problem in refusal(path)
 
 
+@pytest.mark.parametrize("scale", ["blk.1.attn_q.scale", "blk.1.ffn_down_exps.input_scale", "output.scale"])
+def test_scales_of_whole_tensors(path, scale):
+    """As llama.cpp's converter writes them beside tensors in NVFP4."""
+    one = np.ones(1, dtype=np.float32)
+    rewrite(
+        path, tensors=lambda name, values: [(name, values)] + [(scale, one)] * (name == "output_norm.weight")
+    )
+    with pytest.raises(DaliError) as error:
+        dali.load(path)
+    assert f"{path} has {scale}: a scale beside those of its blocks" in error.value.problem
+    assert "another type" in error.value.fix
+
+
 def test_values_that_are_not_finite(path):
     def spoiled(values):
         values = values.copy()

@@ -32,10 +32,17 @@ class LatentHeads:
     @property
     def up(self) -> Tensor:
         """What it was made of, as it is packed."""
+        return self._unpacked(self.heads)
+
+    def first(self) -> Tensor:
+        """The same of the first head: float32 [key_width + value_width, rank]."""
+        return self._unpacked(1)
+
+    def _unpacked(self, heads: int) -> Tensor:
         keys, values = (
-            unpack(part, self.heads * round_up(rows, TILE_ROWS), columns, self.format).view(
-                self.heads, -1, columns
-            )[:, :rows]
+            unpack(part, heads * round_up(rows, TILE_ROWS), columns, self.format).view(heads, -1, columns)[
+                :, :rows
+            ]
             for part, rows, columns in zip(
                 self._packed,
                 (self.rank, self.value_width),

@@ -47,6 +47,10 @@ BLOCK = {  # of all families; what is a family's own stands in its file
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
+FURTHER_SCALES = {
+    "scale",
+    "input_scale",
+}  # of a whole tensor, as llama.cpp's converter writes them beside NVFP4's
 NUMBERED = re.compile(r"blk\.(\d+)\.(.+)")
 NOT_WEIGHTS = {
     f"rope_{name}.weight" for name in ("factors_long", "factors_short", "freqs")
@@ -100,12 +104,18 @@ class GgufDense:
         numbered = NUMBERED.fullmatch(tensor.name)
         known, leaf = (self._blocks, numbered[2]) if numbered else (self._top, tensor.name)
         stem, _, suffix = leaf.rpartition(".")
-        if stem == "output" and not numbered:
+        if stem == "output" and not numbered and suffix not in FURTHER_SCALES:
             return f"{OUTPUT}.{suffix}"
         name = known.get(leaf) or (f"{known[stem]}.{suffix}" if stem in known else None)
         parameter = f"{self._decoder}.layers.{numbered[1]}.{name}" if numbered else f"{self._decoder}.{name}"
         if name is not None and parameter in self._shapes:
             return parameter
+        if suffix in FURTHER_SCALES:
+            raise DaliError(
+                f"{tensor.path} has {tensor.name}: a scale beside those of its blocks, as NVFP4 checkpoints have them, "
+                "which dali does not compute with.",
+                "Take a file of the model in another type, such as Q4_K_M or MXFP4.",
+            )
         raise damaged(
             tensor.path, f"its tensor {tensor.name[:100]} has no place in a {self.config.model_type} model"
         )

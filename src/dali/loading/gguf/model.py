@@ -28,7 +28,7 @@ from dali.loading.gguf.config import read_config
 from dali.loading.gguf.dense import MEASURED_ROWS, GgufDense
 from dali.loading.gguf.families import family_of
 from dali.loading.gguf.tokenizer import end_ids, read_tokenizer
-from dali.loading.loaded import LoadedModel, largest
+from dali.loading.loaded import LoadedModel, conversion_note, largest
 from dali.loading.locate import display_name
 from dali.loading.source import ModelSource
 from dali.options import LoadOptions
@@ -153,7 +153,7 @@ class GgufModel(ModelSource):
         linears = self._linears_lost(model, weights.losses, packed)
         for what, lost in (("Experts", converted), ("Linears", linears)):
             for conversion, error in lost.items():
-                notify(f"{what} are converted from {conversion}: relative error {error:.2%}.")
+                notify(conversion_note(what, conversion, error))
         set_windows(model, self.calls.windows)
         telemetry = Telemetry()
         pool = ExpertPool(layouts, weights.experts.records)

@@ -20,13 +20,17 @@ DALI_DEVICE uint32_t look_up_code(uint32_t code, int half) {
     return select_bytes(values_of_iq1(0), values_of_iq1(1), places >> shift);
 }
 
-// Signs with every eighth one, which makes the number of minus signs even and is left out.
-DALI_DEVICE uint32_t all_signs(uint32_t word) {
-    const uint32_t seven = word & 0x77FF77FFu;
-    uint32_t odd = seven ^ seven << 8;
-    odd ^= odd << 2;
-    odd ^= odd << 1;
-    return seven | (odd & 0x88008800u);
+// Signs of columns 4 t to 4 t + 3 in the lowest bits, of those 16 further on from bit 16 on. Where every eighth one is left out, it makes the
+// number of minus signs even.
+template <int format>
+DALI_DEVICE uint32_t signs_of(uint32_t word, int t) {
+    if (format == IQ3_S || format == IQ2_S) return word >> (4 * t);
+    const int first = format == IQ2_XS ? 8 * (t / 2) + 1 : 7 * (t / 2), apart = format == IQ2_XS ? 16 : 14;
+    const uint32_t sevens = (word >> first & 127) | (word >> (first + apart) & 127) << 16;
+    uint32_t odd = sevens ^ sevens >> 4;
+    odd ^= odd >> 2;
+    odd ^= odd >> 1;
+    return (sevens | (odd & 0x00010001u) << 7) >> (4 * (t % 2));
 }
 
 // 128 - value in the bytes whose bit of four is set.
@@ -44,7 +48,7 @@ DALI_DEVICE uint2 high_bits(uint32_t more, uint32_t word, int t) {
     const int entry = t / 2;  // of eight columns; the other one is entry + 2
     if (format == IQ3_S) return {more >> t & 1, more >> (t + 4) & 1};
     if (format == IQ2_S) return {more >> (2 * entry) & 3, more >> (2 * entry + 4) & 3};
-    if (format == IQ2_XS) return {word >> (11 + 16 * entry) & 1, word >> (15 + 16 * entry) & 1};
+    if (format == IQ2_XS) return {word >> (8 * entry) & 1, word >> (8 * entry + 16) & 1};
     if (format == IQ1_M) return {more >> (4 * entry) & 15, more >> (4 * entry + 8) & 15};
     const uint32_t down = more >> 12 & 8;
     if (format == IQ1_S) return {(more >> (3 * entry) & 7) | down, (more >> (3 * entry + 6) & 7) | down};
@@ -67,13 +71,13 @@ DALI_DEVICE Quants unpack_codes(const uint8_t* quants, const uint8_t* block, int
         const uint32_t of_row = bits == 1 ? (r < 2 ? more.x : more.y) >> (16 * (r % 2)) & 0xFFFFu : more.x >> (8 * r) & 255;
         const uint32_t signs = word_of(word, r);
         const uint2 above = high_bits<format>(of_row, signs, t);
-        const int place = bits == 3 ? t : t / 2 * 2;  // of the code's byte; of eight columns' codes, entry + 2 follows
+        const int place = bits == 3 ? t : t / 2;  // of the code's byte
         low[r] = look_up_code<format>((word_of(first, r) >> (8 * place) & 255) | above.x << 8, t % 2);
-        high[r] = look_up_code<format>((word_of(second, r) >> (8 * (bits == 3 ? place : place + 1)) & 255) | above.y << 8, t % 2);
+        high[r] = look_up_code<format>((word_of(second, r) >> (8 * (bits == 3 ? place : place + 2)) & 255) | above.y << 8, t % 2);
         if (bits == 1) continue;
-        const uint32_t all = format == IQ3_S || format == IQ2_S ? signs : all_signs(signs);
-        low[r] = negated(low[r], all >> (8 * t));
-        high[r] = negated(high[r], all >> (8 * t + 4));
+        const uint32_t minus = signs_of<format>(signs, t);
+        low[r] = negated(low[r], minus);
+        high[r] = negated(high[r], minus >> 16);
     }
     return {{low[0], low[1], low[2], low[3]}, {high[0], high[1], high[2], high[3]}, word};
 }
@@ -93,11 +97,8 @@ DALI_DEVICE uint32_t scale_numbers(const uint8_t* block, const uint4& word, int 
         const uint32_t high = bytes(352 + TILE_ROWS * (group / 4)) >> (2 * (group % 4));
         return part ? (low >> 3 & 0x01010101u) | (high & 0x03030303u) << 1 : low & 0x07070707u;
     }
-    uint32_t numbers = 0;  // in the places of every eighth sign
-    for (int r = 0; r < 4; r++) {
-        const uint32_t signs = word_of(word, r);
-        numbers |= ((signs >> 11 & 1) | (signs >> 14 & 2) | (signs >> 25 & 4) | (signs >> 28 & 8)) << (8 * r);
-    }
+    uint32_t numbers = 0;
+    for (int r = 0; r < 4; r++) numbers |= word_of(word, r) >> 28 << (8 * r);
     return numbers;
 }
 
