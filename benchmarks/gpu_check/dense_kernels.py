@@ -154,7 +154,7 @@ class DenseKernels:
         ]
         wanted = torch.full_like(query, float("nan"))
         kept = [
-            (row, k.data_ptr(), v.data_ptr(), k.shape[1], *place)
+            (row, k.data_ptr(), v.data_ptr(), k.shape[1], *place, False)
             for row, ((k, v), place) in enumerate(zip(caches, places, strict=True))
         ]
         scale = width**-0.5

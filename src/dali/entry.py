@@ -13,13 +13,15 @@ from typing import Any
 import torch
 
 from dali import fused
+from dali.engine.draft.opening import open_drafts
 from dali.engine.loop import check_process
 from dali.engine.prefix.folder import prepare_folder
 from dali.engine.prefix.opening import open_prefixes
-from dali.errors import DaliError, UsageError
+from dali.errors import DaliError, UsageError, parameter
 from dali.fused.dense import LINEARS
 from dali.fused.model import DecodingModel
 from dali.hooks import seam
+from dali.hooks.attention import keeps_tokens
 from dali.hooks.moe_layer import FLOATS, MoELayer
 from dali.kernels import native
 from dali.kernels.formats import FORMATS, Format, get_format
@@ -85,6 +87,11 @@ def prepare(options: LoadOptions, notify: Callable[[str], None]) -> None:
     if native.enabled():
         native.set_threads(options.threads or torch.get_num_threads())
     check_device(options)
+    if options.in_q8 and not native.enabled():
+        raise DaliError(
+            f"{parameter('cache_type')} {options.cache_type} needs dali's compiled kernels, which are missing or turned off.",
+            f"Install a C++ compiler and reinstall dali, or leave {parameter('cache_type')} out.",
+        )
     if options.cache_dir is not None:
         prepare_folder(options.cache_dir, options.cache_disk_bytes)
     if not native.AVAILABLE:
@@ -105,8 +112,17 @@ def load_source(
             f"{', '.join(llm.controls)}: text in the model's files, but used by its chat template as control tokens, "
             "so dali takes them for such."
         )
+    if options.in_q8 and not keeps_tokens(llm.model):
+        raise DaliError(
+            f"{llm.name} has no layer that keeps keys and values, so nothing would follow {parameter('cache_type')} "
+            f"{options.cache_type}.",
+            "Leave it out.",
+        )
+    llm.engine.in_q8 = options.in_q8
     linears = get_format(LINEARS) if llm.layout.format.quantized else None
     _fuse(llm, linears, options, compiled, meter, notify)
+    if options.draft is not None:
+        llm.engine.drafts = open_drafts(llm.engine, llm.name, llm.ctx_size, llm.telemetry)
     llm.engine.prefixes = open_prefixes(llm.loaded, options, notify)
     return llm
 
@@ -144,17 +160,17 @@ def _join(llm: LLM, linears: Format | None, notify: Callable[[str], None]) -> De
 
 def check_attachable(model: torch.nn.Module, name: str) -> None:
     """DaliError for a model whose weights dali cannot pack where they are, before anything is done to it."""
-    for path, parameter in model.named_parameters():
-        if parameter.is_meta:
+    for path, weight in model.named_parameters():
+        if weight.is_meta:
             raise DaliError(
                 f"{path} of {name} is not in memory: it was offloaded, or never loaded.",
                 "Load the model whole (without device_map), or use dali.load.",
             )
     for path, module in seam.experts_modules(model).items():
-        for parameter in module.parameters():
-            if parameter.dtype not in FLOATS:
+        for weight in module.parameters():
+            if weight.dtype not in FLOATS:
                 raise DaliError(
-                    f"{path} of {name} is in {str(parameter.dtype).removeprefix('torch.')}, which dali does not pack.",
+                    f"{path} of {name} is in {str(weight.dtype).removeprefix('torch.')}, which dali does not pack.",
                     "Load the model in float32, bfloat16 or float16.",
                 )
 

@@ -121,11 +121,10 @@ class LLM:
             self.engine.decoder = experts.decoder
 
     def stats(self) -> dict[str, Any]:
-        """What the runtime has done so far: lookups by tier, bytes by link, prefetches, seconds, in all and a layer;
-        "converted", what reading the model's file lost: "Q6_K to w8" -> relative L2 error of those experts' weights;
-        "converted_linears", the same of linears; "policy",
-        the system that decides, if one was named; "lossy", its lossy parts that are on, and of how many (token, expert) pairs
-        they changed how many, and how; "prefixes", what the prefix cache has in RAM, and what it served."""
+        """What the runtime has done so far: lookups by tier, bytes by link, prefetches, seconds, in all and a layer; "converted",
+        what reading the model's file lost: "Q6_K to w8" -> relative L2 error of those experts' weights; "converted_linears",
+        that of linears; "policy", the named system; "lossy", its lossy parts that are on, and what they changed; "draft_accepted",
+        "draft_rejected", tokens that were guessed; "prefixes", what the prefix cache has and has served; "cache_type", as Engine's."""
         accelerated = self.accelerated
         return self.telemetry.as_dict() | {
             "converted": self.loaded.converted,
@@ -133,6 +132,7 @@ class LLM:
             "policy": None if accelerated is None else accelerated.system,
             "lossy": {} if accelerated is None else accelerated.lossy,
             "prefixes": self.engine.prefixes.stats(),
+            "cache_type": self.engine.cache_type,
         }
 
     @property

@@ -22,6 +22,8 @@ from dali.units import parse_size
 QUANTS = ("auto", "keep", "f32", "f16", "bf16", "w8", "w4", "mxfp4", "q4k", "q6k")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 ROPE_SCALINGS = ("linear", "yarn")
+CACHE_TYPES = ("auto", "model", "q8", "q8_0")  # the first two are one, as are the last two
+DRAFTS = ("ngram",)
 CACHE_DISK = 16 << 30  # bytes of a folder for prefixes, unless told
 ACCELERATOR = ("vram", "profile", "assign", "prefetch", "cache", "n_cpu_moe", "policy", "lossy")
 
@@ -56,6 +58,12 @@ class LoadOptions:
     """A folder in which the prefix cache outlives the process; None for none."""
     cache_disk: int | str | None = None
     """What it may have there, bytes or "32GiB"; None for CACHE_DISK."""
+    cache_type: str = "auto"
+    """What keys and values are kept in, here and by the prefix cache: "auto" or "model" (the model's own type), or "q8" (8 bits
+    and a scale for each 32 values; "q8_0" is the same)."""
+    draft: str | None = None
+    """How tokens are guessed, of which a step then checks several: one of DRAFTS ("ngram": what followed the same words before);
+    None for one token a step. Answers are the same, bit for bit."""
     offline: bool = False
     """Never touch the network."""
     device: str = "cpu"
@@ -107,6 +115,11 @@ class LoadOptions:
         return CACHE_DISK if given is None else given
 
     @property
+    def in_q8(self) -> bool:
+        """Whether keys and values are kept in 8 bits."""
+        return self.cache_type in ("q8", "q8_0")
+
+    @property
     def device_kind(self) -> str:
         """ "cpu", "cuda" or "sim"."""
         return self.device.partition(":")[0]
@@ -123,8 +136,15 @@ class LoadOptions:
         )
         _expect(int | float | None, "a number", rope_scale=self.rope_scale)
         _expect(int, "a whole number", seed=self.seed)
-        _expect(str, "a name, as text", device=self.device, quant=self.quant, dtype=self.dtype)
-        names = ("profile", "rope_scaling", "assign", "prefetch", "cache", "policy")
+        _expect(
+            str,
+            "a name, as text",
+            device=self.device,
+            quant=self.quant,
+            dtype=self.dtype,
+            cache_type=self.cache_type,
+        )
+        names = ("profile", "draft", "rope_scaling", "assign", "prefetch", "cache", "policy")
         _expect(str | None, "a name, as text", **{name: getattr(self, name) for name in names})
         for name in ("offline", "lossy"):
             if not isinstance(getattr(self, name), bool):
@@ -143,7 +163,13 @@ class LoadOptions:
             raise UsageError(f"Unknown quantization {self.quant!r}.", f"Choose one of {', '.join(QUANTS)}.")
         if self.dtype not in DTYPES:
             raise UsageError(f"Unknown dtype {self.dtype!r}.", f"Choose one of {', '.join(DTYPES)}.")
-
+        if self.cache_type not in CACHE_TYPES:
+            raise UsageError(
+                f"Unknown type of keys and values {self.cache_type!r}.",
+                f"Choose one of {', '.join(CACHE_TYPES)}.",
+            )
+        if self.draft not in (None, *DRAFTS):
+            raise UsageError(f"Unknown way to draft {self.draft!r}.", f"Choose one of {', '.join(DRAFTS)}.")
         if self.rope_scaling not in (None, *ROPE_SCALINGS):
             raise UsageError(
                 f"Unknown rotary scaling {self.rope_scaling!r}.", f"Choose one of {', '.join(ROPE_SCALINGS)}."
@@ -192,7 +218,26 @@ class LoadOptions:
                 f"Give {parameter('device')} too, or leave it out.",
             )
 
+        if self.draft is not None and self.lossy:
+            raise UsageError(
+                f"{parameter('draft')} {self.draft} leaves answers as they are, and {parameter('lossy')} lets them depend on "
+                "what else a step computes.",
+                "Leave one of them out.",
+            )
+
     def _check_cache(self) -> None:
+        if self.in_q8 and self.device_kind == "cuda":
+            raise UsageError(
+                f"{parameter('cache_type')} {self.cache_type} is not for {self.device}: dali's GPU kernels attend to keys and "
+                "values of the model's type alone.",
+                f"Leave it out, or use {parameter('device')} cpu.",
+            )
+        if self.in_q8 and self.dtype == "float16":
+            raise UsageError(
+                f"{parameter('cache_type')} {self.cache_type} is not for {parameter('dtype')} float16, in which torch computes "
+                "attention.",
+                f"Give {parameter('dtype')} float32 or bfloat16, or leave one of them out.",
+            )
         if self.cache_disk is not None and self.cache_dir is None:
             raise UsageError(
                 f"{parameter('cache_disk')} {self.cache_disk} is about a folder, and none is named.",

@@ -55,6 +55,8 @@ class Telemetry:
     modelled: bool = False
     predict_seconds: float = 0.0  # host time spent on running later routers, measured
     plan_seconds: float = 0.0  # host time spent in the assignment policy or the compiled planner, measured
+    draft_accepted: int = 0  # tokens that were guessed and then chosen
+    draft_rejected: int = 0  # and those that were computed for nothing
     workload: NDArray[np.int64] = field(default_factory=lambda: np.zeros((0, 0), np.int64), compare=False)
 
     def layer(self, index: int) -> LayerCounters:
@@ -71,6 +73,7 @@ class Telemetry:
     def clear(self) -> None:
         """Begin anew."""
         self.layers.clear()
+        self.draft_accepted = self.draft_rejected = 0
         self.workload[:] = 0
 
     def total(self) -> LayerCounters:
@@ -93,6 +96,8 @@ class Telemetry:
             "modelled": self.modelled,
             "predict_seconds": self.predict_seconds,
             "plan_seconds": self.plan_seconds,
+            "draft_accepted": self.draft_accepted,
+            "draft_rejected": self.draft_rejected,
             "total": _as_dict(self.total()),
             "layers": [_as_dict(layer) for layer in self.layers],
             "workload": self.workload.tolist(),

@@ -68,6 +68,22 @@ def test_what_a_folder_has_of_a_prompt_is_not_read_again(run, tmp_path):
     assert "--cache-dir" in err
 
 
+def test_drafts_change_the_summary_alone(run):
+    ask = (
+        "run",
+        "And the sons of Merari; Mahli, and Mushi. And the sons of",
+        "--raw",
+        "--temp",
+        "0",
+        "-n",
+        "50",
+    )
+    _, out, _ = run(*ask)
+    code, same, err = run(*ask, "--draft", "ngram")
+    assert (code, same) == (0, out)
+    assert re.fullmatch(rf"{SHORT} \| drafted \d+, \d+ accepted\n", err)
+
+
 def test_the_prompt_may_come_on_stdin(story):
     with start("--temp", "0", "-n", "9", "--log-level", "warning", stdin=subprocess.PIPE) as process:
         out, err = process.communicate(f"{STORY}\n".encode())

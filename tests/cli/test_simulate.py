@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 
+from dali.hardware import profile
 from dali.replay.traces.trace import write
 from replay.tiny_traces import fields, random_trace
 
@@ -109,6 +110,11 @@ def test_a_policy_from_a_file(run, refused, trace, tmp_path, monkeypatch):
         (["TRACE", "--shape", "gpt-9"], "no shape"),
         (["TRACE", "--tokens", "0"], "--tokens cannot be '0'"),
         (["TRACE", "--cache-only", "--profile", "paper"], "no times"),
+        (["TRACE", "--cache-only", "--ram", "50%"], "no disk beneath"),
+        (["TRACE", "--ram", "50%", "--html", "r.html"], "draws nothing of --ram"),
+        (["TRACE", "--ram", "much"], "--ram cannot be 'much'"),
+        (["TRACE", "--ram", "4KiB"], "--ram 4KiB holds 1 of the experts"),
+        (["TRACE", "--ram", "50%", "--policy", "hybrimoe"], "no policy 'hybrimoe' for a pool in RAM"),
         (["TRACE", "--json", "/nowhere/r.json"], "no file that can be written"),
     ],
 )
@@ -154,3 +160,43 @@ def test_a_bad_trace(refused, tmp_path):
     assert code == 1
     assert "zero sequences" in problem
     assert "dali trace" in fix
+
+
+def test_experts_on_disk(run, trace, tmp_path):
+    file = str(tmp_path / "r.json")
+    code, out, err = run("simulate", trace, "--ram", "16KiB,50%", "--json", file)
+    assert (code, err) == (0, "")
+    rows = json.loads((tmp_path / "r.json").read_text())["rows"]
+    assert [(row["ram"], row["ram_places"], row["policy"]) for row in rows] == [
+        (ram, places, policy)
+        for ram, places in (("16KiB", 4), ("50%", 12))
+        for policy in ("default", "balanced", "fading", "lfu", "lru")
+    ]
+    for row in rows:
+        assert row["hit_rate"] <= row["belady_disk_hit_rate"]
+        assert row["tokens_per_second"] <= row["bound_tokens_per_second"]
+        assert row["accelerator_hit_rate"] is None
+    assert "RAM for 4 experts (16KiB), no accelerator" in out
+    for word in ("(belady)", "(bound)", "stall", "amplif", "signal missing: predictions"):
+        assert word in out
+    assert " accel " not in out
+    assert "waited for reads" in run("simulate", trace, "--ram", "50%", "--explain")[1]
+
+
+def test_three_tiers(run, trace):
+    code, out, _ = run("simulate", trace, "--ram", "50%", "--cache-slots", "2", "--policy", "fading,lru")
+    assert code == 0
+    assert "RAM for 12 experts (50%), 2 slots a layer on the accelerator" in out
+    assert " accel " in out
+
+
+def test_a_profile_without_a_disk_is_refused(refused, trace, tmp_path):
+    data = json.loads(profile.load("paper").to_json())
+    for name in profile.DISK:
+        del data["figures"][name]
+    (tmp_path / "old.json").write_text(json.dumps(data))
+    flags = ("simulate", trace, "--ram", "50%", "--profile", str(tmp_path / "old.json"))
+    code, problem, fix = refused(*flags)
+    assert code == 2
+    assert problem == "The hardware profile paper does not say how fast its disk is."
+    assert "disk_bandwidth, disk_latency, disk_queue_depth" in fix

@@ -9,6 +9,7 @@ def sequence(prompt: int, computed: int = 0, state_bytes: int = 0):
     self = SimpleNamespace(
         tokens=[0] * prompt, prompt_tokens=prompt, computed=computed, state_bytes=state_bytes
     )
+    self.draft = []
     self.pending = prompt - computed
     self.in_prefill = computed < prompt
     return self
@@ -41,6 +42,16 @@ def test_prefill_is_cut_into_chunks_oldest_first():
         scheduler.add(s)
         scheduler.join()
     assert [advance(scheduler) for _ in range(3)] == [[8, 0], [4, 4], [1, 1]]
+
+
+def test_drafts_take_their_part_of_a_step():
+    scheduler = Scheduler(8)
+    drafting = decoding(5)
+    drafting.draft = [1, 2, 3]
+    for s in (sequence(12), drafting, decoding(3)):
+        scheduler.add(s)
+        scheduler.join()
+    assert advance(scheduler) == [3, 4, 1]
 
 
 def test_decoding_sequences_never_wait_for_a_prefill():

@@ -4,7 +4,8 @@ from dataclasses import replace
 import pytest
 
 from dali.errors import DaliError, UsageError
-from dali.hardware.profile import SCHEMA, UNITS, Figure, Profile, Table, known, load
+from dali.hardware.cost import disk_costs
+from dali.hardware.profile import DISK, SCHEMA, UNITS, Figure, Profile, Table, known, load
 
 SHIPPED = ["egpu-x4", "laptop-8gb", "paper", "rtx3060-desktop", "rtx4090-desktop"]
 TABLE = Table("cpu", "w4", 64, 32, 3, ((1, 1e-5), (4, 2e-5)), "measured", "probe of 3 May")
@@ -20,6 +21,7 @@ def test_every_shipped_figure_is_published_and_sourced(name):
     assert profile.name == name
     assert profile.label == "roofline"
     assert UNITS.keys() - profile.figures.keys() <= {"link_contended"}
+    assert profile.has_disk
     for figure in profile.figures.values():
         assert figure.label == "roofline"
         assert len(figure.source) > 20
@@ -71,6 +73,12 @@ BROKEN = {
     "not a JSON object": lambda data: data.clear(),
     "sync.* is missing": lambda data: data["figures"].pop("sync"),
     "in 'GB/s', not in 'B/s'": lambda data: data["figures"]["link_bandwidth"].update(unit="GB/s"),
+    "has the figure 'disk_bandwidth' and not 'disk_latency'": lambda data: data["figures"].pop(
+        "disk_latency"
+    ),
+    "disk_queue_depth is 2.5, not a whole number from 1": lambda data: data["figures"][
+        "disk_queue_depth"
+    ].update(value=2.5),
     "warp_speed.* is unknown": lambda data: data["figures"].update(warp_speed=data["figures"]["sync"]),
     "not a positive number": lambda data: data["figures"]["launch"].update(value=-1.0),
     "cpu_rate is nan": lambda data: data["figures"]["cpu_rate"].update(value=float("nan")),
@@ -107,3 +115,21 @@ def test_a_file_that_is_no_profile_is_refused(tmp_path, content):
 
 def test_a_figures_efficiency_multiplies_its_value():
     assert Figure(200.0, "B/s", "roofline", "a sheet", 0.8, "a test").effective == pytest.approx(160.0)
+
+
+def test_a_profile_from_before_there_was_a_disk_is_read():
+    data = json.loads(load("paper").to_json())
+    for name in DISK:
+        del data["figures"][name]
+    old = Profile.from_json(json.dumps(data), "old.json")
+    assert not old.has_disk
+    with pytest.raises(UsageError, match="paper does not say how fast its disk is") as caught:
+        disk_costs(old)
+    assert "disk_bandwidth, disk_latency, disk_queue_depth" in caught.value.fix
+    assert "laptop-8gb" in caught.value.fix
+
+
+def test_a_disks_read_takes_its_latency_and_its_bytes():
+    disk = disk_costs(load("laptop-8gb"))
+    assert disk.depth == 4
+    assert disk.read(10**9) == pytest.approx(5.3e-5 + 1 / (7 * 0.86))

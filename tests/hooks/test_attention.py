@@ -80,7 +80,7 @@ def test_nan_in_a_query_stays_in_its_sequence():
     kept = [(torch.zeros(2, 8, 32), torch.zeros(2, 8, 32)) for _ in range(2)]
     query = torch.randn(2, 2, 32)
     query[:, 0] = torch.nan
-    tokens = [(row, k.data_ptr(), v.data_ptr(), 8, 0, 0) for row, (k, v) in enumerate(kept)]
+    tokens = [(row, k.data_ptr(), v.data_ptr(), 8, 0, 0, False) for row, (k, v) in enumerate(kept)]
     native.attend(query, torch.randn(2, 2, 32), torch.randn(2, 2, 32), tokens, 0.1, None, out)
     assert out[0].isnan().all()
     assert out[1].isfinite().all()

@@ -21,7 +21,7 @@ PLACES = [(0, 0), (5, 2), (36, 0), (1023, 0), (1024, 0), (3000, 900)]  # of the 
 
 def attend(query, key, value, keys, values, place, first, scale, sinks=None):
     out = torch.empty(1, query.shape[0], value.shape[-1], dtype=query.dtype)
-    token = (0, keys.data_ptr(), values.data_ptr(), keys.shape[1], place, first)
+    token = (0, keys.data_ptr(), values.data_ptr(), keys.shape[1], place, first, False)
     native.attend(query, key, value, [token], scale, sinks, out)
     return out[0]
 
@@ -95,3 +95,23 @@ def test_equal_scores_give_the_mean():
     new = torch.zeros(1, 1, 16)
     found = attend(torch.ones(3, 1, 16), new, new, keys, values, place, 0, 1.0)
     assert torch.allclose(found, values.mean(dim=1).expand(3, 16), atol=1e-6)
+
+
+@pytest.mark.parametrize("variant", native.variants() if native.AVAILABLE else [])
+@pytest.mark.parametrize("shape", [*SHAPES, (8, 1, 24, 40), (16, 1, 128, 80)])
+def test_bfloat16_has_the_bits_of_float32_rounded_at_the_end(shape, variant):
+    """However many queries share a key, and whether it is read once for all of them."""
+    heads, kv_heads, *widths = shape
+    torch.manual_seed(0)
+    kept = [torch.randn(kv_heads, 400, width).bfloat16() for width in widths]
+    new = [part[:, -1:].clone() for part in kept]
+    query = torch.randn(heads, 1, widths[0]).bfloat16()
+    before = native.variant()
+    try:
+        native.use(variant)
+        found = attend(query, *new, *kept, 399, 10, 0.3)
+        floats = [[part.float() for part in parts] for parts in (new, kept)]
+        expected = attend(query.float(), *floats[0], *floats[1], 399, 10, 0.3)
+    finally:
+        native.use(before)
+    assert torch.equal(found, expected.bfloat16())

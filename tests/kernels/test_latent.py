@@ -50,7 +50,7 @@ class Case:
         for count in chunks:
             rows = slice(begin, begin + count)
             oldest = max(0, begin + 1 - window) if window else 0
-            place = 0, memory.data_ptr(), 0, tokens + 3, begin, oldest
+            place = 0, memory.data_ptr(), 0, tokens + 3, begin, oldest, False
             self.native.attend(
                 self.query[:, rows],
                 self.kept[rows].contiguous(),
@@ -98,8 +98,8 @@ def test_several_sequences_at_once():
     width = one.kept.shape[1]
     memories = [torch.zeros(1, 16, width) for _ in range(2)]
     runs = [
-        ((0, memories[0].data_ptr(), 0, 16, 0, 0), 9),
-        ((9, memories[1].data_ptr(), 0, 16, 0, 0), 9),
+        ((0, memories[0].data_ptr(), 0, 16, 0, 0, False), 9),
+        ((9, memories[1].data_ptr(), 0, 16, 0, 0, False), 9),
     ]
     out = torch.empty(18, one.heads, one.value_width)
     query, kept = torch.cat([one.query, other.query], dim=1), torch.cat([one.kept, other.kept])

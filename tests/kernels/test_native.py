@@ -331,7 +331,7 @@ keys, values = torch.zeros(2, count, 8), torch.zeros(2, count, 8)
 out = torch.empty(1, heads, 8)
 
 def attend(place):
-    token = (0, keys.data_ptr(), values.data_ptr(), count, place, 0)
+    token = (0, keys.data_ptr(), values.data_ptr(), count, place, 0, False)
     native.attend(query, new, new, [token], 1.0, None, out)
 
 attend(20)

@@ -83,7 +83,7 @@ def test_attention(shape: tuple[int, int, int, int], place: int, first: int, dty
     keys, values = (torch.randn(kv_heads, place + 2, w).to(dtype) for w in (key_width, value_width))
     key, value = (torch.randn(kv_heads, 1, w).to(dtype) for w in (key_width, value_width))
     query, sinks = torch.randn(heads, 1, key_width).to(dtype), torch.randn(heads)
-    token = (0, keys.data_ptr(), values.data_ptr(), place + 2, place, first)
+    token = (0, keys.data_ptr(), values.data_ptr(), place + 2, place, first, False)
 
     def attend() -> list[Tensor]:
         out = torch.empty(1, heads, value_width, dtype=dtype)

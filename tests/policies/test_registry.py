@@ -11,8 +11,14 @@ KNOWN = {
     "assign": ["cpu", "cpu_on_miss", "gpu", "greedy", "layerwise", "two_lane"],
     "prefetch": ["next_gate", "none", "residual", "ridge"],
     "cache": ["fading", "lfu", "lru", "none", "static", "workload"],
+    "pool": ["balanced", "fading", "lfu", "lru"],
 }
-OPTIONS = {"assign": {}, "prefetch": {}, "cache": {"layers": 1, "experts": 4, "capacity": 2}}
+OPTIONS = {
+    "assign": {},
+    "prefetch": {},
+    "cache": {"layers": 1, "experts": 4, "capacity": 2},
+    "pool": {"layers": 1, "experts": 4, "slots": 2, "read_seconds": [1.0]},
+}
 
 
 @pytest.mark.parametrize("kind", KNOWN)
@@ -45,10 +51,10 @@ def test_policies_need_neither_torch_nor_numpy():
     code = """
 import sys
 from dali.policies import create, names
-for kind in ("assign", "prefetch", "cache"):
+for kind in ("assign", "prefetch", "cache", "pool"):
     for name in names(kind):
         __import__(f"dali.policies.{kind}.{name}")
-import dali.policies.guard, dali.policies.lanes
+import dali.policies.guard, dali.policies.lanes, dali.policies.places, dali.policies.read_ahead
 assert not {"torch", "numpy", "transformers"} & sys.modules.keys()
 """
     subprocess.run([sys.executable, "-c", code], check=True)

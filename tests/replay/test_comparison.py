@@ -54,3 +54,13 @@ def test_torch_is_not_needed(path):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "2\n"
+
+
+def test_experts_on_disk_are_compared_without_an_accelerator(path):
+    rows = dali.replay.compare(path, ram=["25%", "16KiB"])
+    assert [(row["ram"], row["slots"]) for row in rows] == [("25%", 0)] * 5 + [("16KiB", 0)] * 5
+    assert {row["policy"] for row in rows} == {"default", "balanced", "fading", "lfu", "lru"}
+    above = dali.replay.compare(path, "fading", ram="25%", cache_slots=2)
+    assert above[0]["accelerator_hit_rate"] > 0
+    with pytest.raises(UsageError, match="no disk beneath it"):
+        dali.replay.compare(path, "lru", ram="25%", cache_only=True)

@@ -109,6 +109,7 @@ def _row(llm: LLM, measurement: Measurement) -> dict[str, Any]:
         "model_size": llm.expert_bytes + llm.dense_bytes,
         "n_batch": llm.engine.scheduler.step_tokens,
         "n_threads": native.threads() if native_threads else torch.get_num_threads(),
+        "cache_type": llm.engine.cache_type,
         "n_prompt": test.prompt,
         "n_gen": test.generate,
         "test_time": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -171,7 +172,7 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     shown = ("-" if percent is None else f"{percent:.0f} %" for percent in percents)
     speed = f"{row['avg_ts']:.2f} ± {row['stddev_ts']:.2f}"
     return (
-        f"{row['model_filename']} {row['model_type']}",
+        f"{row['model_filename']} {row['model_type']}{', q8 cache' if row['cache_type'] == 'q8' else ''}",
         size(row["model_size"]),
         str(row["n_threads"]),
         row["test"],

@@ -43,6 +43,13 @@ class Settings(Always):
     cache_slots: tuple[str, ...] | None = flag(
         "comparison", NAMES, "residents a layer, as shares of its experts or numbers (default: 25%%,50%%)"
     )
+    ram: tuple[str, ...] | None = flag(
+        "comparison",
+        NAMES,
+        "experts on disk, and so much RAM for them, as sizes (8GiB,16GiB) or shares of all experts (25%%,50%%). Policies are "
+        "then those of the pool in RAM (default, balanced, fading, lfu, lru); the CPU computes all, unless --cache-slots says "
+        "how many residents an accelerator has above it, under dali's default",
+    )
     batch: tuple[int, ...] | None = flag(
         "comparison", COUNTS, "sequences side by side in a step (default: 1)"
     )
@@ -87,6 +94,10 @@ def main(settings: Settings) -> int:
             raise UsageError(f"{file!r} is no file that can be written.", "Name one in a writable folder.")
     if settings.cache_only and (settings.profile or settings.shape):
         raise UsageError("--cache-only has no times, so no --profile and no --shape.", "Leave them out.")
+    if settings.ram and settings.cache_only:
+        raise UsageError("--cache-only has no disk beneath the cache, so no --ram.", "Leave one of both out.")
+    if settings.ram and settings.html:
+        raise UsageError("--html draws nothing of --ram yet.", "Take the table, or --json FILE.")
     if settings.workers == RAY:
         check_ray()
     passing_note("Reading the traces ...")
@@ -96,14 +107,15 @@ def main(settings: Settings) -> int:
 
     planned = cells.plan(
         settings.words,
-        cells.spelt_out(settings.policy or ("all",), settings.cache_only),
+        cells.spelt_out(settings.policy or ("all",), settings.cache_only, bool(settings.ram)),
         settings.profile or (comparison.PROFILE,),
         settings.shape or (comparison.SHAPE,),
         settings.batch or (1,),
-        settings.cache_slots or comparison.SLOTS,
+        settings.cache_slots or (("0",) if settings.ram else comparison.SLOTS),
         settings.tokens,
         settings.seed or 0,
         settings.cache_only,
+        settings.ram or (),
     )
     outcomes = sweep.sweep(
         planned, lambda done: passing_note(f"Replayed {done} of {len(planned)} cells"), settings.workers

@@ -17,7 +17,8 @@ class Completion:
     """What one prompt got. `finish_reason`: "stop", "length" or "abort"; seconds are measured wall-clock; `logprobs`: one for
     each of `tokens`, where they were asked for; `reasoning`: what came before the answer proper in a chat, where the model's
     tokens tell the two apart; `tool_calls`: as messages hold them, arguments as an object, or as the text that
-    came of one where the answer was cut off."""
+    came of one where the answer was cut off; `drafted`: tokens that were guessed, of which `accepted` were right: each saved a
+    step."""
 
     text: str
     tokens: list[int]
@@ -29,6 +30,8 @@ class Completion:
     logprobs: list[TokenLogprob] | None = None
     reasoning: str = ""
     tool_calls: list[dict[str, Any]] = field(default_factory=list)
+    drafted: int = 0
+    accepted: int = 0
 
 
 def completion(sequence: Sequence) -> Completion:
@@ -45,6 +48,8 @@ def completion(sequence: Sequence) -> Completion:
         logprobs=None if sequence.request.params.logprobs is None else sequence.logprobs,
         reasoning="".join(piece.reasoning for piece in pieces),
         tool_calls=_whole_calls(piece.call for piece in pieces if piece.call is not None),
+        drafted=sequence.drafted,
+        accepted=sequence.accepted,
     )
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from itertools import count
 from typing import Any
 
 import numpy as np
 import torch
 
 from dali.engine.budget import StateBudget
+from dali.engine.draft.drafts import Drafts
 from dali.engine.memory import MemoryErrors, ran_out
 from dali.engine.prefix.prefixes import Prefixes
 from dali.engine.prefix.reading import Reading
@@ -44,11 +44,15 @@ class Engine:
         self.begin: Callable[[Step], None] | None = None  # policies that tell requests apart put theirs here
         self.embeddings = False  # whether they are told the tokens' embeddings
         self.decoder: Decoder | None = None  # takes the model's place in steps that it serves
+        self.drafts: Drafts | None = None  # guesses tokens, which steps then check
         self.attention_seconds = (
             0.0  # spent in torch's attention, measured; the native kernels count their own
         )
         self._highest: Any = None  # the decoder's, where the latest logits are its own
         self._native = native.enabled()
+        self.in_q8 = (
+            False  # whether keys and values are kept in 8 bits; to be said before any sequence is added
+        )
         self._budget: StateBudget | None = None  # None: states take what they need
         self.prefixes = Prefixes(0)  # what earlier sequences have left
         self._last: Sequence | None = None  # finished; its state serves a prompt that continues it as it is
@@ -68,6 +72,11 @@ class Engine:
         self.clock, self.begin, self.embeddings = clock, begin, embeddings
         self.scheduler.step_tokens = step_tokens
         self.limit_states(budget)
+
+    @property
+    def cache_type(self) -> str:
+        """What keys and values are kept in: "q8", or the model's type, such as "bfloat16"."""
+        return "q8" if self.in_q8 else str(self.model.dtype).removeprefix("torch.")
 
     @property
     def budget(self) -> StateBudget | None:
@@ -127,22 +136,28 @@ class Engine:
         self._admit()
         if self.scheduler.limits:
             self._cross_limits()
+        started = self.clock()
+        if self.drafts is not None:
+            self.drafts.propose(self.scheduler)
         plan = self.scheduler.next()
         if not plan:
             return self._awaits_disk()
-        started = self.clock()
         prefill = [sequence.in_prefill for sequence, _ in plan]
         before = [sequence.computed for sequence, _ in plan]
         for sequence, tokens in plan:
             if sequence.recording is not None:
                 sequence.recording.prepare(sequence.state, sequence.computed, tokens)
+            if sequence.draft:
+                sequence.state.prepare_draft(sequence.computed, tokens)
         try:
-            logits, rows = self._forward(plan), count()
+            logits, row = self._forward(plan), 0
             for sequence, tokens in plan:
-                if sequence.pending == tokens:
-                    row = next(rows)
-                    sequence.advance(logits[row], self._highest and partial(self._highest, row))
-                sequence.computed += tokens
+                if sequence.pending > tokens:
+                    sequence.computed += tokens
+                    continue
+                drafted = len(sequence.draft)
+                self._choose(sequence, logits, row)
+                row += 1 + drafted
             for sequence, _ in plan:
                 self._record(sequence)
         except BaseException:
@@ -156,12 +171,34 @@ class Engine:
                 sequence.decode_seconds += seconds
             if sequence.finish_reason is not None:
                 self._retire(sequence)
+        if self.drafts is not None and not any(prefill):
+            self.drafts.note_step(len(plan), seconds)
         return True
+
+    def _choose(self, sequence: Sequence, logits: torch.Tensor, row: int) -> None:
+        """Choose what follows the last token and, as long as that is what was drafted, what follows it: by a row of the step's
+        `logits` each, from `row` on. What else was computed of the draft is taken back."""
+        draft, place, accepted = sequence.draft, len(sequence.tokens), 0
+        while True:
+            at = row + accepted
+            sequence.advance(logits[at], self._highest and partial(self._highest, at))
+            right = accepted < len(draft) and sequence.tokens[-1] == draft[accepted]
+            if sequence.finish_reason is not None or not right:
+                break
+            accepted += 1
+        if draft:
+            taken_back = sequence.state.settle_draft(place + accepted)
+            assert taken_back, "a draft goes no further than all layers can go back"
+            sequence.draft = []
+        sequence.computed = place + accepted
+        if draft and self.drafts is not None:
+            self.drafts.note(sequence, len(draft), accepted)
 
     def score(self, sequence: Sequence) -> Iterator[torch.Tensor]:
         """Teacher-forced logits of a sequence that has not joined: [tokens, vocabulary] a chunk, all its tokens in order. No
         other may join meanwhile. DaliError where there is no room for it."""
         self._measure(sequence, len(sequence.tokens))
+        sequence.state = SequenceState(self.in_q8)
         self._make_room(sequence)
         if not self.scheduler.has_room(sequence):
             raise DaliError(
@@ -180,7 +217,7 @@ class Engine:
         """Tell a sequence what its state may take when it has `tokens` tokens. DaliError where that is more than there is."""
         if self._budget is None:
             return
-        sequence.reservation = Reservation(tokens, self.scheduler.step_tokens)
+        sequence.reservation = self.reservation(tokens)
         sequence.state_bytes = self._budget.size.nbytes(sequence.reservation)
         if sequence.state_bytes > self._budget.nbytes:
             raise DaliError(
@@ -188,6 +225,11 @@ class Engine:
                 f"live at once have {size(self._budget.nbytes)}.",
                 f"Shorten the prompt of {sequence.prompt_tokens} tokens, or allow its answer fewer tokens.",
             )
+
+    def reservation(self, tokens: int) -> Reservation:
+        """What a sequence of so many tokens needs room for."""
+        drafted = 0 if self.drafts is None else self.drafts.most
+        return Reservation(tokens, self.scheduler.step_tokens, drafted)
 
     def _make_room(self, sequence: Sequence) -> None:
         if self._last is not None and not self.scheduler.has_room(sequence, self._last.state_bytes):
@@ -202,7 +244,7 @@ class Engine:
         scheduler = self.scheduler
         while scheduler.waiting and scheduler.has_room(sequence := scheduler.waiting[0]):
             # Whatever an earlier try has left is given up.
-            sequence.state, sequence.computed, sequence.cached_tokens = SequenceState(), 0, 0
+            sequence.state, sequence.computed, sequence.cached_tokens = SequenceState(self.in_q8), 0, 0
             sequence.regime = scheduler.regime(sequence)
             # Where a later prompt may part from this one: at its last token if it is asked anew, and in a conversation before the
             # opening of the answer, which templates write otherwise once the answer is there.
@@ -229,7 +271,8 @@ class Engine:
 
     @torch.inference_mode()
     def _forward(self, plan: list[tuple[Sequence, int]], every_row: bool = False) -> torch.Tensor:
-        """Run the model on the planned tokens; logits [sequences whose last token was computed, vocabulary]."""
+        """Run the model on the planned tokens; logits [rows, vocabulary] of each sequence's last token, if it was computed,
+        and of those drafted behind it."""
         ids: list[int] = []
         positions: list[int] = []
         segments: list[Segment] = []
@@ -238,9 +281,9 @@ class Engine:
             begin, end = sequence.computed, sequence.computed + tokens
             segments.append(Segment(sequence.state, len(ids), tokens, begin, sequence.in_prefill))
             ids += sequence.tokens[begin:end]
+            ids += sequence.draft[: max(end - len(sequence.tokens), 0)]
             positions += range(begin, end)
-            if end == len(sequence.tokens):
-                last_rows.append(len(ids) - 1)
+            last_rows += range(len(ids) - 1 - (end - len(sequence.tokens)), len(ids))
         longest = max(len(sequence.tokens) for sequence, _ in plan)
         if self.begin is not None:
             tokens_of = [tokens for _, tokens in plan]
@@ -277,6 +320,7 @@ class Engine:
         """An interrupted step has left its mark on some layers only, or sequences without their token: take it back, so that the
         step can be tried again."""
         for (sequence, _), tokens in zip(plan, before, strict=True):
+            sequence.draft = []
             if sequence.finish_reason is not None:
                 self._retire(sequence)
             elif sequence.computed != tokens:  # it has its token: only others' were still to come

@@ -8,7 +8,8 @@ from dali.engine.sequence import Sequence
 
 
 class Scheduler:
-    """Every decoding sequence takes one token a step; what is left of `step_tokens` goes to prefill, oldest first.
+    """Every decoding sequence takes one token a step, and those of its draft; what is left of `step_tokens` goes to prefill,
+    oldest first.
 
     With `limits` (see hooks/rope.py) a step holds sequences of one regime; the regimes take turns.
 
@@ -50,8 +51,8 @@ class Scheduler:
         higher = [regime for regime in regimes if regime > self._last_regime]
         regime = self._last_regime = min(higher or regimes, default=0)
         candidates = [sequence for sequence in self.live if self.regime(sequence) == regime]
-        plan = [(sequence, 1) for sequence in candidates if not sequence.in_prefill]
-        room = max(self.step_tokens - len(plan), 1)
+        plan = [(one, 1 + len(one.draft)) for one in candidates if not one.in_prefill]
+        room = max(self.step_tokens - sum(tokens for _, tokens in plan), 1)
         for sequence in candidates:
             if sequence.in_prefill and room > 0:
                 tokens = min(sequence.pending, room)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dali.engine.constraint.constraint import Constraint
+from dali.engine.draft.ngrams import NGrams
 from dali.engine.logprobs import TokenLogprob, token_logprob
 from dali.engine.prefix.reading import Reading
 from dali.engine.prefix.recording import Recording
@@ -45,6 +46,11 @@ class Sequence:
         self.fresh = False  # whether nothing shall be taken over, nor left to others
         self.reading: Reading | None = None  # what is brought from disk for it before it joins
         self.recording: Recording | None = None  # what leaves it to others
+        self.ngrams: NGrams | None = None  # where drafts are looked up
+        self.draft: list[int] = []  # tokens that may come next, which the next step computes as well,
+        self.matched = 0  # as they did once before, after so many tokens like the last ones
+        self.drafted = 0  # tokens of drafts so far,
+        self.accepted = 0  # and those that were chosen: each has saved the sequence a step
         self.regime = 0  # of the rotary frequencies that `state` was computed with (see hooks/rope.py)
         self.sampler = Sampler(request.params)
         self.logprobs: list[TokenLogprob] = []  # of what was generated, where the request asks for them
@@ -52,7 +58,8 @@ class Sequence:
         self.error: DaliError | None = None
         self.prefill_seconds = 0.0
         self.decode_seconds = 0.0
-        self._eos = frozenset() if request.params.ignore_eos else request.eos
+        # Tokens that end it.
+        self.eos = frozenset() if request.params.ignore_eos else request.eos
 
     @property
     def generated(self) -> list[int]:
@@ -86,14 +93,14 @@ class Sequence:
             self._finish("stop")
             return
         token = self.sampler.sample(logits, self.tokens, highest, allowed)
-        if (most := self.request.params.logprobs) is not None and token not in self._eos:
+        if (most := self.request.params.logprobs) is not None and token not in self.eos:
             del self.logprobs[len(self.tokens) - self.prompt_tokens :]  # of a step that was interrupted here
             self.logprobs.append(token_logprob(logits, token, most))
         self.push(token)
 
     def push(self, token: int) -> None:
         """Take a sampled token."""
-        if token in self._eos:
+        if token in self.eos:
             self._finish("stop")
             return
         self.tokens.append(token)

@@ -78,7 +78,7 @@ class DecodingAttention:
 
     def _tokens(self, step: StepContext) -> list[native.DecodingToken]:
         index, window = self.layer, self.window
-        if step.decoding:
+        if step.rows == len(step.segments):
             return [s.state.kv(index).place(s.start, *self.samples, window) for s in step.segments]
         tokens = []
         for s in step.segments:

@@ -27,13 +27,10 @@ from dali.fused.watch import Watch
 from dali.hooks import seam
 from dali.hooks.moe_layer import MoELayer
 from dali.kernels import native
-from dali.step.context import StepContext, current_step
+from dali.step.context import MOST_ROWS, StepContext, current_step
 from dali.store.expert_pool import Lease
 
 # What layers call their norms: before and after attention, before and after what follows it.
-MOST_SEQUENCES = (
-    8  # that decode in one call; with more of them the parts are large enough to be called one by one
-)
 NORMS = (
     ("input_layernorm", None, "post_attention_layernorm", None),
     (None, "post_attention_layernorm", None, "post_feedforward_layernorm"),
@@ -171,7 +168,7 @@ class Run:
 
     def serves(self, step: StepContext) -> bool:
         """Whether the step is a few sequences decoding, nobody watches the parts, and these still are those it was made of."""
-        if not step.decoding or len(step.segments) > MOST_SEQUENCES or not self.watch.untouched:
+        if not step.decoding or step.rows > MOST_ROWS or not self.watch.untouched:
             return False
         return all(layer.keeps_experts for layer in self.layers)
 
@@ -187,7 +184,7 @@ class Run:
         out, outcomes = native.decode_layers(self._natives, records(leases), hidden, cos, sin, kept)
         del leases
         for layer, outcome in zip(self.layers, outcomes, strict=True):
-            layer.count(len(step.segments), *outcome)
+            layer.count(step.rows, *outcome)
         return out
 
 
@@ -269,7 +266,7 @@ def _routed(block: Iterable[Any]) -> tuple[Routed | None, list[native.Mlp]]:
     experts = None if module is None else seam.dali_layer(module)
     if router is None or module is None or type(experts) is not MoELayer or not experts.compiled:
         return None, []
-    if gate is not None and not (dense and sigmoids_agree(gate.weight.dtype, MOST_SEQUENCES)):
+    if gate is not None and not (dense and sigmoids_agree(gate.weight.dtype, MOST_ROWS)):
         return None, []
     return Routed(router, module, experts, None if gate is None else gate.weight), dense
 

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from dali.fused.dense import FusedRMSNorm, PackedLinear
 from dali.fused.embedding import SCALE, PackedEmbedding
-from dali.fused.layer import MOST_SEQUENCES, DecodingLayer, records
+from dali.fused.layer import DecodingLayer, records
 from dali.fused.probe import POSITIONS, REFUSALS, probe
 from dali.fused.rotation import Kind, is_fixed, rotary_of, rotate, turns
 from dali.fused.watch import Watch
 from dali.kernels import native
-from dali.step.context import StepContext, current_step
+from dali.step.context import MOST_ROWS, StepContext, current_step
 
 OUTSIDE = {"model", "lm_head"}
 
@@ -98,7 +98,7 @@ class DecodingModel:
     def serves(self, step: StepContext) -> bool:
         """Whether the step is a few sequences decoding, nobody watches a part of the model, and the parts still are those it was
         made of. That is found out after a step with a prompt, and holds until the next one: it takes as long as a layer."""
-        if not step.decoding or len(step.segments) > MOST_SEQUENCES:
+        if not step.decoding or step.rows > MOST_ROWS:
             self._serves = None
             return False
         if self._serves is None or any(segment.prefill for segment in step.segments):
@@ -108,7 +108,7 @@ class DecodingModel:
         return self._serves
 
     def decode(self, step: StepContext, ids: list[int], positions: list[int], wanted: list[int]) -> Tensor:
-        """The token of each of the step's segments -> logits [wanted, vocabulary]."""
+        """The tokens of the step's segments -> logits [wanted, vocabulary]."""
         rotations = [kind.of(positions) for kind in self.rotations]
         kept = [layer.kept(step) for layer in self.layers]
         leases = [layer.lease() for layer in self.layers]  # their bytes stay until the call has ended

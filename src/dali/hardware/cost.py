@@ -10,6 +10,11 @@ figures):
     link contended = the same with min(link_bandwidth, memory_bandwidth - cpu_bandwidth): what DRAM has left
                      for the copy while the CPU's experts run at full pace
     launch         = 2 x the profile's launch: an expert is two kernels (gate and up with activation; down)
+    read           = disk_latency + bytes / disk_bandwidth, bytes in whole pages; reads under way at once hide the latency
+                     of those behind them
+
+Without an accelerator the CPU computes the dense part as well, at its experts' bandwidth and rate, and nothing is launched or
+handed over.
 
 Every time from here is modelled; print it with that word.
 """
@@ -22,7 +27,7 @@ from functools import cache
 from itertools import pairwise
 
 from dali.errors import DaliError, UsageError
-from dali.hardware.profile import Profile
+from dali.hardware.profile import DISK, Profile, known, load
 
 KERNELS_AN_EXPERT = 2
 
@@ -55,14 +60,43 @@ class ExpertCosts:
     handover: float = 0.0  # activations down and outputs up, once a layer in which the CPU computes at all
 
 
+@dataclass(frozen=True, slots=True)
+class DiskCosts:
+    """The disk lane's figures: bytes a second, seconds until a read's first byte, reads under way at once."""
+
+    bandwidth: float
+    latency: float
+    depth: int
+
+    def read(self, nbytes: int) -> float:
+        """Seconds of a read of so many bytes on an idle disk."""
+        return self.latency + nbytes / self.bandwidth
+
+
+def disk_costs(profile: Profile) -> DiskCosts:
+    """UsageError: the profile has no disk."""
+    if not profile.has_disk:
+        others = [name for name in known() if load(name).has_disk]
+        raise UsageError(
+            f"The hardware profile {profile.name} does not say how fast its disk is.",
+            f"Add {', '.join(DISK)} to its figures, or use one of {', '.join(others)}.",
+        )
+    return DiskCosts(
+        profile["disk_bandwidth"], profile["disk_latency"], max(int(profile["disk_queue_depth"]), 1)
+    )
+
+
 class CostModel:
-    """Times of one expert shape, in one packed format, for workloads up to `max_tokens`, on one profile.
+    """Times of one expert shape, in one packed format, for workloads up to `max_tokens`, on one profile, with or without its
+    accelerator.
 
     UsageError: the shape has no size for the format. DaliError: the profile leaves the link no DRAM
     bandwidth.
     """
 
-    def __init__(self, profile: Profile, shape: ExpertSize, format: str, max_tokens: int) -> None:
+    def __init__(
+        self, profile: Profile, shape: ExpertSize, format: str, max_tokens: int, accelerator: bool = True
+    ) -> None:
         if format not in shape.bytes:
             raise UsageError(
                 f"The experts have no size in the format {format!r}.", f"Use one of {', '.join(shape.bytes)}."
@@ -78,10 +112,11 @@ class CostModel:
             gpu=self._table("gpu", max_tokens),
             link=self.copy(size),
             link_contended=self.copy(size, contended=True),
-            launch=KERNELS_AN_EXPERT * profile["launch"],
-            handover=2 * self.activation_copy(1),
+            launch=KERNELS_AN_EXPERT * profile["launch"] if accelerator else 0.0,
+            handover=2 * self.activation_copy(1) if accelerator else 0.0,
         )
-        self.sync = profile["sync"]
+        self.sync = profile["sync"] if accelerator else 0.0
+        self._dense_on = "gpu" if accelerator else "cpu"
 
     def copy(self, size: int, contended: bool = False) -> float:
         """Seconds of one copy of `size` bytes over the link, alone or while the CPU computes experts."""
@@ -93,12 +128,14 @@ class CostModel:
         return self.copy(4 * self.shape.hidden * tokens)
 
     def dense(self, weight_bytes: int, parameters: int, tokens: int, kernels: int) -> float:
-        """Seconds of a layer's dense part (attention, norms, router) on the accelerator: weights streamed
-        once."""
+        """Seconds of a layer's dense part (attention, norms, router) on the accelerator, or on the CPU where there is none:
+        weights streamed once."""
+        where = self._dense_on
         work = max(
-            weight_bytes / self.profile["gpu_bandwidth"], 2 * parameters * tokens / self.profile["gpu_rate"]
+            weight_bytes / self.profile[f"{where}_bandwidth"],
+            2 * parameters * tokens / self.profile[f"{where}_rate"],
         )
-        return work + kernels * self.profile["launch"]
+        return work + (kernels * self.profile["launch"] if where == "gpu" else 0.0)
 
     def dense_seconds(self, weight_bytes: int, parameters: int, kernels: int) -> Callable[[int], float]:
         """tokens -> seconds of a layer's dense part of that size, the host's wait for its routing included; live runs and replays

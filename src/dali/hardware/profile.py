@@ -33,8 +33,12 @@ UNITS = {
     "link_latency": "s",  # fixed part of one copy
     "launch": "s",  # time one kernel launch adds to the compute queue
     "sync": "s",  # time the host loses when it waits for the accelerator
+    "disk_bandwidth": "B/s",  # large aligned reads past the page cache
+    "disk_latency": "s",  # from a read's begin to its first byte
+    "disk_queue_depth": "reads",  # of whole experts, under way at once
 }
-OPTIONAL = {"link_contended"}
+DISK = ("disk_bandwidth", "disk_latency", "disk_queue_depth")  # all of them, or none
+OPTIONAL = {"link_contended", *DISK}
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +89,11 @@ class Profile:
         """Measured when every figure and table was measured, else roofline."""
         entries: list[Figure | Table] = [*self.figures.values(), *self.tables]
         return "measured" if all(entry.label == "measured" for entry in entries) else "roofline"
+
+    @property
+    def has_disk(self) -> bool:
+        """Whether it says how fast experts can be read from disk."""
+        return DISK[0] in self.figures
 
     def to_json(self) -> str:
         return json.dumps({"schema": SCHEMA, **asdict(self)}, indent=2) + "\n"
@@ -160,6 +169,10 @@ def _check(profile: Profile, origin: str) -> None:
             raise _broken(origin, f"the figure {name!r} is missing")
         if name in profile.figures and profile.figures[name].unit != unit:
             raise _broken(origin, f"{name} is in {profile.figures[name].unit!r}, not in {unit!r}")
+    there = [name for name in DISK if name in profile.figures]
+    if there and len(there) < len(DISK):
+        missing = next(name for name in DISK if name not in there)
+        raise _broken(origin, f"it has the figure {there[0]!r} and not {missing!r}")
     for name, figure in profile.figures.items():
         if name not in UNITS:
             raise _broken(origin, f"the figure {name!r} is unknown")
@@ -167,6 +180,8 @@ def _check(profile: Profile, origin: str) -> None:
             raise _broken(
                 origin, f"{name} is {figure.value!r} x {figure.efficiency!r}, not a positive number"
             )
+        if name == "disk_queue_depth" and (figure.effective < 1 or figure.effective % 1):
+            raise _broken(origin, f"{name} is {figure.effective!r}, not a whole number from 1")
         _sourced(origin, name, figure.label, figure.source)
         if figure.efficiency != 1 and not figure.efficiency_source:
             raise _broken(origin, f"the efficiency of {name} has no source")

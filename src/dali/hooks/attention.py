@@ -33,6 +33,11 @@ def smallest_window(model: nn.Module) -> int | None:
     return min((window for window in windows if window is not None), default=None)
 
 
+def keeps_tokens(model: nn.Module) -> bool:
+    """Whether a layer of a model whose windows were set keeps keys and values."""
+    return any(_WINDOW in module.__dict__ for module in model.modules())
+
+
 def _attention_forward(
     module: nn.Module,
     query: Tensor,

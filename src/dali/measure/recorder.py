@@ -23,7 +23,7 @@ from dali.replay.traces.trace import Array, Trace
 from dali.step.context import StepContext, current_step
 
 # What policies ask for: (predictor, distances).
-PREDICTIONS = (("next_gate", (1, 2, 3, 4)), ("residual", (1,)), ("ridge", (1,)))
+PREDICTIONS = (("next_gate", (1, 2, 3, 4)), ("residual", (1,)), ("ridge", (1, 2, 3)))
 
 
 @dataclass

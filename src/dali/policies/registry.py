@@ -9,10 +9,11 @@ from typing import Any, Literal, overload
 from dali.errors import UsageError
 from dali.policies.assign import AssignPolicy
 from dali.policies.cache import CachePolicy
+from dali.policies.pool import PoolPolicy
 from dali.policies.prefetch import PrefetchPolicy
 
-Kind = Literal["assign", "prefetch", "cache"]
-DEFAULT: dict[Kind, str] = {"assign": "two_lane", "prefetch": "ridge", "cache": "fading"}
+Kind = Literal["assign", "prefetch", "cache", "pool"]
+DEFAULT: dict[Kind, str] = {"assign": "two_lane", "prefetch": "ridge", "cache": "fading", "pool": "fading"}
 
 
 def names(kind: Kind) -> list[str]:
@@ -26,6 +27,8 @@ def create(kind: Literal["assign"], name: str, **options: Any) -> AssignPolicy: 
 def create(kind: Literal["prefetch"], name: str, **options: Any) -> PrefetchPolicy: ...
 @overload
 def create(kind: Literal["cache"], name: str, **options: Any) -> CachePolicy: ...
+@overload
+def create(kind: Literal["pool"], name: str, **options: Any) -> PoolPolicy: ...
 def create(kind: Kind, name: str, **options: Any) -> Any:
     """A new policy of that name; `options` go to its constructor. UsageError: no policy has the name."""
     if name not in names(kind):

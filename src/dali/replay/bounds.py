@@ -23,8 +23,14 @@ MOST_NODES = 20_000  # of a search for the optimum
 
 
 def pooled_belady(trace: Trace, steps: Sequence[Forward], slots: int) -> float:
-    """Hit rate of one cache of `slots` experts for all layers, event-atomic, that evicts the one whose next use is farthest away,
-    those just used included. It starts with those used first."""
+    """The hit rate of `pooled_hits`, which starts with those used first."""
+    hits, lookups = pooled_hits(trace, steps, slots)
+    return hits / lookups
+
+
+def pooled_hits(trace: Trace, steps: Sequence[Forward], slots: int, cold: bool = False) -> tuple[int, int]:
+    """Hits and lookups of one cache of `slots` experts for all layers, event-atomic, that evicts the one whose next use is
+    farthest away, those just used included: the most hits possible. It starts with those used first, or `cold`: empty."""
     active = [active_experts(trace, step) for step in steps]
     keys = np.concatenate(active)
     events = (
@@ -37,7 +43,7 @@ def pooled_belady(trace: Trace, steps: Sequence[Forward], slots: int) -> float:
     next_use[order[:-1][again]] = events[order[1:][again]]
 
     first = np.flatnonzero(np.insert(~again, 0, True)) if len(order) else order
-    soonest = order[first][np.argsort(events[order[first]], kind="stable")][:slots]
+    soonest = order[first][np.argsort(events[order[first]], kind="stable")][: 0 if cold else slots]
     cached = dict(
         zip(keys[soonest].tolist(), events[soonest].tolist(), strict=True)
     )  # layer x experts + expert -> next use
@@ -57,7 +63,7 @@ def pooled_belady(trace: Trace, steps: Sequence[Forward], slots: int) -> float:
             hits += key in cached
             cached[key] = use
             heapq.heappush(farthest, (-use, key))
-    return hits / len(keys)
+    return hits, len(keys)
 
 
 class LeastSeconds:

@@ -11,7 +11,9 @@ from itertools import product
 from dali import systems
 from dali.errors import UsageError, parameter
 from dali.hardware import profile as profiles
+from dali.hardware.cost import disk_costs
 from dali.replay import eviction
+from dali.replay.disk import pools
 from dali.replay.shapes import shape_of
 from dali.replay.steps import Forward, forwards
 from dali.replay.traces.trace import Trace, read
@@ -19,7 +21,8 @@ from dali.replay.traces.trace import Trace, read
 
 @dataclass(frozen=True)
 class Cell:
-    """One replay. `profile` is None for a cache alone, `tokens` None for all."""
+    """One replay. `profile` is None for a cache alone, `tokens` None for all. With `ram` the policy is the pool's, and the system
+    of an accelerator with slots dali's default."""
 
     trace: str
     batch: int
@@ -29,6 +32,7 @@ class Cell:
     shape: str | None
     tokens: int | None
     seed: int
+    ram: str | None = None  # of experts; None: all are in RAM
 
 
 def plan(
@@ -41,42 +45,54 @@ def plan(
     tokens: int | None,
     seed: int,
     cache_only: bool = False,
+    ram: Sequence[str] = (),
 ) -> list[Cell]:
     """The cells, in the report's order. UsageError, before anything is replayed: whatever cannot be meant."""
     timed = [(None, None)] if cache_only else list(product(profile_names, shapes))
     for policy in policies:
         if cache_only:
             eviction.check(policy)
+        elif ram:
+            pools.check(policy)
         else:
             systems.get(policy)
     for profile, _ in timed:
         if profile is not None:
-            profiles.load(profile)
+            machine = profiles.load(profile)
+            if ram:
+                disk_costs(machine)
     cells = []
     for path in traces:
         trace = read_trace(path)
         for _, shape in timed:
             if shape is not None:
+                for text in ram:
+                    pools.places_of(text, trace, shape_of(trace, shape))
                 shape_of(trace, shape)
         for batch in batches:
             forwards(trace, batch, tokens=1)
         for text in cache_slots:
             slots_of(text, trace)
         cells += [
-            Cell(path, batch, text, policy, profile, shape, tokens, seed)
-            for (profile, shape), batch, text, policy in product(timed, batches, cache_slots, policies)
+            Cell(path, batch, text, policy, profile, shape, tokens, seed, memory)
+            for (profile, shape), batch, text, memory, policy in product(
+                timed, batches, cache_slots, ram or (None,), policies
+            )
         ]
     return cells
 
 
-def spelt_out(policies: Sequence[str], cache_only: bool = False) -> list[str]:
-    """Policies, each once, "all" spelt out: dali's own; "lossless" is the same, as nothing lossy is ever replayed."""
+def spelt_out(policies: Sequence[str], cache_only: bool = False, pool: bool = False) -> list[str]:
+    """Policies, each once, "all" spelt out: dali's own; "lossless" is the same, as nothing lossy is ever replayed. `pool`: of
+    those of a pool in RAM."""
     found: list[str] = []
     for name in policies:
         if name not in ("all", "lossless"):
             found.append(name)
         elif cache_only:
             found += eviction.POLICIES
+        elif pool:
+            found += pools.names()
         else:
             found += sorted(systems.names(), key=lambda name: name != "default")
     return list(dict.fromkeys(found))

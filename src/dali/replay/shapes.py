@@ -32,9 +32,9 @@ class Shape:
     dense_bytes: int
     dense_kernels: int
 
-    def costs(self, profile: Profile, most_tokens: int) -> CostModel:
+    def costs(self, profile: Profile, most_tokens: int, accelerator: bool = True) -> CostModel:
         size = ExpertSize(self.hidden, self.intermediate, self.matrices, {self.format: self.expert_bytes})
-        return CostModel(profile, size, self.format, most_tokens)
+        return CostModel(profile, size, self.format, most_tokens, accelerator)
 
     def as_meta(self) -> dict[str, Any]:
         """What a trace keeps of it."""

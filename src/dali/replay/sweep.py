@@ -14,15 +14,16 @@ import numpy as np
 
 from dali import systems
 from dali.hardware import profile as profiles
-from dali.hardware.cost import ExpertCosts
+from dali.hardware.cost import CostModel, ExpertCosts, disk_costs
 from dali.replay import eviction
 from dali.replay.bounds import LeastSeconds, pooled_belady
 from dali.replay.cells import Cell, read_trace, slots_of, steps_of
+from dali.replay.disk import columns, pools
 from dali.replay.ray_pool import ray_map
 from dali.replay.shapes import shape_of
 from dali.replay.spans import timeline
 from dali.replay.steps import CHUNK, Forward
-from dali.replay.timeline import Result, Timeline, dense_seconds
+from dali.replay.timeline import SCRATCH, Result, Timeline, dense_seconds
 from dali.replay.traces.trace import Trace
 from dali.systems import System
 
@@ -65,7 +66,7 @@ def sweep(
 
 def _passes(cell: Cell) -> list[bool]:
     """Warm, and where a step is one sequence's also cold, which is a replay of its own."""
-    return [False, True] if cell.batch == 1 else [False]
+    return [False, True] if cell.batch == 1 and cell.ram is None else [False]
 
 
 def _merged(
@@ -96,6 +97,8 @@ def _replay(job: tuple[Cell, bool]) -> Outcome | float:
         if cold:
             return _rounded(hits.rate)
         return Outcome(_row(cell, trace, steps, hits.rate), _rates(hits.found, hits.lookups))
+    if cell.ram is not None:
+        return _on_disk(cell, trace, steps)
     return _cold(cell, trace, steps) if cold else _warm(cell, trace, steps)
 
 
@@ -128,6 +131,68 @@ def _warm(cell: Cell, trace: Trace, steps: Sequence[Forward]) -> Outcome:
         "lossy_parts_left_out": list(system.lossy),
     }
     return Outcome(row, _rates(result.hits, result.lookups), _lanes(result, replay.costs))
+
+
+def _on_disk(cell: Cell, trace: Trace, steps: Sequence[Forward]) -> Outcome:
+    """A row with experts on disk: the policy is the pool's, and an accelerator has dali's default."""
+    assert cell.profile is not None
+    assert cell.shape is not None
+    assert cell.ram is not None
+    shape, profile = shape_of(trace, cell.shape), profiles.load(cell.profile)
+    slots, places, disk = (
+        slots_of(cell.cache_slots, trace),
+        pools.places_of(cell.ram, trace, shape),
+        disk_costs(profile),
+    )
+    system = systems.get("default" if slots else "all-cpu")
+    policies = system.create(trace.layers, trace.experts, trace.top_k, slots, cell.seed)
+    model = shape.costs(profile, max(CHUNK, cell.batch), accelerator=slots > 0)
+    tier = pools.make(cell.policy, trace, places, disk, shape.expert_bytes)
+    replay = Timeline(trace, policies, shape, model, slots, system.guarded, tier)
+    result = replay.run(steps)
+    read_bytes = pools.aligned(shape.expert_bytes)
+    found = columns.found(result, tier.counts, shape.expert_bytes, read_bytes)
+    everywhere = places + (slots * trace.layers + SCRATCH if slots else 0)
+    missing = [] if tier.ahead is None or replay.predicts_ahead else ["predictions"]
+    row = {
+        "policy": cell.policy,
+        "trace": trace.name,
+        "profile": cell.profile,
+        "shape": cell.shape,
+        "batch": cell.batch,
+        "cache_slots": cell.cache_slots,
+        "slots": slots,
+        "ram": cell.ram,
+        "ram_places": places,
+        "tokens": result.tokens,
+        **{name: None if value is None else _rounded(value) for name, value in found.items()},
+        "belady_disk_hit_rate": _rounded(columns.belady(trace, steps, everywhere, cold=not slots)),
+        "tokens_per_second": _rate(result.tokens, result.seconds),
+        "prefill_tokens_per_second": _rate(result.prefill_tokens, result.prefill_seconds),
+        "bound_tokens_per_second": _disk_bound(cell, trace, steps, model, everywhere),
+        "modelled": True,
+        "signals": f"signal missing: {', '.join(missing)}" if missing else "complete",
+    }
+    return Outcome(row, [])
+
+
+def _disk_bound(
+    cell: Cell, trace: Trace, steps: Sequence[Forward], model: CostModel, places: int
+) -> float | None:
+    """Generated tokens a modelled second that no pool of so many places exceeds: what computing takes with all experts in RAM, or
+    what reading takes that nobody can avoid."""
+    assert cell.profile is not None
+    assert cell.shape is not None
+    shape, disk = shape_of(trace, cell.shape), disk_costs(profiles.load(cell.profile))
+    cold = not slots_of(cell.cache_slots, trace)
+    tokens = sum(len(step.rows) for step in steps if not step.prefill)
+    reading = columns.least_read_seconds(trace, steps, places, pools.aligned(shape.expert_bytes), disk, cold)
+    bound = _rate(tokens, reading)
+    if slots_of(cell.cache_slots, trace):
+        computing = _bound(cell.trace, cell.batch, cell.tokens, cell.profile, cell.shape, cell.cache_slots)
+    else:
+        computing = _rate(tokens, columns.cpu_seconds(trace, steps, model, dense_seconds(shape, model)))
+    return min([rate for rate in (bound, computing) if rate is not None], default=None)
 
 
 def _lanes(result: Result, costs: ExpertCosts) -> list[Box]:

@@ -4,8 +4,11 @@ A layer's event goes as in runtime.executor: dense part; prediction; the assignm
 makespan of its plan in the lane model (policies.lanes); swaps that exchange roles; prefetches behind the demanded copies; swaps
 that copy. All of the event's experts are classified once, against the residents before it, and nobody is evicted before its end.
 
-Unlike there, copies queued in the background progress exactly: at the contended pace while the CPU computes, whichever layer it
-is in. A background copy does not wait for the slot it overwrites, and activations take the lane model's fixed handover.
+With experts on disk (replay.disk) those that the layer computes on the CPU or copies, and that are not in RAM, are read while it
+runs; no other expert is copied than those in RAM.
+
+Unlike in a live run, copies queued in the background progress exactly: at the contended pace while the CPU computes, whichever
+layer it is in. A background copy does not wait for the slot it overwrites, and activations take the lane model's fixed handover.
 """
 
 from __future__ import annotations
@@ -24,8 +27,9 @@ from dali.policies.decisions import Decisions
 from dali.policies.guard import Guards, Period
 from dali.policies.lanes import accelerator_end
 from dali.policies.plan import LayerPlan, ResidencyView
-from dali.policies.prefetch import Forecast
+from dali.policies.prefetch import Forecast, PrefetchPolicy
 from dali.policies.signals import Signals, Step
+from dali.replay.disk.tier import Tier
 from dali.replay.residency import Link, Residency
 from dali.replay.shapes import Shape
 from dali.replay.steps import Forward
@@ -66,10 +70,18 @@ class Result:
 
 
 class Timeline:
-    """Replays steps of one trace under one set of policies. `guarded`: dali's guards may rest prefetches and swaps."""
+    """Replays steps of one trace under one set of policies. `guarded`: dali's guards may rest prefetches and swaps. `tier`: where
+    the experts are on disk; None: all are in RAM."""
 
     def __init__(
-        self, trace: Trace, policies: Policies, shape: Shape, model: CostModel, capacity: int, guarded: bool
+        self,
+        trace: Trace,
+        policies: Policies,
+        shape: Shape,
+        model: CostModel,
+        capacity: int,
+        guarded: bool,
+        tier: Tier | None = None,
     ) -> None:
         self._trace = trace
         self._policies = policies
@@ -78,7 +90,10 @@ class Timeline:
         self._decisions = decisions = Decisions(policies, trace.layers, trace.experts)
         initial = [decisions.initial(layer) if capacity else () for layer in range(trace.layers)]
         self.residency = Residency(initial, SCRATCH if capacity else 0, self.link)
-        self._predicted = recorded_predictions(trace, policies) if capacity else {}
+        self._predicted = recorded_predictions(trace, policies.prefetch) if capacity else {}
+        self._tier = tier
+        ahead = None if tier is None else tier.ahead
+        self._predicted_ahead = {} if ahead is None else recorded_predictions(trace, ahead.policy)
         self._foresees = self.predictor is None
         self._guards = Guards(decisions.assign, model.costs, trace.layers, guarded, self.predicts)
         self._now = self._step_began = 0.0
@@ -101,6 +116,11 @@ class Timeline:
         """Whether the policy gets the predictions it asks for."""
         return bool(self._predicted)
 
+    @property
+    def predicts_ahead(self) -> bool:
+        """Whether reading ahead gets the predictions it asks for."""
+        return bool(self._predicted_ahead)
+
     def run(self, steps: Sequence[Forward]) -> Result:
         result = self.result
         drawn = len(steps) // 2
@@ -113,6 +133,8 @@ class Timeline:
             else:
                 result.seconds += self._now - began
                 result.tokens += len(step.rows)
+            if self._tier is not None:
+                self._tier.step(step.prefill)
         result.copies = self.residency.copies
         return result
 
@@ -140,8 +162,9 @@ class Timeline:
         predictions = sum([layer + ahead < self._trace.layers for ahead in self._predicted])
         predicts = predictions > 0 and guards.prefetch.on
         predict_seconds = predictions * self._predict(len(rows)) if predicts else 0.0
-        link.advance(before + predict_seconds)
-        self._now += before + predict_seconds
+        ahead_seconds = self._ahead(layer, predicts) * self._predict(len(rows))
+        link.advance(before + predict_seconds + ahead_seconds)
+        self._now += before + predict_seconds + ahead_seconds
         self._period.start(layer, self._now)
 
         view = residency.view(layer)
@@ -154,7 +177,10 @@ class Timeline:
             )
         waiting = residency.scratch(layer)
         guards.settle(layer, workload, view, plan, waiting, residency.residents(layer), predict_seconds)
-        seconds, cpu_end, link_end = self._span(plan, workload, view)
+        spanned = self._span(plan, workload, view)
+        seconds, cpu_end, link_end = self._from_disk(
+            layer, workload, rows, plan, view, spanned, ahead_seconds
+        )
 
         self._demand(layer, plan, waiting)
         fetched = residency.scratch(layer)
@@ -167,6 +193,8 @@ class Timeline:
             signals,
             residency.residents,
         )
+        if self._tier is not None:
+            swaps = [swap for swap in swaps if swap.load in fetched or self._tier.holds(layer, swap.load)]
         swaps = guards.allow(layer, swaps, fetched, view.link_free)
         later = []
         for swap in swaps:
@@ -214,6 +242,45 @@ class Timeline:
         self.link.advance(self.link.left)  # the background went first
         return max(cpu_end, end), cpu_end, log[-1][1]
 
+    def _ahead(self, layer: int, predicts: bool) -> int:
+        """Predictions that are made in this layer for reading ahead alone, and not for copying ahead as well."""
+        tier = self._tier
+        if tier is None or tier.ahead is None or not tier.ahead.guard.on:
+            return 0
+        shared = predicts and tier.ahead.policy.predictor == self.predictor
+        ahead = self._predicted_ahead.keys() - (self._predicted.keys() if shared else ())
+        return sum([layer + distance < self._trace.layers for distance in ahead])
+
+    def _from_disk(
+        self,
+        layer: int,
+        workload: Sequence[int],
+        rows: Array,
+        plan: LayerPlan,
+        view: ResidencyView,
+        spanned: tuple[float, float, float],
+        predicting: float,
+    ) -> tuple[float, float, float]:
+        """What the layer `spanned` with all experts in RAM, as it is with those on disk; and what is to be read ahead."""
+        tier = self._tier
+        if tier is None:
+            return spanned
+        link_free = view.link_free * self.link.slowdown
+        served = tier.serve(layer, workload, plan, view, self.costs, link_free, self._now)
+        seconds, cpu_end, link_end = spanned
+        if served.waited:
+            tier.stall(max(served.end - seconds, 0.0))
+            seconds = max(seconds, served.end)
+            cpu_end, link_end = max(cpu_end, served.cpu), max(link_end, served.link_end)
+        forecasts = []
+        if tier.ahead is not None and tier.ahead.guard.on:
+            for ahead, ids in self._predicted_ahead.items():
+                if (target := layer + ahead) < self._trace.layers:
+                    expected = np.bincount(ids[rows, layer].ravel(), minlength=self._trace.experts).tolist()
+                    forecasts.append((target, expected, self.residency.residents(target)))
+        tier.read_ahead(layer, seconds, predicting, forecasts, self._dense(len(rows)), self._now)
+        return seconds, cpu_end, link_end
+
     def _demand(self, layer: int, plan: LayerPlan, waiting: Sequence[int]) -> None:
         """Demanded experts pass through scratch slots, which recycle from the oldest launch on."""
         residency = self.residency
@@ -249,7 +316,8 @@ class Timeline:
         ]
         told = [Forecast(*one, seconds) for one, seconds in zip(views, idle, strict=True)]
         for target, expert in self._decisions.prefetch(layer, told, self.costs, residency.free_slots):
-            residency.fetch(target, expert)
+            if self._tier is None or self._tier.holds(target, expert):
+                residency.fetch(target, expert)
 
     def _count(self, layer: int, workload: Sequence[int], view: ResidencyView, plan: LayerPlan) -> None:
         result = self.result
@@ -261,9 +329,8 @@ class Timeline:
             result.prefetched += sum([expert in plan.gpu for expert in self.residency.scratch(layer)])
 
 
-def recorded_predictions(trace: Trace, policies: Policies) -> Mapping[int, Array]:
-    """Distance -> predicted ids for what the prefetch policy asks; empty where it asks nothing, or the trace lacks one."""
-    policy = policies.prefetch
+def recorded_predictions(trace: Trace, policy: PrefetchPolicy) -> Mapping[int, Array]:
+    """Distance -> predicted ids for what the policy asks; empty where it asks nothing, or the trace lacks one."""
     if policy.predictor is None:
         return {}
     wanted = range(policy.distance, policy.distance + policy.depth)

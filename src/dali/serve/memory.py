@@ -8,7 +8,6 @@ from dali.engine.budget import StateBudget
 from dali.hardware.free_memory import available_ram
 from dali.loading.budget import HEADROOM
 from dali.offload.gpu import state_size
-from dali.step.kv import Reservation
 
 if TYPE_CHECKING:
     from dali.llm import LLM
@@ -22,7 +21,7 @@ def limit_states(llm: LLM, ram: int | None) -> StateBudget:
         return engine.budget
     left = available_ram() if ram is None else ram - llm.expert_bytes - llm.dense_bytes
     keeps = state_size(engine)
-    whole = keeps.nbytes(Reservation(llm.ctx_size, engine.scheduler.step_tokens))
+    whole = keeps.nbytes(engine.reservation(llm.ctx_size))
     budget = StateBudget(max(left - engine.prefixes.tree.budget - HEADROOM, whole), keeps)
     engine.limit_states(budget)
     return budget
@@ -30,5 +29,5 @@ def limit_states(llm: LLM, ram: int | None) -> StateBudget:
 
 def side_by_side(llm: LLM, budget: StateBudget) -> int:
     """Answers of the whole context that fit beside each other."""
-    whole = budget.size.nbytes(Reservation(llm.ctx_size, llm.engine.scheduler.step_tokens))
+    whole = budget.size.nbytes(llm.engine.reservation(llm.ctx_size))
     return budget.nbytes // max(whole, 1)

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from dali.step.state import SequenceState
 
+MOST_ROWS = 12  # of a step that decodes in one native call, as many as kernels take in a pass
+
 
 @dataclass(frozen=True)
 class Segment:
@@ -55,8 +57,8 @@ class StepContext:
 
     @cached_property
     def decoding(self) -> bool:
-        """Whether every sequence computes one token, in the compiled kernels."""
-        return self.native and all(segment.tokens == 1 for segment in self.segments)
+        """Whether every sequence computes one token, or some that were drafted with it, in the compiled kernels."""
+        return self.native and all(segment.tokens == 1 or not segment.prefill for segment in self.segments)
 
     def mask(self, segment: Segment, first_key: int, window: int | None, device: torch.device) -> Tensor:
         """Which keys each token of `segment` sees: bool [tokens, keys], keys from position `first_key` on.

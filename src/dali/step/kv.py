@@ -8,15 +8,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dali.errors import DaliError
+from dali.kernels.kept_rows import row_bytes
+
 INITIAL_TOKENS = 128
 
 
 @dataclass(frozen=True)
 class Reservation:
-    """Room for all that a sequence may come to: `tokens` in all, at most `chunk` of them a step."""
+    """Room for all that a sequence may come to: `tokens` in all, at most `chunk` of them a step, of which the last `drafted` may
+    be taken back one by one."""
 
     tokens: int
     chunk: int
+    drafted: int = 0
 
     def capacity(self, window: int | None) -> int:
         """Tokens of a layer's buffers. Beyond a window, half of them are free after each compaction, so that it stays rare."""
@@ -24,13 +29,15 @@ class Reservation:
 
 
 class LayerKV:
-    """One layer's keys and values, [heads, tokens, width] each; both widths as the model has them.
+    """One layer's keys and values, [heads, tokens, width] each; both widths as the model has them. `in_q8`: in 8 bits, rows of
+    bytes in the place of the widths' values (kernels/kept_rows.py), which only the compiled kernels write, each once.
 
     A sliding-window layer forgets tokens no later query can see: `first` is the position of the oldest one kept. With a
     reservation, buffers have its size from the beginning on; without one they double as tokens come.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, in_q8: bool = False) -> None:
+        self.in_q8 = in_q8
         self.first = 0
         self.length = 0  # tokens kept
         self._window: int | None = None
@@ -60,7 +67,12 @@ class LayerKV:
         return [buffer[:, : self.length] for buffer in (self._keys, self._values) if buffer is not None]
 
     def append(self, keys: Tensor, values: Tensor, window: int | None) -> tuple[Tensor, Tensor]:
-        """Add new tokens, [heads, new, width]; returns views of all that are kept."""
+        """Add new tokens, [heads, new, width]; returns views of all that are kept. DaliError in 8 bits."""
+        if self.in_q8:
+            raise DaliError(
+                "Keys and values in 8 bits are kept by dali's compiled kernels, and here torch computes attention.",
+                "Load the model without cache_type.",
+            )
         new = keys.shape[1]
         self._reserve(keys, values, window)
         assert self._keys is not None
@@ -72,7 +84,7 @@ class LayerKV:
 
     def place(
         self, row: int, keys: Tensor, values: Tensor, window: int | None
-    ) -> tuple[int, int, int, int, int, int]:
+    ) -> tuple[int, int, int, int, int, int, bool]:
         """Make room for new tokens, [heads, new, width] from row `row` of their step on, and say where the first goes: as
         native.attend() and attend_prompt() want it, which write them there."""
         new = keys.shape[1]
@@ -81,7 +93,7 @@ class LayerKV:
         place = self.length
         self.length = place + new
         first = max(0, place + 1 - window) if window else 0
-        return row, *self._addresses, self._capacity, place, first
+        return row, *self._addresses, self._capacity, place, first, self.in_q8
 
     def reserve(self, reservation: Reservation) -> None:
         """Have the size that `reservation` asks for, from here on: what is kept moves."""
@@ -103,10 +115,17 @@ class LayerKV:
             capacity = self._reservation.capacity(window)
         while capacity < kept + new or (window and capacity < 2 * kept):  # half free: compaction stays rare
             capacity *= 2
-        self._move(keys, values, capacity, kept)
+        self._move(self._as_kept(keys), self._as_kept(values), capacity, kept)
+
+    def _as_kept(self, sample: Tensor) -> Tensor:
+        """No tokens, as this layer keeps those that come like `sample`."""
+        if not self.in_q8:
+            return sample[:, :0]
+        width = row_bytes(sample.shape[2])
+        return torch.empty(len(sample), 0, width, dtype=torch.uint8, device=sample.device)
 
     def _move(self, keys: Tensor, values: Tensor, capacity: int, kept: int) -> None:
-        """Take buffers of `capacity` tokens, for keys and values like these, and the last `kept` tokens along."""
+        """Take buffers of `capacity` tokens, of kept keys and values like these, and the last `kept` tokens along."""
         dropped = self.length - kept
         buffers = []
         for old, sample in ((self._keys, keys), (self._values, values)):

@@ -75,7 +75,10 @@ class RecurrentState:
             self._before, self.tokens, self._now, self._then = None, tokens, self._then, self._now
             return
         assert self._now is not None
-        self._before = None
+        if (
+            self._before is not None and tokens < self._before
+        ):  # else the step can still be taken back as a whole
+            self._before = None
         self._now.copy_(self._copies[tokens])
         self.tokens = tokens
 

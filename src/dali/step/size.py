@@ -10,14 +10,15 @@ from dali.step.kv import Reservation
 @dataclass(frozen=True)
 class StateSize:
     """`layers`: of each layer with keys and values, the bytes of a token and the window; `fixed`: bytes of layers whose state
-    does not grow."""
+    does not grow; `copy`: those of a further copy of it, for each token that may be taken back."""
 
     layers: tuple[tuple[int, int | None], ...]
     fixed: int = 0
+    copy: int = 0
 
     def nbytes(self, reservation: Reservation) -> int:
         """All that a state keeps."""
-        return self.fixed + sum(self._layers(reservation))
+        return self.fixed + self.copy * reservation.drafted + sum(self._layers(reservation))
 
     def moving(self, reservation: Reservation) -> int:
         """What is there beside it while a layer takes new buffers and still has the old: layers do so one by one."""

@@ -47,9 +47,12 @@ Layer = TypeVar("Layer", bound=LayerState)
 class SequenceState:
     """All layers of one sequence. A place in it is a number of tokens: what its layers are after those."""
 
-    def __init__(self) -> None:
+    def __init__(self, in_q8: bool = False) -> None:
+        """`in_q8`: whether keys and values are kept in 8 bits."""
+        self._in_q8 = in_q8
         self._layers: dict[tuple[int, type], LayerState] = {}
         self.places: list[int] = []  # of which recurrent layers keep copies, ascending
+        self._drafted: frozenset[int] = frozenset()  # those of them that the step under way needs alone
         self._reservation: Reservation | None = None
 
     def layer(self, index: int, kind: type[Layer]) -> Layer:
@@ -64,7 +67,7 @@ class SequenceState:
         state = self._layers.get((index, LayerKV))
         if isinstance(state, LayerKV):
             return state
-        state = self.layer(index, LayerKV)
+        state = self._layers[index, LayerKV] = LayerKV(self._in_q8)
         if self._reservation is not None:
             state.reserve(self._reservation)
         return state
@@ -82,8 +85,8 @@ class SequenceState:
         self.places.clear()
 
     def anew(self) -> SequenceState:
-        """An empty one with the same reservation."""
-        state = SequenceState()
+        """An empty one that keeps alike, with the same reservation."""
+        state = SequenceState(self._in_q8)
         state._reservation = self._reservation
         return state
 
@@ -96,6 +99,7 @@ class SequenceState:
         return StateSize(
             tuple((layer.token_bytes, layer.window) for layer in kv),
             (2 + self._most_places(each)) * each,
+            each,
         )
 
     @property
@@ -127,6 +131,31 @@ class SequenceState:
         self.places = sorted({*self.places, *places})[-most:]
         for layer in recurrent:
             layer.forget(self.places)
+
+    @property
+    def draftable(self) -> int:
+        """How many tokens a draft may have, so that each can be taken back: recurrent layers need a copy each."""
+        each = sum(layer.copy_bytes for layer in self._recurrent)
+        if self._reservation is not None and each:
+            return self._reservation.drafted
+        return MOST_COPIED_BYTES // max(each, 1)
+
+    def prepare_draft(self, computed: int, tokens: int) -> None:
+        """The next step computes so many tokens, of which all but the first may be taken back."""
+        if self._recurrent:
+            self._drafted = frozenset(range(computed + 1, computed + tokens)).difference(self.places)
+            self.places = sorted({*self.places, *self._drafted})
+
+    def settle_draft(self, tokens: int) -> bool:
+        """Keep the first `tokens` tokens, all that there are or as many as the draft was right: as `rollback`."""
+        if not self.rollback(tokens):
+            return False
+        if self._drafted:
+            self.places = [place for place in self.places if place not in self._drafted]
+            self._drafted = frozenset()
+            for layer in self._recurrent:
+                layer.forget(self.places)
+        return True
 
     def nearest(self, tokens: int) -> int | None:
         """The last place, of at most `tokens` tokens, that all layers can return to; None: there is none."""

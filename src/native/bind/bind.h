@@ -48,13 +48,13 @@ struct ExpertRecords {
     Records at;
 };
 
-// (row, keys, values, capacity, place, first)
-using Token = std::tuple<int64_t, uintptr_t, uintptr_t, int64_t, int64_t, int64_t>;
+// (row, keys, values, capacity, place, first, whether they are kept in 8 bits)
+using Token = std::tuple<int64_t, uintptr_t, uintptr_t, int64_t, int64_t, int64_t, bool>;
 
 inline std::vector<DecodingToken> decoding(const std::vector<Token>& tokens) {
     std::vector<DecodingToken> all;
-    for (const auto& [row, keys, values, capacity, place, first] : tokens)
-        all.push_back({row, pointer<char>(keys), pointer<char>(values), capacity, place, first});
+    for (const auto& [row, keys, values, capacity, place, first, in_q8] : tokens)
+        all.push_back({row, pointer<char>(keys), pointer<char>(values), capacity, place, first, in_q8});
     return all;
 }
 

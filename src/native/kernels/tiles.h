@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "kernels/groups.h"
+#include "kernels/quantize.h"
 #include "kernels/variant.h"
 
 namespace dali {
@@ -206,16 +207,6 @@ struct TileKernels {
         else return float_tile<format, tokens>;
     }
 
-    // The nearest value a 16-bit float can hold, were its exponent not bounded above.
-    static float to_half_precision(float value) {
-        uint32_t bits;
-        std::memcpy(&bits, &value, 4);
-        if (bits < 0x38800000u) return (value + 0.5f) - 0.5f;  // denormal as a half: multiples of 2^-24
-        bits = (bits + 0xFFF + ((bits >> 13) & 1)) & ~0x1FFFu;
-        std::memcpy(&value, &bits, 4);
-        return value;
-    }
-
     // Into the order of Coded's lines.
     static void transpose(Format format, int8_t* quants) {
         int8_t before[GROUP];
@@ -231,18 +222,8 @@ struct TileKernels {
             return;
         }
         int8_t* quants = panel.quants + (group * tokens + token) * GROUP;
-        const uint32_t bits = V::largest_magnitude(values);
-        float largest, scale;
-        std::memcpy(&largest, &bits, 4);
-        int32_t sum = 0;
-        if (bits >= 0x7F800000u) {  // infinity or NaN: no integers stand for it; 0 * NaN carries it on
-            std::memset(quants, 0, GROUP);
-            scale = __builtin_nanf("");
-        } else {
-            const float factor = 127.0f / largest;
-            scale = to_half_precision(largest / 127.0f);  // as GGML stores it: the same file gives the same numbers
-            sum = V::round_group(values, __builtin_isinf(factor) ? 0.0f : factor, quants);  // zeros, or denormals
-        }
+        float scale;
+        const int32_t sum = Quantizer<V>::group(values, quants, scale);
         if (V::transposed && is_grid(format)) transpose(format, quants);
         panel.scales[group * tokens + token] = scale;
         int32_t* corrections = panel.corrections + (group * tokens + token) * scales_of_group(format);

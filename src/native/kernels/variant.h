@@ -26,18 +26,23 @@ struct TileRun {
 using TileKernel = void (*)(const TileRun& run, const Panel& panel, float* out);
 
 // A head of keys and values and the queries that share it, as far as one part of its keys goes. Rows of queries, scores and outputs
-// are padded to whole vectors (lanes/floats.h).
+// are padded to whole vectors (lanes/floats.h). T: of what is kept; bytes where that is in 8 bits (layout/kept_rows.h).
 template <class T>
 struct AttentionPart {
     const T *keys, *values;
     int64_t count;
-    int group, key_width, value_width, value_row;  // value_row: values from one key's to the next one's
+    int group, key_width, value_width;
+    int64_t key_row, value_row;  // from one key's or value's to the next one's
     float scale;
     const float* query;  // [group][padded key width]
     float* scores;       // [group][padded count]
     float* out;          // [group][padded value width]
     const int64_t* seen = nullptr;  // [group]: keys from the first on that a query sees; null: all
+    float* tile = nullptr;  // but for float's: room for KEPT_TILE rows of floats, and for a group
+    int value_scales = 0;   // of what is in 8 bits: where a value's scales begin in its row
 };
+
+constexpr int KEPT_TILE = 32;  // keys that stay in the caches while all queries of a group meet them
 
 // Columns of a linear attention's state that are computed together: its values, which do not meet.
 constexpr int DELTA_COLUMNS = 32;
@@ -94,6 +99,10 @@ struct Variant {
     // Fills part.out, zeros so far, with the sums of values weighted by e^(score - most); most and total [group].
     void (*attend_f32)(const AttentionPart<float>& part, float* most, float* total);
     void (*attend_bf16)(const AttentionPart<uint16_t>& part, float* most, float* total);
+    // Attends to what the bytes stand for, with the bits of attend_f32.
+    void (*attend_q8)(const AttentionPart<uint8_t>& part, float* most, float* total);
+    // values [whole groups], zeros behind the first `width`, to a row in 8 bits, of `width`.
+    void (*keep_q8)(const float* values, int width, uint8_t* row);
     float (*sum_of_squares)(const float* x, int width);
     void (*scale)(float* x, float by, int width);
     void (*multiply)(float* x, const float* by, int width);

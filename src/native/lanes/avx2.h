@@ -153,6 +153,7 @@ struct Avx2 {
                                 _mm256_maddubs_epi16(by.magnitudes.b, _mm256_sign_epi8(x, by.weights.b))});
     }
 
+    static float from_half(uint16_t half) { return _cvtsh_ss(half); }
     static Floats from_halves(const uint8_t* from) {
         const __m128i* at = reinterpret_cast<const __m128i*>(from);
         return {_mm256_cvtph_ps(_mm_loadu_si128(at)), _mm256_cvtph_ps(_mm_loadu_si128(at + 1))};

@@ -130,6 +130,7 @@ struct Avx512 {
         return _mm512_dpbusd_epi32(products, quants, _mm512_set1_epi32(word));
     }
 
+    static float from_half(uint16_t half) { return _cvtsh_ss(half); }
     static Floats from_halves(const uint8_t* from) {
         return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
     }

@@ -240,17 +240,18 @@ struct Portable {
         return sum;
     }
 
-  private:
-    static float from_bits(uint32_t bits) {
-        float value;
-        std::memcpy(&value, &bits, 4);
-        return value;
-    }
     static float from_half(uint16_t half) {
         const uint32_t sign = uint32_t(half & 0x8000) << 16, magnitude = half & 0x7FFF;
         if (magnitude >= 0x7C00) return from_bits(sign | 0x7F800000u | (magnitude & 0x3FF) << 13);
         if (magnitude < 0x0400) return from_bits(sign | to_bits(float(magnitude) * 0x1p-24f));
         return from_bits(sign | ((magnitude << 13) + 0x38000000u));
+    }
+
+  private:
+    static float from_bits(uint32_t bits) {
+        float value;
+        std::memcpy(&value, &bits, 4);
+        return value;
     }
     static uint32_t to_bits(float value) {
         uint32_t bits;

@@ -7,6 +7,7 @@
 
 #include "kernels/variants.h"
 #include "lanes/floats.h"
+#include "layout/kept_rows.h"
 #include "threads/pool.h"
 #include "threads/workspace.h"
 
@@ -106,17 +107,18 @@ class Step {
     void compute(const Item& item) const {
         const Block& block = blocks_[item.block];
         const DecodingToken& token = last(block);
-        const size_t bytes = item_bytes(call_.dtype);
         const int64_t begin = token.first + item.part * PART, end = std::min(begin + PART, token.place + 1);
         const int64_t at_key = call_.latent ? begin : item.head * token.capacity + begin;
-        const char* keys = token.keys + at_key * call_.key_width * bytes;
-        const char* values = call_.latent ? keys : token.values + at_key * call_.value_width * bytes;
+        const int value_kept = call_.latent ? call_.key_width : call_.value_width;  // of which the first are the value
+        const char* keys = token.keys + at_key * kept_bytes(call_.key_width, call_.dtype, token.in_q8);
+        const char* values = call_.latent ? keys : token.values + at_key * kept_bytes(value_kept, call_.dtype, token.in_q8);
         const Dtype asked = ends();
         const int queries = block.count * group_, query_row = padded(call_.key_width);
         Workspace workspace;
         float* query = workspace.take<float>(size_t(queries) * query_row);
         float* scores = workspace.take<float>(size_t(queries) * padded(end - begin));
         int64_t* seen = workspace.take<int64_t>(queries);
+        float* tile = workspace.take<float>(KEPT_TILE * std::max(call_.key_width, call_.value_width) + GROUP);
         std::fill_n(query, size_t(queries) * query_row, 0.0f);
         for (int q = 0; q < queries; q++) {
             const DecodingToken& asking = tokens_[block.first + q / group_];
@@ -126,11 +128,16 @@ class Step {
         }
         const auto part = [&](auto* of) {
             using T = std::remove_pointer_t<decltype(of)>;
-            return AttentionPart<T>{reinterpret_cast<const T*>(keys), reinterpret_cast<const T*>(values), end - begin, queries, call_.key_width,
-                           call_.value_width, call_.latent ? call_.key_width : call_.value_width, call_.scale, query, scores, item.out,
-                           block.count > 1 ? seen : nullptr};
+            const auto row = [&](int width) { return kept_bytes(width, call_.dtype, token.in_q8) / int64_t(sizeof(T)); };
+            return AttentionPart<T>{reinterpret_cast<const T*>(keys), reinterpret_cast<const T*>(values), end - begin, queries,
+                                    call_.key_width, call_.value_width, row(call_.key_width), row(value_kept), call_.scale, query, scores,
+                                    item.out, block.count > 1 ? seen : nullptr, tile};
         };
-        if (call_.dtype == Dtype::f32) variant_.attend_f32(part(static_cast<float*>(nullptr)), item.most, item.total);
+        if (token.in_q8) {
+            auto bytes = part(static_cast<uint8_t*>(nullptr));
+            bytes.value_scales = value_kept;
+            variant_.attend_q8(bytes, item.most, item.total);
+        } else if (call_.dtype == Dtype::f32) variant_.attend_f32(part(static_cast<float*>(nullptr)), item.most, item.total);
         else variant_.attend_bf16(part(static_cast<uint16_t*>(nullptr)), item.most, item.total);
     }
 
@@ -166,20 +173,33 @@ class Step {
     std::vector<int> firsts_;  // items of part 0, and where all end
 };
 
+// Keeps what a token's head has, `from` [width], where its rows of `to` have the place.
+void keep(const char* from, Dtype dtype, int width, bool in_q8, char* to, int64_t place) {
+    char* row = to + place * kept_bytes(width, dtype, in_q8);
+    if (!in_q8) {
+        std::memcpy(row, from, width * item_bytes(dtype));
+        return;
+    }
+    Workspace workspace;
+    float* values = workspace.take<float>(width + GROUP);
+    read_row(from, dtype, 0, width, values);
+    std::fill_n(values + width, GROUP, 0.0f);
+    current_variant().keep_q8(values, width, reinterpret_cast<uint8_t*>(row));
+}
+
 }  // namespace
 
 void attend(const AttentionCall& call, const std::vector<DecodingToken>& tokens) {
     if (tokens.empty()) return;
-    const size_t bytes = item_bytes(call.dtype);
     std::vector<Block> blocks;
     const int most = std::max(1, QUERIES / (call.heads / call.kv_heads));
     for (size_t i = 0; i < tokens.size(); i++) {
         const DecodingToken& token = tokens[i];
         for (int head = 0; head < (call.latent ? 1 : call.kv_heads); head++) {
             const int64_t place = head * token.capacity + token.place;
-            std::memcpy(token.keys + place * call.key_width * bytes, at(call.keys, token.row, head, call.dtype), call.key_width * bytes);
+            keep(at(call.keys, token.row, head, call.dtype), call.dtype, call.key_width, token.in_q8, token.keys, place);
             if (call.latent) continue;
-            std::memcpy(token.values + place * call.value_width * bytes, at(call.values, token.row, head, call.dtype), call.value_width * bytes);
+            keep(at(call.values, token.row, head, call.dtype), call.dtype, call.value_width, token.in_q8, token.values, place);
         }
         const DecodingToken* before = i ? &tokens[i - 1] : nullptr;
         const bool joins = before && before->keys == token.keys && before->place + 1 == token.place && before->first == token.first;

@@ -16,6 +16,7 @@ struct DecodingToken {
     int64_t capacity;
     int64_t place;  // of the new token; those before it are there already
     int64_t first;  // oldest one it sees
+    bool in_q8;     // whether keys and values are kept in 8 bits: rows of bytes (layout/kept_rows.h)
 };
 
 // Elements from one row or head to the next; the width is contiguous.
@@ -36,8 +37,9 @@ struct AttentionCall {
     bool latent = false;
 };
 
-// Keeps the keys and values of `tokens`, several of which may be of one sequence, in order, and writes their rows of `out`. Long sequences are attended to in parts of one fixed length,
-// merged in order (as FlashDecoding does), so a result depends on nothing but its sequence.
+// Keeps the keys and values of `tokens`, several of which may be of one sequence, in order, and writes their rows of `out`. All of them,
+// also the new ones, are attended to as they are kept. Long sequences are attended to in parts of one fixed length, merged in order (as
+// FlashDecoding does), so a result depends on nothing but its sequence.
 void attend(const AttentionCall& call, const std::vector<DecodingToken>& tokens);
 
 // The `count` tokens of one sequence of which `first` is the first; each sees those before it, and of them at most `window`, itself

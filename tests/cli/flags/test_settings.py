@@ -70,6 +70,13 @@ def test_the_folder_of_prompts_is_not_dalis_own_cache(monkeypatch: pytest.Monkey
     assert read("--cache-dir", "/others").cache_dir == "/others"
 
 
+def test_drafts_are_asked_for_by_the_names_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert read().load_options().draft is None
+    assert read("--draft", "ngram").load_options().draft == "ngram"
+    with pytest.raises(UsageError, match="ngram"):
+        read("--draft", "lookup")
+
+
 def test_an_empty_variable_is_none(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config.write_text("temp: 0.5\nseed:\n")
     monkeypatch.setenv("DALI_TEMP", "")

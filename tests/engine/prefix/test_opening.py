@@ -39,6 +39,9 @@ def test_whatever_may_change_a_bit_changes_the_identity(dali_tiny, tmp_path, mon
             return identity(llm.loaded, LoadOptions(**options))  # type: ignore[arg-type]
 
     found = [told(quant="w4"), told(dtype="float32"), told(rope_scaling="linear", rope_scale=2)]
+    if native.enabled():
+        found.append(told(cache_type="q8"))
+        assert told(cache_type="q8_0") == found[-1]
     with dali.load(dali_tiny) as llm:
         loaded, options = llm.loaded, LoadOptions()
         plain = identity(loaded, options)

@@ -59,7 +59,7 @@ def test_decoding_attention(folder, dtype, heads, kv_heads, key_width, value_wid
     expected_caches = [(k.clone(), v.clone()) for k, v in caches]
     rows = list(range(tokens))[::-1]
     places = [
-        (row, k.data_ptr(), v.data_ptr(), k.shape[1], kept - 1, first)
+        (row, k.data_ptr(), v.data_ptr(), k.shape[1], kept - 1, first, False)
         for row, (k, v), (kept, first) in zip(rows, expected_caches, lengths, strict=True)
     ]
     expected = torch.full((tokens, heads, value_width), float("nan"), dtype=dtype)

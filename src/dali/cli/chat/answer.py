@@ -56,6 +56,8 @@ class Answer:
         if rates:
             modelled = " (modelled)" if self._llm.telemetry.modelled else ""
             parts.append(f"{', '.join(rates)} tok/s{modelled}")
+        if sequence.drafted:
+            parts.append(f"drafted {sequence.drafted}, {sequence.accepted} accepted")
         if long:
             parts += self._details()
         accelerated = self._llm.accelerated
@@ -71,10 +73,11 @@ class Answer:
     def _details(self) -> list[str]:
         """What the answer took: memory, reads, and what an accelerator did."""
         sequence, llm = self._sequence, self._llm
+        in_q8 = " in q8" if llm.engine.in_q8 else ""
         dense, experts, kv = (n / 2**20 for n in (llm.dense_bytes, llm.expert_bytes, sequence.state.nbytes))
         total = llm.telemetry.total()
         parts = [
-            f"dense {dense:.1f}, experts {experts:.1f} ({llm.format_name}), KV {kv:.1f} MiB",
+            f"dense {dense:.1f}, experts {experts:.1f} ({llm.format_name}), KV {kv:.1f} MiB{in_q8}",
             f"{size(total.expert_bytes - self._bytes_before)} of experts read",
         ]
         if llm.executor is not None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from dali.cli.flags.kinds import FACTOR, FILE, SIZE, one_of, whole
 from dali.cli.flags.option import SWITCH, flag
-from dali.options import DTYPES, QUANTS, ROPE_SCALINGS, LoadOptions
+from dali.options import CACHE_TYPES, DTYPES, QUANTS, ROPE_SCALINGS, LoadOptions
 
 # What others call a format of QUANTS.
 NEAR = {
@@ -20,6 +20,11 @@ NEAR = {
     **dict.fromkeys(("fp32", "float32"), "f32"),
     **dict.fromkeys(("bfloat16",), "bf16"),
     **dict.fromkeys(("fp4", "mxfp"), "mxfp4"),
+}
+# And what a type of CACHE_TYPES.
+NEAR_CACHE = {
+    **dict.fromkeys(("w8", "int8", "8bit", "8", "fp8", "fp8_e5m2", "fp8_e4m3"), "q8"),
+    **dict.fromkeys(("f16", "fp16", "float16", "bf16", "bfloat16", "f32", "float32", "none"), "model"),
 }
 
 
@@ -53,6 +58,11 @@ class Model:
     dtype: str | None = flag(
         "model", one_of(DTYPES), f"of everything but the experts: {', '.join(DTYPES)} (default: auto)"
     )
+    cache_type: str | None = flag(
+        "model",
+        one_of(CACHE_TYPES, near=NEAR_CACHE),
+        "what keys and values are kept in: model (its own type) or q8 (8 bits; half of bfloat16's memory) (default: model)",
+    )
     ram: int | None = flag("model", SIZE, "host memory to plan with (default: what is free)")
     threads: int | None = flag("model", whole(1), "CPU threads (default: all cores)", "-t")
     offline: bool = flag("model", SWITCH, "never touch the network")
@@ -70,6 +80,7 @@ class Model:
             "yarn_orig_ctx": self.yarn_orig_ctx,
             "quant": self.quant,
             "dtype": self.dtype,
+            "cache_type": self.cache_type,
             "ram": self.ram,
             "threads": self.threads,
             "offline": self.offline,

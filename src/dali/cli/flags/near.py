@@ -14,6 +14,7 @@ NEAR = {
     **dict.fromkeys(("system", "sys"), "system-prompt"),
     **dict.fromkeys(("num-threads", "n-threads"), "threads"),
     **dict.fromkeys(("gpu", "gpus"), "device"),
+    **dict.fromkeys(("cache-type-k", "cache-type-v", "ctk", "ctv", "kv-cache-dtype"), "cache-type"),
     **dict.fromkeys(("max-memory", "memory"), "ram"),
 }
 

@@ -1,4 +1,4 @@
-"""What is kept of conversations, so that prompts which begin alike are not read twice."""
+"""What verbs that answer have to make answers sooner: what is kept of conversations, and drafts."""
 
 from __future__ import annotations
 
@@ -6,14 +6,23 @@ from dataclasses import dataclass
 from typing import Any
 
 from dali.cli.flags.accelerator import Accelerator
-from dali.cli.flags.kinds import FOLDER, SIZE
+from dali.cli.flags.kinds import FOLDER, SIZE, one_of
 from dali.cli.flags.option import flag
+from dali.options import DRAFTS
+
+NEAR = dict.fromkeys(("lookup", "ngram-simple", "prompt-lookup", "prompt_lookup"), "ngram")
 
 
 @dataclass(frozen=True)
 class Prefixes(Accelerator):
     """None leaves a choice to LoadOptions."""
 
+    draft: str | None = flag(
+        "model",
+        one_of(DRAFTS, near=NEAR),
+        "guess tokens and check several in a step: ngram, by what followed the same words before; the answer stays the same "
+        "(default: none)",
+    )
     cache_ram: int | None = flag(
         "model",
         SIZE,
@@ -26,6 +35,7 @@ class Prefixes(Accelerator):
 
     def _parameters(self) -> dict[str, Any]:
         return super()._parameters() | {
+            "draft": self.draft,
             "cache_ram": self.cache_ram,
             "cache_dir": self.cache_dir,
             "cache_disk": self.cache_disk,

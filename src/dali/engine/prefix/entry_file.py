@@ -23,7 +23,13 @@ VERSION = 1
 MAGIC = b"DALIPFX%c" % VERSION
 FIXED = struct.Struct("<8sQQ")
 DTYPES = {
-    str(dtype).removeprefix("torch."): dtype for dtype in (torch.float32, torch.bfloat16, torch.float16)
+    str(dtype).removeprefix("torch."): dtype
+    for dtype in (
+        torch.float32,
+        torch.bfloat16,
+        torch.float16,
+        torch.uint8,
+    )  # bytes: keys and values in 8 bits
 }
 
 

@@ -72,6 +72,7 @@ def identity(loaded: LoadedModel, options: LoadOptions) -> str:
         "dense": [str(dtype) for dtype in sorted({p.dtype for p in loaded.model.parameters()}, key=str)],
         "config": config,  # positions' scaling is part of it
         "block": BLOCK_TOKENS,
+        "kept": options.in_q8,
     }
     text = json.dumps(parts, sort_keys=True, default=repr)
     return hashlib.blake2b(text.encode(), digest_size=20).hexdigest()

@@ -15,7 +15,7 @@ from dali.kernels.native.linear import Linear
 if TYPE_CHECKING:
     from dali.kernels.native.latent import LatentHeads
 
-DecodingToken = tuple[int, int, int, int, int, int]  # as attend() has it
+DecodingToken = tuple[int, int, int, int, int, int, bool]  # as attend() has it
 NormParts = tuple[Tensor, float]  # weight and epsilon
 ATTENTION_DTYPES = (torch.float32, torch.bfloat16)
 
@@ -33,8 +33,8 @@ def attend(
 
     query [heads, step's tokens, width], keys and values [kv heads, step's tokens, their width], of one of ATTENTION_DTYPES; out
     [step's tokens, heads, value width], of which the tokens' rows are written. tokens: (row, address of the sequence's keys
-    [kv heads, capacity, width], of its values, capacity, place of the new token, first place it sees) each. sinks: one more
-    logit a head, without a value.
+    [kv heads, capacity, width], of its values, capacity, place of the new token, first place it sees, whether both are kept in 8
+    bits, rows of bytes as in kernels/kept_rows.py) each. sinks: one more logit a head, without a value.
     """
     sinks = None if sinks is None else sinks.to(torch.float32).contiguous()
     library.attend(*_arguments(query, keys, values, scale, sinks, out), tokens, out.data_ptr())
@@ -60,9 +60,9 @@ def attend_prompt(
 
 def following(first: DecodingToken, count: int, window: int | None) -> list[DecodingToken]:
     """The `count` tokens of one sequence of which `first` is the first, in as many rows; `window` as in attend_prompt()."""
-    row, keys, values, capacity, place, _ = first
+    row, keys, values, capacity, place, _, in_q8 = first
     return [
-        (row + i, keys, values, capacity, place + i, max(0, place + i + 1 - window) if window else 0)
+        (row + i, keys, values, capacity, place + i, max(0, place + i + 1 - window) if window else 0, in_q8)
         for i in range(count)
     ]
 

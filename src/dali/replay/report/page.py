@@ -54,7 +54,7 @@ def _columns(rows: Sequence[Row]) -> dict[str, str]:
     """Those of the table, with what its groups' headings and last lines say."""
     own = {name: HEADINGS[name] for name in columns(rows)}
     told = {
-        name: name.replace("cache_slots", "slots") for name in GROUP if rows and rows[0][name] is not None
+        name: name.replace("cache_slots", "slots") for name in GROUP if rows and rows[0].get(name) is not None
     }
     last = {
         "bound_tokens_per_second": "bound",

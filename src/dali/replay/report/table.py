@@ -8,11 +8,17 @@ from typing import Any
 
 from dali.replay.sweep import Outcome, Row
 
-GROUP = ("trace", "profile", "shape", "batch", "cache_slots")  # what policies are compared under
+GROUP = ("trace", "profile", "shape", "batch", "cache_slots", "ram")  # what policies are compared under
 HEADINGS = {
     "policy": "policy",
     "hit_rate": "hits",
     "cold_hit_rate": "cold",
+    "accelerator_hit_rate": "accel",
+    "ram_hit_rate": "RAM",
+    "ahead_rate": "ahead",
+    "bytes_read_per_token": "MB/tok",
+    "read_amplification": "amplif",
+    "stall_share": "stall",
     "tokens_per_second": "tok/s",
     "regret": "regret",
     "signals": "signals",
@@ -21,6 +27,7 @@ BOUNDS = {  # the rows beneath a group's: name -> where it stands in a row, and 
     "bound": ("bound_tokens_per_second", "tokens_per_second"),
     "belady-bypass": ("belady_bypass_hit_rate", "hit_rate"),
     "random": ("random_hit_rate", "hit_rate"),
+    "belady": ("belady_disk_hit_rate", "hit_rate"),
 }
 NOTES = (
     "hits, cold: share of active experts found resident, all sequences through one cache, and each sequence from a fresh start.",
@@ -30,13 +37,24 @@ NOTES = (
     "It lets each step find the residents that suit it best, so more slots than a step's experts need do not raise it.",
     "regret: time lost against the best policy of the group in hindsight.",
 )
+ON_DISK = (
+    "hits: share of active experts that needed no read from disk; accel: that were resident on the accelerator; RAM, ahead: of "
+    "those that have to be in RAM, found there since an earlier use, and read ahead in time.",
+    "belady: the offline optimum of a pool of as many places for all layers. It knows nothing of time, and reads on demand.",
+    "MB/tok, amplif: megabytes read for a generated token; bytes read over those of the experts that were read and used.",
+    "stall: share of the time in which layers waited for reads alone.",
+    "tok/s, bound: generated tokens of all sequences together, modelled. No policy exceeds the bound: computing with all "
+    "experts in RAM, or the reads that nobody can avoid at the disk's bandwidth.",
+    "regret: time lost against the best policy of the group in hindsight.",
+)
 SIGNALS = "signals: what a policy decides by and the trace lacks; `dali trace --hidden` records gate_inputs and embeddings, too."
 EXPLAINED = "All speeds are modelled. `dali simulate --explain` says what the columns mean."
 
 
 def notes(rows: Sequence[Row]) -> list[str]:
     """What the columns mean, and what to do about those that say it."""
-    return [*NOTES, SIGNALS] if _lacks_signals(rows) else [*NOTES]
+    said = ON_DISK if any(row.get("ram") is not None for row in rows) else NOTES
+    return [*said, SIGNALS] if _lacks_signals(rows) else [*said]
 
 
 def as_json(outcomes: Sequence[Outcome]) -> str:
@@ -48,7 +66,7 @@ def ranked(rows: Sequence[Row]) -> list[list[Row]]:
     """The rows of each group that was compared, best first: by speed, or by hits where nothing is timed."""
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
-        groups.setdefault(tuple(row[name] for name in GROUP), []).append(row)
+        groups.setdefault(tuple(row.get(name) for name in GROUP), []).append(row)
     return [sorted(group, key=_worth, reverse=True) for group in groups.values()]
 
 
@@ -88,6 +106,12 @@ def table(outcomes: Sequence[Outcome], explain: bool = False) -> str:
 
 def heading(row: Row) -> str:
     """What a group's rows have in common."""
+    if row.get("ram") is not None:
+        above = f", {row['slots']} slots a layer on the accelerator" if row["slots"] else ", no accelerator"
+        places = f"RAM for {row['ram_places']} experts ({row['ram']}){above}"
+        return (
+            f"{row['trace']}: profile {row['profile']}, {sizes(row['shape'])}, batch {row['batch']}, {places}"
+        )
     timed = [] if row["profile"] is None else [f"profile {row['profile']}", sizes(row["shape"])]
     slots = f"{row['slots']} slots a layer"
     said = slots if str(row["slots"]) == row["cache_slots"] else f"{slots} ({row['cache_slots']})"
@@ -126,6 +150,8 @@ def columns(rows: Sequence[Row]) -> list[str]:
 def shown(row: Row, name: str) -> str:
     """A row's value as text."""
     value = row.get(name)
+    if name == "bytes_read_per_token" and value is not None:
+        return cell(value / 1e6)
     return f"{100 * value:.1f} %" if name == "regret" and value is not None else cell(value)
 
 

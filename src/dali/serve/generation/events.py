@@ -40,12 +40,15 @@ Part = Text | Reasoning | ToolCall
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens. `cached`: of the prompt, that were not computed again; `reasoning`: of the answer."""
+    """Tokens. `cached`: of the prompt, that were not computed again; `reasoning`: of the answer; `drafted`: that were guessed, of
+    them `accepted`: that were right."""
 
     prompt: int = 0
     cached: int = 0
     answer: int = 0
     reasoning: int = 0
+    drafted: int = 0
+    accepted: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,7 +67,14 @@ class Choice:
 
     def _finish(self, modelled: bool) -> Finish:
         sequence = self.sequence
-        usage = Usage(sequence.prompt_tokens, sequence.cached_tokens, self._told, self._reasoning)
+        usage = Usage(
+            sequence.prompt_tokens,
+            sequence.cached_tokens,
+            self._told,
+            self._reasoning,
+            sequence.drafted,
+            sequence.accepted,
+        )
         timings = Timings(sequence.prefill_seconds, sequence.decode_seconds, modelled)
         stop = None if sequence.text is None else sequence.text.stopped_by
         reason = sequence.finish_reason or "abort"

@@ -23,14 +23,16 @@ def usage_of(finishes: Sequence[Finish], n: int) -> dict[str, Any]:
 
 
 def timings_of(finish: Finish) -> dict[str, Any]:
-    """Of one choice; "modelled" where a simulated device's clock measured it."""
+    """Of one choice, of drafts where there were any; "modelled" where a simulated device's clock measured it."""
     usage, timings = finish.usage, finish.timings
     read = usage.prompt - usage.cached
     modelled = {"modelled": True} if timings.modelled else {}
+    drafts = {"draft_n": usage.drafted, "draft_n_accepted": usage.accepted} if usage.drafted else {}
     return {
         "cache_n": usage.cached,
         **_rates("prompt", read, timings.prefill),
         **_rates("predicted", usage.answer, timings.decode),
+        **drafts,
         **modelled,
     }
 

@@ -28,6 +28,7 @@ LOOKUPS = {
     "cpu": "cpu",
 }  # counter -> tier that computed
 PREFETCHES = ("used", "late", "wasted")
+DRAFTED = ("accepted", "rejected")
 
 
 class Requests:
@@ -54,12 +55,18 @@ class Requests:
 
 
 class Experts:
-    """What the machine did for it."""
+    """What the machine did for it, experts and drafts."""
 
     def __init__(self, telemetry: Telemetry) -> None:
         self._telemetry = telemetry
 
     def collect(self) -> Iterator[Metric]:
+        drafts = CounterMetricFamily(
+            "dali_draft_tokens", "Tokens that were guessed, by what became of them.", labels=["outcome"]
+        )
+        for outcome in DRAFTED:
+            drafts.add_metric([outcome], getattr(self._telemetry, f"draft_{outcome}"))
+        yield drafts
         layers, total = list(self._telemetry.layers), self._telemetry.total()
         lookups = CounterMetricFamily(
             "dali_expert_lookups",

@@ -7,6 +7,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from dali.serve.serving import serving
+from dali.serve.watch.metrics import DRAFTED
 
 
 async def stats(request: Request) -> Response:
@@ -22,6 +23,7 @@ async def stats(request: Request) -> Response:
             "cached_tokens": traffic.cached_tokens,
             "generated_tokens": traffic.generated_tokens,
             "finished": dict(traffic.finished),
+            "draft_tokens": {outcome: experts.pop(f"draft_{outcome}") for outcome in DRAFTED},
             "accelerator": llm.executor is not None,
             "workload": workload,
             "experts": experts,

@@ -1,0 +1,84 @@
+"""Pools by name: a policy that says who stays in RAM, and whether experts are read ahead."""
+
+from __future__ import annotations
+
+import math
+
+from dali.errors import UsageError, parameter
+from dali.hardware.cost import DiskCosts
+from dali.policies import create
+from dali.policies import names as policies
+from dali.policies.read_ahead import ReadAhead
+from dali.policies.registry import DEFAULT
+from dali.replay.disk.tier import PAGE, Tier
+from dali.replay.shapes import Shape
+from dali.replay.traces.trace import Trace
+from dali.units import enough, parse_size, size
+
+DEPTH = 2  # layers that the default looks ahead; a third brings more reads in vain than found experts
+LEAST = 2  # places: one expert computes while the next one is read
+
+
+def names() -> list[str]:
+    """`default` is dali's default policy, reading ahead; the others read on demand alone."""
+    return ["default", *policies("pool")]
+
+
+def check(name: str) -> str:
+    """The name of a pool. UsageError: none has it."""
+    if name not in names():
+        raise UsageError(
+            f"There is no policy {name!r} for a pool in RAM.", f"Use some of {', '.join(names())}."
+        )
+    return name
+
+
+def make(name: str, trace: Trace, places: int, disk: DiskCosts, expert_bytes: int) -> Tier:
+    """A fresh pool of so many places."""
+    read = disk.read(aligned(expert_bytes))
+    policy = create(
+        "pool",
+        DEFAULT["pool"] if name == "default" else name,
+        layers=trace.layers,
+        experts=trace.experts,
+        slots=places,
+        read_seconds=[read] * trace.layers,
+    )
+    if name != "default":
+        return Tier(policy, disk, aligned(expert_bytes))
+    prefetch = create("prefetch", DEFAULT["prefetch"])
+    prefetch.depth = _recorded(trace, prefetch.predictor)
+    return Tier(policy, disk, aligned(expert_bytes), ReadAhead(prefetch, read))
+
+
+def _recorded(trace: Trace, predictor: str | None) -> int:
+    """How many layers ahead the trace knows what the predictor says, at most DEPTH; where it knows nothing, DEPTH is missing."""
+    known = range(1, DEPTH + 1)
+    return max([depth for depth in known if (predictor, depth) in trace.predicted], default=DEPTH)
+
+
+def places_of(text: str, trace: Trace, shape: Shape) -> int:
+    """Places for "8GiB" or "25%" of all experts; at most as many as there are. UsageError: it is neither, or too little."""
+    total, record = trace.layers * trace.experts, aligned(shape.expert_bytes)
+    try:
+        share = float(text[:-1]) / 100 if text.endswith("%") else None
+        if share is not None and not 0 <= share < math.inf:
+            raise ValueError
+        places = parse_size(text) // record if share is None else int(share * total + 0.5)
+    except (ValueError, UsageError):
+        raise UsageError(
+            f"{parameter('ram')} cannot be {text!r}.",
+            "Give sizes, or shares of all experts: 8GiB,16GiB or 25%,50%.",
+        ) from None
+    if places < LEAST:
+        raise UsageError(
+            f"{parameter('ram')} {text} holds {places} of the experts of {trace.name}, {size(record)} each; "
+            f"a pool needs {LEAST}.",
+            f"Give at least {enough(LEAST * record)}.",
+        )
+    return min(places, total)
+
+
+def aligned(nbytes: int) -> int:
+    """Bytes that a read of so many takes."""
+    return -(-nbytes // PAGE) * PAGE

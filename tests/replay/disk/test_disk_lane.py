@@ -1,0 +1,43 @@
+"""Reads on the disk lane, by hand: 10 s of bytes each, and 1 s until the first one."""
+
+import pytest
+
+from dali.hardware.cost import DiskCosts
+from dali.replay.disk.lane import Lane
+
+BYTES = 4096
+
+
+def lane(depth):
+    return Lane(DiskCosts(BYTES / 10, 1.0, depth))
+
+
+def test_a_read_alone_takes_the_latency_and_its_bytes():
+    costs = DiskCosts(BYTES / 10, 1.0, 1)
+    read = Lane(costs).begin((0, 0), 5.0, BYTES, False)
+    assert (read.begun, read.first, read.landed) == (5.0, 6.0, 16.0)
+    assert costs.read(BYTES) == 11.0
+
+
+@pytest.mark.parametrize(("depth", "landings"), [(1, [11, 22, 33]), (2, [11, 21, 31]), (4, [11, 21, 31])])
+def test_reads_under_way_at_once_hide_each_others_latency(depth, landings):
+    disk = lane(depth)
+    reads = [disk.begin((0, expert), disk.opens(ahead=False), BYTES, False) for expert in range(3)]
+    assert [read.landed for read in reads] == landings
+
+
+def test_a_read_ahead_lets_only_one_other_be_under_way():
+    disk = lane(4)
+    disk.begin((0, 0), 0.0, BYTES, False)
+    assert (disk.opens(ahead=True), disk.opens(ahead=False)) == (0.0, 0.0)
+    disk.begin((0, 1), 0.0, BYTES, False)
+    assert (disk.opens(ahead=True), disk.opens(ahead=False)) == (11.0, 0.0)
+
+
+def test_reads_land_in_the_order_they_began():
+    disk = lane(2)
+    assert disk.next() is None
+    for expert in (3, 1):
+        disk.begin((0, expert), 0.0, BYTES, False)
+    assert [disk.take().expert, disk.take().expert] == [(0, 3), (0, 1)]
+    assert disk.idle == 21.0
