@@ -141,7 +141,7 @@ class Engine:
             self.drafts.propose(self.scheduler)
         plan = self.scheduler.next()
         if not plan:
-            return self._awaits_disk()
+            return self.scheduler.awaits_disk(PATIENCE)
         prefill = [sequence.in_prefill for sequence, _ in plan]
         before = [sequence.computed for sequence, _ in plan]
         for sequence, tokens in plan:
@@ -259,15 +259,6 @@ class Engine:
                 return
             sequence.state.keep(place for place in places if place > sequence.computed)
             scheduler.join()
-
-    def _awaits_disk(self) -> bool:
-        """Whether somebody waits for what is read from disk; for a moment, so that others may join or leave."""
-        waiting = self.scheduler.waiting
-        reading = waiting[0].reading if waiting else None
-        if reading is None:
-            return False
-        reading.wait(PATIENCE)
-        return True
 
     @torch.inference_mode()
     def _forward(self, plan: list[tuple[Sequence, int]], every_row: bool = False) -> torch.Tensor:
