@@ -70,6 +70,7 @@ class Turns:
         prefixes.folder.flush()
         for where in ("ram", "disk", "device"):
             self.ask(self.prompt(8))
+            prefixes.folder.flush()
             if where != "ram":
                 self.llm.engine.forget()
             if where == "device":

@@ -123,8 +123,8 @@ class LLM:
     def stats(self) -> dict[str, Any]:
         """What the runtime has done so far: lookups by tier, bytes by link, prefetches, seconds, in all and a layer; "converted",
         what reading the model's file lost: "Q6_K to w8" -> relative L2 error of those experts' weights; "converted_linears",
-        that of linears; "policy", the named system; "lossy", its lossy parts that are on, and what they changed; "draft_accepted",
-        "draft_rejected", tokens that were guessed; "prefixes", what the prefix cache has and has served; "cache_type", as Engine's."""
+        that of linears; "policy", the named system; "lossy", its lossy parts and what they changed; "draft_accepted" and
+        "draft_rejected", tokens guessed; "prefixes", what the prefix cache has and has served; "cache_type", as Engine's."""
         accelerated = self.accelerated
         return self.telemetry.as_dict() | {
             "converted": self.loaded.converted,

@@ -21,6 +21,12 @@ SHORT = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% if messages[-1].role == 'tool' %}<|told|>{% endif %}{% endif %}"
     "{# <tool_call> enable_thinking #}"
 )
+# The same of a model that was told nothing of tools.
+TOOLLESS = (
+    SHORT.replace("{% if tools %}{% endif %}", "")
+    .replace("messages[-1].role == 'tool'", "'<tool_response>' in messages[-1].content")
+    .replace("<tool_call>", "")
+)
 BASH = ('{"name": "Bash", "argu', 'ments": {"command": "echo hel', 'lo", "description": "Greet"}}')
 EXEC = ('{"name": "exec_command", "argu', 'ments": {"cmd": "echo hel', 'lo"}}')
 
@@ -48,9 +54,10 @@ def said(tmp_path, command: list[str], **variables: str) -> str:
     return done.stdout
 
 
-def test_claude_code(tmp_path):
+@pytest.mark.parametrize("template", [SHORT, TOOLLESS], ids=["tools", "no tools"])
+def test_claude_code(tmp_path, template):
     command = [program("claude"), "-p", "Greet me by a tool.", "--allowedTools", "Bash(echo:*)"]
-    with calling_model(tmp_path / "model", BASH, SHORT, alias=("scripted",)) as server:
+    with calling_model(tmp_path / "model", BASH, template, alias=("scripted",)) as server:
         variables = {
             "ANTHROPIC_BASE_URL": server.url, "ANTHROPIC_API_KEY": "none", "ANTHROPIC_MODEL": "scripted",
             "ANTHROPIC_DEFAULT_HAIKU_MODEL": "scripted", "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
@@ -58,8 +65,9 @@ def test_claude_code(tmp_path):
         assert said(tmp_path, command, **variables).strip() == "It rains!"
 
 
-def test_codex(tmp_path):
-    with calling_model(tmp_path / "model", EXEC, SHORT, alias=("scripted",)) as server:
+@pytest.mark.parametrize("template", [SHORT, TOOLLESS], ids=["tools", "no tools"])
+def test_codex(tmp_path, template):
+    with calling_model(tmp_path / "model", EXEC, template, alias=("scripted",)) as server:
         provider = f'model_providers.dali={{name="dali", base_url="{server.url}/v1", wire_api="responses"}}'
         command = [
             program("codex"), "exec", "--skip-git-repo-check", "--sandbox", "danger-full-access",

@@ -125,6 +125,7 @@ def _load(model: str, settings: Settings, options: LoadOptions, template: str | 
 
 def serve(llm: LLM, serving: Serving, server: Server, stop: Event, ram: int | None) -> None:
     """Until `stop` is set, or SIGINT or SIGTERM comes; a second one ends it at once."""
+    from dali.engine.text.structure import generic_tools
     from dali.serve.memory import limit_states, side_by_side
     from dali.serve.service import Service
 
@@ -134,6 +135,11 @@ def serve(llm: LLM, serving: Serving, server: Server, stop: Event, ram: int | No
             f"The memory that is left holds keys and values ({llm.engine.cache_type}) of {fit} answers at once that may take the "
             f"whole context of {llm.ctx_size} tokens; others wait for them. A lower --ctx-size lets more answer at once, as does "
             "max_tokens in requests."
+        )
+    if generic_tools(llm.tokenizer):
+        log.info(
+            f"The chat template of {llm.name} takes no tools. Requests that offer some are answered all the same: dali tells "
+            "the model of them in words, for which it was not trained."
         )
     with _set_by_signals(stop):
         service = Service(llm, serving.options.parallel, serving.options.queue)

@@ -14,6 +14,7 @@ from dali.engine.budget import StateBudget
 from dali.engine.draft.drafts import Drafts
 from dali.engine.memory import MemoryErrors, ran_out
 from dali.engine.prefix.prefixes import Prefixes
+from dali.engine.prefix.reading import Reading
 from dali.engine.scheduler import Scheduler
 from dali.engine.sequence import Sequence
 from dali.errors import DaliError
@@ -27,6 +28,7 @@ from dali.step.state import SequenceState
 from dali.units import size
 
 OPENING = 32  # tokens at most with which templates open an answer
+PATIENCE = 0.02  # seconds of a step that has nothing to compute until something is read from disk
 
 
 class Engine:
@@ -113,6 +115,8 @@ class Engine:
         elif sequence in self.scheduler.waiting:
             sequence.abort()
             self.scheduler.remove(sequence)
+            if sequence.reading is not None:
+                sequence.reading.stop()
 
     def close(self) -> None:
         """Abort what is live and let go of the model; an engine that somebody still holds is empty."""
@@ -123,7 +127,8 @@ class Engine:
         self.model = self.decoder = self.begin = None
 
     def step(self) -> bool:
-        """Advance live sequences; False when there are none. DaliError where memory runs out: the step then was not made."""
+        """Advance live sequences; False when there are none, and nothing is read from disk for one. DaliError where memory runs
+        out: the step then was not made."""
         with MemoryErrors(self.model, self.prefixes.forget):
             return self._step()
 
@@ -136,7 +141,7 @@ class Engine:
             self.drafts.propose(self.scheduler)
         plan = self.scheduler.next()
         if not plan:
-            return False
+            return self.scheduler.awaits_disk(PATIENCE)
         prefill = [sequence.in_prefill for sequence, _ in plan]
         before = [sequence.computed for sequence, _ in plan]
         for sequence, tokens in plan:
@@ -248,9 +253,10 @@ class Engine:
             if sequence.fresh:
                 self._make_room(sequence)
                 self._reserve(sequence)
-            else:
-                self._take_over_prefix(sequence)
+            elif self._take_over_prefix(sequence):
                 self._record_from_here(sequence, places)
+            else:
+                return
             sequence.state.keep(place for place in places if place > sequence.computed)
             scheduler.join()
 
@@ -354,11 +360,17 @@ class Engine:
                 raise
             self.prefixes.forget()
 
-    def _take_over_prefix(self, sequence: Sequence) -> None:
+    def _take_over_prefix(self, sequence: Sequence) -> bool:
         """Go on from where an earlier sequence with the same beginning was: the last finished one, whose state needs no copy,
-        unless another has more."""
+        unless another has more. False while that is read from disk, and others are computed."""
+        reading = sequence.reading = sequence.reading or Reading(self.prefixes.folder)
+        if not reading.wait():
+            return False
         last, place = self._last, self._shared_with_last(sequence)
-        found = self.prefixes.find(tuple(sequence.tokens[:-1]), sequence.regime, beyond=place)
+        found = self.prefixes.find(tuple(sequence.tokens[:-1]), sequence.regime, place, reading)
+        if reading.under_way:
+            return False
+        sequence.reading = None
         if found is None and last is not None and place:
             self._last = None  # first: an interrupted rollback must leave nobody a state halfway
             last.state.rollback(place)
@@ -370,6 +382,7 @@ class Engine:
             room = min(len(sequence.tokens) + self.scheduler.step_tokens, sequence.request.limit)
             sequence.state.resume(found.place, found.kept, room, self.model.device)
             sequence.computed = sequence.cached_tokens = found.place
+        return True
 
     def _shared_with_last(self, sequence: Sequence) -> int:
         """How many of a sequence's tokens the state of the last finished one can go back to."""

@@ -34,6 +34,15 @@ class Scheduler:
             return True
         return beside + sequence.state_bytes + sum(one.state_bytes for one in self.live) <= self.budget
 
+    def awaits_disk(self, seconds: float) -> bool:
+        """Whether the one that has waited longest does so for what is read from disk; looks for so many seconds at most, as
+        others may want to join or leave."""
+        reading = self.waiting[0].reading if self.waiting else None
+        if reading is None:
+            return False
+        reading.wait(seconds)
+        return True
+
     def join(self) -> None:
         """Let the one that has waited longest take part in steps."""
         self.live.append(self.waiting.popleft())

@@ -10,6 +10,7 @@ from torch import Tensor
 from dali.engine.constraint.constraint import Constraint
 from dali.engine.draft.ngrams import NGrams
 from dali.engine.logprobs import TokenLogprob, token_logprob
+from dali.engine.prefix.reading import Reading
 from dali.engine.prefix.recording import Recording
 from dali.engine.request import Request
 from dali.engine.sampling import Highest, Sampler
@@ -43,6 +44,7 @@ class Sequence:
         self.reservation: Reservation | None = None  # of `state`, where memory has a budget,
         self.state_bytes = 0  # and what it takes then
         self.fresh = False  # whether nothing shall be taken over, nor left to others
+        self.reading: Reading | None = None  # what is brought from disk for it before it joins
         self.recording: Recording | None = None  # what leaves it to others
         self.ngrams: NGrams | None = None  # where drafts are looked up
         self.draft: list[int] = []  # tokens that may come next, which the next step computes as well,

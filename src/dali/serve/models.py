@@ -9,7 +9,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 import dali
-from dali.engine.text.structure import tells_calls
+from dali.engine.text.structure import generic_tools, tells_calls
 from dali.serve.http.errors import ApiError
 from dali.serve.serving import Serving, serving
 
@@ -84,7 +84,7 @@ def _template(tokenizer: Any) -> str:
 
 def _capabilities(tokenizer: Any) -> dict[str, bool]:
     """What clients look for before they offer tools."""
-    tools = tells_calls(tokenizer)
+    tools = tells_calls(tokenizer) and not generic_tools(tokenizer)
     return {"supports_tools": tools, "supports_tool_calls": tools, "supports_parallel_tool_calls": tools}
 
 

@@ -14,6 +14,7 @@ from conversing import END, Greedy, _sequence
 from dali.engine.engine import OPENING
 from dali.engine.prefix.folder import Folder
 from dali.engine.prefix.prefixes import SPACING, Prefixes
+from dali.engine.prefix.reading import Reading
 from dali.engine.prefix.tree import Node
 from dali.engine.sequence import Sequence
 from dali.hooks.recurrent import LinearAttentionState
@@ -200,7 +201,7 @@ def test_what_a_full_folder_loses_of_a_conversation_is_its_end(llm, reopen, tmp_
     small = Folder(str(tmp_path), total // 2, pytest.fail)
     small.write("0" * 40 + ".block", [], Kept())
     small.flush()
-    _, names = prefixes._blocks(tuple(prompt), 0, set())
+    _, names = prefixes._blocks(tuple(prompt), 0, {})
     assert 100 < (len(names) - 1) * prefixes.block < 250
 
 
@@ -210,7 +211,10 @@ def test_two_engines_over_one_folder_serve_each_other(llm, reopen, tmp_path):
     assert mine.folder is not None
     mine.folder.flush()
     theirs = Prefixes(0, Folder(str(tmp_path), 2**30, pytest.fail), "tiny", mine.recurrent, mine.block)
-    found = theirs.find((*turn.tokens, 9), 0)
+    reading = Reading(theirs.folder)
+    assert theirs.find((*turn.tokens, 9), 0, 0, reading) is None
+    assert reading.wait(10)
+    found = theirs.find((*turn.tokens, 9), 0, 0, reading)
     assert found is not None
     assert found.place == turn.computed
 

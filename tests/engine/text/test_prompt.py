@@ -91,20 +91,18 @@ def test_tools_and_variables_reach_the_template():
 
 
 @pytest.mark.parametrize(
-    ("tools", "variables", "problem"),
+    ("variables", "problem"),
     [
-        ([weather], {}, "The chat template of tiny takes no tools."),
-        (None, {"mood": "glad"}, "The chat template of tiny has no variable 'mood'."),
+        ({"mood": "glad"}, "The chat template of tiny has no variable 'mood'."),
         (
-            None,
             {"add_generation_prompt": False},
             "The chat template of tiny has no variable 'add_generation_prompt'.",
         ),
     ],
 )
-def test_what_a_template_would_ignore_is_refused(tools, variables, problem):
+def test_what_a_template_would_ignore_is_refused(variables, problem):
     with pytest.raises(UsageError) as error:
-        chat_prompt(scripted_tokenizer(), "tiny", [HI], tools, variables)
+        chat_prompt(scripted_tokenizer(), "tiny", [HI], None, variables)
     assert error.value.problem == problem
 
 

@@ -42,6 +42,8 @@ def test_values_of_their_type_are_given_back():
         (lambda fields: fields.whole("a", 2), 1),
         (lambda fields: fields.whole("a", 0, 2), 3),
         (lambda fields: fields.number("a"), float("inf")),
+        (lambda fields: fields.number("a"), float("nan")),
+        (lambda fields: fields.number("a"), -(10**400)),
         (lambda fields: fields.number("a", 0, 1), 1.1),
         (lambda fields: fields.texts("a", 1), ["x", "y"]),
         (lambda fields: fields.texts("a", 1), [""]),

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from calling_model import QUESTION, SCHEMA
+from calling_model import QUESTION, SCHEMA, TEMPLATE, calling_model
 
 CHAT = "/v1/chat/completions"
 TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": SCHEMA, "strict": True}}]
@@ -127,9 +127,44 @@ def test_what_cannot_be_meant_is_refused_by_name(caller, field, value):
     assert field in answer["error"]["message"]
 
 
-def test_a_template_without_tools_says_so(tiny):
-    status, answer = tiny.post(CHAT, BODY)
-    assert (status, "takes no tools" in answer["error"]["message"]) == (400, True)
+def test_a_template_without_tools_is_told_of_them_in_words(tiny):
+    prompt = tiny.post("/apply-template", {"messages": ASKED, "tools": TOOLS})[1]["prompt"]
+    assert '"name": "weather"' in prompt
+    status, answer = tiny.post(CHAT, BODY | {"max_tokens": 4})
+    assert (status, answer["choices"][0]["finish_reason"]) == (200, "length")
+    assert tiny.http.get("/props").json()["chat_template_caps"]["supports_tools"] is False
+
+
+def test_a_model_that_never_saw_a_tool_calls_one_where_it_has_to(tiny):
+    schema = SCHEMA | {"properties": {"city": {"enum": ["Paris"]}}, "additionalProperties": False}
+    tools = [{"type": "function", "function": {"name": "weather", "parameters": schema, "strict": True}}]
+    _, answer = tiny.post(
+        CHAT, BODY | {"tools": tools, "tool_choice": "required", "parallel_tool_calls": False}
+    )
+    (choice,) = answer["choices"]
+    assert choice["finish_reason"] == "tool_calls"
+    (call,) = choice["message"]["tool_calls"]
+    assert (call["function"]["name"], json.loads(call["function"]["arguments"])) == (
+        "weather",
+        {"city": "Paris"},
+    )
+
+
+def test_a_session_with_one_completes(tmp_path):
+    template = (
+        TEMPLATE.replace("tools", "nothing").replace("tool_calls", "nothing").replace("'tool'", "'user'")
+    )
+    template = template.replace("messages[-1].role == 'user'", "'<tool_response>' in messages[-1].content")
+    with calling_model(tmp_path, template=template) as server:
+        chat = server.openai.chat.completions
+        first = chat.create(model="model", **BODY).choices[0]
+        assert first.finish_reason == "tool_calls"
+        (call,) = first.message.tool_calls
+        assert (call.function.name, call.function.arguments) == ("weather", '{"city": "Paris"}')
+        result = {"role": "tool", "tool_call_id": call.id, "content": "Rain."}
+        said = first.message.model_dump(exclude_none=True)
+        second = chat.create(model="model", **BODY | {"messages": [*ASKED, said, result]}).choices[0]
+        assert (second.finish_reason, second.message.content) == ("stop", "It rains!")
 
 
 def test_letters_that_are_none_are_refused_wherever_they_are(caller):

@@ -6,8 +6,10 @@ magic, 8 bytes | XXH3 of what follows, 8 bytes | bytes of the head, 8 bytes | th
 from __future__ import annotations
 
 import json
+import math
 import os
 import struct
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -79,21 +81,21 @@ def read(path: str, name: str, tokens: list[int]) -> Kept | None:
 
 
 def _kept(head: dict[str, Any], buffer: Tensor, begin: int) -> Kept:
-    def take(kind: tuple[str, list[int]]) -> Tensor:
-        nonlocal begin
-        dtype, shape = DTYPES[kind[0]], torch.Size(kind[1])
-        nbytes = shape.numel() * dtype.itemsize
-        tensor = buffer[begin : begin + nbytes].view(dtype).view(shape)
-        begin += aligned(nbytes)
-        return tensor
-
     kinds = {kind.__name__: kind for kind in RecurrentState.__subclasses__()}
-    tokens = [
-        KeptTokens(layer, window, take(keys), take(values)) for layer, window, keys, values in head["kept"]
-    ]
-    states = [KeptState(layer, kinds[kind], take(tensor)) for layer, kind, tensor in head["states"]]
+    wanted = [kind for *_, keys, values in head["kept"] for kind in (keys, values)]
+    wanted += [tensor for *_, tensor in head["states"]]
+    found: list[Tensor] = []
+    for (name, shape), alike in groupby(wanted):  # all of a run at once: thousands of views take a while
+        count, dtype, numbers = len(list(alike)), DTYPES[name], math.prod(shape)
+        each = aligned(numbers * dtype.itemsize)
+        rows = buffer[begin : begin + count * each].view(dtype).view(count, each // dtype.itemsize)
+        found += rows[:, :numbers].view(count, *shape).unbind()
+        begin += count * each
     if begin != len(buffer):
         raise ValueError("bytes that nobody asked for")
+    tensors = iter(found)
+    tokens = [KeptTokens(layer, window, next(tensors), next(tensors)) for layer, window, *_ in head["kept"]]
+    states = [KeptState(layer, kinds[kind], next(tensors)) for layer, kind, _ in head["states"]]
     return Kept(tuple(tokens), tuple(states))
 
 

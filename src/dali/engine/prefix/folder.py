@@ -10,7 +10,7 @@ import errno
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from threading import Condition, Thread
@@ -48,15 +48,14 @@ class Folder:
     def has(self, name: str) -> bool:
         return os.path.exists(os.path.join(self.path, name))
 
-    def read_all(self, wanted: Mapping[str, list[int]]) -> dict[str, Kept | None]:
-        """As `read`, of each name and its tokens. The device may begin with all of them."""
-        for name in wanted if hasattr(os, "posix_fadvise") else ():
+    def expect(self, names: Iterable[str]) -> None:
+        """These are read soon: let the device begin with all of them."""
+        for name in names if hasattr(os, "posix_fadvise") else ():
             with suppress(OSError), open(os.path.join(self.path, name), "rb", buffering=0) as file:
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
-        return {name: self.read(name, tokens) for name, tokens in wanted.items()}
 
     def read(self, name: str, tokens: list[int]) -> Kept | None:
-        """The entry of that name; None where there is none to be trusted."""
+        """The entry of that name; None where there is none to be trusted. From any thread."""
         path = os.path.join(self.path, name)
         try:
             kept = entry_file.read(path, name, tokens)
@@ -174,9 +173,11 @@ class Folder:
         self._known_bytes, self._since = total, 0
 
     def _tell(self, what: str, message: str) -> None:
-        """Say it, once."""
-        if what not in self._told:
+        """Say it, once, whichever thread is first."""
+        with self._changed:
+            told = what in self._told
             self._told.add(what)
+        if not told:
             self._notify(message)
 
 

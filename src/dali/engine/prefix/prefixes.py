@@ -12,6 +12,7 @@ from typing import Any
 
 from dali.engine.prefix.folder import Folder
 from dali.engine.prefix.names import BLOCK, Names
+from dali.engine.prefix.reading import Read, Reading
 from dali.engine.prefix.recording import Recording
 from dali.engine.prefix.tree import Entry, Leaf, Node, Tokens, Tree
 from dali.step.kept import Kept
@@ -35,6 +36,21 @@ class _Place:
     place: int
     blocks: int
     rest: Entry | str | None
+
+
+@dataclass(frozen=True)
+class _Way:
+    """What leads to a place: each a block, but for what holds the rest; an entry, or a file's name, and the tokens it has."""
+
+    place: _Place
+    holders: list[Entry | str]
+    parts: list[Tokens]
+
+    @property
+    def files(self) -> dict[str, list[int]]:
+        """Those that RAM does not have, with their tokens."""
+        pairs = zip(self.holders, self.parts, strict=True)
+        return {name: list(own) for name, own in pairs if isinstance(name, str)}
 
 
 class Prefixes:
@@ -123,19 +139,23 @@ class Prefixes:
         if self.folder is not None:
             self.folder.flush()
 
-    def find(self, tokens: Tokens, regime: int, beyond: int = 0) -> Found | None:
-        """The longest prefix of `tokens` that is kept; None where it has no more than `beyond` of them."""
-        damaged: set[str] = set()
-        while self.enabled:
-            blocks, names = self._blocks(tokens, regime, damaged)
-            place = self._place(tokens, regime, blocks, names, damaged)
-            if place is None or place.place <= beyond:
-                return None
-            if (kept := self._read(tokens, regime, blocks[: place.blocks], place, damaged)) is not None:
-                return Found(place.place, kept)
-        return None
+    def find(self, tokens: Tokens, regime: int, beyond: int, reading: Reading) -> Found | None:
+        """The longest prefix of `tokens` that is kept; None where it has no more than `beyond` of them, and while `reading` is
+        under way: it begins with what is on disk alone."""
+        if not self.enabled:
+            return None
+        blocks, names = self._blocks(tokens, regime, reading.read)
+        place = self._place(tokens, regime, blocks, names, reading.read)
+        if place is None or place.place <= beyond:
+            return None
+        way = self._way(tokens, blocks, place)
+        unread = {name: own for name, own in way.files.items() if name not in reading.read}
+        if unread:
+            reading.begin(unread)
+            return None
+        return Found(place.place, self._take(way, regime, reading.read))
 
-    def _blocks(self, tokens: Tokens, regime: int, damaged: set[str]) -> tuple[list[Node | str], list[Names]]:
+    def _blocks(self, tokens: Tokens, regime: int, read: Read) -> tuple[list[Node | str], list[Names]]:
         """Whole blocks that are kept from the first on, nodes or names of files; and the names behind each, where there is a
         disk."""
         node: Node | None = self.tree.root(regime)
@@ -145,15 +165,16 @@ class Prefixes:
             block = tokens[begin : begin + self.block]
             node = None if node is None else node.children.get(block)
             name = names[-1].name(BLOCK, block) if names and node is None else ""
-            if node is None and not self._has(name, damaged):
+            if node is None and not self._has(name, read):
                 break
             blocks.append(name if node is None else node)
             if names:
                 names.append(names[-1].after(block))
         return blocks, names
 
-    def _has(self, name: str, damaged: set[str]) -> bool:
-        return self.folder is not None and name not in damaged and self.folder.has(name)
+    def _has(self, name: str, read: Read) -> bool:
+        """Whether the disk has it; what was read is known."""
+        return read[name] is not None if name in read else self.folder is not None and self.folder.has(name)
 
     def _place(
         self,
@@ -161,7 +182,7 @@ class Prefixes:
         regime: int,
         blocks: list[Node | str],
         names: list[Names],
-        damaged: set[str],
+        read: Read,
     ) -> _Place | None:
         """The last place to go on from. Recurrent layers can at places alone that were kept, others anywhere."""
         for count in range(len(blocks), -1, -1):
@@ -171,7 +192,7 @@ class Prefixes:
             ends = list(self._ends(node, rest)) if isinstance(node, Node) else []
             if names:
                 files = enumerate(names[count].places(rest[: self.block - 1]))
-                ends += [(length, name) for length, name in files if self._has(name, damaged)]
+                ends += [(length, name) for length, name in files if self._has(name, read)]
             if not self.recurrent:
                 ends.append((0, None))
             if ends:
@@ -189,27 +210,24 @@ class Prefixes:
         for entry in node.following:
             yield _alike(entry.tokens, rest), entry
 
-    def _read(
-        self, tokens: Tokens, regime: int, blocks: list[Node | str], place: _Place, damaged: set[str]
-    ) -> list[tuple[int, Kept]] | None:
-        """What leads to a place, which serves from here on; None, and it is `damaged`, where a file is not what it should be."""
-        holders = blocks if place.rest is None else [*blocks, place.rest]
+    def _way(self, tokens: Tokens, blocks: list[Node | str], place: _Place) -> _Way:
+        holders: list[Entry | str] = [*blocks[: place.blocks]]
+        if place.rest is not None:
+            holders.append(place.rest)
         ends = [min((at + 1) * self.block, place.place) for at in range(len(holders))]
-        parts = [tokens[at * self.block : end] for at, end in enumerate(ends)]
-        files = {name: list(own) for name, own in zip(holders, parts, strict=True) if isinstance(name, str)}
-        loaded = {} if self.folder is None else self.folder.read_all(files)
-        damaged |= {name for name, found in loaded.items() if found is None}
-        if damaged & files.keys():
-            return None
+        return _Way(place, holders, [tokens[at * self.block : end] for at, end in enumerate(ends)])
+
+    def _take(self, way: _Way, regime: int, read: Read) -> list[tuple[int, Kept]]:
+        """What leads to a place, which serves from here on. Of files, what was read goes to RAM, too."""
         parent: Node | None = self.tree.root(regime)
         kept: list[tuple[int, Kept]] = []
         last: Entry | None = None
-        for holder, own in zip(holders, parts, strict=True):
+        for holder, own in zip(way.holders, way.parts, strict=True):
             entry: Entry | None = None if isinstance(holder, str) else holder
-            found = loaded[holder] if isinstance(holder, str) else holder.kept
+            found = read[holder] if isinstance(holder, str) else holder.kept
             assert found is not None
             if isinstance(holder, str) and parent is not None:
-                whole = len(kept) < place.blocks
+                whole = len(kept) < way.place.blocks
                 entry = Node(parent, own, found, holder) if whole else Leaf(parent, own, found, holder)
                 self.add(entry, on_disk=True)
             kept.append((len(kept) * self.block, found))
@@ -217,9 +235,9 @@ class Prefixes:
             parent = entry if isinstance(entry, Node) and not entry.gone else None
         if last is not None:
             self.tree.use(last)
-        from_disk = sum(map(len, files.values()))
+        from_disk = sum(map(len, way.files.values()))
         self.taken["disk"] += from_disk
-        self.taken["ram"] += place.place - from_disk
+        self.taken["ram"] += way.place.place - from_disk
         return kept
 
     def _measure(self, kept: Kept, tokens: int) -> None:

@@ -18,10 +18,12 @@ BETWEEN = "\n\n"  # messages that become one
 
 @dataclass(frozen=True)
 class Manners:
-    """What one template takes. `objects`: arguments of calls as objects, else as the text of one; `systems`: the system may speak
-    in mid-conversation; `runs`: the user may twice in a row; `thinking`: what it calls the reasoning of a message."""
+    """What one template takes. `objects`: arguments of calls as objects, else as the text of one; `head`: the system may speak at
+    the head, `systems`: in mid-conversation; `runs`: the user may twice in a row; `thinking`: what it calls the reasoning of a
+    message."""
 
     objects: bool
+    head: bool
     systems: bool
     runs: bool
     thinking: str
@@ -33,6 +35,7 @@ class Manners:
         as_object = _rendered(tokenizer, template, _with_call(called))
         as_text = _rendered(tokenizer, template, _with_call(json.dumps(called, ensure_ascii=False)))
         objects = (SAID in as_object and "'qz'" not in as_object) or SAID not in as_text
+        head = SAID in _rendered(tokenizer, template, [_message("system", SAID), _message("user")])
         systems = SAID in _rendered(
             tokenizer,
             template,
@@ -40,16 +43,20 @@ class Manners:
         )
         runs = SAID in _rendered(tokenizer, template, [_message("user"), _message("user", SAID)])
         own = "reasoning_content" not in template and re.search(r"\bmessage\.thinking\b", template)
-        return Manners(objects, systems, runs, "thinking" if own else "reasoning_content")
+        return Manners(objects, head, systems, runs, "thinking" if own else "reasoning_content")
 
 
 def fitted(tokenizer: Any, template: str, messages: Sequence[Message]) -> list[Message]:
-    """`messages` as this template takes them. What the system says at the head becomes one message, and what it says later, where
-    the template does not let it, the user says; what the user says in a row is one message where it has to be. Arguments of calls
-    are as the template wants them; results have the name of what was called."""
+    """`messages` as this template takes them. What the system says at the head becomes one message; where the template does not
+    let it speak, the user does; what the user says in a row is one message where it has to be. Arguments of calls are as the
+    template wants them; results have the name of what was called."""
     messages = _one_head(messages)
     roles = [message["role"] for message in messages]
-    if not {*SYSTEM, "assistant", "tool"} & {*roles[1:]} and roles.count("user") < 2:
+    if (
+        roles[0] not in SYSTEM
+        and not {*SYSTEM, "assistant", "tool"} & {*roles[1:]}
+        and roles.count("user") < 2
+    ):
         return messages
     manners = Manners.of(tokenizer, template)
     return [_fitted(message, manners) for message in _named(_turns(messages, manners))]
@@ -59,14 +66,14 @@ def _turns(messages: list[Message], manners: Manners) -> list[Message]:
     fit: list[Message] = []
     joins = False  # the last message is the user's, and what he says next belongs to it
     for message in messages:
-        late = message["role"] in SYSTEM and bool(fit) and not manners.systems
-        if late:
+        moved = message["role"] in SYSTEM and not (manners.systems if fit else manners.head)
+        if moved:
             message = {"role": "user", "content": message["content"]}
-        if message["role"] == "user" and fit and fit[-1]["role"] == "user" and (late or joins):
+        if message["role"] == "user" and fit and fit[-1]["role"] == "user" and (moved or joins):
             fit[-1] = fit[-1] | {"content": f"{fit[-1]['content']}{BETWEEN}{message['content']}"}
         else:
             fit.append(message)
-        joins = message["role"] == "user" and (late or not manners.runs)
+        joins = message["role"] == "user" and (moved or not manners.runs)
     return fit
 
 

@@ -10,6 +10,7 @@ from textwrap import shorten
 from typing import Any
 
 from dali.conversation import Message, encodable
+from dali.engine.text.generic_tools import in_words, takes_tools
 from dali.engine.text.manners import fitted
 from dali.engine.text.thinking import TAGS
 from dali.errors import UsageError, reason
@@ -31,20 +32,20 @@ def chat_prompt(
 ) -> list[int]:
     """Token ids of `messages`, ready for an answer, or for more of the answer that comes last among them.
 
-    What messages say is text: where it spells a control token, it becomes the letters of it. name: the model's, for errors.
+    What messages say is text: where it spells a control token, it becomes the letters of it. Tools that the template does not
+    take are told in words. name: the model's, for errors.
     """
     variables = dict(variables or {})
     template = tokenizer.get_chat_template(None, [*tools] if tools else None)
     _check_variables(tokenizer, name, template, variables)
-    if tools is not None and "tools" not in template:
-        raise UsageError(
-            f"The chat template of {name} takes no tools.", "Ask a model that was made for them."
-        )
     goes_on = bool(begun_answer(messages))
     try:
+        schemas = None if tools is None else [schema_of(tool) for tool in tools]
+        if not takes_tools(template):
+            messages, schemas = in_words(template, messages, schemas or ()), None
         rendered = tokenizer.apply_chat_template(
             _as_letters(tokenizer, fitted(tokenizer, template, messages)),
-            tools=None if tools is None else [_as_letters_of(tokenizer, schema_of(tool)) for tool in tools],
+            tools=None if schemas is None else [_as_letters_of(tokenizer, schema) for schema in schemas],
             add_generation_prompt=not goes_on,
             continue_final_message=goes_on,
             tokenize=False,
@@ -58,7 +59,7 @@ def chat_prompt(
         where = f" at line {lines[-1]}" if lines else ""
         raise UsageError(
             f"The chat template of {name} fails on this conversation{where} ({reason(error)}).",
-            "Give messages it is made for (some take no system prompt), or another template (`dali run --chat-template`).",
+            "Give messages it is made for, or another template (`dali run --chat-template`).",
         ) from error
     return _encode(tokenizer, encodable(rendered))
 

@@ -10,6 +10,7 @@ from dali.engine.text.calls.calling import Calling
 from dali.engine.text.calls.form import Form
 from dali.engine.text.calls.found import form_of
 from dali.engine.text.declared import Declared
+from dali.engine.text.generic_tools import AFTER, FORM, takes_tools
 from dali.engine.text.harmony import CHANNEL, MARKERS, MESSAGE, START, Harmony
 from dali.engine.text.piece import Piece
 from dali.engine.text.thinking import TAGS, Thinking
@@ -110,11 +111,16 @@ def calling_structure_of(
 
 
 def tells_calls(tokenizer: Any) -> bool:
-    """Whether the model takes tools, and its calls can be told apart."""
-    if not tokenizer.chat_template or "tools" not in _template_with_tools(tokenizer):
+    """Whether calls can be told apart in answers of the model, its own or those that it is asked for in words."""
+    if not tokenizer.chat_template:
         return False
     in_channels = {START, CHANNEL, MESSAGE} <= tokenizer.get_added_vocab().keys()
     return declares_calls(tokenizer) or in_channels or form_and_template(tokenizer)[0] is not None
+
+
+def generic_tools(tokenizer: Any) -> bool:
+    """Whether the model has a template, and is told of tools in dali's words as that takes none."""
+    return bool(tokenizer.chat_template) and not takes_tools(_template_with_tools(tokenizer))
 
 
 def declares_calls(tokenizer: Any) -> bool:
@@ -123,7 +129,9 @@ def declares_calls(tokenizer: Any) -> bool:
 
 
 def form_and_template(tokenizer: Any) -> tuple[Form | None, str]:
-    """The form of calls, None where it is not known, and the template that asks for it."""
+    """The form of calls, None where it is not known, and the template, or the words, that ask for it."""
+    if generic_tools(tokenizer):
+        return FORM, AFTER
     special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
     template = _template_with_tools(tokenizer)
     return form_of(template, special), template

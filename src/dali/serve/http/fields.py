@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Collection, Iterator, Mapping
 from textwrap import shorten
 from typing import Any
@@ -51,7 +51,7 @@ class Fields:
 
     def number(self, name: str, least: float | None = None, most: float | None = None) -> float | None:
         value: float | None = self._typed(name, int | float, "a number")
-        if value is not None and not math.isfinite(value):
+        if value is not None and not abs(value) <= sys.float_info.max:  # nor is NaN
             raise self.wrong(name, "a number")
         self._check_range(name, value, least, most)
         return value

@@ -19,10 +19,24 @@ DONE = b"data: [DONE]\n\n"
 HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 
+encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+
+
 def event(data: Any, name: str | None = None) -> bytes:
     """One event, `data` as JSON."""
-    text = f"data: {json.dumps(data, ensure_ascii=False, separators=(',', ':'))}\n\n"
+    text = f"data: {encode(data)}\n\n"
     return (text if name is None else f"event: {name}\n{text}").encode(errors="replace")
+
+
+class Alike:
+    """Events that all begin with the same fields, which are written as JSON once: one comes with every token."""
+
+    def __init__(self, head: dict[str, Any]) -> None:
+        self._head = f"data: {encode(head)[:-1]},"
+
+    def event(self, fields: dict[str, Any]) -> bytes:
+        """One with these fields, at least one, after them."""
+        return f"{self._head}{encode(fields)[1:]}\n\n".encode(errors="replace")
 
 
 def named_events(events: Iterable[dict[str, Any]]) -> bytes:

@@ -19,7 +19,7 @@ from dali.serve.generation.events import Answer, Delta, Finish, Part
 from dali.serve.generation.generation import Generation
 from dali.serve.http.errors import ApiError, api_error, error_body
 from dali.serve.http.fields import Fields
-from dali.serve.http.sse import DONE, PAUSE, PING, EventStream, cancelled_with, event
+from dali.serve.http.sse import DONE, PAUSE, PING, Alike, EventStream, cancelled_with, event
 from dali.serve.openai.usage import timings_of, usage_of
 from dali.serve.serving import Serving
 
@@ -88,9 +88,10 @@ async def _stream(
 ) -> AsyncGenerator[bytes, None]:
     if form.include_usage:
         head = head | {"usage": None}
+    alike = Alike(head)
     finishes = [Finish("abort")] * len(generation.choices)
     opening = [chunk for index in range(len(finishes)) for chunk in choices.opening(index)]
-    yield b"".join(event(head | {"choices": [chunk]}) for chunk in opening)
+    yield b"".join(alike.event({"choices": [chunk]}) for chunk in opening)
     async with aclosing(generation.deltas(PAUSE)) as deltas:
         async for delta in deltas:
             if delta is None:
@@ -104,8 +105,8 @@ async def _stream(
                 finishes[delta.choice] = delta.finish
                 end = {"timings": timings_of(delta.finish)}
             chunks = choices.chunks(delta)
-            out = [event(head | {"choices": [chunk]}) for chunk in chunks[:-1]]
-            out += [event(head | {"choices": [chunk]} | end) for chunk in chunks[-1:]]
+            out = [alike.event({"choices": [chunk]}) for chunk in chunks[:-1]]
+            out += [alike.event({"choices": [chunk]} | end) for chunk in chunks[-1:]]
             if out:
                 yield b"".join(out)
     usage = event(head | {"choices": [], "usage": usage_of(finishes, n)}) if form.include_usage else b""
