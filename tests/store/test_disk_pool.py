@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import random
 import threading
+import weakref
 
 import pytest
 import torch
@@ -222,3 +223,17 @@ def test_what_another_has_begun_to_read_is_not_read_again(path):
     assert everything.hold(EXPERTS)[4] == last.hold(1)[0]
     assert pool.counters().wanted_bytes == EXPERTS * DESCRIBED.record_bytes
     assert_leased(pool, 0, [3, 4, 0])
+
+
+def test_memory_stays_until_nothing_is_read_into_it(path):
+    for _ in range(20):
+        pool = DiskPool(path, 15, 15, depth=4)
+        arena, cache = weakref.ref(pool._arena._map), pool._cache._cache
+        for layer in range(LAYERS):
+            pool.look_ahead(layer, range(EXPERTS))
+        del pool
+        gc.collect()
+        assert arena() is not None
+        del cache
+        gc.collect()
+        assert arena() is None

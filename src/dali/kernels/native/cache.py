@@ -40,6 +40,7 @@ class ExpertCache:
             memory.shape[1],
             slots,
             depth,
+            memory,
         )
 
     def grow(self, slots: int) -> None:
