@@ -29,7 +29,7 @@ def kinds(model: nn.Module) -> dict[str, int]:
 def model(tmp_path, monkeypatch) -> nn.Module:
     """As loaded, before anything is fused."""
     with monkeypatch.context() as patch:
-        patch.setattr("dali.fused.fuse", lambda model, linears: None)
+        patch.setattr("dali.fused.fuse", lambda model, linears, losses=None: None)
         return load(tmp_path, monkeypatch, random_model("olmoe")).model
 
 

@@ -158,7 +158,7 @@ def test_a_call_that_fails_while_a_gpu_is_opened_is_said(driver, call):
 def on_cpu(directory, folder):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DALI_CACHE_DIR", str(folder / "cache"))
-        patch.setattr("dali.fused.fuse", lambda model, linears: None)
+        patch.setattr("dali.fused.fuse", lambda model, linears, losses=None: None)
         return dali.load(directory, quant="w4")
 
 

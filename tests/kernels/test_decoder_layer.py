@@ -41,7 +41,7 @@ def decoder_layer() -> native.DecoderLayer:
 def decode(layer: native.DecoderLayer, records: list[Tensor]) -> Tensor:
     torch.manual_seed(1)
     keys, values = torch.zeros(2, 1, WIDTH), torch.zeros(2, 1, WIDTH)
-    token = (0, keys.data_ptr(), values.data_ptr(), 1, 0, 0)
+    token = (0, keys.data_ptr(), values.data_ptr(), 1, 0, 0, False)
     turn = torch.ones(1, 1, WIDTH)
     held = native.ExpertRecords(LAYOUT, records)
     out, [(active, _)] = native.decode_layers(
