@@ -7,10 +7,13 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import httpx2
 import pytest
+
+from dali.cli.main import main
 
 CHAT = "/v1/chat/completions"
 
@@ -101,3 +104,30 @@ def test_it_listens_while_it_loads_and_ends_what_it_streams_when_it_is_stopped(c
         said = process.stderr.read()
     assert f"dali serves small at http://127.0.0.1:{port}" in said
     assert "Traceback" not in said
+
+
+def test_a_signal_that_comes_to_another_thread_stops_it(cache):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    ended, late = threading.Event(), []
+
+    def stop() -> None:
+        while True:
+            try:
+                if httpx2.get(f"http://127.0.0.1:{port}/health").status_code == 200:
+                    break
+            except httpx2.ConnectError:
+                pass
+            time.sleep(0.01)
+        time.sleep(0.2)  # the main thread waits by now
+        signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+        if not ended.wait(5):
+            late.append("the main thread never saw it")
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=stop)
+    thread.start()
+    code = main(["serve", "--port", str(port)])
+    ended.set()
+    thread.join()
+    assert (code, late) == (0, [])

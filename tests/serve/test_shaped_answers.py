@@ -114,6 +114,10 @@ def test_the_official_client_of_anthropic_parses_a_message(model):
         ({"response_format": {"type": "json_object", "schema": SCHEMA}}, Dog.model_validate_json),
         ({"json_schema": {"enum": [1, "two"]}}, lambda text: json.loads(text) in (1, "two")),
         ({"grammar": 'root ::= "yes" | "no"'}, lambda text: text in ("yes", "no")),
+        (
+            {"grammar": r'root ::= [\u00e0-\u00ff] "\U0001F600\u000a\\u0041"'},
+            lambda text: text[1:] == "😀\n\\u0041",
+        ),
         ({"grammar": "start: /[0-9]{3}/"}, lambda text: len(text) == 3 and text.isdigit()),
     ],
 )

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from dali.serve.serving import Serving
 
 GRACE = 5.0  # seconds that answers under way have to end in when the server is stopped
+SLICE = 0.5  # seconds after which a signal is seen that did not wake the thread that waits for it
 
 
 def _port(text: str) -> int:
@@ -149,7 +150,9 @@ def serve(llm: LLM, serving: Serving, server: Server, stop: Event, ram: int | No
         log.info(
             f"dali serves {serving.name} at {server.url} (base URL for OpenAI's clients: {server.url}/v1). Ctrl-C stops it."
         )
-        stop.wait()
+        # In slices: a signal that the system hands to another thread wakes nobody here, and is seen when the next slice begins.
+        while not stop.wait(SLICE):
+            pass
         if service.running:
             log.info(f"Stopping; answers under way have {GRACE:.0f} seconds to end.")
         service.stop(GRACE)

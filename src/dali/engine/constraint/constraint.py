@@ -34,7 +34,9 @@ MULTIPLE = re.compile(r'\\?"multipleOf\\?"\s*:\s*(\d+(?:\.\d+)?(?:[eE][+-]?\d+)?
 # Of an error: our own grammar, which has the client's in it, and where in that it is.
 NOT_SAID = re.compile(
     r"(?m)^\s*\d+ \|.*$|^[\s^~]*$|^at \d+\(\d+\): |failed to compile JSON schema: |<non-verbose/>"
+    r"| Enable '\w+' option [^\n]*"
 )
+NOTHING = "NoExtensionBias"  # what llguidance calls a grammar without a text
 
 
 class Grammar:
@@ -133,7 +135,7 @@ def _check(matcher: LLMatcher) -> None:
 
 def refused(error: str) -> UsageError:
     """What a client is told of what llguidance says."""
-    said = " ".join(NOT_SAID.sub("", error).split()).rstrip(".")
+    said = " ".join(NOT_SAID.sub("", error).replace(NOTHING, "nothing follows it").split()).rstrip(".")
     return UsageError(
         f"An answer cannot be held to this grammar or schema: {said[:400]}.",
         "Leave out what is named, or make it simpler.",

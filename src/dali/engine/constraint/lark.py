@@ -18,6 +18,8 @@ WHITE = r"/[ \n]{0,2}/"  # around reasoning, where models were taught line break
 # JSON on one line: where they may, small models go on with white space for ever.
 COMPACT = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}
 
+LITERAL = ("const", "enum", "default", "examples")  # keywords whose values are no schemas
+
 HEAD = '%llguidance {"no_forcing": true}'  # which tokens spell a text is the model's choice
 
 
@@ -52,6 +54,8 @@ class Lark:
                 f"A schema cannot be {schema!r:.60}.",
                 "Give a JSON schema as a dict: pydantic's model_json_schema() makes one.",
             )
+        if not lenient:
+            _check_counts(schema)
         whole = {"not": {}} if schema is False else {} if schema is True else schema
         try:
             return self.rule("%json " + json.dumps({**whole, "x-guidance": options}))
@@ -102,6 +106,25 @@ class Lark:
             name = self._names[key] = f"{kind}{len(self._names)}"
             self._lines.append(f"{name}{options}: {body}")
         return self._names[key]
+
+
+def _check_counts(schema: Any) -> None:
+    """UsageError where properties are counted that may come twice: llguidance lets those that `properties` does not name."""
+    waiting = [schema]
+    while waiting:
+        part = waiting.pop()
+        if not isinstance(part, Mapping):
+            waiting += part if isinstance(part, list) else []
+            continue
+        waiting += [inner for name, inner in part.items() if name not in LITERAL]
+        least, required = part.get("minProperties"), part.get("required")
+        named = len(required) if isinstance(required, list) else 0
+        free = part.get("additionalProperties") is not False or part.get("patternProperties")
+        if isinstance(least, int | float) and least > max(named, 1) and free:
+            raise UsageError(
+                f"An answer cannot be held to minProperties {least} where names are free: the same one may come twice.",
+                "Leave it out, or name as many properties in `required`.",
+            )
 
 
 def without(texts: Iterable[str]) -> str:

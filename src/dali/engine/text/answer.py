@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,6 +24,7 @@ from dali.errors import UsageError
 GIVEN = "given"  # a client's own grammar
 MOST_GBNF = 2**14  # letters: making Lark of it takes as long as their square
 GBNF = re.compile(r"(?m)^\s*[\w-]+\s*::=")
+ESCAPE = re.compile(r"(?s)\\(?:u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8})|.)")
 OPENINGS = "|".join(letters(opening) for opening, _ in TAGS)
 NO_REASONING = rf"~/\s*({OPENINGS})(?s:.*)/"  # a text that begins so would be taken for it
 
@@ -118,10 +120,18 @@ def _as_lark(grammar: str) -> str:
             "Write it in llguidance's Lark.",
         )
     try:
-        return gbnf_to_lark(grammar)
+        return gbnf_to_lark(ESCAPE.sub(_letter, grammar))
     except Exception as error:  # its parser has errors of all kinds
         said = " ".join(str(error).split()) or type(error).__name__
         raise UsageError(
             f"The grammar is no GBNF that can be used ({said[:200]}).",
             "Correct it, or write it in llguidance's Lark.",
         ) from error
+
+
+def _letter(escape: re.Match[str]) -> str:
+    """An escape of GBNF without \\u and \\U, of which llguidance drops the leading zeros."""
+    code = int(escape[1] or escape[2] or "0", 16)
+    if not code or code > sys.maxunicode or 0xD800 <= code < 0xE000:
+        return escape[0]
+    return f"\\x{code:02x}" if code < 256 else chr(code)
