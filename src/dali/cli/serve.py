@@ -132,8 +132,9 @@ def serve(llm: LLM, serving: Serving, server: Server, stop: Event, ram: int | No
 
     fit = side_by_side(llm, limit_states(llm, ram))
     if fit < serving.options.parallel:
+        answers = "1 answer" if fit == 1 else f"{fit} answers"
         log.info(
-            f"The memory that is left holds keys and values ({llm.engine.cache_type}) of {fit} answers at once that may take the "
+            f"The memory that is left holds keys and values ({llm.engine.cache_type}) of {answers} at once that may take the "
             f"whole context of {llm.ctx_size} tokens; others wait for them. A lower --ctx-size lets more answer at once, as does "
             "max_tokens in requests."
         )

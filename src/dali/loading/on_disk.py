@@ -22,6 +22,9 @@ from dali.units import enough, size
 MARGIN = 2**29  # bytes left to others where nobody says how much dali may take
 STEP = 512  # prompt tokens of the smallest chunks
 WORKING = 2**27  # bytes for what does not grow with a step: buffers, readers, the allocator's own
+LOADED = (
+    2**26
+)  # bytes that loading takes beside weights: modules, tables, the model's own Python; known only when it is done
 
 
 def fit(
@@ -49,7 +52,8 @@ def _plan(misfit: DoesNotFit, what: object, options: LoadOptions, top_k: int, co
     used = own_memory()
     allowed = used + available_ram() - MARGIN if ram is None else ram
     layout = largest(misfit.layouts)
-    least = used + misfit.dense_bytes + step_bytes(layout, top_k, config, STEP) + top_k * layout.record_bytes
+    least = used + LOADED + misfit.dense_bytes + step_bytes(layout, top_k, config, STEP)
+    least += top_k * layout.record_bytes
     if least > allowed:
         raise too_small(what, least, ram, allowed)
     return DiskPlan(allowed, ram is not None, top_k)

@@ -107,7 +107,9 @@ def _context(
 def _tell(loaded: LoadedModel, pool: DiskPool, plan: DiskPlan, notify: Callable[[str], None]) -> None:
     held, all_of_them = pool.slots, pool.layers * pool.experts
     where = "" if pool.direct else ", whose file system reads through the page cache"
-    notify(
+    all_fit = f"RAM has room for all {held} experts, read from {pool.path}{where} as they are wanted."
+    part = (
         f"RAM has room for {held} of {all_of_them} experts ({size(pool.nbytes)} of {size(pool.stored_bytes)}): the others are "
-        f"read from {pool.path}{where} when they are wanted, which is slower. dali takes {size(plan.ram)} in all."
+        f"read from {pool.path}{where} when they are wanted, which is slower."
     )
+    notify(f"{all_fit if held == all_of_them else part} dali takes {size(plan.ram)} in all.")

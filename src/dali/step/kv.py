@@ -179,9 +179,17 @@ class LayerKV:
         self._move(keys[:, :0].to(device), values[:, :0].to(device), capacity, 0)
         assert self._keys is not None
         assert self._values is not None
-        for begin, keys, values in stretches:
-            start, stop = max(begin, first), min(begin + keys.shape[1], end)
-            if start < stop:
-                into, rows = slice(start - first, stop - first), slice(start - begin, stop - begin)
-                self._keys[:, into], self._values[:, into] = keys[:, rows], values[:, rows]
+        begins, all_keys, all_values = zip(*stretches, strict=True)
+        cuts = [slice(max(first - begin, 0), end - begin) for begin in begins]
+        _join([part[:, cut] for part, cut in zip(all_keys, cuts, strict=True)], self._keys[:, :length])
+        _join([part[:, cut] for part, cut in zip(all_values, cuts, strict=True)], self._values[:, :length])
         self.first, self.length = first, length
+
+
+def _join(parts: list[Tensor], into: Tensor) -> None:
+    """Copy stretches of tokens that follow one another, [heads, tokens, width] each, in one call: one a stretch takes longer to
+    begin than to copy."""
+    if into.device == parts[0].device:
+        torch.cat(parts, 1, out=into)
+    else:
+        into.copy_(torch.cat(parts, 1))

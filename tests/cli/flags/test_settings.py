@@ -232,7 +232,7 @@ def test_llama_cpps_number_of_layers_is_no_number_of_tokens(refused):
 def test_verbs_without_an_accelerator_say_so(refused, verb, given, capsys):
     code, problem, fix = refused(verb, *given)
     assert (code, problem) == (2, f"Unrecognized arguments: {given[0]}.")
-    assert fix.startswith("Only `dali run` takes an accelerator")
+    assert fix.startswith("`dali run` and `dali serve` take an accelerator")
     with pytest.raises(SystemExit):
         main([verb, "--help"])
     assert "on the CPU" in " ".join(capsys.readouterr().out.split())
