@@ -131,7 +131,9 @@ def test_memory_is_reckoned_as_it_is_taken(saved):
     assert held < source.dense.nbytes * 1.2 < wide  # rows are padded to tiles
     weights = sum(layout.record_bytes * 8 for layout in llm.loaded.layouts)
     with pytest.raises(DaliError, match="needs"):
-        dali.load(path, ram=2**30 + weights + held - 1, device="sim:paper")  # for which experts do not stay on disk
+        dali.load(
+            path, ram=2**30 + weights + held - 1, device="sim:paper"
+        )  # for which experts do not stay on disk
     dali.load(path, ram=2**30 + weights + held)
 
 
