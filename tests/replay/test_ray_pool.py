@@ -41,7 +41,7 @@ def test_without_ray_its_name_is_told_with_how_to_get_it(folder, monkeypatch, ca
     assert main(["simulate", "tiny.npz", "--workers", "ray"]) == 2
     assert capsys.readouterr().err.splitlines() == [
         "error: Ray, which was asked for, is not installed.",
-        "Install it: `pip install 'dali-moe[ray]'`.",
+        "Install it: `pip install 'ray[serve]'`.",
     ]
 
 

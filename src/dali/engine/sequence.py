@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from itertools import count
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from dali.engine.constraint.constraint import Constraint
 from dali.engine.draft.ngrams import NGrams
 from dali.engine.logprobs import TokenLogprob, token_logprob
 from dali.engine.prefix.reading import Reading
@@ -18,6 +18,9 @@ from dali.engine.text.text import Text
 from dali.errors import DaliError
 from dali.step.kv import Reservation
 from dali.step.state import SequenceState
+
+if TYPE_CHECKING:
+    from dali.engine.constraint.constraint import Constraint
 
 _NUMBERS = count()
 

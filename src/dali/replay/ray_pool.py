@@ -17,7 +17,7 @@ def check_ray() -> None:
     """UsageError: it is not installed."""
     if importlib.util.find_spec("ray") is None:
         raise UsageError(
-            "Ray, which was asked for, is not installed.", "Install it: `pip install 'dali-moe[ray]'`."
+            "Ray, which was asked for, is not installed.", "Install it: `pip install 'ray[serve]'`."
         )
 
 

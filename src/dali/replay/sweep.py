@@ -155,13 +155,7 @@ def _on_disk(cell: Cell, trace: Trace, steps: Sequence[Forward]) -> Outcome:
     everywhere = places + (slots * trace.layers + SCRATCH if slots else 0)
     missing = [] if tier.ahead is None or replay.predicts_ahead else ["predictions"]
     row = {
-        "policy": cell.policy,
-        "trace": trace.name,
-        "profile": cell.profile,
-        "shape": cell.shape,
-        "batch": cell.batch,
-        "cache_slots": cell.cache_slots,
-        "slots": slots,
+        **_which(cell, trace, slots),
         "ram": cell.ram,
         "ram_places": places,
         "tokens": result.tokens,
@@ -229,8 +223,8 @@ def missing_signals(system: System, trace: Trace, predictor: str | None, predict
     return f"signal missing: {', '.join(sorted(missing))}" if missing else "complete"
 
 
-def _row(cell: Cell, trace: Trace, steps: Sequence[Forward], hit_rate: float) -> Row:
-    slots = slots_of(cell.cache_slots, trace)
+def _which(cell: Cell, trace: Trace, slots: int) -> Row:
+    """What a row is of."""
     return {
         "policy": cell.policy,
         "trace": trace.name,
@@ -239,6 +233,13 @@ def _row(cell: Cell, trace: Trace, steps: Sequence[Forward], hit_rate: float) ->
         "batch": cell.batch,
         "cache_slots": cell.cache_slots,
         "slots": slots,
+    }
+
+
+def _row(cell: Cell, trace: Trace, steps: Sequence[Forward], hit_rate: float) -> Row:
+    slots = slots_of(cell.cache_slots, trace)
+    return {
+        **_which(cell, trace, slots),
         "tokens": sum(len(step.rows) for step in steps if not step.prefill),
         "hit_rate": _rounded(hit_rate),
         "cold_hit_rate": None,

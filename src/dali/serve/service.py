@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("dali")
 
-# Seconds after which a thread that computes in Python lets another. With Python's own 5 ms the event loop keeps the one that
-# steps waiting; at a tenth of a millisecond they change over too often (benchmarks/serving/streams.py).
+# Seconds after which a thread that computes in Python lets another, for the whole process. With Python's own 5 ms the event loop
+# can keep the one that steps waiting for as long; what it waits now is in benchmarks/serving/streams.py (beside_ms).
 SWITCH = 0.0005
 
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from threading import Lock
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from dali.engine.constraint.constraint import Constraint, Grammar
-from dali.engine.constraint.vocabulary import Vocabulary
+if TYPE_CHECKING:
+    from dali.engine.constraint.constraint import Constraint, Grammar
+    from dali.engine.constraint.vocabulary import Vocabulary
 
 MOST = 16  # that are kept; programs ask for the same few again and again
 
 
 class Grammars:
-    """From any thread."""
+    """From any thread. llguidance is imported when the first answer is held to something, which most never are."""
 
     def __init__(self, tokenizer: Any, eos: frozenset[int]) -> None:
         """eos: tokens that end an answer."""
@@ -26,6 +27,8 @@ class Grammars:
     @property
     def vocabulary(self) -> Vocabulary:
         """Read when it is first asked for: most who load a model never do."""
+        from dali.engine.constraint.vocabulary import Vocabulary
+
         with self._lock:
             if self._vocabulary is None:
                 self._vocabulary = Vocabulary(self._tokenizer, self._eos)
@@ -33,6 +36,8 @@ class Grammars:
 
     def constraint(self, source: str) -> Constraint:
         """For one answer of the grammar `source`. UsageError: it cannot be compiled."""
+        from dali.engine.constraint.constraint import Grammar
+
         vocabulary = self.vocabulary
         with self._lock:
             grammar = self._compiled.pop(source, None)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from dali.engine.constraint.vocabulary import Vocabulary
 from dali.errors import UsageError, reason
+
+if TYPE_CHECKING:
+    from dali.engine.constraint.vocabulary import Vocabulary
 
 Schema = Mapping[str, Any] | bool
 

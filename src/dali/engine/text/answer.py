@@ -6,20 +6,20 @@ import json
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from llguidance.gbnf_to_lark import gbnf_to_lark
-
-from dali.engine.constraint.constraint import Constraint
 from dali.engine.constraint.grammars import Grammars
 from dali.engine.constraint.lark import ANY, Lark, letters, without
 from dali.engine.constraint.shape import Shape
-from dali.engine.constraint.vocabulary import Vocabulary
 from dali.engine.text.calls.form import Form, Function, Written, functions_of
 from dali.engine.text.harmony import Harmony
 from dali.engine.text.structure import Structure, form_and_template
 from dali.engine.text.thinking import TAGS
 from dali.errors import UsageError
+
+if TYPE_CHECKING:
+    from dali.engine.constraint.constraint import Constraint
+    from dali.engine.constraint.vocabulary import Vocabulary
 
 GIVEN = "given"  # a client's own grammar
 MOST_GBNF = 2**14  # letters: making Lark of it takes as long as their square
@@ -112,6 +112,8 @@ def _in_channels(
 
 def _as_lark(grammar: str) -> str:
     """UsageError: GBNF that is none, or that llguidance cannot make Lark of."""
+    from llguidance.gbnf_to_lark import gbnf_to_lark
+
     if not GBNF.search(grammar):
         return grammar
     if len(grammar) > MOST_GBNF:

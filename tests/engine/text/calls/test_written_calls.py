@@ -104,20 +104,18 @@ def test_only_the_tool_that_is_named_is_called(template):
     ]
 
 
+def one_call_grammar(template, name):
+    tokenizer = scripted_tokenizer()
+    vocabulary = Grammars(tokenizer, frozenset([tokenizer.eos_token_id])).vocabulary
+    return answer_grammar(
+        vocabulary, Shape(must_call=True), Plain(), form_of(template), template, as_tools({name: {}}), 1
+    )
+
+
 @pytest.mark.parametrize("template", UNWRITTEN)
 def test_a_form_that_nobody_has_written_down_is_refused(template):
-    tokenizer = scripted_tokenizer()
-    grammars = Grammars(tokenizer, frozenset([tokenizer.eos_token_id]))
     with pytest.raises(UsageError, match="form"):
-        answer_grammar(
-            grammars.vocabulary,
-            Shape(must_call=True),
-            Plain(),
-            form_of(template),
-            template,
-            as_tools({"f": {}}),
-            1,
-        )
+        one_call_grammar(template, "f")
 
 
 @pytest.mark.parametrize(
@@ -184,15 +182,5 @@ def test_schemas_that_are_none_are_refused_or_passed_over(template):
 
 
 def test_a_name_that_not_every_form_can_write_is_refused():
-    tokenizer, template = scripted_tokenizer(), TEMPLATES["hermes"]
-    grammars = Grammars(tokenizer, frozenset([tokenizer.eos_token_id]))
     with pytest.raises(UsageError, match="a b"):
-        answer_grammar(
-            grammars.vocabulary,
-            Shape(must_call=True),
-            Plain(),
-            form_of(template),
-            template,
-            as_tools({"a b": {}}),
-            1,
-        )
+        one_call_grammar(TEMPLATES["hermes"], "a b")
