@@ -44,8 +44,9 @@ VERB = Verb(
 
 def main(settings: Settings) -> int:
     path = own.own_path() if settings.output is None else Path(settings.output)
-    for file in filter(None, (path, settings.html and Path(settings.html))):
-        own.check_writable(file)
+    own.check_writable(path)
+    if settings.html is not None:
+        own.check_writable(Path(settings.html))
     with importing():
         from dali.probe import report, whole
     with share_bar("Measuring", sum(whole.PARTS.values())) as advance:

@@ -59,7 +59,7 @@ def this_machine(folder: Path) -> Machine:
 
 
 def differences(measured: Machine, here: Machine) -> list[str]:
-    """What makes `here` another machine than the one measured, in words. Disk and GPU, which are changed by themselves, do not."""
+    """What makes `here` another machine than the one measured, in words. Disk and GPU, which are changed alone, do not."""
     found = []
     if (measured.cpu, measured.cores) != (here.cpu, here.cores):
         found.append(f"{measured.cores} cores of {measured.cpu}, not {here.cores} of {here.cpu}")

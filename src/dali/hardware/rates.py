@@ -5,8 +5,8 @@ Of one format, at one number of tokens, both the bytes that are read and the ope
     seconds(tokens) = fixed(tokens) + weights x rate(tokens)
 
 whichever of the two binds. Two measured shapes give both; one gives the rate alone. A format that was not measured goes by its
-relative below, which is unpacked alike: its first token by bytes, as that is bound by reading them, and what further tokens add by
-weights, as that is arithmetic on the same numbers.
+relative below, which is unpacked alike: its first token by bytes, as that is bound by reading them, and what further tokens add
+by weights, as that is arithmetic on the same numbers.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import cycle
 
 import torch
@@ -124,9 +125,13 @@ def _table(
         if found and found[max(found)].value * tokens / max(found) > LONGEST:
             break
         x = torch.randn(tokens, columns).to(torch.bfloat16)
-        found[tokens] = _reading(f"{format} linears", lambda x=x: next(linears)(x), clock)  # type: ignore[misc]
+        found[tokens] = _reading(f"{format} linears", partial(_next, linears, x), clock)
     nbytes = rows * columns * kind.dtype.itemsize if kind.dtype else kind.matrix_bytes(rows, columns)
     return _as_table("linear", format, columns, rows, found, nbytes, source)
+
+
+def _next(linears: Iterator[Callable[[Tensor], Tensor]], x: Tensor) -> Tensor:
+    return next(linears)(x)
 
 
 def _router(clock: Clock, source: str) -> Table:
@@ -135,7 +140,7 @@ def _router(clock: Clock, source: str) -> Table:
     found: Measured = {}
     for tokens in TOKENS:
         x = torch.randn(tokens, HIDDEN).to(torch.bfloat16)
-        found[tokens] = _reading("a router", lambda x=x: router(x), clock)  # type: ignore[misc]
+        found[tokens] = _reading("a router", partial(router, x), clock)
     return _as_table("router", "bf16", HIDDEN, ROUTED, found, weight.nbytes, source)
 
 

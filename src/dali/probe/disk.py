@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from random import Random
 
@@ -61,7 +62,7 @@ def trial_file(folder: Path) -> Iterator[Path]:
         free = shutil.disk_usage(folder).free
         if free < SPARE * FILE:
             raise NotMeasured(
-                f"The disk of {folder} has {free / 2**30:.1f} GiB free, and measuring it takes {SPARE * FILE / 2**30:.0f} GiB to spare."
+                f"The disk of {folder} has {free / 2**30:.1f} GiB free, and measuring it takes {SPARE * FILE / 2**30:.0f}."
             )
         descriptor, name = tempfile.mkstemp(prefix="measuring-", dir=folder)
     except OSError as error:
@@ -90,10 +91,8 @@ def measure(path: Path, clock: Clock) -> Disk:
         reads = Reads(file, path, clock)
         found = Disk(file.direct, repeat("the disk's latency", reads.latency, clock))
         for depth in DEPTHS:
-            speed = repeat(
-                "the disk's bandwidth", lambda depth=depth: reads.bandwidth(depth), clock, 2 * TRIAL
-            )  # type: ignore[misc]
-            found.bandwidths[depth] = speed
+            speed = partial(reads.bandwidth, depth)
+            found.bandwidths[depth] = repeat("the disk's bandwidth", speed, clock, 2 * TRIAL)
         return found
     except ReadError as error:
         raise NotMeasured(f"{path}: {error}.") from error

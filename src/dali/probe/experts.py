@@ -41,6 +41,7 @@ class Experts:
     compute: Callable[..., None] = native.compute_experts
     _next: int = 0
     _records: Tensor = field(init=False)
+    _made: dict[tuple[int, int], tuple[Tensor, Tensor, Tensor, list[int]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         size = self.layout.record_bytes
@@ -64,12 +65,12 @@ class Experts:
         return repeat(what, many(lambda: self.seconds(count, tokens), count), self.clock)
 
     def _call(self, count: int, tokens: int) -> tuple[Tensor, Tensor, Tensor, list[int]]:
-        pairs, hidden = count * tokens, self.layout.shape.hidden
-        if not hasattr(self, "_made") or self._made[0] != (count, tokens):
-            x = torch.randn(pairs, hidden)
-            self._made = (count, tokens), x, torch.empty_like(x), torch.arange(pairs)
-        _, x, rows, slots = self._made
-        return x, rows, slots, list(range(0, pairs + 1, tokens))
+        """Activations, rows for the results, and which token is whose; made once for calls that are alike."""
+        if (count, tokens) not in self._made:
+            x = torch.randn(count * tokens, self.layout.shape.hidden)
+            offsets = list(range(0, len(x) + 1, tokens))
+            self._made = {(count, tokens): (x, torch.empty_like(x), torch.arange(len(x)), offsets)}
+        return self._made[count, tokens]
 
 
 def at_once(tokens: int) -> int:

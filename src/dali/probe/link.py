@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import cycle
 from typing import Any
@@ -17,10 +17,10 @@ from dali.kernels.gpu.experts import PASSES, experts_macros
 from dali.kernels.native.experts import ExpertRecords, native_layout
 from dali.kernels.native.library import DTYPES
 from dali.probe.experts import layout_of, record, table
-from dali.probe.reading import Clock, Reading, repeat
+from dali.probe.reading import Clock, Reading, reading_of, repeat
 from dali.store.arena import Arena
 
-Module = Callable[[str, Mapping[str, int]], Any]  # a file of kernels and its macros -> the kernels, loaded
+Module = Callable[[str, dict[str, int]], Any]  # a file of kernels and its macros -> the kernels, loaded
 
 FORMATS = ("w4", "w8", "q4k", "q6k", "mxfp4")
 SHAPES = ((2048, 768), (2880, 2880))
@@ -160,7 +160,7 @@ def _link(layer: OneLayer, clock: Clock, found: Found, source: str) -> None:
         return max(copied, NOTHING) / AT_ONCE
 
     found.figures["link_contended"] = repeat("the link beside the CPU", both, clock).under(size)
-    beside = repeat("the CPU's experts beside copies", iter(experts * 15).__next__, clock)
+    beside = reading_of("the CPU's experts beside copies", experts)
     found.tables.append(table(layer.layout, {1: beside}, source, beside="copies"))
 
 

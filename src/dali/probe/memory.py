@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import cycle
 
 import torch
 from torch import Tensor
@@ -91,6 +92,5 @@ def _bandwidth(memory: Tensor, count: int, clock: Clock, read: Callable[[Tensor]
 
 def _round(memory: Tensor) -> Iterator[Tensor]:
     """Its pieces, over and over."""
-    parts: Sequence[Tensor] = memory[: len(memory) // PIECE * PIECE].split(PIECE) or [memory]
-    while True:
-        yield from parts
+    piece = min(len(memory), PIECE)
+    yield from cycle([memory[at : at + piece] for at in range(0, len(memory) - piece + 1, piece)])

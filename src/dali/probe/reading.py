@@ -67,6 +67,11 @@ def repeat(what: str, measure: Callable[[], float], clock: Clock, seconds: float
         raise DaliError(
             f"{len(found)} of {asked} readings of {what} are times at all: the clock jumps.", AGAIN
         )
+    return reading_of(what, found)
+
+
+def reading_of(what: str, found: list[float]) -> Reading:
+    """Of readings that were taken. DaliError as for `repeat`."""
     if _apart(found) > APART:
         raise DaliError(
             f"Readings of {what} are {_apart(found):.0f} times apart: something else uses this machine.",

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import date
+from pathlib import Path
 from threading import Event, Thread
 
 import torch
@@ -23,6 +24,7 @@ from dali.probe.reading import Clock, Reading
 from dali.probe.watch import Watch
 from dali.store.arena import Arena
 from dali.store.cache import cache_root
+from dali.store.direct_io import DirectFile
 from dali.units import size
 
 PARTS = {"memory": 2, "experts": 16, "checks": 6, "linears": 6, "disk": 9, "steps": 6, "GPU": 10}
@@ -176,9 +178,9 @@ def _disk(draft: Draft, pool: Arena, clock: Clock) -> None:
 
 
 @contextmanager
-def reading(path: disk.Path, clock: Clock) -> Iterator[None]:
+def reading(path: Path, clock: Clock) -> Iterator[None]:
     """One thread reads the file at random places meanwhile."""
-    file = disk.DirectFile(path)
+    file = DirectFile(path)
     reads, over = disk.Reads(file, path, clock), Event()
 
     def run() -> None:
