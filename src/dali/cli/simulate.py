@@ -139,7 +139,7 @@ def main(settings: Settings) -> int:
 
 def _profile(settings: Settings) -> str:
     """This machine's own profile, if it says all that the replays ask of it; else the published one."""
-    if settings.cache_only:
+    if settings.cache_only or settings.workers == RAY:  # whose machines have profiles of their own
         return PROFILE
     mine = own.find(log.warning)
     slots = settings.cache_slots or (("0",) if settings.ram else ("50%",))
