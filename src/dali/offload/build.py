@@ -93,11 +93,7 @@ def accelerate(
     budget = None
     if device is None:
         device, on_gpu, budget = _open(options, loaded, engine, decoder, notify)
-    profile = options.planning_profile()
-    if profile is None:
-        assert isinstance(device, GpuSlots)
-        profile = unnamed_profile(device.gpu, notify)
-    costs = _costs(loaded, profile)
+    costs = _costs(loaded, options.planning_profile() or _unnamed_profile(device, notify))
     routers = seam.routers(model, loaded.layout.shape.hidden)
     scores = None if routers is None else seam.scores(routers, model.config.get_text_config())
     residency, policies = _residency(loaded, device, options, costs, notify)
@@ -199,6 +195,11 @@ def _system(
     if "scores" in system.signals and not scored:
         notify(f"{system.title} decides without router scores: the routers of {model} give none.")
     return system
+
+
+def _unnamed_profile(device: Device, notify: Callable[[str], None]) -> Profile:
+    assert isinstance(device, GpuSlots)
+    return unnamed_profile(device.gpu, notify)
 
 
 def _executor(

@@ -153,6 +153,7 @@ def _link(layer: OneLayer, clock: Clock, found: Found, source: str) -> None:
 
     found.figures["link_bandwidth"] = repeat("the link", copy, clock).under(size)
     experts: list[float] = []
+    layer.both(AT_ONCE)  # memory for the step, once
 
     def both() -> float:
         copied, computed = layer.both(AT_ONCE)
