@@ -8,7 +8,7 @@ from itertools import repeat as forever
 import pytest
 
 from dali.errors import DaliError
-from dali.probe.reading import LEAST, MOST, PATIENCE, Reading, many, repeat
+from dali.probe.reading import LEAST, MOST, Reading, many, repeat
 
 
 def reading(values, seconds=1e9):
@@ -41,7 +41,7 @@ def test_what_is_no_time_is_left_out(bad):
 
 def test_a_clock_that_jumps_is_said():
     with pytest.raises(
-        DaliError, match=rf"0 of {PATIENCE} readings of it are times at all: the clock jumps"
+        DaliError, match=r"0 of \d+ readings of it are times at all: the clock jumps"
     ) as caught:
         reading(forever(-1.0))
     assert "dali bench hw" in caught.value.fix

@@ -11,7 +11,7 @@ from dali.errors import DaliError
 from dali.hardware.profile import APART
 
 LEAST, MOST = 3, 15  # readings of a figure
-PATIENCE = 60  # readings of one whose readings contradict each other
+PATIENCE, LONGEST = 60, 3.0  # readings, and seconds, of one whose readings contradict each other
 STEADY = 0.04  # spread with which no more are taken
 SHORTEST = 4e-3  # seconds of one
 SECONDS = 0.12  # that readings of one figure may take, once there are enough of them
@@ -55,7 +55,7 @@ def repeat(what: str, measure: Callable[[], float], clock: Clock, seconds: float
     found: list[float] = []
     begin, asked = clock(), 0
     while len(found) < LEAST or (asked < MOST and clock() - begin < seconds) or _apart(found) > APART:
-        if asked >= PATIENCE:
+        if asked >= PATIENCE or (asked >= MOST and clock() - begin > LONGEST):
             break
         asked += 1
         value = measure()
