@@ -107,3 +107,16 @@ def test_threads_are_doubled_and_all():
 def test_readings_end_before_a_call_would_take_too_long():
     found = experts.read_points(lambda tokens: experts.Reading(0.01 * tokens, 0, 3))
     assert list(found) == [1, 2, 4]  # eight experts of 8 tokens would take 0.64 s
+
+
+def test_figures_whose_readings_contradict_each_other_are_left_out_but_not_many(small, monkeypatch):
+    def contradict(*arguments):
+        raise DaliError("Readings of it are 11 times apart.", "Again.")
+
+    monkeypatch.setattr("dali.probe.dense.call_seconds", contradict)
+    profile = whole.measure(lambda part, share: None, small, MACHINE)
+    assert "cpu_call" not in profile.figures
+    assert any("11 times apart. It was left out." in note for note in profile.notes)
+    monkeypatch.setattr("dali.probe.dense._table", contradict)
+    with pytest.raises(DaliError, match="7 figures have readings ten times apart"):
+        whole.measure(lambda part, share: None, small, MACHINE)

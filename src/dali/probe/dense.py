@@ -25,12 +25,12 @@ ROUTED, HIDDEN = 128, 2048  # experts that a router chooses from, and what of
 TINY = (16, 32)
 
 
-def measure_tables(pool: Arena, clock: Clock, source: str) -> Iterator[Table]:
-    """A table a format and shape, and one of a router's."""
+def tables(pool: Arena, clock: Clock, source: str) -> Iterator[Callable[[], Table]]:
+    """What measures a table: for each format and shape, and for a router."""
     for format in FORMATS:
         for rows, columns in SHAPES:
-            yield _table(format, rows, columns, _linears(pool, format, rows, columns), clock, source)
-    yield _router(clock, source)
+            yield partial(_table, pool, format, rows, columns, clock, source)
+    yield partial(_router, clock, source)
 
 
 def call_seconds(clock: Clock) -> Reading:
@@ -111,15 +111,8 @@ def _plain(weight: Tensor) -> Callable[[Tensor], Tensor]:
     return lambda x: torch.nn.functional.linear(x, weight)
 
 
-def _table(
-    format: str,
-    rows: int,
-    columns: int,
-    linears: Iterator[Callable[[Tensor], Tensor]],
-    clock: Clock,
-    source: str,
-) -> Table:
-    kind = get_format(format)
+def _table(pool: Arena, format: str, rows: int, columns: int, clock: Clock, source: str) -> Table:
+    kind, linears = get_format(format), _linears(pool, format, rows, columns)
     found: Measured = {}
     for tokens in TOKENS:
         if found and found[max(found)].value * tokens / max(found) > LONGEST:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -112,12 +113,15 @@ def _scale(dtype: torch.dtype, values: int) -> Tensor:
     return torch.full((TILE_ROWS, values), value, dtype=dtype)
 
 
-def measure_tables(pool: Arena, clock: Clock, source: str) -> Iterator[Table]:
-    """A table a format and shape, by all threads."""
+def tables(pool: Arena, clock: Clock, source: str) -> Iterator[Callable[[], Table]]:
+    """What measures a table, by all threads: for each format and shape."""
+
+    def measure(layout: ExpertLayout) -> Table:
+        return table(layout, read_points(Experts(pool, layout, clock).read), source)
+
     for format in FORMATS:
         for hidden, intermediate in SHAPES:
-            experts = Experts(pool, layout_of(format, hidden, intermediate), clock)
-            yield table(experts.layout, read_points(experts.read), source)
+            yield partial(measure, layout_of(format, hidden, intermediate))
 
 
 def read_points(read: Callable[[int], Reading], tokens: Sequence[int] = TOKENS) -> Measured:

@@ -13,7 +13,7 @@ from dali.hardware.profile import APART
 LEAST, MOST = 3, 15  # readings of a figure
 PATIENCE, LONGEST = 60, 3.0  # readings, and seconds, of one whose readings contradict each other
 STEADY = 0.04  # spread with which no more are taken
-SHORTEST = 4e-3  # seconds of one
+SHORTEST = 6e-3  # seconds of one
 SECONDS = 0.12  # that readings of one figure may take, once there are enough of them
 AGAIN = "Close other programs, and run `dali bench hw` again."
 
@@ -37,16 +37,16 @@ class Reading:
 
 
 def many(seconds: Callable[[], float], share: float = 1.0) -> Callable[[], float]:
-    """The mean of so many calls that a reading takes SHORTEST: the system gives a processor to others for milliseconds, so that
-    shorter readings are either free of others or hit by them. `share`: what a call takes over what `seconds` says."""
+    """The median of so many calls that a reading takes SHORTEST: the system gives a processor to others for milliseconds, by
+    which a call that takes far less is hit hard or not at all. `share`: what a call takes over what `seconds` says."""
 
-    def mean() -> float:
+    def middle() -> float:
         found = [seconds()]
         while 0 < sum(found) * share < SHORTEST and len(found) < 100:
             found.append(seconds())
-        return statistics.mean(found)
+        return statistics.median(found)
 
-    return mean
+    return middle
 
 
 def repeat(what: str, measure: Callable[[], float], clock: Clock, seconds: float = SECONDS) -> Reading:

@@ -20,7 +20,7 @@ from dali.hardware.machine import Machine, this_machine
 from dali.hardware.profile import UNITS, Curve, Figure, Profile, Table
 from dali.kernels import native
 from dali.probe import dense, disk, experts, link, memory, step
-from dali.probe.reading import Clock, Reading
+from dali.probe.reading import AGAIN, Clock, Reading
 from dali.probe.watch import Watch
 from dali.store.arena import Arena
 from dali.store.cache import cache_root
@@ -31,6 +31,7 @@ PARTS = {"memory": 2, "experts": 16, "checks": 6, "linears": 6, "disk": 9, "step
 """What is measured, and about how many seconds each takes."""
 BESIDE = (1, 8, 64)  # tokens of experts that are measured beside reads
 GPU = "cuda"
+LEFT_OUT = 6  # figures that may be missing
 
 Tell = Callable[[str, int], None]
 """Told of each part that is through, and its share of the seconds."""
@@ -46,6 +47,7 @@ class Draft:
     curves: list[Curve] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     error: float = 0.0
+    _left_out: int = 0
 
     def figure(self, name: str, found: Reading, how: str) -> None:
         self.figures[name] = Figure(
@@ -56,6 +58,20 @@ class Draft:
             spread=found.spread,
             readings=found.count,
         )
+
+    @contextmanager
+    def optional(self) -> Iterator[None]:
+        """What fails in here is left out, and said. DaliError: too much was."""
+        try:
+            yield
+        except DaliError as error:
+            self.notes.append(f"{error.problem} It was left out.")
+            self._left_out += 1
+            if self._left_out > LEFT_OUT:
+                raise DaliError(
+                    f"{self._left_out} figures have readings ten times apart: something else uses this machine.",
+                    AGAIN,
+                ) from error
 
     def curve(self, name: str, x: str, unit: str, found: dict[int, float], how: str) -> None:
         points = tuple((float(at), value) for at, value in found.items())
@@ -117,9 +133,12 @@ def _memory(draft: Draft, pool: Arena, count: int, clock: Clock) -> None:
 
 def _experts(draft: Draft, pool: Arena, clock: Clock) -> None:
     how = f"{draft.source}: calls of 8 experts each of up to 8 tokens, and of fewer with more, from memory that no cache holds."
-    for table in experts.measure_tables(pool, clock, how):
-        draft.tables.append(table)
-    first = draft.tables[0]
+    needed, *others = experts.tables(pool, clock, how)
+    first = needed()
+    draft.tables.append(first)
+    for measured in others:
+        with draft.optional():
+            draft.tables.append(measured())
     named = f"{first.format} experts of {first.hidden} x {first.intermediate}"
     once, most = first.points[0][1], first.points[-1]
     bandwidth = min(first.bytes / once, draft.figures["memory_bandwidth"].value)
@@ -129,19 +148,26 @@ def _experts(draft: Draft, pool: Arena, clock: Clock) -> None:
 
 
 def _check(draft: Draft, pool: Arena, clock: Clock) -> None:
-    draft.error = experts.median_error(experts.check(draft.tables, pool, clock))
+    with draft.optional():
+        draft.error = experts.median_error(experts.check(draft.tables, pool, clock))
 
 
 def _dense(draft: Draft, pool: Arena, clock: Clock) -> None:
-    draft.tables += dense.measure_tables(
-        pool, clock, f"{draft.source}: one linear a call, from memory that no cache holds."
-    )
-    draft.figure("cpu_call", dense.call_seconds(clock), "a linear of 16 rows and 32 columns")
+    how = f"{draft.source}: one linear a call, from memory that no cache holds."
+    for measured in dense.tables(pool, clock, how):
+        with draft.optional():
+            draft.tables.append(measured())
     context = (
         f"a context of {dense.CONTEXT}, {dense.HEADS} heads, {dense.KV_HEADS} of keys and values, bfloat16"
     )
-    draft.figure("attention_bandwidth", dense.decoding_bandwidth(pool, clock), f"a token over {context}")
-    draft.figure("attention_rate", dense.prompt_rate(clock), f"{dense.PROMPT} tokens at the end of {context}")
+    with draft.optional():
+        draft.figure("cpu_call", dense.call_seconds(clock), "a linear of 16 rows and 32 columns")
+    with draft.optional():
+        draft.figure("attention_bandwidth", dense.decoding_bandwidth(pool, clock), f"a token over {context}")
+    with draft.optional():
+        draft.figure(
+            "attention_rate", dense.prompt_rate(clock), f"{dense.PROMPT} tokens at the end of {context}"
+        )
 
 
 def _disk(draft: Draft, pool: Arena, clock: Clock) -> None:
@@ -157,8 +183,8 @@ def _disk(draft: Draft, pool: Arena, clock: Clock) -> None:
                 layout = experts.layout_of("w4", *experts.SHAPES[0])
                 some = experts.Experts(pool, layout, clock)
                 points = {tokens: some.read(tokens) for tokens in BESIDE}
-    except disk.NotMeasured as why:
-        draft.notes.append(f"The disk was not measured. {why}")
+    except (disk.NotMeasured, DaliError) as why:
+        draft.notes.append(f"The disk was not measured. {str(why).splitlines()[0]}")
         return
     reads = f"records of {size(disk.RECORD)} at random places of {size(disk.FILE)}"
     draft.figure("disk_bandwidth", found.bandwidths[found.depth], f"{reads}, {found.depth} under way at once")
@@ -198,6 +224,11 @@ def reading(path: Path, clock: Clock) -> Iterator[None]:
 
 
 def _step(draft: Draft) -> None:
+    with draft.optional():
+        _overheads(draft)
+
+
+def _overheads(draft: Draft) -> None:
     found = step.overheads(step.shipped_model)
     how = f"the shipped model decoding {step.TOKENS} tokens, whose weights are next to nothing"
     draft.figure("layer_overhead", found.layer, f"a layer of {how}")
