@@ -9,14 +9,13 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from random import Random
 
 import torch
 from torch import Tensor
 
-from dali.probe.reading import Clock, Reading, repeat
+from dali.probe.reading import Clock, Reading, reading_of, repeat
 from dali.store.arena import Arena
 from dali.store.direct_io import PAGE, DirectFile, ReadError
 from dali.store.packed.speed import DEPTHS, GAIN
@@ -25,7 +24,7 @@ FILE = 2**29  # bytes that are written, and read at random places
 SPARE = 4  # times as many must be free
 RECORD = 2_654_208 // PAGE * PAGE  # bytes of a read: an expert of Qwen3-30B-A3B in w4
 SMALL = 32  # reads of a page, of which a reading of the latency is made
-TRIAL = 0.15  # seconds of one reading of the bandwidth
+TRIAL, ROUNDS = 0.15, 5  # seconds of one reading of the bandwidth, and readings of each
 
 
 class NotMeasured(Exception):
@@ -90,9 +89,14 @@ def measure(path: Path, clock: Clock) -> Disk:
     try:
         reads = Reads(file, path, clock)
         found = Disk(file.direct, repeat("the disk's latency", reads.latency, clock))
-        for depth in DEPTHS:
-            speed = partial(reads.bandwidth, depth)
-            found.bandwidths[depth] = repeat("the disk's bandwidth", speed, clock, 2 * TRIAL)
+        speeds: dict[int, list[float]] = {depth: [] for depth in DEPTHS}
+        for _ in range(
+            ROUNDS
+        ):  # in turn, so that what others do to the disk meanwhile hits all of them alike
+            for depth in DEPTHS:
+                speeds[depth].append(reads.bandwidth(depth))
+        for depth, values in speeds.items():
+            found.bandwidths[depth] = reading_of(f"the disk's bandwidth, {depth} reads at once", values)
         return found
     except ReadError as error:
         raise NotMeasured(f"{path}: {error}.") from error

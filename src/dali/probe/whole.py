@@ -31,6 +31,7 @@ PARTS = {"memory": 2, "experts": 16, "checks": 6, "linears": 6, "disk": 9, "step
 """What is measured, and about how many seconds each takes."""
 BESIDE = (1, 8, 64)  # tokens of experts that are measured beside reads
 GPU = "cuda"
+WIDE = 0.2  # spread that is said
 LEFT_OUT = 6  # figures that may be missing
 
 Tell = Callable[[str, int], None]
@@ -268,6 +269,11 @@ HOW = {
 
 def _profile(draft: Draft, machine: Machine) -> Profile:
     """Checked as one that is read. DaliError: it would not be taken back."""
+    wide = [
+        f"{name} by {100 * each.spread:.0f} %" for name, each in draft.figures.items() if each.spread > WIDE
+    ]
+    if wide:
+        draft.notes.append(f"Readings of one figure differ: {', '.join(wide)}. The machine was not quiet.")
     gpu = f", {machine.gpu}" if machine.gpu else ""
     about = (
         f"{machine.cpu}, {machine.cores} cores, {machine.memory / 2**30:.0f} GiB, disk {machine.disk}{gpu}"
