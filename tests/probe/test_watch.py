@@ -34,6 +34,8 @@ def test_stolen_time_is_said():
 def test_a_processor_that_slows_down_is_said():
     (said,) = notes(Moment(290, 5, 1200, 195, 50, 100), paces=(1.0, 1.3))
     assert "30 % slower at the end" in said
+    (said,) = notes(Moment(290, 5, 1200, 195, 50, 100), paces=(1.5, 1.0))
+    assert "50 % slower at first" in said
 
 
 @pytest.mark.parametrize("wall", [4000.0, -900.0])

@@ -77,6 +77,11 @@ class Watch:
             found.append(
                 f"The processor was {100 * drift:.0f} % slower at the end than at first: it is hot, saves power, or is shared."
             )
+        recovered = self._first / last - 1
+        if recovered > DRIFT:
+            found.append(
+                f"The processor was {100 * recovered:.0f} % slower at first than at the end: it saves power, or is shared."
+            )
         apart = (end.wall - begin.wall) - (end.steps - begin.steps)
         if abs(apart) > JUMP:
             found.append(
