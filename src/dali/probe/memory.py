@@ -81,6 +81,12 @@ def measure(pool: Arena, most: int, clock: Clock) -> tuple[dict[int, Reading], d
     return found[0], found[1]
 
 
+def pace(pool: Arena) -> float:
+    """Seconds of reading a piece by all threads; the fastest of a few, which other programs disturb least."""
+    pieces = _round(pool.all.flatten())
+    return min(native.read_seconds(next(pieces)) for _ in range(8))
+
+
 def _bandwidth(memory: Tensor, count: int, clock: Clock) -> Reading:
     pieces, what = _round(memory), f"memory's bandwidth with {count} threads"
     with threads(count):

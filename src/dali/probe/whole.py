@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import date
+from functools import partial
 from pathlib import Path
 from threading import Event, Thread
 
@@ -90,8 +91,9 @@ def measure(tell: Tell, clock: Clock = time.perf_counter, machine: Machine | Non
     machine = machine or this_machine(cache_root())
     count = torch.get_num_threads()
     pool = Arena(1, memory.pool_bytes())
+    pool.all.fill_(1)  # memory that nobody has touched is not there
     with memory.threads(count):
-        watch = Watch(pace(clock))
+        watch = Watch({"processor": pace(clock), "memory": partial(memory.pace, pool)})
         draft = Draft(f"dali bench hw, {count} threads")
         for part, measured in _parts(draft, pool, count, clock):
             measured()
