@@ -25,7 +25,7 @@ OTHERS = ((2048, 1024), (1536, 512), (4096, 1536))  # that are predicted, and me
 CHECKED = (1, 8, 64)  # tokens of those
 CHECKED_FORMATS = ("w4", "q6k")
 TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 512)
-LONGEST = 0.4  # seconds of one call; longer ones are left out
+LONGEST = 0.2  # seconds of one call; longer ones are left out
 MATRICES = 3
 
 Measured = dict[int, Reading]  # tokens -> seconds of one expert
