@@ -17,7 +17,7 @@ from dali.probe.reading import Clock, Reading, many, repeat
 from dali.store.arena import Arena
 
 FORMATS = ("w8", "w4", "q4k", "q6k", "bf16")  # the last by torch, as models that are not packed have them
-SHAPES = ((512, 2048), (4096, 2880))  # rows, columns
+SHAPES = ((512, 2048), (4096, 2880), (256, 512))  # rows, columns
 TOKENS = (1, 2, 4, 8, 16, 64, 512)
 HEADS, KV_HEADS, WIDTH = 32, 4, 128
 CONTEXT, PROMPT = 4096, 256

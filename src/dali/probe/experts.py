@@ -20,7 +20,8 @@ from dali.probe.reading import Clock, Reading, many, repeat
 from dali.store.arena import Arena
 
 FORMATS = ("w4", "w8", "q4k", "q6k", "mxfp4", "iq3_xxs", "bf16")  # others go by these: hardware/rates.py
-SHAPES = ((2048, 768), (2880, 2880))  # hidden, intermediate: of Qwen3-30B-A3B and gpt-oss-20b
+SHAPES = ((2048, 768), (2880, 2880), (512, 256))
+"""Hidden, intermediate: of Qwen3-30B-A3B and gpt-oss-20b, and so small that what a call takes by itself shows."""
 OTHERS = ((2048, 1024), (1536, 512), (4096, 1536))  # that are predicted, and measured to see how well
 CHECKED = (1, 8, 64)  # tokens of those
 CHECKED_FORMATS = ("w4", "q6k")
