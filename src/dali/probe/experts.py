@@ -16,7 +16,7 @@ from dali.kernels import native
 from dali.kernels.activation import Activation
 from dali.kernels.expert import ExpertLayout, ExpertShape
 from dali.kernels.formats import TILE_ROWS, Format, assemble, get_format, lines, round_up
-from dali.probe.reading import Clock, Reading, many, repeat
+from dali.probe.reading import Clock, Reading, check_order, many, repeat
 from dali.store.arena import Arena
 
 FORMATS = ("w4", "w8", "q4k", "q6k", "mxfp4", "iq3_xxs", "bf16")  # others go by these: hardware/rates.py
@@ -137,6 +137,7 @@ def read_points(read: Callable[[int], Reading], tokens: Sequence[int] = TOKENS) 
 
 def table(layout: ExpertLayout, found: Measured, source: str, device: str = "cpu", beside: str = "") -> Table:
     shape = layout.shape
+    check_order(f"{layout.format_name} experts", found)
     return Table(
         device,
         layout.format_name,

@@ -291,4 +291,7 @@ def _profile(draft: Draft, machine: Machine) -> Profile:
         tuple(draft.notes),
         draft.error,
     )
-    return Profile.from_json(profile.to_json(), "just measured")
+    try:
+        return Profile.from_json(profile.to_json(), "just measured")
+    except DaliError as error:
+        raise DaliError(f"What was measured contradicts itself. {error.problem}", AGAIN) from error
