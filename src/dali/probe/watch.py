@@ -66,7 +66,7 @@ class Watch:
         if others > BUSY:
             found.append(
                 f"Other programs took {100 * others:.0f} % of the processors meanwhile (load average before: "
-                f"{self._before:.1f}, on {self._cores} cores): times are too long."
+                f"{self._before:.1f}, on {self._cores} cores): times may be too long."
             )
         if stolen > STOLEN:
             found.append(
