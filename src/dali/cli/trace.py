@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from dali.cli.flags.model import Model
 from dali.cli.flags.option import SWITCH, flag
 from dali.cli.flags.sampling import Sampling
 from dali.cli.flags.verb import Verb
+from dali.cli.flags.written import check_written
 from dali.cli.model import find_model, load_model
 from dali.cli.plain_text import plain_text
 from dali.cli.terminal import log, meter
@@ -64,10 +64,7 @@ def main(settings: Settings) -> int:
     if len(settings.batch or (1,)) > 1:
         raise UsageError("`dali trace` records one batch size at a time.", "Give one number to --batch.")
     output = Path(settings.output)
-    if output.is_dir() or not os.access(output.parent, os.W_OK):
-        raise UsageError(
-            f"{settings.output!r} is no file that can be written.", "Name one in a writable folder."
-        )
+    check_written(settings.output)
     if settings.import_ is not None:
         return _convert(settings, settings.import_, output)
     if settings.experts is not None:

@@ -34,6 +34,7 @@ from dali.replay.residency import Link, Residency
 from dali.replay.shapes import Shape
 from dali.replay.steps import Forward
 from dali.replay.traces.trace import Array, Trace
+from dali.runtime.journal import Journal
 
 DRAWN = 6  # layers of a step are kept to be drawn
 SCRATCH = 16  # slots, as in a live run, beside the residents'
@@ -96,6 +97,7 @@ class Timeline:
         self._predicted_ahead = {} if ahead is None else recorded_predictions(trace, ahead.policy)
         self._foresees = self.predictor is None
         self._guards = Guards(decisions.assign, model.costs, trace.layers, guarded, self.predicts)
+        self.journal: Journal | None = None  # where somebody asks why
         self._now = self._step_began = 0.0
         self._period = Period()
         self._dense = dense_seconds(shape, model)
@@ -176,6 +178,8 @@ class Timeline:
                 Drawn(began - self._step_began, self._now - self._step_began, plan, workload, seen)
             )
         waiting = residency.scratch(layer)
+        if self.journal is not None:
+            self.journal.note(layer, workload, view, plan, waiting, self._now)
         guards.settle(layer, workload, view, plan, waiting, residency.residents(layer), predict_seconds)
         spanned = self._span(plan, workload, view)
         seconds, cpu_end, link_end = self._from_disk(
