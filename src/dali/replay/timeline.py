@@ -178,8 +178,6 @@ class Timeline:
                 Drawn(began - self._step_began, self._now - self._step_began, plan, workload, seen)
             )
         waiting = residency.scratch(layer)
-        if self.journal is not None:
-            self.journal.note(layer, workload, view, plan, waiting, self._now)
         guards.settle(layer, workload, view, plan, waiting, residency.residents(layer), predict_seconds)
         spanned = self._span(plan, workload, view)
         seconds, cpu_end, link_end = self._from_disk(
@@ -323,8 +321,10 @@ class Timeline:
             if self._tier is None or self._tier.holds(target, expert):
                 residency.fetch(target, expert)
 
-    def _count(self, layer: int, workload: Sequence[int], view: ResidencyView, plan: LayerPlan) -> None:
+    def _count(self, layer: int, workload: list[int], view: ResidencyView, plan: LayerPlan) -> None:
         result = self.result
+        if self.journal is not None:
+            self.journal.note(layer, workload, view, plan, self.residency.scratch(layer), self._now)
         active = [expert for expert, tokens in enumerate(workload) if tokens]
         result.hits[layer] += len(view.resident & set(active))
         result.lookups[layer] += len(active)

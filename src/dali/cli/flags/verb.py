@@ -121,7 +121,7 @@ class Verb(Generic[Settings]):
 def _with_values(arguments: Sequence[str], options: Sequence[Option]) -> Iterator[str]:
     """The arguments, with a value for each flag that may go without one and is followed by what is none."""
     takes = {f"--{option.name}": option.kind.takes for option in options if option.kind.takes is not None}
-    for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for word, following in zip(arguments, [*arguments[1:], ""], strict=False):
         yield f"{word}=true" if word in takes and not takes[word](following) else word
 
 

@@ -66,20 +66,29 @@ def _explained(note: Note, costs: ExpertCosts, top_k: int) -> LayerStep:
     step = LayerStep(note.step, note.layer, tokens, note.began, planned, reasons=why, planned=planned)
     by_expert = {reason.expert: reason for reason in why}
 
-    def told(expert: int, layer: int) -> dict[str, Any]:
-        if layer != note.layer or expert not in by_expert:
+    def told(lane: str, layer: int, expert: int) -> dict[str, Any]:
+        if lane == "disk":
+            return {"layer": layer, "expert": expert, "why": "not in RAM"}
+        if (
+            layer != note.layer
+            or expert not in by_expert
+            or (lane == "link" and expert not in note.plan.fetch)
+        ):
             return {"layer": layer, "expert": expert, "why": BACKGROUND}
         reason = by_expert[expert]
-        found = {"step": note.step, "layer": layer, "expert": expert, "tokens": note.workload[expert]}
+        found: dict[str, Any] = {
+            "step": note.step,
+            "layer": layer,
+            "expert": expert,
+            "tokens": note.workload[expert],
+        }
         found |= {"why": reason.why, "layer_seconds": planned}
         return found if reason.otherwise is None else found | {"layer_seconds_elsewhere": reason.otherwise}
 
     if note.spans:
-        slices = _from_clock(note, costs)
-        step.seconds = (
-            max([one.end for one in note.spans if one.label == f"join {note.layer}"], default=0.0)
-            - note.began
-        )
+        slices = list(_from_clock(note, costs))
+        summed = [span.end for span in note.spans if span.label == f"join {note.layer}"]
+        step.seconds = summed[0] - note.began if summed else planned
     else:
         slices = [
             (one.lane, note.layer, one.expert, note.began + one.start, note.began + one.end)
@@ -87,10 +96,8 @@ def _explained(note: Note, costs: ExpertCosts, top_k: int) -> LayerStep:
             if one.lane != "link" or one.expert in note.plan.fetch
         ]
     for lane, layer, what, start, end in slices:
-        number = isinstance(what, int)
-        step.slices.append(
-            Slice(lane, str(what), start, end, told(what, layer) if number else {"layer": layer})
-        )
+        said = told(lane, layer, what) if isinstance(what, int) else {"layer": layer}
+        step.slices.append(Slice(lane, str(what), start, end, said))
         step.counts["read"] += lane == "disk"
     for reason in why:
         step.counts[reason.place] += 1
