@@ -36,7 +36,7 @@ class Parser(argparse.ArgumentParser):
         if {"-m", "-p", "--model", "--prompt"} & words:  # llama.cpp's
             fix = f"Model and prompt come without a flag: `dali run model.gguf hello`. {fix}"
         elif {"--device", "--vram"} & words:
-            fix = f"`dali run` and `dali serve` take an accelerator; `dali simulate` models one with --profile. {fix}"
+            fix = f"`dali run`, `serve`, `bench` and `trace` take one; `dali simulate` models one with --profile. {fix}"
         elif message.startswith("unrecognized"):
             meant = [near_flag(word[2:], self.flags) for word in sorted(words) if word.startswith("--")]
             fix = f"Did you mean --{meant[0]}? {fix}" if meant and meant[0] else fix
