@@ -95,7 +95,8 @@ def main(settings: Settings) -> int:
     rows = []
     ways = _ways(llm, options, systems) or [lambda: llm]
     for measurements in measure(ways, tests, settings.repetitions or REPETITIONS):
-        for name, measurement in zip(systems or [None], measurements, strict=True):
+        named: list[str | None] = [*systems] or [None]
+        for name, measurement in zip(named, measurements, strict=True):
             rows.append(_row(llm, measurement, batch, name))
             if settings.output == "jsonl":
                 passing_note()
@@ -205,10 +206,10 @@ def _csv(rows: list[dict[str, Any]]) -> str:
 
 def _table(rows: list[dict[str, Any]]) -> str:
     """As llama-bench prints it; Markdown."""
-    modelled = rows[0]["modelled"]
-    head = ["model", "size", "threads", "test", "t/s", *(("device", "system") if modelled else SHARES)]
-    head[4] += ", modelled" if modelled else ""
-    lines = [head, *([*_cells(row), *(_under(row) if modelled else _shares(row))] for row in rows)]
+    accelerated = rows[0]["device"] != "cpu"
+    head = ["model", "size", "threads", "test", "t/s", *(("device", "system") if accelerated else SHARES)]
+    head[4] += ", modelled" if rows[0]["modelled"] else ""
+    lines = [head, *([*_cells(row), *(_under(row) if accelerated else _shares(row))] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     text = [
         "| "

@@ -1,6 +1,6 @@
 """How fast a loaded model is: prompts and generation apart, as llama-bench measures them, beside what memory allows.
 
-Over a simulated accelerator times are those of its clock, modelled, and nothing is told of memory and shares.
+Over an accelerator nothing is told of memory and shares, and times are those of the device's clock: of a simulated one, modelled.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def measure(
     model as it then is. UsageError as `check`."""
     llm = ways[0]()
     check(llm, tests)
-    bandwidth = Bandwidth(llm) if native.enabled() and not llm.telemetry.modelled else None
+    bandwidth = Bandwidth(llm) if native.enabled() and llm.executor is None else None
     draws = [random.Random(0) for _ in ways]  # so that each computes the same tokens
     for test in tests:
         for way, draw in zip(ways, draws, strict=True):

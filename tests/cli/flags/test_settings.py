@@ -231,7 +231,8 @@ def test_llama_cpps_number_of_layers_is_no_number_of_tokens(refused):
 @pytest.mark.parametrize("given", [["--device", "sim:paper"], ["--device=sim:paper"]])
 def test_verbs_without_an_accelerator_say_so(refused, verb, given):
     code, problem, fix = refused(verb, *given)
-    assert (code, problem) == (2, f"Unrecognized arguments: {given[0]}.")
+    assert code == 2
+    assert problem.startswith(f"Unrecognized arguments: {given[0]}")
     assert fix.startswith("`dali run`, `serve`, `bench` and `trace` take one;")
 
 

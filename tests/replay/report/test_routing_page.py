@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from tiny_traces import random_trace, trace_of
 
 from dali.replay import eviction
 from dali.replay.report.routing import fading_hit_rate, page, reuse_distances
 from dali.replay.steps import forwards
+from replay.tiny_traces import random_trace, trace_of
 
 
 def test_distances_are_lru_stack_distances():
