@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from importlib import import_module
 from typing import Any
 
 from dali.errors import UsageError, parameter
@@ -43,6 +44,16 @@ def check(name: str) -> str:
     for expert in (0, 1):  # the second one takes the first one's place, so that all is asked once
         places.take((0, expert), ())
     return name
+
+
+def about(name: str) -> str:
+    """What a pool is, a sentence."""
+    if name == "default":
+        return f"{DEFAULT['pool']}, reading ahead what the next layers' experts are predicted to be."
+    if name not in names():
+        return f"{'From a file' if name.endswith('.py') else 'From an installed package'}."
+    said = import_module(f"dali.policies.pool.{name}").__doc__ or ""
+    return " ".join(said.partition("\n\n")[0].split())
 
 
 def make(name: str, trace: Trace, places: int, disk: DiskCosts, expert_bytes: int) -> Tier:
