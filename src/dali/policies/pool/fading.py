@@ -11,9 +11,8 @@ same expert say more than each of them does, so the mean of them counts by how f
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
-
-import numpy as np
 
 from dali.policies.pool import PoolPolicy
 
@@ -53,16 +52,17 @@ class _Layer:
         self.fast, self.slow, self.uses = [0.0] * experts, [0.0] * experts, [0.0] * experts
         self._steps = 0
         self._last: list[int] = []  # what the last step wanted
-        self._after = np.zeros((experts, experts), np.float32)  # [before, after]: the running means
+        # [before][after]: the running means, in the four bytes that compiled code has for each
+        self._after = [array("f", bytes(4 * experts)) for _ in range(experts)]
 
     def note(self, used: Sequence[int]) -> None:
         """A step has wanted those experts."""
-        if self._last:
-            newest = [max(LEAST_SHARE, 1 / (self.uses[expert] + 1)) for expert in self._last]
-            share, rows = np.array(newest, np.float32)[:, None], self._after[self._last]
-            rows -= share * rows
-            rows[:, used] += share
-            self._after[self._last] = rows
+        for before in self._last:
+            share = max(LEAST_SHARE, 1 / (self.uses[before] + 1))
+            stays = 1 - share
+            row = self._after[before] = array("f", [stays * mean for mean in self._after[before]])
+            for expert in used:
+                row[expert] += share
         self.fast[:] = [FADING[0] * uses for uses in self.fast]
         self.slow[:] = [FADING[1] * uses for uses in self.slow]
         for expert in used:
@@ -74,11 +74,11 @@ class _Layer:
 
     def likely(self, used: Sequence[int]) -> list[float]:
         """How likely the step after one that wanted those experts is to want each one, 0 to 1."""
-        if not used:
-            return [0.0] * len(self.uses)
-        # Added up row by row, as compiled code does, so that both have the same bits.
-        means = [mean / len(used) for mean in np.add.reduce(self._after[used], axis=0).tolist()]
-        return [
-            min(mean * mean / (uses / self._steps + RARE), 1.0)
-            for mean, uses in zip(means, self.uses, strict=True)
-        ]
+        followed = [0.0] * len(self.uses)
+        for before in used:
+            followed = [mean + more for mean, more in zip(followed, self._after[before], strict=True)]
+        many, likely = max(len(used), 1), []
+        for total, uses in zip(followed, self.uses, strict=True):
+            mean = total / many
+            likely.append(min(mean * mean / (uses / self._steps + RARE), 1.0))
+        return likely
