@@ -51,6 +51,17 @@ def test_a_page_of_experts_on_disk(run, trace, tmp_path):
     assert page.count("<figure>") == 7  # two curves, bars for each RAM, by layer, how often experts are used
     assert "<b>lru</b>: Least recently used: the expert whose last use" in page
 
+    code, _, _ = run(
+        "simulate", trace, "--ram", "50%", "--profile", "laptop-8gb", "--cache-slots", "2", "--policy",
+        "fading,lru", "--json", str(tmp_path / "r.json"), "--html", str(tmp_path / "r.html"),
+    )  # fmt: skip
+    page, rows = (tmp_path / "r.html").read_text(), json.loads((tmp_path / "r.json").read_text())["rows"]
+    assert code == 0
+    assert page.count("<figure>") == 5
+    for row in rows:  # one size alone: bars, and the bounds beside them
+        assert f">{row['hit_rate']:.4g}</text>" in page
+        assert f"bound {row['belady_disk_hit_rate']:.4g}</text>" in page
+
 
 def test_all_systems_are_compared_their_lossy_parts_off(run, trace):
     _, everything, _ = run("simulate", trace, "--cache-slots", "50%")

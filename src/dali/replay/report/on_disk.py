@@ -39,7 +39,17 @@ def sources(rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
 
 
 def _curve(trace: Trace, rows: Sequence[Row], value: str, bound: str, named: str) -> Drawn:
+    """A line a policy; where all rows have the same RAM, a bar."""
     total = trace.layers * trace.experts
+    what = (
+        "Active experts found without a read, and, dashed, the offline optimum"
+        if value == "hit_rate"
+        else "Modelled tokens/s, and, dashed, what no policy exceeds"
+    )
+    if len({row["ram_places"] for row in rows}) == 1:
+        best = sorted(rows, key=lambda row: -(row[value] or 0.0))
+        bars = {row["policy"]: row[value] or 0.0 for row in best}
+        return f"{what}: {_common(rows[0])}, {_ram(rows[0])}.", plots.rows(bars, rows[0][bound])
     series: dict[str, list[tuple[float, float]]] = {named: []}
     for row in rows:
         share = float(f"{100 * row['ram_places'] / total:.3g}")
@@ -48,11 +58,6 @@ def _curve(trace: Trace, rows: Sequence[Row], value: str, bound: str, named: str
             if told is not None and (share, told) not in points:
                 points.append((share, told))
     drawn = {name: points for name, points in series.items() if points}
-    what = (
-        "Active experts found without a read, and, dashed, the offline optimum"
-        if value == "hit_rate"
-        else "Modelled tokens/s, and, dashed, what no policy exceeds"
-    )
     title = f"{what}, against RAM, in % of all {total} experts: {_common(rows[0])}."
     label = "hit rate" if value == "hit_rate" else "tokens/s, modelled"
     return title, plots.lines(drawn, "RAM, %", label, (named,))
@@ -72,8 +77,8 @@ def _seconds(rows: Sequence[Row]) -> Drawn:
             "disk reading": reading,
         }
     title = (
-        f"Milliseconds a generated token, modelled, by policy, the fastest first: {_common(rows[0])}, RAM for "
-        f"{rows[0]['ram_places']} experts ({rows[0]['ram']}). The disk reads beside the other two."
+        f"Milliseconds a generated token, modelled, by policy, the fastest first: {_common(rows[0])}, {_ram(rows[0])}. The disk "
+        "reads beside the other two."
     )
     return title, plots.bars(groups, "ms a token")
 
@@ -81,3 +86,7 @@ def _seconds(rows: Sequence[Row]) -> Drawn:
 def _common(row: Row) -> str:
     above = f"{row['slots']} slots a layer on the accelerator" if row["slots"] else "no accelerator"
     return f"profile {row['profile']}, {sizes(row['shape'])}, batch {row['batch']}, {above}"
+
+
+def _ram(row: Row) -> str:
+    return f"RAM for {row['ram_places']} experts ({row['ram']})"
