@@ -15,6 +15,8 @@ from dali.loading.loaded import largest
 from dali.options import LoadOptions
 from dali.store.direct_io import ReadError
 from dali.store.disk_pool import DiskPlan, DiskPool
+from dali.store.packed.builder import Progress
+from dali.store.packed.header import StoreHeader
 from dali.store.packed.reader import DamagedStore, StoreReader
 from dali.store.packed.speed import measure_speed
 from dali.units import enough, size
@@ -74,6 +76,20 @@ def too_small(what: object, least: int, ram: int | None, allowed: int) -> DaliEr
     if ram is None:
         return DaliError(problem, "Close other programs, or choose a smaller model.")
     return DaliError(problem, f"Give {parameter('ram')} {enough(least)} or more.")
+
+
+def told(
+    path: Path, header: StoreHeader, start: Callable[[], Progress], notify: Callable[[str], None]
+) -> Callable[[], Progress]:
+    """`start`, which shows how a store is packed, and before that is said what it takes."""
+
+    def tell_and_start() -> Progress:
+        notify(
+            f"RAM cannot hold the experts: they are packed into {path}, once, which takes {size(header.file_bytes)}."
+        )
+        return start()
+
+    return tell_and_start
 
 
 def open_pool(store: Path, plan: DiskPlan) -> DiskPool:

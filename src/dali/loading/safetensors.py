@@ -26,7 +26,7 @@ from dali.loading.further_tokens import further_blocks, left_out
 from dali.loading.generation_config import read_generation_config, read_token_ids
 from dali.loading.loaded import LoadedModel
 from dali.loading.locate import BUNDLED, display_name
-from dali.loading.on_disk import fit, open_pool
+from dali.loading.on_disk import fit, open_pool, told
 from dali.loading.panic import panics_as_errors
 from dali.loading.skeleton import quiet_transformers
 from dali.loading.source import ModelSource
@@ -155,7 +155,7 @@ class SafetensorsModel(ModelSource):
         )
 
         # Experts first: while they are packed, no dense weights are in memory yet.
-        store = self._ensure_store(experts, layouts[0], meter, notify)
+        store = self._ensure_store(experts, layouts[0], meter, notify, disk is not None)
         said = read_generation_config(self.path, tokenizer, ctx_size)
         odd: list[str] = []
         text = self.config.get_text_config()
@@ -206,14 +206,24 @@ class SafetensorsModel(ModelSource):
         return load_dense(self.path, self.config, dtype, state, generation=generation)
 
     def _ensure_store(
-        self, experts: CheckpointExperts, layout: ExpertLayout, meter: Meter, notify: Callable[[str], None]
+        self,
+        experts: CheckpointExperts,
+        layout: ExpertLayout,
+        meter: Meter,
+        notify: Callable[[str], None],
+        on_disk: bool,
     ) -> Path:
-        """Where the packed experts lie; packs them if they are not there yet."""
+        """Where the packed experts lie; packs them if they are not there yet. `on_disk`: they are read from there while the model
+        runs."""
         modules, fingerprint = self.modules, self.checkpoint.fingerprint
         header = StoreHeader(self.name, fingerprint, len(modules), modules[0].experts, layout)
         path = store_path(self.path, layout.format.name)
         what, nbytes = f"Packing experts to {layout.format.name}", header.records * header.record_bytes
-        ensure_store(path, header, experts, lambda: meter(what, nbytes), notify)
+
+        def start() -> Callable[[int], None]:
+            return meter(what, nbytes)
+
+        ensure_store(path, header, experts, told(path, header, start, notify) if on_disk else start, notify)
         self.checkpoint.close()
         return path
 
