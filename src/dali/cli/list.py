@@ -213,7 +213,7 @@ def _last_steps(listing: Listing, source: ModelSource) -> Iterator[str]:
         LoadOptions(),
         compiled,
         source.calls.top_k,
-        source.config,
+        source.skeleton,
     )
     listing.quant = ", ".join(dict.fromkeys(layout.format_name for layout in layouts))
     listing.from_disk = disk is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,10 @@ from dali.units import enough, size
 
 MARGIN = 2**29  # bytes left to others where nobody says how much dali may take
 STEP = 512  # prompt tokens of the smallest chunks
-WORKING = 2**27  # bytes for what does not grow with a step: buffers, readers, the allocator's own
+WORKING = (
+    2**26
+)  # bytes for what does not grow with a step: buffers, readers, a server's threads, the allocator's own
+LOGIT_ROWS = 24  # of the vocabulary: logits of answers side by side, and what choosing a token makes of one's
 LOADED = (
     2**26
 )  # bytes that loading takes beside weights: modules, tables, the model's own Python; known only when it is done
@@ -35,38 +39,46 @@ def fit(
     options: LoadOptions,
     compiled: bool,
     top_k: int,
-    config: Any,
+    skeleton: Any,
 ) -> tuple[list[ExpertLayout], DiskPlan | None]:
     """The layouts that `choose` finds to fit RAM; where none does, those it comes nearest with, and how they are kept on disk.
 
     DaliError where that cannot be, or the budget does not even have room for a token's experts of one layer beside all else.
+    `skeleton`: the model on meta.
     """
     try:
         return choose(), None
     except DoesNotFit as misfit:
         if not compiled or options.device != "cpu" or sys.platform == "win32":
             raise  # experts on disk are for the compiled kernels of the CPU
-        return misfit.layouts, _plan(misfit, what, options, top_k, config)
+        return misfit.layouts, _plan(misfit, what, options, top_k, skeleton)
 
 
-def _plan(misfit: DoesNotFit, what: object, options: LoadOptions, top_k: int, config: Any) -> DiskPlan:
+def _plan(misfit: DoesNotFit, what: object, options: LoadOptions, top_k: int, skeleton: Any) -> DiskPlan:
     ram = options.ram_bytes
     used = own_memory()
     allowed = used + available_ram() - MARGIN if ram is None else ram
     layout = largest(misfit.layouts)
-    least = used + LOADED + misfit.dense_bytes + step_bytes(layout, top_k, config, STEP)
+    least = used + LOADED + misfit.dense_bytes + step_bytes(layout, top_k, skeleton, STEP)
     least += top_k * layout.record_bytes
     if least > allowed:
         raise too_small(what, least, ram, allowed)
     return DiskPlan(allowed, ram is not None, top_k)
 
 
-def step_bytes(layout: ExpertLayout, top_k: int, config: Any, tokens: int) -> int:
-    """What a step of so many tokens takes for a while, at most: activations, each expert's rows, and logits."""
-    shape, config = layout.shape, config.get_text_config()
-    dense = max(int(getattr(config, "intermediate_size", None) or 0), shape.hidden)
-    routed = top_k * (6 * shape.hidden + 6 * shape.intermediate)
-    return WORKING + tokens * (routed + 80 * shape.hidden + 16 * dense) + 32 * int(config.vocab_size)
+def step_bytes(layout: ExpertLayout, top_k: int, model: Any, tokens: int) -> int:
+    """What a step of so many tokens of a transformers model takes for a while, at most.
+
+    A token has its row of the hidden state in several places, what the widest linear of a layer makes of it (queries, keys,
+    values and what attention makes of them; or gate, up and their product), each of its experts' rows, and one expert's values
+    between its matrices: all in float32, and more than any family was seen to have (tests/loading/test_step_bytes.py).
+    """
+    shape, head = layout.shape, model.get_output_embeddings()
+    widths = (getattr(module, "out_features", 0) for module in model.modules() if module is not head)
+    token = (36 + 4 * top_k) * shape.hidden + 24 * max(widths) + 8 * shape.intermediate
+    keeps_rows = "logits_to_keep" in signature(type(model).forward).parameters
+    rows = LOGIT_ROWS if keeps_rows else LOGIT_ROWS + tokens
+    return WORKING + tokens * token + rows * 4 * int(model.config.get_text_config().vocab_size)
 
 
 def too_small(what: object, least: int, ram: int | None, allowed: int) -> DaliError:

@@ -151,7 +151,7 @@ class SafetensorsModel(ModelSource):
             options,
             compiled,
             self.calls.top_k,
-            self.config,
+            self.skeleton,
         )
 
         # Experts first: while they are packed, no dense weights are in memory yet.
@@ -166,7 +166,9 @@ class SafetensorsModel(ModelSource):
         for note in [unmeant] * bool(odd) + said.notes + left_out(further_blocks(checkpoint.location)):
             notify(note)
         ends = text.eos_token_id if said.ends is None else said.ends
-        model = self._load_dense(experts, dtype, GenerationConfig(eos_token_id=ends or None))
+        model = self._load_dense(
+            experts, dtype, GenerationConfig(eos_token_id=ends or None), disk is not None
+        )
         set_windows(model, self.calls.windows)
         pool: ExpertPool
         if disk is None:
@@ -192,10 +194,11 @@ class SafetensorsModel(ModelSource):
         )
 
     def _load_dense(
-        self, experts: CheckpointExperts, dtype: torch.dtype, generation: GenerationConfig
+        self, experts: CheckpointExperts, dtype: torch.dtype, generation: GenerationConfig, budget: bool
     ) -> Any:
-        """transformers reads files as they are; weights in float8 are turned into `dtype` before it gets them."""
-        if self.quantization != "fp8":
+        """transformers reads files as they are; weights in float8 are turned into `dtype` before it gets them. With a `budget` of
+        RAM it is given all, unless it turns them into `dtype`: files that it maps fill the page cache, experts and all."""
+        if self.quantization != "fp8" and not (budget and dtype == self.dtype("auto", compiled=False)):
             return load_dense(self.path, self.config, dtype, generation=generation)
         state = {}
         for name in experts.dense:

@@ -155,7 +155,7 @@ class GgufModel(ModelSource):
             options,
             compiled,
             self.calls.top_k,
-            self.config,
+            self.skeleton,
         )
         tokenizer = self.tokenizer
         for key, wrong in self.gguf.ignored.items():

@@ -17,7 +17,7 @@ from dali.store.direct_io import DirectFile, ReadError
 from dali.store.packed.header import CHECKSUM_BYTES, StoreHeader
 from dali.store.packed.reader import READERS
 
-WRITTEN = 2**26  # bytes after which what was written is held to have reached the disk
+WRITTEN = 2**25  # bytes after which what was written is held to have reached the disk
 
 
 class Part:
