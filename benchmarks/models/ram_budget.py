@@ -3,14 +3,14 @@ included, in a control group of their own (version 1 or 2 of Linux's, made as ro
 
     python benchmarks/models/ram_budget.py FOLDER [--more 0,200]
 
-In FOLDER the random model of from_disk.py is written (1.8 GB; 918 MiB of experts in w8), and two layers of OLMoE's shape as a GGUF
-file in Q8_0 (816 MiB of experts, 204 MiB of embeddings and head), unless they are there. Budgets are the least, which
-dali tells where it is given less, and so many MiB more. `run, packing` finds no store; each kind of run answers a prompt of 512 tokens with 60; `serve` eight of them at once, with
-other prompts each, which fill keys and values and the prefix cache.
+In FOLDER the random model of from_disk.py is written (1.8 GB; 918 MiB of experts in w8), and two layers of OLMoE's shape as a
+GGUF file in Q8_0 (816 MiB of experts, 204 MiB of embeddings and head), unless they are there. Budgets are the least, which dali
+tells where it is given less, and so many MiB more. `run, packing` finds no store; each kind of run answers a prompt of 512 words
+with 60 tokens; `serve` eight of them at once, twice, which fill keys and values and the prefix cache.
 
-group is what the control group had at a time, unless another process had read Python's and torch's libraries before, which are then
-counted there; process is the most that was resident in the process (VmHWM), those included. Every run is repeated with the budget
-as the group's limit (`limited`), where the kernel would kill what it could not reclaim.
+group is what the control group had at a time, without libraries that another process had read before it, which are counted there;
+process is the most that was resident in the process (VmHWM), those included. Every run is repeated with the budget as the group's
+limit (`limited`), where the kernel would kill what it could not reclaim.
 """
 
 from __future__ import annotations
@@ -33,10 +33,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 
 import report
-from from_disk import PROMPT, build
-
 from control_groups import ControlGroup, NoControlGroups, control_group
 from dali.units import parse_size
+from from_disk import PROMPT, build
 
 TOKENS, STREAMS = 60, 8
 
@@ -141,8 +140,8 @@ def serve(group: ControlGroup, model: Path, ram: str) -> tuple[int, str]:
 
 
 def least(model: Path) -> int:
-    """MiB of the least budget, as dali tells it."""
-    line = [sys.executable, "-m", "dali", "run", str(model), "1 2", "--ram", "10MiB"]
+    """MiB of the least budget of a server, which has more than `dali run` beside the model, as dali tells it."""
+    line = [sys.executable, "-m", "dali", "serve", str(model), "--ram", "10MiB"]
     done = subprocess.run(line, capture_output=True, text=True)
     found = re.search(r"Give --ram (\d+)MiB or more", done.stderr)
     if found is None:

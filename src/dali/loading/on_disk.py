@@ -8,8 +8,11 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from dali.errors import DaliError, parameter
 from dali.hardware.free_memory import available_ram, own_memory
+from dali.hooks.calls import ModelCalls
 from dali.kernels.expert import ExpertLayout
 from dali.loading.budget import DoesNotFit
 from dali.loading.loaded import largest
@@ -24,6 +27,8 @@ from dali.units import enough, size
 
 MARGIN = 2**29  # bytes left to others where nobody says how much dali may take
 STEP = 512  # prompt tokens of the smallest chunks
+FEWEST_TOKENS = 512  # of context, below which a budget is refused
+SPREAD = 2**24  # bytes by which what a process has differs from one run to the next
 WORKING = (
     2**26
 )  # bytes for what does not grow with a step: buffers, readers, a server's threads, the allocator's own
@@ -38,29 +43,34 @@ def fit(
     what: object,
     options: LoadOptions,
     compiled: bool,
-    top_k: int,
+    calls: ModelCalls,
     skeleton: Any,
+    dtype: torch.dtype,
 ) -> tuple[list[ExpertLayout], DiskPlan | None]:
     """The layouts that `choose` finds to fit RAM; where none does, those it comes nearest with, and how they are kept on disk.
 
     DaliError where that cannot be, or the budget does not even have room for a token's experts of one layer beside all else.
-    `skeleton`: the model on meta.
+    `calls` and `dtype`: of the model, `skeleton`: it on meta.
     """
     try:
         return choose(), None
     except DoesNotFit as misfit:
         if not compiled or options.device != "cpu" or sys.platform == "win32":
             raise  # experts on disk are for the compiled kernels of the CPU
-        return misfit.layouts, _plan(misfit, what, options, top_k, skeleton)
+        kept = calls.kept * dtype.itemsize
+        return misfit.layouts, _plan(misfit, what, options, calls.top_k, skeleton, kept)
 
 
-def _plan(misfit: DoesNotFit, what: object, options: LoadOptions, top_k: int, skeleton: Any) -> DiskPlan:
+def _plan(
+    misfit: DoesNotFit, what: object, options: LoadOptions, top_k: int, skeleton: Any, kept: int
+) -> DiskPlan:
+    """`kept`: bytes of a token's keys and values."""
     ram = options.ram_bytes
     used = own_memory()
     allowed = used + available_ram() - MARGIN if ram is None else ram
     layout = largest(misfit.layouts)
     least = used + LOADED + misfit.dense_bytes + step_bytes(layout, top_k, skeleton, STEP)
-    least += top_k * layout.record_bytes
+    least += top_k * layout.record_bytes + FEWEST_TOKENS * kept
     if least > allowed:
         raise too_small(what, least, ram, allowed)
     return DiskPlan(allowed, ram is not None, top_k)
@@ -87,7 +97,7 @@ def too_small(what: object, least: int, ram: int | None, allowed: int) -> DaliEr
     problem = f"{what} needs {size(least)} of memory even with its experts on disk; {limit}."
     if ram is None:
         return DaliError(problem, "Close other programs, or choose a smaller model.")
-    return DaliError(problem, f"Give {parameter('ram')} {enough(least)} or more.")
+    return DaliError(problem, f"Give {parameter('ram')} {enough(least + SPREAD)} or more.")
 
 
 def told(

@@ -35,7 +35,7 @@ from dali.progress import Meter
 from dali.store.arena import Arena
 from dali.store.cache import store_path
 from dali.store.checkpoint import Checkpoint, CheckpointExperts
-from dali.store.disk_pool import DiskPool
+from dali.store.disk_pool import DiskPlan, DiskPool
 from dali.store.expert_pool import ExpertPool
 from dali.store.fp8 import SCALE
 from dali.store.packed.builder import discard, ensure_store
@@ -145,14 +145,7 @@ class SafetensorsModel(ModelSource):
             {name: weights[name] for name in tied}
         )  # which transformers compares with what they are tied to
         dtype = self.dtype(options.dtype, compiled)
-        layouts, disk = fit(
-            lambda: self.layouts(options.quant, dtype, options.ram_bytes),
-            self.name,
-            options,
-            compiled,
-            self.calls.top_k,
-            self.skeleton,
-        )
+        layouts, disk = self._fit(dtype, options, compiled)
 
         # Experts first: while they are packed, no dense weights are in memory yet.
         store = self._ensure_store(experts, layouts[0], meter, notify, disk is not None)
@@ -191,6 +184,19 @@ class SafetensorsModel(ModelSource):
             self.calls.top_k,
             said.sampling,
             disk=disk,
+        )
+
+    def _fit(
+        self, dtype: torch.dtype, options: LoadOptions, compiled: bool
+    ) -> tuple[list[ExpertLayout], DiskPlan | None]:
+        return fit(
+            lambda: self.layouts(options.quant, dtype, options.ram_bytes),
+            self.name,
+            options,
+            compiled,
+            self.calls,
+            self.skeleton,
+            dtype,
         )
 
     def _load_dense(

@@ -154,8 +154,9 @@ class GgufModel(ModelSource):
             self.name,
             options,
             compiled,
-            self.calls.top_k,
+            self.calls,
             self.skeleton,
+            dtype,
         )
         tokenizer = self.tokenizer
         for key, wrong in self.gguf.ignored.items():

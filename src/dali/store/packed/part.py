@@ -121,6 +121,30 @@ class Part:
 
     def _right(self, progress: Callable[[int], None]) -> list[int]:
         """The checksums of the records that are there, up to the first that is not what it should be."""
+        sums = self._claimed()
+        if not sums:
+            return []
+        arena, records = Arena(READERS, self._header.record_bytes), DirectFile(self.path)
+
+        def is_right(index: int) -> bool:
+            view = arena[index % READERS].numpy().data[: self._size(index)]
+            try:
+                records.read(view, self._header.record_offset(index), f"record {index}")
+            except ReadError:
+                return False
+            return sums[index] == xxhash.xxh3_64_intdigest(view)
+
+        with closing(records), ThreadPoolExecutor(READERS, "dali-verify") as pool:
+            for begin in range(0, len(sums), READERS):
+                batch = range(begin, min(begin + READERS, len(sums)))
+                for index, right in zip(batch, pool.map(is_right, batch), strict=True):
+                    if not right:
+                        return sums[:index]
+                    progress(self._size(index))
+        return sums
+
+    def _claimed(self) -> list[int]:
+        """The checksums that are there, of a part with this header."""
         expected = self._header.encode()
         try:
             with self.path.open("rb") as file:
@@ -129,26 +153,8 @@ class Part:
             beside = self._beside.read_bytes()
         except FileNotFoundError:
             return []
-        sums = np.frombuffer(beside[: len(beside) // CHECKSUM_BYTES * CHECKSUM_BYTES], dtype="<u8").tolist()
-        del sums[self._header.records :]
-        arena = Arena(READERS, self._header.record_bytes)
-        with closing(DirectFile(self.path)) as file, ThreadPoolExecutor(READERS, "dali-verify") as pool:
-
-            def is_right(index: int) -> bool:
-                view = arena[index % READERS].numpy().data[: self._size(index)]
-                try:
-                    file.read(view, self._header.record_offset(index), f"record {index}")
-                except ReadError:
-                    return False
-                return xxhash.xxh3_64_intdigest(view) == sums[index]
-
-            for begin in range(0, len(sums), READERS):
-                batch = range(begin, min(begin + READERS, len(sums)))
-                for index, right in zip(batch, pool.map(is_right, batch), strict=True):
-                    if not right:
-                        return sums[:index]
-                    progress(self._size(index))
-        return sums
+        count = min(len(beside) // CHECKSUM_BYTES, self._header.records)
+        return [int(checksum) for checksum in np.frombuffer(beside, "<u8", count)]
 
     def _size(self, index: int) -> int:
         """Bytes of a record."""
