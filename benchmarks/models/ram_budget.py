@@ -5,8 +5,8 @@ included, in a control group of their own (version 1 or 2 of Linux's, made as ro
 
 In FOLDER the random model of from_disk.py is written (1.8 GB; 918 MiB of experts in w8), and two layers of OLMoE's shape as a
 GGUF file in Q8_0 (816 MiB of experts, 204 MiB of embeddings and head), unless they are there. Budgets are the least, which dali
-tells where it is given less, and so many MiB more. `run, packing` finds no store; each kind of run answers a prompt of 512 words
-with 60 tokens; `serve` eight of them at once, twice, which fill keys and values and the prefix cache.
+tells where it is given less, and so many MiB more. `run, packing` finds no store; each kind of run answers a prompt of some 500
+tokens with 60; `serve` eight of them at once, twice, which fill keys and values and the prefix cache.
 
 group is what the control group had at a time, without libraries that another process had read before it, which are counted there;
 process is the most that was resident in the process (VmHWM), those included. Every run is repeated with the budget as the group's
@@ -40,8 +40,9 @@ from from_disk import PROMPT, build
 TOKENS, STREAMS = 60, 8
 
 
-def prompt(seed: int) -> str:
-    return " ".join(map(str, Random(seed).sample(range(3, 4096), PROMPT)))
+def prompt(model: Path, seed: int) -> str:
+    words = PROMPT // 5 if model.is_file() else PROMPT  # each is several of its tokens there
+    return " ".join(map(str, Random(seed).sample(range(3, 4096), words)))
 
 
 def build_gguf(folder: Path) -> Path:
@@ -119,7 +120,7 @@ def serve(group: ControlGroup, model: Path, ram: str) -> tuple[int, str]:
     answered: list[int] = []
 
     def ask(seed: int) -> None:
-        body = {"prompt": prompt(seed), "max_tokens": TOKENS, "ignore_eos": True, "seed": seed}
+        body = {"prompt": prompt(model, seed), "max_tokens": TOKENS, "ignore_eos": True, "seed": seed}
         request = urllib.request.Request(
             f"{found[0]}/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
         )
