@@ -5,8 +5,8 @@ included, in a control group of their own (version 1 or 2 of Linux's, made as ro
 
 In FOLDER the random model of from_disk.py is written (1.8 GB; 918 MiB of experts in w8), and two layers of OLMoE's shape as a
 GGUF file in Q8_0 (816 MiB of experts, 204 MiB of embeddings and head), unless they are there. Budgets are the least, which dali
-tells where it is given less, and so many MiB more. `run, packing` finds no store; each kind of run answers a prompt of some 500
-tokens with 60; `serve` eight of them at once, twice, which fill keys and values and the prefix cache.
+tells where it is given less, and so many MiB more. `run, packing` finds no store; each kind of run answers a prompt of 500
+to 1,000 tokens with 60; `serve` eight of them at once, twice, which fill keys and values and the prefix cache.
 
 group is what the control group had at a time, without libraries that another process had read before it, which are counted there;
 process is the most that was resident in the process (VmHWM), those included. Every run is repeated with the budget as the group's
@@ -84,7 +84,7 @@ def run(group: ControlGroup, model: Path, ram: str) -> tuple[int, str]:
         "dali",
         "run",
         str(model),
-        prompt(0),
+        prompt(model, 0),
         "--raw",
         "--ram",
         ram,
