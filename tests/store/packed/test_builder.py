@@ -18,9 +18,11 @@ import torch
 from filelock import FileLock
 
 from dali.errors import DaliError
+from dali.kernels.expert import ExpertLayout
+from dali.kernels.formats import FORMATS
 from dali.store.packed.builder import ensure_store
 from dali.store.packed.reader import StoreReader
-from tiny_stores import RandomExperts, build_and_hang, build_slowly, expected_record, header, silent
+from tiny_stores import SHAPE, RandomExperts, build_and_hang, build_slowly, expected_record, header, silent
 
 
 @pytest.fixture
@@ -174,8 +176,13 @@ def test_no_space_at_the_start(path, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(10**6, 10**6 - 5000, 5000))
     source = RandomExperts()
-    with pytest.raises(DaliError, match=r"needs 0 MiB in .*where 0 MiB are free.\nFree some space"):
+    with pytest.raises(DaliError, match=r"needs 0 MiB in .*where 0 MiB are free.\nFree some space") as full:
         ensure_store(path, header(), source, silent)
+    assert "a smaller format (quant w4)" in full.value.fix
+    smallest = header(layout=ExpertLayout(SHAPE, FORMATS["w4"]))
+    with pytest.raises(DaliError, match="The expert store needs") as full:
+        ensure_store(path, smallest, source, silent)
+    assert "smaller" not in full.value.fix
     assert source.reads == []
     assert leftovers(path) == []
 

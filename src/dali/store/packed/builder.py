@@ -18,7 +18,8 @@ from filelock import BaseFileLock, FileLock, Timeout
 from torch import Tensor
 
 from dali.errors import DaliError, parameter
-from dali.kernels.expert import ExpertWeights
+from dali.kernels.expert import ExpertLayout, ExpertWeights
+from dali.kernels.formats import FORMATS
 from dali.store.packed.header import StoreHeader
 from dali.store.packed.part import Part
 from dali.store.packed.reader import StoreReader
@@ -197,8 +198,11 @@ def _unwritable(path: Path, error: OSError) -> DaliError:
 def _no_space(path: Path, header: StoreHeader, part: Part | None, free: int) -> DaliError:
     packed = 0 if part is None or not part.records else part.nbytes
     more = " more, to go on with what is packed," if packed else ""
+    fix = "Free some space, or set DALI_CACHE_DIR to another disk"
+    if ExpertLayout(header.layout.shape, FORMATS["w4"]).record_bytes < header.record_bytes:
+        fix += f", or choose a smaller format ({parameter('quant')} w4)"
     return DaliError(
         f"The expert store needs {(header.file_bytes - packed) / 2**20:.0f} MiB{more} in {path.parent}, "
         f"where {free / 2**20:.0f} MiB are free.",
-        f"Free some space, set DALI_CACHE_DIR to another disk, or choose a smaller format ({parameter('quant')} w4).",
+        f"{fix}.",
     )
