@@ -212,7 +212,7 @@ class GgufModel(ModelSource):
             source = OneByOne(self.experts, layouts, reader)
             start = told(path, header, lambda: meter(what, header.nbytes), notify)
             ensure_store(path, header, source, start, notify)
-            return open_pool(path, plan), source.losses()
+            return open_pool(path, plan, notify), source.losses()
 
     def _linears_lost(self, model: Any, losses: Losses, packed: bool) -> dict[str, float]:
         """What linears lose in all, those too that are decoded here and packed later, beside the others."""
