@@ -9,7 +9,7 @@ from dali.engine.engine import Engine
 from dali.errors import DaliError, parameter
 from dali.hardware.free_memory import own_memory
 from dali.loading.loaded import LoadedModel
-from dali.loading.on_disk import step_bytes, too_small
+from dali.loading.on_disk import FEWEST_TOKENS, step_bytes, too_small
 from dali.offload.gpu import state_size
 from dali.options import LoadOptions
 from dali.step.kv import Reservation
@@ -22,7 +22,6 @@ PREFIX_SHARE = 16  # and one so large to the prefix cache
 MOST_PREFIX = 2**30
 STEP_SHARE = 12  # of the budget, for what a step takes for a while
 MOST_STEP = 4096  # prompt tokens, in which others wait for theirs
-FEWEST_TOKENS = 512  # of context, below which a budget is refused
 
 
 def share_out(
@@ -75,7 +74,7 @@ def _step_tokens(loaded: LoadedModel, plan: DiskPlan, usual: int) -> int:
 
 
 def _step_bytes(loaded: LoadedModel, tokens: int) -> int:
-    return step_bytes(loaded.layout, loaded.top_k, loaded.model.config, tokens)
+    return step_bytes(loaded.layout, loaded.top_k, loaded.model, tokens)
 
 
 def _context(
