@@ -1,11 +1,11 @@
-"""An OLMoE as GGUF whose tokens go where a trace says: each token's experts are chosen in advance, and so is the token that follows.
+"""An OLMoE as GGUF whose tokens go where a trace says: each one's experts are chosen in advance, and so is the one that follows.
 
     python benchmarks/tools/walk_gguf.py {Q8_0|Q4_0} OUT.gguf TRACE.npz
 
 For comparing programs on real routing without hooking into any. The residual has one value for each (layer, expert) pair, which
-that expert's router reads, and the embedding of a token is 1 at the pairs it is to be routed to. What attention and experts add is
-a thousandth of that, but for one thing: attention adds a constant a layer, which the embeddings take off in advance. So the
-next layer's router, asked a layer early as programs that read ahead do, names but some KNOWN of the experts that it then chooses.
+that expert's router reads, and the embedding of a token is 1 at the pairs it is to be routed to. What attention and experts add
+is a thousandth of that, but for one thing: attention adds a constant a layer, which the embeddings take off in advance. So the
+next layer's router, asked a layer early as programs that read ahead do, names but KNOWN of the experts that it then chooses.
 The output matrix maps a token to the one that follows it, so that greedy decoding walks along.
 
 Matrices are in the given type, embeddings and output in Q8_0, routers in F32; OLMoE-1B-7B's shape. All layers share one drawn
@@ -30,7 +30,11 @@ except ModuleNotFoundError:
 
 KNOWN = 0.75  # of Qwen3-30B-A3B's experts the paper finds 0.776, of DeepSeek-V2-Lite's 0.726 (prefetch_accuracy.json)
 DEVIATION = 0.02  # of the matrices
-SCALE, CONSTANT, GAIN = 64.0, 32.0, 4.0  # of embeddings beside what layers add; in units of it, what they all have; of routers
+SCALE, CONSTANT, GAIN = (
+    64.0,
+    32.0,
+    4.0,
+)  # of embeddings beside what layers add; in units of it, what they all have; of routers
 EPSILON = 1e-5
 BLOCK = 32  # values of a quantized block
 FIRST = 300  # token of the first walk, after bytes and letters
@@ -74,8 +78,10 @@ def tokens_of(walks: Sequence[Ids]) -> list[list[int]]:
 def write_walks(path: Path, kind: Type, walks: Sequence[Ids], shape: Shape = Shape()) -> None:
     """Write the model in which each of `walks`, [tokens, layers, top_k] of experts, is what greedy decoding follows."""
     assert shape.constant + BLOCK <= shape.hidden, "a router needs a value of the residual for each expert"
-    wanted = np.concatenate([_wanted(walk, shape) for walk in walks])
-    assert len(np.unique(wanted, axis=0)) == len(wanted), "two tokens with the same experts cannot be told apart"
+    wanted = np.concatenate([wanted_of(walk, shape) for walk in walks])
+    assert len(np.unique(wanted, axis=0)) == len(wanted), (
+        "two tokens with the same experts cannot be told apart"
+    )
     temporary = path.with_name(path.name + ".part")
     writer = gguf.GGUFWriter(temporary, gguf.MODEL_ARCH_NAMES[gguf.MODEL_ARCH.OLMOE])
     _metadata(writer, kind, shape)
@@ -93,7 +99,7 @@ def write_walks(path: Path, kind: Type, walks: Sequence[Ids], shape: Shape = Sha
     temporary.rename(path)
 
 
-def _wanted(walk: Ids, shape: Shape) -> Floats:
+def wanted_of(walk: Ids, shape: Shape) -> Floats:
     """[tokens, layers * experts], 1 at a token's experts."""
     assert walk.shape[1:] == (shape.layers, shape.top_k), f"a trace of {walk.shape[1:]} is none of {shape}"
     found = np.zeros((len(walk), shape.layers, shape.experts), np.float32)
@@ -102,7 +108,7 @@ def _wanted(walk: Ids, shape: Shape) -> Floats:
 
 
 def known(wanted: Floats, added: Floats, shape: Shape) -> float:
-    """The share of experts that a router names which does not have what attention adds yet; the first layer is asked by nobody."""
+    """The share of experts that routers name without what attention adds yet; nobody asks the first layer's."""
     early = (wanted - added).reshape(-1, shape.experts)
     named = np.argsort(-early, axis=1, kind="stable")[:, : shape.top_k]
     hits = np.take_along_axis(wanted.reshape(-1, shape.experts), named, 1).reshape(len(wanted), -1)
