@@ -15,7 +15,7 @@ at a time, measured before and after its turn, or of its own reads while any is 
 megabytes read a token, as the kernel counts them.
 
 --read-ahead sets for the time being how far the kernel reads ahead of page faults on FOLDER's device (as root): 128 is what Linux
-begins with; some virtual machines have 8192, with which whoever maps a file reads more than half of it in vain.
+begins with; some virtual machines have 8192, with which every fault reads megabytes, wanted or not.
 """
 
 from __future__ import annotations
