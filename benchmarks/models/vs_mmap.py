@@ -244,7 +244,7 @@ def take_turn(command: Sequence[str], limit: int, prompt: list[int], seconds: fl
     if killed:
         turn.failed = "killed"
     elif code is not None:
-        turn.failed = f"exit {code}: {log.read_text().strip().splitlines()[-1][:200]}"
+        turn.failed = f"exit {code}: {' '.join(log.read_text().strip().splitlines()[-2:])[:200]}"
     elif not turn.ready:
         turn.failed = f"not ready after {START} s"
     return turn
