@@ -7,8 +7,9 @@ import json
 import numpy as np
 import pytest
 
-from dali.hardware import profile
+from dali.hardware import own, profile
 from dali.replay.traces.trace import write
+from measured import ACCELERATED, MACHINE, measured
 from replay.tiny_traces import fields, random_trace
 
 
@@ -200,3 +201,46 @@ def test_a_profile_without_a_disk_is_refused(refused, trace, tmp_path):
     assert code == 2
     assert problem == "The hardware profile paper does not say how fast its disk is."
     assert "disk_bandwidth, disk_latency, disk_queue_depth" in fix
+
+
+@pytest.fixture
+def own_profile(monkeypatch):
+    """Writes what was measured of this machine."""
+
+    def write(**values):
+        monkeypatch.setattr("dali.hardware.own.this_machine", lambda folder: MACHINE)
+        own.write(measured(MACHINE, **values), own.own_path())
+
+    return write
+
+
+def test_this_machine_is_what_is_replayed_on_once_it_was_measured(run, trace, own_profile):
+    own_profile(**ACCELERATED)
+    _, out, err = run("simulate", trace, "--cache-slots", "50%", "--policy", "lru")
+    assert "profile machine" in out
+    assert "measured on 2026-11-30 by dali 0.1" in err
+    _, out, err = run("simulate", trace, "--cache-slots", "50%", "--policy", "lru", "--profile", "paper")
+    assert "profile paper" in out
+    assert "measured" not in err
+
+
+def test_a_machine_without_an_accelerator_serves_replays_that_have_none(run, refused, trace, own_profile):
+    own_profile()
+    assert "profile machine" in run("simulate", trace, "--ram", "50%", "--policy", "lru")[1]
+    assert "profile paper" in run("simulate", trace, "--cache-slots", "50%", "--policy", "lru")[1]
+    assert (
+        "profile paper" in run("simulate", trace, "--ram", "50%", "--cache-slots", "2", "--policy", "lru")[1]
+    )
+    code, problem, fix = refused("simulate", trace, "--cache-slots", "50%", "--profile", "machine")
+    assert code == 2
+    assert problem == "The hardware profile machine is of a machine without an accelerator."
+    assert "dali bench hw" in fix
+
+
+def test_a_broken_profile_of_this_machine_is_said_and_the_replay_goes_on(run, trace, own_profile):
+    own_profile()
+    own.own_path().write_text("{")
+    code, out, err = run("simulate", trace, "--cache-slots", "50%", "--policy", "lru")
+    assert code == 0
+    assert "profile paper" in out
+    assert "set aside as machine.broken.json" in err
