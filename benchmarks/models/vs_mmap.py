@@ -11,8 +11,8 @@ limit is a share of the file's size and counts the page cache. The page cache is
 
 Either answers for so many seconds or until the walk ends; speeds are over the tokens that both got to, all else over its own.
 `of_bound`: of dali's seconds, those that the disk alone would take for the experts that RAM lacked, at the bandwidth of O_DIRECT
-reads of 4 MiB, eight at a time, measured before and after its turn, or of its own reads while any is under way: the fastest of the
-three. `mb_token`: megabytes read a token, as the kernel counts them.
+reads of 4 MiB, eight at a time, measured before and after its turn, or of its own reads while any is under way: the fastest of
+these. `mb_token`: megabytes read a token, as the kernel counts them.
 
 --read-ahead sets for the time being how far the kernel reads ahead of page faults on FOLDER's device (as root): 128 is what Linux
 begins with; some virtual machines have 8192, with which every fault reads megabytes, wanted or not.
