@@ -17,7 +17,9 @@ from dali.step.size import StateSize
 from dali.store.disk_pool import DiskPlan, DiskPool
 from dali.units import size
 
-STATES_SHARE = 4  # a part so large of what is left beside the dense weights may go to keys and values,
+STATES_SHARE = (
+    4  # a part so large of what dense weights leave may go to keys and values, where no context is asked for,
+)
 PREFIX_SHARE = 16  # and one so large to the prefix cache
 MOST_PREFIX = 2**30
 STEP_SHARE = 12  # of the budget, for what a step takes for a while
@@ -30,21 +32,22 @@ def share_out(
     """Give experts the slots that the budget has room for, and sequences theirs for keys and values; the bytes of the prefix
     cache.
 
-    The context becomes shorter where a quarter of the budget cannot hold it, which is said. DaliError where the budget is too
-    small: for a token's experts of a layer, or for the context that was asked for.
+    Where nobody says how long the context shall be, it becomes shorter if a quarter of what is left cannot hold it, which is
+    said. DaliError where the budget is too small: for a token's experts of a layer, or for the context asked for beside them.
     """
     pool, plan = loaded.pool, loaded.disk
     assert isinstance(pool, DiskPool) and plan is not None
     keeps = state_size(engine)
     step = engine.scheduler.step_tokens = _step_tokens(loaded, plan, engine.scheduler.step_tokens)
-    used = own_memory() + _step_bytes(loaded, step)
+    used = own_memory() - pool.held * pool.slot_bytes + _step_bytes(loaded, step)
     rest = plan.ram - used
     fewest = keeps.nbytes(Reservation(min(FEWEST_TOKENS, loaded.ctx_size), step))
     least = plan.least_slots * pool.slot_bytes
     if rest < least + fewest:
         asked = plan.ram if plan.asked else None
         raise too_small(loaded.name, used + least + fewest, asked, plan.ram)
-    states = max(min(rest // STATES_SHARE, rest - least), fewest)
+    share = 1 if options.ctx_size is not None else STATES_SHARE
+    states = max(min(rest // share, rest - least), fewest)
     loaded.ctx_size = _context(loaded, keeps, step, states, options, notify)
     whole = keeps.nbytes(Reservation(loaded.ctx_size, step))
     engine.limit_states(StateBudget(whole, keeps))
