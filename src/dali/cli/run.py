@@ -23,7 +23,7 @@ from dali.cli.model import find_model, load_model
 from dali.cli.plain_text import plain_text
 from dali.cli.terminal import DIM, log, styled
 from dali.errors import DaliError, UsageError
-from dali.hardware import profile
+from dali.hardware import own, profile
 from dali.hardware.gpu import check_gpu
 from dali.loading.locate import DEFAULT_MODEL
 from dali.store.cache import cache_root
@@ -85,7 +85,11 @@ def _devices() -> list[str]:
         with importing():
             from dali.devices.cuda import device_names
         found = device_names()
-    simulated = [f"{'sim:' + name:<20}  {profile.load(name).description}" for name in profile.known()]
+    profiles = {name: profile.load(name) for name in profile.known()}
+    mine = own.find(log.warning)
+    if mine is not None and mine.has_accelerator:
+        profiles[profile.OWN] = mine
+    simulated = [f"{'sim:' + name:<20}  {each.description}" for name, each in profiles.items()]
     return ["cpu", *found, *simulated]
 
 
@@ -138,7 +142,9 @@ def _find(model: str, settings: Settings) -> Path:
     try:
         return find_model(model, settings)
     except UsageError as error:
-        if len(settings.words) == 1 and re.fullmatch(r"\w+\W?", model):  # it may have been meant as a prompt
-            ask = f"dali run {settings.model or DEFAULT_MODEL} {shlex.quote(model)}"
+        alone = [*settings.words] == [model]  # and not the default, for a prompt
+        if alone and re.fullmatch(r"\w+\W?", model):  # it may have been meant as a prompt
+            default = DEFAULT_MODEL if settings.model in (None, model) else settings.model
+            ask = f"dali run {default} {shlex.quote(model)}"
             raise UsageError(error.problem, f"{error.fix} If it was a question: `{ask}`.") from error
         raise

@@ -57,8 +57,14 @@ StepPlan Planner::plan(int layer, const int64_t* ids, int64_t pairs, const Predi
             counts.copied_swaps++;
         }
     guards_.queued(counts.ahead, counts.copied_swaps);
+    planned_ = 0;
+    for (const int expert : plan.cpu) planned_ += cpu_[workload.tokens[expert]];
     found.cpu = std::move(plan.cpu);
     return found;
+}
+
+void Planner::correct(double cpu) {
+    for (size_t tokens = 0; tokens < cpu_.size(); tokens++) costs_.cpu[tokens] = cpu * cpu_[tokens];
 }
 
 // As src/dali/runtime/executor.py starts the accelerator.

@@ -34,6 +34,8 @@ void bind_planner(nb::module_& m) {
             for (const Launch& one : plan.launches) launches.emplace_back(one.experts, one.slots, one.fetch);
             return std::make_tuple(plan.cpu, launches, parts_of(plan.fetches), counts_of(counts));
         })
+        .def("correct", &Planner::correct)
+        .def_prop_ro("planned", &Planner::planned)
         // Of prefetches and of swaps: (on, trial, next rest, rest that is left, steps, cost, benefit).
         .def_prop_ro("guards", [](const Planner& self) {
             return std::make_tuple(state_of(self.guards().prefetch()), state_of(self.guards().swap()));
