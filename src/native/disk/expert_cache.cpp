@@ -12,6 +12,8 @@ namespace {
 
 constexpr auto PATIENCE = std::chrono::milliseconds(50);  // between two looks at whether somebody wants the wait to end
 
+double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+
 std::vector<double> costs_of(const Store& store) {
     std::vector<double> costs;
     for (const LayerRecords& layer : store.layers) costs.push_back(double(layer.bytes));
@@ -29,6 +31,7 @@ ExpertCache::ExpertCache(Store store, uint8_t* memory, size_t slot_bytes, int sl
       first_to_go_(store_.layers.size(), UNKNOWN),
       slot_of_(store_.layers.size() * store_.experts, -1),
       rates_(costs_of(store_), store_.experts),
+      ahead_(int(store_.layers.size())),
       reader_(store_.path, depth, [this](int record, const std::string& problem) { arrive(record, problem); }) {
     counters_.hits.resize(store_.layers.size());
     counters_.misses.resize(store_.layers.size());
@@ -166,20 +169,74 @@ void ExpertCache::settle_ahead(int layer, const std::vector<int>& experts) {
     }
 }
 
-bool ExpertCache::looks_ahead() const {
-    std::lock_guard<std::mutex> lock(mutex_);
-    return trial_.on();
+// Somebody has waited until now.
+void ExpertCache::note_wait(double seconds, bool wide) {
+    counters_.stalled += seconds;
+    if (!wide) time_.wait(seconds, now());
 }
 
-void ExpertCache::look_ahead(int layer, std::vector<int> experts) {
-    std::sort(experts.begin(), experts.end());
-    experts.erase(std::unique(experts.begin(), experts.end()), experts.end());
+bool ExpertCache::looks_ahead() const {
     std::lock_guard<std::mutex> lock(mutex_);
+    return ahead_.on() && !wide_ && !rests_;
+}
+
+void ExpertCache::rest() {
+    std::lock_guard<std::mutex> lock(mutex_);
+    rests_ = true;
+}
+
+void ExpertCache::look_ahead(int layer, const std::vector<int>& experts) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    read_ahead(layer, experts);
+}
+
+void ExpertCache::read_ahead(int layer, const std::vector<int>& experts) {
     std::vector<int> absent;
     for (const int expert : experts)
         if (slot_of_[record(layer, expert)] < 0) absent.push_back(record(layer, expert));
     const std::vector<int> slots = take(int(absent.size()), true);
     for (size_t i = 0; i < slots.size(); i++) begin(slots[i], absent[i], Why::ahead);
+}
+
+void ExpertCache::foresee(int layer, const int64_t* ids, int tokens, int top_k) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    const double read = read_seconds(layer);
+    if (read <= 0) return;  // nothing was ever missing
+    std::vector<bool> there(store_.experts);
+    int64_t demanded = unasked_;
+    for (int expert = 0; expert < store_.experts; expert++) {
+        there[expert] = slot_of_[record(layer, expert)] >= 0;
+        const int at = slot_of_[record(layer - 1, expert)];
+        demanded += at >= 0 && slots_[at].state == State::reading;
+    }
+    std::vector<int> foreseen(ids, ids + int64_t(tokens) * top_k);  // who makes room is none of them
+    foreseen.erase(std::remove_if(foreseen.begin(), foreseen.end(), [&](int expert) { return !there[expert]; }), foreseen.end());
+    const auto hold = [&](int by) {
+        for (const int expert : foreseen) {
+            slots_[slot_of_[record(layer, expert)]].leases += by;
+            changed(record(layer, expert));
+        }
+    };
+    hold(1);
+    read_ahead(layer, ahead_.choose(layer, ranked(ids, tokens, top_k, there), time_.idle(double(demanded) * read), read));
+    hold(-1);
+}
+
+// Seconds of the disk that one record of a layer takes, as all reads so far did.
+double ExpertCache::read_seconds(int layer) const {
+    return counters_.bytes ? reader_.spent().busy / double(counters_.bytes) * double(store_.layers[layer].bytes) : 0;
+}
+
+// A layer's experts are known, of a step that decodes.
+void ExpertCache::begin_layer(int layer, const std::vector<int>& experts) {
+    if (layer == 0) ahead_.step(time_.seconds(), time_.waited(), wanted_);
+    ahead_.settle(layer, experts);
+    time_.begin(now(), layer == layer_ + 1);
+    layer_ = layer;
+    for (const int expert : experts) {
+        const int at = slot_of_[record(layer, expert)];
+        wanted_ += at < 0 || slots_[at].state != State::ready || slots_[at].ahead;
+    }
 }
 
 // Reads absent experts of a layer in the disk's order, so that at most so many of its reads are under way.
@@ -202,7 +259,8 @@ ExpertCache::Lease::Lease(ExpertCache& cache, int layer, std::vector<int> expert
     cache_.settle_ahead(layer, experts_);
     cache_.rates_.note(layer, experts_);
     cache_.first_to_go_[layer] = UNKNOWN;
-    if (layer == 0 && !wide()) cache_.trial_.step(cache_.counters_.stalled);
+    cache_.wide_ = wide();
+    if (!wide()) cache_.begin_layer(layer, experts_);
     CacheCounters& counters = cache_.counters_;
     for (int place = 0; place < int(experts_.size()); place++) {
         const int at = cache_.slot_of_[cache_.record(layer, experts_[place])];
@@ -248,6 +306,7 @@ void ExpertCache::Lease::give_back(int place) { cache_.release(cache_.slots_[slo
 void ExpertCache::Lease::ask() {
     absent_.erase(std::remove_if(absent_.begin(), absent_.end(), [&](int place) { return join(place); }), absent_.end());
     const int most = 2 * cache_.reader_.threads() - int(waiting_.size());
+    cache_.unasked_ = std::max(int(absent_.size()) - std::max(most, 0), 0);
     if (most <= 0) return;
     if (absent_.empty()) {
         if (wide()) cache_.read_on(layer_ + 1, most);
@@ -281,8 +340,8 @@ void ExpertCache::Lease::collect() {
 }
 
 // Until something may have arrived, `PATIENCE` at most; whether it may. Of those that wait one collects what steps have begun to read.
-bool ExpertCache::wait(std::unique_lock<std::mutex>& lock) {
-    const auto began = std::chrono::steady_clock::now();
+bool ExpertCache::wait(std::unique_lock<std::mutex>& lock, bool wide) {
+    const double began = now();
     bool arrived;
     if (collecting_ || !reader_.has_begun()) {
         arrived = arrived_.wait_for(lock, PATIENCE) == std::cv_status::no_timeout;
@@ -294,7 +353,7 @@ bool ExpertCache::wait(std::unique_lock<std::mutex>& lock) {
         collecting_ = false;
         arrived_.notify_all();  // another's turn
     }
-    counters_.stalled += std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
+    note_wait(now() - began, wide);
     return arrived;
 }
 
@@ -313,7 +372,7 @@ const std::vector<int>& ExpertCache::Lease::next(bool kept) {
         const auto reading = [](const Slot& slot) { return slot.state == State::reading; };
         const bool none = waiting_.empty() && std::none_of(cache_.slots_.begin(), cache_.slots_.end(), reading);
         if (none && stuck) cache_.fail("all memory for experts is in use");
-        const bool arrived = cache_.wait(lock);
+        const bool arrived = cache_.wait(lock, wide());
         stuck = none && !arrived;  // nor has anybody given a slot back meanwhile
         if (arrived || !on_waiting) continue;
         lock.unlock();
