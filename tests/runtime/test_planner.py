@@ -27,6 +27,7 @@ from dali.policies.guard import Guards
 from dali.policies.prefetch import ridge
 from dali.runtime import executor, gpu, prefetch
 from dali.runtime.gpu import GpuExecutor
+from dali.runtime.loans import Loans
 from dali.runtime.planner import plans
 from dali.runtime.residency import Residency
 from dali.store.expert_pool import Lease
@@ -170,11 +171,18 @@ class Side:
         device.now = self.clock.perf_counter
         layout: Any = SimpleNamespace(record_bytes=RECORD, weight_bytes=RECORD - 1)
         pool: Any = SimpleNamespace(
-            layouts=[layout] * case.layers, layers=case.layers, experts=case.experts, whole_layers=True
+            layouts=[layout] * case.layers,
+            layers=case.layers,
+            experts=case.experts,
+            whole_layers=True,
+            lease=lambda layer, experts: Lease(layout, []),
+            note=lambda layer, experts: [],
+            holds=lambda layer, expert: True,
         )
-        lease = lambda layer, experts: Lease(layout, [])  # noqa: E731
         links = costs.link, costs.link_contended
-        residency = Residency(device, lease, case.layers, RECORD, slots, case.layers * case.residents, links)
+        residency = Residency(
+            device, Loans(device, pool), case.layers, RECORD, slots, case.layers * case.residents, links
+        )
         cache = kinds.Cache(case.layers, case.experts, case.residents, case.seed)
         self.telemetry = Telemetry()
         model: Any = SimpleNamespace(costs=costs, activation_copy=lambda tokens: 0.0)

@@ -15,12 +15,12 @@ from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 
 from dali.hardware.cost import DiskCosts, ExpertCosts
+from dali.hardware.disk_lane import Lane, Read
 from dali.policies.places import Expert, Places
 from dali.policies.plan import LayerPlan, ResidencyView
 from dali.policies.pool import PoolPolicy
 from dali.policies.read_ahead import ReadAhead
 from dali.replay.disk.consumers import Consumers
-from dali.replay.disk.lane import Lane, Read
 
 # Of a layer, for the guard: seconds to compute those in RAM, each of those read ahead, (expert, seconds) of each missed one.
 Served = tuple[float, Sequence[float], Sequence[tuple[int, float]]]

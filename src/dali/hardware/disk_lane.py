@@ -1,4 +1,4 @@
-"""The disk lane: reads one after another on the replay's clock."""
+"""The disk lane: reads one after another on a modelled clock, a replay's or a simulated device's."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections import deque
 from typing import NamedTuple
 
 from dali.hardware.cost import DiskCosts
-from dali.policies.places import Expert
 
+Expert = tuple[int, int]  # (layer, expert)
 AHEAD = (
     2  # reads under way, at most, once one ahead is begun: a demanded one is to find the disk all but free
 )

@@ -3,7 +3,7 @@
 import pytest
 
 from dali.hardware.cost import DiskCosts
-from dali.replay.disk.lane import Lane
+from dali.hardware.disk_lane import Lane
 
 BYTES = 4096
 
