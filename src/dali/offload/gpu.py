@@ -22,7 +22,7 @@ from dali.kernels import native
 from dali.kernels.expert import ExpertLayout
 from dali.kernels.gpu.compiler import cubin
 from dali.kernels.gpu.experts import PASSES, experts_macros
-from dali.kernels.native.experts import ExpertRecords, native_layout
+from dali.kernels.native.experts import native_layout
 from dali.kernels.native.library import DTYPES
 from dali.loading.loaded import LoadedModel
 from dali.offload.gpu_model import GpuModel
@@ -115,10 +115,12 @@ def layers_maker(gpu: Gpu, loaded: LoadedModel) -> Callable[[int], Any]:
             slots,
         )
         modules: dict[ExpertLayout, list[Any]] = {}
-        for layout, records in zip(pool.layouts, pool.records, strict=True):
+        for index, layout in enumerate(pool.layouts):
+            handle = pool.lease(index).native
+            assert handle is not None
             if layout not in modules:
                 modules[layout] = [module("experts", experts_macros(layout, passes)) for passes in PASSES]
-            layers.add(native_layout(layout), ExpertRecords(layout, records)._addresses, *modules[layout])
+            layers.add(native_layout(layout), handle._addresses, *modules[layout])
         return layers
 
     return make

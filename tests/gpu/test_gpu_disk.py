@@ -1,0 +1,48 @@
+"""Experts on disk under a GPU, on a stand-in for its driver: the bits of all of them in RAM, whoever plans and whatever fails."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import dali
+from dali.errors import DaliError
+from dali.llm import LLM
+from families import random_model, save_model
+from gpu.test_gpu_model import answers
+from on_disk import load_on_disk
+
+POLICIES = [{}, {"assign": "greedy"}, {"policy": "hybrimoe"}, {"n_cpu_moe": 1, "vram": "200KiB"}]
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory) -> Path:
+    sizes = {"hidden_size": 64, "moe_intermediate_size": 64}
+    return save_model(random_model("qwen3_moe", **sizes), tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def expected(directory, tmp_path_factory):
+    """The CPU's, with all experts in RAM."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DALI_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        return answers(dali.load(directory, quant="w4"))
+
+
+def load(monkeypatch, directory: Path, slots: int, **options) -> LLM:
+    chosen = {"quant": "w4", "device": "cuda", "vram": "120KiB", "notify": [].append} | options
+    return load_on_disk(monkeypatch, directory, slots, **chosen)
+
+
+@pytest.mark.parametrize("slots", [3, 11, 100])
+@pytest.mark.parametrize("policies", POLICIES)
+def test_the_answers_are_the_cpus(driver, directory, expected, monkeypatch, policies, slots):
+    llm = load(monkeypatch, directory, slots, **policies)
+    assert (llm.executor.planner is not None) == (policies == {})
+    assert answers(llm) == expected
+    assert driver.races == []
+    total, disk = llm.telemetry.total(), llm.telemetry.disk
+    assert sum(disk.hits) + sum(disk.misses) == total.cpu + total.fetched > 0
+    assert total.resident > 0
+    llm.close()
