@@ -50,8 +50,8 @@ class LayerCounters:
 
 @dataclass(frozen=True)
 class DiskCounters:
-    """Totals of experts that RAM holds a part of. A lookup is as above, of an expert that is not on the accelerator; seconds are of
-    whoever waited, measured or, on a virtual clock, modelled."""
+    """Totals of experts that RAM holds a part of. A lookup is as above, of an expert that is not on the accelerator; seconds are
+    of whoever waited, measured or, on a virtual clock, modelled."""
 
     hits: tuple[int, ...]  # lookups of each layer: in RAM when its router had spoken
     misses: tuple[int, ...]  # not

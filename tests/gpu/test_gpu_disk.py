@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 import dali
-from dali.errors import DaliError
 from dali.llm import LLM
 from families import random_model, save_model
 from gpu.test_gpu_model import answers

@@ -1,7 +1,8 @@
-"""Experts on disk, in RAM and on a simulated accelerator at once: the bits of all of them in RAM, in times of the profile's disk."""
+"""Experts on disk, in RAM and on a simulated accelerator at once: the bits of all of them in RAM, by the profile's disk."""
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import dali
 from accelerated import LAYERS, answers, same, slow_machine
 from dali.cli.chat.answer import Answer
+from dali.devices import SimDevice
 from dali.errors import DaliError, StoreError, UsageError
 from dali.hardware import profile
 from dali.hardware.cost import disk_costs
@@ -29,7 +31,7 @@ from families import random_model, save_model
 from on_disk import load_on_disk
 
 pytestmark = pytest.mark.skipif(not native.AVAILABLE, reason="the kernels were not compiled")
-EXPERTS, TOP_K = 8, {"qwen3_moe": 3, "deepseek_v2": 3, "gpt_oss": 3}
+TOP_K = {"qwen3_moe": 3, "deepseek_v2": 3, "gpt_oss": 3}
 # Slots in RAM, those of the accelerator, and who decides.
 SETTINGS = [
     (0, 3, {"assign": "gpu", "prefetch": "none", "cache": "lru"}),
@@ -89,19 +91,25 @@ def test_not_a_bit_changes(monkeypatch, saved, machine, expected, family, more, 
         "ram": sum(disk.hits),
         "disk": sum(disk.misses),
     }
-    assert (vram == 0) == (tiers["accelerator"] == 0)
+    assert (vram < LAYERS[family] + 1) == (tiers["accelerator"] == 0)  # one slot is for copies
     if more == 100:  # room for all: each is read once
-        assert disk.reads <= LAYERS[family] * EXPERTS
+        assert disk.reads <= LAYERS[family] * llm.loaded.pool.experts
 
 
 def test_times_are_modelled_whatever_the_schedule_and_this_machine(monkeypatch, saved, machine):
     found = []
-    for seed in range(2):
-        llm = load(monkeypatch, saved["gpt_oss"], machine, 5, 8, seed=seed, prefetch="none", cache="static")
+    for schedule in range(2):
+
+        class Scheduled(SimDevice):
+            def __init__(self, budget: int, *, seed: int, other: int = schedule, **more: Any) -> None:
+                super().__init__(budget, seed=other, **more)
+
+        monkeypatch.setattr("dali.offload.build.SimDevice", Scheduled)
+        llm = load(monkeypatch, saved["gpt_oss"], machine, 5, 8, prefetch="none")
         answers(llm)
         found.append((llm.executor.device.now(), llm.telemetry.layers, llm.telemetry.disk))
     assert found[0] == found[1]
-    now, layers, disk = found[0]
+    now, _, disk = found[0]
     costs = disk_costs(profile.load(machine))
     bytes_alone = disk.read_bytes / costs.bandwidth
     assert bytes_alone < disk.busy_seconds <= bytes_alone + disk.reads * costs.latency
@@ -181,7 +189,7 @@ def test_what_is_free_is_the_budget_and_the_simulated_memory_is_beside_it(monkey
     )
     assert isinstance(llm.loaded.pool, DiskPool)
     assert any(
-        re.search(r"RAM has room for all 24 experts, read from .*w8.safetensors", note) for note in notes
+        re.search(r"RAM has room for all 18 experts, read from .*w8.safetensors", note) for note in notes
     )
     assert llm.generate([5, 6, 7], max_tokens=3, ignore_eos=True).tokens
 
@@ -197,7 +205,9 @@ def test_a_budget_that_is_too_small_is_refused_with_the_one_to_give(saved, machi
 def test_lossy_parts_and_profiles_without_a_disk_are_refused(saved, machine, tmp_path):
     with pytest.raises(UsageError, match=r"RAM has no room for all experts of .*, which lossy needs there"):
         dali.load(saved["gpt_oss"], ram="10MiB", device=f"sim:{machine}", policy="hobbit", lossy=True)
+    figures = json.loads(Path(machine).read_text())
+    figures["figures"] = {name: told for name, told in figures["figures"].items() if "disk" not in name}
     bare = tmp_path / "bare.json"
-    bare.write_text(re.sub(r'"disk_bandwidth": \{[^}]*\},?', "", Path(machine).read_text()))
+    bare.write_text(json.dumps(figures))
     with pytest.raises(UsageError, match=r"does not say how fast its disk is"):
         dali.load(saved["gpt_oss"], ram="10MiB", device=f"sim:{bare}")

@@ -11,7 +11,7 @@ from dali.engine.engine import Engine
 from dali.errors import DaliError, parameter
 from dali.hardware.free_memory import own_memory
 from dali.loading.loaded import LoadedModel
-from dali.loading.on_disk import step_bytes, too_small
+from dali.loading.on_disk import STEP, step_bytes, too_small
 from dali.offload.gpu import state_size
 from dali.options import LoadOptions
 from dali.step.kv import Reservation
@@ -94,9 +94,9 @@ def _step_tokens(loaded: LoadedModel, plan: DiskPlan, usual: int, device: Device
     """Prompt tokens a step: each chunk reads every expert that it needs once, so they are large, as long as what a step takes
     for a while is a small part of the budget. Floats are computed in chunks as they are with all experts in RAM, whose bits they
     have."""
-    tokens = usual
     if isinstance(device, GpuSlots):  # whose kernels' memory is for no more
-        return tokens
+        return usual
+    tokens = min(usual, STEP) if loaded.layout.format.quantized else usual
     while (
         loaded.layout.format.quantized
         and 2 * tokens <= MOST_STEP
