@@ -79,6 +79,10 @@ class Case:
     landing: float = 1.0  # a copy's time, as it comes out
     skew: float = 0.4  # of the routing
     shifting: float = 0.02  # how likely other experts become popular in a step
+    in_ram: float = 1.0  # share of the experts; the others are on disk
+
+    def holds(self, layer: int, expert: int) -> bool:
+        return Random(f"{self.seed} {layer} {expert}").random() < self.in_ram
 
 
 class ScriptedLayers:
@@ -134,7 +138,9 @@ class ScriptedLayers:
         self.layer = layer
         routed, foreseen = self.routed
         foreseen = foreseen if count else []
-        *plan, counts = planner.plan(layer, routed, later, foreseen, seconds, self.clock.now, self.landed())
+        *plan, counts = planner.plan(
+            layer, routed, later, foreseen, seconds, self.clock.now, self.landed(), self.case.holds
+        )
         return (*counts, 0.0, 0.0, self.execute(*plan, out))
 
     def recover(self) -> None:
@@ -176,8 +182,8 @@ class Side:
             experts=case.experts,
             whole_layers=True,
             lease=lambda layer, experts: Lease(layout, []),
-            note=lambda layer, experts: [],
-            holds=lambda layer, expert: True,
+            note=lambda layer, experts: [expert for expert in experts if not case.holds(layer, expert)],
+            holds=case.holds,
         )
         links = costs.link, costs.link_contended
         residency = Residency(
@@ -344,6 +350,8 @@ CASES = [
         foreseen=0.0,
         steps=4000,
     ),
+    Case(18, in_ram=0.5),
+    Case(19, in_ram=0.3, scratch=24, cpu=6.0, experts=40, top_k=6, residents=12),
 ]
 
 
@@ -351,6 +359,7 @@ HAPPENS = {
     0: ("prefetched", "fetched", "prefetch_late", "prefetch_wasted", "copied swaps", "both pay"),
     1: ("prefetching rests",),
     4: ("unsettled",),
+    18: ("prefetched", "fetched", "copied swaps"),
     13: ("swapping rests", "unsettled"),
     14: ("swapping rests", "prefetching rests"),
 }

@@ -25,7 +25,7 @@ from dali.hooks.shared import early_shared
 from dali.loading.loaded import LoadedModel
 from dali.offload.accelerated import AcceleratedExperts
 from dali.offload.calibrate import load_predictor
-from dali.offload.gpu import check_native, gpu_model, move_dense, nearest_profile, open_gpu
+from dali.offload.gpu import check_native, gpu_model, move_dense, nearest_profile, open_gpu, tell_pinned
 from dali.offload.gpu_model import GpuModel
 from dali.offload.lending import lend
 from dali.offload.lossy import CpuExperts, LossyLayers, Scores, cpu_experts
@@ -273,14 +273,6 @@ def _tell_budget(
         notify(
             f"The {units.size(device.budget)} of {device.name} hold no expert of {units.enough(record_bytes)}: all run "
             "on the CPU."
-        )
-
-
-def tell_pinned(device: Device, notify: Callable[[str], None]) -> None:
-    if isinstance(device, GpuSlots) and device.unpinned:
-        notify(
-            f"{units.size(device.unpinned)} of experts could not be page-locked: copies to {device.name} are slower. "
-            "Raise the limit on locked memory (`ulimit -l`) or free RAM."
         )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from dali.compiled import library
+from dali.devices import Device
 from dali.devices.cuda import Gpu, GpuSlots, gpu_errors
 from dali.engine.budget import StateBudget
 from dali.engine.engine import Engine
@@ -151,3 +152,12 @@ def move_dense(loaded: LoadedModel, device: GpuSlots, predictor: Predictor | Non
             f"{device.name} has no room left for the dense weights of {loaded.name}, {size(loaded.dense_bytes)}.",
             f"Close other programs that use the GPU, or lower {parameter('vram')}.",
         ) from error
+
+
+def tell_pinned(device: Device, notify: Callable[[str], None]) -> None:
+    """Say where experts could not be page-locked."""
+    if isinstance(device, GpuSlots) and device.unpinned:
+        notify(
+            f"{size(device.unpinned)} of experts could not be page-locked: copies to {device.name} are slower. "
+            "Raise the limit on locked memory (`ulimit -l`) or free RAM."
+        )

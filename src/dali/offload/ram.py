@@ -12,7 +12,7 @@ from dali.errors import DaliError, parameter
 from dali.hardware.free_memory import own_memory
 from dali.loading.loaded import LoadedModel
 from dali.loading.on_disk import STEP, step_bytes, too_small
-from dali.offload.gpu import state_size
+from dali.offload.gpu import state_size, tell_pinned
 from dali.options import LoadOptions
 from dali.step.kv import Reservation
 from dali.step.size import StateSize
@@ -61,6 +61,7 @@ def share_out(
     pool.grow(slots)
     if device is not None:
         device.pin(pool.memory)
+        tell_pinned(device, notify)
     loaded.telemetry.clear()  # of what was tried here
     _tell(loaded, pool, plan, notify)
     return prefixes
