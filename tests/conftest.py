@@ -22,6 +22,12 @@ RECIPES = Path(__file__).parents[1] / "recipes"
 PACKAGE_UNAVAILABLE = 3  # the recipe's exit code
 
 
+@pytest.fixture(autouse=True)
+def _no_measured_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Whatever was measured of this machine is not for tests."""
+    monkeypatch.setenv("DALI_CONFIG_DIR", str(tmp_path / "config"))
+
+
 @pytest.fixture(scope="session")
 def dali_tiny() -> Path:
     """The model that ships in the package: Qwen3-MoE, 8 layers, 20 experts, top-4."""

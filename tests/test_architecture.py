@@ -11,6 +11,7 @@ SOURCE = Path(__file__).parent.parent / "src" / "dali"
 FLOORS = [
     "cli",
     "serve",
+    "probe",
     "measure",
     "entry",
     "llm",

@@ -268,6 +268,11 @@ class LoadOptions:
         if chosen is None:
             return None
         profile = profiles.load(chosen)
+        if not profile.has_accelerator:
+            raise UsageError(
+                f"The hardware profile {chosen} is of a machine without an accelerator.",
+                f"Name one of {', '.join(profiles.known())}, or measure a machine that has one: `dali bench hw`.",
+            )
         if own is not None and chosen != own:
             raise UsageError(
                 f"{parameter('profile')} {chosen} is not the one of {self.device}, which it plans with.",

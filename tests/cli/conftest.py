@@ -36,6 +36,7 @@ def _environment(monkeypatch: pytest.MonkeyPatch, cache: Path, tmp_path: Path) -
     for name in [name for name in os.environ if name.startswith("DALI_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("DALI_CACHE_DIR", str(cache))
+    monkeypatch.setenv("DALI_CONFIG_DIR", str(tmp_path / "config"))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
 

@@ -7,8 +7,9 @@ import json
 import numpy as np
 import pytest
 
-from dali.hardware import profile
+from dali.hardware import own, profile
 from dali.replay.traces.trace import write
+from measured import ACCELERATED, MACHINE, measured
 from replay.tiny_traces import fields, random_trace
 
 
@@ -32,6 +33,35 @@ def test_a_comparison(run, trace, tmp_path):
     assert "modelled" in out
     assert {row["shape"] for row in rows} == {"mixtral-8x7b"}
     assert (tmp_path / "r.html").read_text().startswith("<!DOCTYPE html>")
+
+
+def test_a_page_of_experts_on_disk(run, trace, tmp_path):
+    code, _, _ = run(
+        "simulate", trace, "--ram", "25%,50%,75%", "--profile", "laptop-8gb", "--shape", "qwen3-30b-a3b",
+        "--policy", "default,fading,lru", "--json", str(tmp_path / "r.json"), "--html", str(tmp_path / "r.html"),
+    )  # fmt: skip
+    assert code == 0
+    page, rows = (tmp_path / "r.html").read_text(), json.loads((tmp_path / "r.json").read_text())["rows"]
+    for row in rows:
+        drawn = f"<title>{row['policy']}: {row['hit_rate']:.4g} at {row['ram_places'] / 24 * 100:.3g}</title>"
+        assert drawn in page
+        assert f"<title>Belady: {row['belady_disk_hit_rate']:.4g} at" in page
+        assert f"<title>bound: {row['bound_tokens_per_second']:.4g} at" in page
+        waits = 1e3 * row["stall_share"] / row["tokens_per_second"]
+        assert f"<title>waiting for reads, {row['policy']}: {waits:.4g}</title>" in page
+    assert page.count("<figure>") == 7  # two curves, bars for each RAM, by layer, how often experts are used
+    assert "<b>lru</b>: Least recently used: the expert whose last use" in page
+
+    code, _, _ = run(
+        "simulate", trace, "--ram", "50%", "--profile", "laptop-8gb", "--cache-slots", "2", "--policy",
+        "fading,lru", "--json", str(tmp_path / "r.json"), "--html", str(tmp_path / "r.html"),
+    )  # fmt: skip
+    page, rows = (tmp_path / "r.html").read_text(), json.loads((tmp_path / "r.json").read_text())["rows"]
+    assert code == 0
+    assert page.count("<figure>") == 5
+    for row in rows:  # one size alone: bars, and the bounds beside them
+        assert f">{row['hit_rate']:.4g}</text>" in page
+        assert f"bound {row['belady_disk_hit_rate']:.4g}</text>" in page
 
 
 def test_all_systems_are_compared_their_lossy_parts_off(run, trace):
@@ -111,7 +141,6 @@ def test_a_policy_from_a_file(run, refused, trace, tmp_path, monkeypatch):
         (["TRACE", "--tokens", "0"], "--tokens cannot be '0'"),
         (["TRACE", "--cache-only", "--profile", "paper"], "no times"),
         (["TRACE", "--cache-only", "--ram", "50%"], "no disk beneath"),
-        (["TRACE", "--ram", "50%", "--html", "r.html"], "draws nothing of --ram"),
         (["TRACE", "--ram", "much"], "--ram cannot be 'much'"),
         (["TRACE", "--ram", "4KiB"], "--ram 4KiB holds 1 of the experts"),
         (["TRACE", "--ram", "50%", "--policy", "hybrimoe"], "no policy 'hybrimoe' for a pool in RAM"),
@@ -200,3 +229,46 @@ def test_a_profile_without_a_disk_is_refused(refused, trace, tmp_path):
     assert code == 2
     assert problem == "The hardware profile paper does not say how fast its disk is."
     assert "disk_bandwidth, disk_latency, disk_queue_depth" in fix
+
+
+@pytest.fixture
+def own_profile(monkeypatch):
+    """Writes what was measured of this machine."""
+
+    def write(**values):
+        monkeypatch.setattr("dali.hardware.own.this_machine", lambda folder: MACHINE)
+        own.write(measured(MACHINE, **values), own.own_path())
+
+    return write
+
+
+def test_this_machine_is_what_is_replayed_on_once_it_was_measured(run, trace, own_profile):
+    own_profile(**ACCELERATED)
+    _, out, err = run("simulate", trace, "--cache-slots", "50%", "--policy", "lru")
+    assert "profile machine" in out
+    assert "measured on 2026-11-30 by dali 0.1" in err
+    _, out, err = run("simulate", trace, "--cache-slots", "50%", "--policy", "lru", "--profile", "paper")
+    assert "profile paper" in out
+    assert "measured" not in err
+
+
+def test_a_machine_without_an_accelerator_serves_replays_that_have_none(run, refused, trace, own_profile):
+    own_profile()
+    assert "profile machine" in run("simulate", trace, "--ram", "50%", "--policy", "lru")[1]
+    assert "profile paper" in run("simulate", trace, "--cache-slots", "50%", "--policy", "lru")[1]
+    assert (
+        "profile paper" in run("simulate", trace, "--ram", "50%", "--cache-slots", "2", "--policy", "lru")[1]
+    )
+    code, problem, fix = refused("simulate", trace, "--cache-slots", "50%", "--profile", "machine")
+    assert code == 2
+    assert problem == "The hardware profile machine is of a machine without an accelerator."
+    assert "dali bench hw" in fix
+
+
+def test_a_broken_profile_of_this_machine_is_said_and_the_replay_goes_on(run, trace, own_profile):
+    own_profile()
+    own.own_path().write_text("{")
+    code, out, err = run("simulate", trace, "--cache-slots", "50%", "--policy", "lru")
+    assert code == 0
+    assert "profile paper" in out
+    assert "set aside as machine.broken.json" in err

@@ -106,6 +106,9 @@ class FakeGpu(Gpu):
     def free_bytes(self) -> int:
         return self.memory()[0]
 
+    def wait(self) -> None:
+        self.hand_over()
+
     def hand_over(self) -> None:
         self._driver.library.cuStreamSynchronize(ctypes.c_void_p(0))
 

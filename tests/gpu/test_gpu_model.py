@@ -17,12 +17,14 @@ from dali.compiled import library
 from dali.devices.base import MisuseError
 from dali.errors import DaliError, UsageError
 from dali.fused.release import release
+from dali.hardware import own
 from dali.kernels import native
 from dali.llm import LLM
 from dali.step.kv import LayerKV
 from dali.units import size
 from families import random_model, save_model
 from gguf_models import encode_as, gguf_model, save_gguf
+from measured import ACCELERATED, MACHINE, measured
 
 PROMPTS = [[5, 6, 7, 8, 9, 10, 11], [20, 21, 22], [40]]
 POLICIES = [{}, {"assign": "greedy"}, {"n_cpu_moe": 1, "vram": "200KiB"}]
@@ -95,6 +97,17 @@ def test_defaults_need_no_profile_and_say_which_one_plans_go_by(driver, director
     notes: list[str] = []
     dali.load(directory, quant="w4", device="cuda", notify=notes.append)
     assert any("never measured" in note and "nearest" in note for note in notes)
+
+
+@pytest.mark.parametrize(("memory", "used"), [(1.0, True), (2.0, False)])
+def test_a_gpu_that_was_measured_is_planned_by_its_own_profile(driver, directory, monkeypatch, memory, used):
+    monkeypatch.setattr("dali.hardware.own.this_machine", lambda folder: MACHINE)
+    figures = {**ACCELERATED, "gpu_memory": memory * (1 << 30)}  # the stand-in has 1 GiB
+    own.write(measured(MACHINE, **figures), own.own_path())
+    notes: list[str] = []
+    dali.load(directory, quant="w4", device="cuda", notify=notes.append)
+    assert any("Plans go by this machine, measured on 2026-11-30" in note for note in notes) == used
+    assert any("never measured" in note for note in notes) != used
 
 
 @pytest.mark.parametrize("call", ["cuLaunchKernel", "cuMemcpyHtoDAsync_v2", "cuEventRecord", "cuEventQuery"])

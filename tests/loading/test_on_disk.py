@@ -11,6 +11,7 @@ from gguf import GGMLQuantizationType as Type
 import dali
 from dali.cli.chat.answer import Answer
 from dali.errors import DaliError, StoreError
+from dali.hardware import own
 from dali.kernels import native
 from dali.loading import on_disk
 from dali.loading.budget import HEADROOM
@@ -19,6 +20,7 @@ from dali.units import parse_size
 from decoded import decoded
 from families import random_model, save_model
 from gguf_models import encode_as, gguf_model, save_gguf
+from measured import MACHINE, measured
 from on_disk import load_on_disk
 
 pytestmark = pytest.mark.skipif(not native.AVAILABLE, reason="the kernels were not compiled")
@@ -162,3 +164,13 @@ def test_what_a_conversion_loses_is_said_each_time(tmp_path, monkeypatch):
     assert lost
     for _ in range(2):
         assert load_on_disk(monkeypatch, path, 5, quant="w4").loaded.converted == lost
+
+
+def test_a_disk_that_was_measured_is_read_as_deep_as_it_is_worth(saved, monkeypatch):
+    monkeypatch.setattr("dali.hardware.own.this_machine", lambda folder: MACHINE)
+    own.write(measured(disk_queue_depth=7.0), own.own_path())
+    notes: list[str] = []
+    llm = load_on_disk(monkeypatch, saved, 6, quant="w8", notify=notes.append)
+    assert isinstance(llm.loaded.pool, DiskPool)
+    assert llm.loaded.pool.depth == 7
+    assert [note for note in notes if "7 reads at once, by this machine, measured on 2026-11-30" in note]

@@ -7,7 +7,7 @@ import sys
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from random import Random
 from types import SimpleNamespace
 from typing import Any
@@ -88,6 +88,8 @@ class Case:
 class ScriptedLayers:
     """Stands in for the native layers: knows which copy is over when, and that launches find what they read."""
 
+    slower = 1.0  # the CPU, than was planned
+
     def __init__(self, case: Case, clock: Clock) -> None:
         self.random, self.case, self.clock = Random(case.seed), case, clock
         self.holds: dict[int, tuple[int, int]] = {}  # by slot
@@ -141,7 +143,8 @@ class ScriptedLayers:
         *plan, counts = planner.plan(
             layer, routed, later, foreseen, seconds, self.clock.now, self.landed(), self.case.holds
         )
-        return (*counts, 0.0, 0.0, self.execute(*plan, out))
+        spent = self.execute(*plan, out)
+        return (*counts, 0.0, 0.0, spent, 0.0, spent / self.slower)
 
     def recover(self) -> None:
         self.ends.clear()
@@ -394,6 +397,42 @@ def test_only_the_defaults_themselves_are_decided_so():
     deeper = policies()
     deeper.prefetch.depth = 2
     assert not plans(deeper, guarded=True)
+
+
+def alone(side: Side, case: Case, monkeypatch) -> list[Any]:
+    """The plans of one side, whatever they do."""
+    routing, now = Routing(case), 1e3
+    for _ in range(case.steps):
+        for layer, ids in enumerate(routing.step()):
+            now = max(now + case.between, side.layers.finished())
+            side.step(monkeypatch, now, layer, ids, None)
+    return side.layers.plans
+
+
+def test_corrected_times_are_planned_with_as_if_they_had_been_given(monkeypatch):
+    case = Case(3)
+    costs = costs_of(case)
+    corrected = Side(case, costs, Compiled)
+    corrected.executor.planner.correct(3.0)
+    given = Side(case, replace(costs, cpu=[3.0 * seconds for seconds in costs.cpu]), Compiled)
+    plans = alone(corrected, case, monkeypatch)
+    assert plans == alone(given, case, monkeypatch)
+    assert plans != alone(Side(case, costs, Compiled), case, monkeypatch)
+    on_cpu = plans[-1][0]
+    assert corrected.executor.planner.planned == pytest.approx(given.executor.planner.planned / 3.0)
+    assert (corrected.executor.planner.planned > 0) == bool(on_cpu)
+
+
+def test_a_cpu_slower_than_planned_gets_less_to_do_and_plans_then_stay(monkeypatch):
+    case = Case(4, steps=600)
+    as_planned, slow = (Side(case, costs_of(case), Compiled) for _ in range(2))
+    slow.layers.slower = 4.0
+    usual, fewer = (
+        sum(len(cpu) for cpu, *_ in alone(side, case, monkeypatch)[-800:]) for side in (as_planned, slow)
+    )
+    assert as_planned.executor.correction.applied == 1.0
+    assert slow.executor.correction.applied == pytest.approx(4.0, rel=0.01)
+    assert fewer < usual
 
 
 def test_what_the_planner_owns_nobody_else_is_asked():

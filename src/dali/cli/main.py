@@ -84,7 +84,8 @@ def _drop_output() -> None:
 
 
 def _dispatch(arguments: list[str]) -> int:
-    name, *rest = arguments = arguments or ["--help"]
+    arguments = arguments or ["--help"]
+    name, rest = verbs.split(arguments)
     if name in VERBS:
         with importing():
             verb = verbs.module(name)
@@ -105,7 +106,7 @@ def _parser() -> Parser:
 
     from dali.cli.flags.verb import Parser
 
-    verbs = "\n".join(f"  {verb:<8} {does}" for verb, does in VERBS.items())
+    verbs = "\n".join(f"  {verb:<8}  {does}" for verb, does in VERBS.items())
     parser = Parser(
         "dali",
         "dali VERB ...",

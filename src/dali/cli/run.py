@@ -23,7 +23,7 @@ from dali.cli.model import find_model, load_model
 from dali.cli.plain_text import plain_text
 from dali.cli.terminal import DIM, log, styled
 from dali.errors import DaliError, UsageError
-from dali.hardware import profile
+from dali.hardware import own, profile
 from dali.hardware.gpu import check_gpu
 from dali.loading.locate import DEFAULT_MODEL
 from dali.store.cache import cache_root
@@ -85,7 +85,11 @@ def _devices() -> list[str]:
         with importing():
             from dali.devices.cuda import device_names
         found = device_names()
-    simulated = [f"{'sim:' + name:<20}  {profile.load(name).description}" for name in profile.known()]
+    profiles = {name: profile.load(name) for name in profile.known()}
+    mine = own.find(log.warning)
+    if mine is not None and mine.has_accelerator:
+        profiles[profile.OWN] = mine
+    simulated = [f"{'sim:' + name:<20}  {each.description}" for name, each in profiles.items()]
     return ["cpu", *found, *simulated]
 
 

@@ -17,8 +17,10 @@ from dali.cli.flags.kinds import COUNTS, FILE, NAMES, whole
 from dali.cli.flags.option import SWITCH, Kind, flag
 from dali.cli.flags.verb import Verb
 from dali.cli.importing import importing
-from dali.cli.terminal import passing_note
+from dali.cli.terminal import log, passing_note
 from dali.errors import DaliError, UsageError
+from dali.hardware import own
+from dali.hardware.profile import OWN
 from dali.replay.ray_pool import check_ray
 
 RAY = "ray"
@@ -47,14 +49,16 @@ class Settings(Always):
         "comparison",
         NAMES,
         "experts on disk, and so much RAM for them, as sizes (8GiB,16GiB) or shares of all experts (25%%,50%%). Policies are "
-        "then those of the pool in RAM (default, balanced, fading, lfu, lru); the CPU computes all, unless --cache-slots says "
-        "how many residents an accelerator has above it, under dali's default",
+        "then those of the pool in RAM (default, balanced, fading, lfu, lru) and files that end in .py; the CPU computes all, "
+        "unless --cache-slots says how many residents an accelerator has above it, under dali's default",
     )
     batch: tuple[int, ...] | None = flag(
         "comparison", COUNTS, "sequences side by side in a step (default: 1)"
     )
     profile: tuple[str, ...] | None = flag(
-        "comparison", NAMES, f"hardware profiles, by name or file (default: {PROFILE})"
+        "comparison",
+        NAMES,
+        f"hardware profiles, by name or file (default: {OWN}, this machine as `dali bench hw` measured it, else {PROFILE})",
     )
     shape: tuple[str, ...] | None = flag(
         "comparison", NAMES, "whose sizes the experts have (default: own, the recorded model's)"
@@ -96,8 +100,6 @@ def main(settings: Settings) -> int:
         raise UsageError("--cache-only has no times, so no --profile and no --shape.", "Leave them out.")
     if settings.ram and settings.cache_only:
         raise UsageError("--cache-only has no disk beneath the cache, so no --ram.", "Leave one of both out.")
-    if settings.ram and settings.html:
-        raise UsageError("--html draws nothing of --ram yet.", "Take the table, or --json FILE.")
     if settings.workers == RAY:
         check_ray()
     passing_note("Reading the traces ...")
@@ -105,10 +107,11 @@ def main(settings: Settings) -> int:
         from dali.replay import cells, comparison, sweep
         from dali.replay.report import page, table
 
+    profiles = settings.profile or (_profile(settings),)
     planned = cells.plan(
         settings.words,
         cells.spelt_out(settings.policy or ("all",), settings.cache_only, bool(settings.ram)),
-        settings.profile or (comparison.PROFILE,),
+        profiles,
         settings.shape or (comparison.SHAPE,),
         settings.batch or (1,),
         settings.cache_slots or (("0",) if settings.ram else comparison.SLOTS),
@@ -130,6 +133,19 @@ def main(settings: Settings) -> int:
         passing_note()
         print(table.table(outcomes, settings.explain))
     return 0
+
+
+def _profile(settings: Settings) -> str:
+    """This machine's own profile, if it says all that the replays ask of it; else the published one."""
+    if settings.cache_only or settings.workers == RAY:  # whose machines have profiles of their own
+        return PROFILE
+    mine = own.find(log.warning)
+    slots = settings.cache_slots or (("0",) if settings.ram else ("50%",))
+    accelerated = any(text.rstrip("%") != "0" for text in slots)
+    if mine is None or (settings.ram and not mine.has_disk) or (accelerated and not mine.has_accelerator):
+        return PROFILE
+    log.info(f"Times are those of {own.origin(mine)}.")
+    return OWN
 
 
 def _made(settings: Settings) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TextIO
 
 from dali.cli.flags.option import as_flag
@@ -52,6 +53,22 @@ def passing_note(text: str = "") -> None:
     """Show `text` until the next note, bar or output; "" takes it away."""
     if is_terminal():
         print(f"{CLEAR_LINE}{text}", end="", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def share_bar(what: str, total: int) -> Iterator[Callable[[str, int], None]]:
+    """A bar over work whose parts are `total` together; told of each that is through, by name, and its share of them."""
+    from tqdm import tqdm
+
+    passing_note()
+    shown = "{desc} {bar} {percentage:3.0f} % {elapsed}"
+    with tqdm(desc=what, total=total, bar_format=shown, leave=False, disable=not is_terminal()) as bar:
+
+        def advance(part: str, share: int) -> None:
+            bar.set_description(f"{what}, {part} done", refresh=False)
+            bar.update(share)
+
+        yield advance
 
 
 def meter(what: str, total: int) -> Callable[[int], None]:

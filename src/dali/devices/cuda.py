@@ -101,6 +101,10 @@ class Gpu:
             free, everything = self.native.memory()
         return free, everything
 
+    def wait(self) -> None:
+        """Until all that was queued is over."""
+        torch.cuda.synchronize(self.place)
+
     def hand_over(self) -> None:
         """torch may use, and free, what the native layers have queued work for: both are in one queue, by whose order its
         allocator goes."""

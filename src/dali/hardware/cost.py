@@ -1,8 +1,8 @@
 """The cost model: seconds of every part of a step for one expert shape on one hardware profile.
 
-Roofline formulas, used where the profile holds no measured table for the shape (bytes = one packed expert, w
-tokens, flops = 2 x hidden x intermediate x matrices a token; bandwidths and rates are the profile's effective
-figures):
+Where the profile holds measured tables, experts' times come from them: from a table of the very shape, else by the bytes and
+the operations of the shapes that were measured (`rates.py`). Elsewhere roofline formulas (bytes = one packed expert, w tokens,
+flops = 2 x hidden x intermediate x matrices a token; bandwidths and rates are the profile's effective figures):
 
     t_cpu(w)       = max(bytes / cpu_bandwidth, w x flops / cpu_rate)
     t_gpu(w)       = max(bytes / gpu_bandwidth, w x flops / gpu_rate)
@@ -14,7 +14,7 @@ figures):
                      of those behind them
 
 Without an accelerator the CPU computes the dense part as well, at its experts' bandwidth and rate, and nothing is launched or
-handed over.
+handed over. A profile may be of a machine that has none; what would be its times are then endless.
 
 Every time from here is modelled; print it with that word.
 """
@@ -27,9 +27,11 @@ from functools import cache
 from itertools import pairwise
 
 from dali.errors import DaliError, UsageError
+from dali.hardware import rates
 from dali.hardware.profile import DISK, Profile, known, load
 
 KERNELS_AN_EXPERT = 2
+NEVER = 1e9  # seconds of what cannot be; endless, but for sums and quotients of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,13 +107,19 @@ class CostModel:
         self.shape = shape
         self.format = format
         self.label = profile.label
-        self._contended = _contended_bandwidth(profile)
+        if accelerator and not profile.has_accelerator:
+            raise UsageError(
+                f"The hardware profile {profile.name} is of a machine without an accelerator.",
+                f"Use one of {', '.join(known())}, or measure a machine that has one: `dali bench hw`.",
+            )
+        there = profile.has_accelerator
+        self._contended = _contended_bandwidth(profile) if there else 0.0
         size = shape.bytes[format]
         self.costs = ExpertCosts(
             cpu=self._table("cpu", max_tokens),
-            gpu=self._table("gpu", max_tokens),
-            link=self.copy(size),
-            link_contended=self.copy(size, contended=True),
+            gpu=self._table("gpu", max_tokens) if there else [0.0] + [NEVER] * max_tokens,
+            link=self.copy(size) if there else NEVER,
+            link_contended=self.copy(size, contended=True) if there else NEVER,
             launch=KERNELS_AN_EXPERT * profile["launch"] if accelerator else 0.0,
             handover=2 * self.activation_copy(1) if accelerator else 0.0,
         )
@@ -143,10 +151,16 @@ class CostModel:
         return cache(lambda tokens: self.dense(weight_bytes, parameters, tokens, kernels) + self.sync)
 
     def _table(self, device: str, max_tokens: int) -> list[float]:
-        wanted = (device, self.format, self.shape.hidden, self.shape.intermediate, self.shape.matrices)
-        for table in self.profile.tables:
-            if (table.device, table.format, table.hidden, table.intermediate, table.matrices) == wanted:
+        shape = self.shape
+        wanted = (shape.hidden, shape.intermediate, shape.matrices)
+        tables = rates.alone(self.profile.tables, device, "experts")
+        for table in tables:
+            if table.format == self.format and (table.hidden, table.intermediate, table.matrices) == wanted:
                 return interpolate(table.points, max_tokens)
+        parameters = shape.hidden * shape.intermediate * shape.matrices
+        points = rates.points(tables, self.format, parameters, shape.bytes[self.format])
+        if points is not None:
+            return interpolate(points, max_tokens)
         stream = self.shape.bytes[self.format] / self.profile[f"{device}_bandwidth"]
         token = self.shape.flops / self.profile[f"{device}_rate"]
         return [0.0] + [max(stream, w * token) for w in range(1, max_tokens + 1)]

@@ -1,9 +1,12 @@
 """Hardware profiles: the few figures of one PC from which every time is derived.
 
 A profile is a JSON file. Each figure carries its unit, its source and a label: "roofline" for a published
-bandwidth or rate times an efficiency (with its own source), "measured" for a probe's result. A probe may add
-tables of expert times by workload; where a table fits the expert's shape, `cost.CostModel` reads it instead
-of the figures.
+bandwidth or rate times an efficiency (with its own source), "measured" for what `dali bench hw` found, with the spread of its
+readings. What was measured has tables beside: seconds of experts and linears by tokens, from which `cost.CostModel` takes the
+times of any shape (`rates.py`), and curves, which say how a figure came about.
+
+Schema 2 added to schema 1, all of it optional: tables of linears and of experts beside other work, curves, spreads, which
+machine was measured, when and by which dali; and a profile may be of a machine without an accelerator.
 """
 
 from __future__ import annotations
@@ -13,12 +16,16 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.resources import files
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from dali.errors import DaliError, UsageError
+from dali.hardware.machine import Machine
 
-SCHEMA = 1
+SCHEMA = 2
+READ = (1, SCHEMA)  # schemas that this version reads
+OWN = "machine"  # the name of this machine's own profile, `own.py`
 LABELS = ("roofline", "measured")
 
 UNITS = {
@@ -36,9 +43,27 @@ UNITS = {
     "disk_bandwidth": "B/s",  # large aligned reads past the page cache
     "disk_latency": "s",  # from a read's begin to its first byte
     "disk_queue_depth": "reads",  # of whole experts, under way at once
+    "cpu_call": "s",  # time of a call over all threads that has next to nothing to compute
+    "layer_overhead": "s",  # of a decoding layer, beside its weights, keys and values
+    "step_overhead": "s",  # of a decoding step outside all kernels: Python, sampling, text
+    "attention_bandwidth": "B/s",  # keys and values that decoding reads, all cores
+    "attention_rate": "FLOP/s",  # of a prompt's attention
 }
 DISK = ("disk_bandwidth", "disk_latency", "disk_queue_depth")  # all of them, or none
-OPTIONAL = {"link_contended", *DISK}
+ACCELERATOR = (
+    "gpu_memory",
+    "gpu_bandwidth",
+    "gpu_rate",
+    "link_bandwidth",
+    "link_latency",
+    "launch",
+    "sync",
+)  # likewise
+STEP = ("cpu_call", "layer_overhead", "step_overhead", "attention_bandwidth", "attention_rate")
+OPTIONAL = {"link_contended", *DISK, *STEP}
+KINDS = ("experts", "linear", "router")
+BESIDE = ("", "copies", "reads")
+APART = 10  # times: what no two readings of one thing can differ by
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +76,10 @@ class Figure:
     source: str
     efficiency: float = 1.0
     efficiency_source: str = ""
+    spread: float = (
+        0.0  # of what was measured: half of its readings lie so near their median, as a share of it
+    )
+    readings: int = 1
 
     @property
     def effective(self) -> float:
@@ -59,7 +88,8 @@ class Figure:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Seconds of one expert by workload, as probed: `points` are (tokens, seconds), tokens rising from 1."""
+    """Seconds of one expert by workload, as measured: `points` are (tokens, seconds), tokens rising from 1. Of a linear: of one
+    matrix [intermediate, hidden]."""
 
     device: str  # "cpu" or "gpu"
     format: str
@@ -69,16 +99,42 @@ class Table:
     points: tuple[tuple[int, float], ...]
     label: str
     source: str
+    kind: str = "experts"  # or another of KINDS
+    beside: str = ""  # what ran at the same time, one of BESIDE
+    bytes: int = 0  # packed; 0: not said
+    spread: float = 0.0  # the widest of its points'
+
+    @property
+    def parameters(self) -> int:
+        return self.hidden * self.intermediate * self.matrices
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """How something goes with something: `points` are (x, y), x rising."""
+
+    name: str
+    x: str  # what x counts
+    unit: str  # of y
+    points: tuple[tuple[float, float], ...]
+    source: str
 
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """One PC. `figures` maps the names of UNITS to their figures."""
+    """One PC. `figures` maps the names of UNITS to their figures. Of one that was measured: on which `machine`, when (`date`, as
+    2026-11-30), by which version of `dali`, and what was odd about it (`notes`)."""
 
     name: str
     description: str
     figures: Mapping[str, Figure]
     tables: tuple[Table, ...] = ()
+    curves: tuple[Curve, ...] = ()
+    machine: Machine | None = None
+    date: str = ""
+    dali: str = ""
+    notes: tuple[str, ...] = ()
+    error: float = 0.0  # median of predicted times of experts of other shapes, as a share of what was measured; 0: not checked
 
     def __getitem__(self, figure: str) -> float:
         """The effective value of a figure, in the unit of UNITS."""
@@ -95,6 +151,11 @@ class Profile:
         """Whether it says how fast experts can be read from disk."""
         return DISK[0] in self.figures
 
+    @property
+    def has_accelerator(self) -> bool:
+        """Whether it says anything of an accelerator."""
+        return ACCELERATOR[0] in self.figures
+
     def to_json(self) -> str:
         return json.dumps({"schema": SCHEMA, **asdict(self)}, indent=2) + "\n"
 
@@ -107,10 +168,10 @@ class Profile:
             schema = data["schema"]
         except (ValueError, KeyError, TypeError) as error:
             raise _broken(origin, f"it is not a JSON object with a schema ({error})") from None
-        if schema != SCHEMA:
+        if schema not in READ:
             raise DaliError(
-                f"The hardware profile {origin} has schema {schema!r}; this version reads schema {SCHEMA}.",
-                "Probe the machine again with this version, or use one of the shipped profiles: "
+                f"The hardware profile {origin} has schema {schema!r}; this version reads schema {SCHEMA} and those before it.",
+                "Measure the machine again with this version, by `dali bench hw`, or use one of the shipped profiles: "
                 f"{', '.join(known())}.",
             )
         try:
@@ -119,6 +180,12 @@ class Profile:
                 description=str(data["description"]),
                 figures={name: Figure(**figure) for name, figure in data["figures"].items()},
                 tables=tuple(_table(table) for table in data["tables"]),
+                curves=tuple(_curve(curve) for curve in data.get("curves", ())),
+                machine=Machine.of(data.get("machine")),
+                date=str(data.get("date", "")),
+                dali=str(data.get("dali", "")),
+                notes=tuple(map(str, data.get("notes", ()))),
+                error=float(data.get("error", 0.0)),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise _broken(origin, f"an entry is missing or malformed: {error}") from None
@@ -134,15 +201,19 @@ def known() -> list[str]:
 
 
 def load(name_or_path: str | Path) -> Profile:
-    """A shipped profile by name, or any profile by its file's path. UsageError when there is neither."""
+    """A shipped profile by name, this machine's own by OWN, or any by its file's path. UsageError when there is none."""
     name = str(name_or_path)
+    if name == OWN:
+        from dali.hardware import own  # which is made of this file
+
+        return own.read()
     if name in known():
         return Profile.from_json((_shipped() / f"{name}.json").read_text(encoding="utf-8"), name)
     path = Path(name_or_path)
     if not path.is_file():
         raise UsageError(
             f"There is no hardware profile {name!r}.",
-            f"Name one of {', '.join(known())}, or give the path of a profile's JSON file.",
+            f"Name one of {', '.join(known())}, {OWN} for what `dali bench hw` measured here, or a profile's JSON file.",
         )
     return Profile.from_json(path.read_text(encoding="utf-8", errors="replace"), str(path))
 
@@ -156,6 +227,10 @@ def _table(data: dict[str, Any]) -> Table:
     return Table(**{**data, "points": points})
 
 
+def _curve(data: dict[str, Any]) -> Curve:
+    return Curve(**{**data, "points": tuple((float(x), float(y)) for x, y in data["points"])})
+
+
 def _broken(origin: str, why: str) -> DaliError:
     return DaliError(
         f"The hardware profile {origin} cannot be used: {why}.",
@@ -164,35 +239,60 @@ def _broken(origin: str, why: str) -> DaliError:
 
 
 def _check(profile: Profile, origin: str) -> None:
+    figures = profile.figures
+    without = () if any(name in figures for name in ACCELERATOR) else ACCELERATOR
     for name, unit in UNITS.items():
-        if name not in profile.figures and name not in OPTIONAL:
+        if name not in figures and name not in OPTIONAL and name not in without:
             raise _broken(origin, f"the figure {name!r} is missing")
-        if name in profile.figures and profile.figures[name].unit != unit:
-            raise _broken(origin, f"{name} is in {profile.figures[name].unit!r}, not in {unit!r}")
-    there = [name for name in DISK if name in profile.figures]
+        if name in figures and figures[name].unit != unit:
+            raise _broken(origin, f"{name} is in {figures[name].unit!r}, not in {unit!r}")
+    there = [name for name in DISK if name in figures]
     if there and len(there) < len(DISK):
         missing = next(name for name in DISK if name not in there)
         raise _broken(origin, f"it has the figure {there[0]!r} and not {missing!r}")
-    for name, figure in profile.figures.items():
-        if name not in UNITS:
-            raise _broken(origin, f"the figure {name!r} is unknown")
-        if not (_positive(figure.value) and _positive(figure.efficiency) and figure.efficiency <= 1):
-            raise _broken(
-                origin, f"{name} is {figure.value!r} x {figure.efficiency!r}, not a positive number"
-            )
-        if name == "disk_queue_depth" and (figure.effective < 1 or figure.effective % 1):
-            raise _broken(origin, f"{name} is {figure.effective!r}, not a whole number from 1")
-        _sourced(origin, name, figure.label, figure.source)
-        if figure.efficiency != 1 and not figure.efficiency_source:
-            raise _broken(origin, f"the efficiency of {name} has no source")
+    for name, figure in figures.items():
+        _check_figure(name, figure, origin)
     for table in profile.tables:
-        name = f"the {table.device} table for {table.format}"
-        tokens = [point[0] for point in table.points]
-        if table.device not in ("cpu", "gpu") or tokens[:1] != [1] or sorted(set(tokens)) != tokens:
-            raise _broken(origin, f"{name} needs a device cpu or gpu and token counts that rise from 1")
-        if not all(_positive(seconds) for _, seconds in table.points):
-            raise _broken(origin, f"{name} has a time that is not a positive number")
-        _sourced(origin, name, table.label, table.source)
+        _check_table(table, origin)
+    memory, experts = profile["memory_bandwidth"], profile["cpu_bandwidth"]
+    if experts > APART * memory:
+        raise _broken(origin, f"cpu_bandwidth is {experts / memory:.0f} times memory_bandwidth")
+    for curve in profile.curves:
+        xs = [x for x, _ in curve.points]
+        if not curve.points or xs != sorted(set(xs)) or not all(_positive(y) for _, y in curve.points):
+            raise _broken(origin, f"the curve {curve.name!r} needs positive values over a count that rises")
+
+
+def _check_figure(name: str, figure: Figure, origin: str) -> None:
+    if name not in UNITS:
+        raise _broken(origin, f"the figure {name!r} is unknown")
+    if not (_positive(figure.value) and _positive(figure.efficiency) and figure.efficiency <= 1):
+        raise _broken(origin, f"{name} is {figure.value!r} x {figure.efficiency!r}, not a positive number")
+    if name == "disk_queue_depth" and (figure.effective < 1 or figure.effective % 1):
+        raise _broken(origin, f"{name} is {figure.effective!r}, not a whole number from 1")
+    if not (figure.spread == 0 or _positive(figure.spread)):
+        raise _broken(origin, f"{name} has a spread of {figure.spread!r}")
+    _sourced(origin, name, figure.label, figure.source)
+    if figure.efficiency != 1 and not figure.efficiency_source:
+        raise _broken(origin, f"the efficiency of {name} has no source")
+
+
+def _check_table(table: Table, origin: str) -> None:
+    name = f"the {table.device} table for {table.format}"
+    tokens = [point[0] for point in table.points]
+    if table.device not in ("cpu", "gpu") or tokens[:1] != [1] or sorted(set(tokens)) != tokens:
+        raise _broken(origin, f"{name} needs a device cpu or gpu and token counts that rise from 1")
+    if not all(_positive(seconds) for _, seconds in table.points):
+        raise _broken(origin, f"{name} has a time that is not a positive number")
+    for (few, before), (more, after) in pairwise(table.points):
+        if after * APART < before:
+            raise _broken(origin, f"{name} has {more} tokens take {before / after:.0f} times less than {few}")
+    sizes = table.hidden, table.intermediate, table.matrices
+    if not all(isinstance(size, int) and size > 0 for size in sizes) or not isinstance(table.bytes, int):
+        raise _broken(origin, f"{name} is of a matrix of {' x '.join(map(repr, sizes))}")
+    if table.kind not in KINDS or table.beside not in BESIDE:
+        raise _broken(origin, f"{name} is of {table.kind!r} beside {table.beside!r}")
+    _sourced(origin, name, table.label, table.source)
 
 
 def _positive(value: object) -> bool:

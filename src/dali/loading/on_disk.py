@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dali.errors import DaliError, UsageError, parameter
+from dali.hardware import own
 from dali.hardware.cost import disk_costs
 from dali.hardware.free_memory import available_ram, own_memory
 from dali.kernels.expert import ExpertLayout
@@ -16,6 +17,7 @@ from dali.loading.loaded import largest
 from dali.options import LoadOptions
 from dali.store.direct_io import ReadError
 from dali.store.disk_pool import DiskPlan, DiskPool
+from dali.store.packed.header import StoreHeader
 from dali.store.packed.reader import DamagedStore, StoreReader
 from dali.store.packed.speed import measure_speed
 from dali.units import enough, size
@@ -84,14 +86,23 @@ def too_small(what: object, least: int, ram: int | None, allowed: int) -> DaliEr
     return DaliError(problem, f"Give {parameter('ram')} {enough(least)} or more.")
 
 
-def open_pool(store: Path, plan: DiskPlan) -> DiskPool:
+def open_pool(store: Path, plan: DiskPlan, notify: Callable[[str], None]) -> DiskPool:
     """The pool of a store, with no more slots than it cannot do without: `dali.offload.ram` gives it the others. DamagedStore: it
     cannot be used."""
     with StoreReader(store) as reader:
         header = reader.header
     most = min(header.records, max(plan.ram // header.record_bytes, plan.least_slots))
+    return DiskPool(store, min(plan.least_slots, most), most, _depth(store, header, notify))
+
+
+def _depth(store: Path, header: StoreHeader, notify: Callable[[str], None]) -> int:
+    """Reads under way at once: as many as this machine's profile says of the disk that stores lie on, else as a trial finds."""
+    mine = own.find(notify)
+    if mine is not None and mine.has_disk:
+        depth = int(mine["disk_queue_depth"])
+        notify(f"The disk gets {depth} {'reads' if depth > 1 else 'read'} at once, by {own.origin(mine)}.")
+        return depth
     try:
-        speed = measure_speed(store, header)
+        return measure_speed(store, header).depth
     except (OSError, ReadError) as error:
         raise DamagedStore(store, str(error)) from error
-    return DiskPool(store, min(plan.least_slots, most), most, speed.depth)

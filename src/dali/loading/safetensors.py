@@ -173,7 +173,7 @@ class SafetensorsModel(ModelSource):
             pool = ExpertPool(layouts, _read_store(store, meter).by_layer(len(modules)))
         else:
             self.checkpoint.forget()
-            pool = open_pool(store, disk)
+            pool = open_pool(store, disk, notify)
         telemetry = Telemetry()
         if isinstance(pool, DiskPool):
             telemetry.follow_disk(pool.counters)

@@ -25,7 +25,7 @@ from dali.hooks.shared import early_shared
 from dali.loading.loaded import LoadedModel
 from dali.offload.accelerated import AcceleratedExperts
 from dali.offload.calibrate import load_predictor
-from dali.offload.gpu import check_native, gpu_model, move_dense, nearest_profile, open_gpu, tell_pinned
+from dali.offload.gpu import check_native, gpu_model, move_dense, open_gpu, tell_pinned, unnamed_profile
 from dali.offload.gpu_model import GpuModel
 from dali.offload.lending import lend
 from dali.offload.lossy import CpuExperts, LossyLayers, Scores, cpu_experts
@@ -95,7 +95,7 @@ def accelerate(
     budget = None
     if device is None:
         device, on_gpu, budget = _open(options, loaded, engine, decoder, notify)
-    profile = options.planning_profile() or _nearest_profile(device, notify)
+    profile = options.planning_profile() or _unnamed_profile(device, notify)
     costs = _costs(loaded, profile)
     routers = seam.routers(model, loaded.layout.shape.hidden)
     scores = None if routers is None else seam.scores(routers, model.config.get_text_config())
@@ -200,14 +200,9 @@ def _system(
     return system
 
 
-def _nearest_profile(device: Device, notify: Callable[[str], None]) -> Profile:
+def _unnamed_profile(device: Device, notify: Callable[[str], None]) -> Profile:
     assert isinstance(device, GpuSlots)
-    profile = nearest_profile(device.gpu.memory()[1])
-    notify(
-        f"This machine was never measured: plans go by the published profile {profile.name}, whose GPU is nearest in memory. "
-        f"{parameter('profile')} names another."
-    )
-    return profile
+    return unnamed_profile(device.gpu, notify)
 
 
 def _executor(

@@ -17,7 +17,9 @@ from dali.engine.request import Request
 from dali.engine.sequence import Sequence
 from dali.errors import DaliError, parameter
 from dali.fused.model import DecodingModel
+from dali.hardware import own
 from dali.hardware import profile as profiles
+from dali.hardware.machine import MEMORY_SHARE
 from dali.hardware.profile import Profile
 from dali.kernels import native
 from dali.kernels.expert import ExpertLayout
@@ -139,6 +141,21 @@ def nearest_profile(gpu_bytes: int) -> Profile:
     """The published profile whose GPU's memory is nearest."""
     known = [profiles.load(name) for name in profiles.known()]
     return min(known, key=lambda profile: abs(math.log(profile["gpu_memory"] / gpu_bytes)))
+
+
+def unnamed_profile(gpu: Gpu, notify: Callable[[str], None]) -> Profile:
+    """What plans go by where nobody named a profile: this machine's own, if this GPU was measured with it, else the nearest."""
+    memory, mine = gpu.memory()[1], own.find(notify)
+    if mine is not None and mine.has_accelerator and abs(mine["gpu_memory"] / memory - 1) < MEMORY_SHARE:
+        notify(f"Plans go by {own.origin(mine)}.")
+        return mine
+    profile = nearest_profile(memory)
+    what = "This machine" if mine is None else gpu.name
+    notify(
+        f"{what} was never measured: plans go by the published profile {profile.name}, whose GPU is nearest in memory. "
+        f"`dali bench hw` measures, and {parameter('profile')} names another."
+    )
+    return profile
 
 
 def move_dense(loaded: LoadedModel, device: GpuSlots, predictor: Predictor | None) -> Predictor | None:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from dali.compiled import library
 from dali.devices.cuda import GpuSlots, gpu_error, gpu_errors
+from dali.policies.correction import Correction
 from dali.policies.plan import LayerPlan, ResidencyView
 from dali.runtime.executor import Executor
 from dali.runtime.loans import by_arrival
@@ -58,6 +59,7 @@ class GpuExecutor(Executor):
     _out: int | None = None  # where the sum of a posted step goes
     _cpu_seconds = 0.0  # of the CPU's experts, in the last step
     planner: Any = None  # the compiled one, where it decides as the policies do
+    correction: Correction  # of the CPU's times, by which it plans
 
     def __init__(self, *parts: Any, **options: Any) -> None:
         """As Executor's."""
@@ -69,6 +71,7 @@ class GpuExecutor(Executor):
         self.planner = planner(
             self.residency, slot, layers, experts, self._costs, self.guards.predicts, self._workload
         )
+        self.correction = Correction()
         # From here on they are not told of steps: nobody shall ask them.
         del self.residency, self.replacement, self.guards, self.decisions, self.period
 
@@ -238,6 +241,8 @@ class GpuExecutor(Executor):
         if ahead:
             self._telemetry.layer(later).link_bytes += ahead * self._layouts[later].record_bytes
         self._telemetry.plan_seconds += seconds[1]
+        if self.correction.note(seconds[4], seconds[2]):
+            self.planner.correct(self.correction.applied)
 
     def account(self, counters: LayerCounters, started: float) -> None:
         counters.seconds += time.perf_counter() - started

@@ -26,11 +26,12 @@ class DirectFile:
     def __init__(self, path: Path, unless_cached: bool = False) -> None:
         """`unless_cached`: read through the page cache if most of the file is there already, which is faster."""
         self._descriptor = os.open(path, os.O_RDONLY)
+        self.direct = False  # whether they do
         if hasattr(os, "O_DIRECT") and not (unless_cached and _is_cached(self._descriptor)):
             with suppress(OSError):  # a file system without such reads
                 direct = os.open(path, os.O_RDONLY | os.O_DIRECT)
                 os.close(self._descriptor)
-                self._descriptor = direct
+                self._descriptor, self.direct = direct, True
 
     def close(self) -> None:
         os.close(self._descriptor)

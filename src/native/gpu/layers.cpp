@@ -354,6 +354,7 @@ StepOutcome Layers::finish(Planner& planner, int ahead_layer, double ahead_secon
     const StepPlan plan = planner.plan(layer_, ids, int64_t(tokens_) * sizes_.top_k, {ahead_layer, ahead_host_, ahead_count_, ahead_seconds}, started,
                                        landed(), outcome.counts, in_ram_ ? &in_ram_ : nullptr);
     outcome.plan_seconds = now() - started;
+    outcome.cpu_planned = planner.planned();
     outcome.cpu_seconds = execute(plan, out);
     outcome.seconds = now() - started;
     return outcome;

@@ -31,6 +31,7 @@ struct Sizes {
 struct StepOutcome {
     StepCounts counts;
     double seconds, plan_seconds, cpu_seconds, waited_seconds;
+    double cpu_planned;  // seconds of the CPU's experts by the planner's times, uncorrected
 };
 
 // What the host is told of a step: x [tokens, hidden], ids int64 and weights [tokens, top_k], ahead int64 [ahead_count], on the GPU, as

@@ -64,6 +64,8 @@ StepPlan Planner::plan(int layer, const int64_t* ids, int64_t pairs, const Predi
             counts.copied_swaps++;
         }
     guards_.queued(counts.ahead, counts.copied_swaps);
+    planned_ = 0;
+    for (const int expert : plan.cpu) planned_ += cpu_[workload.tokens[expert]];
     found.cpu = std::move(plan.cpu);
     return found;
 }
@@ -84,6 +86,10 @@ void Planner::order_by_arrival(int layer, const Workload& workload, const InRam&
     for (const int expert : arriving) (contains(plan.cpu, expert) ? ordered.cpu : ordered.fetch).push_back(expert);
     ordered.gpu.insert(ordered.gpu.end(), ordered.fetch.begin(), ordered.fetch.end());
     plan = std::move(ordered);
+}
+
+void Planner::correct(double cpu) {
+    for (size_t tokens = 0; tokens < cpu_.size(); tokens++) costs_.cpu[tokens] = cpu * cpu_[tokens];
 }
 
 // As src/dali/runtime/executor.py starts the accelerator.

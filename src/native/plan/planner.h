@@ -36,7 +36,7 @@ class Planner {
     // each expert got in all steps, to be added to; null: nobody counts.
     Planner(const std::vector<std::vector<std::pair<int, int>>>& residents, int experts, int slots, ExpertCosts costs, bool predicts,
             int64_t* totals)
-        : costs_(std::move(costs)), experts_(experts), residency_(residents, experts, slots, costs_.link),
+        : costs_(std::move(costs)), cpu_(costs_.cpu), experts_(experts), residency_(residents, experts, slots, costs_.link),
           fading_(int(residents.size()), experts), guards_(costs_, int(residents.size()), experts, predicts), totals_(totals) {}
     Planner(const Planner&) = delete;
 
@@ -49,6 +49,11 @@ class Planner {
     StepPlan plan(int layer, const int64_t* ids, int64_t pairs, const Prediction& ahead, double now, uint64_t landed, StepCounts& counts,
                   const InRam* in_ram = nullptr);
 
+    // Plans go by the CPU's times multiplied by this from now on.
+    void correct(double cpu);
+    // Of the last plan: the seconds its experts on the CPU take by the times it was made with, uncorrected.
+    double planned() const { return planned_; }
+
     const Residency& residency() const { return residency_; }
     const Guards& guards() const { return guards_; }
     // After a failure: the copies that fill all slots anew.
@@ -60,7 +65,9 @@ class Planner {
     std::vector<Launch> place(const Planned& step, double now);
     std::vector<int> choose(const Prediction& ahead, int layer, double now);
 
-    const ExpertCosts costs_;
+    ExpertCosts costs_;
+    const std::vector<double> cpu_;  // as they were given
+    double planned_ = 0;
     const int experts_;
     Residency residency_;
     Fading fading_;

@@ -40,7 +40,9 @@ def _policy(kind: registry.Kind, decides: str) -> Any:
 
 
 DEVICE = Kind("DEVICE", f"cpu, cuda, cuda:N, or sim: and one of {', '.join(profile.known())}", _device)
-PROFILE = Kind("NAME", f"one of {', '.join(profile.known())}, or the file of one", _profile)
+PROFILE = Kind(
+    "NAME", f"one of {', '.join(profile.known())}, {profile.OWN} for this one's, or the file of one", _profile
+)
 SYSTEM = Kind(
     "NAME",
     f"one of {', '.join(systems.names())}, another that --list-policies shows, or a file that ends in .py",
@@ -63,7 +65,8 @@ class Accelerator(Model):
     profile: str | None = flag(
         HEADING,
         PROFILE,
-        "hardware profile to plan with on cuda, by name or file; sim:PROFILE brings its own",
+        "hardware profile to plan with on cuda, by name or file (default: what `dali bench hw` measured, else the nearest); "
+        "sim:PROFILE brings its own",
     )
     assign: str | None = _policy("assign", "where experts run")
     prefetch: str | None = _policy("prefetch", "what is fetched ahead")

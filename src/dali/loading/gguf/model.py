@@ -215,7 +215,7 @@ class GgufModel(ModelSource):
         with GgufReader(sorted({self.gguf.tensors[name].path for name in self.experts.names})) as reader:
             source = OneByOne(self.experts, layouts, reader)
             ensure_store(path, header, source, lambda: meter(what, header.nbytes), notify)
-            return open_pool(path, plan), source.losses()
+            return open_pool(path, plan, notify), source.losses()
 
     def _linears_lost(self, model: Any, losses: Losses, packed: bool) -> dict[str, float]:
         """What linears lose in all, those too that are decoded here and packed later, beside the others."""

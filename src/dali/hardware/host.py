@@ -1,0 +1,57 @@
+"""Seconds of what the CPU computes of a step beside routed experts: from a profile's measured tables, or by its bandwidth and
+rate where it has none.
+
+    a step = step + for each layer (layer + its linears + its router + attention + its experts, CostModel's) + the head's linear
+
+`layer` and `step` are what a decoding step takes whatever the weights: calls, norms, waits of threads for each other, Python. A
+linear's own call is in them, and so not in its time. Published profiles do not say them: there they are 0.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+from dali.hardware import rates
+from dali.hardware.cost import interpolate
+from dali.hardware.profile import Profile
+
+
+class HostCosts:
+    """Of one profile. Every time from here is modelled."""
+
+    def __init__(self, profile: Profile) -> None:
+        self._profile = profile
+        self.layer = self._said("layer_overhead")
+        self.step = self._said("step_overhead")
+        self._call = self._said("cpu_call")
+        self._seconds = cache(self._at)
+
+    def linear(self, format: str, rows: int, columns: int, nbytes: int, tokens: int) -> float:
+        """Of one linear [rows, columns], packed in so many bytes, or as torch has it in a float format; experts that are shared
+        are three of them."""
+        return self._seconds("linear", format, rows * columns, nbytes, tokens)
+
+    def router(self, hidden: int, experts: int, tokens: int) -> float:
+        """Of a router's logits and its choice; its weights in bfloat16."""
+        return self._seconds("router", "bf16", hidden * experts, 2 * hidden * experts, tokens)
+
+    def decoding_attention(self, nbytes: int) -> float:
+        """Of tokens that attend, each to its own sequence, to so many bytes of keys and values in all."""
+        bandwidth = self._said("attention_bandwidth") or self._profile["memory_bandwidth"]
+        return nbytes / bandwidth
+
+    def prompt_attention(self, flops: int) -> float:
+        """Of a prompt's tokens: 4 x heads x width operations for each pair of a token and one that it attends to."""
+        return flops / (self._said("attention_rate") or self._profile["cpu_rate"])
+
+    def _said(self, figure: str) -> float:
+        return self._profile[figure] if figure in self._profile.figures else 0.0
+
+    def _at(self, kind: str, format: str, parameters: int, nbytes: int, tokens: int) -> float:
+        profile = self._profile
+        points = rates.points(rates.alone(profile.tables, "cpu", kind), format, parameters, nbytes)
+        if points is None:
+            flops = 2 * parameters * tokens
+            return max(nbytes / profile["cpu_bandwidth"], flops / profile["cpu_rate"])
+        seconds = interpolate(points, tokens)[tokens]
+        return max(seconds - self._call, seconds / 2)

@@ -1,0 +1,162 @@
+"""This machine's own profile: where `dali bench hw` leaves it, and whether it can be believed. Needs no torch.
+
+Whatever is wrong with it, nothing fails that did not ask for it by name: it is said, and the run goes on without. One that cannot
+be read is set aside.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+from dali.errors import DaliError, UsageError
+from dali.hardware.machine import Machine, differences, this_machine
+from dali.hardware.profile import ACCELERATOR, DISK, Figure, Profile, Table
+from dali.store.cache import cache_root
+
+AGAIN = "Measure again: `dali bench hw`."
+
+
+def config_root() -> Path:
+    """DALI_CONFIG_DIR, else the platform's folder for a user's settings."""
+    override = os.environ.get("DALI_CONFIG_DIR")
+    if override:
+        return Path(override).expanduser()
+    if sys.platform == "win32":
+        return _folder("APPDATA", "AppData/Roaming") / "dali"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Application Support" / "dali"
+    return _folder("XDG_CONFIG_HOME", ".config") / "dali"
+
+
+def own_path() -> Path:
+    return config_root() / "machine.json"
+
+
+def read() -> Profile:
+    """The profile of this machine. UsageError: there is none. DaliError: it is of another, or broken."""
+    path = own_path()
+    if not path.is_file():
+        raise UsageError(
+            f"This machine was never measured: there is no {path}.", "Measure it: `dali bench hw`."
+        )
+    return _of_here(Profile.from_json(path.read_text(encoding="utf-8", errors="replace"), str(path)))
+
+
+def find(notify: Callable[[str], None]) -> Profile | None:
+    """The profile of this machine, if there is one that can be used; `notify` is told of one that cannot, and why."""
+    path = own_path()
+    try:
+        if not path.is_file():
+            return None
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except (OSError, RuntimeError) as error:  # no home, or one that nobody may look into
+        notify(f"This machine's profile cannot be read ({error}). {AGAIN}")
+        return None
+    try:
+        profile = Profile.from_json(text, str(path))
+    except DaliError as error:
+        notify(f"{error.problem} {_set_aside(path)} {AGAIN}")
+        return None
+    try:
+        return _of_here(profile)
+    except DaliError as error:
+        notify(f"{error.problem} It is not used. {error.fix}")
+        return None
+
+
+def origin(profile: Profile) -> str:
+    """Where its times come from, in a few words."""
+    if profile.machine is None:
+        return f"published figures ({profile.name})"
+    return f"this machine, measured on {profile.date} by dali {profile.dali}"
+
+
+def write(profile: Profile, path: Path) -> None:
+    """As `write_text`."""
+    write_text(path, profile.to_json())
+
+
+def write_text(path: Path, text: str) -> None:
+    """A whole file or none, and the folder with it. DaliError: it cannot be."""
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(
+            "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
+        ) as file:
+            temporary = Path(file.name)
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    finally:
+        if temporary is not None:
+            with suppress(OSError):  # it was renamed
+                temporary.unlink()
+
+
+def check_writable(path: Path) -> None:
+    """DaliError, before a minute is spent, where `write` could not write."""
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(21, "it is a folder")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: Path, error: OSError) -> DaliError:
+    return DaliError(
+        f"Cannot write {path} ({error.strerror or error}).",
+        "Name a file in a writable folder (--output FILE, which --profile takes), or set DALI_CONFIG_DIR to such a folder.",
+    )
+
+
+def _of_here(profile: Profile) -> Profile:
+    """Without what is of a disk or a GPU that is no longer there. DaliError: it is another machine's."""
+    measured = profile.machine
+    if measured is None:
+        raise DaliError(f"The profile {own_path()} does not say which machine was measured.", AGAIN)
+    here = this_machine(cache_root())
+    if other := differences(measured, here):
+        raise DaliError(f"The profile {own_path()} is of another machine: {'; '.join(other)}.", AGAIN)
+    return replace(
+        profile, figures=_figures(profile, measured, here), tables=_tables(profile, measured, here)
+    )
+
+
+def _figures(profile: Profile, measured: Machine, here: Machine) -> dict[str, Figure]:
+    gone: tuple[str, ...] = () if measured.disk == here.disk else DISK
+    if measured.gpu != here.gpu:
+        gone += (*ACCELERATOR, "link_contended")
+    return {name: figure for name, figure in profile.figures.items() if name not in gone}
+
+
+def _tables(profile: Profile, measured: Machine, here: Machine) -> tuple[Table, ...]:
+    same = measured.gpu == here.gpu
+    return tuple(table for table in profile.tables if same or table.device != "gpu")
+
+
+def _set_aside(path: Path) -> str:
+    aside = path.with_suffix(".broken.json")
+    try:
+        path.replace(aside)
+    except OSError:
+        return "It is not used."
+    return f"It was set aside as {aside.name}."
+
+
+def _folder(variable: str, default: str) -> Path:
+    """What the variable names, else the platform's default below the home folder."""
+    return Path(os.environ.get(variable, "").strip() or Path.home() / default)

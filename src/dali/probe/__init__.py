@@ -1,0 +1,1 @@
+"""Measuring this machine with dali's own kernels: `dali bench hw`."""

@@ -1,0 +1,181 @@
+"""The disk that dali's cache lies on: whole records at random places past the page cache, by reads under way at once."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+
+import torch
+from torch import Tensor
+
+from dali.probe.reading import Clock, Reading, reading_of, repeat
+from dali.store.arena import Arena
+from dali.store.direct_io import PAGE, DirectFile, ReadError
+from dali.store.packed.speed import DEPTHS, GAIN
+
+FILE = 2**29  # bytes that are written, and read at random places
+SPARE = 4  # times as many must be free
+RECORD = 2_654_208 // PAGE * PAGE  # bytes of a read: an expert of Qwen3-30B-A3B in w4
+SMALL = 32  # reads of a page, of which a reading of the latency is made
+TRIAL, ROUNDS = 0.15, 5  # seconds of one reading of the bandwidth, and readings of each
+
+
+class NotMeasured(Exception):
+    """The disk cannot be measured; str() is a sentence that says why."""
+
+
+@dataclass
+class Disk:
+    """By reads under way at once, bytes a second and seconds of each read; `latency` of a page; `direct`: past the page cache."""
+
+    direct: bool
+    latency: Reading
+    bandwidths: dict[int, Reading] = field(default_factory=dict)
+
+    @property
+    def depth(self) -> int:
+        """The least with which the disk is about as fast as with more."""
+        best = min(self.bandwidths)
+        for depth, reading in self.bandwidths.items():
+            if reading.value > GAIN * self.bandwidths[best].value:
+                best = depth
+        return best
+
+    def seconds(self, depth: int) -> float:
+        """Of one read while so many are under way."""
+        return depth * RECORD / self.bandwidths[depth].value
+
+
+@contextmanager
+def trial_file(folder: Path) -> Iterator[Path]:
+    """A file of FILE bytes that no cache holds, gone afterwards whatever happens. NotMeasured: it cannot be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(folder).free
+        if free < SPARE * FILE:
+            raise NotMeasured(
+                f"The disk of {folder} has {free / 2**30:.1f} GiB free, and measuring it takes {SPARE * FILE / 2**30:.0f}."
+            )
+        descriptor, name = tempfile.mkstemp(prefix="measuring-", dir=folder)
+    except OSError as error:
+        raise NotMeasured(f"Nothing can be written to {folder} ({error.strerror or error}).") from error
+    try:
+        try:
+            _fill(descriptor)
+        except OSError as error:
+            raise NotMeasured(
+                f"{folder} took no {FILE / 2**20:.0f} MiB ({error.strerror or error})."
+            ) from error
+        finally:
+            os.close(descriptor)
+        yield Path(name)
+    finally:
+        os.unlink(name)
+
+
+def measure(path: Path, clock: Clock) -> Disk:
+    """NotMeasured: it cannot be read."""
+    try:
+        file = DirectFile(path)
+    except OSError as error:
+        raise NotMeasured(f"{path} cannot be read ({error.strerror or error}).") from error
+    try:
+        reads = Reads(file, path, clock)
+        found = Disk(file.direct, repeat("the disk's latency", reads.latency, clock))
+        speeds: dict[int, list[float]] = {depth: [] for depth in DEPTHS}
+        for _ in range(
+            ROUNDS
+        ):  # in turn, so that what others do to the disk meanwhile hits all of them alike
+            for depth in DEPTHS:
+                speeds[depth].append(reads.bandwidth(depth))
+        for depth, values in speeds.items():
+            found.bandwidths[depth] = reading_of(f"the disk's bandwidth, {depth} reads at once", values)
+        return found
+    except ReadError as error:
+        raise NotMeasured(f"{path}: {error}.") from error
+    finally:
+        file.close()
+
+
+class Reads:
+    """Reads of one file at random places."""
+
+    def __init__(self, file: DirectFile, path: Path, clock: Clock) -> None:
+        self._file, self._path, self._clock, self._chance = file, path, clock, Random(0)
+        self._arena, self._size = Arena(DEPTHS[-1], RECORD), path.stat().st_size
+
+    def latency(self) -> float:
+        """Seconds of a page."""
+        self._forget()
+        memory = self._memory(0)[:PAGE]
+        begin = self._clock()
+        for _ in range(SMALL):
+            self._file.read(memory, self._chance.randrange(self._size // PAGE) * PAGE, "a page")
+        return (self._clock() - begin) / SMALL
+
+    def bandwidth(self, depth: int) -> float:
+        """Bytes a second of records."""
+        self._forget()
+        with ThreadPoolExecutor(depth, thread_name_prefix="dali-probe") as pool:
+            begin = self._clock()
+            chances = [Random(self._chance.random()) for _ in range(depth)]
+            nbytes = sum(pool.map(self._some, range(depth), chances, [begin + TRIAL] * depth))
+        return nbytes / (self._clock() - begin)
+
+    def one(self) -> int:
+        """A record at a random place; its bytes."""
+        return self._read(0, self._chance)
+
+    def _some(self, place: int, chance: Random, until: float) -> int:
+        """Records one after another, but at least one, until it is time; their bytes."""
+        nbytes = 0
+        while not nbytes or self._clock() < until:
+            nbytes += self._read(place, chance)
+        return nbytes
+
+    def _read(self, place: int, chance: Random) -> int:
+        offset = chance.randrange((self._size - RECORD) // PAGE) * PAGE
+        self._file.read(self._memory(place), offset, "a record")
+        return RECORD
+
+    def _memory(self, place: int) -> memoryview:
+        memory: memoryview = self._arena[place].numpy().data
+        return memory
+
+    def _forget(self) -> None:
+        if not self._file.direct:
+            _drop(self._path)
+
+
+def _fill(descriptor: int) -> None:
+    """Bytes that no disk can squeeze, on the disk and in no cache."""
+    piece = 2**24
+    for index in range(FILE // piece):
+        view = _noise(piece, index).numpy().data
+        while view:
+            view = view[os.write(descriptor, view) :]
+    os.fsync(descriptor)
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def _noise(nbytes: int, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(-(2**62), 2**62, (nbytes // 8,), generator=generator).view(torch.uint8)
+
+
+def _drop(path: Path) -> None:
+    """Have the system forget what it keeps of a file."""
+    if hasattr(os, "posix_fadvise"):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,122 @@
+"""All of a machine, measured by a made-up clock on small sizes: a profile that is whole, or none."""
+
+from __future__ import annotations
+
+from itertools import count
+from types import SimpleNamespace
+
+import pytest
+
+from dali.errors import DaliError
+from dali.hardware.cost import CostModel, ExpertSize, disk_costs
+from dali.hardware.profile import ACCELERATOR, DISK, STEP, UNITS, Profile
+from dali.kernels import native
+from dali.probe import dense, disk, experts, memory, whole
+from dali.probe.step import overheads
+from measured import MACHINE
+
+pytestmark = pytest.mark.skipif(not native.AVAILABLE, reason="needs the compiled kernels")
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Everything there is to measure, in the least sizes, by a clock that goes on by 10 ms each time it is looked at."""
+    times = count()
+    for module, name, value in [
+        (experts, "SHAPES", ((256, 32), (256, 256))),
+        (experts, "OTHERS", ((256, 64),)),
+        (experts, "TOKENS", (1, 2)),
+        (experts, "CHECKED", (1,)),
+        (dense, "SHAPES", ((16, 256), (64, 256))),
+        (dense, "TOKENS", (1, 4)),
+        (dense, "CONTEXT", 64),
+        (dense, "PROMPT", 8),
+        (disk, "FILE", 2**24),
+        (whole, "BESIDE", (1,)),
+        (memory, "LEAST", 2**22),
+        (memory, "CACHES", 0),
+    ]:
+        monkeypatch.setattr(module, name, value)
+    monkeypatch.setattr("dali.probe.memory.native.read_seconds", lambda memory: 0.01)
+    monkeypatch.setattr("dali.probe.step.shipped_model", lambda: (decoded(), 8))
+    monkeypatch.setattr("dali.probe.whole.check_gpu", _no_gpu)
+    return lambda: next(times) / 100
+
+
+def _no_gpu(device):
+    raise DaliError("There is none.", "Buy one.")
+
+
+def decoded():
+    return SimpleNamespace(seconds=[1.0, 1.0, 1.0], shares={"rest": 0.2}, test=SimpleNamespace(generate=10))
+
+
+def test_a_step_is_shared_out_between_its_layers_and_the_rest():
+    found = overheads(lambda: (decoded(), 8))  # 100 ms a token: 20 of the rest, and 10 of each layer
+    assert found.step.value == pytest.approx(0.02)
+    assert found.layer.value == pytest.approx(0.01)
+
+
+def test_a_profile_is_whole_and_says_where_each_figure_is_from(small):
+    parts = []
+    threads = native.threads()
+    profile = whole.measure(lambda part, share: parts.append((part, share)), small, MACHINE)
+    assert dict(parts) == whole.PARTS
+    assert native.threads() == threads
+    assert set(profile.figures) == set(UNITS) - set(ACCELERATOR) - {"link_contended"}
+    assert {*DISK, *STEP} <= set(profile.figures)
+    assert profile.label == "measured"
+    assert profile.machine == MACHINE
+    assert all(figure.source.startswith("dali bench hw") for figure in profile.figures.values())
+    kinds = {(table.kind, table.beside) for table in profile.tables}
+    assert kinds == {("experts", ""), ("experts", "reads"), ("linear", ""), ("router", "")}
+    assert {table.format for table in profile.tables if table.kind == "experts"} == set(experts.FORMATS)
+    assert profile == Profile.from_json(profile.to_json(), "it")
+
+
+def test_replays_and_plans_take_it(small):
+    profile = whole.measure(lambda part, share: None, small, MACHINE)
+    model = CostModel(profile, ExpertSize(256, 128, 3, {"q5k": 70000}), "q5k", 4, accelerator=False)
+    assert all(0 < seconds < 100 for seconds in model.costs.cpu[1:])
+    assert disk_costs(profile).depth >= 1
+
+
+def test_a_disk_that_cannot_be_measured_is_said_and_the_rest_is_kept(small, monkeypatch):
+    monkeypatch.setattr("dali.probe.disk.SPARE", 2**40)
+    profile = whole.measure(lambda part, share: None, small, MACHINE)
+    assert not profile.has_disk
+    assert any("The disk was not measured." in note for note in profile.notes)
+
+
+def test_without_compiled_kernels_nothing_is_measured(monkeypatch):
+    monkeypatch.setenv(native.VARIABLE, "torch")
+    with pytest.raises(DaliError, match="missing or turned off"):
+        whole.measure(lambda part, share: None)
+
+
+def test_too_little_memory_is_refused():
+    with pytest.raises(DaliError, match="takes 768 MiB of memory, and 100 MiB are free"):
+        memory.pool_bytes(cache=0, free=100 * 2**20)
+    assert memory.pool_bytes(cache=2**26, free=2**40) == 2**29
+
+
+def test_threads_are_doubled_and_all():
+    assert [memory.counts(most) for most in (1, 2, 6, 8)] == [[1], [1, 2], [1, 2, 4, 6], [1, 2, 4, 8]]
+
+
+def test_readings_end_before_a_call_would_take_too_long():
+    found = experts.read_points(lambda tokens: experts.Reading(0.01 * tokens, 0, 3))
+    assert list(found) == [1, 2]  # eight experts of 4 tokens would take 0.32 s
+
+
+def test_figures_whose_readings_contradict_each_other_are_left_out_but_not_many(small, monkeypatch):
+    def contradict(*arguments):
+        raise DaliError("Readings of it are 11 times apart.", "Again.")
+
+    monkeypatch.setattr("dali.probe.dense.call_seconds", contradict)
+    profile = whole.measure(lambda part, share: None, small, MACHINE)
+    assert "cpu_call" not in profile.figures
+    assert any("11 times apart. It was left out." in note for note in profile.notes)
+    monkeypatch.setattr("dali.probe.dense._table", contradict)
+    with pytest.raises(DaliError, match="7 figures have readings ten times apart"):
+        whole.measure(lambda part, share: None, small, MACHINE)
