@@ -11,7 +11,7 @@ from dali.engine.engine import Engine
 from dali.errors import DaliError, parameter
 from dali.hardware.free_memory import own_memory
 from dali.loading.loaded import LoadedModel
-from dali.loading.on_disk import STEP, step_bytes, too_small
+from dali.loading.on_disk import FEWEST_TOKENS, STEP, step_bytes, too_small
 from dali.offload.gpu import state_size, tell_pinned
 from dali.options import LoadOptions
 from dali.step.kv import Reservation
@@ -19,13 +19,14 @@ from dali.step.size import StateSize
 from dali.store.disk_pool import DiskPlan, DiskPool
 from dali.units import size
 
-STATES_SHARE = 4  # a part so large of what is left beside the dense weights may go to keys and values,
+STATES_SHARE = (
+    4  # a part so large of what dense weights leave may go to keys and values, where no context is asked for,
+)
 PREFIX_SHARE = 16  # and one so large to the prefix cache
 MOST_PREFIX = 2**30
 STEP_SHARE = 12  # of the budget, for what a step takes for a while
 MOST_STEP = 4096  # prompt tokens, in which others wait for theirs
 BUFFERS = 4  # of outputs by (token, choice) pair, that the runtime over an accelerator has on the host
-FEWEST_TOKENS = 512  # of context, below which a budget is refused
 
 
 def share_out(
@@ -38,14 +39,14 @@ def share_out(
     """Give experts the slots that the budget has room for, and sequences theirs for keys and values; the bytes of the prefix
     cache. `device`: the accelerator, if there is one; the memory of a simulated one is not counted, though it is this process's.
 
-    The context becomes shorter where a quarter of the budget cannot hold it, which is said. DaliError where the budget is too
-    small: for a token's experts of a layer, or for the context that was asked for.
+    Where nobody says how long the context shall be, it becomes shorter if a quarter of what is left cannot hold it, which is
+    said. DaliError where the budget is too small: for a token's experts of a layer, or for the context asked for beside them.
     """
     pool, plan = loaded.pool, loaded.disk
     assert isinstance(pool, DiskPool) and plan is not None
     keeps = None if isinstance(device, GpuSlots) else state_size(engine)  # of RAM
     step = engine.scheduler.step_tokens = _step_tokens(loaded, plan, engine.scheduler.step_tokens, device)
-    used = own_memory() + _step_bytes(loaded, step, device)
+    used = own_memory() - pool.held * pool.slot_bytes + _step_bytes(loaded, step, device)
     if isinstance(device, SimDevice):
         used -= device.used
     least = plan.least_slots * pool.slot_bytes
@@ -84,7 +85,8 @@ def _limit(
     least = plan.least_slots * loaded.layout.record_bytes
     if rest < least + fewest:
         raise too_small(loaded.name, used + least + fewest, plan.ram if plan.asked else None, plan.ram)
-    states = max(min(rest // STATES_SHARE, rest - least), fewest)
+    share = 1 if options.ctx_size is not None else STATES_SHARE
+    states = max(min(rest // share, rest - least), fewest)
     loaded.ctx_size = _context(loaded, keeps, step, states, options, notify)
     whole = keeps.nbytes(Reservation(loaded.ctx_size, step))
     engine.limit_states(StateBudget(whole, keeps))
@@ -109,7 +111,7 @@ def _step_tokens(loaded: LoadedModel, plan: DiskPlan, usual: int, device: Device
 
 def _step_bytes(loaded: LoadedModel, tokens: int, device: Device | None) -> int:
     staged = 0 if device is None else BUFFERS * 4 * tokens * loaded.top_k * loaded.layout.shape.hidden
-    return step_bytes(loaded.layout, loaded.top_k, loaded.model.config, tokens) + staged
+    return step_bytes(loaded.layout, loaded.top_k, loaded.model, tokens) + staged
 
 
 def _context(

@@ -75,6 +75,11 @@ class DiskPool(ExpertPool):
         return self._cache.slots
 
     @property
+    def held(self) -> int:
+        """Experts that are in RAM now."""
+        return self._cache.held
+
+    @property
     def most_slots(self) -> int:
         """Experts that it may ever have room for."""
         return len(self._arena)
