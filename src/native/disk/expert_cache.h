@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "disk/rates.h"
-#include "disk/reader.h"
+#include "disk/reads/reader.h"
 #include "disk/trial.h"
 
 namespace dali {
@@ -118,11 +118,15 @@ class ExpertCache {
     bool wide(size_t experts) const { return 4 * experts > 3 * size_t(store_.experts); }
     std::vector<int> note_locked(int layer, const std::vector<int>& experts);
     [[noreturn]] void fail(const std::string& problem) const;  // StoreFailure
-    double worth(const Slot& slot) const;
+    // The slot of a layer's expert that goes first, -1: none of them may go. Found anew where the layer has changed since.
+    int first_to_go(int layer);
+    void changed(int record) { first_to_go_[record / store_.experts] = UNKNOWN; }
     // Slots for other experts, at most so many: of those that are of the least worth, and of what was read ahead, in vain then, only
     // where there is nothing else, and not for another read ahead.
     std::vector<int> take(int count, bool ahead = false);
-    void begin(int slot, int record, bool demanded);
+    enum class Why { few, many, ahead };  // a step waits for it and a few others, or for many; or may want it
+    void begin(int slot, int record, Why why);
+    bool wait(std::unique_lock<std::mutex>& lock);
     void empty(Slot& slot);
     void release(Slot& slot);
     void read_on(int layer, int most);
@@ -134,7 +138,11 @@ class ExpertCache {
     const size_t slot_bytes_;
     mutable std::mutex mutex_;
     std::condition_variable arrived_;
+    bool collecting_ = false;  // whether somebody is in the reader's collect()
     std::vector<Slot> slots_;
+    std::vector<int> empty_;        // slots
+    static constexpr int UNKNOWN = -2;
+    std::vector<int> first_to_go_;  // by layer: slots, -1: none
     std::vector<int> slot_of_;  // by record; -1: absent
     Rates rates_;
     Trial trial_;

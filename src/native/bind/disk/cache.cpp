@@ -2,7 +2,7 @@
 #include "disk/expert_cache.h"
 
 #include "bind/bind.h"
-#include "disk/checksum.h"
+#include "disk/reads/checksum.h"
 #include "disk/failure.h"
 
 namespace dali {
