@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
-from dali.errors import DaliError, parameter
+from dali.errors import DaliError, UsageError, parameter
 from dali.hardware import own
+from dali.hardware.cost import disk_costs
 from dali.hardware.free_memory import available_ram, own_memory
 from dali.hooks.calls import ModelCalls
 from dali.kernels.expert import ExpertLayout
@@ -56,8 +57,15 @@ def fit(
     try:
         return choose(), None
     except DoesNotFit as misfit:
-        if not compiled or options.device != "cpu" or sys.platform == "win32":
-            raise  # experts on disk are for the compiled kernels of the CPU
+        if not compiled or sys.platform == "win32":
+            raise  # experts on disk are for compiled kernels
+        if options.lossy:
+            raise UsageError(
+                f"RAM has no room for all experts of {what}, which {parameter('lossy')} needs there.",
+                f"Leave {parameter('lossy')} out, raise {parameter('ram')}, or choose a smaller model.",
+            ) from misfit
+        if options.device_kind == "sim" and (profile := options.planning_profile()) is not None:
+            disk_costs(profile)
         kept = calls.kept * dtype.itemsize
         return misfit.layouts, _plan(misfit, what, options, calls.top_k, skeleton, kept)
 
