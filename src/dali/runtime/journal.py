@@ -30,6 +30,7 @@ class Note:
     plan: LayerPlan
     waiting: tuple[int, ...]  # fetched ahead
     began: float
+    read: tuple[int, ...] = ()  # from disk
     spans: list[Span] = field(default_factory=list)
 
     def reasons(self, costs: ExpertCosts) -> tuple[float, list[Reason]]:
@@ -64,6 +65,10 @@ class Journal:
         active = {expert for expert in (*plan.cpu, *plan.gpu) if expert in view.resident}
         seen = ResidencyView(active, dict(view.in_flight), view.slots, view.link_free)
         self.notes.append(Note(self.steps, layer, workload, seen, plan, tuple(waiting), now))
+
+    def arrange(self, plan: LayerPlan, read: Sequence[int]) -> None:
+        """Of the last note: the plan in the order in which its experts are carried out, those last that are `read` from disk."""
+        self.notes[-1].plan, self.notes[-1].read = plan, tuple(read)
 
     def gather(self) -> None:
         """Give the last note what has ended since."""

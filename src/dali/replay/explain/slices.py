@@ -82,6 +82,8 @@ def _explained(note: Note, costs: ExpertCosts, top_k: int) -> LayerStep:
             "expert": expert,
             "tokens": note.workload[expert],
         }
+        if expert in note.read:
+            found["from"] = "disk"
         found |= {"why": reason.why, "layer_seconds": planned}
         return found if reason.otherwise is None else found | {"layer_seconds_elsewhere": reason.otherwise}
 
@@ -98,7 +100,7 @@ def _explained(note: Note, costs: ExpertCosts, top_k: int) -> LayerStep:
     for lane, layer, what, start, end in slices:
         said = told(lane, layer, what) if isinstance(what, int) else {"layer": layer}
         step.slices.append(Slice(lane, str(what), start, end, said))
-        step.counts["read"] += lane == "disk"
+    step.counts["read"] = len(note.read)
     for reason in why:
         step.counts[reason.place] += 1
     return step
