@@ -84,6 +84,7 @@ def test_a_prompt_may_fill_the_context(run):
         ((*SIM, "--compare", "default,nobody"), "no system 'nobody'"),
         ((*SIM, "--compare", "lru,lru"), "names a system twice"),
         ((*SIM, "--compare", "lru", "--assign", "cpu"), "so no --assign"),
+        ((*SIM, "--compare", "lru", "--explain"), "so no --explain"),
         (("no-such-model",), "No model called 'no-such-model'"),
     ],
 )
@@ -116,8 +117,9 @@ def test_systems_take_turns_on_one_model_and_each_is_as_fast_as_alone(run):
         _, out, _ = run("bench", *tests, "--system", row["system"])
         (alone,) = json.loads(out)
         assert row["samples_ns"] == pytest.approx(alone["samples_ns"], rel=1e-3)
-    _, out, _ = run("bench", *tests[:-6], *SIM)
+    _, out, err = run("bench", *tests[:-6], *SIM, "--explain")
     assert "t/s, modelled" in out
+    assert "times are modelled, and lanes run side by side" in err
     assert "roofline" not in out
 
 

@@ -54,6 +54,10 @@ def test_slices_add_up_to_what_telemetry_counts(slots: int) -> None:
     assert counts["copied"] == total.fetched
     assert counts["resident"] + counts["ahead"] == total.resident + total.prefetched
     assert sum(step.lane_seconds("cpu") for step in steps) == pytest.approx(total.cpu_seconds)
+    copied = sum(
+        span.end - span.start for note in journal.notes for span in note.spans if span.stream == "copy"
+    )
+    assert sum(step.lane_seconds("link") for step in steps) == pytest.approx(copied)
     assert sum(step.seconds for step in steps) == pytest.approx(
         total.seconds, rel=0.05
     )  # it may go on after the sum

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import dali
 from dali.cli.flags.accelerator import SYSTEM, Accelerator
 from dali.cli.flags.always import Always
+from dali.cli.flags.explained import EXPLAIN, check_explain, explaining
 from dali.cli.flags.kinds import NAMES, one_of, whole, wholes
 from dali.cli.flags.option import flag
 from dali.cli.flags.verb import Verb
@@ -53,6 +54,9 @@ class Settings(Always, Accelerator):
     repetitions: int | None = flag(
         "bench", whole(1), "measured runs of each, after one to warm up (default: 5)", "-r"
     )
+    explain: str | None = flag(
+        "bench", EXPLAIN, "say which experts went where and why, the warming up included, as `dali run` does"
+    )
     output: str | None = flag("bench", one_of(LAYOUTS, "FORMAT"), f"{', '.join(LAYOUTS)} (default: md)", "-o")
 
 
@@ -83,6 +87,8 @@ def main(settings: Settings) -> int:
     options = settings.load_options()
     if systems:
         options = replace(options, policy=systems[0])
+    if settings.explain is not None:
+        check_explain(settings.explain, options)
     directory = find_model(model, settings)
     llm = load_model(model, directory, options)
     from dali.measure.bench import Test, measure
@@ -94,14 +100,15 @@ def main(settings: Settings) -> int:
     passing_note("Measuring ...")
     rows = []
     ways = _ways(llm, options, systems) or [lambda: llm]
-    for measurements in measure(ways, tests, settings.repetitions or REPETITIONS):
-        named: list[str | None] = [*systems] or [None]
-        for name, measurement in zip(named, measurements, strict=True):
-            rows.append(_row(llm, measurement, batch, name))
-            if settings.output == "jsonl":
-                passing_note()
-                print(json.dumps(rows[-1]), flush=True)
-    passing_note()
+    named: list[str | None] = [*systems] or [None]
+    with explaining(llm, settings.explain):
+        for measurements in measure(ways, tests, settings.repetitions or REPETITIONS):
+            for name, measurement in zip(named, measurements, strict=True):
+                rows.append(_row(llm, measurement, batch, name))
+                if settings.output == "jsonl":
+                    passing_note()
+                    print(json.dumps(rows[-1]), flush=True)
+        passing_note()
     if settings.output == "json":
         print(json.dumps(rows, indent=2))
     elif settings.output == "csv":
@@ -115,8 +122,8 @@ def _systems(settings: Settings) -> list[str]:
     """The systems to compare, by their own names. UsageError: they are unknown, or something else says what they would."""
     if settings.compare is None:
         return []
-    for name in ("system", "assign", "prefetch", "cache", "n_cpu_moe", "cpu_moe", "lossy"):
-        if getattr(settings, name):
+    for name in ("system", "assign", "prefetch", "cache", "n_cpu_moe", "cpu_moe", "lossy", "explain"):
+        if getattr(settings, name) not in (None, False):
             raise UsageError(
                 f"--compare measures whole systems, so no --{name.replace('_', '-')}.",
                 "Leave one of both out.",
@@ -143,6 +150,11 @@ def _ways(llm: LLM, options: LoadOptions, systems: list[str]) -> list[Callable[[
 
     if not systems or llm.accelerated is None:
         return []
+    if llm.loaded.disk is not None:
+        raise UsageError(
+            f"RAM has no room for all experts of {llm.name}, and what one system leaves there another would find.",
+            "Measure each by itself, with --system in place of --compare.",
+        )
     others = [replace(options, policy=system) for system in systems[1:]]
     made = [llm.accelerated, *(accelerate(llm.loaded, llm.engine, one, meter, log.info) for one in others)]
     return [partial(under, experts) for experts in made]

@@ -15,6 +15,7 @@ from dali.runtime.residency import COPY
 
 # A virtual clock's streams, as lanes. Those of activations are left out: they tell nothing of an expert.
 LANES = {HOST: "cpu", COMPUTE: "gpu", COPY: "link", "disk": "disk"}
+OF_EXPERTS = {"expert", "experts"}
 BACKGROUND = "in the background: ahead of its layer, or to stay"
 
 
@@ -48,10 +49,11 @@ class LayerStep:
     reasons: list[Reason] = field(default_factory=list)
     planned: float = 0.0
 
-    def lane_seconds(self, lane: str) -> float:
-        """In which the lane did this layer's experts."""
-        mine = (one for one in self.slices if one.lane == lane and one.told.get("layer") == self.layer)
-        return sum(one.end - one.start for one in mine if "expert" in one.told or "experts" in one.told)
+    def lane_seconds(self, lane: str, own: bool = False) -> float:
+        """In which the lane did experts until the next layer's began; `own`: only those that this layer's step waited for, and
+        not what the link copies in the background."""
+        mine = (one for one in self.slices if one.lane == lane and not one.told.keys().isdisjoint(OF_EXPERTS))
+        return sum(one.end - one.start for one in mine if not own or one.told.get("why") != BACKGROUND)
 
 
 def explain(journal: Journal, top_k: int) -> list[LayerStep]:

@@ -85,7 +85,7 @@ def _reasons(steps: Sequence[LayerStep]) -> list[str]:
 def _worst(steps: Sequence[LayerStep]) -> list[str]:
     told = []
     for step in sorted(steps, key=lambda one: -one.seconds)[:WORST]:
-        lanes = {name: step.lane_seconds(lane) for lane, name in LANES.items()}
+        lanes = {name: step.lane_seconds(lane, own=True) for lane, name in LANES.items()}
         busiest = max(lanes, key=lambda name: lanes[name])
         many = ", ".join(f"{number} {PLACES[place]}" for place, number in step.counts.items() if number)
         tokens = "1 token" if step.tokens == 1 else f"{step.tokens:,} tokens"
