@@ -97,7 +97,8 @@ def _hit_rates(trace: Trace, steps: Sequence[Forward]) -> str:
             points.append((share, found))
     title = (
         f"Hit rate of a cache alone against slots, in % of a layer's {trace.experts} experts. Dashed: the offline optima, of "
-        "caches that take in every expert used and of those that need not."
+        "caches that take in every expert used and of those that need not. fading begins with residents drawn at random and may "
+        "copy ahead of demand, lru and belady begin empty."
     )
     return figure(title, plots.lines(series, "slots, %", "hit rate", ("belady", BOUND)))
 
