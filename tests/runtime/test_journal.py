@@ -18,6 +18,7 @@ from tiny_runtime import (
     tiny_model,
 )
 
+from dali.replay.explain.clocked import from_clock
 from dali.replay.explain.slices import explain
 from dali.replay.explain.summary import summary
 
@@ -46,7 +47,7 @@ def test_outputs_are_the_same_bits_with_a_journal(batch: int) -> None:
 @pytest.mark.parametrize("slots", [1, 8, 32])
 def test_slices_add_up_to_what_telemetry_counts(slots: int) -> None:
     executor, journal, _ = noted(2, slots=slots)
-    steps, total = explain(journal, TOP_K), executor._telemetry.total()
+    steps, total = explain(journal, TOP_K, from_clock), executor._telemetry.total()
     counts = {
         place: sum(step.counts[place] for step in steps) for place in ("cpu", "resident", "ahead", "copied")
     }
@@ -73,12 +74,12 @@ def test_slices_add_up_to_what_telemetry_counts(slots: int) -> None:
 
 def test_the_summary_is_bounded_and_says_what_was_forgotten() -> None:
     _, journal, _ = noted(1)
-    told = summary(explain(journal, TOP_K) * 30, journal.steps, "modelled")
+    told = summary(explain(journal, TOP_K, from_clock) * 30, journal.steps, "modelled")
     assert len(told.splitlines()) <= 50
     assert told.startswith("Experts of 6 steps; times are modelled")
     journal.notes.popleft()
     while journal.notes[0].step == 1:
         journal.notes.popleft()
-    assert summary(explain(journal, TOP_K), journal.steps, "modelled").startswith(
+    assert summary(explain(journal, TOP_K, from_clock), journal.steps, "modelled").startswith(
         "Experts of the last 5 of 6 steps"
     )

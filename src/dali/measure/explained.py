@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dali.devices import SimDevice
 from dali.errors import UsageError, parameter
 from dali.llm import LLM
+from dali.replay.explain.clocked import from_clock
 from dali.replay.explain.measured import Watch
 from dali.replay.explain.slices import LayerStep, explain
 from dali.replay.explain.summary import summary
@@ -47,7 +48,7 @@ class Explained:
 
     def steps(self) -> Sequence[LayerStep]:
         if self._journal is not None:
-            return explain(self._journal, self._llm.loaded.top_k)
+            return explain(self._journal, self._llm.loaded.top_k, from_clock)
         assert self._watch is not None
         return list(self._watch.steps)
 

@@ -9,11 +9,14 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
+from typing import TYPE_CHECKING
 
-from dali.devices.clock import Span, VirtualClock
 from dali.hardware.cost import ExpertCosts
 from dali.policies.plan import LayerPlan, ResidencyView
 from dali.policies.reasons import Reason, reasons
+
+if TYPE_CHECKING:  # a replay needs no torch, which devices import
+    from dali.devices.clock import Span, VirtualClock
 
 REMEMBERED = 20_000  # layers' steps: some 400 tokens of a model with 48 layers
 

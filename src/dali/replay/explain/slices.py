@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from dali.devices.dependencies import COMPUTE, HOST
 from dali.hardware.cost import ExpertCosts
 from dali.policies.reasons import AHEAD, COPIED, CPU, RESIDENT, Reason
 from dali.replay.spans import timeline
 from dali.runtime.journal import Journal, Note
-from dali.runtime.residency import COPY
 
-# A virtual clock's streams, as lanes. Those of activations are left out: they tell nothing of an expert.
-LANES = {HOST: "cpu", COMPUTE: "gpu", COPY: "link", "disk": "disk"}
 OF_EXPERTS = {"expert", "experts"}
 BACKGROUND = "in the background: ahead of its layer, or to stay"
 
@@ -56,16 +52,27 @@ class LayerStep:
         return sum(one.end - one.start for one in mine if not own or one.told.get("why") != BACKGROUND)
 
 
-def explain(journal: Journal, top_k: int) -> list[LayerStep]:
-    """Every layer's step that a journal remembers; `top_k`: experts a token."""
+Piece = tuple[str, int, int | str, float, float]  # lane, layer, expert or word, start, end
+Pieces = Callable[[Note, ExpertCosts], Iterable[Piece]]
+
+
+def planned(note: Note, costs: ExpertCosts) -> Iterator[Piece]:
+    """What a layer's lanes do as planned: all that is known where nothing was carried out."""
+    for one in timeline(note.plan, note.workload, note.view, costs):
+        if one.lane != "link" or one.expert in note.plan.fetch:
+            yield one.lane, note.layer, one.expert, note.began + one.start, note.began + one.end
+
+
+def explain(journal: Journal, top_k: int, pieces: Pieces = planned) -> list[LayerStep]:
+    """Every layer's step that a journal remembers; `top_k`: experts a token; `pieces`: what its lanes did."""
     journal.gather()
-    return [_explained(note, journal.costs, top_k) for note in journal.notes]
+    return [_explained(note, journal.costs, top_k, pieces) for note in journal.notes]
 
 
-def _explained(note: Note, costs: ExpertCosts, top_k: int) -> LayerStep:
-    planned, why = note.reasons(costs)
+def _explained(note: Note, costs: ExpertCosts, top_k: int, pieces: Pieces) -> LayerStep:
+    seconds, why = note.reasons(costs)
     tokens = -(-sum(note.workload) // top_k)
-    step = LayerStep(note.step, note.layer, tokens, note.began, planned, reasons=why, planned=planned)
+    step = LayerStep(note.step, note.layer, tokens, note.began, seconds, reasons=why, planned=seconds)
     by_expert = {reason.expert: reason for reason in why}
 
     def told(lane: str, layer: int, expert: int) -> dict[str, Any]:
@@ -86,85 +93,15 @@ def _explained(note: Note, costs: ExpertCosts, top_k: int) -> LayerStep:
         }
         if expert in note.read:
             found["from"] = "disk"
-        found |= {"why": reason.why, "layer_seconds": planned}
+        found |= {"why": reason.why, "layer_seconds": seconds}
         return found if reason.otherwise is None else found | {"layer_seconds_elsewhere": reason.otherwise}
 
-    if note.spans:
-        slices = list(_from_clock(note, costs))
-        summed = [span.end for span in note.spans if span.label == f"join {note.layer}"]
-        step.seconds = summed[0] - note.began if summed else planned
-    else:
-        slices = [
-            (one.lane, note.layer, one.expert, note.began + one.start, note.began + one.end)
-            for one in timeline(note.plan, note.workload, note.view, costs)
-            if one.lane != "link" or one.expert in note.plan.fetch
-        ]
-    for lane, layer, what, start, end in slices:
+    if summed := [span.end for span in note.spans if span.label == f"join {note.layer}"]:
+        step.seconds = summed[0] - note.began
+    for lane, layer, what, start, end in pieces(note, costs):
         said = told(lane, layer, what) if isinstance(what, int) else {"layer": layer}
         step.slices.append(Slice(lane, str(what), start, end, said))
     step.counts["read"] = len(note.read)
     for reason in why:
         step.counts[reason.place] += 1
     return step
-
-
-Piece = tuple[str, int, Any, float, float]  # lane, layer, expert or word, start, end
-
-
-def _from_clock(note: Note, costs: ExpertCosts) -> Iterator[Piece]:
-    """The spans of a clock, those of several experts in one cut into each's."""
-    plan, workload = note.plan, note.workload
-    cpu = [(expert, costs.cpu[workload[expert]]) for expert in plan.cpu]
-    gpu = [(expert, costs.gpu[workload[expert]]) for expert in plan.gpu]
-    firsts = {span.label for span in note.spans if span.stream == COPY}
-    for stream, label, start, end in note.spans:
-        if (lane := LANES.get(stream)) is None or end <= start:
-            continue
-        word, _, which = label.partition(" ")
-        layer, _, first = which.partition(".")
-        if word == "cpu" and layer == str(note.layer):
-            mine = _within(cpu, end - start)
-            cpu = cpu[len(mine) :]
-        elif word == "experts" and layer == str(note.layer):
-            at = next((at for at, (expert, _) in enumerate(gpu) if expert == int(first)), len(gpu))
-            mine = _within(gpu[at:], end - start - costs.launch)
-        elif word == "copy":
-            mine = [(int(first), 1.0)]
-            if layer == str(note.layer) and int(first) in plan.fetch:
-                mine += [(expert, 1.0) for expert in _together(plan.fetch, int(first), layer, firsts)]
-        elif word == "read":
-            mine = [(int(first), 1.0)]
-        else:
-            yield lane, note.layer, word, start, end
-            continue
-        yield from _cut(lane, int(layer or note.layer), mine, start, end)
-
-
-def _within(experts: Sequence[tuple[int, float]], seconds: float) -> list[tuple[int, float]]:
-    """The first of them, which take so long together."""
-    found: list[tuple[int, float]] = []
-    left = seconds
-    for expert, takes in experts:
-        if found and left < takes / 2:  # the clock's sums are not to the last bit
-            break
-        found.append((expert, takes))
-        left -= takes
-    return found
-
-
-def _together(fetch: Sequence[int], first: int, layer: str, labels: set[str]) -> Iterator[int]:
-    """What was copied with `first`: those after it, up to one that begins a copy of its own."""
-    for expert in fetch[fetch.index(first) + 1 :]:
-        if f"copy {layer}.{expert}" in labels:
-            return
-        yield expert
-
-
-def _cut(
-    lane: str, layer: int, experts: Sequence[tuple[int, float]], start: float, end: float
-) -> Iterator[Piece]:
-    """One slice an expert, in proportion to what each takes."""
-    pace = (end - start) / (sum(takes for _, takes in experts) or 1.0)
-    for expert, takes in experts:
-        yield lane, layer, expert, start, start + takes * pace
-        start += takes * pace
