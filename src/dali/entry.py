@@ -26,9 +26,10 @@ from dali.hooks.moe_layer import FLOATS, MoELayer
 from dali.kernels import native
 from dali.kernels.formats import FORMATS, Format, get_format
 from dali.llm import LLM
-from dali.loading.budget import HEADROOM, choose_layout
+from dali.loading.budget import choose_layout
 from dali.loading.loaded import conversion_note
 from dali.loading.locate import locate
+from dali.loading.room import HEADROOM
 from dali.loading.source import ModelSource, open_source
 from dali.offload.build import accelerate, check_device
 from dali.offload.ram import share_out

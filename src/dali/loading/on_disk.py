@@ -7,26 +7,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dali.errors import DaliError, parameter
 from dali.hardware import own
 from dali.hardware.free_memory import available_ram, own_memory
 from dali.kernels.expert import ExpertLayout
-from dali.loading.budget import DoesNotFit
+from dali.loading import room
 from dali.loading.loaded import largest
+from dali.loading.room import LOADED, MARGIN, STEP, DoesNotFit, too_small
 from dali.options import LoadOptions
 from dali.store.direct_io import ReadError
 from dali.store.disk_pool import DiskPlan, DiskPool
 from dali.store.packed.header import StoreHeader
 from dali.store.packed.reader import DamagedStore, StoreReader
 from dali.store.packed.speed import measure_speed
-from dali.units import enough, size
-
-MARGIN = 2**29  # bytes left to others where nobody says how much dali may take
-STEP = 512  # prompt tokens of the smallest chunks
-WORKING = 2**27  # bytes for what does not grow with a step: buffers, readers, the allocator's own
-LOADED = (
-    2**26
-)  # bytes that loading takes beside weights: modules, tables, the model's own Python; known only when it is done
 
 
 def fit(
@@ -62,20 +54,12 @@ def _plan(misfit: DoesNotFit, what: object, options: LoadOptions, top_k: int, co
 
 
 def step_bytes(layout: ExpertLayout, top_k: int, config: Any, tokens: int) -> int:
-    """What a step of so many tokens takes for a while, at most: activations, each expert's rows, and logits."""
-    shape, config = layout.shape, config.get_text_config()
-    dense = max(int(getattr(config, "intermediate_size", None) or 0), shape.hidden)
-    routed = top_k * (6 * shape.hidden + 6 * shape.intermediate)
-    return WORKING + tokens * (routed + 80 * shape.hidden + 16 * dense) + 32 * int(config.vocab_size)
-
-
-def too_small(what: object, least: int, ram: int | None, allowed: int) -> DaliError:
-    """A budget in which not even a token's experts of one layer have room."""
-    limit = f"{parameter('ram')} allows {size(allowed)}" if ram is not None else f"{size(allowed)} can be had"
-    problem = f"{what} needs {size(least)} of memory even with its experts on disk; {limit}."
-    if ram is None:
-        return DaliError(problem, "Close other programs, or choose a smaller model.")
-    return DaliError(problem, f"Give {parameter('ram')} {enough(least)} or more.")
+    """What a step of so many tokens takes for a while, at most."""
+    config = config.get_text_config()
+    dense = int(getattr(config, "intermediate_size", None) or 0)
+    return room.step_bytes(
+        layout.shape.hidden, layout.shape.intermediate, top_k, dense, int(config.vocab_size), tokens
+    )
 
 
 def open_pool(store: Path, plan: DiskPlan, notify: Callable[[str], None]) -> DiskPool:
