@@ -10,8 +10,8 @@ import pytest
 import dali
 from dali.llm import LLM
 from dali.loading import budget, on_disk
-from dali.loading.room import DoesNotFit
 from dali.loading.gguf import model as gguf_model
+from dali.loading.room import DoesNotFit
 from dali.store.disk_pool import DiskPlan, DiskPool
 
 

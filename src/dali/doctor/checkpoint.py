@@ -1,10 +1,11 @@
-"""Sizes of a model in safetensors files: told by the names and shapes of its tensors, and by what its config.json says in plain."""
+"""Sizes of a model in safetensors files: by the names and shapes of its tensors, and by what its config.json says in plain."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 from dali.doctor.outline import SafetensorsOutline, Stored
 from dali.doctor.refusals import check_config, check_experts
@@ -16,15 +17,29 @@ from dali.loading.further_tokens import BLOCK
 LAYER = re.compile(r"^(?P<decoder>(?:[\w]+\.)*?)(?:layers|h|blocks)\.(?P<number>\d+)\.(?P<part>.+)$")
 EXPERT = re.compile(r"^(?P<module>.*?\.experts)\.(?:(?P<number>\d+)\.)?(?P<part>.+)$")
 FUSED = re.compile(r"(?:input|output)_linear\.weight$")  # all experts of a layer, without a name for it
-SCALES = ("_scale_inv", "_scales", "_scale", ".input_scale", "inv_freq")  # of quantized weights, and what is no weight
+SCALES = (
+    "_scale_inv",
+    "_scales",
+    "_scale",
+    ".input_scale",
+    "inv_freq",
+)  # of quantized weights, and what is no weight
 DOWN = ("down_proj", "w2", "output_linear")
 UP = ("up_proj", "w3", "gate_up_proj", "input_linear", "w1", "gate_proj")
 ROUTERS = ("gate", "router")
-USED = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "top_k_experts", "num_selected_experts")
+USED = (
+    "num_experts_per_tok",
+    "num_experts_per_token",
+    "moe_topk",
+    "moe_k",
+    "top_k_experts",
+    "num_selected_experts",
+)
 DTYPES = ("float32", "bfloat16", "float16")
 
 
-class _Experts(NamedTuple):
+@dataclass(frozen=True)
+class _Experts:
     """What the tensors of experts tell."""
 
     layers: int
@@ -56,7 +71,9 @@ def sizes_of(outline: SafetensorsOutline) -> ModelSizes:
         layers=layers,
         moe_layers=found.layers,
         experts=found.count,
-        top_k=_number(text, *USED, default=1) if not isinstance(text.get("moe_topk"), list) else text["moe_topk"][0],
+        top_k=_number(text, *USED, default=1)
+        if not isinstance(text.get("moe_topk"), list)
+        else text["moe_topk"][0],
         hidden=found.hidden,
         intermediate=found.intermediate,
         gated=found.gated,
@@ -69,7 +86,9 @@ def sizes_of(outline: SafetensorsOutline) -> ModelSizes:
         dtype=_dtype(outline.config),
         file_bytes=outline.nbytes,
         state=_state(text, layers),
-        quantization={"mxfp4": "mxfp4"}.get(str((outline.config.get("quantization_config") or {}).get("quant_method")), ""),
+        quantization={"mxfp4": "mxfp4"}.get(
+            str((outline.config.get("quantization_config") or {}).get("quant_method")), ""
+        ),
     )
 
 
@@ -79,7 +98,8 @@ def _number(config: dict[str, Any], *names: str, default: int | None = None) -> 
             return value
     if default is None:
         raise DaliError(
-            f"The config.json does not say {names[0]}, or says {config.get(names[0])!r:.60}.", "Download it again."
+            f"The config.json does not say {names[0]}, or says {config.get(names[0])!r:.60}.",
+            "Download it again.",
         )
     return default
 
@@ -125,7 +145,11 @@ def _part(name: str) -> str:
 def _experts(tensors: dict[str, Stored], text: dict[str, Any]) -> _Experts:
     layers = {found["number"] for name in tensors if (found := LAYER.match(name))}
     first = min(layers, key=int)
-    own = {name: one for name, one in tensors.items() if (found := LAYER.match(name)) and found["number"] == first}
+    own = {
+        name: one
+        for name, one in tensors.items()
+        if (found := LAYER.match(name)) and found["number"] == first
+    }
     numbers = {int(found["number"]) for name in own if (found := EXPERT.match(name)) and found["number"]}
     parts = {
         _part(name): _shape(name, one)
@@ -153,7 +177,9 @@ def _shape(name: str, one: Stored) -> tuple[int, int]:
     return one.shape[-2], one.shape[-1]
 
 
-def _oriented(down: tuple[int, int], parts: dict[str, tuple[int, int]], text: dict[str, Any]) -> tuple[int, int]:
+def _oriented(
+    down: tuple[int, int], parts: dict[str, tuple[int, int]], text: dict[str, Any]
+) -> tuple[int, int]:
     """Hidden and intermediate size: `down` leads from the second to the first, and may lie the other way round."""
     hidden = text.get("hidden_size")
     if hidden == down[0] != down[1]:
@@ -173,10 +199,15 @@ def _dense(tensors: dict[str, Stored], tied: bool) -> Iterable[Dense]:
         columns = one.shape[-1] if len(one.shape) > 1 else 1
         rows = one.elements // max(columns, 1)
         embeds = "embed" in leaf or leaf in ("wte", "word_embeddings")
-        linear = name.endswith(".weight") and len(one.shape) == 2 and rows >= FEWEST_ROWS and "norm" not in leaf
+        linear = (
+            name.endswith(".weight") and len(one.shape) == 2 and rows >= FEWEST_ROWS and "norm" not in leaf
+        )
         routes = leaf in ROUTERS or name.endswith(tuple(f".{router}.layer.weight" for router in ROUTERS))
         yield Dense(
-            rows, columns, "embedding" if embeds else "router" if routes else "linear" if linear else "other", head=head
+            rows,
+            columns,
+            "embedding" if embeds else "router" if routes else "linear" if linear else "other",
+            head=head,
         )
     if not any(name.endswith("lm_head.weight") for name in tensors):  # its matrix is that of the embeddings
         return

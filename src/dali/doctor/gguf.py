@@ -19,7 +19,13 @@ NUMBERED = re.compile(r"blk\.(\d+)\.(.+)")
 EXPERTS = re.compile(r"ffn_(gate_up|gate|up|down)(?:_exps|\.\d+)\.(weight|bias)")
 NOT_WEIGHTS = re.compile(r"rope_(factors_long|factors_short|freqs)\.weight")
 ROUTER = "ffn_gate_inp.weight"
-PLAIN = ("norm", "conv1d", "ssm_a", "ssm_d", "shortconv.conv")  # parts of a name: matrices that are no linears
+PLAIN = (
+    "norm",
+    "conv1d",
+    "ssm_a",
+    "ssm_d",
+    "shortconv.conv",
+)  # parts of a name: matrices that are no linears
 
 
 def sizes_of(outline: GgufOutline) -> ModelSizes:
@@ -74,7 +80,9 @@ def sizes_of(outline: GgufOutline) -> ModelSizes:
 
 def _formats(parts: Mapping[str, GgufTensor]) -> dict[str, str]:
     """Matrix -> the packed format with its values."""
-    named = {name.removesuffix(" weight"): tensor for name, tensor in parts.items() if name.endswith(" weight")}
+    named = {
+        name.removesuffix(" weight"): tensor for name, tensor in parts.items() if name.endswith(" weight")
+    }
     if "gate_up" in named:
         named |= {"gate": named["gate_up"], "up": named["gate_up"]}
     return {name: SAME_VALUES[named[name].type.name] for name in ("gate", "up", "down") if name in named}
@@ -116,10 +124,9 @@ def _kept(tensors: Mapping[str, GgufTensor], keys: Keys, fields: Fields) -> Iter
             yield Kept(1, latent - rotary, rotary, seen[layer])
         elif key := rows(layer, "attn_k"):
             yield Kept(groups, key // groups, (rows(layer, "attn_v") or key) // groups, seen[layer])
-        elif both := rows(layer, "attn_qkv"):
-            if not rows(layer, "ssm_out"):
-                width = both // (queries[layer] + 2 * groups)
-                yield Kept(groups, width, width, seen[layer])
+        elif (both := rows(layer, "attn_qkv")) and not rows(layer, "ssm_out"):
+            width = both // (queries[layer] + 2 * groups)
+            yield Kept(groups, width, width, seen[layer])
 
 
 def _state(fields: Fields, keys: Keys) -> int:

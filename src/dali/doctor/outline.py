@@ -91,7 +91,9 @@ def _shards(directory: Path) -> list[str]:
         return [SINGLE]
     shards = _object(directory / INDEX).get("weight_map")
     if not isinstance(shards, dict) or not shards:
-        raise DaliError(f"The index {directory / INDEX} is damaged (it has no weight_map).", "Download it again.")
+        raise DaliError(
+            f"The index {directory / INDEX} is damaged (it has no weight_map).", "Download it again."
+        )
     for shard in shards.values():
         if not isinstance(shard, str) or Path(shard).name != shard:
             raise DaliError(

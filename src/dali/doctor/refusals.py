@@ -45,7 +45,10 @@ def check_experts(outline: SafetensorsOutline, found: bool) -> None:
             "dali is for MoE models (Mixtral, Qwen3-MoE, DeepSeek-V2, OLMoE, gpt-oss, ...); "
             "run dense ones with transformers or llama.cpp.",
         )
-    if not found or routes_experts(str(outline.text.get("model_type") or outline.config["model_type"])) is False:
+    if (
+        not found
+        or routes_experts(str(outline.text.get("model_type") or outline.config["model_type"])) is False
+    ):
         raise DaliError(
             f"{outline.name} has experts that dali cannot take over: transformers' code of "
             f"{outline.config['model_type']} does not route through its experts interface.",
@@ -72,7 +75,11 @@ def routes_experts(kind: str) -> bool | None:
     if folder is None:
         return None
     code = sorted(folder.glob("modeling_*.py"))
-    return any("use_experts_implementation" in file.read_text(encoding="utf-8") for file in code) if code else None
+    return (
+        any("use_experts_implementation" in file.read_text(encoding="utf-8") for file in code)
+        if code
+        else None
+    )
 
 
 @cache

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from dali.kernels.packed import (
@@ -17,6 +17,7 @@ from dali.kernels.packed import (
 from dali.step.size import Reservation, StateSize
 
 LINEARS = "w8"  # what linears are packed in where their file has nothing better
+BLOCK = 4096  # columns, a multiple of every format's block
 FEWEST_ROWS = 16  # of a linear that is packed
 ITEM = {"float32": 4, "bfloat16": 2, "float16": 2}
 FLOATS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
@@ -85,7 +86,9 @@ class ModelSizes:
     @property
     def parameters(self) -> int:
         """Weights of all experts and everything else."""
-        return self.expert_parameters * self.experts * self.moe_layers + sum(one.elements for one in self.dense)
+        return self.expert_parameters * self.experts * self.moe_layers + sum(
+            one.elements for one in self.dense
+        )
 
     @property
     def expert_parameters(self) -> int:
@@ -105,10 +108,21 @@ class ModelSizes:
         """The packed format with the values of a safetensors file."""
         return self.quantization or FLOATS[self.dtype]
 
-    def _layout(self, matrices: Mapping[str, tuple[int, int]], formats: Mapping[str, str]) -> ExpertFormat:
-        parts = expert_parts(
-            matrices, {name: get_format(formats[name]) for name in matrices}, self.biased
+    def requantized(self, file_bytes: int) -> ModelSizes:
+        """The same model in GGUF files of so many bytes: all of it in the packed format whose weights take about as much."""
+        wanted = file_bytes / self.parameters
+        row = 16 * BLOCK
+        nearest = min(FORMATS.values(), key=lambda format: abs(format.matrix_bytes(16, BLOCK) / row - wanted))
+        matrices = expert_matrices(self.hidden, self.intermediate, self.gated)
+        return replace(
+            self,
+            own=(dict.fromkeys(matrices, nearest.name),) * self.moe_layers,
+            dense=tuple(one._replace(own=nearest.name) if one.own else one for one in self.dense),
+            file_bytes=file_bytes,
         )
+
+    def _layout(self, matrices: Mapping[str, tuple[int, int]], formats: Mapping[str, str]) -> ExpertFormat:
+        parts = expert_parts(matrices, {name: get_format(formats[name]) for name in matrices}, self.biased)
         others = ", ".join(f"{name} {formats[name]}" for name in matrices if formats[name] != formats["up"])
         return ExpertFormat(
             f"{formats['up']} ({others})" if others else formats["up"],

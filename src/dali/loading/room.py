@@ -24,6 +24,7 @@ PREFIX_SHARE = 16  # and one so large to the prefix cache
 MOST_PREFIX = 2**30
 STEP_SHARE = 12  # of the budget, for what a step takes for a while
 MOST_STEP = 4096  # prompt tokens, in which others wait for theirs
+DEVICE_HEADROOM = 2**30  # accelerator bytes for keys, values and activations, where nothing says better
 FEWEST_TOKENS = 512  # of context, below which a budget is refused
 
 

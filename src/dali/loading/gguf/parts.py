@@ -32,7 +32,7 @@ class Made:
     """Tensors of a block, by name, and how a parameter comes of their float32 values."""
 
     tensors: tuple[str, ...]
-    make: Callable[..., Any]  # (configuration, a tensor each) -> the parameter's values, in any shape
+    make: Callable[..., Tensor]  # (configuration, a tensor each) -> the parameter's values, in any shape
     shapes: Callable[[Any, Shape], list[Shape]] = lambda config, shape: [shape]
     """Theirs, of the configuration and the parameter's shape; dimensions of 1 are not looked at."""
 
