@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dali.cli.flags.always import Always
@@ -16,6 +16,7 @@ from dali.doctor import machine, report
 from dali.doctor.examine import Examination, Quant, examine, of_quants, read_remote
 from dali.doctor.here import device_of, look
 from dali.doctor.outline import read_outline
+from dali.doctor.verdict import of_refusal
 from dali.errors import DaliError, UsageError, parameter
 from dali.loading.locate import Remote, find, is_cached, locate
 from dali.options import LoadOptions
@@ -69,7 +70,7 @@ def _examine(model: str, settings: Settings) -> tuple[Examination, list[Quant]]:
         outline, there = read_remote(place, Path(folder))
         found = examine(outline, options, here, device, settings.origins)
         if found.refusal is not None:
-            raise found.refusal.about(folder, place.name)
+            found = replace(found, verdict=of_refusal(found.refusal.about(folder, place.name)))
     quants = {} if place.quant is None else there.quants
     return found, of_quants(quants, found, options, here, device)
 

@@ -86,9 +86,7 @@ def sizes_of(outline: SafetensorsOutline) -> ModelSizes:
         dtype=_dtype(outline.config),
         file_bytes=outline.nbytes,
         state=_state(text, layers),
-        quantization={"mxfp4": "mxfp4"}.get(
-            str((outline.config.get("quantization_config") or {}).get("quant_method")), ""
-        ),
+        quantization=str((outline.config.get("quantization_config") or {}).get("quant_method") or ""),
     )
 
 
@@ -209,8 +207,6 @@ def _dense(tensors: dict[str, Stored], tied: bool) -> Iterable[Dense]:
             "embedding" if embeds else "router" if routes else "linear" if linear else "other",
             head=head,
         )
-    if not any(name.endswith("lm_head.weight") for name in tensors):  # its matrix is that of the embeddings
-        return
 
 
 def _kept(tensors: dict[str, Stored], text: dict[str, Any], layers: int) -> Iterable[Kept]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from dali.doctor.sizes import ExpertFormat, ModelSizes, quantized
@@ -70,7 +70,6 @@ class Plan:
     vram: int = 0
     device: Device | None = None
     store: int = 0  # bytes that packed experts take on disk
-    notes: tuple[str, ...] = field(default=())
 
     @property
     def format(self) -> str:
@@ -96,12 +95,11 @@ def make_plan(
     context = sizes.context if options.ctx_size is None else options.ctx_size
     dtype = _dtype(sizes, options, compiled)
     names = ["w8", "w4"] if options.quant == "auto" and not sizes.gguf else [options.quant]
-    if (
-        options.quant == "keep"
-        and sizes.quantization == ""
-        and sizes.dtype not in ("float32", "bfloat16", "float16")
-    ):
-        raise UsageError(f"{sizes.name} has no format to keep.", f"Give another {parameter('quant')}.")
+    if options.quant == "keep" and sizes.fp8:
+        raise DaliError(
+            f"The experts of {sizes.name} are in FP8, and dali packs no such values.",
+            f"Give {parameter('quant')} f32, which holds them, bf16, which rounds them, or w8.",
+        )
     layouts = [sizes.layouts(name) for name in names]
     experts = [_all(sizes, each) for each in layouts]
     smallest = _all(sizes, sizes.layouts("w4"))
@@ -204,8 +202,6 @@ def _on_disk(sizes: ModelSizes, options: LoadOptions, free: Free, plan: Plan, lo
 
 def _accelerated(sizes: ModelSizes, options: LoadOptions, plan: Plan, device: Device) -> Plan:
     """The same with as many experts on the accelerator as its memory has room for."""
-    from dataclasses import replace
-
     room = max(int(device.profile["gpu_memory"]) - plan.dense, 0)
     if not device.simulated:
         room = max(room - plan.states, 0)

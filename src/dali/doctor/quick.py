@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dali.hardware import profile as profiles
 from dali.hardware.profile import Profile
@@ -14,6 +15,7 @@ from dali.hardware.profile import Profile
 BASE = "rtx3060-desktop"  # the published profile whose CPU and disk stand in
 BASE_CORES = 6
 EACH, ROUNDS = 32 * 2**20, 3  # bytes that a thread reads, and how often
+LEAST = 1e-4  # seconds, below which clocks say nothing
 KEPT = ("memory_bandwidth", "cpu_bandwidth", "cpu_rate", "disk_bandwidth", "disk_latency", "disk_queue_depth")
 
 
@@ -35,12 +37,16 @@ def quick_profile(cores: int) -> Profile:
 
 
 def _bandwidth(threads: int) -> float:
-    """Bytes a second that so many threads read; the best of a few rounds."""
-    data = [np.ones(EACH // 8) for _ in range(threads)]
-    best = 0.0
+    """Bytes a second that so many threads read together. By the processor's time, so that other programs' turns do not count;
+    the best of a few rounds of each."""
     with ThreadPoolExecutor(threads) as pool:
-        for _ in range(ROUNDS):
-            begin = time.perf_counter()
-            list(pool.map(np.sum, data))
-            best = max(best, threads * EACH / (time.perf_counter() - begin))
-    return best
+        return sum(pool.map(_best, [np.ones(EACH // 8) for _ in range(threads)]))
+
+
+def _best(data: NDArray[np.float64]) -> float:
+    rates = []
+    for _ in range(ROUNDS):
+        begin = time.thread_time()
+        data.sum()
+        rates.append(data.nbytes / max(time.thread_time() - begin, LEAST))
+    return max(rates)

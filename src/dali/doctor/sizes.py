@@ -81,7 +81,7 @@ class ModelSizes:
     own: tuple[Mapping[str, str], ...] = ()
     state: int = 0
     gguf: bool = False
-    quantization: str = ""  # how the files say their weights are quantized
+    quantization: str = ""  # the packed format that the files are quantized in, "fp8", or none
 
     @property
     def parameters(self) -> int:
@@ -102,6 +102,11 @@ class ModelSizes:
             return [self._layout(matrices, formats) for formats in self.own]
         name = self.kept_format if quant == "keep" else quant
         return [self._layout(matrices, dict.fromkeys(matrices, name))] * self.moe_layers
+
+    @property
+    def fp8(self) -> bool:
+        """Whether no packed format has the values of its experts."""
+        return self.quantization == "fp8"
 
     @property
     def kept_format(self) -> str:

@@ -59,8 +59,8 @@ class _Misses(NamedTuple):
 def predict(
     sizes: ModelSizes, profile: Profile, plan: Plan, context: int | None = None, batch: int = 1
 ) -> Prediction:
-    """How fast `plan` is. context: tokens that a sequence has by then, None for TYPICAL, if it may have them; batch: sequences side
-    by side. UsageError: the plan is by disk, and the profile does not say how fast that is."""
+    """How fast `plan` is. context: tokens that a sequence has by then, None for TYPICAL, if it may have them; batch:
+    sequences side by side. UsageError: the plan is by disk, and the profile does not say how fast that is."""
     tokens = min(plan.context, TYPICAL) if context is None else context
     profile = plan.device.profile if plan.device is not None and plan.device.simulated else profile
     error = _error(profile)
