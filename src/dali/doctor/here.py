@@ -10,11 +10,11 @@ from pathlib import Path
 from dali import compiled
 from dali.doctor.machine import own_profile
 from dali.doctor.plan import Device, Free
-from dali.doctor.quick import quick_profile
 from dali.errors import DaliError, parameter
 from dali.hardware.free_memory import available_ram
 from dali.hardware.gpu import check_gpu
 from dali.hardware.profile import Profile
+from dali.hardware.quick import quick_profile
 from dali.options import LoadOptions
 from dali.store.cache import cache_root
 
