@@ -35,6 +35,35 @@ def test_a_comparison(run, trace, tmp_path):
     assert (tmp_path / "r.html").read_text().startswith("<!DOCTYPE html>")
 
 
+def test_a_page_of_experts_on_disk(run, trace, tmp_path):
+    code, _, _ = run(
+        "simulate", trace, "--ram", "25%,50%,75%", "--profile", "laptop-8gb", "--shape", "qwen3-30b-a3b",
+        "--policy", "default,fading,lru", "--json", str(tmp_path / "r.json"), "--html", str(tmp_path / "r.html"),
+    )  # fmt: skip
+    assert code == 0
+    page, rows = (tmp_path / "r.html").read_text(), json.loads((tmp_path / "r.json").read_text())["rows"]
+    for row in rows:
+        drawn = f"<title>{row['policy']}: {row['hit_rate']:.4g} at {row['ram_places'] / 24 * 100:.3g}</title>"
+        assert drawn in page
+        assert f"<title>Belady: {row['belady_disk_hit_rate']:.4g} at" in page
+        assert f"<title>bound: {row['bound_tokens_per_second']:.4g} at" in page
+        waits = 1e3 * row["stall_share"] / row["tokens_per_second"]
+        assert f"<title>waiting for reads, {row['policy']}: {waits:.4g}</title>" in page
+    assert page.count("<figure>") == 7  # two curves, bars for each RAM, by layer, how often experts are used
+    assert "<b>lru</b>: Least recently used: the expert whose last use" in page
+
+    code, _, _ = run(
+        "simulate", trace, "--ram", "50%", "--profile", "laptop-8gb", "--cache-slots", "2", "--policy",
+        "fading,lru", "--json", str(tmp_path / "r.json"), "--html", str(tmp_path / "r.html"),
+    )  # fmt: skip
+    page, rows = (tmp_path / "r.html").read_text(), json.loads((tmp_path / "r.json").read_text())["rows"]
+    assert code == 0
+    assert page.count("<figure>") == 5
+    for row in rows:  # one size alone: bars, and the bounds beside them
+        assert f">{row['hit_rate']:.4g}</text>" in page
+        assert f"bound {row['belady_disk_hit_rate']:.4g}</text>" in page
+
+
 def test_all_systems_are_compared_their_lossy_parts_off(run, trace):
     _, everything, _ = run("simulate", trace, "--cache-slots", "50%")
     assert "all-cpu" in everything
@@ -112,7 +141,6 @@ def test_a_policy_from_a_file(run, refused, trace, tmp_path, monkeypatch):
         (["TRACE", "--tokens", "0"], "--tokens cannot be '0'"),
         (["TRACE", "--cache-only", "--profile", "paper"], "no times"),
         (["TRACE", "--cache-only", "--ram", "50%"], "no disk beneath"),
-        (["TRACE", "--ram", "50%", "--html", "r.html"], "draws nothing of --ram"),
         (["TRACE", "--ram", "much"], "--ram cannot be 'much'"),
         (["TRACE", "--ram", "4KiB"], "--ram 4KiB holds 1 of the experts"),
         (["TRACE", "--ram", "50%", "--policy", "hybrimoe"], "no policy 'hybrimoe' for a pool in RAM"),

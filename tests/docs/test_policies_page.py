@@ -31,7 +31,12 @@ def weighty(tmp_path, monkeypatch):
 
 
 def test_the_page_shows_a_policy_and_its_test():
-    assert list(FILES) == ["mine.py", "src/dali/systems/weighty.py", "tests/systems/test_weighty.py"]
+    assert list(FILES) == [
+        "mine.py",
+        "src/dali/systems/weighty.py",
+        "tests/systems/test_weighty.py",
+        "pool.py",
+    ]
     assert len(FILES["mine.py"].splitlines()) <= 20
 
 
@@ -50,6 +55,16 @@ def test_its_twenty_lines_work_when_pasted(tmp_path, monkeypatch, capsys):
     assert out.strip()
     assert "./mine.py" in err
     assert "error" not in err
+
+
+def test_its_pool_policy_is_replayed(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pool.py").write_text(FILES["pool.py"])
+    write("routes.npz", random_trace(answer=20))
+    flags = ["--ram", "25%,50%", "--profile", "laptop-8gb", "--policy", "./pool.py,fading,lru"]
+    assert main(["simulate", "routes.npz", *flags]) == 0
+    named = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line]
+    assert [named.count(name) for name in ("./pool.py", "fading", "lru")] == [2, 2, 2]
 
 
 def test_its_test_passes(weighty):

@@ -44,7 +44,6 @@ SIZES = ModelSizes(
     kept=(Kept(1, 250, 250, None),) * 2,
     context=1000,
     vocab=100,
-    dense_width=0,
     dtype="bfloat16",
     file_bytes=8_000_000,
 )

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from fake import COMPILER, FakeDriver, FakeGpu, shimmed
 
 from dali.kernels import native
+
+
+@pytest.fixture(scope="module", autouse=True)
+def poisoned() -> Iterator[None]:
+    """Keys, values and logits on a GPU are torch's memory: until they are written they are NaN, as the stand-in's own memory is,
+    and not what the heap happens to hold."""
+    if not torch.cuda.is_available():  # where torch would warn of libraries that add in no fixed order
+        torch.use_deterministic_algorithms(True, warn_only=True)  # it then fills what it hands out
+        assert torch.empty(1).isnan()
+    yield
+    torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture(scope="session")

@@ -19,6 +19,7 @@
 #include <vector>
 
 #include <dlfcn.h>
+#include <sys/mman.h>
 
 #include "calls.h"
 
@@ -79,13 +80,13 @@ struct State {
     std::mutex mutex;
     std::mt19937 random{0};
     bool eager = false;  // nothing is put off
-    bool idle = false;   // nothing is done but to post a step's routing and give zeros: for measuring the host's own time
+    bool idle = false;   // nothing is computed, all results are zeros, but a step's routing: for measuring the host's own time
     std::vector<std::array<const int64_t*, 2>> routing;  // of idle posts in turn: ids, and those ahead
     size_t posts = 0, each = 0;                           // so far; ids of a post, at most: what is larger is no routing
     std::vector<std::unique_ptr<Stream>> streams;
     std::vector<Stream*> capturing;
     Clocks host;
-    std::map<const void*, size_t> memory;  // of the device and page-locked, and registered
+    std::map<const void*, size_t> memory;  // bytes of the device's and of page-locked memory
     size_t total = size_t(1) << 30, used = 0;
     std::map<uintptr_t, Seen> written;               // by 64-byte cell
     std::map<uintptr_t, std::map<int, Seen>> read;
@@ -314,7 +315,26 @@ std::pair<const char*, const char*> error(int code) {
     }
 }
 
+// What an idle GPU leaves in memory that may be another's, as torch's: its own has zeros from the start.
 void clear(const JoinCall& call) { std::memset(call.out, 0, size_t(call.tokens) * call.hidden * (call.dtype ? 2 : 4)); }
+void clear(const LinearCall& call) {
+    for (int i = 0; i < call.count; i++)
+        std::memset(call.products[i].out, 0, size_t(call.tokens) * call.products[i].matrix.rows * (call.dtype ? 2 : 4));
+}
+
+// Whole pages, which nobody had before and nobody can read once they are given back. Until they are written they hold NaN in every type of
+// floats, and -1 in those of integers, so that whoever reads them gives himself away; or zeros.
+void* take_pages(size_t bytes, bool zeros) {
+    void* memory = mmap(nullptr, std::max<size_t>(bytes, 1), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (memory == MAP_FAILED) std::abort();
+    if (!zeros) std::memset(memory, 0xFF, bytes);
+    return memory;
+}
+void give_pages_back(void* memory) {
+    const auto at = state().memory.find(memory);
+    munmap(memory, std::max<size_t>(at->second, 1));
+    state().memory.erase(at);
+}
 
 }  // namespace
 
@@ -339,7 +359,8 @@ void fake_reset(unsigned seed, int eager, size_t total) {
     for (Stream* stream : s.capturing) stream->capture.reset();
     s.capturing.clear();
 }
-// From now on nothing is done but counting, posting what the host waits for, and putting zeros where outputs go; "cubins" are not read.
+// From now on nothing is done but counting, posting what the host waits for, and putting zeros where outputs go; memory is zeros, and
+// "cubins" are not read.
 void fake_idle() { state().idle = true; }
 // What it says of itself from now on.
 void fake_describe(int version, int sm) { state().version = version, state().sm = sm; }
@@ -430,6 +451,7 @@ int cuLaunchKernel(void* function, unsigned blocks, unsigned, unsigned, unsigned
         Operation operation;
         if (kernel.name == "post") operation.run = [call = *static_cast<const PostCall*>(parameters[0])] { post(call); };
         if (kernel.name == "join") operation.run = [call = *static_cast<const JoinCall*>(parameters[0])] { clear(call); };
+        if (kernel.name == "linear") operation.run = [call = *static_cast<const LinearCall*>(parameters[0])] { clear(call); };
         return queue(stream, std::move(operation));
     }
     const auto* bytes = static_cast<const char*>(parameters[0]);
@@ -445,8 +467,7 @@ int cuMemAlloc_v2(uint64_t* at, size_t bytes) {
     BEGIN_UNSAFE("cuMemAlloc_v2");
     State& s = state();
     if (s.used + bytes > s.total) return 2;
-    void* memory = std::aligned_alloc(4096, (bytes + 4095) / 4096 * 4096);
-    if (!s.idle) std::memset(memory, 0xFE, bytes);
+    void* memory = take_pages(bytes, s.idle);
     s.memory[memory] = bytes;
     s.used += bytes;
     s.held++;
@@ -458,18 +479,18 @@ int cuMemFree_v2(uint64_t at) {
     State& s = state();
     s.used -= s.memory[reinterpret_cast<void*>(at)];
     s.held--;
-    s.memory.erase(reinterpret_cast<void*>(at));
-    std::free(reinterpret_cast<void*>(at));
+    give_pages_back(reinterpret_cast<void*>(at));
     return 0;
 }
 int cuMemHostAlloc(void** at, size_t bytes, unsigned) {
     BEGIN_UNSAFE("cuMemHostAlloc");
-    *at = std::aligned_alloc(4096, (bytes + 4095) / 4096 * 4096);
-    std::memset(*at, 0xFD, bytes);
-    state().held++;
+    State& s = state();
+    *at = take_pages(bytes, s.idle);
+    s.memory[*at] = bytes;
+    s.held++;
     return 0;
 }
-int cuMemFreeHost(void* at) { BEGIN_UNSAFE("cuMemFreeHost"); state().held--; std::free(at); return 0; }
+int cuMemFreeHost(void* at) { BEGIN_UNSAFE("cuMemFreeHost"); state().held--; give_pages_back(at); return 0; }
 int cuMemHostRegister_v2(void*, size_t, unsigned) { BEGIN_UNSAFE("cuMemHostRegister_v2"); state().held++; return 0; }
 int cuMemHostUnregister(void*) { BEGIN_UNSAFE("cuMemHostUnregister"); state().held--; return 0; }
 int cuMemHostGetDevicePointer_v2(uint64_t* at, void* host, unsigned) { BEGIN("cuMemHostGetDevicePointer_v2"); *at = reinterpret_cast<uint64_t>(host); return 0; }

@@ -115,6 +115,8 @@ def test_a_budget_below_a_token_s_experts_is_refused_with_the_one_to_give(saved)
     told = re.search(r"Give ram (\w+) or more", str(error.value))
     assert told is not None
     assert parse_size(told[1]) > parse_size("10MiB")
+    llm = dali.load(saved, ram=told[1], quant="w8")
+    assert llm.generate([5, 6, 7], max_tokens=3, ignore_eos=True).tokens
 
 
 def test_what_is_free_is_the_budget_where_none_is_given(saved, monkeypatch):

@@ -173,7 +173,7 @@ def test_what_is_unknown_is_refused_before_anything_is_loaded(
 def test_a_profile_of_another_schema_is_refused(directory: Path, tmp_path: Path) -> None:
     path = tmp_path / "mine.json"
     path.write_text(json.dumps(json.loads(profile.load("paper").to_json()) | {"schema": 99}))
-    with pytest.raises(dali.DaliError, match=r"mine.json has schema 99.*\n.*Probe the machine again"):
+    with pytest.raises(dali.DaliError, match=r"mine.json has schema 99.*\n.*Measure the machine again"):
         load(directory, device=f"sim:{path}")
     with pytest.raises(dali.DaliError, match="schema 99"):
         load(directory, device="sim:paper", profile=str(path))

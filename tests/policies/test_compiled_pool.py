@@ -16,7 +16,7 @@ def test_it_counts_alike():
     ours, theirs = Policy(3, 6, 9, costs), library.Rates(costs, 6)
     ranks = [[0.0] * 6 for _ in costs]
     for _ in range(400):
-        turn, experts = chance.randrange(3), sorted(chance.sample(range(6), chance.randint(1, 4)))
+        turn, experts = chance.randrange(3), sorted(chance.sample(range(6), chance.randint(0, 4)))
         ranks[turn] = list(ours.observe(turn, [chance.choice((1, 200)) * (e in experts) for e in range(6)]))
         theirs.note(turn, experts)
         for layer, of_layer in enumerate(ranks):

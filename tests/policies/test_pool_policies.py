@@ -27,13 +27,25 @@ def test_lfu_counts_steps_and_not_tokens():
     assert ranked("lfu", [1, 9, 0, 0], [1, 0, 1, 0], [0, 0, 1, 0]) == [3, 1, 0, 2]
 
 
-def test_fading_weighs_a_use_by_how_long_ago_it_was():
+def test_fading_weighs_a_use_by_how_long_ago_it_was_and_by_what_follows():
     one = policy("fading", read_seconds=[2.0])
     one.observe(0, [1, 0, 0, 5])
     ranks = one.observe(0, [0, 1, 0, 1])
-    # Twice the fast sum and 0.4 of the slow one.
-    expected = [0.85 + 0.4 * 0.97, 1.4, 0.0, 1.85 + 0.4 * 1.97]
-    assert list(ranks) == pytest.approx([2 * rank for rank in expected])
+    # 0 and 3 were followed by 1 and 3, which makes half of their means; 1 by nothing yet. So the means of this step's two experts
+    # put 1 and 3 at a quarter, and their usual rates are a half and 1.
+    likely = [0.0, 0.25**2 / (0.5 + 0.02), 0.0, 0.25**2 / (1 + 0.02)]
+    # The fast sum, 0.3 of the slow one, and 1.5 for those of this step.
+    uses = [0.85 + 0.3 * 0.97, 1.3 + 1.5, 0.0, 1.85 + 0.3 * 1.97 + 1.5]
+    assert list(ranks) == pytest.approx([2 * (rank + 20 * p) for rank, p in zip(uses, likely, strict=True)])
+
+
+def test_fading_keeps_what_used_to_follow():
+    one = policy("fading")
+    for step in range(20):
+        ranks = one.observe(0, [int(expert == step % 4) for expert in range(4)])
+    # 3 has just been used, so 0 comes next, though 1 and 2 were used later than 0.
+    assert ranks[0] > max(ranks[1], ranks[2])
+    assert ranks[2] > ranks[1]
 
 
 def test_an_expert_that_is_dear_to_read_stays():

@@ -8,7 +8,7 @@ from itertools import repeat as forever
 import pytest
 
 from dali.errors import DaliError
-from dali.probe.reading import LEAST, MOST, Reading, many, repeat
+from dali.probe.reading import LEAST, MOST, Reading, check_order, many, repeat
 
 
 def reading(values, seconds=1e9):
@@ -63,3 +63,9 @@ def test_short_calls_share_a_reading():
     calls = iter([1e-3, 4e-3, 2e-3, 5e-3, 5e-3])
     assert many(lambda: next(calls))() == pytest.approx(2e-3)  # 1 + 4 + 2 ms are enough
     assert many(lambda: next(calls), share=4)() == pytest.approx(5e-3)  # 20 ms already
+
+
+def test_more_tokens_may_take_less_but_not_ten_times():
+    check_order("it", {1: Reading(9.0, 0, 3), 2: Reading(1.0, 0, 3), 4: Reading(5.0, 0, 3)})
+    with pytest.raises(DaliError, match="it: 2 tokens took 11 times less than 1"):
+        check_order("it", {1: Reading(11.0, 0, 3), 2: Reading(1.0, 0, 3)})

@@ -11,7 +11,8 @@ BEGIN = Moment(busy=100, stolen=5, whole=1000, own=10, steps=0, wall=50)
 
 def notes(end, paces=(1.0, 1.0)):
     moments, pace = iter([BEGIN, end]), iter(paces)
-    return Watch(lambda: next(pace), lambda: next(moments), lambda: 3.5, cores=4).notes()
+    paces = {"processor": lambda: next(pace), "memory": lambda: 1.0}
+    return Watch(paces, lambda: next(moments), lambda: 3.5, cores=4).notes()
 
 
 def test_a_quiet_machine_is_not_spoken_of():
@@ -33,7 +34,9 @@ def test_stolen_time_is_said():
 
 def test_a_processor_that_slows_down_is_said():
     (said,) = notes(Moment(290, 5, 1200, 195, 50, 100), paces=(1.0, 1.3))
-    assert "30 % slower at the end" in said
+    assert said.startswith("The processor was 30 % slower at the end than at first")
+    (said,) = notes(Moment(290, 5, 1200, 195, 50, 100), paces=(1.5, 1.0))
+    assert "50 % slower at first" in said
 
 
 @pytest.mark.parametrize("wall", [4000.0, -900.0])

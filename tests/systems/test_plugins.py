@@ -10,6 +10,7 @@ import pytest
 
 from dali import systems
 from dali.errors import DaliError, UsageError
+from dali.policies import plugins
 from dali.policies.cache import CachePolicy, Swap
 from dali.policies.prefetch import PREDICTORS
 from dali.systems import _plugins
@@ -180,6 +181,7 @@ def package(tmp_path, monkeypatch):
         "tiny-broken = tiny_systems.broken:SYSTEM\nlru = tiny_systems.whole:SYSTEM\n"
     )
     monkeypatch.syspath_prepend(str(site))
+    plugins.from_package.cache_clear()
     _plugins.from_package.cache_clear()
     yield site
     for name in [name for name in sys.modules if name.startswith("tiny_systems")]:

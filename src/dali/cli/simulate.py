@@ -49,8 +49,8 @@ class Settings(Always):
         "comparison",
         NAMES,
         "experts on disk, and so much RAM for them, as sizes (8GiB,16GiB) or shares of all experts (25%%,50%%). Policies are "
-        "then those of the pool in RAM (default, balanced, fading, lfu, lru); the CPU computes all, unless --cache-slots says "
-        "how many residents an accelerator has above it, under dali's default",
+        "then those of the pool in RAM (default, balanced, fading, lfu, lru) and files that end in .py; the CPU computes all, "
+        "unless --cache-slots says how many residents an accelerator has above it, under dali's default",
     )
     batch: tuple[int, ...] | None = flag(
         "comparison", COUNTS, "sequences side by side in a step (default: 1)"
@@ -100,8 +100,6 @@ def main(settings: Settings) -> int:
         raise UsageError("--cache-only has no times, so no --profile and no --shape.", "Leave them out.")
     if settings.ram and settings.cache_only:
         raise UsageError("--cache-only has no disk beneath the cache, so no --ram.", "Leave one of both out.")
-    if settings.ram and settings.html:
-        raise UsageError("--html draws nothing of --ram yet.", "Take the table, or --json FILE.")
     if settings.workers == RAY:
         check_ray()
     passing_note("Reading the traces ...")

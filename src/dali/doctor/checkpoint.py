@@ -82,7 +82,6 @@ def sizes_of(outline: SafetensorsOutline) -> ModelSizes:
         kept=tuple(_kept(dense, text, layers)),
         context=_number(text, "max_position_embeddings", "n_positions", default=0),
         vocab=_number(text, "vocab_size", default=0),
-        dense_width=_number(text, "intermediate_size", default=0),
         dtype=_dtype(outline.config),
         file_bytes=outline.nbytes,
         state=_state(text, layers),

@@ -69,7 +69,6 @@ def sizes_of(outline: GgufOutline) -> ModelSizes:
         kept=tuple(_kept(dense, keys, fields)),
         context=keys.required("context_length"),
         vocab=rows,
-        dense_width=keys.largest("feed_forward_length") or 0,
         dtype="float32",
         file_bytes=outline.nbytes,
         own=tuple(_formats(parts) for _, parts in sorted(by_layer.items())),

@@ -12,10 +12,12 @@ from dali.hardware.profile import Profile
 from dali.loading.room import (
     DEVICE_HEADROOM,
     LOADED,
+    LOGIT_ROWS,
     MARGIN,
     STEP,
     NoRoom,
     first_that_fits,
+    least_bytes,
     needed,
     no_context,
     out_of_memory,
@@ -154,13 +156,13 @@ def _on_disk(sizes: ModelSizes, options: LoadOptions, free: Free, plan: Plan, lo
     """The same with its experts on disk, and as many in RAM as it has room for. DaliError: for none."""
 
     def step(tokens: int) -> int:
-        return step_bytes(
-            sizes.hidden, sizes.intermediate, sizes.top_k, sizes.dense_width, sizes.vocab, tokens
-        )
+        logits = LOGIT_ROWS * sizes.vocab
+        return step_bytes(sizes.hidden, sizes.intermediate, sizes.top_k, sizes.widest, tokens, logits)
 
     ram = options.ram_bytes
     allowed = IMPORTED + free.memory - MARGIN if ram is None else ram
-    least = IMPORTED + LOADED + loading + step(STEP) + sizes.top_k * plan.slot
+    kept = sizes.state_bytes(2, plan.dtype, False) - sizes.state_bytes(1, plan.dtype, False)
+    least = least_bytes(IMPORTED, loading, step(STEP), sizes.top_k * plan.slot, kept)
     if least > allowed:
         raise too_small(sizes.name, least, ram, allowed)
     chunk = step_tokens(STEP_TOKENS, allowed, step) if quantized(plan.layouts[0].name) else STEP_TOKENS

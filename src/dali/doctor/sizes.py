@@ -75,7 +75,6 @@ class ModelSizes:
     kept: tuple[Kept, ...]
     context: int
     vocab: int
-    dense_width: int
     dtype: str
     file_bytes: int
     own: tuple[Mapping[str, str], ...] = ()
@@ -88,6 +87,13 @@ class ModelSizes:
         """Weights of all experts and everything else."""
         return self.expert_parameters * self.experts * self.moe_layers + sum(
             one.elements for one in self.dense
+        )
+
+    @property
+    def widest(self) -> int:
+        """Rows of the widest linear but that of logits."""
+        return max(
+            (one.rows for one in self.dense if one.kind in ("linear", "router") and not one.head), default=0
         )
 
     @property

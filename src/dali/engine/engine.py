@@ -329,7 +329,10 @@ class Engine:
     def _retire(self, sequence: Sequence) -> None:
         self.scheduler.remove(sequence)
         self._give_up_last()
-        self._last = sequence
+        if sequence.error is None:
+            self._last = sequence
+        else:
+            sequence.state.clear()
 
     def _record_from_here(self, sequence: Sequence, places: Iterable[int]) -> None:
         """Leave to others what is computed of a sequence from now on: at borders, and at `places` where no border is near."""
@@ -344,10 +347,10 @@ class Engine:
         )
 
     def _record(self, sequence: Sequence) -> None:
-        """Leave to others what was computed of a sequence, which may have ended. Where there is no memory for that, nothing is
-        left to anybody."""
+        """Leave to others what was computed of a sequence, which may have ended, but for a step that it failed in. Where there is
+        no memory for that, nothing is left to anybody."""
         recording = sequence.recording
-        if recording is None:
+        if recording is None or sequence.error is not None:
             return
         try:
             if sequence.finish_reason is None:

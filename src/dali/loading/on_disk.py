@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from dali.hardware import own
 from dali.hardware.free_memory import available_ram, own_memory
+from dali.hooks.calls import ModelCalls
 from dali.kernels.expert import ExpertLayout
 from dali.loading import room
 from dali.loading.loaded import largest
-from dali.loading.room import LOADED, MARGIN, STEP, DoesNotFit, too_small
+from dali.loading.room import LOGIT_ROWS, MARGIN, STEP, DoesNotFit, least_bytes, too_small
 from dali.options import LoadOptions
 from dali.store.direct_io import ReadError
 from dali.store.disk_pool import DiskPlan, DiskPool
+from dali.store.packed.builder import Progress
 from dali.store.packed.header import StoreHeader
 from dali.store.packed.reader import DamagedStore, StoreReader
 from dali.store.packed.speed import measure_speed
+from dali.units import size
 
 
 def fit(
@@ -26,40 +32,61 @@ def fit(
     what: object,
     options: LoadOptions,
     compiled: bool,
-    top_k: int,
-    config: Any,
+    calls: ModelCalls,
+    skeleton: Any,
+    dtype: torch.dtype,
 ) -> tuple[list[ExpertLayout], DiskPlan | None]:
     """The layouts that `choose` finds to fit RAM; where none does, those it comes nearest with, and how they are kept on disk.
 
     DaliError where that cannot be, or the budget does not even have room for a token's experts of one layer beside all else.
+    `calls` and `dtype`: of the model, `skeleton`: it on meta.
     """
     try:
         return choose(), None
     except DoesNotFit as misfit:
         if not compiled or options.device != "cpu" or sys.platform == "win32":
             raise  # experts on disk are for the compiled kernels of the CPU
-        return misfit.layouts, _plan(misfit, what, options, top_k, config)
+        kept = calls.kept * dtype.itemsize
+        return misfit.layouts, _plan(misfit, what, options, calls.top_k, skeleton, kept)
 
 
-def _plan(misfit: DoesNotFit, what: object, options: LoadOptions, top_k: int, config: Any) -> DiskPlan:
+def _plan(
+    misfit: DoesNotFit, what: object, options: LoadOptions, top_k: int, skeleton: Any, kept: int
+) -> DiskPlan:
+    """`kept`: bytes of a token's keys and values."""
     ram = options.ram_bytes
     used = own_memory()
     allowed = used + available_ram() - MARGIN if ram is None else ram
     layout = largest(misfit.layouts)
-    least = used + LOADED + misfit.dense_bytes + step_bytes(layout, top_k, config, STEP)
-    least += top_k * layout.record_bytes
+    step = step_bytes(layout, top_k, skeleton, STEP)
+    least = least_bytes(used, misfit.dense_bytes, step, top_k * layout.record_bytes, kept)
     if least > allowed:
         raise too_small(what, least, ram, allowed)
     return DiskPlan(allowed, ram is not None, top_k)
 
 
-def step_bytes(layout: ExpertLayout, top_k: int, config: Any, tokens: int) -> int:
-    """What a step of so many tokens takes for a while, at most."""
-    config = config.get_text_config()
-    dense = int(getattr(config, "intermediate_size", None) or 0)
-    return room.step_bytes(
-        layout.shape.hidden, layout.shape.intermediate, top_k, dense, int(config.vocab_size), tokens
-    )
+def step_bytes(layout: ExpertLayout, top_k: int, model: Any, tokens: int) -> int:
+    """What a step of so many tokens of a transformers model takes for a while, at most."""
+    shape, head = layout.shape, model.get_output_embeddings()
+    widest = max(getattr(module, "out_features", 0) for module in model.modules() if module is not head)
+    keeps_rows = "logits_to_keep" in signature(type(model).forward).parameters
+    rows = LOGIT_ROWS if keeps_rows else LOGIT_ROWS + tokens
+    vocab = int(model.config.get_text_config().vocab_size)
+    return room.step_bytes(shape.hidden, shape.intermediate, top_k, widest, tokens, rows * vocab)
+
+
+def told(
+    path: Path, header: StoreHeader, start: Callable[[], Progress], notify: Callable[[str], None]
+) -> Callable[[], Progress]:
+    """`start`, which shows how a store is packed, and before that is said what it takes."""
+
+    def tell_and_start() -> Progress:
+        notify(
+            f"RAM cannot hold the experts: they are packed into {path}, once, which takes {size(header.file_bytes)}."
+        )
+        return start()
+
+    return tell_and_start
 
 
 def open_pool(store: Path, plan: DiskPlan, notify: Callable[[str], None]) -> DiskPool:

@@ -15,7 +15,11 @@ if TYPE_CHECKING:
 HEADROOM = 2**30  # bytes left to activations, keys and values, and Python, when quant "auto" decides
 MARGIN = 2**29  # bytes left to others where nobody says how much dali may take
 STEP = 512  # prompt tokens of the smallest chunks
-WORKING = 2**27  # bytes for what does not grow with a step: buffers, readers, the allocator's own
+SPREAD = 2**24  # bytes by which what a process has differs from one run to the next
+WORKING = (
+    2**26
+)  # bytes for what does not grow with a step: buffers, readers, a server's threads, the allocator's own
+LOGIT_ROWS = 24  # of the vocabulary: logits of answers side by side, and what choosing a token makes of one's
 LOADED = (
     2**26
 )  # bytes that loading takes beside weights: modules, tables, the model's own Python; known only when it is done
@@ -85,11 +89,21 @@ def out_of_memory(
     )
 
 
-def step_bytes(hidden: int, intermediate: int, top_k: int, dense: int, vocab: int, tokens: int) -> int:
-    """What a step of so many tokens takes for a while, at most: activations, each expert's rows, logits. `dense`: the width of
-    layers without experts."""
-    routed = top_k * (6 * hidden + 6 * intermediate)
-    return WORKING + tokens * (routed + 80 * hidden + 16 * max(dense, hidden)) + 32 * vocab
+def step_bytes(hidden: int, intermediate: int, top_k: int, widest: int, tokens: int, logits: int) -> int:
+    """What a step of so many tokens takes for a while, at most, and so many logits.
+
+    A token has its row of the hidden state in several places, what the `widest` linear of a layer makes of it (queries, keys,
+    values and what attention makes of them; or gate, up and their product), each of its experts' rows, and one expert's values
+    between its matrices: all in float32, and more than any family was seen to have (tests/loading/test_step_bytes.py).
+    """
+    token = (36 + 4 * top_k) * hidden + 24 * widest + 8 * intermediate
+    return WORKING + tokens * token + 4 * logits
+
+
+def least_bytes(used: int, dense: int, step: int, experts: int, kept: int) -> int:
+    """The smallest budget, beside `used` bytes, with experts on disk: dense weights, a step of the smallest chunks, a token's
+    `experts` of one layer, and FEWEST_TOKENS of `kept` bytes."""
+    return used + LOADED + dense + step + experts + FEWEST_TOKENS * kept
 
 
 def too_small(what: object, least: int, ram: int | None, allowed: int) -> DaliError:
@@ -98,7 +112,7 @@ def too_small(what: object, least: int, ram: int | None, allowed: int) -> DaliEr
     problem = f"{what} needs {size(least)} of memory even with its experts on disk; {limit}."
     if ram is None:
         return DaliError(problem, "Close other programs, or choose a smaller model.")
-    return DaliError(problem, f"Give {parameter('ram')} {enough(least)} or more.")
+    return DaliError(problem, f"Give {parameter('ram')} {enough(least + SPREAD)} or more.")
 
 
 def no_context(tokens: int, nbytes: int, none: NoRoom) -> DaliError:

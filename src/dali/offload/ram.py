@@ -64,7 +64,7 @@ def _step_tokens(loaded: LoadedModel, plan: DiskPlan, usual: int) -> int:
 
 
 def _step_bytes(loaded: LoadedModel, tokens: int) -> int:
-    return step_bytes(loaded.layout, loaded.top_k, loaded.model.config, tokens)
+    return step_bytes(loaded.layout, loaded.top_k, loaded.model, tokens)
 
 
 def _refusal(none: NoRoom, loaded: LoadedModel, plan: DiskPlan, keeps: StateSize, step: int) -> DaliError:

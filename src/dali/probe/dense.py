@@ -13,11 +13,11 @@ from dali.hardware.profile import Table
 from dali.kernels import native
 from dali.kernels.formats import get_format
 from dali.probe.experts import LONGEST, Measured, matrix
-from dali.probe.reading import Clock, Reading, many, repeat
+from dali.probe.reading import Clock, Reading, check_order, many, repeat
 from dali.store.arena import Arena
 
 FORMATS = ("w8", "w4", "q4k", "q6k", "bf16")  # the last by torch, as models that are not packed have them
-SHAPES = ((512, 2048), (4096, 2880))  # rows, columns
+SHAPES = ((512, 2048), (4096, 2880), (256, 512))  # rows, columns
 TOKENS = (1, 2, 4, 8, 16, 64, 512)
 HEADS, KV_HEADS, WIDTH = 32, 4, 128
 CONTEXT, PROMPT = 4096, 256
@@ -150,6 +150,7 @@ def _reading(what: str, call: Callable[[], object], clock: Clock) -> Reading:
 def _as_table(
     kind: str, format: str, columns: int, rows: int, found: Measured, nbytes: int, source: str
 ) -> Table:
+    check_order(f"{format} {kind}", found)
     points = tuple((tokens, reading.value) for tokens, reading in found.items())
     spread = max(reading.spread for reading in found.values())
     return Table(

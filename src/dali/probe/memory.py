@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from itertools import cycle
 
@@ -71,23 +71,27 @@ def small_pages(nbytes: int) -> Tensor:
     return torch.frombuffer(memory, dtype=torch.uint8)
 
 
-def measure(
-    pool: Arena, most: int, clock: Clock, read: Callable[[Tensor], float] = native.read_seconds
-) -> tuple[dict[int, Reading], dict[int, Reading]]:
+def measure(pool: Arena, most: int, clock: Clock) -> tuple[dict[int, Reading], dict[int, Reading]]:
     """Threads -> bytes a second: from `pool`, in huge pages where the system has them, and from small pages."""
     everything = pool.all.flatten()
     found = []
     for memory in (everything, small_pages(min(len(everything), LEAST))):
         memory.fill_(1)
-        found.append({count: _bandwidth(memory, count, clock, read) for count in counts(most)})
+        found.append({count: _bandwidth(memory, count, clock) for count in counts(most)})
     return found[0], found[1]
 
 
-def _bandwidth(memory: Tensor, count: int, clock: Clock, read: Callable[[Tensor], float]) -> Reading:
-    pieces = _round(memory)
+def pace(pool: Arena) -> float:
+    """Seconds of reading a piece by all threads; the fastest of a few, which other programs disturb least."""
+    pieces = _round(pool.all.flatten())
+    return min(native.read_seconds(next(pieces)) for _ in range(8))
+
+
+def _bandwidth(memory: Tensor, count: int, clock: Clock) -> Reading:
+    pieces, what = _round(memory), f"memory's bandwidth with {count} threads"
     with threads(count):
-        what = f"memory's bandwidth with {count} threads"
-        return repeat(what, lambda: read(next(pieces)), clock, seconds=0.3).under(min(len(memory), PIECE))
+        seconds = repeat(what, lambda: native.read_seconds(next(pieces)), clock, seconds=0.3)
+    return seconds.under(min(len(memory), PIECE))
 
 
 def _round(memory: Tensor) -> Iterator[Tensor]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 from dali.errors import DaliError
 from dali.hardware.profile import APART
@@ -78,6 +79,17 @@ def reading_of(what: str, found: list[float]) -> Reading:
             AGAIN,
         )
     return Reading(statistics.median(found), _spread(found), len(found))
+
+
+def check_order(what: str, found: Mapping[int, Reading]) -> None:
+    """DaliError where more tokens take ten times less than fewer."""
+    for (few, before), (more, after) in pairwise(found.items()):
+        if after.value * APART < before.value:
+            raise DaliError(
+                f"{what}: {more} tokens took {before.value / after.value:.0f} times less than {few}, so something else uses this "
+                "machine.",
+                AGAIN,
+            )
 
 
 def _apart(found: list[float]) -> float:

@@ -182,6 +182,7 @@ PAGE = """<!doctype html>
 <style>
 body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em; color: #222; }}
 table {{ border-collapse: collapse; }} td {{ padding: 0.2em 0.8em; border-bottom: 1px solid #ddd; }}
+td:not(:last-child) {{ white-space: nowrap; }}
 figure {{ margin: 2em 0; max-width: 40em; }} svg {{ font: 11px system-ui, sans-serif; width: 100%; }}
 </style></head><body>
 <h1>{about}</h1><p>{made}</p><ul>{notes}</ul><table>{table}</table>{drawn}

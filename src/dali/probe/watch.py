@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,23 +42,23 @@ def moment() -> Moment:
 
 
 class Watch:
-    """From when it is made to `notes`. `pace`: seconds of some work that no memory and no other thread takes part in."""
+    """From when it is made to `notes`. `paces`: by name, seconds of some work that always is the same."""
 
     def __init__(
         self,
-        pace: Callable[[], float],
+        paces: Mapping[str, Callable[[], float]],
         now: Callable[[], Moment] = moment,
         load: Callable[[], float] | None = None,
         cores: int | None = None,
     ) -> None:
-        self._pace, self._now, self._load = pace, now, load or _load
+        self._paces, self._now, self._load = paces, now, load or _load
         self._cores = cores or os.cpu_count() or 1
         self._before = self._load()
-        self._begin, self._first = now(), pace()
+        self._begin, self._first = now(), {name: pace() for name, pace in paces.items()}
 
     def notes(self) -> list[str]:
         """What was wrong, a sentence each."""
-        last, end = self._pace(), self._now()
+        last, end = {name: pace() for name, pace in self._paces.items()}, self._now()
         begin, found = self._begin, []
         whole = end.whole - begin.whole
         others = max(end.busy - begin.busy - (end.own - begin.own), 0.0) / whole if whole > 0 else 0.0
@@ -66,23 +66,28 @@ class Watch:
         if others > BUSY:
             found.append(
                 f"Other programs took {100 * others:.0f} % of the processors meanwhile (load average before: "
-                f"{self._before:.1f}, on {self._cores} cores): times are too long."
+                f"{self._before:.1f}, on {self._cores} cores): times may be too long."
             )
         if stolen > STOLEN:
             found.append(
                 f"The host of this virtual machine took {100 * stolen:.0f} % of its processors away."
             )
-        drift = last / self._first - 1
-        if drift > DRIFT:
-            found.append(
-                f"The processor was {100 * drift:.0f} % slower at the end than at first: it is hot, saves power, or is shared."
-            )
+        for name, seconds in last.items():
+            found += _drifted(name, self._first[name], seconds)
         apart = (end.wall - begin.wall) - (end.steps - begin.steps)
         if abs(apart) > JUMP:
             found.append(
                 f"The clock jumped by {apart:.0f} seconds meanwhile: it was set, or the machine slept."
             )
         return found
+
+
+def _drifted(name: str, first: float, last: float) -> list[str]:
+    slower = 100 * (max(first, last) / min(first, last) - 1)
+    if slower <= 100 * DRIFT:
+        return []
+    when = "at the end than at first" if last > first else "at first than at the end"
+    return [f"The {name} was {slower:.0f} % slower {when}: it is hot, saves power, or is shared with others."]
 
 
 def _load() -> float:

@@ -167,7 +167,7 @@ def _on_disk(cell: Cell, trace: Trace, steps: Sequence[Forward]) -> Outcome:
         "modelled": True,
         "signals": f"signal missing: {', '.join(missing)}" if missing else "complete",
     }
-    return Outcome(row, [])
+    return Outcome(row, _rates(result.lookups - np.array(tier.useful), result.lookups))
 
 
 def _disk_bound(

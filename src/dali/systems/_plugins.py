@@ -9,31 +9,23 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache, lru_cache
-from importlib.metadata import EntryPoint, entry_points
+from functools import lru_cache
 from types import ModuleType
 from typing import Any
 
 from dali.errors import DaliError
-from dali.policies import Policies, create
+from dali.policies import Policies, create, plugins
 from dali.policies.cache import CachePolicy
-from dali.policies.decisions import Decisions, blame, line_of, ours, place, reason, shown, wrong
+from dali.policies.decisions import Decisions, blame, ours, place, shown, wrong
+from dali.policies.plugins import MEND, PluginError, first_line
 from dali.policies.prefetch import PREDICTORS, PrefetchPolicy
 from dali.policies.registry import DEFAULT
 from dali.policies.signals import Signals
 from dali.systems._system import Create, System
 
 GROUP = "dali.systems"
-MEND = "Mend it; docs/POLICIES.md shows one that works."
-
-
-class PluginError(DaliError):
-    """A plug-in that cannot be used at all. It is no UsageError, which whoever reads flags words anew."""
-
-    exit_code = 2
 
 
 def split(name: str) -> tuple[str, str]:
@@ -45,84 +37,27 @@ def split(name: str) -> tuple[str, str]:
     return base, variant
 
 
-def _entries() -> dict[str, EntryPoint]:
-    return _entries_on(tuple(sys.path))
-
-
-@cache
-def _entries_on(path: tuple[str, ...]) -> dict[str, EntryPoint]:
-    return {entry.name: entry for entry in entry_points(group=GROUP)}
-
-
 def installed() -> list[str]:
     """The systems that other installed packages bring; none of them is imported for it."""
-    return sorted(_entries())
+    return plugins.installed(GROUP)
 
 
 def from_file(name: str) -> System:
     """The system in a Python file, read anew when the file has changed. DaliError: there is no such file, it raises, or it holds
     neither a system nor a policy."""
-    path = os.path.abspath(os.path.expanduser(name))
-    try:
-        status = os.stat(path)
-        with open(path, "rb") as file:
-            source = file.read()
-    except OSError as error:
-        raise PluginError(
-            f"Cannot read the policy file {name} ({error.strerror or error}).",
-            "Give the path of a Python file; docs/POLICIES.md shows one that works.",
-        ) from error
-    return replace(_load(path, status.st_mtime_ns, source), name=name)
+    return replace(_in_module(*plugins.from_file(name)), name=name)
 
 
 @lru_cache(maxsize=64)
-def _load(path: str, changed: int, source: bytes) -> System:
-    module = ModuleType(f"dali_policy_file:{path}")
-    module.__file__ = path
-    sys.modules[module.__name__] = module  # where dataclasses, for one, look for their own
-    try:
-        exec(compile(source, path, "exec"), module.__dict__)
-    except (Exception, SystemExit) as error:
-        line = (
-            error.lineno
-            if isinstance(error, SyntaxError) and error.filename == path
-            else line_of(error, path)
-        )
-        said = error.msg if isinstance(error, SyntaxError) else ""
-        what = f"SyntaxError ({said})" if said else reason(error)
-        raise PluginError(f"The policy file {shown(path)}, line {line or 1}, raises {what}.", MEND) from error
+def _in_module(module: ModuleType, path: str) -> System:
     return _system_of(module, os.path.basename(path), path)
 
 
 @lru_cache(maxsize=64)
 def from_package(name: str) -> System:
     """The system that an installed package's entry point names. DaliError: as for a file."""
-    entry = _entries()[name]
-    package = entry.dist.name if entry.dist is not None else "?"
-    try:
-        found = entry.load()
-    except (Exception, SystemExit) as error:
-        folder, _, _ = entry.module.partition(".")
-        file, line = _last_frame(error, folder)
-        where = f" at {shown(file)}, line {line}" if file else ""
-        raise PluginError(
-            f"The system {name} of the package {package} ({entry.value}) raises {reason(error)}{where}.",
-            f"Mend or uninstall {package}.",
-        ) from error
-    file = getattr(sys.modules.get(entry.module), "__file__", None) or entry.value
+    found, file = plugins.from_package(GROUP, name)
     return replace(_system_of(found, name, file), name=name)
-
-
-def _last_frame(error: BaseException, package: str) -> tuple[str, int]:
-    """The innermost frame of a package's own files; ("", 0) where it has none."""
-    found = ("", 0)
-    trace = error.__traceback__
-    while trace is not None:
-        code = trace.tb_frame.f_code
-        if trace.tb_frame.f_globals.get("__name__", "").partition(".")[0] == package:
-            found = code.co_filename, trace.tb_lineno
-        trace = trace.tb_next
-    return found
 
 
 def _system_of(found: Any, title: str, file: str) -> System:
@@ -150,7 +85,7 @@ def _over_default(policy: type, title: str, file: str) -> System:
     kind = _kind(policy)
     if kind is None:
         raise PluginError(
-            f"The class {policy.__name__} in {shown(file)}, line {_first_line(policy)}, is no CachePolicy, no PrefetchPolicy, "
+            f"The class {policy.__name__} in {shown(file)}, line {first_line(policy)}, is no CachePolicy, no PrefetchPolicy, "
             "and has no method assign.",
             MEND,
         )
@@ -184,11 +119,6 @@ def _kind(policy: type) -> Any:
     if issubclass(policy, PrefetchPolicy):
         return "prefetch"
     return "assign" if callable(getattr(policy, "assign", None)) else None
-
-
-def _first_line(policy: type) -> int:
-    codes = [getattr(part, "__code__", None) for part in vars(policy).values()]
-    return min([code.co_firstlineno for code in codes if code is not None], default=1)
 
 
 def _checked(make: Create) -> Create:

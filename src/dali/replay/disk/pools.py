@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+from importlib import import_module
+from typing import Any
 
 from dali.errors import UsageError, parameter
 from dali.hardware.cost import DiskCosts
 from dali.policies import create
 from dali.policies import names as policies
+from dali.policies.places import Places
 from dali.policies.read_ahead import ReadAhead
 from dali.policies.registry import DEFAULT
+from dali.replay.disk import plugged
 from dali.replay.disk.tier import PAGE, Tier
 from dali.replay.shapes import Shape
 from dali.replay.traces.trace import Trace
@@ -25,25 +29,46 @@ def names() -> list[str]:
 
 
 def check(name: str) -> str:
-    """The name of a pool. UsageError: none has it."""
-    if name not in names():
+    """The name of a pool: one of `names`, an installed package's, or a file's that ends in .py. UsageError: none has it.
+    DaliError: it is a plug-in that cannot be used."""
+    if name in names():
+        return name
+    if not name.endswith(".py") and name not in plugged.installed():
+        known = ", ".join([*names(), *plugged.installed()])
         raise UsageError(
-            f"There is no policy {name!r} for a pool in RAM.", f"Use some of {', '.join(names())}."
+            f"There is no policy {name!r} for a pool in RAM.",
+            f"Use some of {known}, or a file that ends in .py.",
         )
+    places = Places(plugged.create(name, layers=1, experts=2, slots=1, read_seconds=[1.0]))
+    places.observe(0, [1, 0])
+    for expert in (0, 1):  # the second one takes the first one's place, so that all is asked once
+        places.take((0, expert), ())
     return name
+
+
+def about(name: str) -> str:
+    """What a pool is, a sentence."""
+    if name == "default":
+        return f"{DEFAULT['pool']}, reading ahead what the next layers' experts are predicted to be."
+    if name not in names():
+        return f"{'From a file' if name.endswith('.py') else 'From an installed package'}."
+    said = import_module(f"dali.policies.pool.{name}").__doc__ or ""
+    return " ".join(said.partition("\n\n")[0].split())
 
 
 def make(name: str, trace: Trace, places: int, disk: DiskCosts, expert_bytes: int) -> Tier:
     """A fresh pool of so many places."""
     read = disk.read(aligned(expert_bytes))
-    policy = create(
-        "pool",
-        DEFAULT["pool"] if name == "default" else name,
-        layers=trace.layers,
-        experts=trace.experts,
-        slots=places,
-        read_seconds=[read] * trace.layers,
-    )
+    sizes: dict[str, Any] = {
+        "layers": trace.layers,
+        "experts": trace.experts,
+        "slots": places,
+        "read_seconds": [read] * trace.layers,
+    }
+    if name in names():
+        policy = create("pool", DEFAULT["pool"] if name == "default" else name, **sizes)
+    else:
+        policy = plugged.create(name, **sizes)
     if name != "default":
         return Tier(policy, disk, aligned(expert_bytes))
     prefetch = create("prefetch", DEFAULT["prefetch"])

@@ -64,6 +64,7 @@ class Tier:
         self._bytes = read_bytes
         self.ahead = ahead
         self.counts = Reads()
+        self.useful = [0] * policy.layers  # reads of experts that were used, by layer
         self._log = log
         self._coming: dict[Expert, Read] = {}  # begun and not landed yet
         self._fresh: set[Expert] = set()  # read ahead and not used yet
@@ -238,3 +239,4 @@ class Tier:
         self.counts.ahead += ahead
         self.counts.late += len(needed) - len(there) - len(missing)
         self.counts.missed += len(missing)
+        self.useful[layer] += len(needed) - len(there) + ahead

@@ -4,6 +4,7 @@ how it was made, alone."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from html import escape
 from itertools import groupby
 
@@ -13,7 +14,7 @@ from dali import systems
 from dali.errors import UsageError
 from dali.replay import eviction
 from dali.replay.cells import Cell, read_trace
-from dali.replay.report import plots
+from dali.replay.report import on_disk, plots
 from dali.replay.report.table import GROUP, HEADINGS, columns, notes, ranked, shown, sizes
 from dali.replay.steps import forwards
 from dali.replay.sweep import Outcome, Row
@@ -60,15 +61,19 @@ def _columns(rows: Sequence[Row]) -> dict[str, str]:
         "bound_tokens_per_second": "bound",
         "belady_bypass_hit_rate": "belady-bypass",
         "random_hit_rate": "random",
+        "belady_disk_hit_rate": "belady",
     }
     bounds = {name: title for name, title in last.items() if any(row.get(name) is not None for row in rows)}
     return {**told, **own, **bounds}
 
 
 def _trace_section(trace: Trace, pairs: Sequence[Pair]) -> str:
-    first = pairs[0][0]
-    figures = [_curves(trace, first), *_speeds([outcome.row for _, outcome in pairs])]
-    figures += [*_lanes(first, pairs), _layers(first, pairs), _usage(trace)]
+    first, rows = pairs[0][0], [outcome.row for _, outcome in pairs]
+    if first.ram is not None:
+        figures = [_figure(*drawn) for drawn in on_disk.figures(trace, rows)]
+    else:
+        figures = [_curves(trace, first), *_speeds(rows), *_lanes(first, pairs)]
+    figures += [_layers(first, pairs), _usage(trace)]
     sequences = "1 sequence" if trace.sequences == 1 else f"{trace.sequences} sequences"
     about = (
         f"{trace.meta['model']}: {sequences}, {trace.tokens} tokens, {trace.layers} MoE layers, "
@@ -125,11 +130,11 @@ def _layers(first: Cell, pairs: Sequence[Pair]) -> str:
     by_policy: Mapping[str, Sequence[float]] = {
         one.policy: outcome.layer_rates
         for one, outcome in pairs
-        if (one.batch, one.cache_slots, one.profile, one.shape)
-        == (first.batch, first.cache_slots, first.profile, first.shape)
+        if replace(one, policy=first.policy) == first
     }
     best = dict(sorted(by_policy.items(), key=lambda item: -sum(item[1])))
-    title = f"Hit rate by layer: batch {first.batch}, {first.cache_slots} slots."
+    room = f"{first.cache_slots} slots" if first.ram is None else f"RAM {first.ram}"
+    title = f"Hit rate by layer: batch {first.batch}, {room}."
     return _figure(title, plots.heat_map(best, "layer", 1.0))
 
 
@@ -162,6 +167,9 @@ def _locality(trace: Trace) -> str:
 
 def _sources(rows: Sequence[Row]) -> str:
     """Where each system comes from, and what of it is left out."""
+    if rows and rows[0].get("ram") is not None:
+        items = [f"<li><b>{escape(name)}</b>: {escape(about)}</li>" for name, about in on_disk.sources(rows)]
+        return f"<h2>Policies of the pool in RAM</h2><ul>{''.join(items)}</ul>"
     items = []
     for name in dict.fromkeys(row["policy"] for row in rows):
         try:
