@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from dali.doctor.outline import SafetensorsOutline, Stored
-from dali.doctor.refusals import check_config, check_experts
-from dali.doctor.sizes import FEWEST_ROWS, Dense, Kept, ModelSizes
+from dali.doctor.refusals import check_config, check_experts, quantization
+from dali.doctor.sizes import FEWEST_ROWS, CannotTell, Dense, Kept, ModelSizes
 from dali.doctor.windows import windows
-from dali.errors import DaliError
 from dali.loading.further_tokens import BLOCK
 
 LAYER = re.compile(r"^(?P<decoder>(?:[\w]+\.)*?)(?:layers|h|blocks)\.(?P<number>\d+)\.(?P<part>.+)$")
@@ -51,7 +50,7 @@ class _Experts:
 
 
 def sizes_of(outline: SafetensorsOutline) -> ModelSizes:
-    """DaliError for a model that loading would refuse, as far as headers tell."""
+    """DaliError for a model that loading would refuse, as far as headers tell; CannotTell for what they do not tell."""
     check_config(outline)
     text = outline.text
     layers = _number(text, "num_hidden_layers", "n_layer", "num_layers")
@@ -71,9 +70,7 @@ def sizes_of(outline: SafetensorsOutline) -> ModelSizes:
         layers=layers,
         moe_layers=found.layers,
         experts=found.count,
-        top_k=_number(text, *USED, default=1)
-        if not isinstance(text.get("moe_topk"), list)
-        else text["moe_topk"][0],
+        top_k=_top_k(text),
         hidden=found.hidden,
         intermediate=found.intermediate,
         gated=found.gated,
@@ -84,8 +81,9 @@ def sizes_of(outline: SafetensorsOutline) -> ModelSizes:
         vocab=_number(text, "vocab_size", default=0),
         dtype=_dtype(outline.config),
         file_bytes=outline.nbytes,
+        rope=_rope(text),
         state=_state(text, layers),
-        quantization=str((outline.config.get("quantization_config") or {}).get("quant_method") or ""),
+        quantization=quantization(outline),
     )
 
 
@@ -94,11 +92,23 @@ def _number(config: dict[str, Any], *names: str, default: int | None = None) -> 
         if type(value := config.get(name)) is int and value > 0:
             return value
     if default is None:
-        raise DaliError(
+        raise CannotTell(
             f"The config.json does not say {names[0]}, or says {config.get(names[0])!r:.60}.",
             "Download it again.",
         )
     return default
+
+
+def _top_k(text: dict[str, Any]) -> int:
+    layers = text.get("moe_topk")  # of some models a number a layer
+    if isinstance(layers, list) and layers and type(layers[0]) is int:
+        return int(layers[0])
+    return _number(text, *USED)
+
+
+def _rope(text: dict[str, Any]) -> dict[str, Any]:
+    rope = text.get("rope_scaling") or text.get("rope_parameters")
+    return rope if isinstance(rope, dict) else {}
 
 
 def _dtype(config: dict[str, Any]) -> str:
@@ -155,7 +165,7 @@ def _experts(tensors: dict[str, Stored], text: dict[str, Any]) -> _Experts:
     }
     down = next((parts[part] for part in parts if part in DOWN), None)
     if down is None:
-        raise DaliError(
+        raise CannotTell(
             f"The experts' tensors ({', '.join(sorted(parts))}) are called as dali does not know them.",
             "Load the model with `dali run`, which asks transformers.",
         )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from dali.doctor.sizes import ExpertFormat, ModelSizes, quantized
 from dali.errors import DaliError, UsageError, parameter
 from dali.hardware.profile import Profile
+from dali.loading.context import check_range
 from dali.loading.room import (
     DEVICE_HEADROOM,
     LOADED,
@@ -26,6 +27,7 @@ from dali.loading.room import (
     step_tokens,
     too_small,
 )
+from dali.loading.rope import scale_rope
 from dali.options import LoadOptions
 from dali.units import size
 
@@ -94,7 +96,10 @@ def make_plan(
     sizes: ModelSizes, options: LoadOptions, free: Free, compiled: bool, device: Device | None = None
 ) -> Plan:
     """The plan that loading would choose. DaliError: it would refuse, in its words."""
-    context = sizes.context if options.ctx_size is None else options.ctx_size
+    _, most = scale_rope(sizes.rope, sizes.context, options, sizes.name)
+    if options.ctx_size is not None:
+        check_range(options.ctx_size, most, sizes.name)
+    context = most if options.ctx_size is None else options.ctx_size
     dtype = _dtype(sizes, options, compiled)
     names = ["w8", "w4"] if options.quant == "auto" and not sizes.gguf else [options.quant]
     if options.quant == "keep" and sizes.fp8:
@@ -226,9 +231,3 @@ def _check_disk(sizes: ModelSizes, plan: Plan, free: Free) -> None:
             f"{size(free.disk)} are free there.",
             "Free some, or set DALI_CACHE_DIR to a folder on another disk.",
         )
-
-
-def check_context(sizes: ModelSizes, options: LoadOptions, check: Callable[[int, int, str], None]) -> None:
-    """UsageError where the model cannot have as many tokens as asked."""
-    if options.ctx_size is not None and options.rope_scale is None:
-        check(options.ctx_size, sizes.context, sizes.name)
