@@ -16,6 +16,9 @@ from dali.loading.further_tokens import BLOCK
 LAYER = re.compile(r"^(?P<decoder>(?:[\w]+\.)*?)(?:layers|h|blocks)\.(?P<number>\d+)\.(?P<part>.+)$")
 EXPERT = re.compile(r"^(?P<module>.*?\.experts)\.(?:(?P<number>\d+)\.)?(?P<part>.+)$")
 FUSED = re.compile(r"(?:input|output)_linear\.weight$")  # all experts of a layer, without a name for it
+RECURRENT = re.compile(
+    r"\.(A_log|\w*conv1d)(\.|$)"
+)  # in layers that keep a state in the place of keys and values
 SCALES = (
     "_scale_inv",
     "_scales",
@@ -23,8 +26,9 @@ SCALES = (
     ".input_scale",
     "inv_freq",
 )  # of quantized weights, and what is no weight
-DOWN = ("down_proj", "w2", "output_linear")
-UP = ("up_proj", "w3", "gate_up_proj", "input_linear", "w1", "gate_proj")
+DOWN = ("down_proj", "w2", "output_linear", "fc2")
+FUSED_GATE = {"gate_up_proj", "input_linear", "w13", "fc1"}  # gate and up in one
+UP = ("up_proj", "w3", "w1", "gate_proj", *FUSED_GATE)
 ROUTERS = ("gate", "router")
 USED = (
     "num_experts_per_tok",
@@ -34,6 +38,7 @@ USED = (
     "top_k_experts",
     "num_selected_experts",
 )
+KINDS = ("layer_types", "layers_block_type", "hybrid_override_pattern")
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -53,7 +58,7 @@ def sizes_of(outline: SafetensorsOutline) -> ModelSizes:
     """DaliError for a model that loading would refuse, as far as headers tell; CannotTell for what they do not tell."""
     check_config(outline)
     text = outline.text
-    layers = _number(text, "num_hidden_layers", "n_layer", "num_layers")
+    layers = _layers(text)
     decoder = _decoder(outline.tensors)
     tensors = {
         name: one
@@ -75,7 +80,7 @@ def sizes_of(outline: SafetensorsOutline) -> ModelSizes:
         intermediate=found.intermediate,
         gated=found.gated,
         biased=found.biased,
-        dense=tuple(_dense(dense, bool(outline.text.get("tie_word_embeddings")))),
+        dense=tuple(_dense(dense, _tied(outline))),
         kept=tuple(_kept(dense, text, layers)),
         context=_number(text, "max_position_embeddings", "n_positions", default=0),
         vocab=_number(text, "vocab_size", default=0),
@@ -97,6 +102,18 @@ def _number(config: dict[str, Any], *names: str, default: int | None = None) -> 
             "Download it again.",
         )
     return default
+
+
+def _layers(text: dict[str, Any]) -> int:
+    """Some models say a kind of each layer in the place of their number."""
+    kinds = next((text[name] for name in KINDS if isinstance(text.get(name), list | str)), ())
+    return _number(text, "num_hidden_layers", "n_layer", "num_layers", default=len(kinds) or None)
+
+
+def _tied(outline: SafetensorsOutline) -> bool:
+    """Whether logits are made by the embeddings' matrix."""
+    said = [part.get("tie_word_embeddings") for part in (outline.config, outline.text)]
+    return True in said and False not in said
 
 
 def _top_k(text: dict[str, Any]) -> int:
@@ -145,7 +162,7 @@ def _is_expert(name: str, one: Stored) -> bool:
 
 def _part(name: str) -> str:
     """The matrix that a tensor of experts is, without what its form adds."""
-    parts = name.removesuffix("_blocks").removesuffix("_bias").split(".")
+    parts = name.removesuffix("_blocks").removesuffix("_bias").removesuffix("_weight").split(".")
     return next(part for part in reversed(parts) if part not in ("weight", "bias"))
 
 
@@ -158,11 +175,14 @@ def _experts(tensors: dict[str, Stored], text: dict[str, Any]) -> _Experts:
         if (found := LAYER.match(name)) and found["number"] == first
     }
     numbers = {int(found["number"]) for name in own if (found := EXPERT.match(name)) and found["number"]}
-    parts = {
-        _part(name): _shape(name, one)
-        for name, one in own.items()
-        if not name.endswith(("bias",)) and len(one.shape) > 1
-    }
+    parts = {_part(name): _shape(name, one) for name, one in own.items() if _is_matrix(name, one)}
+    if len({(_part(name), *_shape(name, one)) for name, one in own.items() if _is_matrix(name, one)}) != len(
+        parts
+    ):
+        raise CannotTell(
+            "The experts of a layer differ in their shapes, which `dali doctor` does not count.",
+            "Load the model with `dali run`, which asks transformers.",
+        )
     down = next((parts[part] for part in parts if part in DOWN), None)
     if down is None:
         raise CannotTell(
@@ -170,11 +190,15 @@ def _experts(tensors: dict[str, Stored], text: dict[str, Any]) -> _Experts:
             "Load the model with `dali run`, which asks transformers.",
         )
     names = set(parts)
-    gated = len(names & {"w1", "w3"}) == 2 or bool(names & {"gate_proj", "gate_up_proj", "input_linear"})
+    gated = len(names & {"w1", "w3"}) == 2 or bool(names & {"gate_proj", *FUSED_GATE})
     count = max(numbers) + 1 if numbers else next(one.shape[0] for one in own.values() if len(one.shape) > 1)
     hidden, intermediate = _oriented(down, parts, text)
     biased = any(name.endswith("bias") for name in own)
     return _Experts(len(layers), count, hidden, intermediate, gated, biased)
+
+
+def _is_matrix(name: str, one: Stored) -> bool:
+    return not name.endswith("bias") and len(one.shape) > 1
 
 
 def _shape(name: str, one: Stored) -> tuple[int, int]:
@@ -224,12 +248,18 @@ def _kept(tensors: dict[str, Stored], text: dict[str, Any], layers: int) -> Iter
     heads = _number(text, "num_attention_heads", "n_head", default=1)
     groups = _number(text, "num_key_value_heads", default=heads)
     rows: dict[int, dict[str, int]] = {}
+    recurrent = set()
     for name, one in tensors.items():
-        if (found := LAYER.match(name)) and name.endswith(".weight") and len(one.shape) == 2:
+        if (found := LAYER.match(name)) is None:
+            continue
+        layer = int(found["number"])
+        if RECURRENT.search(name):
+            recurrent.add(layer)
+        elif name.endswith(".weight") and len(one.shape) == 2:
             leaf = found["part"].removesuffix(".weight").rpartition(".")[2]
-            rows.setdefault(int(found["number"]), {}).setdefault(leaf, one.shape[0])
+            rows.setdefault(layer, {}).setdefault(leaf, one.shape[0])
     for layer in range(layers):
-        own = rows.get(layer, {})
+        own = {} if layer in recurrent else rows.get(layer, {})
         if latent := own.get("kv_a_proj_with_mqa"):
             rotary = _number(text, "qk_rope_head_dim", default=0)
             yield Kept(1, latent - rotary, rotary, seen[layer])
