@@ -21,6 +21,7 @@ from dali.loading.room import (
     least_bytes,
     needed,
     no_context,
+    nothing_to_fetch,
     out_of_memory,
     share,
     step_bytes,
@@ -140,6 +141,8 @@ def make_plan(
         if not compiled or device is not None:
             raise misfit
         plan = _on_disk(sizes, options, free, plan, loading)
+    elif device is None and options.prefetch is not None:
+        raise nothing_to_fetch(options.prefetch, sizes.name)
     _check_disk(sizes, plan, free)
     return plan if device is None else _accelerated(sizes, options, plan, device)
 

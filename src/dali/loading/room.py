@@ -23,7 +23,9 @@ LOGIT_ROWS = 24  # of the vocabulary: logits of answers side by side, and what c
 LOADED = (
     2**26
 )  # bytes that loading takes beside weights: modules, tables, the model's own Python; known only when it is done
-STATES_SHARE = 4  # a part so large of what is left beside the dense weights may go to keys and values,
+STATES_SHARE = (
+    4  # a part so large of what dense weights leave may go to keys and values, where no context is asked for,
+)
 PREFIX_SHARE = 16  # and one so large to the prefix cache
 MOST_PREFIX = 2**30
 STEP_SHARE = 12  # of the budget, for what a step takes for a while
@@ -124,6 +126,14 @@ def no_context(tokens: int, nbytes: int, none: NoRoom) -> DaliError:
     )
 
 
+def nothing_to_fetch(prefetch: str, name: str) -> DaliError:
+    """What is said of reading experts ahead, where none is on disk."""
+    return DaliError(
+        f"{parameter('prefetch')} {prefetch} is about experts on disk, and {parameter('ram')} has room for all of {name}'s.",
+        "Leave it out.",
+    )
+
+
 def step_tokens(usual: int, ram: int, step: Callable[[int], int]) -> int:
     """Prompt tokens a step, of a model with quantized experts on disk: each chunk reads every expert that it needs once, so they
     are large, as long as what a step takes for a while, `step(tokens)` bytes, is a small part of the budget."""
@@ -149,7 +159,7 @@ def share(
     least = slots[0] * slot_bytes
     if rest < least + fewest:
         raise NoRoom(least=used + least + fewest)
-    room = max(min(rest // STATES_SHARE, rest - least), fewest)
+    room = max(min(rest // (1 if asked else STATES_SHARE), rest - least), fewest)
     tokens = most_tokens(most, room, states)
     if tokens < most and asked:
         raise NoRoom(tokens=tokens, states=room)

@@ -24,14 +24,14 @@ def share_out(
     """Give experts the slots that the budget has room for, and sequences theirs for keys and values; the bytes of the prefix
     cache.
 
-    The context becomes shorter where a quarter of the budget cannot hold it, which is said. DaliError where the budget is too
-    small: for a token's experts of a layer, or for the context that was asked for.
+    Where nobody says how long the context shall be, it becomes shorter if a quarter of what is left cannot hold it, which is
+    said. DaliError where the budget is too small: for a token's experts of a layer, or for the context asked for beside them.
     """
     pool, plan = loaded.pool, loaded.disk
     assert isinstance(pool, DiskPool) and plan is not None
     keeps = state_size(engine)
     step = engine.scheduler.step_tokens = _step_tokens(loaded, plan, engine.scheduler.step_tokens)
-    used = own_memory() + _step_bytes(loaded, step)
+    used = own_memory() - pool.held * pool.slot_bytes + _step_bytes(loaded, step)
     try:
         shares = share(
             plan.ram - used,
@@ -51,6 +51,8 @@ def share_out(
     loaded.ctx_size = shares.context
     engine.limit_states(StateBudget(shares.states, keeps))
     pool.grow(shares.slots)
+    if options.prefetch == "none":
+        pool.rest()
     loaded.telemetry.clear()  # of what was tried here
     _tell(loaded, pool, plan, notify)
     return shares.prefixes
