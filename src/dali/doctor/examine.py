@@ -180,7 +180,7 @@ def _notes(sizes: ModelSizes, plan: Plan, options: LoadOptions, here: Here) -> l
     )
     return [
         f"The keys and values of all {plan.context} tokens would take {size(plan.states)}, which are not free: there is room for "
-        f"about {tokens}. Give -c {max(tokens, 2)}, or --cache-type q8, to be sure."
+        f"about {tokens}. To be sure: `dali run -c {max(tokens, 2)}`."
     ]
 
 
