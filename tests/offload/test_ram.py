@@ -12,7 +12,7 @@ from dali.kernels import native
 from dali.llm import LLM
 from dali.loading import budget, on_disk
 from dali.offload import ram
-from dali.step.kv import Reservation
+from dali.step.size import Reservation
 from dali.store.disk_pool import DiskPlan, DiskPool
 from families import random_model, save_model
 

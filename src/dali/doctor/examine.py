@@ -132,7 +132,8 @@ def _basis(here: Here, device: Device | None) -> str:
 
 def _name(plan: Plan) -> str:
     if plan.device is not None:
-        return f"experts in RAM and on {plan.device.name}"
+        first = "experts on disk, in RAM" if plan.where == DISK else "experts in RAM"
+        return f"{first} and on {plan.device.name}"
     return "all in RAM, on the CPU" if plan.where == RAM else "experts on disk, on the CPU"
 
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from dali.doctor.sizes import ExpertFormat, ModelSizes, quantized
 from dali.errors import DaliError, UsageError, parameter
+from dali.hardware.cost import disk_costs
 from dali.hardware.profile import Profile
 from dali.loading.context import check_range
 from dali.loading.room import (
@@ -19,11 +20,13 @@ from dali.loading.room import (
     NoRoom,
     first_that_fits,
     least_bytes,
+    lossy_needs_ram,
     needed,
     no_context,
     nothing_to_fetch,
     out_of_memory,
     share,
+    staged_bytes,
     step_bytes,
     step_tokens,
     too_small,
@@ -138,9 +141,13 @@ def make_plan(
             options.ram_bytes,
             free.memory,
         )
-        if not compiled or device is not None:
+        if not compiled:
             raise misfit
-        plan = _on_disk(sizes, options, free, plan, loading)
+        if options.lossy:
+            raise lossy_needs_ram(sizes.name)
+        if device is not None and device.simulated:
+            disk_costs(device.profile)
+        plan = _on_disk(sizes, options, free, plan, loading, device)
     elif device is None and options.prefetch is not None:
         raise nothing_to_fetch(options.prefetch, sizes.name)
     _check_disk(sizes, plan, free)
@@ -159,12 +166,16 @@ def _all(sizes: ModelSizes, layouts: Sequence[ExpertFormat]) -> int:
     return sum(sizes.experts * layout.record for layout in layouts)
 
 
-def _on_disk(sizes: ModelSizes, options: LoadOptions, free: Free, plan: Plan, loading: int) -> Plan:
+def _on_disk(
+    sizes: ModelSizes, options: LoadOptions, free: Free, plan: Plan, loading: int, device: Device | None
+) -> Plan:
     """The same with its experts on disk, and as many in RAM as it has room for. DaliError: for none."""
 
     def step(tokens: int) -> int:
         logits = LOGIT_ROWS * sizes.vocab
-        return step_bytes(sizes.hidden, sizes.intermediate, sizes.top_k, sizes.widest, tokens, logits)
+        staged = 0 if device is None else staged_bytes(tokens, sizes.top_k, sizes.hidden)
+        taken = step_bytes(sizes.hidden, sizes.intermediate, sizes.top_k, sizes.widest, tokens, logits)
+        return taken + staged
 
     ram = options.ram_bytes
     allowed = IMPORTED + free.memory - MARGIN if ram is None else ram
@@ -172,11 +183,16 @@ def _on_disk(sizes: ModelSizes, options: LoadOptions, free: Free, plan: Plan, lo
     least = least_bytes(IMPORTED, loading, step(STEP), sizes.top_k * plan.slot, kept)
     if least > allowed:
         raise too_small(sizes.name, least, ram, allowed)
-    chunk = step_tokens(STEP_TOKENS, allowed, step) if quantized(plan.layouts[0].name) else STEP_TOKENS
+    on_gpu = device is not None and not device.simulated  # which keeps keys and values itself
+    chunk = (
+        step_tokens(STEP_TOKENS, allowed, step)
+        if not on_gpu and quantized(plan.layouts[0].name)
+        else STEP_TOKENS
+    )
     used = IMPORTED + LOADED + plan.dense + step(chunk)
 
     def states(tokens: int) -> int:
-        return sizes.state_bytes(tokens, plan.dtype, options.in_q8, chunk)
+        return 0 if on_gpu else sizes.state_bytes(tokens, plan.dtype, options.in_q8, chunk)
 
     try:
         shares = share(
