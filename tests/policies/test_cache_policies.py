@@ -116,7 +116,7 @@ def test_fading_forgets_fast_and_then_slowly():
     # Eleven steps later 8 tokens are worth 8 x 0.85 ** 11 + 0.4 x 8 x 0.97 ** 11 = 3.63, two new ones 2.8, three 4.2.
     assert not scores_after(10, 8, 2)
     assert scores_after(10, 8, 3)
-    # After 26 nearly all is the slow share: 0.12 + 0.4 x 8 x 0.97 ** 26 = 1.57, more than one new token's 1.4; after 61 it is 0.5.
+    # After 26 nearly all is the slow share: 0.12 + 0.4 x 8 x 0.97 ** 26 = 1.57, one new token 1.4; after 61 it is 0.5.
     assert not scores_after(25, 8, 1)
     assert scores_after(60, 8, 1)
 
@@ -140,7 +140,9 @@ def test_fading_is_exact_however_long_it_runs(tokens, swaps):
     for _ in range(8000):  # 0.85 ** 8000 is no number
         assert cache.observe(0, [2, 1, 0], {0}) == []
     # By then 2 tokens a step are 2 (0.85 / 0.15 + 0.4 x 0.97 / 0.03) = 37.2, and 1 token a step, with 14 new ones, 18.6 + 19.6.
-    assert cache.observe(0, [0, tokens, 28], {0}, protected={2}) == swaps  # with 28 beside them all of those count
+    assert (
+        cache.observe(0, [0, tokens, 28], {0}, protected={2}) == swaps
+    )  # with 28 beside them all of those count
 
 
 @settings(deadline=None, max_examples=60)
@@ -152,7 +154,10 @@ def test_fading_picks_by_score_and_then_by_id(data):
         workload = data.draw(st.lists(st.integers(0, 2), min_size=6, max_size=6))
         protected, fetched = data.draw(few), data.draw(few) - resident
         sums = [
-            [min(fading, step / (step + 1)) * total + tokens for total, tokens in zip(one, workload, strict=True)]
+            [
+                min(fading, step / (step + 1)) * total + tokens
+                for total, tokens in zip(one, workload, strict=True)
+            ]
             for fading, one in zip(FADING, sums, strict=True)
         ]
         scores = [round(fast + SLOW_SHARE * slow, 9) for fast, slow in zip(*sums, strict=True)]

@@ -5,10 +5,10 @@ layer has just fetched take the slots of residents of lower score, which copies 
 score that is absent replaces the lowest resident one; that needs a copy, and the runtime makes it only while the link is all but
 idle.
 
-A step that brings an expert many tokens brings it no more than MOST, or twice what an even routing would: what its absence costs, a
-copy, is the same for all of them, and sequences that begin alike would else be remembered long after they have parted. For the same
-reason, and as residents are random at first, sums fade faster in the first steps: by a third in the second, by a quarter in the
-third, and so on until FADING is reached.
+A step that brings an expert many tokens brings it no more than MOST, or twice what an even routing would: what its absence costs,
+a copy, is the same for all of them, and sequences that begin alike would else be remembered long after they have parted. For the
+same reason, and as residents are random at first, sums fade faster in the first steps: by a third in the second, by a quarter in
+the third, and so on until FADING is reached.
 """
 
 from __future__ import annotations
