@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import dali
+import dali.kernels.native  # what it calls as it is imported is called before anything is noted
 from dali import compiled
 from dali.errors import UsageError
 from dali.hardware.cost import ExpertCosts

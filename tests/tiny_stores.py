@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import random
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,7 @@ import torch
 from dali.kernels.activation import Activation
 from dali.kernels.expert import ExpertLayout, ExpertShape, ExpertWeights
 from dali.kernels.formats import FORMATS
+from dali.store.packed import part
 from dali.store.packed.builder import ensure_store
 from dali.store.packed.header import StoreHeader
 
@@ -63,3 +67,39 @@ def build_and_hang(path: Path, reached: Any) -> None:
             time.sleep(600)
 
     ensure_store(path, header(), RandomExperts(hang), silent)
+
+
+def killed_builds(path: Path, results: Any) -> None:
+    """A process whose forks build the store: each killed by the system at a byte of its file, farther on each time, then before
+    and after the renaming. Tells how each ended, the last two by 100 and the records that they packed."""
+    import resource
+
+    part.WRITTEN = header().record_bytes  # each record reaches the disk
+    chance = random.Random(0)
+    limits = sorted(chance.randrange(header().file_bytes) for _ in range(25))
+
+    def build(limit: int, rename: Any) -> None:
+        source = RandomExperts()
+
+        def die(*names: Path) -> None:
+            rename(*names)
+            os._exit(100 + len(source.reads))
+
+        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+        part.Path.replace = die  # type: ignore[assignment]
+        ensure_store(path, header(), source, silent)
+
+    ends = []
+    whole = 2 * header().file_bytes
+    for limit, rename in [
+        *((limit, None) for limit in limits),
+        (whole, lambda *names: None),
+        (whole, os.replace),
+    ]:
+        child = os.fork()
+        if not child:
+            build(limit, rename)
+            os._exit(1)
+        ends.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    results.put(ends)

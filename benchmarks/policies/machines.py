@@ -7,7 +7,7 @@ CPU alone where policies.alone says so at the start, else the default, its plans
 observed (policies.correction). "cpu alone" has no accelerator at all, "all-cpu" one for all but the experts; "static" are
 residents that stay, under the default's assignment. The second half of the trace's sequences is replayed.
 
-    python benchmarks/policies/machines.py TRACE[:SHAPE] ... [--tokens 240] [--batch 1 8] [--slots 10% 25% 50%]
+    python benchmarks/policies/machines.py TRACE[:SHAPE] ... [--tokens 160] [--batch 1 8] [--slots 25%]
 """
 
 from __future__ import annotations
@@ -162,9 +162,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("traces", nargs="+", metavar="TRACE[:SHAPE]")
-    parser.add_argument("--tokens", type=int, default=240, help="generated tokens a cell (default 240)")
+    parser.add_argument("--tokens", type=int, default=160, help="generated tokens a cell (default 160)")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
-    parser.add_argument("--slots", nargs="+", default=["10%", "25%", "50%"])
+    parser.add_argument("--slots", nargs="+", default=["25%"])
     arguments = parser.parse_args()
     rows = []
     for named in arguments.traces:

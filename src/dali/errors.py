@@ -55,6 +55,10 @@ class UsageError(DaliError):
     exit_code = 2
 
 
+class Unsupported(UsageError):
+    """A request that can be meant, and not done: with a schema or a variable that is beyond dali or the model."""
+
+
 class TooLong(UsageError):
     """A prompt that leaves no room for an answer in the context."""
 

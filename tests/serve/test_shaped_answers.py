@@ -287,3 +287,6 @@ def test_what_no_answer_can_be_held_to_is_refused_and_says_why(model, says, more
     assert status == 400
     assert says in answer["error"]["message"]
     assert len(answer["error"]["message"]) < 700
+    assert (answer["error"]["code"] == "unsupported_parameter") == (
+        "cannot be held to this" in answer["error"]["message"]
+    )

@@ -212,8 +212,9 @@ def _last_steps(listing: Listing, source: ModelSource) -> Iterator[str]:
         source.name,
         LoadOptions(),
         compiled,
-        source.calls.top_k,
-        source.config,
+        source.calls,
+        source.skeleton,
+        dtype,
     )
     listing.quant = ", ".join(dict.fromkeys(layout.format_name for layout in layouts))
     listing.from_disk = disk is not None

@@ -142,7 +142,9 @@ def _find(model: str, settings: Settings) -> Path:
     try:
         return find_model(model, settings)
     except UsageError as error:
-        if len(settings.words) == 1 and re.fullmatch(r"\w+\W?", model):  # it may have been meant as a prompt
-            ask = f"dali run {settings.model or DEFAULT_MODEL} {shlex.quote(model)}"
+        alone = [*settings.words] == [model]  # and not the default, for a prompt
+        if alone and re.fullmatch(r"\w+\W?", model):  # it may have been meant as a prompt
+            default = DEFAULT_MODEL if settings.model in (None, model) else settings.model
+            ask = f"dali run {default} {shlex.quote(model)}"
             raise UsageError(error.problem, f"{error.fix} If it was a question: `{ask}`.") from error
         raise

@@ -52,11 +52,12 @@ class ModelCalls:
     """What one step of a model asks of its attention and experts.
 
     `windows`: path of each attention module -> how many tokens back it sees, itself included; None: all. `top_k`: experts a
-    token is routed to.
+    token is routed to. `kept`: numbers that a token's keys and values are in all layers together, or its latents.
     """
 
     windows: dict[str, int | None]
     top_k: int
+    kept: int = 0
 
 
 def model_calls(skeleton: Any) -> ModelCalls:
@@ -81,13 +82,21 @@ def model_calls(skeleton: Any) -> ModelCalls:
     for index, kept in enumerate(cache.layers):
         if index not in layers and getattr(kept, "keys", None) is not None:
             raise _refused(skeleton, f"attends by code of its own in layer {index}")
-    return ModelCalls(windows, max(step.top_k))
+    return ModelCalls(windows, max(step.top_k), _kept(skeleton, step))
+
+
+def _kept(skeleton: Any, step: _Step) -> int:
+    config = skeleton.config.get_text_config()
+    if rank := getattr(config, "kv_lora_rank", None):
+        return len(step.attention) * (int(rank) + int(getattr(config, "qk_rope_head_dim", None) or 0))
+    return sum(call.kept for call in step.attention)
 
 
 @dataclass
 class _AttentionCall:
     module: nn.Module
     mask: Tensor | None
+    kept: int  # numbers of a token's keys and values
     keywords: dict[str, Any]
 
 
@@ -110,7 +119,8 @@ def _attend(
     **keywords: Any,
 ) -> tuple[Tensor, None]:
     assert _step is not None, "only a probe attends like this"
-    _step.attention.append(_AttentionCall(module, attention_mask, keywords))
+    kept = sum(rows.shape[1] * rows.shape[-1] for rows in (key, value))
+    _step.attention.append(_AttentionCall(module, attention_mask, kept, keywords))
     return query.new_empty(*query.shape[:1], query.shape[2], query.shape[1], value.shape[-1]), None
 
 

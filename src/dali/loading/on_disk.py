@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
-from dali.errors import DaliError, parameter
+import torch
+
+from dali.errors import DaliError, UsageError, parameter
 from dali.hardware import own
+from dali.hardware.cost import disk_costs
 from dali.hardware.free_memory import available_ram, own_memory
+from dali.hooks.calls import ModelCalls
 from dali.kernels.expert import ExpertLayout
 from dali.loading.budget import DoesNotFit
 from dali.loading.loaded import largest
 from dali.options import LoadOptions
 from dali.store.direct_io import ReadError
 from dali.store.disk_pool import DiskPlan, DiskPool
+from dali.store.packed.builder import Progress
 from dali.store.packed.header import StoreHeader
 from dali.store.packed.reader import DamagedStore, StoreReader
 from dali.store.packed.speed import measure_speed
@@ -23,7 +29,12 @@ from dali.units import enough, size
 
 MARGIN = 2**29  # bytes left to others where nobody says how much dali may take
 STEP = 512  # prompt tokens of the smallest chunks
-WORKING = 2**27  # bytes for what does not grow with a step: buffers, readers, the allocator's own
+FEWEST_TOKENS = 512  # of context, below which a budget is refused
+SPREAD = 2**24  # bytes by which what a process has differs from one run to the next
+WORKING = (
+    2**26
+)  # bytes for what does not grow with a step: buffers, readers, a server's threads, the allocator's own
+LOGIT_ROWS = 24  # of the vocabulary: logits of answers side by side, and what choosing a token makes of one's
 LOADED = (
     2**26
 )  # bytes that loading takes beside weights: modules, tables, the model's own Python; known only when it is done
@@ -34,39 +45,59 @@ def fit(
     what: object,
     options: LoadOptions,
     compiled: bool,
-    top_k: int,
-    config: Any,
+    calls: ModelCalls,
+    skeleton: Any,
+    dtype: torch.dtype,
 ) -> tuple[list[ExpertLayout], DiskPlan | None]:
     """The layouts that `choose` finds to fit RAM; where none does, those it comes nearest with, and how they are kept on disk.
 
     DaliError where that cannot be, or the budget does not even have room for a token's experts of one layer beside all else.
+    `calls` and `dtype`: of the model, `skeleton`: it on meta.
     """
     try:
         return choose(), None
     except DoesNotFit as misfit:
-        if not compiled or options.device != "cpu" or sys.platform == "win32":
-            raise  # experts on disk are for the compiled kernels of the CPU
-        return misfit.layouts, _plan(misfit, what, options, top_k, config)
+        if not compiled or sys.platform == "win32":
+            raise  # experts on disk are for compiled kernels
+        if options.lossy:
+            raise UsageError(
+                f"RAM has no room for all experts of {what}, which {parameter('lossy')} needs there.",
+                f"Leave {parameter('lossy')} out, raise {parameter('ram')}, or choose a smaller model.",
+            ) from misfit
+        if options.device_kind == "sim" and (profile := options.planning_profile()) is not None:
+            disk_costs(profile)
+        kept = calls.kept * dtype.itemsize
+        return misfit.layouts, _plan(misfit, what, options, calls.top_k, skeleton, kept)
 
 
-def _plan(misfit: DoesNotFit, what: object, options: LoadOptions, top_k: int, config: Any) -> DiskPlan:
+def _plan(
+    misfit: DoesNotFit, what: object, options: LoadOptions, top_k: int, skeleton: Any, kept: int
+) -> DiskPlan:
+    """`kept`: bytes of a token's keys and values."""
     ram = options.ram_bytes
     used = own_memory()
     allowed = used + available_ram() - MARGIN if ram is None else ram
     layout = largest(misfit.layouts)
-    least = used + LOADED + misfit.dense_bytes + step_bytes(layout, top_k, config, STEP)
-    least += top_k * layout.record_bytes
+    least = used + LOADED + misfit.dense_bytes + step_bytes(layout, top_k, skeleton, STEP)
+    least += top_k * layout.record_bytes + FEWEST_TOKENS * kept
     if least > allowed:
         raise too_small(what, least, ram, allowed)
     return DiskPlan(allowed, ram is not None, top_k)
 
 
-def step_bytes(layout: ExpertLayout, top_k: int, config: Any, tokens: int) -> int:
-    """What a step of so many tokens takes for a while, at most: activations, each expert's rows, and logits."""
-    shape, config = layout.shape, config.get_text_config()
-    dense = max(int(getattr(config, "intermediate_size", None) or 0), shape.hidden)
-    routed = top_k * (6 * shape.hidden + 6 * shape.intermediate)
-    return WORKING + tokens * (routed + 80 * shape.hidden + 16 * dense) + 32 * int(config.vocab_size)
+def step_bytes(layout: ExpertLayout, top_k: int, model: Any, tokens: int) -> int:
+    """What a step of so many tokens of a transformers model takes for a while, at most.
+
+    A token has its row of the hidden state in several places, what the widest linear of a layer makes of it (queries, keys,
+    values and what attention makes of them; or gate, up and their product), each of its experts' rows, and one expert's values
+    between its matrices: all in float32, and more than any family was seen to have (tests/loading/test_step_bytes.py).
+    """
+    shape, head = layout.shape, model.get_output_embeddings()
+    widths = (getattr(module, "out_features", 0) for module in model.modules() if module is not head)
+    token = (36 + 4 * top_k) * shape.hidden + 24 * max(widths) + 8 * shape.intermediate
+    keeps_rows = "logits_to_keep" in signature(type(model).forward).parameters
+    rows = LOGIT_ROWS if keeps_rows else LOGIT_ROWS + tokens
+    return WORKING + tokens * token + rows * 4 * int(model.config.get_text_config().vocab_size)
 
 
 def too_small(what: object, least: int, ram: int | None, allowed: int) -> DaliError:
@@ -75,7 +106,21 @@ def too_small(what: object, least: int, ram: int | None, allowed: int) -> DaliEr
     problem = f"{what} needs {size(least)} of memory even with its experts on disk; {limit}."
     if ram is None:
         return DaliError(problem, "Close other programs, or choose a smaller model.")
-    return DaliError(problem, f"Give {parameter('ram')} {enough(least)} or more.")
+    return DaliError(problem, f"Give {parameter('ram')} {enough(least + SPREAD)} or more.")
+
+
+def told(
+    path: Path, header: StoreHeader, start: Callable[[], Progress], notify: Callable[[str], None]
+) -> Callable[[], Progress]:
+    """`start`, which shows how a store is packed, and before that is said what it takes."""
+
+    def tell_and_start() -> Progress:
+        notify(
+            f"RAM cannot hold the experts: they are packed into {path}, once, which takes {size(header.file_bytes)}."
+        )
+        return start()
+
+    return tell_and_start
 
 
 def open_pool(store: Path, plan: DiskPlan, notify: Callable[[str], None]) -> DiskPool:

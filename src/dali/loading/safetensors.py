@@ -26,7 +26,7 @@ from dali.loading.further_tokens import further_blocks, left_out
 from dali.loading.generation_config import read_generation_config, read_token_ids
 from dali.loading.loaded import LoadedModel
 from dali.loading.locate import BUNDLED, display_name
-from dali.loading.on_disk import fit, open_pool
+from dali.loading.on_disk import fit, open_pool, told
 from dali.loading.panic import panics_as_errors
 from dali.loading.skeleton import quiet_transformers
 from dali.loading.source import ModelSource
@@ -35,7 +35,7 @@ from dali.progress import Meter
 from dali.store.arena import Arena
 from dali.store.cache import store_path
 from dali.store.checkpoint import Checkpoint, CheckpointExperts
-from dali.store.disk_pool import DiskPool
+from dali.store.disk_pool import DiskPlan, DiskPool
 from dali.store.expert_pool import ExpertPool
 from dali.store.fp8 import SCALE
 from dali.store.packed.builder import discard, ensure_store
@@ -145,17 +145,10 @@ class SafetensorsModel(ModelSource):
             {name: weights[name] for name in tied}
         )  # which transformers compares with what they are tied to
         dtype = self.dtype(options.dtype, compiled)
-        layouts, disk = fit(
-            lambda: self.layouts(options.quant, dtype, options.ram_bytes),
-            self.name,
-            options,
-            compiled,
-            self.calls.top_k,
-            self.config,
-        )
+        layouts, disk = self._fit(dtype, options, compiled)
 
         # Experts first: while they are packed, no dense weights are in memory yet.
-        store = self._ensure_store(experts, layouts[0], meter, notify)
+        store = self._ensure_store(experts, layouts[0], meter, notify, disk is not None)
         said = read_generation_config(self.path, tokenizer, ctx_size)
         odd: list[str] = []
         text = self.config.get_text_config()
@@ -166,7 +159,9 @@ class SafetensorsModel(ModelSource):
         for note in [unmeant] * bool(odd) + said.notes + left_out(further_blocks(checkpoint.location)):
             notify(note)
         ends = text.eos_token_id if said.ends is None else said.ends
-        model = self._load_dense(experts, dtype, GenerationConfig(eos_token_id=ends or None))
+        model = self._load_dense(
+            experts, dtype, GenerationConfig(eos_token_id=ends or None), disk is not None
+        )
         set_windows(model, self.calls.windows)
         pool: ExpertPool
         if disk is None:
@@ -191,11 +186,25 @@ class SafetensorsModel(ModelSource):
             disk=disk,
         )
 
+    def _fit(
+        self, dtype: torch.dtype, options: LoadOptions, compiled: bool
+    ) -> tuple[list[ExpertLayout], DiskPlan | None]:
+        return fit(
+            lambda: self.layouts(options.quant, dtype, options.ram_bytes),
+            self.name,
+            options,
+            compiled,
+            self.calls,
+            self.skeleton,
+            dtype,
+        )
+
     def _load_dense(
-        self, experts: CheckpointExperts, dtype: torch.dtype, generation: GenerationConfig
+        self, experts: CheckpointExperts, dtype: torch.dtype, generation: GenerationConfig, budget: bool
     ) -> Any:
-        """transformers reads files as they are; weights in float8 are turned into `dtype` before it gets them."""
-        if self.quantization != "fp8":
+        """transformers reads files as they are; weights in float8 are turned into `dtype` before it gets them. With a `budget` of
+        RAM it is given all, unless it turns them into `dtype`: files that it maps fill the page cache, experts and all."""
+        if self.quantization != "fp8" and not (budget and dtype == self.dtype("auto", compiled=False)):
             return load_dense(self.path, self.config, dtype, generation=generation)
         state = {}
         for name in experts.dense:
@@ -206,14 +215,24 @@ class SafetensorsModel(ModelSource):
         return load_dense(self.path, self.config, dtype, state, generation=generation)
 
     def _ensure_store(
-        self, experts: CheckpointExperts, layout: ExpertLayout, meter: Meter, notify: Callable[[str], None]
+        self,
+        experts: CheckpointExperts,
+        layout: ExpertLayout,
+        meter: Meter,
+        notify: Callable[[str], None],
+        on_disk: bool,
     ) -> Path:
-        """Where the packed experts lie; packs them if they are not there yet."""
+        """Where the packed experts lie; packs them if they are not there yet. `on_disk`: they are read from there while the model
+        runs."""
         modules, fingerprint = self.modules, self.checkpoint.fingerprint
         header = StoreHeader(self.name, fingerprint, len(modules), modules[0].experts, layout)
         path = store_path(self.path, layout.format.name)
         what, nbytes = f"Packing experts to {layout.format.name}", header.records * header.record_bytes
-        ensure_store(path, header, experts, lambda: meter(what, nbytes), notify)
+
+        def start() -> Callable[[int], None]:
+            return meter(what, nbytes)
+
+        ensure_store(path, header, experts, told(path, header, start, notify) if on_disk else start, notify)
         self.checkpoint.close()
         return path
 

@@ -4,78 +4,116 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from dali.devices import Device, SimDevice
+from dali.devices.cuda import GpuSlots
 from dali.engine.budget import StateBudget
 from dali.engine.engine import Engine
 from dali.errors import DaliError, parameter
 from dali.hardware.free_memory import own_memory
 from dali.loading.loaded import LoadedModel
-from dali.loading.on_disk import step_bytes, too_small
-from dali.offload.gpu import state_size
+from dali.loading.on_disk import FEWEST_TOKENS, STEP, step_bytes, too_small
+from dali.offload.gpu import state_size, tell_pinned
 from dali.options import LoadOptions
 from dali.step.kv import Reservation
 from dali.step.size import StateSize
 from dali.store.disk_pool import DiskPlan, DiskPool
 from dali.units import size
 
-STATES_SHARE = 4  # a part so large of what is left beside the dense weights may go to keys and values,
+STATES_SHARE = (
+    4  # a part so large of what dense weights leave may go to keys and values, where no context is asked for,
+)
 PREFIX_SHARE = 16  # and one so large to the prefix cache
 MOST_PREFIX = 2**30
 STEP_SHARE = 12  # of the budget, for what a step takes for a while
 MOST_STEP = 4096  # prompt tokens, in which others wait for theirs
-FEWEST_TOKENS = 512  # of context, below which a budget is refused
+BUFFERS = 4  # of outputs by (token, choice) pair, that the runtime over an accelerator has on the host
 
 
 def share_out(
-    loaded: LoadedModel, engine: Engine, options: LoadOptions, notify: Callable[[str], None]
+    loaded: LoadedModel,
+    engine: Engine,
+    options: LoadOptions,
+    notify: Callable[[str], None],
+    device: Device | None = None,
 ) -> int:
     """Give experts the slots that the budget has room for, and sequences theirs for keys and values; the bytes of the prefix
-    cache.
+    cache. `device`: the accelerator, if there is one; the memory of a simulated one is not counted, though it is this process's.
 
-    The context becomes shorter where a quarter of the budget cannot hold it, which is said. DaliError where the budget is too
-    small: for a token's experts of a layer, or for the context that was asked for.
+    Where nobody says how long the context shall be, it becomes shorter if a quarter of what is left cannot hold it, which is
+    said. DaliError where the budget is too small: for a token's experts of a layer, or for the context asked for beside them.
     """
     pool, plan = loaded.pool, loaded.disk
     assert isinstance(pool, DiskPool) and plan is not None
-    keeps = state_size(engine)
-    step = engine.scheduler.step_tokens = _step_tokens(loaded, plan, engine.scheduler.step_tokens)
-    used = own_memory() + _step_bytes(loaded, step)
-    rest = plan.ram - used
-    fewest = keeps.nbytes(Reservation(min(FEWEST_TOKENS, loaded.ctx_size), step))
+    keeps = None if isinstance(device, GpuSlots) else state_size(engine)  # of RAM
+    step = engine.scheduler.step_tokens = _step_tokens(loaded, plan, engine.scheduler.step_tokens, device)
+    used = own_memory() - pool.held * pool.slot_bytes + _step_bytes(loaded, step, device)
+    if isinstance(device, SimDevice):
+        used -= device.used
     least = plan.least_slots * pool.slot_bytes
-    if rest < least + fewest:
-        asked = plan.ram if plan.asked else None
-        raise too_small(loaded.name, used + least + fewest, asked, plan.ram)
-    states = max(min(rest // STATES_SHARE, rest - least), fewest)
-    loaded.ctx_size = _context(loaded, keeps, step, states, options, notify)
-    whole = keeps.nbytes(Reservation(loaded.ctx_size, step))
-    engine.limit_states(StateBudget(whole, keeps))
+    whole = 0 if keeps is None else _limit(loaded, engine, keeps, step, used, options, notify)
+    rest = plan.ram - used
+    if rest < least + whole:
+        raise too_small(loaded.name, used + least + whole, plan.ram if plan.asked else None, plan.ram)
     rest -= whole
     prefixes = options.cache_ram_bytes
     if prefixes is None:
         prefixes = min(rest // PREFIX_SHARE, MOST_PREFIX)
     slots = max(min((rest - prefixes) // pool.slot_bytes, pool.most_slots), plan.least_slots)
     pool.grow(slots)
+    if options.prefetch == "none":
+        pool.rest()
+    if device is not None:
+        device.pin(pool.memory)
+        tell_pinned(device, notify)
     loaded.telemetry.clear()  # of what was tried here
     _tell(loaded, pool, plan, notify)
     return prefixes
 
 
-def _step_tokens(loaded: LoadedModel, plan: DiskPlan, usual: int) -> int:
+def _limit(
+    loaded: LoadedModel,
+    engine: Engine,
+    keeps: StateSize,
+    step: int,
+    used: int,
+    options: LoadOptions,
+    notify: Callable[[str], None],
+) -> int:
+    """Limit what sequences keep in RAM, of which `used` bytes are taken; the bytes that they may take."""
+    plan = loaded.disk
+    assert plan is not None
+    rest = plan.ram - used
+    fewest = keeps.nbytes(Reservation(min(FEWEST_TOKENS, loaded.ctx_size), step))
+    least = plan.least_slots * loaded.layout.record_bytes
+    if rest < least + fewest:
+        raise too_small(loaded.name, used + least + fewest, plan.ram if plan.asked else None, plan.ram)
+    share = 1 if options.ctx_size is not None else STATES_SHARE
+    states = max(min(rest // share, rest - least), fewest)
+    loaded.ctx_size = _context(loaded, keeps, step, states, options, notify)
+    whole = keeps.nbytes(Reservation(loaded.ctx_size, step))
+    engine.limit_states(StateBudget(whole, keeps))
+    return whole
+
+
+def _step_tokens(loaded: LoadedModel, plan: DiskPlan, usual: int, device: Device | None) -> int:
     """Prompt tokens a step: each chunk reads every expert that it needs once, so they are large, as long as what a step takes
     for a while is a small part of the budget. Floats are computed in chunks as they are with all experts in RAM, whose bits they
     have."""
-    tokens = usual
+    if isinstance(device, GpuSlots):  # whose kernels' memory is for no more
+        return usual
+    tokens = min(usual, STEP) if loaded.layout.format.quantized else usual
     while (
         loaded.layout.format.quantized
         and 2 * tokens <= MOST_STEP
-        and STEP_SHARE * _step_bytes(loaded, 2 * tokens) <= plan.ram
+        and STEP_SHARE * _step_bytes(loaded, 2 * tokens, device) <= plan.ram
     ):
         tokens *= 2
     return tokens
 
 
-def _step_bytes(loaded: LoadedModel, tokens: int) -> int:
-    return step_bytes(loaded.layout, loaded.top_k, loaded.model.config, tokens)
+def _step_bytes(loaded: LoadedModel, tokens: int, device: Device | None) -> int:
+    staged = 0 if device is None else BUFFERS * 4 * tokens * loaded.top_k * loaded.layout.shape.hidden
+    return step_bytes(loaded.layout, loaded.top_k, loaded.model, tokens) + staged
 
 
 def _context(

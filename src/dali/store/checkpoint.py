@@ -38,7 +38,7 @@ from dali.store.fp8 import SCALE, dequantize
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 OPEN_SHARDS = 2  # a layer may straddle two; closing older ones gives their pages back
-MOST_MAPPED = 2**26  # bytes read of a shard before it is opened anew, for the same reason
+MOST_MAPPED = 2**25  # bytes read of a shard before it is opened anew, for the same reason
 
 
 @dataclass
@@ -169,10 +169,11 @@ class Checkpoint:
                     self._open.pop(next(iter(self._open)))
                 self._open[shard] = safe_open(self.directory / shard, framework="pt")
             piece = self._open[shard].get_slice(name)
-            tensor: Tensor = piece[...] if expert is None else piece[expert : expert + 1]
+            mapped: Tensor = piece[...] if expert is None else piece[expert : expert + 1]
+            tensor = mapped.clone()  # views would keep the file mapped, and its pages in memory
             self._mapped += tensor.nbytes
             if self._mapped > MOST_MAPPED:
-                del self._open[shard], piece
+                del self._open[shard], piece, mapped
                 self._mapped = 0
                 self._forget(shard)
         except (SafetensorError, OSError) as error:

@@ -15,6 +15,7 @@ from dali.cli.run import VERB, Settings
 from dali.engine.sampling import SamplingParams
 from dali.errors import UsageError
 from dali.llm import _FALLBACK_SAMPLING
+from dali.loading.locate import DEFAULT_MODEL
 from dali.options import QUANTS
 from dali.policies import registry
 
@@ -332,6 +333,9 @@ def test_the_default_model_stands_in_the_environment_or_a_file(config, monkeypat
         assert refused(*line)[1].startswith("No model called './no-such'")
     assert refused("run", "./other", "hi")[1].startswith("No model called './other'")
     assert "`dali run ./no-such hello`" in refused("run", "hello")[2]
+    monkeypatch.setenv("DALI_MODEL", "nothing")
+    assert "question" not in refused("run", "hi there")[2]
+    assert f"`dali run {DEFAULT_MODEL} nothing`" in refused("run", "nothing")[2]
     assert refused("run", "hi there", "--model", "x")[2].startswith("Model and prompt come without a flag")
 
 

@@ -156,6 +156,8 @@ def test_an_end_of_answer_is_chosen_only_where_the_answer_may_end():
         ('start: %json {"$ref": "#"}', "nothing follows it"),
         ("start: start", "nothing follows it"),
         ('start: %json {"type": "integer", "multipleOf": 49999991}', "multipleOf"),
+        ('start: %json {"type": "number", "multipleOf": -0.5}', "multipleOf is -0.5, and has to be above 0"),
+        ('start: %json {"type": "integer", "multipleOf": 0}', "multipleOf is 0, and has to be above 0"),
         (
             'start: %json {"allOf": [{"multipleOf": 9.973}, {"multipleOf": 9967}], "type": "number"}',
             "multipleOf",

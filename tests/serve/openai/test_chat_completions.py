@@ -173,7 +173,8 @@ def test_variables_of_the_template_are_passed_on_or_refused(thinks):
     body = {"messages": HI, "max_tokens": 1}
     assert thinks.post(CHAT, body | {"chat_template_kwargs": {"enable_thinking": False}})[0] == 200
     status, answer = thinks.post(CHAT, body | {"chat_template_kwargs": {"colour": "red"}})
-    assert (status, "no variable 'colour'" in answer["error"]["message"]) == (400, True)
+    assert (status, answer["error"]["code"]) == (400, "unsupported_parameter")
+    assert "no variable 'colour'" in answer["error"]["message"]
 
 
 @pytest.mark.parametrize(

@@ -18,9 +18,11 @@ import torch
 from filelock import FileLock
 
 from dali.errors import DaliError
+from dali.kernels.expert import ExpertLayout
+from dali.kernels.formats import FORMATS
 from dali.store.packed.builder import ensure_store
 from dali.store.packed.reader import StoreReader
-from tiny_stores import RandomExperts, build_and_hang, build_slowly, expected_record, header, silent
+from tiny_stores import SHAPE, RandomExperts, build_and_hang, build_slowly, expected_record, header, silent
 
 
 @pytest.fixture
@@ -114,24 +116,41 @@ def test_what_is_no_store_is_built_anew(path, damage):
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, DaliError("It broke.", "Mend it."), MemoryError])
 @pytest.mark.parametrize("at", [(0, 0), (1, 1), (1, 2)])
-def test_an_interrupted_build_leaves_nothing(path, error, at):
+def test_an_interrupted_build_is_gone_on_with(path, error, at):
+    """What is written at the interruption is not packed again; of nothing, nothing is left."""
+
     def interrupt(layer: int, expert: int) -> None:
         if (layer, expert) == at:
             raise error
 
     with pytest.raises(error if isinstance(error, type) else DaliError):
         ensure_store(path, header(), RandomExperts(interrupt), silent)
-    assert leftovers(path) == []
-    assert ensure_store(path, header(), RandomExperts(), silent) is True  # nor the lock
+    part = path.with_name(f"{path.name}.part")
+    assert not path.exists()
+    assert part.exists() == (at != (0, 0))
+    again, told, notes = RandomExperts(), [], []
+    assert (
+        ensure_store(path, header(), again, lambda: told.append, notes.append) is True
+    )  # nor is the lock held
+    begun = header().records - len(again.reads)
+    assert at == (0, 0) or 0 < begun < header().records
+    assert again.reads == [divmod(index, 3) for index in range(begun, header().records)]
+    assert sum(told) == header().nbytes
+    assert [note[:19] for note in notes] == ["Packing goes on at "] * (begun > 0)
+    assert leftovers(path) == [path.name]
+    assert_whole(path)
 
 
-def test_ctrl_c_in_the_progress_bar_leaves_nothing(path):
+def test_ctrl_c_in_the_progress_bar_leaves_what_was_written(path):
     def progress(nbytes: int) -> None:
         raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        ensure_store(path, header(), RandomExperts(), lambda: progress)
-    assert leftovers(path) == []
+    for _ in range(header().records):
+        with pytest.raises(KeyboardInterrupt):
+            ensure_store(path, header(), RandomExperts(), lambda: progress)
+    again = RandomExperts()
+    assert ensure_store(path, header(), again, silent) is True
+    assert_whole(path)
 
 
 def test_a_weight_the_format_cannot_hold_names_its_expert(path):
@@ -142,7 +161,7 @@ def test_a_weight_the_format_cannot_hold_names_its_expert(path):
 
     with pytest.raises(DaliError, match="Expert 0 of MoE layer 1: A weight is NaN or infinite"):
         ensure_store(path, header(), Damaged(), silent)
-    assert leftovers(path) == []
+    assert not path.exists()
 
 
 def test_a_stale_temporary_file_is_removed(path):
@@ -157,8 +176,13 @@ def test_no_space_at_the_start(path, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(10**6, 10**6 - 5000, 5000))
     source = RandomExperts()
-    with pytest.raises(DaliError, match=r"needs 0 MiB in .*where 0 MiB are free.\nFree some space"):
+    with pytest.raises(DaliError, match=r"needs 0 MiB in .*where 0 MiB are free.\nFree some space") as full:
         ensure_store(path, header(), source, silent)
+    assert "a smaller format (quant w4)" in full.value.fix
+    smallest = header(layout=ExpertLayout(SHAPE, FORMATS["w4"]))
+    with pytest.raises(DaliError, match="The expert store needs") as full:
+        ensure_store(path, smallest, source, silent)
+    assert "smaller" not in full.value.fix
     assert source.reads == []
     assert leftovers(path) == []
 
@@ -168,10 +192,14 @@ def test_no_space_when_the_disk_is_synced(path, monkeypatch, code):
     def full(fd: int) -> None:
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(DaliError, match="The expert store needs"):
-        ensure_store(path, header(), RandomExperts(), silent)
-    assert leftovers(path) == []
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(DaliError, match="The expert store needs"):
+            ensure_store(path, header(), RandomExperts(), silent)
+    assert not path.exists()
+    assert ensure_store(path, header(), RandomExperts(), silent) is True
+    assert leftovers(path) == [path.name]
+    assert_whole(path)
 
 
 def test_a_full_disk(disk):
@@ -189,14 +217,19 @@ def test_a_disk_that_fills_during_the_build(disk):
     path = disk / "stores" / "w8.safetensors"
 
     def fill(layer: int, expert: int) -> None:
-        if (layer, expert) == (1, 0):
+        if (layer, expert) == (1, 2):
             with suppress(OSError), (disk / "other").open("wb", buffering=0) as file:
                 while True:
                     file.write(b"x" * 4096)
 
-    with pytest.raises(DaliError, match=r"The expert store needs .* 0 MiB are free"):
-        ensure_store(path, header(), RandomExperts(fill), silent)
-    assert leftovers(path) == []
+    for source in (RandomExperts(fill), RandomExperts()):  # which finds no more space either
+        with pytest.raises(DaliError, match=r"The expert store needs 0 MiB more, to go on .* 0 MiB are free"):
+            ensure_store(path, header(), source, silent)
+    (disk / "other").unlink()
+    assert ensure_store(path, header(), source, silent) is True
+    assert 0 < len(source.reads) < header().records
+    assert leftovers(path) == [path.name]
+    assert_whole(path)
 
 
 def test_an_outdated_store_makes_room_for_its_successor(disk):
@@ -290,10 +323,9 @@ def test_a_killed_build_holds_nobody_up(path):
     process = spawn.Process(target=build_and_hang, args=(path, reached))
     process.start()
     assert reached.wait(timeout=120)
-    assert [name.endswith(".tmp") for name in leftovers(path)] == [True]
     process.kill()
     process.join()
-    assert [name.endswith(".tmp") for name in leftovers(path)] == [True]  # nobody was left to remove it
+    assert leftovers(path) == [f"{path.name}.part", f"{path.name}.part.sums"]
     assert ensure_store(path, header(), RandomExperts(), silent) is True
     assert leftovers(path) == [path.name]
     assert_whole(path)

@@ -15,7 +15,7 @@ from llguidance import LLMatcher, LLParserLimits
 from torch import Tensor
 
 from dali.engine.constraint.vocabulary import Vocabulary
-from dali.errors import UsageError
+from dali.errors import Unsupported, UsageError
 
 # A grammar may take so much and no more: a fifth of a second to be compiled, and some tens of milliseconds a token.
 LIMITS = LLParserLimits(
@@ -30,7 +30,7 @@ LIMITS = LLParserLimits(
 MOST_LETTERS = 2**20  # of a grammar
 MOST_SECONDS = 20
 MOST_MULTIPLE = 10_000
-MULTIPLE = re.compile(r'\\?"multipleOf\\?"\s*:\s*(\d+(?:\.\d+)?(?:[eE][+-]?\d+)?)')
+MULTIPLE = re.compile(r'\\?"multipleOf\\?"\s*:\s*(-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?)')
 # Of an error: our own grammar, which has the client's in it, and where in that it is.
 NOT_SAID = re.compile(
     r"(?m)^\s*\d+ \|.*$|^[\s^~]*$|^at \d+\(\d+\): |failed to compile JSON schema: |<non-verbose/>"
@@ -119,8 +119,10 @@ def _in_time(compiled: Callable[[], LLMatcher]) -> LLMatcher:
 
 
 def _check_multiples(source: str) -> None:
-    """UsageError where numbers have to be multiples of a large one: that takes as long as it is large."""
+    """Unsupported where numbers have to be multiples of a large one, which takes as long as it is large, or of none above 0."""
     found = {Decimal(number) for number in MULTIPLE.findall(source)}
+    if any(number <= 0 for number in found):
+        raise refused(f"multipleOf is {min(found)}, and has to be above 0")
     whole = [int("".join(map(str, number.as_tuple().digits))) for number in found]
     if (common := math.lcm(*whole)) > MOST_MULTIPLE:
         raise refused(
@@ -133,10 +135,10 @@ def _check(matcher: LLMatcher) -> None:
         raise refused(matcher.get_error())
 
 
-def refused(error: str) -> UsageError:
+def refused(error: str) -> Unsupported:
     """What a client is told of what llguidance says."""
     said = " ".join(NOT_SAID.sub("", error).replace(NOTHING, "nothing follows it").split()).rstrip(".")
-    return UsageError(
+    return Unsupported(
         f"An answer cannot be held to this grammar or schema: {said[:400]}.",
         "Leave out what is named, or make it simpler.",
     )

@@ -13,7 +13,7 @@ from dali.conversation import Message, encodable
 from dali.engine.text.generic_tools import in_words, takes_tools
 from dali.engine.text.manners import fitted
 from dali.engine.text.thinking import TAGS
-from dali.errors import UsageError, reason
+from dali.errors import Unsupported, UsageError, reason
 
 Tool = dict[str, Any] | Callable[..., Any]
 
@@ -75,7 +75,7 @@ def _check_variables(tokenizer: Any, name: str, template: str, variables: dict[s
     own = inspect.signature(tokenizer.apply_chat_template).parameters.keys() - {"documents"}
     for variable in variables:
         if variable in own or not re.search(rf"\b{re.escape(str(variable))}\b", template):
-            raise UsageError(
+            raise Unsupported(
                 f"The chat template of {name} has no variable {variable!r}.",
                 "Leave it out: it would change nothing.",
             )

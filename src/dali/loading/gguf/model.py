@@ -31,7 +31,7 @@ from dali.loading.gguf.families import family_of
 from dali.loading.gguf.tokenizer import end_ids, read_tokenizer
 from dali.loading.loaded import LoadedModel, conversion_note, describe_layouts, largest
 from dali.loading.locate import display_name
-from dali.loading.on_disk import fit, open_pool
+from dali.loading.on_disk import fit, open_pool, told
 from dali.loading.source import ModelSource
 from dali.options import LoadOptions
 from dali.progress import Meter
@@ -45,7 +45,6 @@ from dali.store.gguf.reader import GgufReader, Reading, read
 from dali.store.packed.builder import ensure_store
 from dali.store.packed.header import StoreHeader
 from dali.telemetry import Telemetry
-from dali.units import size
 
 
 class Weights(NamedTuple):
@@ -155,8 +154,9 @@ class GgufModel(ModelSource):
             self.name,
             options,
             compiled,
-            self.calls.top_k,
-            self.config,
+            self.calls,
+            self.skeleton,
+            dtype,
         )
         tokenizer = self.tokenizer
         for key, wrong in self.gguf.ignored.items():
@@ -207,14 +207,11 @@ class GgufModel(ModelSource):
         """The pool of the model's store, which is packed unless it is there; and what conversions lose."""
         header = StoreHeader.of(self.name, self.fingerprint, layouts, self.modules[0].experts)
         path = store_path(self.path, "gguf" if header.mixed else header.layout.format.name)
-        if not path.exists():
-            notify(
-                f"RAM cannot hold the experts: they are packed into {path}, once, which takes {size(header.file_bytes)}."
-            )
         what = f"Packing experts to {describe_layouts(layouts)}"
         with GgufReader(sorted({self.gguf.tensors[name].path for name in self.experts.names})) as reader:
             source = OneByOne(self.experts, layouts, reader)
-            ensure_store(path, header, source, lambda: meter(what, header.nbytes), notify)
+            start = told(path, header, lambda: meter(what, header.nbytes), notify)
+            ensure_store(path, header, source, start, notify)
             return open_pool(path, plan, notify), source.losses()
 
     def _linears_lost(self, model: Any, losses: Losses, packed: bool) -> dict[str, float]:

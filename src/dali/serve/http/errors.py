@@ -7,7 +7,7 @@ from typing import Any
 
 from starlette.responses import JSONResponse
 
-from dali.errors import DaliError, TooLong, UsageError
+from dali.errors import DaliError, TooLong, Unsupported, UsageError
 
 INVALID = "invalid_request_error"
 UNSUPPORTED = "unsupported_parameter"
@@ -49,6 +49,8 @@ def api_error(error: DaliError) -> ApiError:
     message = f"{error.problem} {error.fix}"
     if isinstance(error, TooLong):
         return invalid(message, "messages", TOO_LONG)
+    if isinstance(error, Unsupported):
+        return invalid(message, code=UNSUPPORTED)
     return invalid(message) if isinstance(error, UsageError) else ApiError(503, message, "unavailable_error")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import shutil
 import sys
 from collections import deque
@@ -12,27 +11,23 @@ from concurrent.futures import Future
 from contextlib import closing
 from pathlib import Path
 from secrets import token_hex
-from typing import BinaryIO, Protocol
+from typing import Protocol
 
-import numpy as np
 import torch
-import xxhash
 from filelock import BaseFileLock, FileLock, Timeout
 from torch import Tensor
 
 from dali.errors import DaliError, parameter
-from dali.kernels.expert import ExpertWeights
+from dali.kernels.expert import ExpertLayout, ExpertWeights
+from dali.kernels.formats import FORMATS
 from dali.store.packed.header import StoreHeader
+from dali.store.packed.part import Part
 from dali.store.packed.reader import StoreReader
 from dali.store.workers import workers
 
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP)
 
-WRITTEN = 2**26  # bytes after which what was written is held to have reached the disk
-
 Progress = Callable[[int], None]
-
-
 Packing = Callable[[Tensor], None]  # fills a record of zeros
 
 
@@ -52,10 +47,10 @@ def ensure_store(
 ) -> bool:
     """Make sure `path` is the store that `header` describes; True if it was built now.
 
-    A store of another source, layout or version is replaced. `progress` is called when a build starts and
-    returns the function that is told of each record's bytes. DaliError: no space, unwritable cache, an
-    unreadable source, weights that the format cannot hold. Where the file system knows no locks, each of several processes builds
-    its own, and the last one's stays.
+    A store of another source, layout or version is replaced. What an interrupted build left is gone on with. `progress` is
+    called when a build starts and returns the function that is told of each record's bytes. Where the file system knows no
+    locks, each of several processes builds its own, and the last one's stays. DaliError: no space, unwritable cache, an
+    unreadable source, weights that the format cannot hold.
     """
     if _is_current(path, header):  # no lock: a store appears whole, and its folder may be read-only
         return False
@@ -70,7 +65,7 @@ def ensure_store(
     try:
         if _is_current(path, header):
             return False
-        build(path, header, source, progress(), alone=lock is not None)
+        build(path, header, source, progress(), notify, alone=lock is not None)
         return True
     finally:
         if lock is not None:
@@ -119,61 +114,51 @@ def _is_current(path: Path, header: StoreHeader) -> bool:
 
 
 def build(
-    path: Path, header: StoreHeader, source: ExpertSource, progress: Progress, alone: bool = True
+    path: Path,
+    header: StoreHeader,
+    source: ExpertSource,
+    progress: Progress,
+    notify: Callable[[str], None] = lambda message: None,
+    alone: bool = True,
 ) -> None:
-    """Write the store under a temporary name, sync it and rename it; leaves nothing behind when it fails. alone: nobody else is
-    building it, so what killed processes left is removed."""
-    temporary = path.with_name(f"{path.name}.{token_hex(4)}.tmp")  # other computers may have our number
+    """Write the store under another name, sync it and rename it. `alone`: nobody else is building it, so a part that is there is
+    gone on with, and where this fails or is interrupted, a part stays for the next."""
+    name = "part" if alone else f"{token_hex(4)}.tmp"  # other computers may have our number
+    part = None
     try:
         for killed in path.parent.glob(f"{path.name}.*.tmp") if alone else ():
             killed.unlink(missing_ok=True)
         path.unlink(missing_ok=True)  # outdated: free its space before its successor needs it
+        part = Part(path.with_name(f"{path.name}.{name}"), header, progress)
         free = shutil.disk_usage(path.parent).free
-        if free < header.file_bytes:
-            raise _no_space(path, header, free)
-        with temporary.open("wb") as file, closing(_packed(header, source)) as packed:
-            file.write(header.encode())
-            written = 0
-            checksums = np.empty(header.records, dtype="<u8")
-            for index, record in enumerate(packed):
-                view = record.numpy().data
-                checksums[index] = xxhash.xxh3_64_intdigest(view)
-                file.write(view)
-                if (written := written + record.nbytes) >= WRITTEN:
-                    _write_back(file)
-                    written = 0
+        if free < header.file_bytes - part.nbytes:
+            raise _no_space(path, header, part, free)
+        if part.records:
+            notify(
+                f"Packing goes on at {100 * part.nbytes // header.file_bytes} %, where it was interrupted."
+            )
+        with closing(_packed(header, source, part.records)) as packed:
+            for record in packed:
+                part.append(record)
                 progress(record.nbytes)
-            file.write(checksums.tobytes())
-            _write_back(file)
-        temporary.replace(path)
+        part.finish(path)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise _no_space(path, header, shutil.disk_usage(path.parent).free) from error
+            raise _no_space(path, header, part, shutil.disk_usage(path.parent).free) from error
         raise _unwritable(path, error) from error
     finally:
-        temporary.unlink(missing_ok=True)
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)  # the rename itself
-    finally:
-        os.close(directory)
+        if part is not None:
+            part.close()
+            if not alone or not part.records:
+                part.discard()
 
 
-def _write_back(file: BinaryIO) -> None:
-    """All that was written to the disk, and out of the page cache: the reader goes past it, and a copy there would take
-    memory."""
-    file.flush()
-    os.fsync(file.fileno())
-    if hasattr(os, "posix_fadvise"):
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-
-def _packed(header: StoreHeader, source: ExpertSource) -> Generator[Tensor, None, None]:
-    """Every record in order. Experts are read one after another and packed side by side."""
+def _packed(header: StoreHeader, source: ExpertSource, first: int) -> Generator[Tensor, None, None]:
+    """Every record from the `first` on, in order. Experts are read one after another and packed side by side."""
     threads = torch.get_num_threads()
     pending: deque[Future[Tensor]] = deque()
     with workers(threads, "dali-pack") as pool:
-        for index in range(header.records):
+        for index in range(first, header.records):
             layer, expert = divmod(index, header.experts)
             pending.append(pool.submit(_pack, header, layer, expert, source.read(layer, expert)))
             if len(pending) > threads:
@@ -210,9 +195,14 @@ def _unwritable(path: Path, error: OSError) -> DaliError:
     )
 
 
-def _no_space(path: Path, header: StoreHeader, free: int) -> DaliError:
+def _no_space(path: Path, header: StoreHeader, part: Part | None, free: int) -> DaliError:
+    packed = 0 if part is None or not part.records else part.nbytes
+    more = " more, to go on with what is packed," if packed else ""
+    fix = "Free some space, or set DALI_CACHE_DIR to another disk"
+    if ExpertLayout(header.layout.shape, FORMATS["w4"]).record_bytes < header.record_bytes:
+        fix += f", or choose a smaller format ({parameter('quant')} w4)"
     return DaliError(
-        f"The expert store needs {header.file_bytes / 2**20:.0f} MiB in {path.parent}, "
+        f"The expert store needs {(header.file_bytes - packed) / 2**20:.0f} MiB{more} in {path.parent}, "
         f"where {free / 2**20:.0f} MiB are free.",
-        f"Free some space, set DALI_CACHE_DIR to another disk, or choose a smaller format ({parameter('quant')} w4).",
+        f"{fix}.",
     )
