@@ -27,7 +27,7 @@ from dali.store.packed.speed import measure_speed
 from dali.units import enough, size
 
 MARGIN = 2**29  # bytes left to others where nobody says how much dali may take
-STEP = 512  # prompt tokens of the smallest chunks
+STEP, LEAST_STEP = 512, 64  # prompt tokens of the smallest chunks: of floats, and of all others
 FEWEST_TOKENS = 512  # of context, below which a budget is refused
 SPREAD = 2**24  # bytes by which what a process has differs from one run to the next
 WORKING = (
@@ -47,11 +47,13 @@ def fit(
     calls: ModelCalls,
     skeleton: Any,
     dtype: torch.dtype,
+    stays: Callable[[list[ExpertLayout]], int] = lambda layouts: 0,
 ) -> tuple[list[ExpertLayout], DiskPlan | None]:
     """The layouts that `choose` finds to fit RAM; where none does, those it comes nearest with, and how they are kept on disk.
 
     DaliError where that cannot be, or the budget does not even have room for a token's experts of one layer beside all else.
-    `calls` and `dtype`: of the model, `skeleton`: it on meta.
+    `calls` and `dtype`: of the model, `skeleton`: it on meta; `stays`: bytes of its dense
+    weights that then stay in the file, too.
     """
     try:
         return choose(), None
@@ -59,6 +61,7 @@ def fit(
         if not compiled or options.device != "cpu" or sys.platform == "win32":
             raise  # experts on disk are for the compiled kernels of the CPU
         kept = calls.kept * dtype.itemsize
+        misfit.dense_bytes -= stays(misfit.layouts)
         return misfit.layouts, _plan(misfit, what, options, calls.top_k, skeleton, kept)
 
 
@@ -70,11 +73,17 @@ def _plan(
     used = own_memory()
     allowed = used + available_ram() - MARGIN if ram is None else ram
     layout = largest(misfit.layouts)
-    least = used + LOADED + misfit.dense_bytes + step_bytes(layout, top_k, skeleton, STEP)
+    least = used + LOADED + misfit.dense_bytes + step_bytes(layout, top_k, skeleton, least_chunk(layout))
     least += top_k * layout.record_bytes + FEWEST_TOKENS * kept
     if least > allowed:
         raise too_small(what, least, ram, allowed)
     return DiskPlan(allowed, ram is not None, top_k)
+
+
+def least_chunk(layout: ExpertLayout) -> int:
+    """Prompt tokens of the smallest chunks. Floats are computed in chunks as they are with all experts in RAM, whose bits they
+    have."""
+    return LEAST_STEP if layout.format.quantized else STEP
 
 
 def step_bytes(layout: ExpertLayout, top_k: int, model: Any, tokens: int) -> int:

@@ -9,7 +9,7 @@ from dali.engine.engine import Engine
 from dali.errors import DaliError, parameter
 from dali.hardware.free_memory import own_memory
 from dali.loading.loaded import LoadedModel
-from dali.loading.on_disk import FEWEST_TOKENS, step_bytes, too_small
+from dali.loading.on_disk import FEWEST_TOKENS, least_chunk, step_bytes, too_small
 from dali.offload.gpu import state_size
 from dali.options import LoadOptions
 from dali.step.kv import Reservation
@@ -24,6 +24,7 @@ PREFIX_SHARE = 16  # and one so large to the prefix cache
 MOST_PREFIX = 2**30
 STEP_SHARE = 12  # of the budget, for what a step takes for a while
 MOST_STEP = 4096  # prompt tokens, in which others wait for theirs
+SMALL_STEP = 256  # prompt tokens of chunks that are smaller for the sake of more experts
 
 
 def share_out(
@@ -38,10 +39,13 @@ def share_out(
     pool, plan = loaded.pool, loaded.disk
     assert isinstance(pool, DiskPool) and plan is not None
     keeps = state_size(engine)
-    step = engine.scheduler.step_tokens = _step_tokens(loaded, plan, engine.scheduler.step_tokens)
-    used = own_memory() - pool.held * pool.slot_bytes + _step_bytes(loaded, step)
+    held = own_memory() - pool.held * pool.slot_bytes
+    step = engine.scheduler.step_tokens = _step_tokens(
+        loaded, plan, keeps, engine.scheduler.step_tokens, plan.ram - held
+    )
+    used = held + _step_bytes(loaded, step)
     rest = plan.ram - used
-    fewest = keeps.nbytes(Reservation(min(FEWEST_TOKENS, loaded.ctx_size), step))
+    fewest = _fewest(loaded, keeps, step)
     least = plan.least_slots * pool.slot_bytes
     if rest < least + fewest:
         asked = plan.ram if plan.asked else None
@@ -62,18 +66,37 @@ def share_out(
     return prefixes
 
 
-def _step_tokens(loaded: LoadedModel, plan: DiskPlan, usual: int) -> int:
+def _step_tokens(loaded: LoadedModel, plan: DiskPlan, keeps: StateSize, usual: int, room: int) -> int:
     """Prompt tokens a step: each chunk reads every expert that it needs once, so they are large, as long as what a step takes
-    for a while is a small part of the budget. Floats are computed in chunks as they are with all experts in RAM, whose bits they
-    have."""
-    tokens = usual
-    while (
-        loaded.layout.format.quantized
-        and 2 * tokens <= MOST_STEP
-        and STEP_SHARE * _step_bytes(loaded, 2 * tokens) <= plan.ram
-    ):
+    for a while is a small part of the budget. `room`: bytes for steps, states and experts.
+
+    Where that leaves fewer slots than one token's experts of all layers, of which next to none would be there when the next token
+    wants them, chunks are smaller, and where there is no room otherwise, as small as may be.
+    """
+    tokens, pool = usual, loaded.pool
+    assert isinstance(pool, DiskPool)
+    if not loaded.layout.format.quantized:
+        return tokens
+
+    def small_part(tokens: int) -> bool:
+        return STEP_SHARE * _step_bytes(loaded, tokens) <= plan.ram
+
+    def slots(tokens: int) -> int:
+        return (room - _step_bytes(loaded, tokens) - _fewest(loaded, keeps, tokens)) // pool.slot_bytes
+
+    while 2 * tokens <= MOST_STEP and small_part(2 * tokens):
         tokens *= 2
+    a_token = min(plan.least_slots * pool.layers, pool.most_slots)
+    while tokens > SMALL_STEP and not small_part(tokens) and slots(tokens) < a_token:
+        tokens //= 2
+    while tokens > least_chunk(loaded.layout) and slots(tokens) < plan.least_slots:
+        tokens //= 2
     return tokens
+
+
+def _fewest(loaded: LoadedModel, keeps: StateSize, step: int) -> int:
+    """Bytes of keys and values of the shortest context."""
+    return keeps.nbytes(Reservation(min(FEWEST_TOKENS, loaded.ctx_size), step))
 
 
 def _step_bytes(loaded: LoadedModel, tokens: int) -> int:
