@@ -126,6 +126,12 @@ def load_source(
     if llm.loaded.disk is not None:  # now that all else is in memory
         prefix_ram = share_out(llm.loaded, llm.engine, options, notify)
         llm.ctx_size, llm.expert_bytes = llm.loaded.ctx_size, llm.loaded.expert_bytes
+    elif options.device == "cpu" and options.prefetch is not None:
+        raise DaliError(
+            f"{parameter('prefetch')} {options.prefetch} is about experts on disk, and {parameter('ram')} has room for all of "
+            f"{llm.name}'s.",
+            "Leave it out.",
+        )
     if options.draft is not None:
         llm.engine.drafts = open_drafts(llm.engine, llm.name, llm.ctx_size, llm.telemetry)
     llm.engine.prefixes = open_prefixes(llm.loaded, options, notify, prefix_ram)

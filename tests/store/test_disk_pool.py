@@ -190,7 +190,15 @@ def test_what_is_no_store_is_refused(path):
         DiskPool(path, 2, 2, depth=2)
 
 
-def test_checksums_are_those_of_the_store(path):
+@pytest.fixture(params=native.variants() if native.AVAILABLE else [])
+def variant(request):
+    before = native.variant()
+    native.use(request.param)
+    yield request.param
+    native.use(before)
+
+
+def test_checksums_are_those_of_the_store(path, variant):
     with StoreReader(path) as reader:
         sums = reader.checksums
     for index, expected_sum in enumerate(sums):

@@ -61,6 +61,8 @@ def share_out(
         prefixes = min(rest // PREFIX_SHARE, MOST_PREFIX)
     slots = max(min((rest - prefixes) // pool.slot_bytes, pool.most_slots), plan.least_slots)
     pool.grow(slots)
+    if options.prefetch == "none":
+        pool.rest()
     loaded.telemetry.clear()  # of what was tried here
     _tell(loaded, pool, plan, notify)
     return prefixes

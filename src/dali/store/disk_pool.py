@@ -94,8 +94,17 @@ class DiskPool(ExpertPool):
         self._cache.grow(slots)
 
     def look_ahead(self, layer: int, experts: Sequence[int]) -> None:
-        """Read what a later step of a layer may want."""
+        """Read what a later step of a layer may want, in that order, none twice."""
         self._cache.look_ahead(layer, experts)
+
+    def rest(self) -> None:
+        """Read on demand alone, from here on."""
+        self._cache.rest()
+
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether the step that began last reads what later layers may want."""
+        return self._cache.looks_ahead
 
     def counters(self) -> DiskCounters:
         """What steps asked for and what was read since the store was opened."""

@@ -49,8 +49,17 @@ class ExpertCache:
         self._cache.grow(slots)
 
     def look_ahead(self, layer: int, experts: Sequence[int]) -> None:
-        """Read what a later step of a layer may want, in the place of what is of the least worth."""
+        """Read what a later step of a layer may want, in that order, none twice, in the place of what is of the least worth."""
         self._cache.look_ahead(layer, list(experts))
+
+    def rest(self) -> None:
+        """Read on demand alone, from here on."""
+        self._cache.rest()
+
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether the step that began last looks ahead."""
+        return bool(self._cache.looks_ahead)
 
     @property
     def slots(self) -> int:

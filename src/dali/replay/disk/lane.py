@@ -7,10 +7,7 @@ from typing import NamedTuple
 
 from dali.hardware.cost import DiskCosts
 from dali.policies.places import Expert
-
-AHEAD = (
-    2  # reads under way, at most, once one ahead is begun: a demanded one is to find the disk all but free
-)
+from dali.policies.read_ahead import under_way
 
 
 class Read(NamedTuple):
@@ -36,7 +33,7 @@ class Lane:
 
     def opens(self, ahead: bool) -> float:
         """When the next read can begin."""
-        depth = min(AHEAD, self._costs.depth) if ahead else self._costs.depth
+        depth = under_way(self._costs.depth) if ahead else self._costs.depth
         room = self._landings[-depth] if len(self._landings) >= depth else 0.0
         return max(room, self._begun)
 

@@ -2,7 +2,7 @@
 #include "disk/expert_cache.h"
 
 #include "bind/bind.h"
-#include "disk/checksum.h"
+#include "disk/reads/checksum.h"
 #include "disk/failure.h"
 
 namespace dali {
@@ -46,6 +46,8 @@ void bind_cache(nb::module_& m) {
              nb::keep_alive<1, 10>())  // whoever owns the memory, into which threads read until the cache has gone
         .def("grow", &ExpertCache::grow)
         .def("look_ahead", &ExpertCache::look_ahead)
+        .def("rest", &ExpertCache::rest)
+        .def_prop_ro("looks_ahead", &ExpertCache::looks_ahead)
         .def_prop_ro("slots", &ExpertCache::slots)
         .def_prop_ro("held", &ExpertCache::held)
         .def_prop_ro("direct", &ExpertCache::direct)
@@ -89,6 +91,13 @@ void bind_disk(nb::module_& m) {
         .def("note", &Rates::note)
         .def("worth", &Rates::worth);
     nb::class_<Trial>(m, "Trial").def(nb::init<>()).def("step", &Trial::step).def_prop_ro("on", &Trial::on);
+    m.def("ranked", [](const std::vector<int64_t>& ids, int top_k, const std::vector<bool>& there) {
+        return ranked(ids.data(), int(ids.size()) / top_k, top_k, there);
+    });
+    nb::class_<ReadAhead>(m, "ReadAhead")
+        .def(nb::init<int>())
+        .def("choose", &ReadAhead::choose)
+        .def("settle", &ReadAhead::settle);
     bind_cache(m);
 }
 
