@@ -85,10 +85,10 @@ def test_a_row_that_has_changed_is_never_computed_with(tmp_path, monkeypatch):
         file.seek(at + 3)
         file.write(bytes([good[at + 3] ^ 1]))
         file.flush()
-        with pytest.raises(DaliError, match="row 40 of token_embd.weight is not what it was"):
+        with pytest.raises(DaliError, match=r"row 40 of token_embd\.weight is not what it was"):
             llm.generate([5, 40], max_tokens=3, temperature=0, ignore_eos=True)
         file.truncate(at)
-    with pytest.raises(DaliError, match="it ends inside row 60 of token_embd.weight"):
+    with pytest.raises(DaliError, match=r"it ends inside row 60 of token_embd\.weight"):
         llm.generate([5, 60], max_tokens=3, temperature=0, ignore_eos=True)
     path.write_bytes(good)
     assert llm.generate([5, 6, 7], max_tokens=3, temperature=0, ignore_eos=True).tokens == wanted

@@ -291,8 +291,8 @@ class GgufDense:
         return sum(self._packed_bytes().values()) - sum(self._packed_bytes(stored=True).values())
 
     def read_packed(self, losses: Losses, stored: bool = False) -> Reading[dict[str, tuple[Tensor, Format]]]:
-        """Module -> its packed matrix and format, of all that is `packable` and not `stored`: the same values where a packed format
-        has them; `losses` are told of linears that have others. Its jobs raise DaliError for values that are not finite."""
+        """Module -> its packed matrix and format, of all that is `packable` and not `stored`: the same values where a format has
+        them; `losses` are told of linears that have others. Its jobs raise DaliError for values that are not finite."""
         sizes = self._packed_bytes(stored)
         memory = Arena(1, round_up(max(sum(sizes.values()), 1), 4096))[0]
         pieces = torch.split(memory, [*sizes.values(), len(memory) - sum(sizes.values())])
