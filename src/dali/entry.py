@@ -124,7 +124,8 @@ def load_source(
     _fuse(llm, linears, options, compiled, meter, notify)
     prefix_ram = options.cache_ram_bytes
     if llm.loaded.disk is not None:  # now that all else is in memory
-        prefix_ram = share_out(llm.loaded, llm.engine, options, notify)
+        device = None if llm.executor is None else llm.executor.device
+        prefix_ram = share_out(llm.loaded, llm.engine, options, notify, device)
         llm.ctx_size, llm.expert_bytes = llm.loaded.ctx_size, llm.loaded.expert_bytes
     elif options.device == "cpu" and options.prefetch is not None:
         raise DaliError(

@@ -51,7 +51,7 @@ class LoadOptions:
     """Tokens in training, for YaRN; None for what the model's files say."""
     ram: int | str | None = None
     """Host memory that dali may take, bytes or "24GiB"; None for what is free. Experts that it has no room for are read from disk
-    when they are wanted, on the CPU."""
+    when they are wanted."""
     threads: int | None = None
     """CPU threads; None for one a core."""
     cache_ram: int | str | None = None

@@ -151,12 +151,6 @@ def test_what_is_free_is_the_budget_where_none_is_given(saved, monkeypatch):
         dali.load(saved, quant="w8")
 
 
-def test_an_accelerator_wants_all_experts_in_ram(saved, monkeypatch):
-    monkeypatch.setattr("dali.loading.budget.available_ram", lambda: HEADROOM)
-    with pytest.raises(DaliError, match="are free"):
-        dali.load(saved, quant="w8", device="sim:paper")
-
-
 def test_without_compiled_kernels_all_experts_have_to_be_in_ram(saved, monkeypatch):
     monkeypatch.setenv(native.VARIABLE, "torch")
     monkeypatch.setattr("dali.loading.budget.available_ram", lambda: HEADROOM)

@@ -7,7 +7,7 @@ import random
 import pytest
 
 from dali.compiled import library
-from dali.policies.read_ahead import UNKNOWN, ReadAhead, ranked, under_way
+from dali.policies.read_ahead import UNKNOWN, ReadAhead, ranked
 
 compiled = pytest.mark.skipif(library is None, reason="the kernels were not compiled")
 
@@ -68,10 +68,6 @@ def test_a_layer_of_which_nothing_was_foreseen_tells_nothing():
         one.choose(2, [], 10.0, 10.0)
         one.settle(2, [1, 2])
     assert one.choose(2, [5], 10.0, 10.0) == [5]
-
-
-def test_reads_ahead_leave_others_of_the_disk_free():
-    assert [under_way(depth) for depth in (1, 2, 4, 8)] == [1, 2, 3, 5]
 
 
 @compiled

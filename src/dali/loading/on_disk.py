@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
-from dali.errors import DaliError, parameter
+from dali.errors import DaliError, UsageError, parameter
 from dali.hardware import own
+from dali.hardware.cost import disk_costs
 from dali.hardware.free_memory import available_ram, own_memory
 from dali.hooks.calls import ModelCalls
 from dali.kernels.expert import ExpertLayout
@@ -27,7 +28,8 @@ from dali.store.packed.speed import measure_speed
 from dali.units import enough, size
 
 MARGIN = 2**29  # bytes left to others where nobody says how much dali may take
-STEP, LEAST_STEP = 512, 64  # prompt tokens of the smallest chunks: of floats, and of all others
+STEP = 512  # prompt tokens of chunks in a budget that is neither large nor small
+LEAST_STEP = 64  # and of the smallest ones
 FEWEST_TOKENS = 512  # of context, below which a budget is refused
 SPREAD = 2**24  # bytes by which what a process has differs from one run to the next
 WORKING = (
@@ -58,8 +60,15 @@ def fit(
     try:
         return choose(), None
     except DoesNotFit as misfit:
-        if not compiled or options.device != "cpu" or sys.platform == "win32":
-            raise  # experts on disk are for the compiled kernels of the CPU
+        if not compiled or sys.platform == "win32":
+            raise  # experts on disk are for compiled kernels
+        if options.lossy:
+            raise UsageError(
+                f"RAM has no room for all experts of {what}, which {parameter('lossy')} needs there.",
+                f"Leave {parameter('lossy')} out, raise {parameter('ram')}, or choose a smaller model.",
+            ) from misfit
+        if options.device_kind == "sim" and (profile := options.planning_profile()) is not None:
+            disk_costs(profile)
         kept = calls.kept * dtype.itemsize
         misfit.dense_bytes -= stays(misfit.layouts)
         return misfit.layouts, _plan(misfit, what, options, calls.top_k, skeleton, kept)
@@ -73,17 +82,12 @@ def _plan(
     used = own_memory()
     allowed = used + available_ram() - MARGIN if ram is None else ram
     layout = largest(misfit.layouts)
-    least = used + LOADED + misfit.dense_bytes + step_bytes(layout, top_k, skeleton, least_chunk(layout))
+    chunk = LEAST_STEP if options.device == "cpu" and layout.format.quantized else STEP
+    least = used + LOADED + misfit.dense_bytes + step_bytes(layout, top_k, skeleton, chunk)
     least += top_k * layout.record_bytes + FEWEST_TOKENS * kept
     if least > allowed:
         raise too_small(what, least, ram, allowed)
     return DiskPlan(allowed, ram is not None, top_k)
-
-
-def least_chunk(layout: ExpertLayout) -> int:
-    """Prompt tokens of the smallest chunks. Floats are computed in chunks as they are with all experts in RAM, whose bits they
-    have."""
-    return LEAST_STEP if layout.format.quantized else STEP
 
 
 def step_bytes(layout: ExpertLayout, top_k: int, model: Any, tokens: int) -> int:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from dali.devices import Device, SimDevice
+from dali.devices.cuda import GpuSlots
 from dali.engine.budget import StateBudget
 from dali.engine.engine import Engine
 from dali.errors import DaliError, parameter
 from dali.hardware.free_memory import own_memory
 from dali.loading.loaded import LoadedModel
-from dali.loading.on_disk import FEWEST_TOKENS, least_chunk, step_bytes, too_small
-from dali.offload.gpu import state_size
+from dali.loading.on_disk import FEWEST_TOKENS, LEAST_STEP, STEP, step_bytes, too_small
+from dali.offload.gpu import state_size, tell_pinned
 from dali.options import LoadOptions
 from dali.step.kv import Reservation
 from dali.step.size import StateSize
@@ -25,36 +27,36 @@ MOST_PREFIX = 2**30
 STEP_SHARE = 12  # of the budget, for what a step takes for a while
 MOST_STEP = 4096  # prompt tokens, in which others wait for theirs
 SMALL_STEP = 256  # prompt tokens of chunks that are smaller for the sake of more experts
+BUFFERS = 4  # of outputs by (token, choice) pair, that the runtime over an accelerator has on the host
 
 
 def share_out(
-    loaded: LoadedModel, engine: Engine, options: LoadOptions, notify: Callable[[str], None]
+    loaded: LoadedModel,
+    engine: Engine,
+    options: LoadOptions,
+    notify: Callable[[str], None],
+    device: Device | None = None,
 ) -> int:
     """Give experts the slots that the budget has room for, and sequences theirs for keys and values; the bytes of the prefix
-    cache.
+    cache. `device`: the accelerator, if there is one; the memory of a simulated one is not counted, though it is this process's.
 
     Where nobody says how long the context shall be, it becomes shorter if a quarter of what is left cannot hold it, which is
     said. DaliError where the budget is too small: for a token's experts of a layer, or for the context asked for beside them.
     """
     pool, plan = loaded.pool, loaded.disk
     assert isinstance(pool, DiskPool) and plan is not None
-    keeps = state_size(engine)
-    held = own_memory() - pool.held * pool.slot_bytes
-    step = engine.scheduler.step_tokens = _step_tokens(
-        loaded, plan, keeps, engine.scheduler.step_tokens, plan.ram - held
-    )
-    used = held + _step_bytes(loaded, step)
-    rest = plan.ram - used
-    fewest = _fewest(loaded, keeps, step)
+    keeps = None if isinstance(device, GpuSlots) else state_size(engine)  # of RAM
+    held = own_memory() - pool.held * pool.slot_bytes - (device.used if isinstance(device, SimDevice) else 0)
+    step = engine.scheduler.step_tokens
+    if keeps is not None and loaded.layout.format.quantized:  # over a GPU, kernels' memory is for no more
+        context = loaded.ctx_size if options.ctx_size is not None else min(FEWEST_TOKENS, loaded.ctx_size)
+        step = engine.scheduler.step_tokens = _step_tokens(loaded, plan.ram - held, keeps, context, device)
+    used = held + _step_bytes(loaded, step, device)
     least = plan.least_slots * pool.slot_bytes
-    if rest < least + fewest:
-        asked = plan.ram if plan.asked else None
-        raise too_small(loaded.name, used + least + fewest, asked, plan.ram)
-    share = 1 if options.ctx_size is not None else STATES_SHARE
-    states = max(min(rest // share, rest - least), fewest)
-    loaded.ctx_size = _context(loaded, keeps, step, states, options, notify)
-    whole = keeps.nbytes(Reservation(loaded.ctx_size, step))
-    engine.limit_states(StateBudget(whole, keeps))
+    whole = 0 if keeps is None else _limit(loaded, engine, keeps, step, used, options, notify)
+    rest = plan.ram - used
+    if rest < least + whole:
+        raise too_small(loaded.name, used + least + whole, plan.ram if plan.asked else None, plan.ram)
     rest -= whole
     prefixes = options.cache_ram_bytes
     if prefixes is None:
@@ -63,46 +65,75 @@ def share_out(
     pool.grow(slots)
     if options.prefetch == "none":
         pool.rest()
+    if device is not None:
+        device.pin(pool.memory)
+        tell_pinned(device, notify)
     loaded.telemetry.clear()  # of what was tried here
     _tell(loaded, pool, plan, notify)
     return prefixes
 
 
-def _step_tokens(loaded: LoadedModel, plan: DiskPlan, keeps: StateSize, usual: int, room: int) -> int:
+def _limit(
+    loaded: LoadedModel,
+    engine: Engine,
+    keeps: StateSize,
+    step: int,
+    used: int,
+    options: LoadOptions,
+    notify: Callable[[str], None],
+) -> int:
+    """Limit what sequences keep in RAM, of which `used` bytes are taken; the bytes that they may take."""
+    plan = loaded.disk
+    assert plan is not None
+    rest = plan.ram - used
+    fewest = keeps.nbytes(Reservation(min(FEWEST_TOKENS, loaded.ctx_size), step))
+    least = plan.least_slots * loaded.layout.record_bytes
+    if rest < least + fewest:
+        raise too_small(loaded.name, used + least + fewest, plan.ram if plan.asked else None, plan.ram)
+    share = 1 if options.ctx_size is not None else STATES_SHARE
+    states = max(min(rest // share, rest - least), fewest)
+    loaded.ctx_size = _context(loaded, keeps, step, states, options, notify)
+    whole = keeps.nbytes(Reservation(loaded.ctx_size, step))
+    engine.limit_states(StateBudget(whole, keeps))
+    return whole
+
+
+def _step_tokens(
+    loaded: LoadedModel, room: int, keeps: StateSize, context: int, device: Device | None
+) -> int:
     """Prompt tokens a step: each chunk reads every expert that it needs once, so they are large, as long as what a step takes
-    for a while is a small part of the budget. `room`: bytes for steps, states and experts.
+    for a while is a small part of the budget. `room`: bytes for steps, states of so long a `context`, and experts. Not for floats,
+    which are computed in chunks as they are with all experts in RAM, whose bits they have.
 
     Where that leaves fewer slots than one token's experts of all layers, of which next to none would be there when the next token
-    wants them, chunks are smaller, and where there is no room otherwise, as small as may be.
+    wants them, chunks are smaller, and where there is no room otherwise, as small as may be. Not over an accelerator.
     """
-    tokens, pool = usual, loaded.pool
-    assert isinstance(pool, DiskPool)
-    if not loaded.layout.format.quantized:
-        return tokens
+    tokens, pool, plan = STEP, loaded.pool, loaded.disk
+    assert isinstance(pool, DiskPool) and plan is not None
+    budget, least = plan.ram, plan.least_slots
 
     def small_part(tokens: int) -> bool:
-        return STEP_SHARE * _step_bytes(loaded, tokens) <= plan.ram
+        return STEP_SHARE * _step_bytes(loaded, tokens, device) <= budget
 
     def slots(tokens: int) -> int:
-        return (room - _step_bytes(loaded, tokens) - _fewest(loaded, keeps, tokens)) // pool.slot_bytes
+        states = keeps.nbytes(Reservation(context, tokens))
+        return (room - _step_bytes(loaded, tokens, device) - states) // pool.slot_bytes
 
     while 2 * tokens <= MOST_STEP and small_part(2 * tokens):
         tokens *= 2
-    a_token = min(plan.least_slots * pool.layers, pool.most_slots)
+    if device is not None:
+        return tokens
+    a_token = min(least * pool.layers, pool.most_slots)
     while tokens > SMALL_STEP and not small_part(tokens) and slots(tokens) < a_token:
         tokens //= 2
-    while tokens > least_chunk(loaded.layout) and slots(tokens) < plan.least_slots:
+    while tokens > LEAST_STEP and slots(tokens) < least:
         tokens //= 2
     return tokens
 
 
-def _fewest(loaded: LoadedModel, keeps: StateSize, step: int) -> int:
-    """Bytes of keys and values of the shortest context."""
-    return keeps.nbytes(Reservation(min(FEWEST_TOKENS, loaded.ctx_size), step))
-
-
-def _step_bytes(loaded: LoadedModel, tokens: int) -> int:
-    return step_bytes(loaded.layout, loaded.top_k, loaded.model, tokens)
+def _step_bytes(loaded: LoadedModel, tokens: int, device: Device | None) -> int:
+    staged = 0 if device is None else BUFFERS * 4 * tokens * loaded.top_k * loaded.layout.shape.hidden
+    return step_bytes(loaded.layout, loaded.top_k, loaded.model, tokens) + staged
 
 
 def _context(

@@ -18,11 +18,6 @@ MEMORY = 0.98  # a layer, of what is known of that
 UNKNOWN = 8.0  # experts, taken to have been foreseen in vain at first
 
 
-def under_way(depth: int) -> int:
-    """Reads that may be under way once one ahead is begun, of `depth` at most: demanded ones are to find the others free."""
-    return depth // 2 + 1
-
-
 def ranked(ids: Iterable[Sequence[int]], there: Collection[int]) -> list[int]:
     """The experts of `ids` [tokens][top_k], of each token the likeliest first, that are not `there`: the likeliest first."""
     votes: dict[int, int] = {}

@@ -253,21 +253,59 @@ void ExpertCache::read_on(int layer, int most) {
     for (size_t i = 0; i < slots.size(); i++) begin(slots[i], absent[i], Why::ahead);
 }
 
-ExpertCache::Lease::Lease(ExpertCache& cache, int layer, std::vector<int> experts)
-    : cache_(cache), layer_(layer), experts_(std::move(experts)), slots_(experts_.size(), -1) {
-    std::lock_guard<std::mutex> lock(cache_.mutex_);
-    cache_.settle_ahead(layer, experts_);
-    cache_.rates_.note(layer, experts_);
-    cache_.first_to_go_[layer] = UNKNOWN;
-    cache_.wide_ = wide();
-    if (!wide()) cache_.begin_layer(layer, experts_);
-    CacheCounters& counters = cache_.counters_;
-    for (int place = 0; place < int(experts_.size()); place++) {
-        const int at = cache_.slot_of_[cache_.record(layer, experts_[place])];
-        const bool there = at >= 0 && cache_.slots_[at].state == State::ready;
-        (there ? counters.hits : counters.misses)[layer]++;
-        if (!join(place)) absent_.push_back(place);
+std::vector<int> ExpertCache::note_locked(int layer, const std::vector<int>& experts) {
+    settle_ahead(layer, experts);
+    rates_.note(layer, experts);
+    first_to_go_[layer] = UNKNOWN;
+    wide_ = wide(experts.size());
+    if (!wide_) begin_layer(layer, experts);
+    std::vector<int> missing;
+    for (const int expert : experts) {
+        const int at = slot_of_[record(layer, expert)];
+        const bool there = at >= 0 && slots_[at].state == State::ready;
+        (there ? counters_.hits : counters_.misses)[layer]++;
+        if (!there) missing.push_back(expert);
     }
+    return missing;
+}
+
+std::vector<int> ExpertCache::note(int layer, const std::vector<int>& experts) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    return note_locked(layer, experts);
+}
+
+bool ExpertCache::holds(int layer, int expert) const {
+    std::lock_guard<std::mutex> lock(mutex_);
+    const int at = slot_of_[record(layer, expert)];
+    return at >= 0 && slots_[at].state == State::ready;
+}
+
+int ExpertCache::room(int layer, const std::vector<int>& experts) const {
+    std::lock_guard<std::mutex> lock(mutex_);
+    int left = int(std::count_if(slots_.begin(), slots_.end(), [](const Slot& slot) { return !slot.leases; }));
+    for (const int expert : experts) {
+        const int at = slot_of_[record(layer, expert)];
+        left -= at < 0 || !slots_[at].leases;
+    }
+    return left;
+}
+
+ExpertCache::Lease::Lease(ExpertCache& cache, int layer, std::vector<int> experts)
+    : cache_(cache), layer_(layer), experts_(std::move(experts)), noted_(true), slots_(experts_.size(), -1) {
+    std::lock_guard<std::mutex> lock(cache_.mutex_);
+    cache_.note_locked(layer, experts_);
+    begin();
+}
+
+ExpertCache::Lease::Lease(ExpertCache& cache, int layer, std::vector<int> experts, Unnoted)
+    : cache_(cache), layer_(layer), experts_(std::move(experts)), noted_(false), slots_(experts_.size(), -1) {
+    std::lock_guard<std::mutex> lock(cache_.mutex_);
+    begin();
+}
+
+void ExpertCache::Lease::begin() {
+    for (int place = 0; place < int(experts_.size()); place++)
+        if (!join(place)) absent_.push_back(place);
     ask();
 }
 
@@ -295,6 +333,15 @@ ExpertCache::Lease::~Lease() {
         std::lock_guard<std::mutex> lock(cache_.mutex_);
         for (const std::vector<int>* places : {&told_, &there_, &waiting_})
             for (const int place : *places) give_back(place);
+    }
+    cache_.arrived_.notify_all();
+}
+
+void ExpertCache::Lease::give_back_told(int place) {
+    {
+        std::lock_guard<std::mutex> lock(cache_.mutex_);
+        told_.erase(std::find(told_.begin(), told_.end(), place));
+        give_back(place);
     }
     cache_.arrived_.notify_all();
 }

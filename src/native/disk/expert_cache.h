@@ -48,6 +48,9 @@ class ExpertCache {
       public:
         // experts: ascending. Asks for those that are absent, in that order, which is the disk's.
         Lease(ExpertCache& cache, int layer, std::vector<int> experts);
+        // experts: in any order, in which absent ones are asked for; of a step that note() was told of, or of none. Nothing else is read.
+        struct Unnoted {};
+        Lease(ExpertCache& cache, int layer, std::vector<int> experts, Unnoted);
         ~Lease();
         Lease(const Lease&) = delete;
         Lease& operator=(const Lease&) = delete;
@@ -56,22 +59,34 @@ class ExpertCache {
         // told. Those told before are given back, unless all shall be `kept`. StoreFailure: one cannot be read.
         const std::vector<int>& next(bool kept = false);
 
+        // Gives one that next() told back before the others. By its place, once.
+        void give_back_told(int place);
+
         const uint8_t* at(int place) const { return cache_.at(slots_[place]); }
         int slot(int place) const { return slots_[place]; }
 
       private:
+        void begin();
         bool join(int place);
         void ask();
-        bool wide() const { return 4 * experts_.size() > 3 * size_t(cache_.store_.experts); }
+        bool wide() const { return noted_ && cache_.wide(experts_.size()); }
         void collect();
         void give_back(int place);
 
         ExpertCache& cache_;
         const int layer_;
         const std::vector<int> experts_;
+        const bool noted_;  // by itself
         std::vector<int> slots_;                        // by place; -1: none yet
         std::vector<int> there_, waiting_, absent_, told_;  // places
     };
+
+    // A step of a layer wants those experts, ascending, which counts as one use of each: those of them that are not in memory.
+    std::vector<int> note(int layer, const std::vector<int>& experts);
+    // Whether an expert is in memory.
+    bool holds(int layer, int expert) const;
+    // Slots without a lease that would be left if those experts had one, too; less than 0: they have to wait for others'.
+    int room(int layer, const std::vector<int>& experts) const;
 
     // Use more slots from here on.
     void grow(int slots);
@@ -106,6 +121,8 @@ class ExpertCache {
 
     const uint8_t* at(int slot) const { return memory_ + size_t(slot) * slot_bytes_; }
     int record(int layer, int expert) const { return layer * store_.experts + expert; }
+    bool wide(size_t experts) const { return 4 * experts > 3 * size_t(store_.experts); }
+    std::vector<int> note_locked(int layer, const std::vector<int>& experts);
     [[noreturn]] void fail(const std::string& problem) const;  // StoreFailure
     // The slot of a layer's expert that goes first, -1: none of them may go. Found anew where the layer has changed since.
     int first_to_go(int layer);

@@ -135,18 +135,18 @@ class GgufModel(ModelSource):
         dtype: torch.dtype,
         packed: bool,
         progress: Callable[[int], None],
+        stored: bool = False,
     ) -> Weights:
-        """All weights in one pass: experts in `layouts`, or for None neither them nor embeddings that can stay in the file; dense
-        weights in `dtype`, but those that can be packed if they shall be `packed`. DaliError for what cannot be read or held so.
-        `progress` is told the bytes read."""
+        """All weights in one pass: experts in `layouts`, or none of them for None; dense weights in `dtype`, but those that can
+        be packed if they shall be `packed`, without embeddings that can stay in the file if they shall be `stored`. DaliError for
+        what cannot be read or held so. `progress` is told the bytes read."""
         losses = Losses()
         experts = Reading([], lambda: None) if layouts is None else self.experts.read(layouts)
-        stays = packed and layouts is None
-        stored = {path: StoredTable(one) for path, one in self.dense.storable.items()} if stays else {}
-        matrices = self.dense.read_packed(losses, stays) if packed else Reading([], dict)
+        tables = {path: StoredTable(one) for path, one in self.dense.storable.items()} if stored else {}
+        matrices = self.dense.read_packed(losses, stored) if packed else Reading([], dict)
         dense = self.dense.read(dtype, packed, losses)
-        read([experts, matrices, dense, *(table.check() for table in stored.values())], progress)
-        return Weights(experts.finish(), matrices.finish(), stored, dense.finish(), losses)
+        read([experts, matrices, dense, *(table.check() for table in tables.values())], progress)
+        return Weights(experts.finish(), matrices.finish(), tables, dense.finish(), losses)
 
     def load(
         self, options: LoadOptions, compiled: bool, meter: Meter, notify: Callable[[str], None]
@@ -164,7 +164,7 @@ class GgufModel(ModelSource):
             self.calls,
             self.skeleton,
             dtype,
-            lambda layouts: self.dense.stored_bytes() if _packs(layouts, compiled) else 0,
+            lambda layouts: self.dense.stored_bytes() if _stores(layouts, compiled, options) else 0,
         )
         tokenizer = self.tokenizer
         for key, wrong in self.gguf.ignored.items():
@@ -177,7 +177,11 @@ class GgufModel(ModelSource):
             pool, converted = self._open_pool(layouts, disk, meter, notify)
         nbytes = self.nbytes if pool is None else self.dense.nbytes
         weights = self.read(
-            layouts if pool is None else None, dtype, packed, meter("Loading weights", nbytes)
+            layouts if pool is None else None,
+            dtype,
+            packed,
+            meter("Loading weights", nbytes),
+            pool is not None and _stores(layouts, compiled, options),
         )
         model = load_dense(
             self.path, self.config, dtype, weights.dense, without=[*weights.packed, *weights.stored]
@@ -241,3 +245,8 @@ def _packs(layouts: list[ExpertLayout], compiled: bool) -> bool:
     """Whether linears and embeddings are packed, too: the compiled kernels take them so, and beside experts in floats they are
     computed in floats."""
     return compiled and largest(layouts).format.quantized
+
+
+def _stores(layouts: list[ExpertLayout], compiled: bool, options: LoadOptions) -> bool:
+    """Whether embeddings stay in the file beside experts on disk: an accelerator takes tables."""
+    return _packs(layouts, compiled) and options.device == "cpu"

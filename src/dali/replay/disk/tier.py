@@ -15,12 +15,12 @@ from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 
 from dali.hardware.cost import DiskCosts, ExpertCosts
+from dali.hardware.disk_lane import Lane, Read
 from dali.policies.places import Expert, Places
 from dali.policies.plan import LayerPlan, ResidencyView
 from dali.policies.pool import PoolPolicy
 from dali.policies.read_ahead import ReadAhead, ranked
 from dali.replay.disk.consumers import Consumers
-from dali.replay.disk.lane import Lane, Read
 
 PAGE = 4096  # bytes: reads past the page cache are of whole ones
 

@@ -44,6 +44,9 @@ void bind_cache(nb::module_& m) {
                  new (self) ExpertCache(std::move(store), pointer<uint8_t>(memory), slot_bytes, slots, depth);
              },
              nb::keep_alive<1, 10>())  // whoever owns the memory, into which threads read until the cache has gone
+        .def("note", &ExpertCache::note)
+        .def("holds", &ExpertCache::holds)
+        .def("room", &ExpertCache::room)
         .def("grow", &ExpertCache::grow)
         .def("look_ahead", &ExpertCache::look_ahead)
         .def("rest", &ExpertCache::rest)
@@ -54,10 +57,11 @@ void bind_cache(nb::module_& m) {
         .def("counters", &dict_of);
     nb::class_<ExpertCache::Lease>(m, "ExpertLease")
         .def("__init__",
-             [](ExpertCache::Lease* self, ExpertCache& cache, int layer, const std::vector<int>& experts) {
-                 new (self) ExpertCache::Lease(cache, layer, experts);
+             [](ExpertCache::Lease* self, ExpertCache& cache, int layer, const std::vector<int>& experts, bool noted) {
+                 if (noted) new (self) ExpertCache::Lease(cache, layer, experts, ExpertCache::Lease::Unnoted());
+                 else new (self) ExpertCache::Lease(cache, layer, experts);
              },
-             nb::keep_alive<1, 2>())
+             nb::arg("cache"), nb::arg("layer"), nb::arg("experts"), nb::arg("noted") = false, nb::keep_alive<1, 2>())
         // Waits until all are there -> the slot of each.
         .def("hold", [](ExpertCache::Lease& self, int experts) {
             nb::gil_scoped_release unlocked;

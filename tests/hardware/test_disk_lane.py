@@ -3,7 +3,7 @@
 import pytest
 
 from dali.hardware.cost import DiskCosts
-from dali.replay.disk.lane import Lane
+from dali.hardware.disk_lane import Lane, under_way
 
 BYTES = 4096
 
@@ -43,3 +43,7 @@ def test_reads_land_in_the_order_they_began():
         disk.begin((0, expert), 0.0, BYTES, False)
     assert [disk.take().expert, disk.take().expert] == [(0, 3), (0, 1)]
     assert disk.idle == 21.0
+
+
+def test_reads_ahead_leave_others_of_the_disk_free():
+    assert [under_way(depth) for depth in (1, 2, 4, 8)] == [1, 2, 3, 5]

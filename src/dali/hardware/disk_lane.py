@@ -1,4 +1,4 @@
-"""The disk lane: reads one after another on the replay's clock."""
+"""The disk lane: reads one after another on a modelled clock, a replay's or a simulated device's."""
 
 from __future__ import annotations
 
@@ -6,8 +6,13 @@ from collections import deque
 from typing import NamedTuple
 
 from dali.hardware.cost import DiskCosts
-from dali.policies.places import Expert
-from dali.policies.read_ahead import under_way
+
+Expert = tuple[int, int]  # (layer, expert)
+
+
+def under_way(depth: int) -> int:
+    """Reads that may be under way once one ahead is begun, of `depth` at most: demanded ones are to find the others free."""
+    return depth // 2 + 1
 
 
 class Read(NamedTuple):
