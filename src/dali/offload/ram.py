@@ -50,7 +50,9 @@ def share_out(
     step = engine.scheduler.step_tokens
     if keeps is not None and loaded.layout.format.quantized:  # over a GPU, kernels' memory is for no more
         context = loaded.ctx_size if options.ctx_size is not None else min(FEWEST_TOKENS, loaded.ctx_size)
-        step = engine.scheduler.step_tokens = _step_tokens(loaded, plan.ram - held, keeps, context, device)
+        step = engine.scheduler.step_tokens = _step_tokens(
+            loaded, min(step, STEP), plan.ram - held, keeps, context, device
+        )
     used = held + _step_bytes(loaded, step, device)
     least = plan.least_slots * pool.slot_bytes
     whole = 0 if keeps is None else _limit(loaded, engine, keeps, step, used, options, notify)
@@ -99,16 +101,16 @@ def _limit(
 
 
 def _step_tokens(
-    loaded: LoadedModel, room: int, keeps: StateSize, context: int, device: Device | None
+    loaded: LoadedModel, tokens: int, room: int, keeps: StateSize, context: int, device: Device | None
 ) -> int:
     """Prompt tokens a step: each chunk reads every expert that it needs once, so they are large, as long as what a step takes
-    for a while is a small part of the budget. `room`: bytes for steps, states of so long a `context`, and experts. Not for floats,
-    which are computed in chunks as they are with all experts in RAM, whose bits they have.
+    for a while is a small part of the budget. `tokens`: to begin with; `room`: bytes for steps, states of so long a `context`, and
+    experts. Not for floats, which are computed in chunks as they are with all experts in RAM, whose bits they have.
 
     Where that leaves fewer slots than one token's experts of all layers, of which next to none would be there when the next token
     wants them, chunks are smaller, and where there is no room otherwise, as small as may be. Not over an accelerator.
     """
-    tokens, pool, plan = STEP, loaded.pool, loaded.disk
+    pool, plan = loaded.pool, loaded.disk
     assert isinstance(pool, DiskPool) and plan is not None
     budget, least = plan.ram, plan.least_slots
 
