@@ -66,8 +66,11 @@ class StoredEmbedding(PackedEmbedding):
         self, read: Callable[[Tensor], Tensor], embedding: nn.Embedding, format: Format, dtype: torch.dtype
     ) -> None:
         super().__init__(torch.empty(0, dtype=torch.uint8), embedding, format, dtype)
-        self._decoded = read  # type: ignore[method-assign]
+        self._read = read
         self.gathered = torch.zeros(MOST_ROWS, self.embedding_dim, dtype=dtype)
+
+    def _decoded(self, ids: Tensor) -> Tensor:
+        return self._read(ids)
 
     def gather(self, ids: list[int]) -> list[int]:
         """Put the rows of at most MOST_ROWS `ids` into `gathered`, without a scale; their places there."""

@@ -163,11 +163,9 @@ def _native_embeddings(inner: Any, module: Any) -> native.Embeddings:
     own = scale.to(dtype) if isinstance(scale, Tensor) else getattr(inner, "embedding_multiplier", 1.0)
     rows, width = module.num_embeddings, module.embedding_dim
     if isinstance(module, StoredEmbedding):
-        table, rows, format = module.gathered, len(module.gathered), None
-    elif isinstance(module, PackedEmbedding):
-        table, format = module.packed, module.format
-    else:
-        table, format = module.weight, None
+        return native.Embeddings(module.gathered, MOST_ROWS, width, None, dtype, float(own))
+    packed = isinstance(module, PackedEmbedding)
+    table, format = (module.packed, module.format) if packed else (module.weight, None)
     return native.Embeddings(table, rows, width, format, dtype, float(own))
 
 

@@ -104,7 +104,7 @@ def _step_tokens(
     loaded: LoadedModel, tokens: int, room: int, keeps: StateSize, context: int, device: Device | None
 ) -> int:
     """Prompt tokens a step: each chunk reads every expert that it needs once, so they are large, as long as what a step takes
-    for a while is a small part of the budget. `tokens`: to begin with; `room`: bytes for steps, states of so long a `context`, and
+    for a while is a small part of the budget. `tokens`: to begin with; `room`: bytes for steps, states of so long a `context` and
     experts. Not for floats, which are computed in chunks as they are with all experts in RAM, whose bits they have.
 
     Where that leaves fewer slots than one token's experts of all layers, of which next to none would be there when the next token
