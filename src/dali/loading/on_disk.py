@@ -69,7 +69,7 @@ def fit(
             ) from misfit
         if options.device_kind == "sim" and (profile := options.planning_profile()) is not None:
             disk_costs(profile)
-        kept = calls.kept * dtype.itemsize
+        kept = calls.kept * (1 if options.in_q8 else dtype.itemsize)
         misfit.dense_bytes -= stays(misfit.layouts)
         return misfit.layouts, _plan(misfit, what, options, calls.top_k, skeleton, kept)
 
@@ -77,7 +77,7 @@ def fit(
 def _plan(
     misfit: DoesNotFit, what: object, options: LoadOptions, top_k: int, skeleton: Any, kept: int
 ) -> DiskPlan:
-    """`kept`: bytes of a token's keys and values."""
+    """`kept`: bytes of a token's keys and values, at least."""
     ram = options.ram_bytes
     used = own_memory()
     allowed = used + available_ram() - MARGIN if ram is None else ram
