@@ -54,8 +54,7 @@ def fit(
     """The layouts that `choose` finds to fit RAM; where none does, those it comes nearest with, and how they are kept on disk.
 
     DaliError where that cannot be, or the budget does not even have room for a token's experts of one layer beside all else.
-    `calls` and `dtype`: of the model, `skeleton`: it on meta; `stays`: bytes of its dense
-    weights that then stay in the file, too.
+    `calls` and `dtype`: of the model, `skeleton`: it on meta; `stays`: bytes of its dense weights that then stay in the file, too.
     """
     try:
         return choose(), None
@@ -71,22 +70,34 @@ def fit(
             disk_costs(profile)
         kept = calls.kept * (1 if options.in_q8 else dtype.itemsize)
         misfit.dense_bytes -= stays(misfit.layouts)
-        return misfit.layouts, _plan(misfit, what, options, calls.top_k, skeleton, kept)
+        windows = any(calls.windows.values())  # which keep less of a long context
+        return misfit.layouts, _plan(misfit, what, options, calls.top_k, skeleton, kept, windows)
 
 
 def _plan(
-    misfit: DoesNotFit, what: object, options: LoadOptions, top_k: int, skeleton: Any, kept: int
+    misfit: DoesNotFit,
+    what: object,
+    options: LoadOptions,
+    top_k: int,
+    skeleton: Any,
+    kept: int,
+    windows: bool,
 ) -> DiskPlan:
-    """`kept`: bytes of a token's keys and values, at least."""
+    """`kept`: bytes of a token's keys and values, at least, in all layers unless there are `windows`. What is refused is told the
+    budget that has room for the context asked for, too."""
     ram = options.ram_bytes
     used = own_memory()
     allowed = used + available_ram() - MARGIN if ram is None else ram
     layout = largest(misfit.layouts)
-    chunk = LEAST_STEP if options.device == "cpu" and layout.format.quantized else STEP
+    alone = options.device == "cpu"
+    chunk = LEAST_STEP if alone and layout.format.quantized else STEP
     least = used + LOADED + misfit.dense_bytes + step_bytes(layout, top_k, skeleton, chunk)
-    least += top_k * layout.record_bytes + FEWEST_TOKENS * kept
+    asked = options.ctx_size or FEWEST_TOKENS
+    fewest = min(asked, FEWEST_TOKENS)
+    least += top_k * layout.record_bytes + fewest * kept
     if least > allowed:
-        raise too_small(what, least, ram, allowed)
+        more = (asked - fewest) * kept if alone and not windows else 0
+        raise too_small(what, least + more, ram, allowed)
     return DiskPlan(allowed, ram is not None, top_k)
 
 

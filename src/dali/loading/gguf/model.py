@@ -156,16 +156,7 @@ class GgufModel(ModelSource):
         self.config.dtype = self.dense.dtype
         ctx_size = choose_context(self.config, options, self.name)
         dtype = self.dtype(options.dtype, compiled)
-        layouts, disk = fit(
-            lambda: self.layouts(options.quant, dtype, options.ram_bytes, compiled),
-            self.name,
-            options,
-            compiled,
-            self.calls,
-            self.skeleton,
-            dtype,
-            lambda layouts: self.dense.stored_bytes() if _stores(layouts, compiled, options) else 0,
-        )
+        layouts, disk = self._fit(dtype, options, compiled)
         tokenizer = self.tokenizer
         for key, wrong in self.gguf.ignored.items():
             notify(f"{self.path} is read without its key {key}, which {wrong}.")
@@ -216,6 +207,20 @@ class GgufModel(ModelSource):
             converted=converted,
             converted_linears=linears,
             disk=disk,
+        )
+
+    def _fit(
+        self, dtype: torch.dtype, options: LoadOptions, compiled: bool
+    ) -> tuple[list[ExpertLayout], DiskPlan | None]:
+        return fit(
+            lambda: self.layouts(options.quant, dtype, options.ram_bytes, compiled),
+            self.name,
+            options,
+            compiled,
+            self.calls,
+            self.skeleton,
+            dtype,
+            lambda layouts: self.dense.stored_bytes() if _stores(layouts, compiled, options) else 0,
         )
 
     def _open_pool(
