@@ -54,7 +54,7 @@ def fit(
     """The layouts that `choose` finds to fit RAM; where none does, those it comes nearest with, and how they are kept on disk.
 
     DaliError where that cannot be, or the budget does not even have room for a token's experts of one layer beside all else.
-    `calls` and `dtype`: of the model, `skeleton`: it on meta; `stays`: bytes of its dense weights that then stay in the file, too.
+    `calls` and `dtype`: of the model, `skeleton`: it on meta; `stays`: bytes of its dense weights that then are on disk, too.
     """
     try:
         return choose(), None
