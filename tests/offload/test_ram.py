@@ -10,9 +10,9 @@ import dali
 from dali.errors import DaliError
 from dali.kernels import native
 from dali.llm import LLM
-from dali.loading import budget, on_disk
+from dali.loading import budget, on_disk, room
 from dali.offload import ram
-from dali.step.kv import Reservation
+from dali.step.size import Reservation
 from dali.store.disk_pool import DiskPlan, DiskPool
 from families import random_model, save_model
 
@@ -29,7 +29,7 @@ def load(tmp_path, monkeypatch):
     grown: list[int] = []
 
     def nothing_fits(candidates: Any, smallest: Any, experts: int, dense_bytes: int, *rest: Any) -> Any:
-        error = budget.DoesNotFit("RAM is full.", "Never mind.")
+        error = room.DoesNotFit("RAM is full.", "Never mind.")
         error.layouts, error.dense_bytes = candidates[0], dense_bytes
         raise error
 
@@ -42,7 +42,7 @@ def load(tmp_path, monkeypatch):
     monkeypatch.setattr(budget, "choose_layouts", nothing_fits)
     monkeypatch.setattr(ram, "own_memory", lambda: OWN)
     monkeypatch.setattr(ram, "step_bytes", lambda *given: 2**20)
-    monkeypatch.setattr(ram, "FEWEST_TOKENS", 4)
+    monkeypatch.setattr(room, "FEWEST_TOKENS", 4)
     monkeypatch.setattr(DiskPool, "grow", lambda self, slots: grown.append(slots))
     return load
 

@@ -18,7 +18,7 @@ from dali.hardware import profile
 from dali.hardware.cost import disk_costs
 from dali.kernels import native
 from dali.llm import LLM
-from dali.loading.budget import HEADROOM
+from dali.loading.room import HEADROOM
 from dali.measure.recorder import record
 from dali.policies import Policies, create
 from dali.replay import timeline

@@ -1,0 +1,249 @@
+"""What `dali run` would decide for a model here: by the same functions as loading, from sizes alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from dali.doctor.sizes import ExpertFormat, ModelSizes, quantized
+from dali.errors import DaliError, UsageError, parameter
+from dali.hardware.cost import disk_costs
+from dali.hardware.profile import Profile
+from dali.loading.context import check_range
+from dali.loading.room import (
+    DEVICE_HEADROOM,
+    FEWEST_TOKENS,
+    LOADED,
+    LOGIT_ROWS,
+    MARGIN,
+    NoRoom,
+    first_that_fits,
+    least_bytes,
+    least_step,
+    lossy_needs_ram,
+    needed,
+    no_context,
+    nothing_to_fetch,
+    out_of_memory,
+    share,
+    staged_bytes,
+    step_bytes,
+    step_tokens,
+    too_small,
+)
+from dali.loading.rope import scale_rope
+from dali.options import LoadOptions
+from dali.units import size
+
+# Bytes of Python, torch and transformers with a small model's modules; doctor_speed.json has `imported_mib`, without these.
+IMPORTED = 400 * 2**20
+STEP_TOKENS = 512  # prompt tokens of a step with all experts in RAM
+RAM, DISK = "RAM", "disk"
+
+
+class Free(NamedTuple):
+    """What this machine has left: bytes of memory, and of the disk of dali's cache (None: not known)."""
+
+    memory: int
+    disk: int | None = None
+
+
+class Device(NamedTuple):
+    """An accelerator: its name, its profile, and whether it is simulated."""
+
+    name: str
+    profile: Profile
+    simulated: bool
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One way to run a model. `slots`: of `all_slots` experts those that RAM holds, of a plan by disk; `resident`: those that an
+    accelerator holds. Sizes in bytes."""
+
+    where: str  # "RAM" or "disk"
+    layouts: Sequence[ExpertFormat]
+    dtype: str
+    packed: bool  # linears, too
+    context: int
+    dense: int
+    experts: int
+    states: int
+    allowed: int
+    slots: int = 0
+    all_slots: int = 0
+    prefixes: int = 0
+    resident: int = 0
+    vram: int = 0
+    device: Device | None = None
+    store: int = 0  # bytes that packed experts take on disk
+
+    @property
+    def format(self) -> str:
+        """The experts' formats, for people."""
+        return ", ".join(dict.fromkeys(layout.name for layout in self.layouts))
+
+    @property
+    def memory(self) -> int:
+        """Bytes of RAM that it takes once it runs with its whole context."""
+        held = self.experts if self.where == RAM else self.slots * self.slot
+        return held + self.dense + self.states
+
+    @property
+    def slot(self) -> int:
+        """Bytes of the largest expert."""
+        return max(layout.record for layout in self.layouts)
+
+
+def make_plan(
+    sizes: ModelSizes, options: LoadOptions, free: Free, compiled: bool, device: Device | None = None
+) -> Plan:
+    """The plan that loading would choose. DaliError: it would refuse, in its words."""
+    _, most = scale_rope(sizes.rope, sizes.context, options, sizes.name)
+    if options.ctx_size is not None:
+        check_range(options.ctx_size, most, sizes.name)
+    context = most if options.ctx_size is None else options.ctx_size
+    dtype = _dtype(sizes, options, compiled)
+    names = ["w8", "w4"] if options.quant == "auto" and not sizes.gguf else [options.quant]
+    if options.quant == "keep" and sizes.fp8:
+        raise DaliError(
+            f"The experts of {sizes.name} are in FP8, and dali packs no such values.",
+            f"Give {parameter('quant')} f32, which holds them, bf16, which rounds them, or w8.",
+        )
+    layouts = [sizes.layouts(name) for name in names]
+    experts = [_all(sizes, each) for each in layouts]
+    smallest = _all(sizes, sizes.layouts("w4"))
+    packed = compiled and quantized(layouts[0][0].name)
+    loading = sizes.dense_bytes(dtype, packed and sizes.gguf)
+    allowed = free.memory if options.ram_bytes is None else options.ram_bytes
+    fits = first_that_fits(experts, loading, allowed)
+    running = sum(sizes.read_dense(one, dtype, packed)[1] for one in sizes.dense) if packed else loading
+    chosen = len(layouts) - 1 if fits is None else fits
+    plan = Plan(
+        RAM,
+        layouts[chosen],
+        dtype,
+        packed,
+        context,
+        running,
+        experts[chosen],
+        sizes.state_bytes(context, dtype, options.in_q8, STEP_TOKENS),
+        allowed,
+        all_slots=sizes.moe_layers * sizes.experts,
+        store=0 if sizes.gguf and fits is not None else experts[chosen],
+    )
+    if fits is None:
+        misfit = out_of_memory(
+            sizes.name,
+            plan.format,
+            needed(experts[-1], loading),
+            needed(smallest, loading),
+            options.ram_bytes,
+            free.memory,
+        )
+        if not compiled:
+            raise misfit
+        if options.lossy:
+            raise lossy_needs_ram(sizes.name)
+        if device is not None and device.simulated:
+            disk_costs(device.profile)
+        plan = _on_disk(sizes, options, free, plan, loading, device)
+    elif device is None and options.prefetch is not None:
+        raise nothing_to_fetch(options.prefetch, sizes.name)
+    _check_disk(sizes, plan, free)
+    return plan if device is None else _accelerated(sizes, options, plan, device)
+
+
+def _dtype(sizes: ModelSizes, options: LoadOptions, compiled: bool) -> str:
+    if options.dtype != "auto":
+        return options.dtype
+    if sizes.gguf:
+        return "float32" if compiled else sizes.dtype
+    return "float32" if sizes.dtype == "float16" and compiled else sizes.dtype
+
+
+def _all(sizes: ModelSizes, layouts: Sequence[ExpertFormat]) -> int:
+    return sum(sizes.experts * layout.record for layout in layouts)
+
+
+def _on_disk(
+    sizes: ModelSizes, options: LoadOptions, free: Free, plan: Plan, loading: int, device: Device | None
+) -> Plan:
+    """The same with its experts on disk, and as many in RAM as it has room for. DaliError: for none."""
+
+    def step(tokens: int) -> int:
+        logits = LOGIT_ROWS * sizes.vocab
+        staged = 0 if device is None else staged_bytes(tokens, sizes.top_k, sizes.hidden)
+        taken = step_bytes(sizes.hidden, sizes.intermediate, sizes.top_k, sizes.widest, tokens, logits)
+        return taken + staged
+
+    ram = options.ram_bytes
+    allowed = IMPORTED + free.memory - MARGIN if ram is None else ram
+    shrinks = device is None and quantized(plan.layouts[0].name)
+    if shrinks and plan.packed:
+        loading -= replace(sizes, dense=sizes.stored).dense_bytes(plan.dtype, True)
+        running = sum(sizes.read_dense(one, plan.dtype, True)[1] for one in sizes.stored)
+        plan = replace(plan, dense=plan.dense - running)
+    shortest = min(FEWEST_TOKENS, plan.context)
+    fewest = sizes.state_bytes(shortest, plan.dtype, options.in_q8)
+    least = least_bytes(IMPORTED, loading, step(least_step(shrinks)), sizes.top_k * plan.slot, fewest)
+    if least > allowed:
+        raise too_small(sizes.name, least, ram, allowed)
+    on_gpu = device is not None and not device.simulated  # which keeps keys and values itself
+    asked = plan.context if options.ctx_size is not None else shortest
+
+    def slots(tokens: int) -> int:
+        states = sizes.state_bytes(asked, plan.dtype, options.in_q8, tokens)
+        return (allowed - IMPORTED - LOADED - plan.dense - step(tokens) - states) // plan.slot
+
+    wanted = sizes.top_k, min(sizes.top_k * sizes.moe_layers, plan.all_slots)
+    chunk = STEP_TOKENS
+    if not on_gpu and quantized(plan.layouts[0].name):
+        chunk = step_tokens(chunk, allowed, step, slots if shrinks else None, wanted)
+    used = IMPORTED + LOADED + plan.dense + step(chunk)
+
+    def states(tokens: int) -> int:
+        return 0 if on_gpu else sizes.state_bytes(tokens, plan.dtype, options.in_q8, chunk)
+
+    try:
+        shares = share(
+            allowed - used,
+            used,
+            plan.slot,
+            (sizes.top_k, min(plan.all_slots, max(allowed // plan.slot, sizes.top_k))),
+            (plan.context, options.ctx_size is not None),
+            options.cache_ram_bytes,
+            states,
+        )
+    except NoRoom as none:
+        if none.tokens:
+            raise no_context(plan.context, states(plan.context), none) from None
+        raise too_small(sizes.name, none.least, ram, allowed) from None
+    return replace(plan, where=DISK, allowed=allowed, store=plan.experts, **shares._asdict())
+
+
+def _accelerated(sizes: ModelSizes, options: LoadOptions, plan: Plan, device: Device) -> Plan:
+    """The same with as many experts on the accelerator as its memory has room for."""
+    room = max(int(device.profile["gpu_memory"]) - plan.dense, 0)
+    if not device.simulated:
+        room = max(room - plan.states, 0)
+    if options.vram_bytes is not None and device.simulated and options.vram_bytes > room:
+        raise UsageError(
+            f"{parameter('vram')} asks for {size(options.vram_bytes)}; {device.profile.name} has "
+            f"{size(room)} beside dense weights.",
+            f"Give {parameter('vram')} {room // 2**20}MiB or less, or choose another profile.",
+        )
+    budget = max(room - DEVICE_HEADROOM, 0) if options.vram_bytes is None else min(options.vram_bytes, room)
+    resident = min(budget // plan.slot, plan.all_slots)
+    return replace(plan, device=device, vram=budget, resident=resident)
+
+
+def _check_disk(sizes: ModelSizes, plan: Plan, free: Free) -> None:
+    """DaliError where the disk of dali's cache has no room for the experts that loading packs into it."""
+    if free.disk is not None and plan.store > free.disk:
+        raise DaliError(
+            f"{sizes.name} takes {size(plan.store)} on the disk of dali's cache, once its experts are packed as {plan.format}; "
+            f"{size(free.disk)} are free there.",
+            "Free some, or set DALI_CACHE_DIR to a folder on another disk.",
+        )
