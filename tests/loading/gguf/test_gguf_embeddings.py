@@ -18,8 +18,8 @@ from dali.fused.embedding import PackedEmbedding
 from dali.fused.release import release
 from dali.kernels import native
 from dali.kernels.packing import unpack
-from dali.loading.budget import DoesNotFit
 from dali.loading.gguf.model import GgufModel
+from dali.loading.room import DoesNotFit
 from decoded import decoded
 from gguf_models import encode_as, gguf_model, rewrite, save_gguf
 
