@@ -37,5 +37,5 @@ def shipped_model() -> tuple[Measurement, int]:
     import dali
 
     llm = dali.load()
-    (found,) = measure(llm, [Test(0, TOKENS)], REPETITIONS)
+    ((found,),) = measure([lambda: llm], [Test(0, TOKENS)], REPETITIONS)
     return found, llm.loaded.pool.layers

@@ -19,12 +19,14 @@ from dali.replay import eviction
 from dali.replay.bounds import LeastSeconds, pooled_belady
 from dali.replay.cells import Cell, read_trace, slots_of, steps_of
 from dali.replay.disk import columns, pools
+from dali.replay.explain.slices import LayerStep, explain
 from dali.replay.ray_pool import ray_map
 from dali.replay.shapes import shape_of
 from dali.replay.spans import timeline
 from dali.replay.steps import CHUNK, Forward
 from dali.replay.timeline import SCRATCH, Result, Timeline, dense_seconds
 from dali.replay.traces.trace import Trace
+from dali.runtime.journal import Journal
 from dali.systems import System
 
 PARALLEL_EVENTS = 200_000  # from so many (step, layer) events on, other processes pay for their start
@@ -113,6 +115,15 @@ def _timeline(cell: Cell, trace: Trace) -> Timeline:
     return Timeline(trace, policies, shape, model, slots, system.guarded)
 
 
+def explained(cell: Cell) -> list[LayerStep]:
+    """What each expert did in a cell's replay, and why."""
+    trace = read_trace(cell.trace)
+    replay = _timeline(cell, trace)
+    replay.journal = Journal(replay.costs)
+    replay.run(steps_of(cell.trace, cell.batch, cell.tokens))
+    return explain(replay.journal, trace.top_k)
+
+
 def _warm(cell: Cell, trace: Trace, steps: Sequence[Forward]) -> Outcome:
     replay = _timeline(cell, trace)
     result = replay.run(steps)
@@ -123,6 +134,9 @@ def _warm(cell: Cell, trace: Trace, steps: Sequence[Forward]) -> Outcome:
         "prefill_tokens_per_second": _rate(result.prefill_tokens, result.prefill_seconds),
         "bound_tokens_per_second": _bound(
             cell.trace, cell.batch, cell.tokens, cell.profile, cell.shape, cell.cache_slots
+        ),
+        "cpu_alone_tokens_per_second": _cpu_alone(
+            cell.trace, cell.batch, cell.tokens, cell.profile, cell.shape
         ),
         "accelerator_share": _rounded(result.on_accelerator / int(result.lookups.sum())),
         "prefetched_share": _rounded(result.prefetched / int(result.lookups.sum())),
@@ -292,6 +306,16 @@ def _bound(
     dense = [before(len(step.rows)) + model.costs.launch for step in steps for _ in range(trace.layers)]
     seconds = LeastSeconds(slots_of(cache_slots, trace), model.costs).run(workloads(), dense)
     return _rate(sum(len(step.rows) for step in steps), seconds)
+
+
+@lru_cache(maxsize=64)
+def _cpu_alone(path: str, batch: int, tokens: int | None, profile: str, shape_name: str) -> float | None:
+    """Generated tokens a modelled second without the accelerator."""
+    trace, steps = read_trace(path), steps_of(path, batch, tokens)
+    shape = shape_of(trace, shape_name)
+    model = shape.costs(profiles.load(profile), max(CHUNK, batch), accelerator=False)
+    seconds = columns.cpu_seconds(trace, steps, model, dense_seconds(shape, model))
+    return _rate(sum(len(step.rows) for step in steps if not step.prefill), seconds)
 
 
 def _rates(found: Any, lookups: Any) -> list[float]:
