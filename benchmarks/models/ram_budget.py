@@ -30,12 +30,11 @@ from random import Random
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
-sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 
 import report
-from control_groups import ControlGroup, NoControlGroups, control_group
 from dali.units import parse_size
 from from_disk import PROMPT, build
+from memory_group import MemoryGroup
 
 TOKENS, STREAMS = 60, 8
 
@@ -76,7 +75,7 @@ class Watch:
         return self.peak
 
 
-def run(group: ControlGroup, model: Path, ram: str) -> tuple[int, str]:
+def run(group: MemoryGroup, model: Path, ram: str) -> tuple[int, str]:
     """The peak of one process that answers, and what it said."""
     line = [
         sys.executable,
@@ -91,7 +90,7 @@ def run(group: ControlGroup, model: Path, ram: str) -> tuple[int, str]:
         "-n",
         str(TOKENS),
     ]
-    return finish(subprocess.Popen(group.command(line), text=True, **PIPES))
+    return finish(subprocess.Popen(line, text=True, preexec_fn=group.join(), **PIPES))
 
 
 PIPES: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
@@ -106,10 +105,10 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
     return peak, said
 
 
-def serve(group: ControlGroup, model: Path, ram: str) -> tuple[int, str]:
+def serve(group: MemoryGroup, model: Path, ram: str) -> tuple[int, str]:
     """As `run`, of a server that answers several at once."""
     line = [sys.executable, "-m", "dali", "serve", str(model), "--ram", ram, "--port", "0"]
-    process = subprocess.Popen(group.command(line), text=True, **PIPES)
+    process = subprocess.Popen(line, text=True, preexec_fn=group.join(), **PIPES)
     watch, said = Watch(process), ""
     while not (found := re.search(r"http://[\d.]+:\d+", said)):
         line_said = process.stderr.readline() if process.stderr else ""
@@ -155,9 +154,7 @@ def measure(folder: Path, source: Path, ram: str) -> list[dict[str, Any]]:
     for limited in (False, True):
         shutil.rmtree(folder / "cache", ignore_errors=True)
         for what, do in (("run, packing", run), ("run", run), ("serve", serve)):
-            with control_group() as group:
-                if limited:
-                    group.limit(parse_size(ram))
+            with MemoryGroup(parse_size(ram) if limited else None) as group:
                 process, said = do(group, source, ram)
                 peak = group.peak
             slots = re.search(r"room for (?:all )?(\d+)", said)
@@ -183,17 +180,18 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--more", default="0,200")
     settings = parser.parse_args()
+    try:
+        MemoryGroup().close()
+    except OSError as reason:
+        sys.exit(str(reason))
     settings.folder.mkdir(exist_ok=True)
     sources = [build(settings.folder), build_gguf(settings.folder)]
     os.environ["DALI_CACHE_DIR"] = str(settings.folder / "cache")
     rows: list[dict[str, Any]] = []
-    try:
-        for source in sources:
-            mib = least(source)
-            for more in settings.more.split(","):
-                rows += measure(settings.folder, source, f"{mib + int(more)}MiB")
-    except NoControlGroups as reason:
-        sys.exit(f"Cannot measure: {reason}.")
+    for source in sources:
+        mib = least(source)
+        for more in settings.more.split(","):
+            rows += measure(settings.folder, source, f"{mib + int(more)}MiB")
     report.table(rows)
     report.write("ram_budget", rows)
 

@@ -1,4 +1,4 @@
-"""A control group of Linux, version 1 or 2, that limits a process's memory with the page cache it fills."""
+"""A control group of Linux, version 1 or 2, that counts or limits a process's memory with the page cache it fills."""
 
 from __future__ import annotations
 
@@ -18,11 +18,22 @@ REASON = (
 
 
 class MemoryGroup:
-    """A group of its own for processes that `join` in their first moment, at most `limit` bytes together. OSError: it cannot be
-    had."""
+    """A group of its own for processes that `join` in their first moment, at most `limit` bytes together if there is one.
 
-    def __init__(self, limit: int) -> None:
+    OSError: it cannot be had."""
+
+    def __init__(self, limit: int | None = None) -> None:
         self.version, self.folder = _make()
+        if limit is not None:
+            self._limit(limit)
+
+    def __enter__(self) -> MemoryGroup:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _limit(self, limit: int) -> None:
         try:
             self._write(LIMIT[self.version], limit)
             with suppress(OSError):  # a kernel without swap
@@ -58,10 +69,10 @@ class MemoryGroup:
 
 def _make() -> tuple[int, Path]:
     for version, root in ROOTS.items():
-        folder = root / f"dali-benchmark-{os.getpid()}"
+        folder = root / f"dali-{os.getpid()}"
         with suppress(OSError):
             folder.mkdir()
-            if (folder / LIMIT[version]).exists():
+            if (folder / LIMIT[version]).exists() and (folder / PEAK[version]).exists():
                 return version, folder
             folder.rmdir()
     raise OSError(REASON)

@@ -13,13 +13,14 @@ from dali.hardware.profile import Profile
 from dali.loading.context import check_range
 from dali.loading.room import (
     DEVICE_HEADROOM,
+    FEWEST_TOKENS,
     LOADED,
     LOGIT_ROWS,
     MARGIN,
-    STEP,
     NoRoom,
     first_that_fits,
     least_bytes,
+    least_step,
     lossy_needs_ram,
     needed,
     no_context,
@@ -179,16 +180,27 @@ def _on_disk(
 
     ram = options.ram_bytes
     allowed = IMPORTED + free.memory - MARGIN if ram is None else ram
-    kept = sizes.state_bytes(2, plan.dtype, False) - sizes.state_bytes(1, plan.dtype, False)
-    least = least_bytes(IMPORTED, loading, step(STEP), sizes.top_k * plan.slot, kept)
+    shrinks = device is None and quantized(plan.layouts[0].name)
+    if shrinks and plan.packed:
+        loading -= replace(sizes, dense=sizes.stored).dense_bytes(plan.dtype, True)
+        running = sum(sizes.read_dense(one, plan.dtype, True)[1] for one in sizes.stored)
+        plan = replace(plan, dense=plan.dense - running)
+    shortest = min(FEWEST_TOKENS, plan.context)
+    fewest = sizes.state_bytes(shortest, plan.dtype, options.in_q8)
+    least = least_bytes(IMPORTED, loading, step(least_step(shrinks)), sizes.top_k * plan.slot, fewest)
     if least > allowed:
         raise too_small(sizes.name, least, ram, allowed)
     on_gpu = device is not None and not device.simulated  # which keeps keys and values itself
-    chunk = (
-        step_tokens(STEP_TOKENS, allowed, step)
-        if not on_gpu and quantized(plan.layouts[0].name)
-        else STEP_TOKENS
-    )
+    asked = plan.context if options.ctx_size is not None else shortest
+
+    def slots(tokens: int) -> int:
+        states = sizes.state_bytes(asked, plan.dtype, options.in_q8, tokens)
+        return (allowed - IMPORTED - LOADED - plan.dense - step(tokens) - states) // plan.slot
+
+    wanted = sizes.top_k, min(sizes.top_k * sizes.moe_layers, plan.all_slots)
+    chunk = STEP_TOKENS
+    if not on_gpu and quantized(plan.layouts[0].name):
+        chunk = step_tokens(chunk, allowed, step, slots if shrinks else None, wanted)
     used = IMPORTED + LOADED + plan.dense + step(chunk)
 
     def states(tokens: int) -> int:
@@ -208,21 +220,7 @@ def _on_disk(
         if none.tokens:
             raise no_context(plan.context, states(plan.context), none) from None
         raise too_small(sizes.name, none.least, ram, allowed) from None
-    return Plan(
-        DISK,
-        plan.layouts,
-        plan.dtype,
-        plan.packed,
-        shares.context,
-        plan.dense,
-        plan.experts,
-        shares.states,
-        allowed,
-        shares.slots,
-        plan.all_slots,
-        shares.prefixes,
-        store=plan.experts,
-    )
+    return replace(plan, where=DISK, allowed=allowed, store=plan.experts, **shares._asdict())
 
 
 def _accelerated(sizes: ModelSizes, options: LoadOptions, plan: Plan, device: Device) -> Plan:

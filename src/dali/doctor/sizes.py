@@ -157,6 +157,12 @@ class ModelSizes:
             for one in self.dense
         )
 
+    @property
+    def stored(self) -> tuple[Dense, ...]:
+        """Embeddings that stay in their GGUF file beside quantized experts on disk: no output shares them."""
+        alone = self.gguf and any(one.head for one in self.dense)
+        return tuple(one for one in self.dense if alone and one.kind == "embedding" and one.own)
+
     def read_dense(self, one: Dense, dtype: str, packed: bool) -> tuple[str, int]:
         """The format that a matrix is computed in, and its bytes."""
         if packed and one.kind == "linear":

@@ -5,6 +5,7 @@ A module is told by what it does: `nn.Embedding`, or a kind of it that a probe f
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from dali.fused.probe import REFUSALS
 from dali.kernels import native
 from dali.kernels.formats import Format
 from dali.kernels.packing import unpack_rows
+from dali.step.context import MOST_ROWS
 
 SCALE, SCALE_VALUE = (
     "embed_scale",
@@ -43,9 +45,11 @@ class PackedEmbedding(nn.Module):
         """The table's rows `ids` [n], without a scale: [n, embedding_dim]. IndexError for one beyond."""
         if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < self.num_embeddings:
             raise IndexError(f"a token beyond the {self.num_embeddings} that there are")
+        return self._decoded(ids).to(self.dtype)
+
+    def _decoded(self, ids: Tensor) -> Tensor:
         packed: Any = self.packed
-        decode = native.rows_of if self.format.quantized else unpack_rows
-        return decode(packed, self.embedding_dim, self.format, ids).to(self.dtype)
+        return decode_rows(packed, self.embedding_dim, self.format, ids)
 
     def forward(self, ids: Tensor) -> Tensor:
         rows, scale = self.rows(ids.flatten()).view(*ids.shape, self.embedding_dim), self._buffers[SCALE]
@@ -53,6 +57,30 @@ class PackedEmbedding(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.num_embeddings}, {self.embedding_dim}, format={self.format.name}"
+
+
+class StoredEmbedding(PackedEmbedding):
+    """One whose table is not in memory: `read` decodes rows, int64 [n] -> [n, embedding_dim], from wherever they lie."""
+
+    def __init__(
+        self, read: Callable[[Tensor], Tensor], embedding: nn.Embedding, format: Format, dtype: torch.dtype
+    ) -> None:
+        super().__init__(torch.empty(0, dtype=torch.uint8), embedding, format, dtype)
+        self._read = read
+        self.gathered = torch.zeros(MOST_ROWS, self.embedding_dim, dtype=dtype)
+
+    def _decoded(self, ids: Tensor) -> Tensor:
+        return self._read(ids)
+
+    def gather(self, ids: list[int]) -> list[int]:
+        """Put the rows of at most MOST_ROWS `ids` into `gathered`, without a scale; their places there."""
+        self.gathered[: len(ids)] = self.rows(torch.tensor(ids))
+        return list(range(len(ids)))
+
+
+def decode_rows(packed: Tensor, columns: int, format: Format, rows: Tensor) -> Tensor:
+    """What `rows` [n] of a packed matrix stand for: float32 [n, columns]."""
+    return (native.rows_of if format.quantized else unpack_rows)(packed, columns, format, rows)
 
 
 def embeddings_of(model: nn.Module) -> dict[str, nn.Embedding]:

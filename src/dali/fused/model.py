@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from dali.fused.dense import FusedRMSNorm, PackedLinear
-from dali.fused.embedding import SCALE, PackedEmbedding
+from dali.fused.embedding import SCALE, PackedEmbedding, StoredEmbedding
 from dali.fused.layer import DecodingLayer, records
 from dali.fused.probe import POSITIONS, REFUSALS, probe
 from dali.fused.rotation import Kind, is_fixed, rotary_of, rotate, turns
@@ -79,6 +79,7 @@ class DecodingModel:
     def __init__(self, model: Any, inside: Inside) -> None:
         inner, layers, norm, head = model.model, inside.layers, inside.norm, model.lm_head
         embeddings = _native_embeddings(inner, inside.embeddings)
+        self._stored = inside.embeddings if isinstance(inside.embeddings, StoredEmbedding) else None
         self.layers, self.dtype, self.vocabulary = layers, embeddings.dtype, head.out_features
         self.watch = Watch(model)
         kinds = list(dict.fromkeys(layer.kind for layer in layers))
@@ -112,7 +113,8 @@ class DecodingModel:
         rotations = [kind.of(positions) for kind in self.rotations]
         kept = [layer.kept(step) for layer in self.layers]
         leases = [layer.lease() for layer in self.layers]  # their bytes stay until the call has ended
-        logits, outcomes = self.native.decode(records(leases), ids, rotations, kept)
+        places = ids if self._stored is None else self._stored.gather(ids)
+        logits, outcomes = self.native.decode(records(leases), places, rotations, kept)
         del leases
         for layer, outcome in zip(self.layers, outcomes, strict=True):
             layer.count(len(ids), *outcome)
@@ -159,9 +161,12 @@ def _native_embeddings(inner: Any, module: Any) -> native.Embeddings:
     dtype: torch.dtype = module.weight.dtype
     scale = getattr(module, SCALE, None)
     own = scale.to(dtype) if isinstance(scale, Tensor) else getattr(inner, "embedding_multiplier", 1.0)
+    rows, width = module.num_embeddings, module.embedding_dim
+    if isinstance(module, StoredEmbedding):
+        return native.Embeddings(module.gathered, MOST_ROWS, width, None, dtype, float(own))
     packed = isinstance(module, PackedEmbedding)
     table, format = (module.packed, module.format) if packed else (module.weight, None)
-    return native.Embeddings(table, module.num_embeddings, module.embedding_dim, format, dtype, float(own))
+    return native.Embeddings(table, rows, width, format, dtype, float(own))
 
 
 def _probed(model: Any, inside: Inside) -> DecodingModel | None:

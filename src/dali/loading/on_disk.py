@@ -17,7 +17,16 @@ from dali.hooks.calls import ModelCalls
 from dali.kernels.expert import ExpertLayout
 from dali.loading import room
 from dali.loading.loaded import largest
-from dali.loading.room import LOGIT_ROWS, MARGIN, STEP, DoesNotFit, least_bytes, lossy_needs_ram, too_small
+from dali.loading.room import (
+    FEWEST_TOKENS,
+    LOGIT_ROWS,
+    MARGIN,
+    DoesNotFit,
+    least_bytes,
+    least_step,
+    lossy_needs_ram,
+    too_small,
+)
 from dali.options import LoadOptions
 from dali.store.direct_io import ReadError
 from dali.store.disk_pool import DiskPlan, DiskPool
@@ -36,11 +45,12 @@ def fit(
     calls: ModelCalls,
     skeleton: Any,
     dtype: torch.dtype,
+    stays: Callable[[list[ExpertLayout]], int] = lambda layouts: 0,
 ) -> tuple[list[ExpertLayout], DiskPlan | None]:
     """The layouts that `choose` finds to fit RAM; where none does, those it comes nearest with, and how they are kept on disk.
 
     DaliError where that cannot be, or the budget does not even have room for a token's experts of one layer beside all else.
-    `calls` and `dtype`: of the model, `skeleton`: it on meta.
+    `calls` and `dtype`: of the model, `skeleton`: it on meta; `stays`: bytes of its dense weights that then are on disk, too.
     """
     try:
         return choose(), None
@@ -51,22 +61,35 @@ def fit(
             raise lossy_needs_ram(what) from misfit
         if options.device_kind == "sim" and (profile := options.planning_profile()) is not None:
             disk_costs(profile)
-        kept = calls.kept * dtype.itemsize
-        return misfit.layouts, _plan(misfit, what, options, calls.top_k, skeleton, kept)
+        kept = calls.kept * (1 if options.in_q8 else dtype.itemsize)
+        misfit.dense_bytes -= stays(misfit.layouts)
+        windows = any(calls.windows.values())  # which keep less of a long context
+        return misfit.layouts, _plan(misfit, what, options, calls.top_k, skeleton, kept, windows)
 
 
 def _plan(
-    misfit: DoesNotFit, what: object, options: LoadOptions, top_k: int, skeleton: Any, kept: int
+    misfit: DoesNotFit,
+    what: object,
+    options: LoadOptions,
+    top_k: int,
+    skeleton: Any,
+    kept: int,
+    windows: bool,
 ) -> DiskPlan:
-    """`kept`: bytes of a token's keys and values."""
+    """`kept`: bytes of a token's keys and values, at least, in all layers unless there are `windows`. What is refused is told the
+    budget that has room for the context asked for, too."""
     ram = options.ram_bytes
     used = own_memory()
     allowed = used + available_ram() - MARGIN if ram is None else ram
     layout = largest(misfit.layouts)
-    step = step_bytes(layout, top_k, skeleton, STEP)
-    least = least_bytes(used, misfit.dense_bytes, step, top_k * layout.record_bytes, kept)
+    alone = options.device == "cpu"
+    chunk = least_step(alone and layout.format.quantized)
+    fewest = min(options.ctx_size or FEWEST_TOKENS, FEWEST_TOKENS)
+    step = step_bytes(layout, top_k, skeleton, chunk)
+    least = least_bytes(used, misfit.dense_bytes, step, top_k * layout.record_bytes, fewest * kept)
     if least > allowed:
-        raise too_small(what, least, ram, allowed)
+        more = ((options.ctx_size or fewest) - fewest) * kept if alone and not windows else 0
+        raise too_small(what, least + more, ram, allowed)
     return DiskPlan(allowed, ram is not None, top_k)
 
 

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
 HEADROOM = 2**30  # bytes left to activations, keys and values, and Python, when quant "auto" decides
 MARGIN = 2**29  # bytes left to others where nobody says how much dali may take
-STEP = 512  # prompt tokens of the smallest chunks
+STEP = 512  # prompt tokens of chunks in a budget that is neither large nor small
+SMALL_STEP = 256  # of those that are smaller for the sake of more experts
+LEAST_STEP = 64  # and before a budget is refused
 SPREAD = 2**24  # bytes by which what a process has differs from one run to the next
 WORKING = (
     2**26
@@ -108,10 +110,16 @@ def staged_bytes(tokens: int, top_k: int, hidden: int) -> int:
     return BUFFERS * 4 * tokens * top_k * hidden
 
 
-def least_bytes(used: int, dense: int, step: int, experts: int, kept: int) -> int:
+def least_step(shrinks: bool) -> int:
+    """Prompt tokens of the smallest chunks. `shrinks`: experts are quantized, and there is no accelerator; floats are computed in
+    chunks as they are with all experts in RAM, whose bits they have."""
+    return LEAST_STEP if shrinks else STEP
+
+
+def least_bytes(used: int, dense: int, step: int, experts: int, states: int) -> int:
     """The smallest budget, beside `used` bytes, with experts on disk: dense weights, a step of the smallest chunks, a token's
-    `experts` of one layer, and FEWEST_TOKENS of `kept` bytes."""
-    return used + LOADED + dense + step + experts + FEWEST_TOKENS * kept
+    `experts` of one layer, and the `states` of the shortest context."""
+    return used + LOADED + dense + step + experts + states
 
 
 def too_small(what: object, least: int, ram: int | None, allowed: int) -> DaliError:
@@ -148,12 +156,30 @@ def nothing_to_fetch(prefetch: str, name: str) -> DaliError:
     )
 
 
-def step_tokens(usual: int, ram: int, step: Callable[[int], int]) -> int:
+def step_tokens(
+    usual: int,
+    ram: int,
+    step: Callable[[int], int],
+    slots: Callable[[int], int] | None = None,
+    wanted: tuple[int, int] = (0, 0),
+) -> int:
     """Prompt tokens a step, of a model with quantized experts on disk: each chunk reads every expert that it needs once, so they
-    are large, as long as what a step takes for a while, `step(tokens)` bytes, is a small part of the budget."""
+    are large, as long as what a step takes for a while, `step(tokens)` bytes, is a small part of the budget.
+
+    Without an accelerator, `slots(tokens)` tells how many experts then have room; `wanted`: those of a token in a layer, and in
+    all. Where a token's do not all have room, next to none is there when the next token wants it: chunks are smaller then, and
+    where the budget would be refused, as small as may be.
+    """
     tokens = usual
     while 2 * tokens <= MOST_STEP and STEP_SHARE * step(2 * tokens) <= ram:
         tokens *= 2
+    if slots is None:
+        return tokens
+    least, whole = wanted
+    while tokens > SMALL_STEP and STEP_SHARE * step(tokens) > ram and slots(tokens) < whole:
+        tokens //= 2
+    while tokens > LEAST_STEP and slots(tokens) < least:
+        tokens //= 2
     return tokens
 
 

@@ -11,10 +11,19 @@ from dali.engine.engine import Engine
 from dali.hardware.free_memory import own_memory
 from dali.loading.loaded import LoadedModel
 from dali.loading.on_disk import step_bytes
-from dali.loading.room import STEP, NoRoom, no_context, share, staged_bytes, step_tokens, too_small
+from dali.loading.room import (
+    FEWEST_TOKENS,
+    STEP,
+    NoRoom,
+    no_context,
+    share,
+    staged_bytes,
+    step_tokens,
+    too_small,
+)
 from dali.offload.gpu import state_size, tell_pinned
 from dali.options import LoadOptions
-from dali.step.size import Reservation
+from dali.step.size import Reservation, StateSize
 from dali.store.disk_pool import DiskPlan, DiskPool
 from dali.units import size
 
@@ -35,10 +44,14 @@ def share_out(
     pool, plan = loaded.pool, loaded.disk
     assert isinstance(pool, DiskPool) and plan is not None
     keeps = None if isinstance(device, GpuSlots) else state_size(engine)  # of RAM
-    step = engine.scheduler.step_tokens = _step_tokens(loaded, plan, engine.scheduler.step_tokens, device)
-    used = own_memory() - pool.held * pool.slot_bytes + _step_bytes(loaded, step, device)
-    if isinstance(device, SimDevice):
-        used -= device.used
+    held = own_memory() - pool.held * pool.slot_bytes - (device.used if isinstance(device, SimDevice) else 0)
+    step = engine.scheduler.step_tokens
+    if keeps is not None and loaded.layout.format.quantized:  # a GPU's memory is for no more
+        shortest = loaded.ctx_size if options.ctx_size is not None else min(FEWEST_TOKENS, loaded.ctx_size)
+        step = engine.scheduler.step_tokens = _step_tokens(
+            loaded, min(step, STEP), plan.ram - held, keeps, shortest, device
+        )
+    used = held + _step_bytes(loaded, step, device)
 
     def states(tokens: int) -> int:
         return 0 if keeps is None else keeps.nbytes(Reservation(tokens, step))
@@ -75,11 +88,22 @@ def share_out(
     return shares.prefixes
 
 
-def _step_tokens(loaded: LoadedModel, plan: DiskPlan, usual: int, device: Device | None) -> int:
-    """Prompt tokens a step. Floats are computed in chunks as they are with all experts in RAM, whose bits they have."""
-    if isinstance(device, GpuSlots) or not loaded.layout.format.quantized:  # a GPU's memory is for no more
-        return usual
-    return step_tokens(min(usual, STEP), plan.ram, lambda tokens: _step_bytes(loaded, tokens, device))
+def _step_tokens(
+    loaded: LoadedModel, usual: int, room: int, keeps: StateSize, context: int, device: Device | None
+) -> int:
+    """Prompt tokens a step of quantized experts: floats are computed in chunks as they are with all experts in RAM, for the same
+    bits. `room`: bytes for steps, states of so long a `context` and experts."""
+    pool, plan = loaded.pool, loaded.disk
+    assert isinstance(pool, DiskPool) and plan is not None
+
+    def step(tokens: int) -> int:
+        return _step_bytes(loaded, tokens, device)
+
+    def slots(tokens: int) -> int:
+        return (room - step(tokens) - keeps.nbytes(Reservation(context, tokens))) // pool.slot_bytes
+
+    wanted = plan.least_slots, min(plan.least_slots * pool.layers, pool.most_slots)
+    return step_tokens(usual, plan.ram, step, slots if device is None else None, wanted)
 
 
 def _step_bytes(loaded: LoadedModel, tokens: int, device: Device | None) -> int:

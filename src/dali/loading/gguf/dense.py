@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Collection
-from dataclasses import dataclass
 from functools import partial
 from math import prod
 from typing import Any
@@ -18,18 +18,18 @@ from dali.errors import DaliError, parameter
 from dali.fused.dense import PACKED_ROWS, linears_of
 from dali.fused.embedding import embeddings_of
 from dali.kernels import native
-from dali.kernels.formats import TILE_ROWS, Format, round_up
+from dali.kernels.formats import Format, round_up
 from dali.loading.gguf.families import Family
+from dali.loading.gguf.packed_rows import MEASURED_ROWS, PackedRows
 from dali.loading.gguf.parts import Made, Ordered, Part, blocks_in_order
 from dali.store.arena import Arena
 from dali.store.gguf.header import Gguf, GgufTensor, damaged
-from dali.store.gguf.pack import Losses, own_format, pack_blocks
+from dali.store.gguf.pack import Losses, own_format
 from dali.store.gguf.parts import PARTS
 from dali.store.gguf.reader import Job, Reading
 from dali.store.gguf.values.fields import Bytes
 
 AT_ONCE = 2**20  # values a read, and between the file and the parameter's type
-MEASURED_ROWS = 4 * TILE_ROWS  # of each linear that is converted
 TOP = {"token_embd": "embed_tokens", "output_norm": "norm"}
 OUTPUT = "lm_head"
 BLOCK = {  # of all families; what is a family's own stands in its file
@@ -93,6 +93,12 @@ class GgufDense:
             if self._can_be_packed(source := self._source(f"{path}.weight"))
         }
         self._linears = {path: self._source(f"{path}.weight") for path in linears}
+        counted = Counter(self.packable.values())
+        self.storable = {  # embeddings whose rows can be read from the file alone, one by one -> their tensor
+            path: self._sources[source][0]
+            for path, source in self.packable.items()
+            if path not in self._linears and counted[source] == 1 and self._part(source) is None
+        }
 
     def _predicts_ahead(self, tensor: GgufTensor) -> bool:
         """Whether it is of the blocks behind the model's layers, which predict tokens beyond the next one."""
@@ -205,9 +211,13 @@ class GgufDense:
         names = {f"{path}.weight" for path in self.packable} if packed else set()
         return self._sources.keys() - names
 
-    def _packed_bytes(self) -> dict[str, int]:
-        """Of each parameter that something is packed from: modules that share it have one matrix."""
-        tensors = {source: self._sources[source][0] for source in self.packable.values()}
+    def _packed_bytes(self, stored: bool = False) -> dict[str, int]:
+        """Of each parameter that something is packed from, but what is `storable` where that is `stored`: modules that share it
+        have one matrix."""
+        sources = (
+            source for path, source in self.packable.items() if not stored or path not in self.storable
+        )
+        tensors = {source: self._sources[source][0] for source in sources}
         return {
             source: own_format(tensor.type).matrix_bytes(*_matrix(tensor))
             for source, tensor in tensors.items()
@@ -276,10 +286,14 @@ class GgufDense:
             return value
         return value.index_select(-1 if part.columns else 0, torch.from_numpy(self._order(name, part)))
 
-    def read_packed(self, losses: Losses) -> Reading[dict[str, tuple[Tensor, Format]]]:
-        """Module -> its packed matrix and format, of all that is `packable`: the very same values where a packed format has them;
-        `losses` are told of linears that have others. Its jobs raise DaliError for values that are not finite."""
-        sizes = self._packed_bytes()
+    def stored_bytes(self) -> int:
+        """Bytes that memory need not have of what is packed if what is `storable` stays in the file."""
+        return sum(self._packed_bytes().values()) - sum(self._packed_bytes(stored=True).values())
+
+    def read_packed(self, losses: Losses, stored: bool = False) -> Reading[dict[str, tuple[Tensor, Format]]]:
+        """Module -> its packed matrix and format, of all that is `packable` and not `stored`: the same values where a format has
+        them; `losses` are told of linears that have others. Its jobs raise DaliError for values that are not finite."""
+        sizes = self._packed_bytes(stored)
         memory = Arena(1, round_up(max(sum(sizes.values()), 1), 4096))[0]
         pieces = torch.split(memory, [*sizes.values(), len(memory) - sum(sizes.values())])
         matrices: dict[str, tuple[Tensor, Format]] = {}
@@ -293,11 +307,13 @@ class GgufDense:
             step = PACKED_ROWS if order is None or columns else rows
             told = losses if name in self._linears.values() else None
             for row in range(0, rows, step):
-                place = _PackedRows(tensor, width, order, columns, *matrices[name])
+                place = PackedRows(tensor, width, order, columns, *matrices[name])
                 jobs.append(
                     Job(tensor, row, min(step, rows - row), partial(place.take, row, None if row else told))
                 )
-        return Reading(jobs, lambda: {path: matrices[name] for path, name in self.packable.items()}, [memory])
+        return Reading(
+            jobs, lambda: {path: matrices[n] for path, n in self.packable.items() if n in matrices}, [memory]
+        )
 
 
 def _leaf(tensor: GgufTensor) -> str:
@@ -323,38 +339,6 @@ def _pieces(matrix: Tensor) -> list[tuple[int, Tensor]]:
 def _matrix(tensor: GgufTensor) -> tuple[int, int]:
     """Rows and columns, whatever dimensions of one there are around them."""
     return prod(tensor.shape[:-1]), tensor.shape[-1]
-
-
-@dataclass(frozen=True)
-class _PackedRows:
-    """Where the rows of a matrix go, brought into `order`: into `out`, in `format`."""
-
-    tensor: GgufTensor
-    width: int
-    order: NDArray[np.int64] | None
-    columns: bool  # whether the order is that of columns
-    out: Tensor
-    format: Format
-
-    def take(self, begin: int, losses: Losses | None, raw: Bytes) -> None:
-        """Rows from row `begin`. DaliError for values that are not finite."""
-        type = self.tensor.type
-        if self.order is not None and self.columns:
-            blocks = blocks_in_order(self.order, type.columns)
-            raw = raw.reshape(len(raw), len(self.order) // type.columns, -1)[:, blocks].reshape(raw.shape)
-        elif self.order is not None:
-            raw = raw[self.order]
-        at = begin // TILE_ROWS * self.format.tile_bytes(self.width)
-        out = self.out[at : at + self.format.matrix_bytes(len(raw), self.width)]
-        try:
-            pack_blocks(raw, type, self.format, out)
-        except DaliError as error:
-            raise DaliError(
-                f"The tensor {self.tensor.name} in {self.tensor.path}: {error.problem}", error.fix
-            ) from error
-        if losses is not None:
-            some = raw[:MEASURED_ROWS]
-            losses.packed(some, type, out[: self.format.matrix_bytes(len(some), self.width)], self.format)
 
 
 def _dequantize(tensor: GgufTensor, out: Tensor, losses: Losses | None, raw: Bytes) -> None:

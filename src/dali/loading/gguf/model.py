@@ -16,6 +16,7 @@ import xxhash
 from torch import Tensor
 
 from dali.fused.dense import LINEARS, put_packed
+from dali.fused.embedding import StoredEmbedding
 from dali.hooks import seam
 from dali.hooks.attention import set_windows
 from dali.hooks.moe_layer import MoELayer
@@ -26,8 +27,10 @@ from dali.loading.budget import choose_context, choose_layouts
 from dali.loading.dense import load_dense
 from dali.loading.further_tokens import left_out
 from dali.loading.gguf.config import read_config
-from dali.loading.gguf.dense import MEASURED_ROWS, GgufDense
+from dali.loading.gguf.dense import GgufDense
 from dali.loading.gguf.families import family_of
+from dali.loading.gguf.packed_rows import MEASURED_ROWS
+from dali.loading.gguf.stored_table import StoredTable
 from dali.loading.gguf.tokenizer import end_ids, read_tokenizer
 from dali.loading.loaded import LoadedModel, conversion_note, describe_layouts, largest
 from dali.loading.locate import display_name
@@ -49,10 +52,11 @@ from dali.telemetry import Telemetry
 
 class Weights(NamedTuple):
     """A model's weights in RAM: experts, unless they are on disk; linears and embeddings by module, packed; all others by
-    parameter. And what linears lost: "Q6_K to w8" -> relative L2 error."""
+    parameter. Embeddings that stay in the file. And what linears lost: "Q6_K to w8" -> relative L2 error."""
 
     experts: Loaded | None
     packed: dict[str, tuple[Tensor, Format]]
+    stored: dict[str, StoredTable]
     dense: dict[str, Tensor]
     losses: Losses
 
@@ -131,15 +135,18 @@ class GgufModel(ModelSource):
         dtype: torch.dtype,
         packed: bool,
         progress: Callable[[int], None],
+        stored: bool = False,
     ) -> Weights:
         """All weights in one pass: experts in `layouts`, or none of them for None; dense weights in `dtype`, but those that can
-        be packed if they shall be `packed`. DaliError for what cannot be read or held so. `progress` is told the bytes read."""
+        be packed if they shall be `packed`, without embeddings that can stay in the file if they shall be `stored`. DaliError for
+        what cannot be read or held so. `progress` is told the bytes read."""
         losses = Losses()
         experts = Reading([], lambda: None) if layouts is None else self.experts.read(layouts)
-        matrices = self.dense.read_packed(losses) if packed else Reading([], dict)
+        tables = {path: StoredTable(one) for path, one in self.dense.storable.items()} if stored else {}
+        matrices = self.dense.read_packed(losses, stored) if packed else Reading([], dict)
         dense = self.dense.read(dtype, packed, losses)
-        read([experts, matrices, dense], progress)
-        return Weights(experts.finish(), matrices.finish(), dense.finish(), losses)
+        read([experts, matrices, dense, *(table.check() for table in tables.values())], progress)
+        return Weights(experts.finish(), matrices.finish(), tables, dense.finish(), losses)
 
     def load(
         self, options: LoadOptions, compiled: bool, meter: Meter, notify: Callable[[str], None]
@@ -149,15 +156,7 @@ class GgufModel(ModelSource):
         self.config.dtype = self.dense.dtype
         ctx_size = choose_context(self.config, options, self.name)
         dtype = self.dtype(options.dtype, compiled)
-        layouts, disk = fit(
-            lambda: self.layouts(options.quant, dtype, options.ram_bytes, compiled),
-            self.name,
-            options,
-            compiled,
-            self.calls,
-            self.skeleton,
-            dtype,
-        )
+        layouts, disk = self._fit(dtype, options, compiled)
         tokenizer = self.tokenizer
         for key, wrong in self.gguf.ignored.items():
             notify(f"{self.path} is read without its key {key}, which {wrong}.")
@@ -169,10 +168,19 @@ class GgufModel(ModelSource):
             pool, converted = self._open_pool(layouts, disk, meter, notify)
         nbytes = self.nbytes if pool is None else self.dense.nbytes
         weights = self.read(
-            layouts if pool is None else None, dtype, packed, meter("Loading weights", nbytes)
+            layouts if pool is None else None,
+            dtype,
+            packed,
+            meter("Loading weights", nbytes),
+            pool is not None and _stores(layouts, compiled, options),
         )
-        model = load_dense(self.path, self.config, dtype, weights.dense, without=weights.packed)
+        model = load_dense(
+            self.path, self.config, dtype, weights.dense, without=[*weights.packed, *weights.stored]
+        )
         put_packed(model, weights.packed, dtype)
+        for name, table in weights.stored.items():
+            plain: Any = model.get_submodule(name)
+            model.set_submodule(name, StoredEmbedding(table.rows, plain, table.format, dtype))
         if weights.experts is not None:
             converted = weights.experts.converted
         linears = self._linears_lost(model, weights.losses, packed)
@@ -199,6 +207,20 @@ class GgufModel(ModelSource):
             converted=converted,
             converted_linears=linears,
             disk=disk,
+        )
+
+    def _fit(
+        self, dtype: torch.dtype, options: LoadOptions, compiled: bool
+    ) -> tuple[list[ExpertLayout], DiskPlan | None]:
+        return fit(
+            lambda: self.layouts(options.quant, dtype, options.ram_bytes, compiled),
+            self.name,
+            options,
+            compiled,
+            self.calls,
+            self.skeleton,
+            dtype,
+            lambda layouts: self.dense.stored_bytes() if _stores(layouts, compiled, options) else 0,
         )
 
     def _open_pool(
@@ -228,3 +250,8 @@ def _packs(layouts: list[ExpertLayout], compiled: bool) -> bool:
     """Whether linears and embeddings are packed, too: the compiled kernels take them so, and beside experts in floats they are
     computed in floats."""
     return compiled and largest(layouts).format.quantized
+
+
+def _stores(layouts: list[ExpertLayout], compiled: bool, options: LoadOptions) -> bool:
+    """Whether embeddings stay in the file beside experts on disk: an accelerator takes tables."""
+    return _packs(layouts, compiled) and options.device == "cpu"
