@@ -11,6 +11,7 @@ import dali
 from dali.llm import LLM
 from dali.loading import budget, on_disk
 from dali.loading.gguf import model as gguf_model
+from dali.loading.room import DoesNotFit
 from dali.store.disk_pool import DiskPlan, DiskPool
 
 
@@ -18,7 +19,7 @@ def load_on_disk(monkeypatch: pytest.MonkeyPatch, path: Path, slots: int, **opti
     """As dali.load. A real budget cannot be so small that a tiny model's experts have no room beside Python."""
 
     def nothing_fits(candidates: Any, smallest: Any, experts: int, dense_bytes: int, *rest: Any) -> Any:
-        error = budget.DoesNotFit("RAM is full.", "Never mind.")
+        error = DoesNotFit("RAM is full.", "Never mind.")
         error.layouts, error.dense_bytes = candidates[0], dense_bytes
         raise error
 

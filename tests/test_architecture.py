@@ -18,6 +18,7 @@ FLOORS = [
     "replay",
     "offload",
     "engine",
+    "doctor",
     "loading",
     "options",
     "fused",

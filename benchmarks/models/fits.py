@@ -27,7 +27,8 @@ from dali.fused.dense import linears_of
 from dali.hooks import seam
 from dali.kernels.expert import ExpertLayout
 from dali.kernels.formats import get_format
-from dali.loading.budget import HEADROOM, count_dense_bytes
+from dali.loading.budget import count_dense_bytes
+from dali.loading.room import HEADROOM
 from dali.loading.skeleton import build_skeleton
 
 # From each model's published config.json; whatever is not named is the configuration class's default.

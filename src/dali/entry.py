@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from dali import fused
+from dali.doctor.before import before_download
 from dali.engine.draft.opening import open_drafts
 from dali.engine.loop import check_process
 from dali.engine.prefix.folder import prepare_folder
@@ -26,9 +27,10 @@ from dali.hooks.moe_layer import FLOATS, MoELayer
 from dali.kernels import native
 from dali.kernels.formats import FORMATS, Format, get_format
 from dali.llm import LLM
-from dali.loading.budget import HEADROOM, choose_layout
+from dali.loading.budget import choose_layout
 from dali.loading.loaded import conversion_note
 from dali.loading.locate import locate
+from dali.loading.room import HEADROOM
 from dali.loading.source import ModelSource, open_source
 from dali.offload.build import accelerate, check_device
 from dali.offload.ram import share_out
@@ -65,7 +67,8 @@ def load(
         raise UsageError(f"dali.load has no option {unknown[0]!r}.", f"Its options: {known}.")
     chosen = LoadOptions(**options)
     prepare(chosen, notify)
-    return load_source(open_source(locate(model, chosen.offline)), chosen, meter, notify)
+    found = locate(model, chosen.offline, before_download(chosen, notify))
+    return load_source(open_source(found), chosen, meter, notify)
 
 
 def _signature() -> inspect.Signature:

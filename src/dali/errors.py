@@ -38,6 +38,10 @@ class DaliError(Exception):
         problem, fix = self._sentences
         return tell(problem), tell(fix)
 
+    def about(self, there: str, name: str) -> DaliError:
+        """The same error, with `name` wherever it speaks of what lies `there`."""
+        return _restored(type(self), *(sentence.replace(there, name) for sentence in self._sentences))
+
     def __reduce__(self) -> tuple[Any, ...]:
         """So that another process can hand it back, whatever a subclass takes."""
         return _restored, (type(self), *self._sentences)

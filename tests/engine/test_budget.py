@@ -16,7 +16,7 @@ from dali.engine.sequence import Sequence
 from dali.errors import DaliError
 from dali.llm import LLM
 from dali.offload.gpu import state_size
-from dali.step.kv import Reservation
+from dali.step.size import Reservation
 from families import random_model, save_model
 
 STEP = 5  # tokens, so that windows are compacted often

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dali.kernels import native
 from dali.kernels.formats import FORMATS
-from dali.store.gguf.pack import SAME_VALUES
+from dali.store.gguf.blocks import SAME_VALUES
 
 pytestmark = pytest.mark.skipif(not native.AVAILABLE, reason="the kernels were not compiled")
 every_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -24,9 +24,10 @@ from dali.hooks.seam import experts_modules
 from dali.kernels.activation import Activation
 from dali.kernels.expert import ExpertLayout, ExpertShape
 from dali.kernels.formats import FORMATS
-from dali.loading.budget import HEADROOM, choose_layout
+from dali.loading.budget import choose_layout
 from dali.loading.loaded import LoadedModel
 from dali.loading.locate import BUNDLED
+from dali.loading.room import HEADROOM
 from dali.loading.safetensors import SafetensorsModel
 from dali.options import LoadOptions
 from dali.store.arena import Arena

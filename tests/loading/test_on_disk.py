@@ -14,7 +14,7 @@ from dali.errors import DaliError, StoreError
 from dali.hardware import own
 from dali.kernels import native
 from dali.loading import on_disk
-from dali.loading.budget import HEADROOM
+from dali.loading.room import HEADROOM
 from dali.store.disk_pool import DiskPool
 from dali.units import parse_size
 from decoded import decoded

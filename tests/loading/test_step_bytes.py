@@ -10,9 +10,10 @@ import pytest
 import dali
 from dali.hardware.free_memory import own_memory
 from dali.kernels import native
-from dali.loading.on_disk import WORKING, step_bytes
+from dali.loading.on_disk import step_bytes
+from dali.loading.room import WORKING
 from dali.offload.gpu import state_size
-from dali.step.kv import Reservation
+from dali.step.size import Reservation
 from decoding_families import DECODING, decoding_model
 from families import FAMILIES, random_model, save_model
 

@@ -19,7 +19,7 @@ from dali.hardware.cost import CostModel
 from dali.hardware.profile import load as load_profile
 from dali.hooks.seam import dali_layer
 from dali.kernels.reference import expert_ffn
-from dali.loading.budget import HEADROOM
+from dali.loading.room import HEADROOM
 from dali.offload import calibrate
 from dali.offload.lossy import CpuExperts, LossyLayers
 from dali.options import LoadOptions

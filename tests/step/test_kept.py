@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from dali.step.kept import ALIGNMENT, Kept, gather
-from dali.step.kv import Reservation
 from dali.step.recurrent import RecurrentState
+from dali.step.size import Reservation
 from dali.step.state import SequenceState
 
 CPU = torch.device("cpu")

@@ -5,7 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dali.step.kv import LayerKV, Reservation
+from dali.step.kv import LayerKV
+from dali.step.size import Reservation
 from dali.step.state import SequenceState
 
 

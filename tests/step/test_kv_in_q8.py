@@ -8,7 +8,8 @@ import torch
 from dali.errors import DaliError
 from dali.kernels import native
 from dali.kernels.kept_rows import quantize
-from dali.step.kv import LayerKV, Reservation
+from dali.step.kv import LayerKV
+from dali.step.size import Reservation
 from dali.step.state import SequenceState
 
 HEADS, WIDTHS, WINDOWS = 2, (64, 24), (None, 9)

@@ -2,8 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from dali.step.kv import Reservation
-from dali.step.size import StateSize
+from dali.step.size import Reservation, StateSize
 from dali.step.state import SequenceState
 
 WINDOWS = [None, 5, None, 40]

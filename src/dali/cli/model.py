@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from dali.cli.flags.model import Model
 from dali.cli.importing import importing
 from dali.cli.terminal import is_terminal, log, meter, passing_note
+from dali.doctor.before import before_download
 from dali.loading.context import check_context
 from dali.loading.locate import locate
 from dali.options import LoadOptions
@@ -18,10 +19,10 @@ if TYPE_CHECKING:
 
 
 def find_model(model: str, settings: Model) -> Path:
-    """Where `model` lies; downloads it where --offline does not forbid. Errors are `locate`'s."""
+    """Where `model` lies; downloads it where --offline does not forbid, and it can run here. Errors are `locate`'s."""
     if not is_terminal():  # the Hugging Face hub's library reads this when it is imported
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    return locate(model, settings.offline)
+    return locate(model, settings.offline, before_download(settings.load_options(), log.info))
 
 
 def load_model(

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 VERBS = {
     "run": "ask a model once, or chat with it",
     "serve": "let programs ask a model over HTTP",
+    "doctor": "say before a download what a model would do on this machine, or what is wrong with it",
     "bench": "measure a model's tokens a second",
     "bench hw": "measure this machine, for plans and replays to go by",
     "trace": "record which experts a model's tokens are routed to",

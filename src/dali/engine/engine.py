@@ -23,7 +23,7 @@ from dali.kernels import native
 from dali.policies.signals import Step
 from dali.step.context import Segment, StepContext, running
 from dali.step.decoder import Decoder
-from dali.step.kv import Reservation
+from dali.step.size import Reservation
 from dali.step.state import SequenceState
 from dali.units import size
 

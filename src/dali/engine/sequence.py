@@ -16,7 +16,7 @@ from dali.engine.request import Request
 from dali.engine.sampling import Highest, Sampler
 from dali.engine.text.text import Text
 from dali.errors import DaliError
-from dali.step.kv import Reservation
+from dali.step.size import Reservation
 from dali.step.state import SequenceState
 
 if TYPE_CHECKING:

@@ -10,10 +10,8 @@ import torch
 from torch import Tensor
 
 from dali.kernels.activation import Activation
-from dali.kernels.formats import PLANE_ALIGNMENT, Format, round_up
+from dali.kernels.packed import Format, expert_matrices, expert_parts, record_bytes
 from dali.kernels.packing import pack, require_finite, unpack
-
-RECORD_ALIGNMENT = 4096  # one expert = one aligned read, also past the page cache
 
 
 @dataclass(frozen=True)
@@ -45,9 +43,7 @@ class ExpertShape:
     @cached_property
     def matrices(self) -> dict[str, tuple[int, int]]:
         """Name -> (rows, columns), in the order a kernel walks them."""
-        inner = (self.intermediate, self.hidden)
-        names = {"gate": inner} if self.gated else {}
-        return names | {"up": inner, "down": (self.hidden, self.intermediate)}
+        return expert_matrices(self.hidden, self.intermediate, self.gated)
 
     @property
     def parameters(self) -> int:
@@ -86,15 +82,7 @@ class ExpertLayout:
     @cached_property
     def offsets(self) -> dict[str, tuple[int, int]]:
         """Part -> (offset, bytes)."""
-        parts: dict[str, tuple[int, int]] = {}
-        end = 0
-        for name, (rows, columns) in self.shape.matrices.items():
-            parts[name] = (end, self.formats[name].matrix_bytes(rows, columns))
-            end = sum(parts[name])
-        for name, (rows, _) in self.shape.matrices.items() if self.shape.biased else ():
-            parts[f"{name}_bias"] = (end, rows * 4)
-            end = round_up(end + rows * 4, PLANE_ALIGNMENT)
-        return parts
+        return expert_parts(self.shape.matrices, self.formats, self.shape.biased)
 
     @cached_property
     def weight_bytes(self) -> int:
@@ -104,7 +92,7 @@ class ExpertLayout:
     @cached_property
     def record_bytes(self) -> int:
         """Bytes the record takes on disk and in RAM, a multiple of 4096."""
-        return round_up(max(offset + size for offset, size in self.offsets.values()), RECORD_ALIGNMENT)
+        return record_bytes(self.offsets)
 
     def pack(self, weights: ExpertWeights, record: Tensor) -> None:
         """Write `weights` into `record`, uint8 [record_bytes]; padding becomes zero.

@@ -26,141 +26,37 @@ Why this file lies here and not in store/: kernels are the floor below, and the 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from dali.errors import UsageError
+from dali.kernels.packed import (
+    FORMATS,
+    GROUP,
+    PLANE_ALIGNMENT,
+    TILE_ROWS,
+    Format,
+    ScalePart,
+    get_format,
+    round_up,
+)
 
-TILE_ROWS = 16
-GROUP = 32  # columns whose products are summed in integers
-PLANE_ALIGNMENT = 128
-
-
-def round_up(value: int, multiple: int) -> int:
-    return -(-value // multiple) * multiple
+__all__ = [
+    "FORMATS",
+    "GROUP",
+    "PLANE_ALIGNMENT",
+    "TILE_ROWS",
+    "Format",
+    "ScalePart",
+    "get_format",
+    "round_up",
+]
 
 
 def pad(matrix: Tensor, rows: int, columns: int) -> Tensor:
     """`matrix` with zeros up to [rows, columns]."""
     missing = (0, columns - matrix.shape[1], 0, rows - matrix.shape[0])
     return torch.nn.functional.pad(matrix, missing) if any(missing) else matrix
-
-
-class ScalePart(NamedTuple):
-    """One part of a block's scales: `values` of `dtype` a row."""
-
-    dtype: torch.dtype
-    values: int
-
-
-@dataclass(frozen=True)
-class Format:
-    """One packed format. `bits` a weight without its scales, `dtype` of float formats; of quantized ones `zero` point, and the
-    `scales` of each `block` of columns. `halves`: 16 columns share a scale, not 32. `minimum`: a value of its own is taken off
-    each, beside the zero point. `grid`: the table of a coded format's weights. src/native/layout/format.h has the same table."""
-
-    name: str
-    bits: int
-    dtype: torch.dtype | None = None
-    zero: int = 0
-    block: int = GROUP
-    scales: tuple[ScalePart, ...] = ()
-    halves: bool = False
-    minimum: bool = False
-    grid: str = ""
-
-    @property
-    def quantized(self) -> bool:
-        return self.dtype is None
-
-    @property
-    def coded(self) -> bool:
-        return bool(self.grid)
-
-    @property
-    def group_width(self) -> int:
-        """Bytes of a row's quants in a group: one a column, or a coded format's words."""
-        return 4 * self.bits if self.coded else GROUP
-
-    @property
-    def planes(self) -> tuple[int, ...]:
-        """Bits of each plane of quants; coded formats have none."""
-        return () if self.coded else {8: (8,), 6: (4, 2), 5: (4, 1), 4: (4,), 3: (2, 1), 2: (2,)}[self.bits]
-
-    def scale_plane_bytes(self, columns: int) -> int:
-        """Bytes of a tile's scale plane."""
-        blocks = round_up(columns, self.block) // self.block
-        row = sum(part.values * part.dtype.itemsize for part in self.scales)
-        return round_up(blocks * TILE_ROWS * row, PLANE_ALIGNMENT)
-
-    def tile_bytes(self, columns: int) -> int:
-        """Bytes of one tile: 16 rows of `columns` columns."""
-        return self.scale_plane_bytes(columns) + TILE_ROWS * round_up(columns, self.block) * self.bits // 8
-
-    def matrix_bytes(self, rows: int, columns: int) -> int:
-        """Bytes of a packed matrix; always a multiple of 128."""
-        return round_up(rows, TILE_ROWS) // TILE_ROWS * self.tile_bytes(columns)
-
-
-_HALF, _BYTE = ScalePart(torch.float16, 1), ScalePart(torch.uint8, 1)
-
-
-def _bytes(count: int, dtype: torch.dtype = torch.uint8) -> ScalePart:
-    return ScalePart(dtype, count)
-
-
-_WORDS = _bytes(8, torch.int16)
-_SIX_BITS = (_bytes(8), _bytes(4))  # two numbers of six bits for each of eight groups: `pair_six_bits`
-FORMATS = {
-    format.name: format
-    for format in (
-        Format("f32", 32, torch.float32),
-        Format("f16", 16, torch.float16),
-        Format("bf16", 16, torch.bfloat16),
-        Format("w8", 8, zero=128, scales=(_HALF,)),
-        Format("w4", 4, zero=8, scales=(_HALF,)),
-        Format("mxfp4", 4, zero=12, scales=(_BYTE,)),
-        Format("q4k", 4, block=256, scales=(_HALF, _HALF, *_SIX_BITS), minimum=True),
-        Format("q4_1", 4, scales=(_HALF, _HALF), minimum=True),
-        Format("q5_0", 5, zero=16, scales=(_HALF,)),
-        Format("q5_1", 5, scales=(_HALF, _HALF), minimum=True),
-        Format("q5k", 5, block=256, scales=(_HALF, _HALF, *_SIX_BITS), minimum=True),
-        Format("q6k", 6, zero=32, block=256, scales=(_HALF, _bytes(16, torch.int8)), halves=True),
-        Format("q3k", 3, zero=4, block=256, scales=(_HALF, *_SIX_BITS), halves=True),
-        Format("q2k", 2, block=256, scales=(_HALF, _HALF, _bytes(16)), halves=True, minimum=True),
-        Format("iq4_nl", 4, zero=128, scales=(_HALF,)),
-        Format("iq4_xs", 4, zero=128, block=256, scales=(_HALF, _bytes(2), _bytes(4))),
-        Format("nvfp4", 4, zero=12, block=64, scales=(_bytes(4),), halves=True),
-        Format("tq2_0", 2, zero=1, block=256, scales=(_HALF,)),
-        Format("iq3_s", 3, zero=64, block=256, scales=(_HALF, _bytes(8), _bytes(4)), grid="iq3_s"),
-        Format("iq3_xxs", 3, zero=64, block=256, scales=(_HALF,), grid="iq3_xxs"),
-        Format(
-            "iq2_s", 2, zero=64, block=256, scales=(_HALF, _bytes(8), _bytes(8)), halves=True, grid="iq2_s"
-        ),
-        Format("iq2_xs", 2, zero=64, block=256, scales=(_HALF, _bytes(8)), halves=True, grid="iq2_xs"),
-        Format("iq2_xxs", 2, zero=64, block=256, scales=(_HALF,), grid="iq2_xxs"),
-        Format("iq1_s", 1, zero=16, block=256, scales=(_HALF, _WORDS), grid="iq1"),
-        Format(
-            "iq1_m",
-            1,
-            zero=16,
-            block=256,
-            scales=(_HALF, _WORDS, _bytes(4), _bytes(2)),
-            halves=True,
-            grid="iq1",
-        ),
-    )
-}
-
-
-def get_format(name: str) -> Format:
-    """The format called `name`; UsageError lists the known ones."""
-    if name not in FORMATS:
-        raise UsageError(f"Unknown expert format {name!r}.", f"Known formats: {', '.join(FORMATS)}.")
-    return FORMATS[name]
 
 
 def pair_six_bits(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
@@ -235,15 +131,15 @@ def disassemble(packed: Tensor, rows: int, columns: int, format: Format) -> tupl
     padded = round_up(columns, format.block)
     tiles = packed.view(-1, format.tile_bytes(columns))
     blocks = padded // format.block
-    widths = [count * dtype.itemsize * TILE_ROWS for dtype, count in format.scales]
+    widths = [part.row_bytes * TILE_ROWS for part in format.scales]
     by_block = tiles[:, : blocks * sum(widths)].reshape(len(tiles), blocks, sum(widths))
     scales = tuple(
         part.contiguous()
-        .view(dtype)
-        .view(-1, blocks, count, TILE_ROWS)
+        .view(of.dtype)
+        .view(-1, blocks, of.values, TILE_ROWS)
         .permute(0, 3, 1, 2)
-        .reshape(-1, blocks * count)[:rows]
-        for part, (dtype, count) in zip(torch.split(by_block, widths, dim=2), format.scales, strict=True)
+        .reshape(-1, blocks * of.values)[:rows]
+        for part, of in zip(torch.split(by_block, widths, dim=2), format.scales, strict=True)
     )
     quants = rows_of(tiles[:, format.scale_plane_bytes(columns) :], torch.uint8)[:rows]
     quants = quants.view(rows, padded // GROUP, 4 * format.bits)

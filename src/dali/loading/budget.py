@@ -8,27 +8,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from dali.errors import DaliError, parameter
+from dali.errors import DaliError
 from dali.hardware.free_memory import available_ram
 from dali.hooks import seam
 from dali.kernels.expert import ExpertLayout
 from dali.kernels.formats import get_format
 from dali.loading.context import check_range
 from dali.loading.loaded import describe_layouts
+from dali.loading.room import first_that_fits, needed, out_of_memory
 from dali.loading.rope import scale_rope
 from dali.options import LoadOptions
 from dali.store.experts_module import ExpertsModule
-from dali.units import enough, size
-
-
-class DoesNotFit(DaliError):
-    """RAM cannot hold a model's experts: `layouts` are those that come nearest, beside `dense_bytes` of other weights."""
-
-    layouts: list[ExpertLayout]
-    dense_bytes: int
-
-
-HEADROOM = 2**30  # bytes left to activations, keys and values, and Python, when quant "auto" decides
 
 
 def choose_context(config: Any, options: LoadOptions, name: str) -> int:
@@ -71,15 +61,13 @@ def choose_layouts(
     `smallest` if that would.
     """
     free = available_ram() + freed
-    allowed = free if ram is None else ram
-
-    def need(layouts: list[ExpertLayout]) -> int:
-        return sum(experts * layout.record_bytes for layout in layouts) + dense_bytes + HEADROOM
-
-    for layouts in candidates:
-        if need(layouts) <= allowed:
-            return layouts
-    error = out_of_memory(what, describe_layouts(layouts), need(layouts), need(smallest), ram, free)
+    sizes = [sum(experts * layout.record_bytes for layout in each) for each in (*candidates, smallest)]
+    fits = first_that_fits(sizes[:-1], dense_bytes, free if ram is None else ram)
+    if fits is not None:
+        return candidates[fits]
+    layouts = candidates[-1]
+    need, least = needed(sizes[-2], dense_bytes), needed(sizes[-1], dense_bytes)
+    error = out_of_memory(what, describe_layouts(layouts), need, least, ram, free)
     error.layouts, error.dense_bytes = layouts, dense_bytes
     raise error
 
@@ -94,25 +82,3 @@ def choose_layout(
 
     candidates = [packed_in(name) for name in (("w8", "w4") if quant == "auto" else (quant,))]
     return choose_layouts(candidates, packed_in("w4"), modules[0].experts, dense_bytes, ram, what, freed)[0]
-
-
-def out_of_memory(
-    what: object, format: str, need: int, smallest: int, ram: int | None, free: int
-) -> DoesNotFit:
-    """`what` needs too many bytes in `format`: what it may take (`ram` as asked, or all that is free) and what would fit."""
-    limit = f"{size(free)} are free" if ram is None else f"{parameter('ram')} allows {size(ram)}"
-    problem = f"{what} needs {size(need - HEADROOM)} of memory with {format} experts, and {size(HEADROOM)} to work in; {limit}."
-    if smallest < need and smallest <= (free if ram is None else ram):
-        return DoesNotFit(problem, f"With {parameter('quant')} w4 it needs {size(smallest - HEADROOM)}.")
-    if ram is None:
-        least = (
-            f" ({size(smallest - HEADROOM)} at least, with {parameter('quant')} w4)"
-            if smallest < need
-            else ""
-        )
-        return DoesNotFit(problem, f"Close other programs, or choose a smaller model{least}.")
-    least = f", or {parameter('quant')} w4 {parameter('ram')} {enough(smallest)}" if smallest < need else ""
-    return DoesNotFit(
-        problem,
-        f"Give {parameter('ram')} {enough(need)}{least}, or choose a smaller model; {size(free)} are free.",
-    )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import NamedTuple
 
 from dali.errors import DaliError, UsageError, parameter, reason, unreadable
 from dali.store.cache import cache_root
@@ -19,11 +21,38 @@ DUPLICATES = ["*/*", "consolidated*"]  # the same weights once more, in other la
 MOST_NAMED = 8  # files, in an error
 
 
-def locate(model: str | os.PathLike[str] | None, offline: bool = False) -> Path:
+class Remote(NamedTuple):
+    """A model on the Hugging Face hub: its repository, and of GGUF files which quantization."""
+
+    name: str
+    quant: str | None = None
+
+    def __str__(self) -> str:
+        return self.name if self.quant is None else f"{self.name}:{self.quant}"
+
+
+def locate(
+    model: str | os.PathLike[str] | None,
+    offline: bool = False,
+    before: Callable[[Remote], None] | None = None,
+) -> Path:
     """The directory or the GGUF file of `model`: a path, `org/name` on the Hugging Face hub, `org/name:QUANT` for a GGUF file
     there (the first, if it is split), the name of a bundled or cached model, None for the bundled one. Downloads what is
-    missing unless `offline`. UsageError or DaliError says what was wrong.
+    missing unless `offline`; `before` is told of what would be downloaded, and may refuse it. UsageError or DaliError says what
+    was wrong.
     """
+    found = find(model)
+    if isinstance(found, Path):
+        return found
+    if before is not None and not offline and not is_cached(found):
+        before(found)
+    if found.quant is not None:
+        return _gguf_from_hub(found.name, found.quant, offline)
+    return _from_hub(found.name, offline)
+
+
+def find(model: str | os.PathLike[str] | None) -> Path | Remote:
+    """As `locate`, which does nothing yet about a model on the hub."""
     if model is None:
         return BUNDLED / DEFAULT_MODEL
     name = os.fspath(model)
@@ -38,7 +67,7 @@ def locate(model: str | os.PathLike[str] | None, offline: bool = False) -> Path:
             "Give a .gguf file, or the directory that holds config.json and the weights.",
         )
     if (link := _linked(name)) is not None:
-        return locate(link, offline)
+        return find(link)
     _check_reachable(path)
     if name and os.path.lexists(path):
         kind = (
@@ -53,14 +82,42 @@ def locate(model: str | os.PathLike[str] | None, offline: bool = False) -> Path:
         if "/" not in name and os.path.isfile(folder / name / "config.json"):
             return _in_directory(folder / name)
     if match := re.fullmatch(r"([\w-][\w.-]*/[\w.-]+):([\w.-]+)", name):
-        return _gguf_from_hub(match[1], match[2], offline)
+        return Remote(match[1], match[2])
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.startswith((".", "/")):
         raise UsageError(
             f"No model called {name!r:.100}: no such directory, and not an org/name.",
             "See `dali list` for the models found here; those on the Hugging Face hub are called org/name, or org/name:QUANT for "
             "GGUF files.",
         )
-    return _from_hub(name, offline)
+    return Remote(name)
+
+
+def is_cached(remote: Remote) -> bool:
+    """Whether all files of a model are in the local Hugging Face cache, as far as they name each other."""
+    import huggingface_hub.constants
+
+    if (
+        huggingface_hub.constants.HF_HUB_OFFLINE
+    ):  # nothing can be downloaded, so nothing is to be asked before
+        return True
+    try:
+        if remote.quant is not None:
+            from dali.store.gguf.header import split_files
+
+            return all(
+                file.is_file()
+                for file in split_files(_gguf_from_hub(remote.name, remote.quant, offline=True))
+            )
+        there = _from_hub(remote.name, offline=True)
+        index = there / "model.safetensors.index.json"
+        shards = (
+            json.loads(index.read_bytes())["weight_map"].values()
+            if index.is_file()
+            else ["model.safetensors"]
+        )
+        return all((there / shard).is_file() for shard in set(shards))
+    except (DaliError, OSError, ValueError, KeyError, AttributeError, TypeError):
+        return False
 
 
 def _linked(name: str) -> str | None:
@@ -165,12 +222,26 @@ def _gguf_from_hub(name: str, quant: str, offline: bool) -> Path:
     import huggingface_hub.constants  # here as below, since local models do without its tenth of a second
 
     offline = offline or huggingface_hub.constants.HF_HUB_OFFLINE
-    with _hub_errors(name, offline):
+    with hub_errors(name, offline):
         listed, where = _files(name, offline)
+    files = files_of_quant(listed, name, quant, where)
+    with hub_errors(name, offline):
+        path = huggingface_hub.snapshot_download(name, allow_patterns=files, local_files_only=offline)
+    return Path(path) / files[0]
+
+
+def models_of(listed: Iterable[str]) -> dict[str, list[str]]:
+    """Of a repository's files those of GGUF models: stem -> files, in order."""
     models: dict[str, list[str]] = {}
     for file in sorted(listed):
         if match := re.fullmatch(r"(?P<stem>.+?)(-\d{5}-of-\d{5})?\.gguf", file, re.IGNORECASE):
             models.setdefault(match["stem"], []).append(file)
+    return models
+
+
+def files_of_quant(listed: Iterable[str], name: str, quant: str, where: str) -> list[str]:
+    """The files of the GGUF model whose name ends in `quant`, the first one first. UsageError: there is none `where` they are."""
+    models = models_of(listed)
     wanted = [stem for stem in models if re.search(rf"(^|[-./]){re.escape(quant)}$", stem, re.IGNORECASE)]
     if not wanted:
         known = ", ".join(sorted({quant_of(stem) for stem in models}))
@@ -180,10 +251,7 @@ def _gguf_from_hub(name: str, quant: str, offline: bool) -> Path:
             if known
             else "It has no GGUF files; leave out the colon for safetensors weights.",
         )
-    files = models[min(wanted, key=len)]
-    with _hub_errors(name, offline):
-        path = huggingface_hub.snapshot_download(name, allow_patterns=files, local_files_only=offline)
-    return Path(path) / files[0]
+    return models[min(wanted, key=len)]
 
 
 def _files(name: str, offline: bool) -> tuple[list[str], str]:
@@ -213,7 +281,7 @@ def _from_hub(name: str, offline: bool) -> Path:
     import huggingface_hub.constants
 
     offline = offline or huggingface_hub.constants.HF_HUB_OFFLINE
-    with _hub_errors(name, offline):
+    with hub_errors(name, offline):
         path = huggingface_hub.snapshot_download(
             name, allow_patterns=FILES, ignore_patterns=DUPLICATES, local_files_only=offline
         )
@@ -235,7 +303,7 @@ def _from_hub(name: str, offline: bool) -> Path:
 
 
 @contextmanager
-def _hub_errors(name: str, offline: bool) -> Iterator[None]:
+def hub_errors(name: str, offline: bool) -> Iterator[None]:
     """What the hub's library raises, as a DaliError that says what to do."""
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -246,6 +314,8 @@ def _hub_errors(name: str, offline: bool) -> Iterator[None]:
 
     try:
         yield
+    except DaliError:
+        raise
     except HFValidationError as error:
         raise UsageError(f"{name!r} names no model on the Hugging Face hub.", reason(error)) from error
     except LocalEntryNotFoundError as error:

@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 
-from dali.errors import DaliError, parameter
 from dali.hardware import own
 from dali.hardware.free_memory import available_ram, own_memory
 from dali.hooks.calls import ModelCalls
 from dali.kernels.expert import ExpertLayout
-from dali.loading.budget import DoesNotFit
+from dali.loading import room
 from dali.loading.loaded import largest
+from dali.loading.room import LOGIT_ROWS, MARGIN, STEP, DoesNotFit, least_bytes, too_small
 from dali.options import LoadOptions
 from dali.store.direct_io import ReadError
 from dali.store.disk_pool import DiskPlan, DiskPool
@@ -24,19 +24,7 @@ from dali.store.packed.builder import Progress
 from dali.store.packed.header import StoreHeader
 from dali.store.packed.reader import DamagedStore, StoreReader
 from dali.store.packed.speed import measure_speed
-from dali.units import enough, size
-
-MARGIN = 2**29  # bytes left to others where nobody says how much dali may take
-STEP = 512  # prompt tokens of the smallest chunks
-FEWEST_TOKENS = 512  # of context, below which a budget is refused
-SPREAD = 2**24  # bytes by which what a process has differs from one run to the next
-WORKING = (
-    2**26
-)  # bytes for what does not grow with a step: buffers, readers, a server's threads, the allocator's own
-LOGIT_ROWS = 24  # of the vocabulary: logits of answers side by side, and what choosing a token makes of one's
-LOADED = (
-    2**26
-)  # bytes that loading takes beside weights: modules, tables, the model's own Python; known only when it is done
+from dali.units import size
 
 
 def fit(
@@ -70,35 +58,21 @@ def _plan(
     used = own_memory()
     allowed = used + available_ram() - MARGIN if ram is None else ram
     layout = largest(misfit.layouts)
-    least = used + LOADED + misfit.dense_bytes + step_bytes(layout, top_k, skeleton, STEP)
-    least += top_k * layout.record_bytes + FEWEST_TOKENS * kept
+    step = step_bytes(layout, top_k, skeleton, STEP)
+    least = least_bytes(used, misfit.dense_bytes, step, top_k * layout.record_bytes, kept)
     if least > allowed:
         raise too_small(what, least, ram, allowed)
     return DiskPlan(allowed, ram is not None, top_k)
 
 
 def step_bytes(layout: ExpertLayout, top_k: int, model: Any, tokens: int) -> int:
-    """What a step of so many tokens of a transformers model takes for a while, at most.
-
-    A token has its row of the hidden state in several places, what the widest linear of a layer makes of it (queries, keys,
-    values and what attention makes of them; or gate, up and their product), each of its experts' rows, and one expert's values
-    between its matrices: all in float32, and more than any family was seen to have (tests/loading/test_step_bytes.py).
-    """
+    """What a step of so many tokens of a transformers model takes for a while, at most."""
     shape, head = layout.shape, model.get_output_embeddings()
-    widths = (getattr(module, "out_features", 0) for module in model.modules() if module is not head)
-    token = (36 + 4 * top_k) * shape.hidden + 24 * max(widths) + 8 * shape.intermediate
+    widest = max(getattr(module, "out_features", 0) for module in model.modules() if module is not head)
     keeps_rows = "logits_to_keep" in signature(type(model).forward).parameters
     rows = LOGIT_ROWS if keeps_rows else LOGIT_ROWS + tokens
-    return WORKING + tokens * token + rows * 4 * int(model.config.get_text_config().vocab_size)
-
-
-def too_small(what: object, least: int, ram: int | None, allowed: int) -> DaliError:
-    """A budget in which not even a token's experts of one layer have room."""
-    limit = f"{parameter('ram')} allows {size(allowed)}" if ram is not None else f"{size(allowed)} can be had"
-    problem = f"{what} needs {size(least)} of memory even with its experts on disk; {limit}."
-    if ram is None:
-        return DaliError(problem, "Close other programs, or choose a smaller model.")
-    return DaliError(problem, f"Give {parameter('ram')} {enough(least + SPREAD)} or more.")
+    vocab = int(model.config.get_text_config().vocab_size)
+    return room.step_bytes(shape.hidden, shape.intermediate, top_k, widest, tokens, rows * vocab)
 
 
 def told(

@@ -23,6 +23,7 @@ from dali.hardware.profile import Profile
 from dali.hooks import seam
 from dali.hooks.shared import early_shared
 from dali.loading.loaded import LoadedModel
+from dali.loading.room import DEVICE_HEADROOM
 from dali.offload.accelerated import AcceleratedExperts
 from dali.offload.calibrate import load_predictor
 from dali.offload.gpu import check_native, gpu_model, move_dense, open_gpu, unnamed_profile
@@ -43,7 +44,6 @@ from dali.runtime.residency import Residency
 
 MOST_SCRATCH = 16  # slots demanded and prefetched experts pass through; more of them hide nothing more
 MOST_TOKENS = 8192  # of one step, for which times are tabulated
-DEVICE_HEADROOM = 2**30  # accelerator bytes for keys, values and activations, where nothing says better
 
 
 def check_device(options: LoadOptions) -> None:

@@ -31,8 +31,7 @@ from dali.offload.gpu_model import GpuModel
 from dali.options import LoadOptions
 from dali.runtime.gpu import GpuExecutor
 from dali.runtime.prefetch import Predictor
-from dali.step.kv import Reservation
-from dali.step.size import StateSize
+from dali.step.size import Reservation, StateSize
 from dali.store.cache import cache_root
 from dali.units import size
 

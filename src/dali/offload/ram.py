@@ -6,22 +6,16 @@ from collections.abc import Callable
 
 from dali.engine.budget import StateBudget
 from dali.engine.engine import Engine
-from dali.errors import DaliError, parameter
+from dali.errors import DaliError
 from dali.hardware.free_memory import own_memory
 from dali.loading.loaded import LoadedModel
-from dali.loading.on_disk import FEWEST_TOKENS, step_bytes, too_small
+from dali.loading.on_disk import step_bytes
+from dali.loading.room import NoRoom, no_context, share, step_tokens, too_small
 from dali.offload.gpu import state_size
 from dali.options import LoadOptions
-from dali.step.kv import Reservation
-from dali.step.size import StateSize
+from dali.step.size import Reservation, StateSize
 from dali.store.disk_pool import DiskPlan, DiskPool
 from dali.units import size
-
-STATES_SHARE = 4  # a part so large of what is left beside the dense weights may go to keys and values,
-PREFIX_SHARE = 16  # and one so large to the prefix cache
-MOST_PREFIX = 2**30
-STEP_SHARE = 12  # of the budget, for what a step takes for a while
-MOST_STEP = 4096  # prompt tokens, in which others wait for theirs
 
 
 def share_out(
@@ -38,69 +32,45 @@ def share_out(
     keeps = state_size(engine)
     step = engine.scheduler.step_tokens = _step_tokens(loaded, plan, engine.scheduler.step_tokens)
     used = own_memory() + _step_bytes(loaded, step)
-    rest = plan.ram - used
-    fewest = keeps.nbytes(Reservation(min(FEWEST_TOKENS, loaded.ctx_size), step))
-    least = plan.least_slots * pool.slot_bytes
-    if rest < least + fewest:
-        asked = plan.ram if plan.asked else None
-        raise too_small(loaded.name, used + least + fewest, asked, plan.ram)
-    states = max(min(rest // STATES_SHARE, rest - least), fewest)
-    loaded.ctx_size = _context(loaded, keeps, step, states, options, notify)
-    whole = keeps.nbytes(Reservation(loaded.ctx_size, step))
-    engine.limit_states(StateBudget(whole, keeps))
-    rest -= whole
-    prefixes = options.cache_ram_bytes
-    if prefixes is None:
-        prefixes = min(rest // PREFIX_SHARE, MOST_PREFIX)
-    slots = max(min((rest - prefixes) // pool.slot_bytes, pool.most_slots), plan.least_slots)
-    pool.grow(slots)
+    try:
+        shares = share(
+            plan.ram - used,
+            used,
+            pool.slot_bytes,
+            (plan.least_slots, pool.most_slots),
+            (loaded.ctx_size, options.ctx_size is not None),
+            options.cache_ram_bytes,
+            lambda tokens: keeps.nbytes(Reservation(tokens, step)),
+        )
+    except NoRoom as none:
+        raise _refusal(none, loaded, plan, keeps, step) from None
+    if shares.context < loaded.ctx_size:
+        notify(
+            f"The context is {shares.context} tokens of {loaded.ctx_size}, as many as the budget of RAM has room for."
+        )
+    loaded.ctx_size = shares.context
+    engine.limit_states(StateBudget(shares.states, keeps))
+    pool.grow(shares.slots)
     loaded.telemetry.clear()  # of what was tried here
     _tell(loaded, pool, plan, notify)
-    return prefixes
+    return shares.prefixes
 
 
 def _step_tokens(loaded: LoadedModel, plan: DiskPlan, usual: int) -> int:
-    """Prompt tokens a step: each chunk reads every expert that it needs once, so they are large, as long as what a step takes
-    for a while is a small part of the budget. Floats are computed in chunks as they are with all experts in RAM, whose bits they
-    have."""
-    tokens = usual
-    while (
-        loaded.layout.format.quantized
-        and 2 * tokens <= MOST_STEP
-        and STEP_SHARE * _step_bytes(loaded, 2 * tokens) <= plan.ram
-    ):
-        tokens *= 2
-    return tokens
+    """Prompt tokens a step. Floats are computed in chunks as they are with all experts in RAM, whose bits they have."""
+    if not loaded.layout.format.quantized:
+        return usual
+    return step_tokens(usual, plan.ram, lambda tokens: _step_bytes(loaded, tokens))
 
 
 def _step_bytes(loaded: LoadedModel, tokens: int) -> int:
     return step_bytes(loaded.layout, loaded.top_k, loaded.model, tokens)
 
 
-def _context(
-    loaded: LoadedModel,
-    keeps: StateSize,
-    step: int,
-    room: int,
-    options: LoadOptions,
-    notify: Callable[[str], None],
-) -> int:
-    """Tokens of context whose keys and values take no more than `room` bytes, and no more than the model may have."""
-    most = loaded.ctx_size
-    if keeps.nbytes(Reservation(most, step)) <= room:
-        return most
-    low, high = 2, most
-    while low + 1 < high:  # the first has room, the second has not
-        tokens = (low + high) // 2
-        low, high = (tokens, high) if keeps.nbytes(Reservation(tokens, step)) <= room else (low, tokens)
-    if options.ctx_size is not None:
-        raise DaliError(
-            f"The keys and values of {most} tokens may take {size(keeps.nbytes(Reservation(most, step)))}, and the budget of RAM "
-            f"has {size(room)} for them.",
-            f"Lower {parameter('ctx_size')} to {low}, or raise {parameter('ram')}.",
-        )
-    notify(f"The context is {low} tokens of {most}, as many as the budget of RAM has room for.")
-    return low
+def _refusal(none: NoRoom, loaded: LoadedModel, plan: DiskPlan, keeps: StateSize, step: int) -> DaliError:
+    if not none.tokens:
+        return too_small(loaded.name, none.least, plan.ram if plan.asked else None, plan.ram)
+    return no_context(loaded.ctx_size, keeps.nbytes(Reservation(loaded.ctx_size, step)), none)
 
 
 def _tell(loaded: LoadedModel, pool: DiskPool, plan: DiskPlan, notify: Callable[[str], None]) -> None:

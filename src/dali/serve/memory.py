@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from dali.engine.budget import StateBudget
 from dali.hardware.free_memory import available_ram
-from dali.loading.budget import HEADROOM
+from dali.loading.room import HEADROOM
 from dali.offload.gpu import state_size
 
 if TYPE_CHECKING:

@@ -3,29 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from dali.errors import DaliError
 from dali.kernels.kept_rows import row_bytes
+from dali.step.size import Reservation
 
 INITIAL_TOKENS = 128
-
-
-@dataclass(frozen=True)
-class Reservation:
-    """Room for all that a sequence may come to: `tokens` in all, at most `chunk` of them a step, of which the last `drafted` may
-    be taken back one by one."""
-
-    tokens: int
-    chunk: int
-    drafted: int = 0
-
-    def capacity(self, window: int | None) -> int:
-        """Tokens of a layer's buffers. Beyond a window, half of them are free after each compaction, so that it stays rare."""
-        return self.tokens if window is None else min(self.tokens, 2 * (window - 1) + self.chunk)
 
 
 class LayerKV:

@@ -4,7 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dali.step.kv import Reservation
+
+@dataclass(frozen=True)
+class Reservation:
+    """Room for all that a sequence may come to: `tokens` in all, at most `chunk` of them a step, of which the last `drafted` may
+    be taken back one by one."""
+
+    tokens: int
+    chunk: int
+    drafted: int = 0
+
+    def capacity(self, window: int | None) -> int:
+        """Tokens of a layer's buffers. Beyond a window, half of them are free after each compaction, so that it stays rare."""
+        return self.tokens if window is None else min(self.tokens, 2 * (window - 1) + self.chunk)
 
 
 @dataclass(frozen=True)

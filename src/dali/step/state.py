@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from dali.step.kept import Kept, KeptState, KeptTokens, gather
-from dali.step.kv import LayerKV, Reservation
+from dali.step.kv import LayerKV
 from dali.step.recurrent import RecurrentState
-from dali.step.size import StateSize
+from dali.step.size import Reservation, StateSize
 
 MOST_PLACES = 4  # of which recurrent layers keep copies, the last ones
 MOST_PASSING = 16  # of which they do for one step, whose copies somebody takes

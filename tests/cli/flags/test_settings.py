@@ -34,6 +34,7 @@ def config(tmp_path: Path) -> Path:
 def test_nothing_given_is_nothing_set() -> None:
     settings = vars(read())
     assert settings.pop("words") == []
+    assert settings.pop("origins") == {}
     assert settings.pop("stop") == ()
     assert {name for name, value in settings.items() if value is False} == {
         "raw",

@@ -12,7 +12,7 @@ from dali.engine.prefix import opening
 from dali.engine.prefix.opening import default_ram, identity
 from dali.errors import UsageError
 from dali.kernels import native
-from dali.loading.budget import HEADROOM
+from dali.loading.room import HEADROOM
 from dali.options import LoadOptions
 
 MESSAGES = [{"role": "user", "content": "Tell me a story about a little dog, and another about a cat."}]

@@ -11,8 +11,8 @@ from dali.errors import DaliError
 from dali.kernels import native
 from dali.kernels.formats import FORMATS, Format
 from dali.kernels.packing import pack, unpack
-from dali.store.gguf.blocks import BLOCK_TYPES, REMOVED, UNSUPPORTED, BlockType
-from dali.store.gguf.pack import SAME_VALUES, own_format, pack_blocks, squared_error
+from dali.store.gguf.blocks import BLOCK_TYPES, REMOVED, SAME_VALUES, UNSUPPORTED, BlockType
+from dali.store.gguf.pack import own_format, pack_blocks, squared_error
 
 TYPES = {type.name: type for type in BLOCK_TYPES.values()}
 

@@ -16,6 +16,9 @@ class Always:
     """Where more flags stand, and what is said on stderr; and the arguments that are no flags."""
 
     words: list[str] = field(default_factory=list)
+    origins: dict[str, str] = field(
+        default_factory=dict
+    )  # flag -> where its value came from, as it was written there
     config: str | None = flag(HEADING, FILE, "YAML file that may hold any of these flags, as `temp: 0.7`")
     log_level: str | None = flag(
         HEADING, one_of(LOG_LEVELS), f"what to say on stderr: {', '.join(LOG_LEVELS)} (default: info)"

@@ -89,6 +89,7 @@ class Verb(Generic[Settings]):
                 if not texts[key]:
                     texts[key] = found
         values: dict[str, Any] = {"words": [*getattr(given, "words", []), *arguments[end + 1 :]]}
+        values["origins"] = {key: found[-1][1] for key, found in texts.items() if found}
         for option in self.options:
             read = tuple(option.read(text, origin) for text, origin in texts[option.key])
             if read:

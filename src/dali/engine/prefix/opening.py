@@ -20,8 +20,8 @@ from dali.fused.dense import PackedLinear
 from dali.hardware.free_memory import available_ram
 from dali.hooks.attention import smallest_window
 from dali.hooks.recurrent import recurrent_modules
-from dali.loading.budget import HEADROOM
 from dali.loading.loaded import LoadedModel
+from dali.loading.room import HEADROOM
 from dali.options import LoadOptions
 
 # Raised whenever keys, values or states may get other bits from the same model, or files another meaning.

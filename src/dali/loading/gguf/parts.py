@@ -5,12 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
+
+if TYPE_CHECKING:  # what families say of sizes is asked before anything needs torch
+    from torch import Tensor
 
 Shape = tuple[int, ...]
 Order = Callable[[Any, int], NDArray[np.int64]]
@@ -74,18 +75,32 @@ def _split_shapes(config: Any, shape: Shape) -> list[Shape]:
     return [(heads, rank, config.qk_nope_head_dim), (heads, config.v_head_dim, rank)]
 
 
+def _split_kv(config: Any, keys: Tensor, values: Tensor) -> Tensor:
+    import torch
+
+    return torch.cat([keys.transpose(1, 2), values], dim=1)
+
+
 SPLIT_KV = Made(  # [heads, rank, nope] and [heads, value, rank] -> [heads * (nope + value), rank]
     ("attn_k_b.weight", "attn_v_b.weight"),
-    lambda config, keys, values: torch.cat([keys.transpose(1, 2), values], dim=1),
+    _split_kv,
     _split_shapes,
 )
 
 
+def joined(config: Any, *parts: Tensor) -> Tensor:
+    """Tensors one after the other."""
+    import torch
+
+    return torch.cat(parts)
+
+
 def halves(first: str, second: str) -> Made:
     """Two tensors of as many rows, one after the other."""
+
     return Made(
         (first, second),
-        lambda config, *both: torch.cat(both),
+        joined,
         lambda config, shape: [(shape[0] // 2, *shape[1:])] * 2,
     )
 

@@ -12,38 +12,10 @@ from dali.errors import DaliError
 from dali.kernels import native
 from dali.kernels.formats import FORMATS, TILE_ROWS, Format, assemble
 from dali.kernels.packing import pack, unpack
-from dali.store.gguf.blocks import BlockType
+from dali.store.gguf.blocks import SAME_VALUES, BlockType
 from dali.store.gguf.parts import PARTS, parts_of
 from dali.store.gguf.values.fields import Bytes
 
-SAME_VALUES = {
-    "F32": "f32",
-    "F16": "f16",
-    "BF16": "bf16",
-    "Q8_0": "w8",
-    "Q4_0": "w4",
-    "MXFP4": "mxfp4",
-    "Q4_K": "q4k",
-    "Q4_1": "q4_1",
-    "Q5_0": "q5_0",
-    "Q5_1": "q5_1",
-    "Q2_K": "q2k",
-    "Q3_K": "q3k",
-    "Q5_K": "q5k",
-    "Q6_K": "q6k",
-    "IQ4_NL": "iq4_nl",
-    "IQ4_XS": "iq4_xs",
-    "IQ3_S": "iq3_s",
-    "IQ3_XXS": "iq3_xxs",
-    "IQ2_S": "iq2_s",
-    "IQ2_XS": "iq2_xs",
-    "IQ2_XXS": "iq2_xxs",
-    "IQ1_S": "iq1_s",
-    "IQ1_M": "iq1_m",
-    "NVFP4": "nvfp4",
-    "TQ1_0": "tq2_0",
-    "TQ2_0": "tq2_0",
-}
 _FLOATS = {"F32": np.float32, "F16": np.float16, "BF16": np.int16}
 
 

@@ -14,8 +14,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from dali.kernels.activation import KINDS, Activation
-from dali.kernels.expert import RECORD_ALIGNMENT, ExpertLayout, ExpertShape
+from dali.kernels.expert import ExpertLayout, ExpertShape
 from dali.kernels.formats import FORMATS
+from dali.kernels.packed import RECORD_ALIGNMENT
 
 STORE_VERSION = 1
 MIXED_VERSION = 2  # of stores whose layers or matrices differ in their formats

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from dali.loading.gguf.families import Family
 from dali.loading.gguf.keys import NUMBER, Fields, Keys
 from dali.loading.gguf.parts import Made, log_of_negative, pairwise
 from dali.store.gguf.header import damaged
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 KINDS = {  # what is in a block -> what the layer is
     "ssm_in": "linear_attention",

@@ -5,16 +5,18 @@ The file has the first value head of each key head, then the second of each, and
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from dali.loading.gguf.families import Family
 from dali.loading.gguf.families.qwen3next import BLOCKS, NORMS, delta
 from dali.loading.gguf.keys import Fields, Keys
 from dali.loading.gguf.parts import Made, Ordered, Part, grid
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def _fields(keys: Keys) -> Fields:

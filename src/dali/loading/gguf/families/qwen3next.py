@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from dali.loading.gguf.families import Family
 from dali.loading.gguf.keys import Fields, Keys
 from dali.loading.gguf.parts import Made, Part, Shape, less_one, log_of_negative
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def delta(keys: Keys) -> Fields:
@@ -36,6 +36,8 @@ def _fields(keys: Keys) -> Fields:
 
 def _together(config: Any, qkv: Tensor, z: Tensor) -> Tensor:
     """All queries, keys and values, and all gates -> those of one key head after the other."""
+    import torch
+
     heads, width = config.linear_num_key_heads, config.linear_key_head_dim * config.linear_num_key_heads
     parts = [*torch.split(qkv, [width, width, qkv.shape[0] - 2 * width]), z]
     return torch.cat([part.view(heads, -1, part.shape[-1]) for part in parts], dim=1)

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from dali.errors import DaliError
 from dali.loading.gguf.families import Family, qwen35moe
 from dali.loading.gguf.keys import Fields, Keys
-from dali.loading.gguf.parts import Made, Part, Shape, less_one
+from dali.loading.gguf.parts import Made, Part, Shape, joined, less_one
 
 
 def _fields(keys: Keys) -> Fields:
@@ -41,7 +39,7 @@ def _queries_and_keys(config: Any, shape: Shape) -> list[Shape]:
 INDEX: dict[str, Part] = {
     "self_attn.indexer.index_qk_proj.weight": Made(
         ("indexer.q_proj.weight", "indexer.k_proj.weight"),
-        lambda config, *both: torch.cat(both),
+        joined,
         _queries_and_keys,
     ),
     "self_attn.indexer.q_layernorm.weight": less_one("indexer.q_norm.weight"),

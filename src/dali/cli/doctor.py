@@ -1,0 +1,98 @@
+"""`dali doctor`: what a model would do here, told before it is downloaded; or what is wrong with this machine."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from dali.cli.flags.always import Always
+from dali.cli.flags.option import SWITCH, flag
+from dali.cli.flags.prefixes import Prefixes
+from dali.cli.flags.verb import Verb
+from dali.cli.terminal import log, passing_note
+from dali.doctor import machine, report
+from dali.doctor.examine import Examination, Quant, examine, of_quants, read_remote
+from dali.doctor.here import device_of, look
+from dali.doctor.outline import read_outline
+from dali.doctor.verdict import of_refusal
+from dali.errors import DaliError, UsageError, parameter
+from dali.loading.locate import Remote, find, is_cached, locate
+from dali.options import LoadOptions
+
+
+@dataclass(frozen=True)
+class Settings(Always, Prefixes):
+    json: bool = flag("output", SWITCH, "for machines", variable="DALI_DOCTOR_JSON")
+
+
+VERB = Verb(
+    "doctor",
+    "Say before a download what MODEL (as for `dali run`) would do on this machine, from the headers of its files: memory, where "
+    "its experts would be, what decides that, and how fast it would be. Without MODEL: what this machine has, what is wrong with "
+    "it, and the command that mends it. Exit code 0: it fits; 1: it does not.",
+    Settings,
+    headings=("output", "model", "accelerator"),
+    words="[MODEL]",
+)
+
+
+def main(settings: Settings) -> int:
+    if len(settings.words) > 1:
+        raise UsageError(
+            f"`dali doctor` takes one MODEL, not {len(settings.words)}.", "Ask for one after the other."
+        )
+    model = settings.words[0] if settings.words else settings.model
+    if model is None:
+        return _machine(settings.json)
+    passing_note(f"Looking at {model} ...")
+    found, quants = _examine(model, settings)
+    passing_note()
+    if settings.json:
+        print(json.dumps(report.as_json(found, quants), indent=2))
+    else:
+        print(report.text(found, quants))
+    return 0 if found.verdict.fits else 1
+
+
+def _examine(model: str, settings: Settings) -> tuple[Examination, list[Quant]]:
+    options = settings.load_options()
+    here = look(options)
+    for note in here.said:
+        log.info(note)
+    device = device_of(options, here.profile)
+    place = find(model)
+    if isinstance(place, Path) or is_cached(place) or _offline(place, options):
+        outline = read_outline(place if isinstance(place, Path) else locate(model, offline=True))
+        return examine(outline, options, here, device, settings.origins), []
+    with tempfile.TemporaryDirectory(prefix="dali-doctor-") as folder:
+        outline, there = read_remote(place, Path(folder))
+        found = examine(outline, options, here, device, settings.origins)
+        if found.refusal is not None:
+            found = replace(found, verdict=of_refusal(found.refusal.about(folder, place.name)))
+    quants = {} if place.quant is None else there.quants
+    return found, of_quants(quants, found, options, here, device)
+
+
+def _offline(place: Remote, options: LoadOptions) -> bool:
+    """Whether nothing but the local cache may be asked. DaliError where it lacks the model."""
+    import huggingface_hub.constants
+
+    if not (options.offline or huggingface_hub.constants.HF_HUB_OFFLINE):
+        return False
+    if not is_cached(place):
+        raise DaliError(
+            f"{place} is not in the local Hugging Face cache, and dali is offline.",
+            f"Drop {parameter('offline')} (and HF_HUB_OFFLINE) to ask for its headers, or give a directory.",
+        )
+    return True
+
+
+def _machine(as_json: bool) -> int:
+    findings = machine.findings()
+    if as_json:
+        print(json.dumps([finding._asdict() for finding in findings], indent=2))
+    else:
+        print(report.findings(findings))
+    return 1 if any(finding.broken for finding in findings) else 0

@@ -1,0 +1,235 @@
+"""A model examined: its sizes, the ways in which it could run here, and the verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+from dali.doctor import checkpoint, gguf
+from dali.doctor.here import Here
+from dali.doctor.outline import GgufOutline, Outline, read_outline
+from dali.doctor.plan import DISK, RAM, Device, Plan, check_context, make_plan
+from dali.doctor.remote import Outlined, fetch_outline
+from dali.doctor.sizes import ModelSizes
+from dali.doctor.speed import Prediction, predict
+from dali.doctor.verdict import Verdict, of_refusal, of_speed
+from dali.errors import DaliError
+from dali.hardware import own
+from dali.loading.context import check_range
+from dali.loading.locate import Remote
+from dali.loading.room import HEADROOM, most_tokens
+from dali.options import LoadOptions
+from dali.units import size
+
+MORE = 2**30  # bytes, of what one more GiB would bring
+
+
+class Choice(NamedTuple):
+    """Something of the plan, what it is, and who said so."""
+
+    what: str
+    value: str
+    origin: str
+
+
+class Way(NamedTuple):
+    """A way to run the model, and how fast it is."""
+
+    name: str
+    plan: Plan
+    prediction: Prediction
+
+
+@dataclass(frozen=True)
+class Examination:
+    """`ways`: that which `dali run` would take first; none where it would refuse. `more`: what one more GiB would bring."""
+
+    name: str
+    sizes: ModelSizes | None
+    ways: tuple[Way, ...]
+    verdict: Verdict
+    choices: tuple[Choice, ...] = ()
+    notes: tuple[str, ...] = ()
+    more: tuple[str, ...] = ()
+    basis: str = ""
+    refusal: DaliError | None = None
+
+
+def read_remote(remote: Remote, folder: Path) -> tuple[Outline, Outlined]:
+    """The outline of a model on the hub, by way of `folder`, which must be empty. Errors speak of the model by its name."""
+    there = fetch_outline(remote, folder)
+    with renamed(folder, remote):
+        return replace(read_outline(there.path), name=str(remote)), there
+
+
+@contextmanager
+def renamed(folder: Path, remote: Remote) -> Iterator[None]:
+    """Errors about what lies in `folder` are about the model on the hub."""
+    try:
+        yield
+    except DaliError as error:
+        raise error.about(f"{folder}", remote.name) from None
+
+
+def sizes_of(outline: Outline) -> ModelSizes:
+    """DaliError for a model that loading would refuse, as far as headers tell."""
+    return gguf.sizes_of(outline) if isinstance(outline, GgufOutline) else checkpoint.sizes_of(outline)
+
+
+def examine(
+    outline: Outline,
+    options: LoadOptions,
+    here: Here,
+    device: Device | None = None,
+    origins: Mapping[str, str] | None = None,
+) -> Examination:
+    """What `options` would come to. UsageError for what cannot be meant; all else that loading would refuse is the verdict NO."""
+    sizes: ModelSizes | None = None
+    try:
+        sizes = sizes_of(outline)
+        check_context(sizes, options, check_range)
+        plan = make_plan(sizes, options, here.free, here.compiled, device)
+    except DaliError as error:
+        if error.exit_code == 2:
+            raise
+        return Examination(outline.name, sizes, (), of_refusal(error), refusal=error)
+    ways = [Way(_name(plan), plan, predict(sizes, here.profile, plan))]
+    if device is None and here.other is not None and plan.where == RAM:
+        beside = make_plan(sizes, options, here.free, here.compiled, here.other)
+        ways.append(Way(_name(beside), beside, predict(sizes, here.profile, beside)))
+    return Examination(
+        outline.name,
+        sizes,
+        tuple(ways),
+        of_speed(ways[0].prediction),
+        tuple(_choices(sizes, plan, options, here, origins or {})),
+        tuple(_notes(sizes, plan, options, here)),
+        tuple(_more(sizes, options, here, device, ways[0])),
+        _basis(here, device),
+    )
+
+
+def _basis(here: Here, device: Device | None) -> str:
+    """What speeds are told by."""
+    if device is not None and device.simulated:
+        return own.origin(device.profile)
+    return own.origin(here.profile) if here.measured else "a quick look at memory, and published figures"
+
+
+def _name(plan: Plan) -> str:
+    if plan.device is not None:
+        return f"experts in RAM and on {plan.device.name}"
+    return "all in RAM, on the CPU" if plan.where == RAM else "experts on disk, on the CPU"
+
+
+def _choices(
+    sizes: ModelSizes, plan: Plan, options: LoadOptions, here: Here, origins: Mapping[str, str]
+) -> list[Choice]:
+    def origin(key: str, otherwise: str) -> str:
+        return origins.get(key, otherwise)
+
+    free = f"{size(here.free.memory)} are free"
+    place = (
+        f"{plan.slots} of {plan.all_slots} experts in RAM, the others on disk"
+        if plan.where == DISK
+        else "in RAM"
+    )
+    if plan.device is not None:
+        place += f", {plan.resident} of {plan.all_slots} on {plan.device.name}, too"
+    packed = "linears as the file has them" if sizes.gguf else "linears in w8"
+    shortened = plan.where == DISK and options.ctx_size is None
+    return [
+        Choice("experts", plan.format, origin("quant", "default: auto")),
+        Choice(
+            "everything else",
+            f"{packed} beside {plan.dtype}" if plan.packed else plan.dtype,
+            origin("dtype", "model"),
+        ),
+        Choice(
+            "context",
+            f"{plan.context} tokens",
+            origin("ctx_size", "measured: the room there is" if shortened else "model"),
+        ),
+        Choice("experts are", place, origin("vram" if plan.device else "ram", f"measured: {free}")),
+        Choice("memory", f"at most {size(plan.allowed)}", origin("ram", f"measured: {free}")),
+        Choice("device", options.device, origin("device", "default")),
+        Choice("threads", str(options.threads or here.cores), origin("threads", "default: all cores")),
+    ]
+
+
+def _notes(sizes: ModelSizes, plan: Plan, options: LoadOptions, here: Here) -> list[str]:
+    room = plan.allowed - plan.dense - plan.experts - HEADROOM // 2
+    if plan.where != RAM or plan.states <= room:
+        return []
+    tokens = most_tokens(
+        plan.context, max(room, 0), lambda n: sizes.state_bytes(n, plan.dtype, options.in_q8)
+    )
+    return [
+        f"The keys and values of all {plan.context} tokens would take {size(plan.states)}, which are not free: there is room for "
+        f"about {tokens}. Give -c {max(tokens, 2)}, or --cache-type q8, to be sure."
+    ]
+
+
+def _more(sizes: ModelSizes, options: LoadOptions, here: Here, device: Device | None, way: Way) -> list[str]:
+    """What one more GiB of RAM, and of accelerator memory, would bring."""
+    found = []
+    now = way.prediction.decode.expected
+    if way.plan.where == DISK:
+        free = here.free._replace(memory=here.free.memory + MORE)
+        given = options if options.ram_bytes is None else replace(options, ram=options.ram_bytes + MORE)
+        found.append(("RAM", free, given, device))
+    if device is not None and way.plan.resident < way.plan.all_slots:
+        given = options if options.vram_bytes is None else replace(options, vram=options.vram_bytes + MORE)
+        found.append(("accelerator memory", here.free, given, _larger(device)))
+    told = []
+    for what, free, given, on in found:
+        try:
+            plan = make_plan(sizes, given, free, here.compiled, on)
+        except DaliError:
+            continue
+        speed = predict(sizes, here.profile, plan).decode.expected
+        told.append(f"One more GiB of {what} would bring {100 * (speed / now - 1):+.0f} % of decoding speed.")
+    return told
+
+
+def _larger(device: Device) -> Device:
+    memory = device.profile.figures["gpu_memory"]
+    figures = {**device.profile.figures, "gpu_memory": replace(memory, value=memory.value + MORE)}
+    return device._replace(profile=replace(device.profile, figures=figures))
+
+
+class Quant(NamedTuple):
+    """A quantization of a repository: its files' bytes, and what they would come to."""
+
+    name: str
+    nbytes: int
+    verdict: str
+    speed: float  # tokens a second of decoding; 0 for what does not fit
+
+
+def of_quants(
+    quants: Mapping[str, int], found: Examination, options: LoadOptions, here: Here, device: Device | None
+) -> list[Quant]:
+    """The quantizations of a repository, the largest first, by their sizes in proportion to the one that was examined."""
+    sizes, rows = found.sizes, []
+    for name, nbytes in sorted(quants.items(), key=lambda item: -item[1]) if sizes is not None else ():
+        assert sizes is not None
+        other = sizes.requantized(nbytes)
+        try:
+            plan = make_plan(other, options, here.free, here.compiled, device)
+        except DaliError:
+            rows.append(Quant(name, nbytes, "NO", 0.0))
+            continue
+        prediction = predict(other, here.profile, plan)
+        rows.append(Quant(name, nbytes, of_speed(prediction).word, prediction.decode.expected))
+    return rows
+
+
+def best_of(rows: Sequence[Quant]) -> Quant | None:
+    """The largest one of the best verdict: more bits lose less."""
+    order = ("FAST", "USABLE", "SLOW")
+    fits = [row for row in rows if row.verdict in order]
+    return min(fits, key=lambda row: (order.index(row.verdict), -row.nbytes)) if fits else None

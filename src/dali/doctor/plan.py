@@ -1,0 +1,234 @@
+"""What `dali run` would decide for a model here: by the same functions as loading, from sizes alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from dali.doctor.sizes import ExpertFormat, ModelSizes, quantized
+from dali.errors import DaliError, UsageError, parameter
+from dali.hardware.profile import Profile
+from dali.loading.room import (
+    DEVICE_HEADROOM,
+    LOADED,
+    LOGIT_ROWS,
+    MARGIN,
+    STEP,
+    NoRoom,
+    first_that_fits,
+    least_bytes,
+    needed,
+    no_context,
+    out_of_memory,
+    share,
+    step_bytes,
+    step_tokens,
+    too_small,
+)
+from dali.options import LoadOptions
+from dali.units import size
+
+IMPORTED = (
+    480 * 2**20
+)  # bytes of Python, torch and transformers, before a model is opened; benchmarks/models/doctor_speed.py
+STEP_TOKENS = 512  # prompt tokens of a step with all experts in RAM
+RAM, DISK = "RAM", "disk"
+
+
+class Free(NamedTuple):
+    """What this machine has left: bytes of memory, and of the disk of dali's cache (None: not known)."""
+
+    memory: int
+    disk: int | None = None
+
+
+class Device(NamedTuple):
+    """An accelerator: its name, its profile, and whether it is simulated."""
+
+    name: str
+    profile: Profile
+    simulated: bool
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One way to run a model. `slots`: of `all_slots` experts those that RAM holds, of a plan by disk; `resident`: those that an
+    accelerator holds. Sizes in bytes."""
+
+    where: str  # "RAM" or "disk"
+    layouts: Sequence[ExpertFormat]
+    dtype: str
+    packed: bool  # linears, too
+    context: int
+    dense: int
+    experts: int
+    states: int
+    allowed: int
+    slots: int = 0
+    all_slots: int = 0
+    prefixes: int = 0
+    resident: int = 0
+    vram: int = 0
+    device: Device | None = None
+    store: int = 0  # bytes that packed experts take on disk
+
+    @property
+    def format(self) -> str:
+        """The experts' formats, for people."""
+        return ", ".join(dict.fromkeys(layout.name for layout in self.layouts))
+
+    @property
+    def memory(self) -> int:
+        """Bytes of RAM that it takes once it runs with its whole context."""
+        held = self.experts if self.where == RAM else self.slots * self.slot
+        return held + self.dense + self.states
+
+    @property
+    def slot(self) -> int:
+        """Bytes of the largest expert."""
+        return max(layout.record for layout in self.layouts)
+
+
+def make_plan(
+    sizes: ModelSizes, options: LoadOptions, free: Free, compiled: bool, device: Device | None = None
+) -> Plan:
+    """The plan that loading would choose. DaliError: it would refuse, in its words."""
+    context = sizes.context if options.ctx_size is None else options.ctx_size
+    dtype = _dtype(sizes, options, compiled)
+    names = ["w8", "w4"] if options.quant == "auto" and not sizes.gguf else [options.quant]
+    if options.quant == "keep" and sizes.fp8:
+        raise DaliError(
+            f"The experts of {sizes.name} are in FP8, and dali packs no such values.",
+            f"Give {parameter('quant')} f32, which holds them, bf16, which rounds them, or w8.",
+        )
+    layouts = [sizes.layouts(name) for name in names]
+    experts = [_all(sizes, each) for each in layouts]
+    smallest = _all(sizes, sizes.layouts("w4"))
+    packed = compiled and quantized(layouts[0][0].name)
+    loading = sizes.dense_bytes(dtype, packed and sizes.gguf)
+    allowed = free.memory if options.ram_bytes is None else options.ram_bytes
+    fits = first_that_fits(experts, loading, allowed)
+    running = sum(sizes.read_dense(one, dtype, packed)[1] for one in sizes.dense) if packed else loading
+    chosen = len(layouts) - 1 if fits is None else fits
+    plan = Plan(
+        RAM,
+        layouts[chosen],
+        dtype,
+        packed,
+        context,
+        running,
+        experts[chosen],
+        sizes.state_bytes(context, dtype, options.in_q8, STEP_TOKENS),
+        allowed,
+        all_slots=sizes.moe_layers * sizes.experts,
+        store=0 if sizes.gguf and fits is not None else experts[chosen],
+    )
+    if fits is None:
+        misfit = out_of_memory(
+            sizes.name,
+            plan.format,
+            needed(experts[-1], loading),
+            needed(smallest, loading),
+            options.ram_bytes,
+            free.memory,
+        )
+        if not compiled or device is not None:
+            raise misfit
+        plan = _on_disk(sizes, options, free, plan, loading)
+    _check_disk(sizes, plan, free)
+    return plan if device is None else _accelerated(sizes, options, plan, device)
+
+
+def _dtype(sizes: ModelSizes, options: LoadOptions, compiled: bool) -> str:
+    if options.dtype != "auto":
+        return options.dtype
+    if sizes.gguf:
+        return "float32" if compiled else sizes.dtype
+    return "float32" if sizes.dtype == "float16" and compiled else sizes.dtype
+
+
+def _all(sizes: ModelSizes, layouts: Sequence[ExpertFormat]) -> int:
+    return sum(sizes.experts * layout.record for layout in layouts)
+
+
+def _on_disk(sizes: ModelSizes, options: LoadOptions, free: Free, plan: Plan, loading: int) -> Plan:
+    """The same with its experts on disk, and as many in RAM as it has room for. DaliError: for none."""
+
+    def step(tokens: int) -> int:
+        logits = LOGIT_ROWS * sizes.vocab
+        return step_bytes(sizes.hidden, sizes.intermediate, sizes.top_k, sizes.widest, tokens, logits)
+
+    ram = options.ram_bytes
+    allowed = IMPORTED + free.memory - MARGIN if ram is None else ram
+    kept = sizes.state_bytes(2, plan.dtype, False) - sizes.state_bytes(1, plan.dtype, False)
+    least = least_bytes(IMPORTED, loading, step(STEP), sizes.top_k * plan.slot, kept)
+    if least > allowed:
+        raise too_small(sizes.name, least, ram, allowed)
+    chunk = step_tokens(STEP_TOKENS, allowed, step) if quantized(plan.layouts[0].name) else STEP_TOKENS
+    used = IMPORTED + LOADED + plan.dense + step(chunk)
+
+    def states(tokens: int) -> int:
+        return sizes.state_bytes(tokens, plan.dtype, options.in_q8, chunk)
+
+    try:
+        shares = share(
+            allowed - used,
+            used,
+            plan.slot,
+            (sizes.top_k, min(plan.all_slots, max(allowed // plan.slot, sizes.top_k))),
+            (plan.context, options.ctx_size is not None),
+            options.cache_ram_bytes,
+            states,
+        )
+    except NoRoom as none:
+        if none.tokens:
+            raise no_context(plan.context, states(plan.context), none) from None
+        raise too_small(sizes.name, none.least, ram, allowed) from None
+    return Plan(
+        DISK,
+        plan.layouts,
+        plan.dtype,
+        plan.packed,
+        shares.context,
+        plan.dense,
+        plan.experts,
+        shares.states,
+        allowed,
+        shares.slots,
+        plan.all_slots,
+        shares.prefixes,
+        store=plan.experts,
+    )
+
+
+def _accelerated(sizes: ModelSizes, options: LoadOptions, plan: Plan, device: Device) -> Plan:
+    """The same with as many experts on the accelerator as its memory has room for."""
+    room = max(int(device.profile["gpu_memory"]) - plan.dense, 0)
+    if not device.simulated:
+        room = max(room - plan.states, 0)
+    if options.vram_bytes is not None and device.simulated and options.vram_bytes > room:
+        raise UsageError(
+            f"{parameter('vram')} asks for {size(options.vram_bytes)}; {device.profile.name} has "
+            f"{size(room)} beside dense weights.",
+            f"Give {parameter('vram')} {room // 2**20}MiB or less, or choose another profile.",
+        )
+    budget = max(room - DEVICE_HEADROOM, 0) if options.vram_bytes is None else min(options.vram_bytes, room)
+    resident = min(budget // plan.slot, plan.all_slots)
+    return replace(plan, device=device, vram=budget, resident=resident)
+
+
+def _check_disk(sizes: ModelSizes, plan: Plan, free: Free) -> None:
+    """DaliError where the disk of dali's cache has no room for the experts that loading packs into it."""
+    if free.disk is not None and plan.store > free.disk:
+        raise DaliError(
+            f"{sizes.name} takes {size(plan.store)} on the disk of dali's cache, once its experts are packed as {plan.format}; "
+            f"{size(free.disk)} are free there.",
+            "Free some, or set DALI_CACHE_DIR to a folder on another disk.",
+        )
+
+
+def check_context(sizes: ModelSizes, options: LoadOptions, check: Callable[[int, int, str], None]) -> None:
+    """UsageError where the model cannot have as many tokens as asked."""
+    if options.ctx_size is not None and options.rope_scale is None:
+        check(options.ctx_size, sizes.context, sizes.name)

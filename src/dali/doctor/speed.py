@@ -1,0 +1,201 @@
+"""How fast a model will be by a plan: pure functions of sizes and a profile. Every time from here is modelled.
+
+    a decoding step = step + head + layers x (layer + linears + attention) + MoE layers x (router + top_k experts)
+
+as `hardware.host` and `hardware.cost` have their times. From disk, the experts of a token that RAM does not hold are read: at
+the slow end as many as if routing were even (hits = the share of experts in RAM), at the fast end as if half of that share's
+misses were caught (hits = its square root), and in between by the mean. With an accelerator its experts and the CPU's are
+computed side by side, and the dense part is the accelerator's; what it lacks is computed by the CPU or copied, whichever is
+sooner.
+
+An interval is what is predicted divided and multiplied by 1 + error: MEASURED where tables were measured here, plus their
+spread, ROUGH where nobody measured.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from dali.doctor.plan import DISK, Plan
+from dali.doctor.sizes import ModelSizes
+from dali.hardware.cost import CostModel, ExpertSize, disk_costs
+from dali.hardware.host import HostCosts
+from dali.hardware.profile import Profile
+
+PROMPT = 512  # tokens
+TYPICAL = 2048  # tokens of a conversation
+MEASURED, ROUGH = 0.25, 1.0  # errors of predictions, as shares
+KERNELS = 12  # of a layer's dense part, on an accelerator
+FEWEST = 1e-9
+
+
+class Interval(NamedTuple):
+    """What is expected, and what it will hardly be below or above."""
+
+    low: float
+    expected: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Tokens a second of decoding (all sequences together) and of a prompt of 512, and seconds of loading the second time."""
+
+    decode: Interval
+    prompt: Interval
+    load: Interval
+
+
+class _Misses(NamedTuple):
+    """Shares of a token's experts that are not in RAM."""
+
+    few: float
+    expected: float
+    many: float
+
+
+def predict(
+    sizes: ModelSizes, profile: Profile, plan: Plan, context: int | None = None, batch: int = 1
+) -> Prediction:
+    """How fast `plan` is. context: tokens that a sequence has by then, None for TYPICAL, if it may have them; batch:
+    sequences side by side. UsageError: the plan is by disk, and the profile does not say how fast that is."""
+    tokens = min(plan.context, TYPICAL) if context is None else context
+    profile = plan.device.profile if plan.device is not None and plan.device.simulated else profile
+    error = _error(profile)
+    speed = _Speed(sizes, profile, plan)
+    misses = _misses(plan)
+    step = [speed.step(batch, batch * tokens, share) for share in misses]
+    decode = Interval(*(batch / seconds for seconds in (step[2], step[1], step[0])))
+    prompt = PROMPT / speed.prompt(PROMPT, misses.many)
+    load = speed.load()
+    return Prediction(
+        _widened(decode, error),
+        _widened(Interval(prompt, prompt, prompt), error),
+        _widened(Interval(load, load, load), error),
+    )
+
+
+def _misses(plan: Plan) -> _Misses:
+    if plan.where != DISK or plan.slots >= plan.all_slots:
+        return _Misses(0.0, 0.0, 0.0)
+    held = plan.slots / plan.all_slots
+    few, many = 1 - math.sqrt(held), 1 - held
+    return _Misses(few, (few + many) / 2, many)
+
+
+def _error(profile: Profile) -> float:
+    if profile.label != "measured":
+        return ROUGH
+    spreads = [figure.spread for figure in profile.figures.values()] + [
+        table.spread for table in profile.tables
+    ]
+    return MEASURED + min(max(spreads, default=0.0), MEASURED) + profile.error
+
+
+def _widened(interval: Interval, error: float) -> Interval:
+    return Interval(interval.low / (1 + error), interval.expected, interval.high * (1 + error))
+
+
+class _Speed:
+    """Seconds of the parts of a step."""
+
+    def __init__(self, sizes: ModelSizes, profile: Profile, plan: Plan) -> None:
+        self.sizes, self.profile, self.plan = sizes, profile, plan
+        self.host = HostCosts(profile)
+        size = sum(layout.weights for layout in plan.layouts) // len(plan.layouts)
+        name = plan.layouts[0].name
+        shape = ExpertSize(sizes.hidden, sizes.intermediate, 3 if sizes.gated else 2, {name: size})
+        self.on_device = plan.device is not None
+        self.costs = CostModel(profile, shape, name, PROMPT * sizes.top_k, accelerator=self.on_device)
+        self.weights = size
+        self.states = sizes.states(plan.dtype, False)
+
+    def step(self, tokens: int, attended: int, missing: float) -> float:
+        """Of a decoding step of so many sequences, which attend to so many tokens in all."""
+        kept = sum(
+            each * min(attended, tokens * window if window else attended)
+            for each, window in self.states.layers
+        )
+        dense = self.dense(tokens, tokens) + self.host.decoding_attention(kept)
+        return dense + self.sizes.moe_layers * self.experts(tokens) + self.reads(tokens, missing)
+
+    def prompt(self, tokens: int, missing: float) -> float:
+        """Of a prompt of so many tokens, in one step."""
+        pairs = tokens * (tokens + 1) // 2
+        flops = sum(2 * kept.heads * (kept.key + kept.value) * pairs for kept in self.sizes.kept)
+        dense = self.dense(tokens, 1) + self.host.prompt_attention(flops)
+        computed = self.sizes.moe_layers * self.experts(tokens)
+        return dense + max(computed, self.reads(tokens, missing))
+
+    def dense(self, tokens: int, logits: int) -> float:
+        """Of everything beside routed experts and attention, with the logits of so many tokens."""
+        sizes, plan = self.sizes, self.plan
+        if self.on_device:
+            weights = sum(one.elements for one in sizes.dense if one.kind != "embedding")
+            layer = self.costs.dense(plan.dense // sizes.layers, weights // sizes.layers, tokens, KERNELS)
+            return sizes.layers * (layer + self.costs.sync)
+        seconds = self.host.step + sizes.layers * self.host.layer
+        head = False
+        for one in sizes.dense:
+            if one.kind in ("linear", "router"):
+                if one.kind == "router":
+                    seconds += self.host.router(one.columns, one.rows, tokens)
+                    continue
+                format, nbytes = sizes.read_dense(one, plan.dtype, plan.packed)
+                head = head or one.head
+                rows = logits if one.head else tokens
+                seconds += self.host.linear(format, one.rows, one.columns, nbytes, rows)
+        if not head:  # it is the embeddings' matrix
+            seconds += max(
+                (self._head(one.rows, one.columns, logits) for one in sizes.dense if one.kind == "embedding"),
+                default=0.0,
+            )
+        return seconds
+
+    def _head(self, rows: int, columns: int, tokens: int) -> float:
+        nbytes = rows * columns * (2 if self.plan.dtype == "bfloat16" else 1 if self.plan.packed else 4)
+        return self.host.linear("w8" if self.plan.packed else "bf16", rows, columns, nbytes, tokens)
+
+    def experts(self, tokens: int) -> float:
+        """Of a layer's routed experts, routed to evenly."""
+        active, each = self._active(tokens)
+        costs = self.costs.costs
+        if not self.on_device:
+            return active * costs.cpu[each]
+        there = self.plan.resident / self.plan.all_slots
+        inside, outside = active * there, active * (1 - there)
+        gpu = inside * (costs.gpu[each] + costs.launch)
+        by_cpu = max(gpu, outside * costs.cpu[each] + (costs.handover if outside > 0 else 0.0))
+        by_link = max(gpu + outside * (costs.gpu[each] + costs.launch), outside * costs.link)
+        return min(by_cpu, by_link)
+
+    def _active(self, tokens: int) -> tuple[float, int]:
+        """Experts that some of so many tokens are routed to, and how many tokens each of them gets."""
+        sizes = self.sizes
+        active = sizes.experts * (1 - (1 - sizes.top_k / sizes.experts) ** tokens)
+        return active, max(round(tokens * sizes.top_k / active), 1)
+
+    def reads(self, tokens: int, missing: float) -> float:
+        """Of experts that come from disk."""
+        if missing <= 0:
+            return 0.0
+        active, _ = self._active(tokens)
+        return (
+            self.sizes.moe_layers
+            * active
+            * missing
+            * self.plan.slot
+            / max(disk_costs(self.profile).bandwidth, FEWEST)
+        )
+
+    def load(self) -> float:
+        """Of reading what RAM holds from disk, once experts are packed."""
+        if not self.profile.has_disk:
+            return 0.0
+        held = self.plan.experts if self.plan.where != DISK else self.plan.slots * self.plan.slot
+        files = (
+            self.sizes.file_bytes if self.sizes.gguf and self.plan.where != DISK else held + self.plan.dense
+        )
+        return files / disk_costs(self.profile).bandwidth

@@ -1,0 +1,171 @@
+"""Whether a model has room in memory, and how a budget is shared out: decided by sizes alone, for loading and for whoever tells
+before a download what loading will find. Needs no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from dali.errors import DaliError, parameter
+from dali.units import enough, size
+
+if TYPE_CHECKING:
+    from dali.kernels.expert import ExpertLayout
+
+HEADROOM = 2**30  # bytes left to activations, keys and values, and Python, when quant "auto" decides
+MARGIN = 2**29  # bytes left to others where nobody says how much dali may take
+STEP = 512  # prompt tokens of the smallest chunks
+SPREAD = 2**24  # bytes by which what a process has differs from one run to the next
+WORKING = (
+    2**26
+)  # bytes for what does not grow with a step: buffers, readers, a server's threads, the allocator's own
+LOGIT_ROWS = 24  # of the vocabulary: logits of answers side by side, and what choosing a token makes of one's
+LOADED = (
+    2**26
+)  # bytes that loading takes beside weights: modules, tables, the model's own Python; known only when it is done
+STATES_SHARE = 4  # a part so large of what is left beside the dense weights may go to keys and values,
+PREFIX_SHARE = 16  # and one so large to the prefix cache
+MOST_PREFIX = 2**30
+STEP_SHARE = 12  # of the budget, for what a step takes for a while
+MOST_STEP = 4096  # prompt tokens, in which others wait for theirs
+DEVICE_HEADROOM = 2**30  # accelerator bytes for keys, values and activations, where nothing says better
+FEWEST_TOKENS = 512  # of context, below which a budget is refused
+
+
+class DoesNotFit(DaliError):
+    """RAM cannot hold a model's experts: `layouts` are those that come nearest, beside `dense_bytes` of other weights."""
+
+    layouts: list[ExpertLayout]
+    dense_bytes: int
+
+
+class Shares(NamedTuple):
+    """What a budget of RAM goes to where experts are on disk. `context` in tokens, `states` and `prefixes` in bytes."""
+
+    context: int
+    states: int
+    prefixes: int
+    slots: int
+
+
+class NoRoom(Exception):
+    """A budget without room: for a token's experts of a layer, of which it would take `least` bytes; or, where `tokens` are said,
+    for the context that was asked for: `states` bytes have room, which so many tokens take."""
+
+    def __init__(self, least: int = 0, tokens: int = 0, states: int = 0) -> None:
+        super().__init__(least, tokens, states)
+        self.least, self.tokens, self.states = least, tokens, states
+
+
+def needed(experts: int, dense: int) -> int:
+    """Bytes that must be free for a model whose experts are all in RAM."""
+    return experts + dense + HEADROOM
+
+
+def first_that_fits(experts: Sequence[int], dense: int, allowed: int) -> int | None:
+    """Which of several formats, by the bytes of all experts in each, is the first that fits beside dense weights."""
+    return next((i for i, nbytes in enumerate(experts) if needed(nbytes, dense) <= allowed), None)
+
+
+def out_of_memory(
+    what: object, format: str, need: int, smallest: int, ram: int | None, free: int
+) -> DoesNotFit:
+    """`what` needs too many bytes in `format`: what it may take (`ram` as asked, or all that is free) and what would fit."""
+    limit = f"{size(free)} are free" if ram is None else f"{parameter('ram')} allows {size(ram)}"
+    problem = f"{what} needs {size(need - HEADROOM)} of memory with {format} experts, and {size(HEADROOM)} to work in; {limit}."
+    if smallest < need and smallest <= (free if ram is None else ram):
+        return DoesNotFit(problem, f"With {parameter('quant')} w4 it needs {size(smallest - HEADROOM)}.")
+    if ram is None:
+        least = (
+            f" ({size(smallest - HEADROOM)} at least, with {parameter('quant')} w4)"
+            if smallest < need
+            else ""
+        )
+        return DoesNotFit(problem, f"Close other programs, or choose a smaller model{least}.")
+    least = f", or {parameter('quant')} w4 {parameter('ram')} {enough(smallest)}" if smallest < need else ""
+    return DoesNotFit(
+        problem,
+        f"Give {parameter('ram')} {enough(need)}{least}, or choose a smaller model; {size(free)} are free.",
+    )
+
+
+def step_bytes(hidden: int, intermediate: int, top_k: int, widest: int, tokens: int, logits: int) -> int:
+    """What a step of so many tokens takes for a while, at most, and so many logits.
+
+    A token has its row of the hidden state in several places, what the `widest` linear of a layer makes of it (queries, keys,
+    values and what attention makes of them; or gate, up and their product), each of its experts' rows, and one expert's values
+    between its matrices: all in float32, and more than any family was seen to have (tests/loading/test_step_bytes.py).
+    """
+    token = (36 + 4 * top_k) * hidden + 24 * widest + 8 * intermediate
+    return WORKING + tokens * token + 4 * logits
+
+
+def least_bytes(used: int, dense: int, step: int, experts: int, kept: int) -> int:
+    """The smallest budget, beside `used` bytes, with experts on disk: dense weights, a step of the smallest chunks, a token's
+    `experts` of one layer, and FEWEST_TOKENS of `kept` bytes."""
+    return used + LOADED + dense + step + experts + FEWEST_TOKENS * kept
+
+
+def too_small(what: object, least: int, ram: int | None, allowed: int) -> DaliError:
+    """A budget in which not even a token's experts of one layer have room."""
+    limit = f"{parameter('ram')} allows {size(allowed)}" if ram is not None else f"{size(allowed)} can be had"
+    problem = f"{what} needs {size(least)} of memory even with its experts on disk; {limit}."
+    if ram is None:
+        return DaliError(problem, "Close other programs, or choose a smaller model.")
+    return DaliError(problem, f"Give {parameter('ram')} {enough(least + SPREAD)} or more.")
+
+
+def no_context(tokens: int, nbytes: int, none: NoRoom) -> DaliError:
+    """A budget of RAM in which the context that was asked for, and takes so many bytes, has no room."""
+    return DaliError(
+        f"The keys and values of {tokens} tokens may take {size(nbytes)}, and the budget of RAM has {size(none.states)} for "
+        "them.",
+        f"Lower {parameter('ctx_size')} to {none.tokens}, or raise {parameter('ram')}.",
+    )
+
+
+def step_tokens(usual: int, ram: int, step: Callable[[int], int]) -> int:
+    """Prompt tokens a step, of a model with quantized experts on disk: each chunk reads every expert that it needs once, so they
+    are large, as long as what a step takes for a while, `step(tokens)` bytes, is a small part of the budget."""
+    tokens = usual
+    while 2 * tokens <= MOST_STEP and STEP_SHARE * step(2 * tokens) <= ram:
+        tokens *= 2
+    return tokens
+
+
+def share(
+    rest: int,
+    used: int,
+    slot_bytes: int,
+    slots: tuple[int, int],
+    context: tuple[int, bool],
+    prefixes: int | None,
+    states: Callable[[int], int],
+) -> Shares:
+    """Share out `rest` bytes of RAM, beside `used` ones. slots: the fewest and the most; context: tokens, and whether they were
+    asked for; prefixes: bytes as asked; states: of so many tokens. NoRoom: there is none."""
+    most, asked = context
+    fewest = states(min(FEWEST_TOKENS, most))
+    least = slots[0] * slot_bytes
+    if rest < least + fewest:
+        raise NoRoom(least=used + least + fewest)
+    room = max(min(rest // STATES_SHARE, rest - least), fewest)
+    tokens = most_tokens(most, room, states)
+    if tokens < most and asked:
+        raise NoRoom(tokens=tokens, states=room)
+    whole = states(tokens)
+    rest -= whole
+    if prefixes is None:
+        prefixes = min(rest // PREFIX_SHARE, MOST_PREFIX)
+    return Shares(tokens, whole, prefixes, max(min((rest - prefixes) // slot_bytes, slots[1]), slots[0]))
+
+
+def most_tokens(most: int, room: int, states: Callable[[int], int]) -> int:
+    """Tokens of context, at most so many, whose keys and values take no more than `room` bytes."""
+    if states(most) <= room:
+        return most
+    low, high = 2, most
+    while low + 1 < high:  # the first has room, the second has not
+        tokens = (low + high) // 2
+        low, high = (tokens, high) if states(tokens) <= room else (low, tokens)
+    return low

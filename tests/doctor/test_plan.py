@@ -1,0 +1,58 @@
+"""Where a model's experts would be: by the same limits as loading."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from dali.doctor import checkpoint, plan
+from dali.doctor.outline import read_outline
+from dali.doctor.plan import Free, make_plan
+from dali.errors import DaliError
+from dali.loading.room import HEADROOM
+from dali.loading.safetensors import SafetensorsModel
+from dali.options import LoadOptions
+
+
+@pytest.fixture
+def sizes(dali_tiny):
+    return checkpoint.sizes_of(read_outline(dali_tiny))
+
+
+@pytest.mark.parametrize("short", [0, 1])
+def test_the_format_is_the_one_that_loading_chooses(sizes, dali_tiny, short):
+    source = SafetensorsModel(dali_tiny)
+    ram = (
+        sum(each.record * 20 for each in sizes.layouts("w8"))
+        + sizes.dense_bytes("bfloat16", False)
+        + HEADROOM
+        - short
+    )
+    options = LoadOptions(ram=ram)
+    chosen = source.layouts("auto", source.dtype("auto", True), ram)
+    found = make_plan(sizes, options, Free(0), compiled=True)
+    assert found.format == chosen[0].format_name == ("w4" if short else "w8")
+
+
+def test_a_shorter_context_is_kept_before_experts_go_to_disk(sizes):
+    """A quarter of what is left goes to keys and values, as dali.offload.ram has it."""
+    large = replace(sizes, context=2**20, moe_layers=8)
+    options = LoadOptions(ram=700 * 2**20, quant="f32")
+    found = make_plan(large, options, Free(0), compiled=True)
+    assert found.where == "disk"
+    assert found.context < 2**20
+    rest = 700 * 2**20 - plan.IMPORTED - plan.LOADED - found.dense
+    assert found.states <= rest / 4
+    with pytest.raises(DaliError, match="keys and values of 1048576 tokens"):
+        make_plan(large, LoadOptions(ram=700 * 2**20, quant="f32", ctx_size=2**20), Free(0), compiled=True)
+
+
+def test_a_disk_that_is_too_small_is_refused(sizes):
+    with pytest.raises(DaliError, match="on the disk of dali's cache"):
+        make_plan(sizes, LoadOptions(), Free(2**34, 2**20), compiled=True)
+
+
+def test_without_compiled_kernels_nothing_is_read_from_disk(sizes):
+    with pytest.raises(DaliError, match="of memory with w4 experts"):
+        make_plan(sizes, LoadOptions(ram=2**29), Free(0), compiled=False)

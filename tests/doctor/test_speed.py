@@ -1,0 +1,92 @@
+"""Predicted speeds, worked by hand from a profile of round figures."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from dali.doctor.plan import DISK, RAM, Plan
+from dali.doctor.sizes import Dense, ExpertFormat, Kept, ModelSizes
+from dali.doctor.speed import MEASURED, ROUGH, predict
+from dali.doctor.verdict import of_speed
+from dali.hardware.profile import Figure, Profile
+
+BANDWIDTH, RATE, DISK_BANDWIDTH = 1e9, 1e15, 1e8  # so fast a processor that bytes alone count
+
+
+def profile(label: str = "measured") -> Profile:
+    values = {
+        "memory_bandwidth": (BANDWIDTH, "B/s"),
+        "cpu_bandwidth": (BANDWIDTH, "B/s"),
+        "cpu_rate": (RATE, "FLOP/s"),
+        "disk_bandwidth": (DISK_BANDWIDTH, "B/s"),
+        "disk_latency": (1e-4, "s"),
+        "disk_queue_depth": (1.0, "reads"),
+    }
+    return Profile(
+        "p", "p", {name: Figure(value, unit, label, "by hand") for name, (value, unit) in values.items()}
+    )
+
+
+SIZES = ModelSizes(
+    name="m",
+    family="f",
+    layers=2,
+    moe_layers=2,
+    experts=4,
+    top_k=2,
+    hidden=1000,
+    intermediate=500,
+    gated=True,
+    biased=False,
+    dense=(Dense(1000, 1000, "linear"), Dense(100, 1000, "embedding"), Dense(100, 1000, "linear", head=True)),
+    kept=(Kept(1, 250, 250, None),) * 2,
+    context=1000,
+    vocab=100,
+    dtype="bfloat16",
+    file_bytes=8_000_000,
+)
+PLAN = Plan(
+    RAM,
+    [ExpertFormat("f32", 1_000_000, 1_000_000)] * 2,
+    "bfloat16",
+    False,
+    1000,
+    2_000_000,
+    8_000_000,
+    0,
+    2**30,
+    all_slots=8,
+)
+
+
+def test_a_token_takes_as_long_as_reading_what_it_needs():
+    # 2 layers x 2 experts of 1 MB; the linear's 2 MB and the head's 0.2; 2 layers of 1,000 bytes a token, of 500 tokens.
+    seconds = (4e6 + 2.2e6 + 2 * 1000 * 500) / BANDWIDTH
+    found = predict(SIZES, profile(), PLAN, context=500)
+    assert found.decode.expected == pytest.approx(1 / seconds)
+    assert found.decode.low == pytest.approx(found.decode.expected / (1 + MEASURED))
+    assert predict(SIZES, profile("roofline"), PLAN, 500).decode.high == pytest.approx((1 + ROUGH) / seconds)
+
+
+def test_from_disk_what_ram_lacks_is_read():
+    on_disk = replace(PLAN, where=DISK, slots=2)
+    found = predict(SIZES, profile(), on_disk, context=0)
+    computed, each = 6.2e6 / BANDWIDTH, 4e6 / DISK_BANDWIDTH
+    even, kind = computed + 0.75 * each, computed + 0.5 * each  # hits of a quarter, and of its root
+    assert found.decode.low == pytest.approx(1 / even / (1 + MEASURED))
+    assert found.decode.high == pytest.approx(1 / kind * (1 + MEASURED))
+    assert 1 / even < found.decode.expected < 1 / kind
+
+
+def test_several_sequences_share_experts():
+    alone = predict(SIZES, profile(), PLAN, context=0).decode.expected
+    assert alone < predict(SIZES, profile(), PLAN, context=0, batch=4).decode.expected < 4 * alone
+
+
+@pytest.mark.parametrize(("speed", "word"), [(10.0, "FAST"), (9.9, "USABLE"), (3.0, "USABLE"), (2.9, "SLOW")])
+def test_verdicts_go_by_decoding(speed, word):
+    found = predict(SIZES, profile(), PLAN)
+    interval = found.decode._replace(expected=speed)
+    assert of_speed(replace(found, decode=interval)).word == word
