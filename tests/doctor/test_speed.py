@@ -41,7 +41,7 @@ SIZES = ModelSizes(
     gated=True,
     biased=False,
     dense=(Dense(1000, 1000, "linear"), Dense(100, 1000, "embedding"), Dense(100, 1000, "linear", head=True)),
-    kept=(Kept(1, 250, 250, None),) * 2,
+    kept=(Kept(1, 250, 250, None, 1),) * 2,
     context=1000,
     vocab=100,
     dtype="bfloat16",

@@ -72,6 +72,7 @@ class Plan:
     vram: int = 0
     device: Device | None = None
     store: int = 0  # bytes that packed experts take on disk
+    chunk: int = STEP_TOKENS  # tokens of a prompt that a step computes
 
     @property
     def format(self) -> str:
@@ -199,6 +200,7 @@ def _on_disk(sizes: ModelSizes, options: LoadOptions, free: Free, plan: Plan, lo
         plan.all_slots,
         shares.prefixes,
         store=plan.experts,
+        chunk=chunk,
     )
 
 

@@ -1,6 +1,7 @@
 """How fast a model will be by a plan: pure functions of sizes and a profile. Every time from here is modelled.
 
     a decoding step = step + head + layers x (layer + linears + attention) + MoE layers x (router + top_k experts)
+    a prompt's step = the same with prompt_layer in layer's place, and passes over its activations
 
 as `hardware.host` and `hardware.cost` have their times. From disk, the experts of a token that RAM does not hold are read: at
 the slow end as many as if routing were even (hits = the share of experts in RAM), at the fast end as if half of that share's
@@ -19,9 +20,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from dali.doctor.plan import DISK, Plan
-from dali.doctor.sizes import ModelSizes
+from dali.doctor.sizes import ITEM, ModelSizes
 from dali.hardware.cost import CostModel, ExpertSize, disk_costs
-from dali.hardware.host import HostCosts
+from dali.hardware.host import NORMED, ROTATED, SUMMED, HostCosts
 from dali.hardware.profile import Profile
 
 PROMPT = 512  # tokens
@@ -41,7 +42,7 @@ class Interval(NamedTuple):
 
 @dataclass(frozen=True)
 class Prediction:
-    """Tokens a second of decoding (all sequences together) and of a prompt of 512, and seconds of loading the second time."""
+    """Tokens a second of decoding (all sequences together) and of a prompt, and seconds of loading the second time."""
 
     decode: Interval
     prompt: Interval
@@ -57,10 +58,15 @@ class _Misses(NamedTuple):
 
 
 def predict(
-    sizes: ModelSizes, profile: Profile, plan: Plan, context: int | None = None, batch: int = 1
+    sizes: ModelSizes,
+    profile: Profile,
+    plan: Plan,
+    context: int | None = None,
+    batch: int = 1,
+    prompt: int = PROMPT,
 ) -> Prediction:
-    """How fast `plan` is. context: tokens that a sequence has by then, None for TYPICAL, if it may have them; batch:
-    sequences side by side. UsageError: the plan is by disk, and the profile does not say how fast that is."""
+    """How fast `plan` is. context: tokens that a sequence has by then, None for TYPICAL, if it may have them; batch: sequences
+    side by side; prompt: tokens of the prompt. UsageError: the plan is by disk, and the profile does not say how fast that is."""
     tokens = min(plan.context, TYPICAL) if context is None else context
     profile = plan.device.profile if plan.device is not None and plan.device.simulated else profile
     error = _error(profile)
@@ -68,11 +74,11 @@ def predict(
     misses = _misses(plan)
     step = [speed.step(batch, batch * tokens, share) for share in misses]
     decode = Interval(*(batch / seconds for seconds in (step[2], step[1], step[0])))
-    prompt = PROMPT / speed.prompt(PROMPT, misses.many)
+    prefill = prompt / speed.prompt(prompt, misses.many)
     load = speed.load()
     return Prediction(
         _widened(decode, error),
-        _widened(Interval(prompt, prompt, prompt), error),
+        _widened(Interval(prefill, prefill, prefill), error),
         _widened(Interval(load, load, load), error),
     )
 
@@ -96,6 +102,15 @@ def _error(profile: Profile) -> float:
 
 def _widened(interval: Interval, error: float) -> Interval:
     return Interval(interval.low / (1 + error), interval.expected, interval.high * (1 + error))
+
+
+def _pairs(before: int, tokens: int, window: int | None) -> int:
+    """Pairs of a token and one that it attends to, itself included, of so many tokens after those before."""
+    first, last = before + 1, before + tokens
+    if window is None or last <= window:
+        return (first + last) * tokens // 2
+    inside = max(window - before, 0)
+    return (first + before + inside) * inside // 2 + window * (tokens - inside)
 
 
 class _Speed:
@@ -122,21 +137,46 @@ class _Speed:
         return dense + self.sizes.moe_layers * self.experts(tokens) + self.reads(tokens, missing)
 
     def prompt(self, tokens: int, missing: float) -> float:
-        """Of a prompt of so many tokens, in one step."""
-        pairs = tokens * (tokens + 1) // 2
-        flops = sum(2 * kept.heads * (kept.key + kept.value) * pairs for kept in self.sizes.kept)
-        dense = self.dense(tokens, 1) + self.host.prompt_attention(flops)
+        """Of a prompt of so many tokens, in steps of a chunk each."""
+        chunk = self.plan.chunk
+        return sum(
+            self._chunk(before, min(chunk, tokens - before), missing) for before in range(0, tokens, chunk)
+        )
+
+    def _chunk(self, before: int, tokens: int, missing: float) -> float:
+        """Of a step of so many tokens of a prompt, after those before."""
+        flops = sum(
+            2 * kept.queries * (kept.key + kept.value) * _pairs(before, tokens, kept.window)
+            for kept in self.sizes.kept
+        )
+        layer = 0.0 if self.on_device else self.host.prompt_layer
+        dense = self.dense(tokens, 1, layer) + self.host.prompt_attention(flops)
+        if not self.on_device:
+            dense += self.passes(tokens)
         computed = self.sizes.moe_layers * self.experts(tokens)
         return dense + max(computed, self.reads(tokens, missing))
 
-    def dense(self, tokens: int, logits: int) -> float:
-        """Of everything beside routed experts and attention, with the logits of so many tokens."""
+    def passes(self, tokens: int) -> float:
+        """Over the activations of a prompt's step: two norms and two sums a layer, keys and queries turned, experts' rows summed."""
+        sizes, host, item = self.sizes, self.host, ITEM[self.plan.dtype] * tokens
+        hidden = 2 * host.passes(sizes.hidden * item, NORMED + SUMMED)
+        turned = sum(
+            host.passes(heads * kept.key * item, ROTATED)
+            for kept in sizes.kept
+            for heads in (kept.heads, kept.queries)
+        )
+        summed = host.summed_rows(sizes.hidden, sizes.top_k, tokens)
+        return sizes.layers * hidden + turned + sizes.moe_layers * summed
+
+    def dense(self, tokens: int, logits: int, layer: float | None = None) -> float:
+        """Of everything beside routed experts and attention, with the logits of so many tokens; `layer`: what a layer takes by
+        itself, None: while decoding."""
         sizes, plan = self.sizes, self.plan
         if self.on_device:
             weights = sum(one.elements for one in sizes.dense if one.kind != "embedding")
             layer = self.costs.dense(plan.dense // sizes.layers, weights // sizes.layers, tokens, KERNELS)
             return sizes.layers * (layer + self.costs.sync)
-        seconds = self.host.step + sizes.layers * self.host.layer
+        seconds = self.host.step + sizes.layers * (self.host.layer if layer is None else layer)
         head = False
         for one in sizes.dense:
             if one.kind in ("linear", "router"):

@@ -9,6 +9,7 @@ from itertools import cycle
 import torch
 from torch import Tensor
 
+from dali.hardware.host import ROTATED
 from dali.hardware.profile import Table
 from dali.kernels import native
 from dali.kernels.formats import get_format
@@ -23,6 +24,7 @@ HEADS, KV_HEADS, WIDTH = 32, 4, 128
 CONTEXT, PROMPT = 4096, 256
 ROUTED, HIDDEN = 128, 2048  # experts that a router chooses from, and what of
 TINY = (16, 32)
+PASSED = (8, 32, 128, 256, 512)  # tokens of a tensor in float32: 128 KiB to 8 MiB
 
 
 def tables(pool: Arena, clock: Clock, source: str) -> Iterator[Callable[[], Table]]:
@@ -81,6 +83,24 @@ def prompt_rate(clock: Clock) -> Reading:
     seconds()
     seen = PROMPT * (CONTEXT - PROMPT) + PROMPT * (PROMPT + 1) // 2
     return repeat("a prompt's attention", seconds, clock).under(4 * HEADS * WIDTH * seen)
+
+
+def pass_bandwidths(clock: Clock) -> dict[int, Reading]:
+    """Bytes a second by the bytes of a tensor: of torch turning it, as transformers' models do."""
+    found = {}
+    for tokens in PASSED:
+        x = torch.randn(1, HEADS, tokens, WIDTH)
+        turn = torch.randn(1, 1, tokens, WIDTH)
+        seconds = repeat("elementwise operations", many(partial(_turning, x, turn, clock)), clock)
+        found[x.nbytes] = seconds.under(ROTATED * x.nbytes)
+    return found
+
+
+def _turning(x: Tensor, turn: Tensor, clock: Clock) -> float:
+    begin = clock()
+    one, other = x.chunk(2, dim=-1)
+    _ = x * turn + torch.cat((-other, one), dim=-1) * turn
+    return clock() - begin
 
 
 def _rows(tokens: int) -> tuple[Tensor, Tensor, Tensor]:

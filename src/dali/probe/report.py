@@ -20,6 +20,7 @@ TITLES = {
     "cpu_call": "a call of a kernel",
     "layer_overhead": "a layer beside its weights",
     "step_overhead": "a step outside of kernels",
+    "prompt_layer": "a layer of a prompt, however short",
     "disk_bandwidth": "disk",
     "disk_latency": "disk, a page",
     "disk_queue_depth": "disk, reads at once",
