@@ -157,7 +157,7 @@ class _Speed:
         return dense + max(computed, self.reads(tokens, missing))
 
     def passes(self, tokens: int) -> float:
-        """Over the activations of a prompt's step: two norms and two sums a layer, keys and queries turned, experts' rows summed."""
+        """Over the activations of a prompt's step: two norms and sums a layer, keys and queries turned, experts' rows summed."""
         sizes, host, item = self.sizes, self.host, ITEM[self.plan.dtype] * tokens
         hidden = 2 * host.passes(sizes.hidden * item, NORMED + SUMMED)
         turned = sum(

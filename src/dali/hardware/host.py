@@ -23,7 +23,6 @@ from dali.hardware import rates
 from dali.hardware.cost import interpolate
 from dali.hardware.profile import Profile
 
-
 PASSES = "elementwise operations"  # the curve's name
 ROTATED, NORMED, SUMMED = 10, 2, 3
 """Passes over a tensor that turns (half of it is negated, two halves are joined, two products and their sum: 1 + 2 + 2 x 2 + 3),

@@ -60,7 +60,14 @@ ACCELERATOR = (
     "launch",
     "sync",
 )  # likewise
-STEP = ("cpu_call", "layer_overhead", "step_overhead", "attention_bandwidth", "attention_rate", "prompt_layer")
+STEP = (
+    "cpu_call",
+    "layer_overhead",
+    "step_overhead",
+    "attention_bandwidth",
+    "attention_rate",
+    "prompt_layer",
+)
 OPTIONAL = {"link_contended", *DISK, *STEP}
 KINDS = ("experts", "linear", "router")
 BESIDE = ("", "copies", "reads")

@@ -169,7 +169,9 @@ def _dense(draft: Draft, pool: Arena, clock: Clock) -> None:
         draft.figure("attention_bandwidth", dense.decoding_bandwidth(pool, clock), f"a token over {context}")
     with draft.optional():
         values = {nbytes: each.value for nbytes, each in dense.pass_bandwidths(clock).items()}
-        draft.curve(PASSES, "bytes of a tensor", "B/s", values, "torch turns a tensor in float32, as models do")
+        draft.curve(
+            PASSES, "bytes of a tensor", "B/s", values, "torch turns a tensor in float32, as models do"
+        )
     with draft.optional():
         draft.figure(
             "attention_rate", dense.prompt_rate(clock), f"{dense.PROMPT} tokens at the end of {context}"
@@ -239,7 +241,9 @@ def _overheads(draft: Draft) -> None:
     how = f"the shipped model decoding {step.TOKENS} tokens, whose weights are next to nothing"
     draft.figure("layer_overhead", found.layer, f"a layer of {how}")
     draft.figure("step_overhead", found.step, f"what is outside of kernels of {how}")
-    draft.figure("prompt_layer", found.prompt_layer, f"a layer of the shipped model's step of {step.PROMPT} tokens")
+    draft.figure(
+        "prompt_layer", found.prompt_layer, f"a layer of the shipped model's step of {step.PROMPT} tokens"
+    )
 
 
 def _gpu(draft: Draft, clock: Clock) -> None:
