@@ -25,6 +25,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from random import Random
 from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
@@ -35,13 +36,14 @@ import dali
 import report
 from dali.doctor.examine import sizes_of
 from dali.doctor.outline import read_outline
-from dali.doctor.plan import DISK, Free, Plan, make_plan
+from dali.doctor.plan import DISK, IMPORTED, Free, Plan, make_plan
 from dali.doctor.sizes import ModelSizes
 from dali.doctor.speed import Interval, predict
 from dali.engine.request import Request
 from dali.engine.sampling import SamplingParams
 from dali.engine.sequence import Sequence
 from dali.errors import DaliError
+from dali.hardware.free_memory import own_memory
 from dali.hardware.profile import Profile
 from dali.kernels import native
 from dali.llm import LLM
@@ -94,6 +96,7 @@ class Cell:
     )  # arithmetic beside it over that when the profile was made
     spent: dict[str, float] = field(default_factory=dict)  # seconds by part
     seconds: float = 0.0
+    active: float = 0.0  # experts of a layer that a decoding step computed, the latest round's mean
 
     @property
     def name(self) -> str:
@@ -181,6 +184,16 @@ def run_prompt(llm: LLM, cell: Cell, seed: int) -> float:
     return cell.context / (time.perf_counter() - begin)
 
 
+class Drawn:
+    """In a sampler's place: tokens drawn, as random models soon say one thing over and over, by one and the same experts."""
+
+    def __init__(self, vocabulary: int, seed: int) -> None:
+        self._draw, self._vocabulary = Random(seed), vocabulary
+
+    def sample(self, *arguments: Any) -> int:
+        return self._draw.randrange(3, self._vocabulary)
+
+
 def run_decoding(llm: LLM, cell: Cell, settling: int) -> float:
     """Tokens a second of all sequences. They share their prompt but for its last token, and so do not compute it anew."""
     prompt, params = prompt_of(llm, cell.context, 0), SamplingParams(temperature=0, ignore_eos=True)
@@ -189,15 +202,18 @@ def run_decoding(llm: LLM, cell: Cell, settling: int) -> float:
     sequences = [
         Sequence(Request((*prompt[:-1], 3 + 7 * index), limit, params)) for index in range(cell.batch)
     ]
-    for sequence in sequences:
+    for index, sequence in enumerate(sequences):
+        sequence.sampler = Drawn(llm.model.config.vocab_size, index)  # type: ignore[assignment]
         engine.add(sequence)
-    seconds = []
+    seconds, before = [], llm.telemetry.total()
     while any(sequence.finish_reason is None for sequence in sequences):
         decoding = all(not sequence.in_prefill for sequence in sequences)
         begin = time.perf_counter()
         engine.step()
         if decoding:
             seconds.append(time.perf_counter() - begin)
+    after = llm.telemetry.total()
+    cell.active = (after.cpu - before.cpu) / max(after.steps - before.steps, 1)
     return cell.batch / statistics.mean(seconds[-STEPS:])
 
 
@@ -236,6 +252,8 @@ def row(case: Case, plan: Plan, llm: LLM, cell: Cell) -> dict[str, Any]:
         "memory": round(statistics.median(cell.memory), 3),
         "pace": round(statistics.median(cell.pace), 3),
         "rounds": len(cell.speeds),
+        "slots": getattr(llm.loaded.pool, "slots", 0) if plan.where == DISK else 0,
+        "active": round(cell.active, 2),
         **({} if cell.batch else {**shares, "rest": round(1 - sum(shares.values()), 3)}),
     }
 
@@ -243,7 +261,8 @@ def row(case: Case, plan: Plan, llm: LLM, cell: Cell) -> dict[str, Any]:
 def run_case(case: Case, profile: Profile, paces: Paces, rounds: int, time_left: Callable[[], bool]) -> Any:
     sizes = sizes_of(read_outline(case.path))
     plan = plan_of(sizes, case)
-    llm = dali.load(case.path, quant=case.quant, ram=case.ram)
+    beside = max(own_memory() - IMPORTED, 0)  # what this process has, and a fresh one would not
+    llm = dali.load(case.path, quant=case.quant, ram=None if case.ram is None else case.ram + beside)
     found = cells(sizes, plan, profile, min(llm.ctx_size, sizes.context))
     settling = DISK_SETTLING if plan.where == DISK else SETTLING
     for number in range(rounds):

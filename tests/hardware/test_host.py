@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from dali.hardware.host import HostCosts
-from dali.hardware.profile import Table, load
+from dali.hardware.host import PASSES, HostCosts
+from dali.hardware.profile import Curve, Table, load
 from measured import measured
 
 
@@ -42,6 +42,22 @@ def test_attention_goes_by_bytes_while_decoding_and_by_operations_in_a_prompt():
 def test_what_a_layer_and_a_step_take_is_as_measured():
     costs = HostCosts(PROFILE)
     assert (costs.layer, costs.step) == (2e-5, 4e-4)
+
+
+def test_passes_go_by_the_curve_between_sizes_that_were_measured_and_as_at_the_last_ones_beyond():
+    curve = Curve(PASSES, "bytes of a tensor", "B/s", ((1e6, 80e9), (3e6, 40e9), (8e6, 10e9)), "made up")
+    costs = HostCosts(replace(PROFILE, curves=(curve,)))
+    assert costs.passes(10**6, 8) == pytest.approx(1e-4)
+    assert costs.passes(2 * 10**6, 3) == pytest.approx(1e-4)  # at 60 GB/s, half way
+    assert costs.passes(10**5, 8) == pytest.approx(1e-5)
+    assert costs.passes(10**7, 10) == pytest.approx(1e-2)
+
+
+def test_without_a_curve_passes_go_by_memory_as_do_experts_rows():
+    costs = HostCosts(PROFILE)
+    assert costs.passes(5 * 10**6, 10) == pytest.approx(1e-3)
+    assert costs.summed_rows(1000, 4, 25) == pytest.approx(1e-5)  # 100 kB written, 400 kB read
+    assert costs.prompt_layer == 1e-3
 
 
 def test_a_published_profile_gives_a_roofline():
