@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import math
 import os
 import statistics
 import sys
@@ -283,7 +284,7 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     for key in ("error", "settled"):
         errors = sorted(abs(row[key]) for row in rows)
         found[f"median |{key}|"] = round(statistics.median(errors), 4)
-        found[f"p90 |{key}|"] = errors[min(int(0.9 * len(errors)), len(errors) - 1)]
+        found[f"p90 |{key}|"] = errors[math.ceil(0.9 * len(errors)) - 1]
     found["coverage"] = round(statistics.mean(row["inside"] for row in rows), 4)
     return found
 

@@ -35,7 +35,7 @@ def test_a_router_likewise():
 
 def test_attention_goes_by_bytes_while_decoding_and_by_operations_in_a_prompt():
     costs = HostCosts(PROFILE)
-    assert costs.decoding_attention(3 * 10**6) == pytest.approx(1e-4)  # at 30 GB/s
+    assert costs.decoding_attention(3 * 10**6, 10**5) == pytest.approx(2e-4)  # at 30 GB/s, and 1 ns a score
     assert costs.prompt_attention(2 * 10**8) == pytest.approx(1e-3)  # at 0.2 TFLOP/s
 
 
@@ -66,7 +66,7 @@ def test_a_published_profile_gives_a_roofline():
     assert (costs.layer, costs.step) == (0.0, 0.0)
     assert costs.linear("w8", 1000, 1000, 10**6, 1) == pytest.approx(10**6 / paper["cpu_bandwidth"])
     assert costs.prompt_attention(10**9) == pytest.approx(10**9 / paper["cpu_rate"])
-    assert costs.decoding_attention(10**9) == pytest.approx(10**9 / paper["memory_bandwidth"])
+    assert costs.decoding_attention(10**9, 10**6) == pytest.approx(10**9 / paper["memory_bandwidth"])
 
 
 def test_a_format_without_a_table_goes_by_its_relative_else_by_the_roofline():

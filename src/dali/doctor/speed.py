@@ -129,11 +129,10 @@ class _Speed:
 
     def step(self, tokens: int, attended: int, missing: float) -> float:
         """Of a decoding step of so many sequences, which attend to so many tokens in all."""
-        kept = sum(
-            each * min(attended, tokens * window if window else attended)
-            for each, window in self.states.layers
-        )
-        dense = self.dense(tokens, tokens) + self.host.decoding_attention(kept)
+        seen = [min(attended, tokens * kept.window) if kept.window else attended for kept in self.sizes.kept]
+        nbytes = sum(each * count for (each, _), count in zip(self.states.layers, seen, strict=True))
+        scores = sum(kept.queries * count for kept, count in zip(self.sizes.kept, seen, strict=True))
+        dense = self.dense(tokens, tokens) + self.host.decoding_attention(nbytes, scores)
         return dense + self.sizes.moe_layers * self.experts(tokens) + self.reads(tokens, missing)
 
     def prompt(self, tokens: int, missing: float) -> float:

@@ -51,10 +51,11 @@ class HostCosts:
         """Of a router's logits and its choice; its weights in bfloat16."""
         return self._seconds("router", "bf16", hidden * experts, 2 * hidden * experts, tokens)
 
-    def decoding_attention(self, nbytes: int) -> float:
-        """Of tokens that attend, each to its own sequence, to so many bytes of keys and values in all."""
+    def decoding_attention(self, nbytes: int, scores: int) -> float:
+        """Of tokens that attend, each to its own sequence, to so many bytes of keys and values in all; scores: one for each head
+        of a query and token that it attends to."""
         bandwidth = self._said("attention_bandwidth") or self._profile["memory_bandwidth"]
-        return nbytes / bandwidth
+        return nbytes / bandwidth + scores * self._said("attention_score")
 
     def prompt_attention(self, flops: int) -> float:
         """Of a prompt's tokens: 4 x heads x width operations for each pair of a token and one that it attends to."""

@@ -47,6 +47,7 @@ UNITS = {
     "layer_overhead": "s",  # of a decoding layer, beside its weights, keys and values
     "step_overhead": "s",  # of a decoding step outside all kernels: Python, sampling, text
     "attention_bandwidth": "B/s",  # keys and values that decoding reads, all cores
+    "attention_score": "s",  # while decoding, of a query's head and a token that it attends to, beside reading that
     "attention_rate": "FLOP/s",  # of a prompt's attention
     "prompt_layer": "s",  # of a layer of a prompt's step, however many tokens it has: Python, and calls of torch and kernels
 }
@@ -65,6 +66,7 @@ STEP = (
     "layer_overhead",
     "step_overhead",
     "attention_bandwidth",
+    "attention_score",
     "attention_rate",
     "prompt_layer",
 )

@@ -166,7 +166,10 @@ def _dense(draft: Draft, pool: Arena, clock: Clock) -> None:
     with draft.optional():
         draft.figure("cpu_call", dense.call_seconds(clock), "a linear of 16 rows and 32 columns")
     with draft.optional():
-        draft.figure("attention_bandwidth", dense.decoding_bandwidth(pool, clock), f"a token over {context}")
+        bandwidth, score = dense.decoding_attention(pool, clock)
+        shapes = f"a token over {context}, and with 8 heads of each"
+        draft.figure("attention_bandwidth", bandwidth, shapes)
+        draft.figure("attention_score", score, shapes)
     with draft.optional():
         values = {nbytes: each.value for nbytes, each in dense.pass_bandwidths(clock).items()}
         draft.curve(
