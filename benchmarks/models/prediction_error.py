@@ -9,7 +9,8 @@ at first, as by `dali bench hw`, unless --profile gives a profile; it is left in
 Cells of a model take turns, --rounds times; before and after each one memory's bandwidth and one thread's arithmetic are read
 again. `error` is predicted over measured, less 1, by the profile as it is; `settled` the same once the prediction is multiplied
 by how memory (decoding) or arithmetic (prompts) was beside the cell, relative to right after the profile was measured or read:
-what is left is the model's own error. `inside`: whether the interval that doctor tells holds the median of what was measured.
+what is left is
+the times' own error; decoding is settled by the experts that were met, too (`active`). `inside`: whether the interval that doctor tells holds the median of what was measured.
 Measured is the median over rounds; `spread`, half the distance between the slowest and the fastest, as a share of it.
 """
 
@@ -232,10 +233,13 @@ def measure(llm: LLM, cell: Cell, paces: Paces, seed: int, settling: int) -> Non
     cell.pace.append((before[1] + after[1]) / 2)
 
 
-def row(case: Case, plan: Plan, llm: LLM, cell: Cell) -> dict[str, Any]:
+def row(case: Case, sizes: ModelSizes, profile: Profile, plan: Plan, llm: LLM, cell: Cell) -> dict[str, Any]:
     measured = statistics.median(cell.speeds)
     drift = statistics.median(cell.memory if cell.batch else cell.pace)
     low, expected, high = cell.predicted
+    routed = expected
+    if cell.batch and plan.where != DISK:
+        routed = predict(sizes, profile, plan, cell.context, cell.batch, active=cell.active).decode.expected
     shares = {part: round(seconds / cell.seconds, 3) for part, seconds in cell.spent.items()}
     return {
         "model": case.name,
@@ -245,7 +249,7 @@ def row(case: Case, plan: Plan, llm: LLM, cell: Cell) -> dict[str, Any]:
         "predicted": round(expected, 2),
         "measured": round(measured, 2),
         "error": round(expected / measured - 1, 4),
-        "settled": round(expected * drift / measured - 1, 4),
+        "settled": round(routed * drift / measured - 1, 4),
         "inside": low <= measured <= high,
         "low": round(low, 2),
         "high": round(high, 2),
@@ -272,7 +276,7 @@ def run_case(case: Case, profile: Profile, paces: Paces, rounds: int, time_left:
                 run_prompt(llm, cell, 1000)  # once unmeasured: memory for the step
             if number == 0 or time_left():
                 measure(llm, cell, paces, number, settling)
-    rows = [row(case, plan, llm, cell) for cell in found]
+    rows = [row(case, sizes, profile, plan, llm, cell) for cell in found]
     del llm
     gc.collect()
     return rows

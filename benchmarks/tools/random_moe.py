@@ -62,5 +62,9 @@ def build(folder: Path, name: str) -> Path:
         family, changes = RANDOM[name]
         print(f"writing {name}", file=sys.stderr, flush=True)
         model = random_model(family, dtype=torch.bfloat16, **COMMON, **changes)
+        with (
+            torch.no_grad()
+        ):  # beside what layers add, so that routing follows each token and not what a context has in common
+            model.get_input_embeddings().weight.normal_(0, 1)
         save_model(model, path)
     return path

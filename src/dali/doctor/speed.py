@@ -16,6 +16,7 @@ spread, ROUGH where nobody measured.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -64,13 +65,15 @@ def predict(
     context: int | None = None,
     batch: int = 1,
     prompt: int = PROMPT,
+    active: float | None = None,
 ) -> Prediction:
     """How fast `plan` is. context: tokens that a sequence has by then, None for TYPICAL, if it may have them; batch: sequences
-    side by side; prompt: tokens of the prompt. UsageError: the plan is by disk, and the profile does not say how fast that is."""
+    side by side; prompt: tokens of the prompt; active: experts of a layer that a step computes, None for as many as are met when
+    routing is even. UsageError: the plan is by disk, and the profile does not say how fast that is."""
     tokens = min(plan.context, TYPICAL) if context is None else context
     profile = plan.device.profile if plan.device is not None and plan.device.simulated else profile
     error = _error(profile)
-    speed = _Speed(sizes, profile, plan)
+    speed = _Speed(sizes, profile, plan, active)
     misses = _misses(plan)
     step = [speed.step(batch, batch * tokens, share) for share in misses]
     decode = Interval(*(batch / seconds for seconds in (step[2], step[1], step[0])))
@@ -113,11 +116,17 @@ def _pairs(before: int, tokens: int, window: int | None) -> int:
     return (first + before + inside) * inside // 2 + window * (tokens - inside)
 
 
+def _between(seconds: Sequence[float], tokens: float) -> float:
+    """Of so many tokens on average, by the times of whole ones."""
+    below = min(int(tokens), len(seconds) - 2)
+    return seconds[below] + (seconds[below + 1] - seconds[below]) * (tokens - below)
+
+
 class _Speed:
     """Seconds of the parts of a step."""
 
-    def __init__(self, sizes: ModelSizes, profile: Profile, plan: Plan) -> None:
-        self.sizes, self.profile, self.plan = sizes, profile, plan
+    def __init__(self, sizes: ModelSizes, profile: Profile, plan: Plan, active: float | None = None) -> None:
+        self.sizes, self.profile, self.plan, self.active = sizes, profile, plan, active
         self.host = HostCosts(profile)
         size = sum(layout.weights for layout in plan.layouts) // len(plan.layouts)
         name = plan.layouts[0].name
@@ -202,19 +211,20 @@ class _Speed:
         active, each = self._active(tokens)
         costs = self.costs.costs
         if not self.on_device:
-            return active * costs.cpu[each]
+            return active * _between(costs.cpu, each)
         there = self.plan.resident / self.plan.all_slots
         inside, outside = active * there, active * (1 - there)
-        gpu = inside * (costs.gpu[each] + costs.launch)
-        by_cpu = max(gpu, outside * costs.cpu[each] + (costs.handover if outside > 0 else 0.0))
-        by_link = max(gpu + outside * (costs.gpu[each] + costs.launch), outside * costs.link)
+        gpu = inside * (_between(costs.gpu, each) + costs.launch)
+        by_cpu = max(gpu, outside * _between(costs.cpu, each) + (costs.handover if outside > 0 else 0.0))
+        by_link = max(gpu + outside * (_between(costs.gpu, each) + costs.launch), outside * costs.link)
         return min(by_cpu, by_link)
 
-    def _active(self, tokens: int) -> tuple[float, int]:
-        """Experts that some of so many tokens are routed to, and how many tokens each of them gets."""
+    def _active(self, tokens: int) -> tuple[float, float]:
+        """Experts that some of so many tokens are routed to, and how many tokens each of them gets on average."""
         sizes = self.sizes
-        active = sizes.experts * (1 - (1 - sizes.top_k / sizes.experts) ** tokens)
-        return active, max(round(tokens * sizes.top_k / active), 1)
+        even = sizes.experts * (1 - (1 - sizes.top_k / sizes.experts) ** tokens)
+        active = even if self.active is None else self.active
+        return active, max(tokens * sizes.top_k / active, 1.0)
 
     def reads(self, tokens: int, missing: float) -> float:
         """Of experts that come from disk."""
