@@ -58,6 +58,9 @@ assert not {"torch", "transformers"} & sys.modules.keys()
         ({"ram": -1}, "ram cannot be -1"),
         ({"ram": "lots"}, "'lots' is not a size"),
         ({"vram": "8GiB"}, "is about an accelerator"),
+        ({"prefetch": "none"}, "is about an accelerator"),
+        ({"prefetch": "ridge", "ram": "8GiB"}, "prefetch ridge is not for experts on disk"),
+        ({"prefetch": "none", "ram": "8GiB", "cache": "lru"}, "cache is about an accelerator"),
         ({"device": "sim:paper", "assign": "best"}, "There is no assign policy 'best'"),
         ({"device": "sim:paper", "policy": "hybrimoe", "cache": "lru"}, "is a whole system"),
         ({"device": "sim:paper", "n_cpu_moe": 1, "cache": "lru"}, "leaves whole layers where they are"),
@@ -86,6 +89,7 @@ def test_sizes_come_as_people_write_them():
     chosen = LoadOptions(device="sim:paper", ram="2GiB", vram=5)
     assert (chosen.ram_bytes, chosen.vram_bytes) == (2**31, 5)
     assert LoadOptions().ram_bytes is None
+    assert LoadOptions(ram="2GiB", prefetch="next_gate").prefetch == "next_gate"
     kept = LoadOptions(cache_ram="1MiB", cache_dir="d", cache_disk="2MiB")
     assert (kept.cache_ram_bytes, kept.cache_disk_bytes) == (2**20, 2**21)
 

@@ -167,8 +167,8 @@ def run(arguments: list[str], environment: dict[str, str]) -> tuple[float, float
 
 def imported() -> float:
     program = (
-        "import dali.entry, dali.loading.safetensors, dali.loading.gguf.model, psutil;"
-        "print(psutil.Process().memory_info().rss / 2**20)"
+        "import dali.entry, dali.loading.safetensors; from dali.hardware.free_memory import own_memory;"
+        "print(own_memory() / 2**20)"
     )
     return round(float(run(["-c", program], {})[2]))
 

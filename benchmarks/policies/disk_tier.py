@@ -4,10 +4,11 @@ modelled speed, and what reading ahead brings.
 All times are modelled. Two questions, two kinds of rows:
 
 - `pool`: which experts to keep. A cell is a trace, batch, share of the experts in RAM and hardware profile.
-- `ahead`: dali's default, which reads ahead under its guard, over the same pool on demand (`fading`). Where a trace was recorded
-  with `dali trace --hidden`, by the ridge predictions in it. Every trace also with predictions made up here: the later layer's
-  own routing, each (token, layer) with the probability `right`, else experts at random. Those tell nothing of any predictor;
-  they show what the guard makes of good and of useless ones.
+- `ahead`: dali's default, which reads ahead where that pays, over the same pool on demand (`fading`), in all steps and in the
+  first 48 alone. Where a trace was recorded with `dali trace --hidden`, by what the next layer's router foresees, as live runs
+  ask it; and by the ridge predictions in it, in its place. Every trace also with predictions made up here: the next layer's own
+  routing, each (token, layer) with the probability `right`, else experts at random. Those tell nothing of any predictor; they
+  show what the rule makes of good and of useless ones.
 
 Traces come as FILE or FILE:SHAPE, a shape of `dali simulate`. Those of the project's own models were recorded from every fourth
 (smollm2-moe: eighth) of the prompts that `default_policy.py --prompts` writes, 24 (12) of them, by
@@ -40,12 +41,14 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 
 import report
 from dali.replay import cells, sweep
+from dali.replay.timeline import FORESEEING
 from dali.replay.traces.public import read
 from dali.replay.traces.trace import Trace, write
 
 POOLS = ("fading", "balanced", "lfu", "lru")
 RIGHT = (0.9, 0.6, 0.0)
 GOAL = 0.98
+SHORT = 48  # steps of a short run
 KEPT = (
     "trace",
     "shape",
@@ -92,30 +95,35 @@ def measure(path: str, shape: str, arguments: Any, folder: Path) -> Iterable[dic
     """All rows of a trace."""
     trace = read(path)
     batches = [batch for batch in arguments.batch if batch <= trace.sequences]
-    recorded = ("ridge", 1) in trace.predicted
-    found = replayed(path, (*POOLS, "default") if recorded else POOLS, shape, batches, arguments)
+    found = replayed(path, POOLS, shape, batches, arguments.tokens, arguments)
+    yield from ({"kind": "pool", **row} for row in found)
     demanded = {cell(row): row["tokens_per_second"] for row in found if row["policy"] == "fading"}
-    for row in found:
-        if row["policy"] == "default":
-            yield ahead(row, demanded, "recorded")
-        else:
-            yield {"kind": "pool", **row}
-    for right in RIGHT:
+    first = replayed(path, ["fading"], shape, [1], SHORT, arguments)
+    demanded_first = {cell(row): row["tokens_per_second"] for row in first}
+    guesses = {f"made, {right:g} right": made_up(trace, right) for right in RIGHT}
+    for kind in (FORESEEING, "ridge"):
+        if (kind, 1) in trace.predicted:
+            guesses[f"recorded, {kind}"] = trace.predicted[kind, 1]
+    for name, guessed in guesses.items():
         made = folder / f"{trace.name}.npz"
-        write(made, with_predictions(trace, right))
+        write(made, replace(trace, predicted={(FORESEEING, 1): guessed}))
         cells.read_trace.cache_clear()
         cells.steps_of.cache_clear()
-        for row in replayed(str(made), ("default",), shape, batches, arguments):
-            yield ahead(row, demanded, f"made, {right:g} right")
-        cells.read_trace.cache_clear()
-        cells.steps_of.cache_clear()
+        found = (guessed[:, :-1, :, None] == trace.ids[:, 1:, None]).any(axis=3)
+        right = {"right": round(float(found.mean()), 4)}
+        for row in replayed(str(made), ("default",), shape, batches, arguments.tokens, arguments):
+            yield ahead(row, demanded, name) | right
+        for row in replayed(str(made), ("default",), shape, [1], SHORT, arguments):
+            yield ahead(row, demanded_first, f"{name}, {SHORT} steps") | right
+    cells.read_trace.cache_clear()
+    cells.steps_of.cache_clear()
 
 
 def replayed(
-    path: str, policies: Sequence[str], shape: str, batches: Sequence[int], arguments: Any
+    path: str, policies: Sequence[str], shape: str, batches: Sequence[int], tokens: int, arguments: Any
 ) -> list[dict[str, Any]]:
     planned = cells.plan(
-        [path], policies, arguments.profiles, [shape], batches, ["0"], arguments.tokens, 0, ram=arguments.ram
+        [path], policies, arguments.profiles, [shape], batches, ["0"], tokens, 0, ram=arguments.ram
     )
     outcomes = sweep.sweep(planned, processes=1)
     return [{key: outcome.row[key] for key in KEPT} for outcome in outcomes]
@@ -130,17 +138,13 @@ def ahead(row: dict[str, Any], demanded: dict[tuple[Any, ...], float], predictio
     return {"kind": "ahead", "predictions": predictions, "ratio": round(ratio, 4), **row}
 
 
-def with_predictions(trace: Trace, right: float) -> Trace:
-    """The trace with made up predictions, one and two layers ahead."""
+def made_up(trace: Trace, right: float) -> np.ndarray:
+    """Predictions of the next layer, ids as the trace's."""
     generator = np.random.default_rng(0)
-    predicted = {}
-    for distance in (1, 2):
-        later = np.roll(trace.ids, -distance, axis=1)
-        chance = np.argsort(generator.random((trace.tokens, trace.layers, trace.experts), np.float32), axis=2)
-        good = generator.random((trace.tokens, trace.layers, 1)) < right
-        guessed = np.where(good, later, chance[..., : trace.top_k].astype(trace.ids.dtype))
-        predicted["ridge", distance] = guessed
-    return replace(trace, predicted=predicted)
+    later = np.roll(trace.ids, -1, axis=1)
+    chance = np.argsort(generator.random((trace.tokens, trace.layers, trace.experts), np.float32), axis=2)
+    good = generator.random((trace.tokens, trace.layers, 1)) < right
+    return np.where(good, later, chance[..., : trace.top_k].astype(trace.ids.dtype))
 
 
 def show(rows: Sequence[dict[str, Any]]) -> None:
@@ -166,7 +170,7 @@ def show(rows: Sequence[dict[str, Any]]) -> None:
         shown = " | ".join(f"{rates[name]:.3f}" for name in POOLS)
         print(f"| {trace} | {shape} | {batch} | {bound:.3f} | {shown} | {best} | {share:.2f} |")
     print(
-        "\n| predictions | cells | mean | worst | where | best | below 0.98 |\n|---|---|---|---|---|---|---|"
+        "\n| predictions | right | cells | mean | worst | where | best | below 0.98 |\n|---|---|---|---|---|---|---|---|"
     )
     for name, group in guesses.items():
         worst = min(group, key=lambda row: row["ratio"])
@@ -174,7 +178,8 @@ def show(rows: Sequence[dict[str, Any]]) -> None:
         where = f"{worst['trace']}, batch {worst['batch']}, {worst['ram']}, {worst['profile']}"
         below = sum(ratio < GOAL for ratio in ratios)
         figures = f"{statistics.fmean(ratios):.3f} | {min(ratios):.3f} | {where} | {max(ratios):.3f}"
-        print(f"| {name} | {len(group)} | {figures} | {below} |")
+        right = f"{min(row['right'] for row in group):.3f} to {max(row['right'] for row in group):.3f}"
+        print(f"| {name} | {right} | {len(group)} | {figures} | {below} |")
 
 
 def mean(rows: Sequence[dict[str, Any]], policy: str, key: str) -> float:

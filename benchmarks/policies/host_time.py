@@ -50,6 +50,7 @@ from dali.policies import Policies, create
 from dali.policies.registry import DEFAULT
 from dali.runtime import executor as runtime
 from dali.runtime.executor import Executor
+from dali.runtime.loans import Loans
 from dali.runtime.residency import Residency
 from dali.store.expert_pool import ExpertPool
 from dali.telemetry import Telemetry
@@ -124,7 +125,7 @@ def build(
     pool = ExpertPool([layout] * LAYERS, [[shared] * EXPERTS] * LAYERS)
     residency = Residency(
         device,
-        pool.lease,
+        Loans(device, pool),
         LAYERS,
         layout.record_bytes,
         LAYERS * capacity + MOST_SCRATCH,

@@ -20,6 +20,7 @@ from dali.policies import Policies, create
 from dali.policies.registry import DEFAULT
 from dali.runtime.executor import Executor
 from dali.runtime.gpu import GpuExecutor
+from dali.runtime.loans import Loans
 from dali.runtime.residency import Residency
 from dali.store.expert_pool import ExpertPool
 from dali.telemetry import Telemetry
@@ -126,7 +127,7 @@ def build_on(
     slots, capacity = slots_for(resident)
     link = costs.costs.link, costs.costs.link_contended
     nbytes = max(layout.record_bytes for layout in pool.layouts)
-    residency = Residency(device, pool.lease, LAYERS, nbytes, slots, LAYERS * capacity, link)
+    residency = Residency(device, Loans(device, pool), LAYERS, nbytes, slots, LAYERS * capacity, link)
     for layer in pool.records:
         device.pin(layer[0])
     telemetry = Telemetry(modelled=kind is Executor)

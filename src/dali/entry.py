@@ -30,7 +30,7 @@ from dali.llm import LLM
 from dali.loading.budget import choose_layout
 from dali.loading.loaded import conversion_note
 from dali.loading.locate import locate
-from dali.loading.room import HEADROOM
+from dali.loading.room import HEADROOM, nothing_to_fetch
 from dali.loading.source import ModelSource, open_source
 from dali.offload.build import accelerate, check_device
 from dali.offload.ram import share_out
@@ -127,8 +127,11 @@ def load_source(
     _fuse(llm, linears, options, compiled, meter, notify)
     prefix_ram = options.cache_ram_bytes
     if llm.loaded.disk is not None:  # now that all else is in memory
-        prefix_ram = share_out(llm.loaded, llm.engine, options, notify)
+        device = None if llm.executor is None else llm.executor.device
+        prefix_ram = share_out(llm.loaded, llm.engine, options, notify, device)
         llm.ctx_size, llm.expert_bytes = llm.loaded.ctx_size, llm.loaded.expert_bytes
+    elif options.device == "cpu" and options.prefetch is not None:
+        raise nothing_to_fetch(options.prefetch, llm.name)
     if options.draft is not None:
         llm.engine.drafts = open_drafts(llm.engine, llm.name, llm.ctx_size, llm.telemetry)
     llm.engine.prefixes = open_prefixes(llm.loaded, options, notify, prefix_ram)

@@ -25,6 +25,7 @@ ROPE_SCALINGS = ("linear", "yarn")
 CACHE_TYPES = ("auto", "model", "q8", "q8_0")  # the first two are one, as are the last two
 DRAFTS = ("ngram",)
 CACHE_DISK = 16 << 30  # bytes of a folder for prefixes, unless told
+ON_DISK = ("none", "next_gate")  # what can be said of reading experts from disk ahead of a step
 ACCELERATOR = ("vram", "profile", "assign", "prefetch", "cache", "n_cpu_moe", "policy", "lossy")
 
 
@@ -50,7 +51,7 @@ class LoadOptions:
     """Tokens in training, for YaRN; None for what the model's files say."""
     ram: int | str | None = None
     """Host memory that dali may take, bytes or "24GiB"; None for what is free. Experts that it has no room for are read from disk
-    when they are wanted, on the CPU."""
+    when they are wanted."""
     threads: int | None = None
     """CPU threads; None for one a core."""
     cache_ram: int | str | None = None
@@ -76,6 +77,8 @@ class LoadOptions:
     assign: str | None = None
     """The assignment policy by name; None for the best known, and likewise the next two."""
     prefetch: str | None = None
+    """With experts on disk, as `ram` lets them be, one of ON_DISK: nothing is read ahead of a step, or what the next layer's
+    router foresees, where that pays; None for the latter."""
     cache: str | None = None
     n_cpu_moe: int | None = None
     """Keep the experts of that many first layers on the CPU, all others on the accelerator."""
@@ -213,17 +216,25 @@ class LoadOptions:
                     f"would follow {parameter(part)} {given[part]}.",
                     "Leave one of them out.",
                 )
+        if self.device == "cpu" and self.ram is not None and "prefetch" in given:
+            self._check_prefetch_on_disk(given.pop("prefetch"))
         if self.device == "cpu" and given and given != {"assign": "cpu"}:
             raise UsageError(
                 f"{parameter(next(iter(given)))} is about an accelerator, and the device is cpu.",
                 f"Give {parameter('device')} too, or leave it out.",
             )
-
         if self.draft is not None and self.lossy:
             raise UsageError(
                 f"{parameter('draft')} {self.draft} leaves answers as they are, and {parameter('lossy')} lets them depend on "
                 "what else a step computes.",
                 "Leave one of them out.",
+            )
+
+    def _check_prefetch_on_disk(self, name: str) -> None:
+        if name not in ON_DISK:
+            raise UsageError(
+                f"{parameter('prefetch')} {name} is not for experts on disk, which the next layer's router foresees.",
+                f"Give one of {', '.join(ON_DISK)}, or leave it out.",
             )
 
     def _check_cache(self) -> None:

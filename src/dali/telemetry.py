@@ -50,7 +50,8 @@ class LayerCounters:
 
 @dataclass(frozen=True)
 class DiskCounters:
-    """Totals of experts that RAM holds a part of. A lookup is as above; seconds are of whoever waited, measured."""
+    """Totals of experts that RAM holds a part of. A lookup is as above, of an expert that is not on the accelerator; seconds are
+    of whoever waited, measured or, on a virtual clock, modelled."""
 
     hits: tuple[int, ...]  # lookups of each layer: in RAM when its router had spoken
     misses: tuple[int, ...]  # not
@@ -125,6 +126,14 @@ class Telemetry:
             return None
         return self._disk().since(self._disk_before)
 
+    @property
+    def tiers(self) -> dict[str, int]:
+        """Lookups by the tier that their expert was found on: "accelerator", "ram" or "disk"."""
+        total, disk = self.total(), self.disk
+        there = total.resident + total.prefetched
+        read = 0 if disk is None else sum(disk.misses)
+        return {"accelerator": there, "ram": total.lookups - there - read, "disk": read}
+
     def layer(self, index: int) -> LayerCounters:
         while len(self.layers) <= index:
             self.layers.append(LayerCounters())
@@ -168,6 +177,7 @@ class Telemetry:
             "draft_rejected": self.draft_rejected,
             "total": _as_dict(self.total()),
             "layers": [_as_dict(layer) for layer in self.layers],
+            "tiers": self.tiers,
             "disk": None if (disk := self.disk) is None else disk.as_dict(),
             "workload": self.workload.tolist(),
         }

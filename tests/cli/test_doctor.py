@@ -13,8 +13,11 @@ import huggingface_hub
 import pytest
 
 from dali.doctor import here, machine, remote
+from dali.doctor.before import before_download
 from dali.errors import DaliError
 from dali.hardware import own
+from dali.loading.locate import Remote
+from dali.options import LoadOptions
 from hub import Hub, serving
 from measured import measured
 
@@ -82,7 +85,8 @@ def test_what_has_no_room_is_a_no(run, dali_tiny):
     code, found = told(run, str(dali_tiny), "--ram", "100MiB")
     assert code == 1
     assert found["verdict"] == "NO"
-    assert "--ram" not in found["why"] or found["fix"]
+    assert "--ram allows 100.0 MiB" in found["why"]
+    assert "--ram" in found["fix"]
     assert not found["fits"]
 
 
@@ -186,6 +190,32 @@ def test_a_download_is_preceded_by_it(refused, hub):
     assert hub.sent < 2**20
 
 
+def test_before_a_download_the_verdict_is_one_line(hub):
+    said = []
+    before_download(LoadOptions(), said.append)(Remote(TINY))
+    (line,) = said
+    assert line.startswith(f"{TINY}: FAST")
+    assert "to download" in line
+
+
+@pytest.mark.parametrize("changes", [{"ranges": False}, {"delay": 0.3}])
+def test_a_server_that_does_not_tell_does_not_keep_from_downloading(hub, monkeypatch, changes):
+    monkeypatch.setattr(remote, "PATIENCE", 0.05)
+    for name, value in changes.items():
+        setattr(hub, name, value)
+    said = []
+    before_download(LoadOptions(), said.append)(Remote(TINY))
+    assert said == []
+
+
+@pytest.mark.parametrize(("free", "what"), [(2**20, "Hugging Face cache"), (16 * 2**20, "dali's cache")])
+def test_a_download_without_room_is_refused(hub, monkeypatch, free, what):
+    """The files take 14 MiB and something, their packed experts 6."""
+    monkeypatch.setattr(here, "free_disk", lambda folder: free)
+    with pytest.raises(DaliError, match=what):
+        before_download(LoadOptions(), print)(Remote(TINY))
+
+
 def test_the_machine_is_told_with_what_mends_it(run, monkeypatch):
     monkeypatch.setattr(machine, "LOW_DISK", 2**60)
     code, out, _ = run("doctor")
@@ -219,8 +249,6 @@ def test_a_profile_of_this_machine_is_named(run, dali_tiny):
 
 
 def test_a_gpu_that_nobody_measured_is_refused(monkeypatch):
-    from dali.options import LoadOptions
-
     monkeypatch.setattr(here, "check_gpu", lambda device: None)
     with pytest.raises(DaliError, match="Nobody measured"):
         here.device_of(LoadOptions(device="cuda"), measured())

@@ -196,7 +196,7 @@ def test_a_word_alone_is_a_model_unless_it_can_only_be_a_prompt(
     monkeypatch.chdir(tmp_path)
     stdin(b"" if is_prompt else b"from stdin")
 
-    def locate(name: str, offline: bool) -> Path:
+    def locate(name: str, offline: bool, before: object) -> Path:
         raise UsageError(f"Asked for {name}.", "Well.")
 
     monkeypatch.setattr(cli_model, "locate", locate)

@@ -36,16 +36,24 @@ def test_the_format_is_the_one_that_loading_chooses(sizes, dali_tiny, short):
 
 
 def test_a_shorter_context_is_kept_before_experts_go_to_disk(sizes):
-    """A quarter of what is left goes to keys and values, as dali.offload.ram has it."""
-    large = replace(sizes, context=2**20, moe_layers=8)
-    options = LoadOptions(ram=700 * 2**20, quant="f32")
-    found = make_plan(large, options, Free(0), compiled=True)
+    """A quarter of what is left goes to keys and values where nobody asks for more, as dali.offload.ram has it."""
+    large, ram = replace(sizes, context=2**20), 700 * 2**20
+    found = make_plan(large, LoadOptions(ram=ram, quant="f32"), Free(0), compiled=True)
     assert found.where == "disk"
     assert found.context < 2**20
-    rest = 700 * 2**20 - plan.IMPORTED - plan.LOADED - found.dense
+    rest = ram - plan.IMPORTED - plan.LOADED - found.dense
     assert found.states <= rest / 4
+    longer = make_plan(
+        large, LoadOptions(ram=ram, quant="f32", ctx_size=2 * found.context), Free(0), compiled=True
+    )
+    assert longer.context == 2 * found.context
     with pytest.raises(DaliError, match="keys and values of 1048576 tokens"):
-        make_plan(large, LoadOptions(ram=700 * 2**20, quant="f32", ctx_size=2**20), Free(0), compiled=True)
+        make_plan(large, LoadOptions(ram=ram, quant="f32", ctx_size=2**20), Free(0), compiled=True)
+
+
+def test_reading_ahead_needs_experts_on_disk(sizes):
+    with pytest.raises(DaliError, match="prefetch none is about experts on disk"):
+        make_plan(sizes, LoadOptions(prefetch="none", ram="1TiB"), Free(2**34), compiled=True)
 
 
 def test_a_disk_that_is_too_small_is_refused(sizes):

@@ -85,6 +85,24 @@ def test_a_step_that_fails_leaves_a_model_that_answers(saved, monkeypatch):
     assert llm.generate([5, 6, 7], max_tokens=12, temperature=0, ignore_eos=True).tokens == wanted
 
 
+@pytest.mark.parametrize(("prefetch", "ahead"), [("none", False), ("next_gate", True), (None, True)])
+def test_looking_ahead_changes_no_bit_and_can_be_turned_off(saved, monkeypatch, prefetch, ahead):
+    wanted = dali.load(saved, quant="w8").generate([5, 6, 7], max_tokens=80, temperature=0, ignore_eos=True)
+    llm = load_on_disk(monkeypatch, saved, 7, quant="w8", prefetch=prefetch, ram="1TiB")
+    sequence = llm.sequence([5, 6, 7], max_tokens=80, temperature=0, ignore_eos=True)
+    llm.engine.add(sequence)
+    looked = []
+    while llm.engine.step():
+        looked.append(llm.loaded.pool.looks_ahead)
+    assert sequence.generated == wanted.tokens
+    assert any(looked) == ahead
+
+
+def test_what_is_said_of_reading_ahead_needs_experts_on_disk(saved):
+    with pytest.raises(DaliError, match=r"prefetch none is about experts on disk, and ram has room for all"):
+        dali.load(saved, quant="w8", prefetch="none", ram="1TiB")
+
+
 def test_stats_tell_of_the_disk(saved, monkeypatch):
     llm = load_on_disk(monkeypatch, saved, 6, quant="w8")
     assert llm.stats()["disk"]["reads"] == 0  # what was probed is no step
@@ -131,12 +149,6 @@ def test_what_is_free_is_the_budget_where_none_is_given(saved, monkeypatch):
         DaliError, match=r"even with its experts on disk; .* can be had\.\nClose other programs"
     ):
         dali.load(saved, quant="w8")
-
-
-def test_an_accelerator_wants_all_experts_in_ram(saved, monkeypatch):
-    monkeypatch.setattr("dali.loading.budget.available_ram", lambda: HEADROOM)
-    with pytest.raises(DaliError, match="are free"):
-        dali.load(saved, quant="w8", device="sim:paper")
 
 
 def test_without_compiled_kernels_all_experts_have_to_be_in_ram(saved, monkeypatch):

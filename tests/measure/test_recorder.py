@@ -60,7 +60,8 @@ def test_gate_inputs_lead_the_routers_to_the_same_ids(llm, trace):
 
 def test_predictions_are_better_than_chance(trace):
     assert set(trace.predicted) == {("next_gate", d) for d in (1, 2, 3, 4)} | {("residual", 1)} | {
-        ("ridge", d) for d in (1, 2, 3)
+        *(("ridge", d) for d in (1, 2, 3)),
+        ("next_router", 1),
     }
     for (_, ahead), ids in trace.predicted.items():
         found = ids[:, :-ahead, :, None] == trace.ids[:, ahead:, None, :]

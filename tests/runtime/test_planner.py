@@ -27,6 +27,7 @@ from dali.policies.guard import Guards
 from dali.policies.prefetch import ridge
 from dali.runtime import executor, gpu, prefetch
 from dali.runtime.gpu import GpuExecutor
+from dali.runtime.loans import Loans
 from dali.runtime.planner import plans
 from dali.runtime.residency import Residency
 from dali.store.expert_pool import Lease
@@ -78,6 +79,10 @@ class Case:
     landing: float = 1.0  # a copy's time, as it comes out
     skew: float = 0.4  # of the routing
     shifting: float = 0.02  # how likely other experts become popular in a step
+    in_ram: float = 1.0  # share of the experts; the others are on disk
+
+    def holds(self, layer: int, expert: int) -> bool:
+        return Random(f"{self.seed} {layer} {expert}").random() < self.in_ram
 
 
 class ScriptedLayers:
@@ -135,7 +140,9 @@ class ScriptedLayers:
         self.layer = layer
         routed, foreseen = self.routed
         foreseen = foreseen if count else []
-        *plan, counts = planner.plan(layer, routed, later, foreseen, seconds, self.clock.now, self.landed())
+        *plan, counts = planner.plan(
+            layer, routed, later, foreseen, seconds, self.clock.now, self.landed(), self.case.holds
+        )
         spent = self.execute(*plan, out)
         return (*counts, 0.0, 0.0, spent, 0.0, spent / self.slower)
 
@@ -173,11 +180,18 @@ class Side:
         device.now = self.clock.perf_counter
         layout: Any = SimpleNamespace(record_bytes=RECORD, weight_bytes=RECORD - 1)
         pool: Any = SimpleNamespace(
-            layouts=[layout] * case.layers, layers=case.layers, experts=case.experts, whole_layers=True
+            layouts=[layout] * case.layers,
+            layers=case.layers,
+            experts=case.experts,
+            whole_layers=True,
+            lease=lambda layer, experts: Lease(layout, []),
+            note=lambda layer, experts: [expert for expert in experts if not case.holds(layer, expert)],
+            holds=case.holds,
         )
-        lease = lambda layer, experts: Lease(layout, [])  # noqa: E731
         links = costs.link, costs.link_contended
-        residency = Residency(device, lease, case.layers, RECORD, slots, case.layers * case.residents, links)
+        residency = Residency(
+            device, Loans(device, pool), case.layers, RECORD, slots, case.layers * case.residents, links
+        )
         cache = kinds.Cache(case.layers, case.experts, case.residents, case.seed)
         self.telemetry = Telemetry()
         model: Any = SimpleNamespace(costs=costs, activation_copy=lambda tokens: 0.0)
@@ -339,6 +353,8 @@ CASES = [
         foreseen=0.0,
         steps=4000,
     ),
+    Case(18, in_ram=0.5),
+    Case(19, in_ram=0.3, scratch=24, cpu=6.0, experts=40, top_k=6, residents=12),
 ]
 
 
@@ -346,6 +362,7 @@ HAPPENS = {
     0: ("prefetched", "fetched", "prefetch_late", "prefetch_wasted", "copied swaps", "both pay"),
     1: ("prefetching rests",),
     4: ("unsettled",),
+    18: ("prefetched", "fetched", "copied swaps"),
     13: ("swapping rests", "unsettled"),
     14: ("swapping rests", "prefetching rests"),
 }

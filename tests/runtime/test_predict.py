@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dali.hooks import seam
-from dali.runtime.predict import GateShift, LinearMap
+from dali.runtime.predict import GateShift, LinearMap, next_router
 from families import random_model
 
 
@@ -52,6 +52,25 @@ def test_the_next_gate_sees_the_gate_input_as_it_is() -> None:
     routers, hidden = [Notes(), Notes()], randn(3, 8)
     GateShift(routers, 1).predict(0, hidden)
     assert routers[1].seen[0] is hidden
+
+
+def test_the_next_router_sees_the_residual_through_its_own_norm() -> None:
+    routers, norms = [Notes() for _ in range(3)], [randn(8, seed=layer) for layer in range(3)]
+    norms[0][3] = 0
+    residual = randn(4, 8, seed=9)
+    predictor = next_router(routers, norms)
+    for layer in range(2):
+        given, wanted = (
+            torch.nn.functional.rms_norm(residual, (8,), norm, 1e-6) for norm in norms[layer : layer + 2]
+        )
+        predicted = predictor.predict(layer, given)
+        assert predicted is not None
+        assert predicted[0] == layer + 1
+        seen = routers[layer + 1].seen[-1]
+        known = norms[layer] != 0
+        torch.testing.assert_close(seen[:, known], wanted[:, known])
+        assert not seen[:, ~known].any()
+    assert predictor.predict(2, residual) is None
 
 
 @pytest.mark.parametrize("distance", [1, 2])

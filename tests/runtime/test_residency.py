@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from dali.devices import COMPUTE, Buffer, SimDevice
+from dali.runtime.loans import Loans
 from dali.runtime.residency import Residency
 from runtime.tiny_runtime import EXPERTS, LAYERS, check_slots
 
@@ -19,7 +20,7 @@ def stored(layer: int, expert: int) -> torch.Tensor:
 
 
 def lease(layer: int, experts: Sequence[int]) -> Any:
-    return SimpleNamespace(records=[stored(layer, expert) for expert in experts])
+    return SimpleNamespace(records=[stored(layer, expert) for expert in experts], ready=0.0)
 
 
 @pytest.fixture
@@ -30,7 +31,10 @@ def device() -> SimDevice:
 @pytest.fixture
 def make(device: SimDevice) -> Callable[[int, int], Residency]:
     def build(slots: int, capacity: int) -> Residency:
-        residency = Residency(device, lease, LAYERS, NBYTES, slots, LAYERS * capacity, (LINK, LINK))
+        pool: Any = SimpleNamespace(lease=lease)
+        residency = Residency(
+            device, Loans(device, pool), LAYERS, NBYTES, slots, LAYERS * capacity, (LINK, LINK)
+        )
         for layer in range(LAYERS):
             residency.place(layer, range(capacity))
         device.synchronize()

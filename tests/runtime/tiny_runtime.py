@@ -25,6 +25,7 @@ from dali.kernels.formats import get_format
 from dali.offload.fit import FITS
 from dali.policies import Policies, create, names
 from dali.runtime.executor import Executor, Kernel
+from dali.runtime.loans import Loans
 from dali.runtime.predict import GateShift, LinearMap
 from dali.runtime.residency import Residency
 from dali.store.expert_pool import ExpertPool
@@ -212,7 +213,7 @@ def tiny_executor(
     )
     residency = Residency(
         device,
-        model.pool.lease,
+        Loans(device, model.pool),
         layers,
         nbytes,
         setting.slots,

@@ -190,7 +190,15 @@ def test_what_is_no_store_is_refused(path):
         DiskPool(path, 2, 2, depth=2)
 
 
-def test_checksums_are_those_of_the_store(path):
+@pytest.fixture(params=native.variants() if native.AVAILABLE else [])
+def variant(request):
+    before = native.variant()
+    native.use(request.param)
+    yield request.param
+    native.use(before)
+
+
+def test_checksums_are_those_of_the_store(path, variant):
     with StoreReader(path) as reader:
         sums = reader.checksums
     for index, expected_sum in enumerate(sums):
@@ -237,3 +245,27 @@ def test_memory_stays_until_nothing_is_read_into_it(path):
         del cache
         gc.collect()
         assert arena() is None
+
+
+def test_a_step_may_tell_of_its_experts_once_and_lease_them_bit_by_bit(path):
+    pool, told = DiskPool(path, 4, 4, depth=2), DiskPool(path, 4, 4, depth=2)
+    for ids in ([0, 1], [1, 2], [0, 4, 3]):
+        assert_leased(pool, 0, ids)
+        missing = told.note(0, ids)
+        assert missing == [expert for expert in sorted(ids) if not told.holds(0, expert)]
+        for expert in ids:
+            assert told.lease(0, [expert], noted=True).records[0].equal(expected(0, expert))
+    assert told.counters().hits == pool.counters().hits
+    assert told.counters().misses == pool.counters().misses
+    assert [told.holds(0, expert) for expert in range(EXPERTS)] == [
+        pool.holds(0, expert) for expert in range(EXPERTS)
+    ]
+
+
+def test_it_tells_how_many_more_can_be_leased(path):
+    pool = DiskPool(path, 3, 3, depth=2)
+    kept = pool.lease(0, [1, 2])
+    assert pool.room(0, [1, 2]) == 1
+    assert pool.room(0, [3, 4]) == -1
+    del kept
+    assert pool.room(0, [0, 3, 4]) == 0

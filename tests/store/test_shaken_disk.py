@@ -44,12 +44,17 @@ def test_in_a_process_of_its_own(tmp_path):
 
 
 @pytest.fixture
-def shake():
+def disk():
     if SHAKEN not in os.environ:
         pytest.skip("runs in a process of its own")
-    library = ctypes.CDLL(None)
-    yield lambda how, reads=10**6: library.shake(how.encode(), reads)
-    library.shake(b"", 0)
+    return ctypes.CDLL(None)
+
+
+@pytest.fixture(params=["by threads", "by the kernel"])
+def shake(request, disk):
+    disk.refuse_submissions(request.param == "by threads")
+    yield lambda how, reads=10**6: disk.shake(how.encode(), reads)
+    disk.shake(b"", 0)
 
 
 @pytest.fixture
@@ -101,6 +106,19 @@ def test_bits_that_flip_on_the_way_are_read_again(path, shake):
     shake("wrong")
     with pytest.raises(StoreError, match="expert 4 of MoE layer 2: it fails its checksum"):
         pool.lease(2, [4])
+
+
+@pytest.mark.parametrize("how", ["", "slow to begin"])
+def test_what_the_kernel_is_no_faster_in_is_left_to_threads(path, disk, how):
+    disk.refuse_submissions(False)
+    pool = DiskPool(path, 1, 1, depth=1)
+    disk.shake(how.encode(), 10**6)
+    for expert in [0, 1] * 8:
+        assert_leased(pool, 0, [expert])
+    before = disk.reads_by_pread()
+    assert_leased(pool, 0, [0])
+    disk.shake(b"", 0)
+    assert (disk.reads_by_pread() > before) == bool(how)
 
 
 def test_ctrl_c_ends_the_wait_for_a_disk_that_stalls(path, shake):

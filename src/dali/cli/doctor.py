@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dali.cli.flags.always import Always
-from dali.cli.flags.option import SWITCH, flag
+from dali.cli.flags.option import SWITCH, as_flag, flag
 from dali.cli.flags.prefixes import Prefixes
 from dali.cli.flags.verb import Verb
 from dali.cli.terminal import log, passing_note
@@ -16,7 +16,7 @@ from dali.doctor import machine, report
 from dali.doctor.examine import Examination, Quant, examine, of_quants, read_remote
 from dali.doctor.here import device_of, look
 from dali.doctor.outline import read_outline
-from dali.doctor.verdict import of_refusal
+from dali.doctor.verdict import Verdict
 from dali.errors import DaliError, UsageError, parameter
 from dali.loading.locate import Remote, find, is_cached, locate
 from dali.options import LoadOptions
@@ -48,6 +48,8 @@ def main(settings: Settings) -> int:
         return _machine(settings.json)
     passing_note(f"Looking at {model} ...")
     found, quants = _examine(model, settings)
+    if found.refusal is not None:  # in the words of the command line
+        found = replace(found, verdict=Verdict("NO", *found.refusal.told(as_flag)))
     passing_note()
     if settings.json:
         print(json.dumps(report.as_json(found, quants), indent=2))
@@ -70,7 +72,7 @@ def _examine(model: str, settings: Settings) -> tuple[Examination, list[Quant]]:
         outline, there = read_remote(place, Path(folder))
         found = examine(outline, options, here, device, settings.origins)
         if found.refusal is not None:
-            found = replace(found, verdict=of_refusal(found.refusal.about(folder, place.name)))
+            found = replace(found, refusal=found.refusal.about(folder, place.name))
     quants = {} if place.quant is None else there.quants
     return found, of_quants(quants, found, options, here, device)
 

@@ -40,13 +40,14 @@ class _Task:
 class VirtualClock:
     """`now` is the host's time, `timeline` the last operations that have ended by then, in that order.
 
-    `busy`: the seconds each stream has spent on operations.
+    `busy`: the seconds each stream has spent on operations; `alone`: those in which no other had any to do.
     """
 
     def __init__(self) -> None:
         self.now = 0.0
         self.timeline: deque[Span] = deque(maxlen=REMEMBERED)
         self.busy: dict[str, float] = {}
+        self.alone: dict[str, float] = {}
         self._queues: dict[Stream, deque[_Task]] = {}
         self._pending: set[Operation] = set()
 
@@ -88,6 +89,9 @@ class VirtualClock:
         if step > within:
             return False
         ended_at = self.now + step
+        if len(running) == 1:
+            name = running[0].operation.stream.name
+            self.alone[name] = self.alone.get(name, 0.0) + step
         for task, seconds, rest in zip(running, durations, remaining, strict=True):
             if task.start < 0:
                 task.start = self.now

@@ -2,42 +2,49 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from dali.doctor.examine import examine, read_remote
-from dali.doctor.here import device_of, free_disk, look
-from dali.doctor.verdict import of
 from dali.errors import DaliError, UsageError
 from dali.loading.locate import Remote
 from dali.options import LoadOptions
+from dali.store.cache import cache_root
 from dali.units import size
+
+if TYPE_CHECKING:
+    from dali.doctor.here import Here
 
 
 def before_download(options: LoadOptions, notify: Callable[[str], None]) -> Callable[[Remote], None]:
     """What `locate` asks before it downloads. It raises what loading would, had the gigabytes come; where headers cannot be read,
-    the download is left to say why."""
+    or do not tell, the download goes on."""
 
     def check(remote: Remote) -> None:
-        import huggingface_hub.constants
+        from dali.doctor.examine import (  # as below: local models do without what this imports
+            examine,
+            read_remote,
+        )
+        from dali.doctor.here import device_of, look
+        from dali.doctor.sizes import CannotTell
+        from dali.doctor.verdict import of
 
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory(prefix="dali-doctor-") as folder:
             try:
                 outline, there = read_remote(remote, Path(folder))
             except UsageError:
                 raise
             except DaliError:
                 return
-            free = free_disk(Path(huggingface_hub.constants.HF_HUB_CACHE))
-            if there.nbytes > free:
-                raise DaliError(
-                    f"{remote} takes {size(there.nbytes)}, and {size(free)} are free where the Hugging Face cache lies.",
-                    "Free some, or set HF_HOME to a folder on another disk.",
-                )
             here = look(options)
-            device = device_of(options, here.profile)
-            found = examine(outline, options, here, device)
+            here = _beside(remote, there.nbytes, here)
+            found = examine(outline, options, here, device_of(options, here.profile))
+        if isinstance(found.refusal, CannotTell):
+            return
         if found.refusal is not None:
             raise found.refusal.about(folder, remote.name)
         way = found.ways[0]
@@ -47,3 +54,25 @@ def before_download(options: LoadOptions, notify: Callable[[str], None]) -> Call
         )
 
     return check
+
+
+def _beside(remote: Remote, nbytes: int, here: Here) -> Here:
+    """This machine once so many bytes were downloaded. DaliError: its disk has no room for them."""
+    import huggingface_hub.constants
+
+    from dali.doctor.here import existing, free_disk
+
+    hub = Path(huggingface_hub.constants.HF_HUB_CACHE)
+    blobs = hub / f"models--{remote.name.replace('/', '--')}" / "blobs"
+    held = 0
+    with suppress(OSError):  # of a download that was interrupted
+        held = sum(file.stat().st_size for file in blobs.iterdir())
+    wanted, free = max(nbytes - held, 0), free_disk(hub)
+    if wanted > free:
+        raise DaliError(
+            f"{remote} takes {size(wanted)}, and {size(free)} are free where the Hugging Face cache lies.",
+            "Free some, or set HF_HOME to a folder on another disk.",
+        )
+    same = os.stat(existing(hub)).st_dev == os.stat(existing(cache_root())).st_dev
+    disk = here.free.disk if here.free.disk is None or not same else max(here.free.disk - wanted, 0)
+    return replace(here, free=here.free._replace(disk=disk))

@@ -8,15 +8,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from dali.doctor.outline import SafetensorsOutline, Stored
-from dali.doctor.refusals import check_config, check_experts
-from dali.doctor.sizes import FEWEST_ROWS, Dense, Kept, ModelSizes
+from dali.doctor.refusals import check_config, check_experts, quantization
+from dali.doctor.sizes import FEWEST_ROWS, CannotTell, Dense, Kept, ModelSizes
 from dali.doctor.windows import windows
-from dali.errors import DaliError
 from dali.loading.further_tokens import BLOCK
 
 LAYER = re.compile(r"^(?P<decoder>(?:[\w]+\.)*?)(?:layers|h|blocks)\.(?P<number>\d+)\.(?P<part>.+)$")
 EXPERT = re.compile(r"^(?P<module>.*?\.experts)\.(?:(?P<number>\d+)\.)?(?P<part>.+)$")
 FUSED = re.compile(r"(?:input|output)_linear\.weight$")  # all experts of a layer, without a name for it
+RECURRENT = re.compile(
+    r"\.(A_log|\w*conv1d)(\.|$)"
+)  # in layers that keep a state in the place of keys and values
 SCALES = (
     "_scale_inv",
     "_scales",
@@ -24,8 +26,9 @@ SCALES = (
     ".input_scale",
     "inv_freq",
 )  # of quantized weights, and what is no weight
-DOWN = ("down_proj", "w2", "output_linear")
-UP = ("up_proj", "w3", "gate_up_proj", "input_linear", "w1", "gate_proj")
+DOWN = ("down_proj", "w2", "output_linear", "fc2")
+FUSED_GATE = {"gate_up_proj", "input_linear", "w13", "fc1"}  # gate and up in one
+UP = ("up_proj", "w3", "w1", "gate_proj", *FUSED_GATE)
 ROUTERS = ("gate", "router")
 USED = (
     "num_experts_per_tok",
@@ -35,6 +38,7 @@ USED = (
     "top_k_experts",
     "num_selected_experts",
 )
+KINDS = ("layer_types", "layers_block_type", "hybrid_override_pattern")
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -51,10 +55,10 @@ class _Experts:
 
 
 def sizes_of(outline: SafetensorsOutline) -> ModelSizes:
-    """DaliError for a model that loading would refuse, as far as headers tell."""
+    """DaliError for a model that loading would refuse, as far as headers tell; CannotTell for what they do not tell."""
     check_config(outline)
     text = outline.text
-    layers = _number(text, "num_hidden_layers", "n_layer", "num_layers")
+    layers = _layers(text)
     decoder = _decoder(outline.tensors)
     tensors = {
         name: one
@@ -71,21 +75,20 @@ def sizes_of(outline: SafetensorsOutline) -> ModelSizes:
         layers=layers,
         moe_layers=found.layers,
         experts=found.count,
-        top_k=_number(text, *USED, default=1)
-        if not isinstance(text.get("moe_topk"), list)
-        else text["moe_topk"][0],
+        top_k=_top_k(text),
         hidden=found.hidden,
         intermediate=found.intermediate,
         gated=found.gated,
         biased=found.biased,
-        dense=tuple(_dense(dense, bool(outline.text.get("tie_word_embeddings")))),
+        dense=tuple(_dense(dense, _tied(outline))),
         kept=tuple(_kept(dense, text, layers)),
         context=_number(text, "max_position_embeddings", "n_positions", default=0),
         vocab=_number(text, "vocab_size", default=0),
         dtype=_dtype(outline.config),
         file_bytes=outline.nbytes,
+        rope=_rope(text),
         state=_state(text, layers),
-        quantization=str((outline.config.get("quantization_config") or {}).get("quant_method") or ""),
+        quantization=quantization(outline),
     )
 
 
@@ -94,11 +97,35 @@ def _number(config: dict[str, Any], *names: str, default: int | None = None) -> 
         if type(value := config.get(name)) is int and value > 0:
             return value
     if default is None:
-        raise DaliError(
+        raise CannotTell(
             f"The config.json does not say {names[0]}, or says {config.get(names[0])!r:.60}.",
             "Download it again.",
         )
     return default
+
+
+def _layers(text: dict[str, Any]) -> int:
+    """Some models say a kind of each layer in the place of their number."""
+    kinds = next((text[name] for name in KINDS if isinstance(text.get(name), list | str)), ())
+    return _number(text, "num_hidden_layers", "n_layer", "num_layers", default=len(kinds) or None)
+
+
+def _tied(outline: SafetensorsOutline) -> bool:
+    """Whether logits are made by the embeddings' matrix."""
+    said = [part.get("tie_word_embeddings") for part in (outline.config, outline.text)]
+    return True in said and False not in said
+
+
+def _top_k(text: dict[str, Any]) -> int:
+    layers = text.get("moe_topk")  # of some models a number a layer
+    if isinstance(layers, list) and layers and type(layers[0]) is int:
+        return int(layers[0])
+    return _number(text, *USED)
+
+
+def _rope(text: dict[str, Any]) -> dict[str, Any]:
+    rope = text.get("rope_scaling") or text.get("rope_parameters")
+    return rope if isinstance(rope, dict) else {}
 
 
 def _dtype(config: dict[str, Any]) -> str:
@@ -135,7 +162,7 @@ def _is_expert(name: str, one: Stored) -> bool:
 
 def _part(name: str) -> str:
     """The matrix that a tensor of experts is, without what its form adds."""
-    parts = name.removesuffix("_blocks").removesuffix("_bias").split(".")
+    parts = name.removesuffix("_blocks").removesuffix("_bias").removesuffix("_weight").split(".")
     return next(part for part in reversed(parts) if part not in ("weight", "bias"))
 
 
@@ -148,23 +175,30 @@ def _experts(tensors: dict[str, Stored], text: dict[str, Any]) -> _Experts:
         if (found := LAYER.match(name)) and found["number"] == first
     }
     numbers = {int(found["number"]) for name in own if (found := EXPERT.match(name)) and found["number"]}
-    parts = {
-        _part(name): _shape(name, one)
-        for name, one in own.items()
-        if not name.endswith(("bias",)) and len(one.shape) > 1
-    }
+    parts = {_part(name): _shape(name, one) for name, one in own.items() if _is_matrix(name, one)}
+    if len({(_part(name), *_shape(name, one)) for name, one in own.items() if _is_matrix(name, one)}) != len(
+        parts
+    ):
+        raise CannotTell(
+            "The experts of a layer differ in their shapes, which `dali doctor` does not count.",
+            "Load the model with `dali run`, which asks transformers.",
+        )
     down = next((parts[part] for part in parts if part in DOWN), None)
     if down is None:
-        raise DaliError(
+        raise CannotTell(
             f"The experts' tensors ({', '.join(sorted(parts))}) are called as dali does not know them.",
             "Load the model with `dali run`, which asks transformers.",
         )
     names = set(parts)
-    gated = len(names & {"w1", "w3"}) == 2 or bool(names & {"gate_proj", "gate_up_proj", "input_linear"})
+    gated = len(names & {"w1", "w3"}) == 2 or bool(names & {"gate_proj", *FUSED_GATE})
     count = max(numbers) + 1 if numbers else next(one.shape[0] for one in own.values() if len(one.shape) > 1)
     hidden, intermediate = _oriented(down, parts, text)
     biased = any(name.endswith("bias") for name in own)
     return _Experts(len(layers), count, hidden, intermediate, gated, biased)
+
+
+def _is_matrix(name: str, one: Stored) -> bool:
+    return not name.endswith("bias") and len(one.shape) > 1
 
 
 def _shape(name: str, one: Stored) -> tuple[int, int]:
@@ -214,12 +248,18 @@ def _kept(tensors: dict[str, Stored], text: dict[str, Any], layers: int) -> Iter
     heads = _number(text, "num_attention_heads", "n_head", default=1)
     groups = _number(text, "num_key_value_heads", default=heads)
     rows: dict[int, dict[str, int]] = {}
+    recurrent = set()
     for name, one in tensors.items():
-        if (found := LAYER.match(name)) and name.endswith(".weight") and len(one.shape) == 2:
+        if (found := LAYER.match(name)) is None:
+            continue
+        layer = int(found["number"])
+        if RECURRENT.search(name):
+            recurrent.add(layer)
+        elif name.endswith(".weight") and len(one.shape) == 2:
             leaf = found["part"].removesuffix(".weight").rpartition(".")[2]
-            rows.setdefault(int(found["number"]), {}).setdefault(leaf, one.shape[0])
+            rows.setdefault(layer, {}).setdefault(leaf, one.shape[0])
     for layer in range(layers):
-        own = rows.get(layer, {})
+        own = {} if layer in recurrent else rows.get(layer, {})
         if latent := own.get("kv_a_proj_with_mqa"):
             rotary = _number(text, "qk_rope_head_dim", default=0)
             yield Kept(1, latent - rotary, rotary, seen[layer], heads)

@@ -11,17 +11,17 @@ from typing import NamedTuple
 from dali.doctor import checkpoint, gguf
 from dali.doctor.here import Here
 from dali.doctor.outline import GgufOutline, Outline, read_outline
-from dali.doctor.plan import DISK, RAM, Device, Plan, check_context, make_plan
+from dali.doctor.plan import DISK, RAM, Device, Plan, make_plan
 from dali.doctor.remote import Outlined, fetch_outline
-from dali.doctor.sizes import ModelSizes
+from dali.doctor.sizes import CannotTell, ModelSizes
 from dali.doctor.speed import Prediction, predict
 from dali.doctor.verdict import Verdict, of_refusal, of_speed
 from dali.errors import DaliError
 from dali.hardware import own
-from dali.loading.context import check_range
 from dali.loading.locate import Remote
 from dali.loading.room import HEADROOM, most_tokens
 from dali.options import LoadOptions
+from dali.store.cache import store_path
 from dali.units import size
 
 MORE = 2**30  # bytes, of what one more GiB would bring
@@ -65,6 +65,11 @@ def read_remote(remote: Remote, folder: Path) -> tuple[Outline, Outlined]:
         return replace(read_outline(there.path), name=str(remote)), there
 
 
+def is_packed(path: Path) -> bool:
+    """Whether experts of a model that lies there were packed before, so that they take no more of the disk."""
+    return any(store_path(path, "any").parent.glob("*.safetensors"))
+
+
 @contextmanager
 def renamed(folder: Path, remote: Remote) -> Iterator[None]:
     """Errors about what lies in `folder` are about the model on the hub."""
@@ -75,8 +80,14 @@ def renamed(folder: Path, remote: Remote) -> Iterator[None]:
 
 
 def sizes_of(outline: Outline) -> ModelSizes:
-    """DaliError for a model that loading would refuse, as far as headers tell."""
-    return gguf.sizes_of(outline) if isinstance(outline, GgufOutline) else checkpoint.sizes_of(outline)
+    """DaliError for a model that loading would refuse, as far as headers tell; CannotTell for what they do not tell."""
+    try:
+        return gguf.sizes_of(outline) if isinstance(outline, GgufOutline) else checkpoint.sizes_of(outline)
+    except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, StopIteration) as error:
+        raise CannotTell(
+            f"Nothing can be told from the headers of {outline.name} ({type(error).__name__}: {error!s:.80}).",
+            "Load it with `dali run`, which asks transformers.",
+        ) from error
 
 
 def examine(
@@ -90,8 +101,8 @@ def examine(
     sizes: ModelSizes | None = None
     try:
         sizes = sizes_of(outline)
-        check_context(sizes, options, check_range)
-        plan = make_plan(sizes, options, here.free, here.compiled, device)
+        free = here.free._replace(disk=None) if is_packed(outline.path) else here.free
+        plan = make_plan(sizes, options, free, here.compiled, device)
     except DaliError as error:
         if error.exit_code == 2:
             raise
@@ -121,7 +132,8 @@ def _basis(here: Here, device: Device | None) -> str:
 
 def _name(plan: Plan) -> str:
     if plan.device is not None:
-        return f"experts in RAM and on {plan.device.name}"
+        first = "experts on disk, in RAM" if plan.where == DISK else "experts in RAM"
+        return f"{first} and on {plan.device.name}"
     return "all in RAM, on the CPU" if plan.where == RAM else "experts on disk, on the CPU"
 
 
@@ -169,7 +181,7 @@ def _notes(sizes: ModelSizes, plan: Plan, options: LoadOptions, here: Here) -> l
     )
     return [
         f"The keys and values of all {plan.context} tokens would take {size(plan.states)}, which are not free: there is room for "
-        f"about {tokens}. Give -c {max(tokens, 2)}, or --cache-type q8, to be sure."
+        f"about {tokens}. To be sure: `dali run -c {max(tokens, 2)}`."
     ]
 
 

@@ -71,6 +71,7 @@ def sizes_of(outline: GgufOutline) -> ModelSizes:
         vocab=rows,
         dtype="float32",
         file_bytes=outline.nbytes,
+        rope=keys.rope(),
         own=tuple(_formats(parts) for _, parts in sorted(by_layer.items())),
         state=_state(fields, keys),
         gguf=True,

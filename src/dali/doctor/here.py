@@ -52,8 +52,13 @@ def look(options: LoadOptions) -> Here:
 
 def free_disk(folder: Path) -> int:
     """Bytes that are free where a folder is, or would be."""
+    return shutil.disk_usage(existing(folder)).free
+
+
+def existing(folder: Path) -> Path:
+    """The folder, or the nearest one around it that is there."""
     folder = folder.absolute()
-    return shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free
+    return next(path for path in (folder, *folder.parents) if path.exists())
 
 
 def device_of(options: LoadOptions, mine: Profile) -> Device | None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from dali.doctor.sizes import ExpertFormat, ModelSizes, quantized
 from dali.errors import DaliError, UsageError, parameter
+from dali.hardware.cost import disk_costs
 from dali.hardware.profile import Profile
+from dali.loading.context import check_range
 from dali.loading.room import (
     DEVICE_HEADROOM,
     LOADED,
@@ -18,20 +20,23 @@ from dali.loading.room import (
     NoRoom,
     first_that_fits,
     least_bytes,
+    lossy_needs_ram,
     needed,
     no_context,
+    nothing_to_fetch,
     out_of_memory,
     share,
+    staged_bytes,
     step_bytes,
     step_tokens,
     too_small,
 )
+from dali.loading.rope import scale_rope
 from dali.options import LoadOptions
 from dali.units import size
 
-IMPORTED = (
-    480 * 2**20
-)  # bytes of Python, torch and transformers, before a model is opened; benchmarks/models/doctor_speed.py
+# Bytes of Python, torch and transformers with a small model's modules; doctor_speed.json has `imported_mib`, without these.
+IMPORTED = 400 * 2**20
 STEP_TOKENS = 512  # prompt tokens of a step with all experts in RAM
 RAM, DISK = "RAM", "disk"
 
@@ -95,7 +100,10 @@ def make_plan(
     sizes: ModelSizes, options: LoadOptions, free: Free, compiled: bool, device: Device | None = None
 ) -> Plan:
     """The plan that loading would choose. DaliError: it would refuse, in its words."""
-    context = sizes.context if options.ctx_size is None else options.ctx_size
+    _, most = scale_rope(sizes.rope, sizes.context, options, sizes.name)
+    if options.ctx_size is not None:
+        check_range(options.ctx_size, most, sizes.name)
+    context = most if options.ctx_size is None else options.ctx_size
     dtype = _dtype(sizes, options, compiled)
     names = ["w8", "w4"] if options.quant == "auto" and not sizes.gguf else [options.quant]
     if options.quant == "keep" and sizes.fp8:
@@ -134,9 +142,15 @@ def make_plan(
             options.ram_bytes,
             free.memory,
         )
-        if not compiled or device is not None:
+        if not compiled:
             raise misfit
-        plan = _on_disk(sizes, options, free, plan, loading)
+        if options.lossy:
+            raise lossy_needs_ram(sizes.name)
+        if device is not None and device.simulated:
+            disk_costs(device.profile)
+        plan = _on_disk(sizes, options, free, plan, loading, device)
+    elif device is None and options.prefetch is not None:
+        raise nothing_to_fetch(options.prefetch, sizes.name)
     _check_disk(sizes, plan, free)
     return plan if device is None else _accelerated(sizes, options, plan, device)
 
@@ -153,12 +167,16 @@ def _all(sizes: ModelSizes, layouts: Sequence[ExpertFormat]) -> int:
     return sum(sizes.experts * layout.record for layout in layouts)
 
 
-def _on_disk(sizes: ModelSizes, options: LoadOptions, free: Free, plan: Plan, loading: int) -> Plan:
+def _on_disk(
+    sizes: ModelSizes, options: LoadOptions, free: Free, plan: Plan, loading: int, device: Device | None
+) -> Plan:
     """The same with its experts on disk, and as many in RAM as it has room for. DaliError: for none."""
 
     def step(tokens: int) -> int:
         logits = LOGIT_ROWS * sizes.vocab
-        return step_bytes(sizes.hidden, sizes.intermediate, sizes.top_k, sizes.widest, tokens, logits)
+        staged = 0 if device is None else staged_bytes(tokens, sizes.top_k, sizes.hidden)
+        taken = step_bytes(sizes.hidden, sizes.intermediate, sizes.top_k, sizes.widest, tokens, logits)
+        return taken + staged
 
     ram = options.ram_bytes
     allowed = IMPORTED + free.memory - MARGIN if ram is None else ram
@@ -166,11 +184,16 @@ def _on_disk(sizes: ModelSizes, options: LoadOptions, free: Free, plan: Plan, lo
     least = least_bytes(IMPORTED, loading, step(STEP), sizes.top_k * plan.slot, kept)
     if least > allowed:
         raise too_small(sizes.name, least, ram, allowed)
-    chunk = step_tokens(STEP_TOKENS, allowed, step) if quantized(plan.layouts[0].name) else STEP_TOKENS
+    on_gpu = device is not None and not device.simulated  # which keeps keys and values itself
+    chunk = (
+        step_tokens(STEP_TOKENS, allowed, step)
+        if not on_gpu and quantized(plan.layouts[0].name)
+        else STEP_TOKENS
+    )
     used = IMPORTED + LOADED + plan.dense + step(chunk)
 
     def states(tokens: int) -> int:
-        return sizes.state_bytes(tokens, plan.dtype, options.in_q8, chunk)
+        return 0 if on_gpu else sizes.state_bytes(tokens, plan.dtype, options.in_q8, chunk)
 
     try:
         shares = share(
@@ -228,9 +251,3 @@ def _check_disk(sizes: ModelSizes, plan: Plan, free: Free) -> None:
             f"{size(free.disk)} are free there.",
             "Free some, or set DALI_CACHE_DIR to a folder on another disk.",
         )
-
-
-def check_context(sizes: ModelSizes, options: LoadOptions, check: Callable[[int, int, str], None]) -> None:
-    """UsageError where the model cannot have as many tokens as asked."""
-    if options.ctx_size is not None and options.rope_scale is None:
-        check(options.ctx_size, sizes.context, sizes.name)

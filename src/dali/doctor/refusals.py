@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from dali.doctor.outline import SafetensorsOutline
+from dali.doctor.sizes import CannotTell
 from dali.errors import DaliError, parameter
 
 READ = ("mxfp4", "fp8")  # methods of quantization that loading reads
@@ -27,9 +28,8 @@ def check_config(outline: SafetensorsOutline) -> None:
             f"{outline.name} is a {kind} model, which the transformers that is installed does not have.",
             "Install a newer one: pip install -U transformers.",
         )
-    said = outline.config.get("quantization_config") or {}
-    method = said.get("quant_method") if isinstance(said, dict) else said
-    if method is not None and method not in READ:
+    method = quantization(outline)
+    if method and method not in READ:
         raise DaliError(
             f"{outline.name} is quantized with {method}, which dali cannot read.",
             f"Use the model in bfloat16 or FP8; dali quantizes its experts itself ({parameter('quant')} w8 or w4).",
@@ -38,22 +38,33 @@ def check_config(outline: SafetensorsOutline) -> None:
 
 def check_experts(outline: SafetensorsOutline, found: bool) -> None:
     """DaliError for a dense model, or experts that transformers does not route through its interface."""
-    counted = any((outline.text.get(name) or 0) > 1 for name in COUNTS if type(outline.text.get(name)) is int)
-    if not found and not counted:
+    counts = [outline.text[name] for name in COUNTS if name in outline.text]
+    counted = any(type(count) is int and count > 1 for count in counts)
+    routed = routes_experts(str(outline.text.get("model_type") or outline.config["model_type"]))
+    if not found and not counted and (counts or not routed):
         raise DaliError(
             f"{outline.name} is not a Mixture-of-Experts model that dali can run: it has no routed experts.",
             "dali is for MoE models (Mixtral, Qwen3-MoE, DeepSeek-V2, OLMoE, gpt-oss, ...); "
             "run dense ones with transformers or llama.cpp.",
         )
-    if (
-        not found
-        or routes_experts(str(outline.text.get("model_type") or outline.config["model_type"])) is False
-    ):
+    if routed is False:
         raise DaliError(
             f"{outline.name} has experts that dali cannot take over: transformers' code of "
             f"{outline.config['model_type']} does not route through its experts interface.",
             "Run this model with transformers, or choose one of those in docs/MODELS.md.",
         )
+    if not found:
+        raise CannotTell(
+            f"{outline.name} has experts under names that `dali doctor` does not know.",
+            "Load it with `dali run`, which asks transformers.",
+        )
+
+
+def quantization(outline: SafetensorsOutline) -> str:
+    """How the files say that their weights are quantized; "" for not at all."""
+    said = outline.config.get("quantization_config")
+    method = said.get("quant_method") if isinstance(said, dict) else said
+    return "" if method is None else str(method)
 
 
 def known_to_transformers(kind: str) -> bool | None:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatch
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,13 +48,14 @@ class _Hub:
 
     def __init__(self, name: str) -> None:
         import huggingface_hub
-        from huggingface_hub import utils
 
         self.name = name
         self._ends = time.monotonic() + DEADLINE
         info = huggingface_hub.HfApi().model_info(name, files_metadata=True, timeout=PATIENCE)
         self.files = {file.rfilename: int(file.size or 0) for file in info.siblings or ()}
-        self._session: Any = utils.get_session()
+        utils: Any = import_module("huggingface_hub.utils")
+        self._check = utils.hf_raise_for_status
+        self._session = utils.get_session()
         self._headers = utils.build_hf_headers()
 
     def outline(self, quant: str | None, folder: Path) -> Outlined:
@@ -150,7 +152,6 @@ class _Hub:
     def _range(self, file: str, begin: int, end: int) -> bytes:
         """Bytes [begin, end) of a file, fewer where it ends before."""
         import huggingface_hub
-        from huggingface_hub import utils
 
         end = min(end, max(self.files[file], begin + 1))
         url = huggingface_hub.hf_hub_url(self.name, file, endpoint=huggingface_hub.constants.ENDPOINT)
@@ -159,7 +160,7 @@ class _Hub:
         with self._session.stream(
             "GET", url, headers=headers, follow_redirects=True, timeout=PATIENCE
         ) as response:
-            utils.hf_raise_for_status(response)
+            self._check(response)
             whole = response.status_code == 200 and begin == 0 and end >= self.files[file]
             if response.status_code != 206 and not whole:
                 raise DaliError(

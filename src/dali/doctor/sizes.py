@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
+from dali.errors import DaliError
 from dali.kernels.packed import (
     FORMATS,
     GROUP,
@@ -21,6 +22,10 @@ BLOCK = 4096  # columns, a multiple of every format's block
 FEWEST_ROWS = 16  # of a linear that is packed
 ITEM = {"float32": 4, "bfloat16": 2, "float16": 2}
 FLOATS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
+
+
+class CannotTell(DaliError):
+    """Headers from which nothing can be told, of a model that may run all the same."""
 
 
 class Dense(NamedTuple):
@@ -61,7 +66,8 @@ class ExpertFormat(NamedTuple):
 class ModelSizes:
     """Of one model. `moe_layers` of the decoder's `layers` have `experts`, of which a token is routed to `top_k`. `own`: of each
     MoE layer the packed formats of its matrices that hold their file's values, none for files that say them as floats. `state`:
-    bytes of recurrent state. `dtype`: of everything but experts. `file_bytes`: of the files with weights."""
+    bytes of recurrent state. `rope`: its rotary parameters, as transformers has them. `dtype`: of everything but experts.
+    `file_bytes`: of the files with weights."""
 
     name: str
     family: str
@@ -79,6 +85,7 @@ class ModelSizes:
     vocab: int
     dtype: str
     file_bytes: int
+    rope: Mapping[str, Any] = field(default_factory=dict)
     own: tuple[Mapping[str, str], ...] = ()
     state: int = 0
     gguf: bool = False

@@ -11,12 +11,13 @@ from typing import Any
 import torch
 
 from dali.hardware import own
+from dali.hardware.cost import disk_costs
 from dali.hardware.free_memory import available_ram, own_memory
 from dali.hooks.calls import ModelCalls
 from dali.kernels.expert import ExpertLayout
 from dali.loading import room
 from dali.loading.loaded import largest
-from dali.loading.room import LOGIT_ROWS, MARGIN, STEP, DoesNotFit, least_bytes, too_small
+from dali.loading.room import LOGIT_ROWS, MARGIN, STEP, DoesNotFit, least_bytes, lossy_needs_ram, too_small
 from dali.options import LoadOptions
 from dali.store.direct_io import ReadError
 from dali.store.disk_pool import DiskPlan, DiskPool
@@ -44,8 +45,12 @@ def fit(
     try:
         return choose(), None
     except DoesNotFit as misfit:
-        if not compiled or options.device != "cpu" or sys.platform == "win32":
-            raise  # experts on disk are for the compiled kernels of the CPU
+        if not compiled or sys.platform == "win32":
+            raise  # experts on disk are for compiled kernels
+        if options.lossy:
+            raise lossy_needs_ram(what) from misfit
+        if options.device_kind == "sim" and (profile := options.planning_profile()) is not None:
+            disk_costs(profile)
         kept = calls.kept * dtype.itemsize
         return misfit.layouts, _plan(misfit, what, options, calls.top_k, skeleton, kept)
 

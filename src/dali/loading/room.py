@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from dali.errors import DaliError, parameter
+from dali.errors import DaliError, UsageError, parameter
 from dali.units import enough, size
 
 if TYPE_CHECKING:
@@ -23,9 +23,12 @@ LOGIT_ROWS = 24  # of the vocabulary: logits of answers side by side, and what c
 LOADED = (
     2**26
 )  # bytes that loading takes beside weights: modules, tables, the model's own Python; known only when it is done
-STATES_SHARE = 4  # a part so large of what is left beside the dense weights may go to keys and values,
+STATES_SHARE = (
+    4  # a part so large of what dense weights leave may go to keys and values, where no context is asked for,
+)
 PREFIX_SHARE = 16  # and one so large to the prefix cache
 MOST_PREFIX = 2**30
+BUFFERS = 4  # of outputs by (token, choice) pair, that the runtime over an accelerator has on the host
 STEP_SHARE = 12  # of the budget, for what a step takes for a while
 MOST_STEP = 4096  # prompt tokens, in which others wait for theirs
 DEVICE_HEADROOM = 2**30  # accelerator bytes for keys, values and activations, where nothing says better
@@ -100,6 +103,11 @@ def step_bytes(hidden: int, intermediate: int, top_k: int, widest: int, tokens: 
     return WORKING + tokens * token + 4 * logits
 
 
+def staged_bytes(tokens: int, top_k: int, hidden: int) -> int:
+    """What the runtime over an accelerator has on the host for a step of so many tokens."""
+    return BUFFERS * 4 * tokens * top_k * hidden
+
+
 def least_bytes(used: int, dense: int, step: int, experts: int, kept: int) -> int:
     """The smallest budget, beside `used` bytes, with experts on disk: dense weights, a step of the smallest chunks, a token's
     `experts` of one layer, and FEWEST_TOKENS of `kept` bytes."""
@@ -121,6 +129,22 @@ def no_context(tokens: int, nbytes: int, none: NoRoom) -> DaliError:
         f"The keys and values of {tokens} tokens may take {size(nbytes)}, and the budget of RAM has {size(none.states)} for "
         "them.",
         f"Lower {parameter('ctx_size')} to {none.tokens}, or raise {parameter('ram')}.",
+    )
+
+
+def lossy_needs_ram(what: object) -> UsageError:
+    """What is said of lossy parts where experts would be on disk."""
+    return UsageError(
+        f"RAM has no room for all experts of {what}, which {parameter('lossy')} needs there.",
+        f"Leave {parameter('lossy')} out, raise {parameter('ram')}, or choose a smaller model.",
+    )
+
+
+def nothing_to_fetch(prefetch: str, name: str) -> DaliError:
+    """What is said of reading experts ahead, where none is on disk."""
+    return DaliError(
+        f"{parameter('prefetch')} {prefetch} is about experts on disk, and {parameter('ram')} has room for all of {name}'s.",
+        "Leave it out.",
     )
 
 
@@ -149,7 +173,7 @@ def share(
     least = slots[0] * slot_bytes
     if rest < least + fewest:
         raise NoRoom(least=used + least + fewest)
-    room = max(min(rest // STATES_SHARE, rest - least), fewest)
+    room = max(min(rest // (1 if asked else STATES_SHARE), rest - least), fewest)
     tokens = most_tokens(most, room, states)
     if tokens < most and asked:
         raise NoRoom(tokens=tokens, states=room)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dali.engine.sequence import Sequence
 from dali.errors import DaliError
+from dali.fused.model import DecodingModel
 from dali.hooks import seam
 from dali.llm import LLM, Prompt
 from dali.offload.build import dense_size
@@ -20,6 +21,8 @@ from dali.offload.calibrate import load_predictor
 from dali.progress import Meter, silent
 from dali.replay.shapes import Shape
 from dali.replay.traces.trace import Array, Trace
+from dali.runtime.predict import next_router
+from dali.runtime.prefetch import Predictor
 from dali.step.context import StepContext, current_step
 
 # What policies ask for: (predictor, distances).
@@ -172,32 +175,54 @@ def _trace(llm: LLM, recordings: Many[_Recording], routers: Many[Any], hidden: b
 def _predictions(
     llm: LLM, routers: Many[Any], gate_inputs: Array, dtype: Any, meter: Meter
 ) -> dict[tuple[str, int], Array]:
-    """What each predictor makes of the recorded gate inputs, in chunks; rows without a later layer are 0."""
+    """What each predictor makes of the recorded gate inputs; rows without a later layer are 0."""
+    layers = gate_inputs.shape[1]
+    predictors: dict[tuple[str, int], Predictor] = {
+        (kind, distance): load_predictor(
+            kind,
+            distance,
+            llm.engine,
+            llm.tokenizer,
+            routers,
+            llm.loaded.top_k,
+            llm.name,
+            llm.loaded.fingerprint,
+            meter,
+        )
+        for kind, distances in PREDICTIONS
+        for distance in distances
+        if distance < layers
+    }
+    norms = _norms(llm, layers)
+    if norms is not None and layers > 1:
+        predictors["next_router", 1] = next_router(routers, norms)
+    return {
+        (kind, distance): _predicted(predictor, distance, llm, gate_inputs, dtype)
+        for (kind, distance), predictor in predictors.items()
+    }
+
+
+def _predicted(predictor: Predictor, distance: int, llm: LLM, gate_inputs: Array, dtype: Any) -> Array:
+    """Its ids [tokens, layers, top_k], in chunks."""
     like = next(llm.model.parameters())
     tokens, layers, _ = gate_inputs.shape
-    found = {}
-    for kind, distances in PREDICTIONS:
-        for distance in (ahead for ahead in distances if ahead < layers):
-            predictor = load_predictor(
-                kind,
-                distance,
-                llm.engine,
-                llm.tokenizer,
-                routers,
-                llm.loaded.top_k,
-                llm.name,
-                llm.loaded.fingerprint,
-                meter,
-            )
-            ids = np.zeros((tokens, layers, llm.loaded.top_k), dtype)
-            for layer in range(layers - distance):
-                for begin in range(0, tokens, 1024):
-                    rows = torch.from_numpy(gate_inputs[begin : begin + 1024, layer]).to(like)
-                    predicted = predictor.predict(layer, rows)
-                    assert predicted is not None, "it reaches past the last layer"
-                    ids[begin : begin + 1024, layer] = predicted[1].cpu().numpy()
-            found[kind, distance] = ids
-    return found
+    ids = np.zeros((tokens, layers, llm.loaded.top_k), dtype)
+    for layer in range(layers - distance):
+        for begin in range(0, tokens, 1024):
+            rows = torch.from_numpy(gate_inputs[begin : begin + 1024, layer]).to(like)
+            predicted = predictor.predict(layer, rows)
+            assert predicted is not None, "it reaches past the last layer"
+            ids[begin : begin + 1024, layer] = predicted[1].cpu().numpy()
+    return ids
+
+
+def _norms(llm: LLM, layers: int) -> list[Tensor] | None:
+    """The weights of the norm before each router, where decoding in one call knows them."""
+    decoder = llm.engine.decoder
+    parts = [layer.parts for layer in decoder.layers] if isinstance(decoder, DecodingModel) else []
+    norms = [one.norms.before_mlp for one in parts if one.routed is not None and one.beside is None]
+    weights = [norm[0] for norm in norms if norm is not None]
+    return weights if len(weights) == layers else None
 
 
 def _shape(llm: LLM) -> Shape:

@@ -26,8 +26,9 @@ from dali.loading.loaded import LoadedModel
 from dali.loading.room import DEVICE_HEADROOM
 from dali.offload.accelerated import AcceleratedExperts
 from dali.offload.calibrate import load_predictor
-from dali.offload.gpu import check_native, gpu_model, move_dense, open_gpu, unnamed_profile
+from dali.offload.gpu import check_native, gpu_model, move_dense, open_gpu, tell_pinned, unnamed_profile
 from dali.offload.gpu_model import GpuModel
+from dali.offload.lending import lend
 from dali.offload.lossy import CpuExperts, LossyLayers, Scores, cpu_experts
 from dali.offload.low_bits import reduce_bits
 from dali.options import LoadOptions
@@ -38,6 +39,7 @@ from dali.policies.whole_layers import WholeLayers
 from dali.progress import Meter
 from dali.runtime.executor import Executor
 from dali.runtime.gpu import GpuExecutor
+from dali.runtime.loans import Loans
 from dali.runtime.look_ahead import LookAhead
 from dali.runtime.prefetch import Predictor
 from dali.runtime.residency import Residency
@@ -93,10 +95,11 @@ def accelerate(
     budget = None
     if device is None:
         device, on_gpu, budget = _open(options, loaded, engine, decoder, notify)
-    costs = _costs(loaded, options.planning_profile() or _unnamed_profile(device, notify))
+    profile = options.planning_profile() or _unnamed_profile(device, notify)
+    costs = _costs(loaded, profile)
     routers = seam.routers(model, loaded.layout.shape.hidden)
     scores = None if routers is None else seam.scores(routers, model.config.get_text_config())
-    residency, policies = _residency(loaded, device, options, costs, notify)
+    residency, policies = _residency(loaded, device, lend(loaded, device, profile), options, costs, notify)
     parts = options.lossy_parts()
     beside, fingerprint = _make_lossy(parts, loaded, costs, scores is not None, room, meter)
     _tell_budget(loaded, device, options, notify)
@@ -110,7 +113,7 @@ def accelerate(
     )
     if on_gpu is not None and isinstance(executor, GpuExecutor):
         on_gpu.follow(executor, predictor)
-    _tell_pinned(device, notify)
+    tell_pinned(device, notify)
     runner: Executor | LossyLayers = executor
     lossy: dict[str, Any] = {}
     if system is not None and parts is not None:
@@ -268,14 +271,6 @@ def _tell_budget(
         )
 
 
-def _tell_pinned(device: Device, notify: Callable[[str], None]) -> None:
-    if isinstance(device, GpuSlots) and device.unpinned:
-        notify(
-            f"{units.size(device.unpinned)} of experts could not be page-locked: copies to {device.name} are slower. "
-            "Raise the limit on locked memory (`ulimit -l`) or free RAM."
-        )
-
-
 def _predictor(
     loaded: LoadedModel,
     fingerprint: str,
@@ -312,7 +307,12 @@ def _predictor(
 
 
 def _residency(
-    loaded: LoadedModel, device: Device, options: LoadOptions, costs: CostModel, notify: Callable[[str], None]
+    loaded: LoadedModel,
+    device: Device,
+    loans: Loans,
+    options: LoadOptions,
+    costs: CostModel,
+    notify: Callable[[str], None],
 ) -> tuple[Residency, Policies]:
     """As many slots as the budget holds, fewer where the device cannot give them, and the policies for so many."""
     pool, size = loaded.pool, loaded.layout.record_bytes
@@ -327,15 +327,7 @@ def _residency(
             policies.cache.check(slots, size, device.name)
             slots = resident_slots
         try:
-            residency = Residency(
-                device,
-                pool.lease,
-                layers,
-                size,
-                slots,
-                resident_slots,
-                link,
-            )
+            residency = Residency(device, loans, layers, size, slots, resident_slots, link)
         except OutOfDeviceMemoryError as error:
             if not slots:
                 raise

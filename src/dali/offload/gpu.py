@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from dali.compiled import library
+from dali.devices import Device
 from dali.devices.cuda import Gpu, GpuSlots, gpu_errors
 from dali.engine.budget import StateBudget
 from dali.engine.engine import Engine
@@ -24,7 +25,7 @@ from dali.kernels import native
 from dali.kernels.expert import ExpertLayout
 from dali.kernels.gpu.compiler import cubin
 from dali.kernels.gpu.experts import PASSES, experts_macros
-from dali.kernels.native.experts import ExpertRecords, native_layout
+from dali.kernels.native.experts import native_layout
 from dali.kernels.native.library import DTYPES
 from dali.loading.loaded import LoadedModel
 from dali.offload.gpu_model import GpuModel
@@ -116,10 +117,12 @@ def layers_maker(gpu: Gpu, loaded: LoadedModel) -> Callable[[int], Any]:
             slots,
         )
         modules: dict[ExpertLayout, list[Any]] = {}
-        for layout, records in zip(pool.layouts, pool.records, strict=True):
+        for index, layout in enumerate(pool.layouts):
+            handle = pool.lease(index).native
+            assert handle is not None
             if layout not in modules:
                 modules[layout] = [module("experts", experts_macros(layout, passes)) for passes in PASSES]
-            layers.add(native_layout(layout), ExpertRecords(layout, records)._addresses, *modules[layout])
+            layers.add(native_layout(layout), handle._addresses, *modules[layout])
         return layers
 
     return make
@@ -165,3 +168,12 @@ def move_dense(loaded: LoadedModel, device: GpuSlots, predictor: Predictor | Non
             f"{device.name} has no room left for the dense weights of {loaded.name}, {size(loaded.dense_bytes)}.",
             f"Close other programs that use the GPU, or lower {parameter('vram')}.",
         ) from error
+
+
+def tell_pinned(device: Device, notify: Callable[[str], None]) -> None:
+    """Say where experts could not be page-locked."""
+    if isinstance(device, GpuSlots) and device.unpinned:
+        notify(
+            f"{size(device.unpinned)} of experts could not be page-locked: copies to {device.name} are slower. "
+            "Raise the limit on locked memory (`ulimit -l`) or free RAM."
+        )

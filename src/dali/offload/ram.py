@@ -4,34 +4,45 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from dali.devices import Device, SimDevice
+from dali.devices.cuda import GpuSlots
 from dali.engine.budget import StateBudget
 from dali.engine.engine import Engine
-from dali.errors import DaliError
 from dali.hardware.free_memory import own_memory
 from dali.loading.loaded import LoadedModel
 from dali.loading.on_disk import step_bytes
-from dali.loading.room import NoRoom, no_context, share, step_tokens, too_small
-from dali.offload.gpu import state_size
+from dali.loading.room import STEP, NoRoom, no_context, share, staged_bytes, step_tokens, too_small
+from dali.offload.gpu import state_size, tell_pinned
 from dali.options import LoadOptions
-from dali.step.size import Reservation, StateSize
+from dali.step.size import Reservation
 from dali.store.disk_pool import DiskPlan, DiskPool
 from dali.units import size
 
 
 def share_out(
-    loaded: LoadedModel, engine: Engine, options: LoadOptions, notify: Callable[[str], None]
+    loaded: LoadedModel,
+    engine: Engine,
+    options: LoadOptions,
+    notify: Callable[[str], None],
+    device: Device | None = None,
 ) -> int:
     """Give experts the slots that the budget has room for, and sequences theirs for keys and values; the bytes of the prefix
-    cache.
+    cache. `device`: the accelerator, if there is one; the memory of a simulated one is not counted, though it is this process's.
 
-    The context becomes shorter where a quarter of the budget cannot hold it, which is said. DaliError where the budget is too
-    small: for a token's experts of a layer, or for the context that was asked for.
+    Where nobody says how long the context shall be, it becomes shorter if a quarter of what is left cannot hold it, which is
+    said. DaliError where the budget is too small: for a token's experts of a layer, or for the context asked for beside them.
     """
     pool, plan = loaded.pool, loaded.disk
     assert isinstance(pool, DiskPool) and plan is not None
-    keeps = state_size(engine)
-    step = engine.scheduler.step_tokens = _step_tokens(loaded, plan, engine.scheduler.step_tokens)
-    used = own_memory() + _step_bytes(loaded, step)
+    keeps = None if isinstance(device, GpuSlots) else state_size(engine)  # of RAM
+    step = engine.scheduler.step_tokens = _step_tokens(loaded, plan, engine.scheduler.step_tokens, device)
+    used = own_memory() - pool.held * pool.slot_bytes + _step_bytes(loaded, step, device)
+    if isinstance(device, SimDevice):
+        used -= device.used
+
+    def states(tokens: int) -> int:
+        return 0 if keeps is None else keeps.nbytes(Reservation(tokens, step))
+
     try:
         shares = share(
             plan.ram - used,
@@ -40,37 +51,40 @@ def share_out(
             (plan.least_slots, pool.most_slots),
             (loaded.ctx_size, options.ctx_size is not None),
             options.cache_ram_bytes,
-            lambda tokens: keeps.nbytes(Reservation(tokens, step)),
+            states,
         )
     except NoRoom as none:
-        raise _refusal(none, loaded, plan, keeps, step) from None
-    if shares.context < loaded.ctx_size:
-        notify(
-            f"The context is {shares.context} tokens of {loaded.ctx_size}, as many as the budget of RAM has room for."
-        )
-    loaded.ctx_size = shares.context
-    engine.limit_states(StateBudget(shares.states, keeps))
+        if none.tokens:
+            raise no_context(loaded.ctx_size, states(loaded.ctx_size), none) from None
+        raise too_small(loaded.name, none.least, plan.ram if plan.asked else None, plan.ram) from None
+    if keeps is not None:
+        if shares.context < loaded.ctx_size:
+            notify(
+                f"The context is {shares.context} tokens of {loaded.ctx_size}, as many as the budget of RAM has room for."
+            )
+        loaded.ctx_size = shares.context
+        engine.limit_states(StateBudget(shares.states, keeps))
     pool.grow(shares.slots)
+    if options.prefetch == "none":
+        pool.rest()
+    if device is not None:
+        device.pin(pool.memory)
+        tell_pinned(device, notify)
     loaded.telemetry.clear()  # of what was tried here
     _tell(loaded, pool, plan, notify)
     return shares.prefixes
 
 
-def _step_tokens(loaded: LoadedModel, plan: DiskPlan, usual: int) -> int:
+def _step_tokens(loaded: LoadedModel, plan: DiskPlan, usual: int, device: Device | None) -> int:
     """Prompt tokens a step. Floats are computed in chunks as they are with all experts in RAM, whose bits they have."""
-    if not loaded.layout.format.quantized:
+    if isinstance(device, GpuSlots) or not loaded.layout.format.quantized:  # a GPU's memory is for no more
         return usual
-    return step_tokens(usual, plan.ram, lambda tokens: _step_bytes(loaded, tokens))
+    return step_tokens(min(usual, STEP), plan.ram, lambda tokens: _step_bytes(loaded, tokens, device))
 
 
-def _step_bytes(loaded: LoadedModel, tokens: int) -> int:
-    return step_bytes(loaded.layout, loaded.top_k, loaded.model, tokens)
-
-
-def _refusal(none: NoRoom, loaded: LoadedModel, plan: DiskPlan, keeps: StateSize, step: int) -> DaliError:
-    if not none.tokens:
-        return too_small(loaded.name, none.least, plan.ram if plan.asked else None, plan.ram)
-    return no_context(loaded.ctx_size, keeps.nbytes(Reservation(loaded.ctx_size, step)), none)
+def _step_bytes(loaded: LoadedModel, tokens: int, device: Device | None) -> int:
+    staged = 0 if device is None else staged_bytes(tokens, loaded.top_k, loaded.layout.shape.hidden)
+    return step_bytes(loaded.layout, loaded.top_k, loaded.model, tokens) + staged
 
 
 def _tell(loaded: LoadedModel, pool: DiskPool, plan: DiskPlan, notify: Callable[[str], None]) -> None:

@@ -1,39 +1,51 @@
-"""Whether to look ahead, found out by doing without it now and then.
+"""Whether to look ahead, found out by doing without and with it in turn.
 
-What it saves cannot be told from what it reads: reads compete for the disk, and a wait that it shortens may be another's. So
-steps with it and without it are compared by the seconds they were stalled. What has not changed its answer is asked less and
-less often.
+What it saves cannot be told from what it reads: reads compete for the disk and for cores, and a wait that it shortens may be
+another's. So steps are compared by the seconds they took, less the mean wait for as many experts as each wanted, as no two want
+the same. They take turns, as a pool that fills, or another subject, changes both; and pairs are counted, not seconds, as one
+read that takes long, for whatever reason, would outweigh all others. What has not changed its answer is asked less
+and less often.
 """
 
 from __future__ import annotations
 
-WINDOW, SHORTEST, LONGEST = 16, 64, 2048  # steps that are compared, and that the answer holds
-GAIN = 0.95  # the share of the stalls without it that it may leave
+FIRST, SHORTEST, LONGEST = 8, 64, 2048  # steps before the first comparison, and that an answer holds
+PAIRS, WON = (
+    8,
+    6,
+)  # of steps that are compared, and at least that are better with it; by chance one time in seven
 
 
 class Trial:
     """`on` says whether to look ahead in the step that has begun."""
 
     def __init__(self) -> None:
-        self._phase, self._pays = "resting", False
-        self._left, self._rest = WINDOW, SHORTEST
-        self._began = self._without = 0.0
+        self._pays = self._comparing = False
+        self._left, self._rest = FIRST, SHORTEST
+        self._seconds, self._wanted = 0.0, 0  # as told last
+        self._without = 0.0, 0  # the same of the pair's first step alone
+        self._won = 0  # pairs
 
     @property
     def on(self) -> bool:
-        return self._phase == "with" or (self._phase == "resting" and self._pays)
+        return self._left % 2 == 1 if self._comparing else self._pays
 
-    def step(self, stalled: float) -> None:
-        """A step begins. `stalled`: seconds that all steps before have waited for the disk."""
+    def step(self, seconds: float, waited: float, wanted: int) -> None:
+        """A step begins. Of all steps before: the `seconds` they took, those in which they `waited` for the disk, and the experts
+        that had to be read for them, ahead or not."""
+        last = seconds - self._seconds, wanted - self._wanted
+        self._seconds, self._wanted = seconds, wanted
+        if self._comparing and self.on:
+            mean = waited / wanted if wanted else 0.0
+            self._won += last[0] - mean * last[1] < self._without[0] - mean * self._without[1]
+        self._without = last
         self._left -= 1
         if self._left > 0:
             return
-        since, self._began, self._left = stalled - self._began, stalled, WINDOW
-        if self._phase == "resting":
-            self._phase = "without"
-        elif self._phase == "without":
-            self._without, self._phase = since, "with"
-        else:
-            pays = since < GAIN * self._without
+        if self._comparing:
+            pays = self._won >= WON
             self._rest = min(2 * self._rest, LONGEST) if pays == self._pays else SHORTEST
-            self._pays, self._left, self._phase = pays, self._rest, "resting"
+            self._pays, self._left = pays, self._rest
+        else:
+            self._left, self._won = 2 * PAIRS, 0
+        self._comparing = not self._comparing

@@ -36,6 +36,7 @@ from dali.replay.steps import Forward
 from dali.replay.traces.trace import Array, Trace
 
 DRAWN = 6  # layers of a step are kept to be drawn
+FORESEEING = "next_router"  # whose predictions read ahead, as in live runs
 SCRATCH = 16  # slots, as in a live run, beside the residents'
 
 
@@ -92,8 +93,8 @@ class Timeline:
         self.residency = Residency(initial, SCRATCH if capacity else 0, self.link)
         self._predicted = recorded_predictions(trace, policies.prefetch) if capacity else {}
         self._tier = tier
-        ahead = None if tier is None else tier.ahead
-        self._predicted_ahead = {} if ahead is None else recorded_predictions(trace, ahead.policy)
+        reads_ahead = tier is not None and tier.ahead is not None
+        self._predicted_ahead = trace.predicted.get((FORESEEING, 1)) if reads_ahead else None
         self._foresees = self.predictor is None
         self._guards = Guards(decisions.assign, model.costs, trace.layers, guarded, self.predicts)
         self._now = self._step_began = 0.0
@@ -119,13 +120,15 @@ class Timeline:
     @property
     def predicts_ahead(self) -> bool:
         """Whether reading ahead gets the predictions it asks for."""
-        return bool(self._predicted_ahead)
+        return self._predicted_ahead is not None
 
     def run(self, steps: Sequence[Forward]) -> Result:
         result = self.result
         drawn = len(steps) // 2
         for index, step in enumerate(steps):
             began = self._now
+            if self._tier is not None:
+                self._tier.begin(step.prefill)
             self._step(step, draw=index == drawn)
             if step.prefill:
                 result.prefill_seconds += self._now - began
@@ -134,7 +137,7 @@ class Timeline:
                 result.seconds += self._now - began
                 result.tokens += len(step.rows)
             if self._tier is not None:
-                self._tier.step(step.prefill)
+                self._tier.end(self._now - began)
         result.copies = self.residency.copies
         return result
 
@@ -162,7 +165,7 @@ class Timeline:
         predictions = sum([layer + ahead < self._trace.layers for ahead in self._predicted])
         predicts = predictions > 0 and guards.prefetch.on
         predict_seconds = predictions * self._predict(len(rows)) if predicts else 0.0
-        ahead_seconds = self._ahead(layer, predicts) * self._predict(len(rows))
+        ahead_seconds = self._predicts_ahead(layer, predicts) * self._predict(len(rows))
         link.advance(before + predict_seconds + ahead_seconds)
         self._now += before + predict_seconds + ahead_seconds
         self._period.start(layer, self._now)
@@ -178,9 +181,7 @@ class Timeline:
         waiting = residency.scratch(layer)
         guards.settle(layer, workload, view, plan, waiting, residency.residents(layer), predict_seconds)
         spanned = self._span(plan, workload, view)
-        seconds, cpu_end, link_end = self._from_disk(
-            layer, workload, rows, plan, view, spanned, ahead_seconds
-        )
+        seconds, cpu_end, link_end = self._from_disk(layer, workload, rows, plan, view, spanned)
 
         self._demand(layer, plan, waiting)
         fetched = residency.scratch(layer)
@@ -242,14 +243,14 @@ class Timeline:
         self.link.advance(self.link.left)  # the background went first
         return max(cpu_end, end), cpu_end, log[-1][1]
 
-    def _ahead(self, layer: int, predicts: bool) -> int:
-        """Predictions that are made in this layer for reading ahead alone, and not for copying ahead as well."""
-        tier = self._tier
-        if tier is None or tier.ahead is None or not tier.ahead.guard.on:
-            return 0
-        shared = predicts and tier.ahead.policy.predictor == self.predictor
-        ahead = self._predicted_ahead.keys() - (self._predicted.keys() if shared else ())
-        return sum([layer + distance < self._trace.layers for distance in ahead])
+    def _looks_ahead(self, layer: int) -> bool:
+        """Whether experts of the next layer may be read before it is there."""
+        known = self._predicted_ahead is not None and layer + 1 < self._trace.layers
+        return known and self._tier is not None and self._tier.foresees
+
+    def _predicts_ahead(self, layer: int, predicts: bool) -> bool:
+        """Whether this layer predicts for reading ahead alone, and not for copying ahead as well."""
+        return self._looks_ahead(layer) and not (predicts and self.predictor == FORESEEING)
 
     def _from_disk(
         self,
@@ -259,7 +260,6 @@ class Timeline:
         plan: LayerPlan,
         view: ResidencyView,
         spanned: tuple[float, float, float],
-        predicting: float,
     ) -> tuple[float, float, float]:
         """What the layer `spanned` with all experts in RAM, as it is with those on disk; and what is to be read ahead."""
         tier = self._tier
@@ -272,13 +272,11 @@ class Timeline:
             tier.stall(max(served.end - seconds, 0.0))
             seconds = max(seconds, served.end)
             cpu_end, link_end = max(cpu_end, served.cpu), max(link_end, served.link_end)
-        forecasts = []
-        if tier.ahead is not None and tier.ahead.guard.on:
-            for ahead, ids in self._predicted_ahead.items():
-                if (target := layer + ahead) < self._trace.layers:
-                    expected = np.bincount(ids[rows, layer].ravel(), minlength=self._trace.experts).tolist()
-                    forecasts.append((target, expected, self.residency.residents(target)))
-        tier.read_ahead(layer, seconds, predicting, forecasts, self._dense(len(rows)), self._now)
+        if self._looks_ahead(layer):
+            assert self._predicted_ahead is not None
+            dense, later = self._dense(len(rows)), layer + 1
+            ids = self._predicted_ahead[rows, layer].tolist()
+            tier.read_ahead(later, ids, self.residency.residents(later), seconds, dense, self._now)
         return seconds, cpu_end, link_end
 
     def _demand(self, layer: int, plan: LayerPlan, waiting: Sequence[int]) -> None:

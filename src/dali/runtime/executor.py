@@ -11,10 +11,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
 
@@ -22,19 +20,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dali.devices import COMPUTE, HOST, Buffer, Device
+from dali.devices import COMPUTE, HOST, Device
 from dali.errors import DaliError
 from dali.hardware.cost import CostModel
 from dali.kernels.dispatch import compute_experts
 from dali.kernels.expert import ExpertLayout
 from dali.kernels.pairs import count_pairs, order_pairs
-from dali.kernels.reference import reduce_choices
 from dali.policies import Policies
 from dali.policies.decisions import Decisions
 from dali.policies.guard import Guards, Period
 from dali.policies.lanes import group_size
 from dali.policies.plan import LayerPlan, ResidencyView
 from dali.policies.signals import Signals
+from dali.runtime.layer_step import Staged, Step, join
+from dali.runtime.loans import by_arrival
 from dali.runtime.prefetch import Predictor, Prefetcher
 from dali.runtime.replacement import Replacement
 from dali.runtime.residency import COPY, Residency
@@ -77,6 +76,7 @@ class Executor:
         self.residency = residency
         self.policies = policies
         self._pool = pool
+        self._loans = residency.loans
         self._layouts = pool.layouts
         self._activation_copy = cache(cost_model.activation_copy)
         self._costs = cost_model.costs
@@ -125,6 +125,7 @@ class Executor:
         """Let the queues run dry and fill the slots anew; not done at once, as a second Ctrl-C could cut it short."""
         with suppress(DaliError):  # the failure that brought us here, raised once more
             self.device.synchronize()
+        self._loans.forget()
         self.residency.reset()
         self._failed = False
 
@@ -195,11 +196,22 @@ class Executor:
         view: ResidencyView,
     ) -> Any:
         """Queue the CPU's experts and the accelerator's, with the copies these need. Returns what `_sum` wants of it."""
+        plan, missing = by_arrival(
+            plan, self._loans.note(layer, [*plan.cpu, *plan.fetch]), workload, self._costs
+        )
         rows = self._workspace.take("rows", routed.numel(), hidden.shape[1], torch.float32, hidden.device)
         pairs, offsets = order_pairs(routed, workload, [*plan.cpu, *plan.gpu])
-        step = _Step(layer, workload, pairs, offsets, self.device.adopt(hidden.contiguous()), rows)
-        step.staged = self._start_cpu(step, plan.cpu) if plan.cpu else None
-        self._start_accelerator(step, plan, view)
+        step = Step(layer, workload, pairs, offsets, self.device.adopt(hidden.contiguous()), rows)
+        step.turn, begun = len(plan.cpu), False
+        if plan.cpu:
+            step.staged = self._stage(step, len(plan.cpu))
+        for on_cpu, fetched in self._loans.portions(layer, plan, missing):
+            if on_cpu:
+                self._start_cpu(step, on_cpu)
+            if not begun:
+                self._start_present(step, plan, view)
+                begun = True
+            self._fetch(step, fetched, view)
         return step
 
     def _sum(self, step: Any, weights: Tensor, hidden: Tensor) -> Tensor:
@@ -211,7 +223,7 @@ class Executor:
         out = device.adopt(torch.empty_like(hidden))
         device.launch(
             self._compute,
-            partial(_join, rows.tensor, staged, weights, out.tensor),
+            partial(join, rows.tensor, staged, weights, out.tensor),
             (rows,) if staged is None else (rows, staged.rows),
             (out,) if staged is None else (out, rows),
             self._costs.launch,
@@ -249,59 +261,74 @@ class Executor:
         self.device.synchronize(self.device.mark(self._compute))
         return ids.cpu().contiguous(), None if predicted is None else predicted.contiguous()
 
-    def _start_cpu(self, step: _Step, experts: Sequence[int]) -> _Staged:
-        """Queue the activations' way down and the CPU's experts as one call on the host stream."""
-        device, hidden, take, kernel = self.device, step.x.tensor, self._workspace.take, self._kernel
+    def _stage(self, step: Step, experts: int) -> Staged:
+        """Queue the activations' way down, for the CPU's experts, the first so many; where their outputs go."""
+        hidden, take = step.x.tensor, self._workspace.take
         tokens, width = hidden.shape
-        offsets = step.offsets[: len(experts) + 1]
-        pairs, count = step.pairs, offsets[-1]
-        mine = pairs[:count]
+        count = step.offsets[experts]
         below = take("below", tokens, width, hidden.dtype, CPU)
         packed = take("packed", count, width, torch.float32, CPU)
         above = take("above", count, width, torch.float32, hidden.device)
-        lease = self._pool.lease(step.layer, experts)
-        device.copy(self._down, below, step.x, self._activation_copy(tokens), label="activations down")
+        seconds = self._activation_copy(tokens)
+        self.device.copy(self._down, below, step.x, seconds, label="activations down")
+        return Staged(step.pairs[:count], below, packed, above)
+
+    def _start_cpu(self, step: Step, experts: Sequence[int]) -> None:
+        """Queue the next of the CPU's experts as one call on the host stream."""
+        device, kernel, staged = self.device, self._kernel, step.staged
+        assert staged is not None
+        lease = self._loans.lease(step.layer, experts)
+        offsets = step.offsets[step.computed : step.computed + len(experts) + 1]
+        step.computed += len(experts)
+        begin, end = offsets[0], offsets[-1]
+        mine, into = step.pairs[begin:end], staged.packed.tensor[begin:end]
+        shape = len(step.pairs), staged.packed.tensor.shape[1]
+        offsets = [offset - begin for offset in offsets]
+        layout, records, below = lease.layout, lease.records, staged.below
 
         def compute() -> None:
-            full = torch.empty(len(pairs), width)
-            kernel(lease.layout, lease.records, offsets, mine, below.tensor, full)
-            torch.index_select(full, 0, mine, out=packed.tensor)
+            full = torch.empty(shape)
+            kernel(layout, records, offsets, mine, below.tensor, full)
+            torch.index_select(full, 0, mine, out=into)
 
         costs = self._costs.cpu
         seconds = sum([costs[step.workload[expert]] for expert in experts])
-        device.launch(self._host, compute, (below,), (packed,), seconds, label=f"cpu {step.layer}")
-        return _Staged(mine, packed, above)
+        read = [device.adopt(record) for record in records] if self._pool.bounded else []
+        device.launch(
+            self._host, compute, (below, *read), (staged.packed,), seconds, label=f"cpu {step.layer}"
+        )
+        self._loans.lend(lease, device.mark(self._host))
 
-    def _start_accelerator(self, step: Any, plan: LayerPlan, view: ResidencyView) -> None:
-        """Queue launches and demanded copies in plan order; scratch slots recycle from the oldest launch on."""
+    def _start_present(self, step: Any, plan: LayerPlan, view: ResidencyView) -> None:
+        """Queue launches of residents and of experts in flight."""
         residency, layer, experts = self.residency, step.layer, plan.gpu
         for expert in residency.scratch(layer):
             if expert not in experts:  # late or wasted: nothing will read it
                 residency.release(layer, expert)
         residents = sum([expert in view.resident for expert in experts])
-        turn = len(plan.cpu)
         if residents:
-            turn = self._launch(step, experts[:residents], turn)
-        recyclable: deque[int] = deque()
+            self._launch(step, experts[:residents])
         for expert in experts[residents : len(experts) - len(plan.fetch)]:  # in flight
-            turn = self._launch(step, (expert,), turn)
+            self._launch(step, (expert,))
             if not residency.is_resident(layer, expert):
-                recyclable.append(expert)
-        group = group_size(view.slots)
-        for first in range(0, len(plan.fetch), group):
-            fetched = plan.fetch[first : first + group]
-            while residency.free_slots() < len(fetched):
-                residency.release(layer, recyclable.popleft())
-            residency.fetch(layer, *fetched)
-            turn = self._launch(step, fetched, turn)
-            recyclable += fetched
+                step.recyclable.append(expert)
 
-    def _launch(self, step: Any, experts: Sequence[int], turn: int) -> int:
-        """One grouped launch of experts whose slots are, or are about to be, filled, and whose turn in the plan comes; returns
-        the next one's."""
+    def _fetch(self, step: Any, experts: Sequence[int], view: ResidencyView) -> None:
+        """Queue demanded copies and their launches, in groups; scratch slots recycle from the oldest launch on."""
+        residency, group = self.residency, group_size(view.slots)
+        for first in range(0, len(experts), group):
+            fetched = experts[first : first + group]
+            while residency.free_slots() < len(fetched):
+                residency.release(step.layer, step.recyclable.popleft())
+            residency.fetch(step.layer, *fetched)
+            self._launch(step, fetched)
+            step.recyclable += fetched
+
+    def _launch(self, step: Any, experts: Sequence[int]) -> None:
+        """One grouped launch of experts whose slots are, or are about to be, filled, and whose turn in the plan comes."""
         layer, costs, workload, x, rows = step.layer, self._costs, step.workload, step.x, step.rows
-        following = turn + len(experts)
-        offsets = step.offsets[turn : following + 1]
+        offsets = step.offsets[step.turn : step.turn + len(experts) + 1]
+        step.turn += len(experts)
         buffers = self.residency.slots(layer, experts)
         records = [buffer.tensor for buffer in buffers]
         self.device.launch(
@@ -312,7 +339,6 @@ class Executor:
             costs.launch + sum([costs.gpu[workload[expert]] for expert in experts]),
             label=f"experts {layer}.{experts[0]}",
         )
-        return following
 
     def _tick(self, layer: int, counters: LayerCounters) -> float:
         """Note a layer's start."""
@@ -341,33 +367,3 @@ class Executor:
                 counters.cpu_seconds += seconds
             elif stream == COMPUTE:
                 counters.accelerator_seconds += seconds
-
-
-@dataclass(slots=True)
-class _Step:
-    """One layer's step: its workload, (token, choice) pairs in the order of the plan (the CPU's first) and where each expert's
-    begin, input and the rows of its outputs."""
-
-    layer: int
-    workload: list[int]
-    pairs: Tensor
-    offsets: list[int]
-    x: Buffer
-    rows: Buffer
-    staged: _Staged | None = None
-
-
-@dataclass(slots=True)
-class _Staged:
-    """The CPU's outputs on their way up: `rows.tensor[i]` is the row of (token, choice) pair `pairs[i]`."""
-
-    pairs: Tensor
-    packed: Buffer  # on the host
-    rows: Buffer  # on the accelerator
-
-
-def _join(rows: Tensor, staged: _Staged | None, weights: Tensor, out: Tensor) -> None:
-    """Put the CPU's rows among the accelerator's and sum over choices, in their order."""
-    if staged is not None:
-        rows[staged.pairs] = staged.rows.tensor
-    out.copy_(reduce_choices(rows, weights))

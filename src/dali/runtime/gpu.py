@@ -8,6 +8,7 @@ For the default policies a compiled planner takes the place of the Python parts,
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from dali.devices.cuda import GpuSlots, gpu_error, gpu_errors
 from dali.policies.correction import Correction
 from dali.policies.plan import LayerPlan, ResidencyView
 from dali.runtime.executor import Executor
+from dali.runtime.loans import by_arrival
 from dali.runtime.planner import planner, plans
 from dali.telemetry import LayerCounters
 
@@ -34,6 +36,7 @@ class GpuStep:
     layer: int
     cpu: list[int]
     launches: list[Launch] = field(default_factory=list)
+    recyclable: deque[int] = field(default_factory=deque)  # in scratch slots, the oldest launch first
 
 
 @dataclass(slots=True)
@@ -188,11 +191,14 @@ class GpuExecutor(Executor):
         plan: LayerPlan,
         view: ResidencyView,
     ) -> GpuStep:
+        missing = self._loans.note(layer, [*plan.cpu, *plan.fetch])
+        plan, _ = by_arrival(plan, missing, workload, self._costs)
         step = GpuStep(layer, list(plan.cpu))
-        self._start_accelerator(step, plan, view)
+        self._start_present(step, plan, view)
+        self._fetch(step, plan.fetch, view)
         return step
 
-    def _launch(self, step: Any, experts: Sequence[int], turn: int) -> int:
+    def _launch(self, step: Any, experts: Sequence[int]) -> None:
         device = self.device
         slots = [device.slot(buffer) for buffer in self.residency.slots(step.layer, experts)]
         fetches = [(step.layer, *each) for each in zip(experts, slots, strict=True)]
@@ -200,7 +206,6 @@ class GpuExecutor(Executor):
         if fetched:  # they go before all others, with their launch
             device.asked = [asked for asked in device.asked if asked not in fetches]
         step.launches.append((list(experts), slots, fetched))
-        return turn + len(experts)
 
     def _sum(self, step: Any, weights: Tensor, hidden: Tensor) -> Tensor:
         device = self.device

@@ -92,6 +92,8 @@ class Prefetcher:
             forecasts.append(Forecast(target, workload, view, idle))
         free = self._residency.free_slots()
         for target, expert in self._decisions.prefetch(layer, forecasts, self._costs, free):
+            if not self._residency.loans.holds(target, expert):  # its read would make others wait
+                continue
             self._residency.fetch(target, expert)
             self._telemetry.layer(target).link_bytes += layouts[target].record_bytes
             self._guards.prefetches += 1

@@ -8,12 +8,12 @@ again as soon as the launch that reads it is queued: the next copy into it is th
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence, Set
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 
 from dali.devices import Buffer, Device, Event
 from dali.policies.plan import ResidencyView
-from dali.store.expert_pool import Lease
+from dali.runtime.loans import Loans
 
 COPY = "copy"
 
@@ -35,21 +35,21 @@ class Residency:
     def __init__(
         self,
         device: Device,
-        lease: Callable[[int, Sequence[int]], Lease],
+        loans: Loans,
         layers: int,
         record_bytes: int,
         slots: int,
         resident_slots: int,
         link_seconds: tuple[float, float],
     ) -> None:
-        """`lease(layer, experts)`: of the host's bytes, held until they are copied. `slots`: of which `resident_slots` are for
+        """`loans`: of the host's experts, each held until it is copied. `slots`: of which `resident_slots` are for
         all layers' residents, the rest scratch. `link_seconds`: one copy alone and while the CPU computes, as modelled."""
         self.device = device
+        self.loans = loans
         self.resident_slots = resident_slots
         self.scratch_slots = slots - resident_slots
         self.copies = 0
         self.link_free = 0.0  # when the copies queued so far are expected to be done, on the device's clock
-        self._lease = lease
         self._link_seconds = link_seconds
         self._stream = device.stream(COPY)
         self._memory = device.alloc(slots * record_bytes) if slots else None
@@ -58,8 +58,8 @@ class Residency:
         self._scratch: list[dict[int, Holding]] = [{} for _ in range(layers)]
         self._unsettled: list[set[int]] = [set() for _ in range(layers)]  # residents not seen to have landed
         self._swapping = 0, -1, 0, -1  # layer, load, donor, evict of the last swap
-        # Copies not seen to end, in the order they will, with what they fill and read.
-        self._flying: deque[tuple[Event, list[Holding], Lease]] = deque()
+        # Copies not seen to end, in the order they will, with what they fill.
+        self._flying: deque[tuple[Event, list[Holding]]] = deque()
 
     def close(self) -> None:
         if self._memory is not None:
@@ -166,12 +166,13 @@ class Residency:
     def _copy(self, layer: int, experts: Sequence[int], slots: Sequence[Buffer]) -> list[Holding]:
         """Queue one copy of them all."""
         device, (alone, contended), count = self.device, self._link_seconds, len(experts)
-        lease = self._lease(layer, experts)
+        lease = self.loans.lease(layer, experts)
         event = device.fetch(
             self._stream, layer, experts, slots, lease.records, count * alone, count * contended
         )
         self.copies += count
-        self.link_free = due = max(self.link_free, device.now()) + count * alone
+        self.loans.lend(lease, event)
+        self.link_free = due = max(self.link_free, device.now(), lease.ready) + count * alone
         held = [Holding(layer, *held, due) for held in zip(experts, slots, strict=True)]
-        self._flying.append((event, held, lease))
+        self._flying.append((event, held))
         return held

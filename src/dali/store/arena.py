@@ -40,6 +40,11 @@ class Arena:
         """Record `index`: uint8 [record_bytes], a view."""
         return self._bytes[index]
 
+    def alone(self, index: int, count: int = 1) -> Tensor:
+        """`count` records from `index` on, uint8 [bytes]: a view, and a storage of its own to devices."""
+        begin, nbytes = index * self.record_bytes, count * self.record_bytes
+        return torch.frombuffer(self._map, dtype=torch.uint8, count=nbytes, offset=begin)
+
     @property
     def all(self) -> Tensor:
         """All records: uint8 [count, record_bytes], a view."""

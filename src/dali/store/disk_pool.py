@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from dali.kernels.native import ExpertCache
 from dali.store.arena import Arena
 from dali.store.expert_pool import ExpertPool, Lease
@@ -29,6 +31,8 @@ class DiskPool(ExpertPool):
     Steps compute what is there while the rest is read, past the page cache (src/native/disk); the answers do not depend on what
     that is. DamagedStore: there is no store that can be used.
     """
+
+    bounded = True
 
     def __init__(self, path: Path, slots: int, most_slots: int, depth: int) -> None:
         """`slots`: those to begin with; `most_slots`: as many as `grow` may ever be asked for; `depth`: reads at a time."""
@@ -71,9 +75,19 @@ class DiskPool(ExpertPool):
         return self._cache.slots
 
     @property
+    def held(self) -> int:
+        """Experts that are in RAM now."""
+        return self._cache.held
+
+    @property
     def most_slots(self) -> int:
         """Experts that it may ever have room for."""
         return len(self._arena)
+
+    @property
+    def memory(self) -> Tensor:
+        """All slots: uint8 [nbytes]."""
+        return self._arena.alone(0, self.slots)
 
     @property
     def at_once(self) -> int:
@@ -89,19 +103,38 @@ class DiskPool(ExpertPool):
         self._cache.grow(slots)
 
     def look_ahead(self, layer: int, experts: Sequence[int]) -> None:
-        """Read what a later step of a layer may want."""
+        """Read what a later step of a layer may want, in that order, none twice."""
         self._cache.look_ahead(layer, experts)
+
+    def rest(self) -> None:
+        """Read on demand alone, from here on."""
+        self._cache.rest()
+
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether the step that began last reads what later layers may want."""
+        return self._cache.looks_ahead
 
     def counters(self) -> DiskCounters:
         """What steps asked for and what was read since the store was opened."""
         counted = self._cache.counters()
         return DiskCounters(**counted | {name: tuple(counted[name]) for name in ("hits", "misses")})
 
-    def lease(self, layer: int, ids: Sequence[int] | None = None) -> Lease:
+    def note(self, layer: int, ids: Sequence[int]) -> list[int]:
+        return self._cache.note(layer, ids)
+
+    def holds(self, layer: int, expert: int) -> bool:
+        return self._cache.holds(layer, expert)
+
+    def room(self, layer: int, ids: Sequence[int]) -> int:
+        """Slots without a lease that would be left if the experts `ids` had one, too; below 0 they cannot have any yet."""
+        return self._cache.room(layer, ids)
+
+    def lease(self, layer: int, ids: Sequence[int] | None = None, noted: bool = False) -> Lease:
         """The experts `ids` of a layer, at most `at_once` with those that are leased already, in that order, once they are read;
         for None what the compiled kernels compute the layer by. StoreError: an expert cannot be read."""
         if ids is None:
             return self._leases[layer]
-        held = self._cache.hold(layer, [int(expert) for expert in ids])
+        held = self._cache.hold(layer, [int(expert) for expert in ids], noted)
         size = self.layouts[layer].record_bytes
-        return Lease(self.layouts[layer], [record[:size] for record in held.records], held=held)
+        return Lease(self.layouts[layer], [self._arena.alone(slot)[:size] for slot in held.slots], held=held)

@@ -26,6 +26,7 @@ class Lease:
     layout: ExpertLayout
     records: Sequence[Tensor]
     native: LayerHandle | None = None
+    ready: float = 0.0  # when the bytes are there, on the clock of a device that reads are modelled on
     held: object = None  # what keeps the bytes where they are, unless the pool itself does
 
 
@@ -38,6 +39,7 @@ class ExpertPool:
     """
 
     whole_layers = True  # whether `lease` gives a layer as a whole
+    bounded = False  # whether experts may leave RAM, which has room for some of them alone
 
     def __init__(self, layouts: Sequence[ExpertLayout], records: Sequence[Sequence[Tensor]]) -> None:
         self.layouts = layouts
@@ -75,8 +77,17 @@ class ExpertPool:
             "Copy it before dali.attach, or load it again.",
         )
 
-    def lease(self, layer: int, ids: Sequence[int] | None = None) -> Lease:
-        """The experts `ids` of a layer, in that order; for None all of them, which only a pool of `whole_layers` gives."""
+    def note(self, layer: int, ids: Sequence[int]) -> list[int]:
+        """A step wants the experts `ids` of a layer, which counts as one use of each: those of them that have to be read."""
+        return []
+
+    def holds(self, layer: int, expert: int) -> bool:
+        """Whether an expert is in RAM."""
+        return True
+
+    def lease(self, layer: int, ids: Sequence[int] | None = None, noted: bool = False) -> Lease:
+        """The experts `ids` of a layer, in that order; for None all of them, which only a pool of `whole_layers` gives. `noted`:
+        that is no use of them beside what `note` was told."""
         if ids is None:
             return self._layers[layer]
         records = self.records[layer]

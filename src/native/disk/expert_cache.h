@@ -7,9 +7,10 @@
 #include <string>
 #include <vector>
 
+#include "disk/disk_time.h"
 #include "disk/rates.h"
-#include "disk/reader.h"
-#include "disk/trial.h"
+#include "disk/read_ahead.h"
+#include "disk/reads/reader.h"
 
 namespace dali {
 
@@ -47,6 +48,9 @@ class ExpertCache {
       public:
         // experts: ascending. Asks for those that are absent, in that order, which is the disk's.
         Lease(ExpertCache& cache, int layer, std::vector<int> experts);
+        // experts: in any order, in which absent ones are asked for; of a step that note() was told of, or of none. Nothing else is read.
+        struct Unnoted {};
+        Lease(ExpertCache& cache, int layer, std::vector<int> experts, Unnoted);
         ~Lease();
         Lease(const Lease&) = delete;
         Lease& operator=(const Lease&) = delete;
@@ -55,29 +59,46 @@ class ExpertCache {
         // told. Those told before are given back, unless all shall be `kept`. StoreFailure: one cannot be read.
         const std::vector<int>& next(bool kept = false);
 
+        // Gives one that next() told back before the others. By its place, once.
+        void give_back_told(int place);
+
         const uint8_t* at(int place) const { return cache_.at(slots_[place]); }
         int slot(int place) const { return slots_[place]; }
 
       private:
+        void begin();
         bool join(int place);
         void ask();
-        bool wide() const { return 4 * experts_.size() > 3 * size_t(cache_.store_.experts); }
+        bool wide() const { return noted_ && cache_.wide(experts_.size()); }
         void collect();
         void give_back(int place);
 
         ExpertCache& cache_;
         const int layer_;
         const std::vector<int> experts_;
+        const bool noted_;  // by itself
         std::vector<int> slots_;                        // by place; -1: none yet
         std::vector<int> there_, waiting_, absent_, told_;  // places
     };
 
+    // A step of a layer wants those experts, ascending, which counts as one use of each: those of them that are not in memory.
+    std::vector<int> note(int layer, const std::vector<int>& experts);
+    // Whether an expert is in memory.
+    bool holds(int layer, int expert) const;
+    // Slots without a lease that would be left if those experts had one, too; less than 0: they have to wait for others'.
+    int room(int layer, const std::vector<int>& experts) const;
+
     // Use more slots from here on.
     void grow(int slots);
-    // Read experts that the next step of `layer` may want, in any order and more than once.
-    void look_ahead(int layer, std::vector<int> experts);
-    // Whether that is wanted now: where it has been found to pay, or is being tried.
+    // Read experts that the next step of `layer` may want, in this order, none twice.
+    void look_ahead(int layer, const std::vector<int>& experts);
+    // Whether the step that has begun is to look ahead: where that has been found to pay, or is being tried.
     bool looks_ahead() const;
+    // Of what a layer may choose, ids [tokens][top_k], read as much as the disk has time for. Told when the layer before it has asked
+    // for its own.
+    void foresee(int layer, const int64_t* ids, int tokens, int top_k);
+    // Never look ahead.
+    void rest();
 
     int slots() const;
     int held() const;  // slots that hold an expert
@@ -100,16 +121,26 @@ class ExpertCache {
 
     const uint8_t* at(int slot) const { return memory_ + size_t(slot) * slot_bytes_; }
     int record(int layer, int expert) const { return layer * store_.experts + expert; }
+    bool wide(size_t experts) const { return 4 * experts > 3 * size_t(store_.experts); }
+    std::vector<int> note_locked(int layer, const std::vector<int>& experts);
     [[noreturn]] void fail(const std::string& problem) const;  // StoreFailure
-    double worth(const Slot& slot) const;
+    // The slot of a layer's expert that goes first, -1: none of them may go. Found anew where the layer has changed since.
+    int first_to_go(int layer);
+    void changed(int record) { first_to_go_[record / store_.experts] = UNKNOWN; }
     // Slots for other experts, at most so many: of those that are of the least worth, and of what was read ahead, in vain then, only
     // where there is nothing else, and not for another read ahead.
     std::vector<int> take(int count, bool ahead = false);
-    void begin(int slot, int record, bool demanded);
+    enum class Why { few, many, ahead };  // a step waits for it and a few others, or for many; or may want it
+    void begin(int slot, int record, Why why);
+    bool wait(std::unique_lock<std::mutex>& lock, bool wide);
     void empty(Slot& slot);
     void release(Slot& slot);
     void read_on(int layer, int most);
     void settle_ahead(int layer, const std::vector<int>& experts);
+    void begin_layer(int layer, const std::vector<int>& experts);
+    void read_ahead(int layer, const std::vector<int>& experts);
+    double read_seconds(int layer) const;
+    void note_wait(double seconds, bool wide);
     void arrive(int record, const std::string& problem);
 
     const Store store_;
@@ -117,10 +148,19 @@ class ExpertCache {
     const size_t slot_bytes_;
     mutable std::mutex mutex_;
     std::condition_variable arrived_;
+    bool collecting_ = false;  // whether somebody is in the reader's collect()
     std::vector<Slot> slots_;
+    std::vector<int> empty_;        // slots
+    static constexpr int UNKNOWN = -2;
+    std::vector<int> first_to_go_;  // by layer: slots, -1: none
     std::vector<int> slot_of_;  // by record; -1: absent
     Rates rates_;
-    Trial trial_;
+    ReadAhead ahead_;
+    bool rests_ = false, wide_ = false;  // never looks ahead; the last lease was wide
+    DiskTime time_;
+    int layer_ = -1;       // that began last, of a step that is not wide
+    int64_t wanted_ = 0;   // experts that had to be read for such steps, ahead or not
+    int unasked_ = 0;      // experts of the last lease that wait for their turn
     CacheCounters counters_;
     Reader reader_;  // last: its threads end first
 };

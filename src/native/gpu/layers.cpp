@@ -44,8 +44,8 @@ Layers::Layers(const Device& device, const Sizes& sizes, const Module& common)
     *flag_ = 0;
 }
 
-void Layers::add(const ExpertLayout& layout, const Records& records, const Module& few, const Module& many) {
-    Layer layer{layout, records, 0, few.function("gather"), {few.function("inner"), many.function("inner")},
+void Layers::add(const ExpertLayout& layout, const LayerExperts& experts, const Module& few, const Module& many) {
+    Layer layer{layout, experts, 0, few.function("gather"), {few.function("inner"), many.function("inner")},
                 {few.function("down"), many.function("down")}, {}};
     layer.record_bytes = sizes_.slot_bytes;
     gpu::ExpertsCall& call = layer.call;
@@ -61,6 +61,7 @@ void Layers::add(const ExpertLayout& layout, const Records& records, const Modul
     call.alpha = layout.gate_kind.alpha;
     call.limit = layout.gate_kind.limit;
     layers_.push_back(layer);
+    if (ExpertCache* cache = experts.cache) in_ram_ = [cache](int at, int expert) { return cache->holds(at, expert); };
     const int inner = padded_columns(layout.intermediate), outer = padded_columns(layout.hidden);
     if (inner <= inner_.columns && outer <= outer_.columns) return;
     // Work memory for the largest layer so far; nothing runs yet.
@@ -81,12 +82,15 @@ void Layers::add(const ExpertLayout& layout, const Records& records, const Modul
 }
 
 void Layers::copy(const Fetch& fetch) {
+    const Layer& layer = layers_.at(fetch.layer);
+    const bool on_disk = layer.experts.cache;
+    std::unique_ptr<ExpertCache::Lease> leased = on_disk ? lease(fetch) : nullptr;
+    const uint8_t* from = leased ? leased->at(0) : layer.experts.at.at(fetch.expert);
     Slot& slot = slots_.at(fetch.slot);
     compute_.before(copies_.stream(), copies_waited_, slot.read);
-    const Layer& layer = layers_.at(fetch.layer);
-    DALI_CUDA(device_.driver, copy_up, slot.at, layer.records.at(fetch.expert), layer.record_bytes, copies_.stream());
+    DALI_CUDA(device_.driver, copy_up, slot.at, from, layer.record_bytes, copies_.stream());
     slot.filled = copies_.here();
-    flying_.push_back(slot.filled);
+    flying_.push_back({slot.filled, std::move(leased)});
 }
 
 void Layers::place(const std::vector<Fetch>& fetches) {
@@ -204,19 +208,111 @@ void Layers::launch(const Layer& layer, const Launch& launch, size_t first, size
     for (size_t i = first; i < first + count; i++) slots_[launch.slots[i]].read = compute_.here();
 }
 
-double Layers::execute(const StepPlan& plan, Address out) {
-    const Layer& layer = layers_.at(layer_);
+void Layers::launch_all(const Layer& layer, const Launch& one) {
+    for (size_t first = 0; first < one.experts.size(); first += FEW_EXPERTS)
+        launch(layer, one, first, std::min(one.experts.size() - first, size_t(FEW_EXPERTS)));
+}
+
+void Layers::start(const Layer& layer, const StepPlan& plan) {
     for (const Launch& one : plan.launches) {
         if (one.fetch)
             for (size_t i = 0; i < one.experts.size(); i++) copy({layer_, one.experts[i], one.slots.at(i)});
-        for (size_t first = 0; first < one.experts.size(); first += FEW_EXPERTS)
-            launch(layer, one, first, std::min(one.experts.size() - first, size_t(FEW_EXPERTS)));
+        launch_all(layer, one);
     }
     for (const Fetch& fetch : plan.fetches) copy(fetch);
+}
+
+// On the caller's thread; the seconds it takes.
+double Layers::compute(const Layer& layer, const OnCpu& work) {
+    const double started = now();
+    if (!work.records.empty())
+        compute_experts(layer.layout, {int(work.records.size()), work.records.data(), work.offsets.data(), work.pairs.data(), sizes_.top_k, x_host_,
+                                       sizes_.dtype, above_});
+    return now() - started;
+}
+
+// Lets copies end until so many slots of memory are without a lease, beside those that the experts would take, or no copy is left.
+void Layers::let_copies_end(ExpertCache& cache, int layer, const std::vector<int>& experts, int more) {
+    landed();
+    while (cache.room(layer, experts) < more && !flying_.empty()) {
+        DALI_CUDA(device_.driver, finish_stream, copies_.stream());  // landed() has asked for the oldest one's end
+        landed();
+    }
+}
+
+// An expert's bytes for its copy, waited for.
+std::unique_ptr<ExpertCache::Lease> Layers::lease(const Fetch& fetch) {
+    const LayerExperts& experts = layers_.at(fetch.layer).experts;
+    let_copies_end(*experts.cache, experts.layer, {fetch.expert}, 0);
+    auto lease = std::make_unique<ExpertCache::Lease>(*experts.cache, experts.layer, std::vector<int>{fetch.expert}, ExpertCache::Lease::Unnoted());
+    lease->next(true);
+    return lease;
+}
+
+// Queues what is there; computes on the CPU whenever there is nothing to queue. Slots of the accelerator are filled in the plan's order,
+// in which it has counted on them: of experts that are copied, reads are asked for in that order, and before the CPU's.
+double Layers::start_from_disk(const Layer& layer, const StepPlan& plan) {
+    ExpertCache& cache = *layer.experts.cache;
+    std::vector<int> wanted;
+    for (const Launch& one : plan.launches)
+        if (one.fetch) wanted.insert(wanted.end(), one.experts.begin(), one.experts.end());
+    const size_t copied = wanted.size();
+    wanted.insert(wanted.end(), plan.cpu.begin(), plan.cpu.end());
+    std::vector<int> ascending = wanted;
+    std::sort(ascending.begin(), ascending.end());
+    landed();
+    cache.note(layer.experts.layer, ascending);
+    ExpertCache::Lease lease(cache, layer.experts.layer, wanted, ExpertCache::Lease::Unnoted());
+
+    std::vector<bool> arrived(wanted.size());
+    std::vector<size_t> waiting;  // for the CPU
+    double seconds = 0;
+    const auto advance = [&] {
+        if (!waiting.empty()) {
+            OnCpu work;
+            for (const size_t place : waiting) {
+                for (const int pair : pairs_of_.at(wanted[place])) work.pairs.push_back(pair);
+                work.offsets.push_back(int64_t(work.pairs.size()));
+                work.records.push_back(lease.at(int(place)));
+            }
+            seconds += compute(layer, work);
+            for (const size_t place : waiting) lease.give_back_told(int(place));
+            waiting.clear();
+            return;
+        }
+        let_copies_end(cache, layer.experts.layer, {}, 1);
+        for (const int place : lease.next(true)) {
+            if (arrived[place]) continue;
+            arrived[place] = true;
+            if (size_t(place) >= copied) waiting.push_back(size_t(place));
+        }
+    };
+    size_t place = 0;
+    for (const Launch& one : plan.launches) {
+        for (size_t i = 0; one.fetch && i < one.experts.size(); i++, place++) {
+            while (!arrived[place]) advance();
+            copy({layer_, one.experts[i], one.slots.at(i)});
+            lease.give_back_told(int(place));
+        }
+        launch_all(layer, one);
+    }
+    // Those that went meanwhile are read again, once nobody is in their way.
+    auto fetch = plan.fetches.begin();
+    for (; fetch != plan.fetches.end() && in_ram_(fetch->layer, fetch->expert); fetch++) copy(*fetch);
+    while (!waiting.empty() || std::find(arrived.begin(), arrived.end(), false) != arrived.end()) advance();
+    for (; fetch != plan.fetches.end(); fetch++) copy(*fetch);
+    return seconds;
+}
+
+double Layers::execute(const StepPlan& plan, Address out) {
+    const Layer& layer = layers_.at(layer_);
+    const bool on_disk = layer.experts.cache;
+    double seconds = 0;
+    if (on_disk) seconds = start_from_disk(layer, plan);
+    else start(layer, plan);
 
     gpu::JoinCall join{};
-    std::vector<int64_t> pairs, offsets{0};
-    std::vector<const uint8_t*> records;
+    OnCpu work;
     const size_t tables = tables_used_, all = size_t(tokens_) * sizes_.top_k;
     int* places = nullptr;
     if (all > FEW_PAIRS) {
@@ -227,18 +323,15 @@ double Layers::execute(const StepPlan& plan, Address out) {
     }
     for (const int expert : plan.cpu) {
         for (const int pair : pairs_of_.at(expert)) {
-            pairs.push_back(pair);
+            work.pairs.push_back(pair);
             if (places) places[pair] = 1;
             else join.on_cpu[pair / 32] |= 1u << pair % 32;
         }
-        offsets.push_back(int64_t(pairs.size()));
-        records.push_back(layer.records.at(expert));
+        work.offsets.push_back(int64_t(work.pairs.size()));
+        if (!on_disk) work.records.push_back(layer.experts.at.at(expert));
     }
     if (places) put_tables(tables);
-    const double started = now();
-    if (!records.empty())
-        compute_experts(layer.layout, {int(records.size()), records.data(), offsets.data(), pairs.data(), sizes_.top_k, x_host_, sizes_.dtype, above_});
-    const double seconds = now() - started;
+    if (!on_disk) seconds = compute(layer, work);
     join.rows = rows_;
     join.above = above_;
     join.weights = reinterpret_cast<const void*>(weights_);
@@ -259,7 +352,7 @@ StepOutcome Layers::finish(Planner& planner, int ahead_layer, double ahead_secon
     StepOutcome outcome{};
     outcome.waited_seconds = started - begun;
     const StepPlan plan = planner.plan(layer_, ids, int64_t(tokens_) * sizes_.top_k, {ahead_layer, ahead_host_, ahead_count_, ahead_seconds}, started,
-                                       landed(), outcome.counts);
+                                       landed(), outcome.counts, in_ram_ ? &in_ram_ : nullptr);
     outcome.plan_seconds = now() - started;
     outcome.cpu_planned = planner.planned();
     outcome.cpu_seconds = execute(plan, out);
@@ -268,7 +361,7 @@ StepOutcome Layers::finish(Planner& planner, int ahead_layer, double ahead_secon
 }
 
 uint64_t Layers::landed() {
-    for (; !flying_.empty() && copies_.reached(flying_.front()); landed_++) flying_.pop_front();
+    for (; !flying_.empty() && copies_.reached(flying_.front().place); landed_++) flying_.pop_front();
     return landed_;
 }
 

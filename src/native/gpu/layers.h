@@ -5,9 +5,11 @@
 
 #include <cstdint>
 #include <deque>
+#include <memory>
 #include <vector>
 
 #include "calls.h"
+#include "disk/expert_cache.h"
 #include "gpu/points.h"
 #include "model/layer.h"
 #include "ops/experts.h"
@@ -45,9 +47,9 @@ class Layers {
     // `common`: the module with join and post. Failure: the GPU lacks the memory, and nothing is kept.
     Layers(const Device& device, const Sizes& sizes, const Module& common);
 
-    // One layer more; its experts' records lie at `records` in the host's memory. `few` and `many`: its kernels for few tokens an expert
+    // One layer more; `experts` says where its records lie in the host's memory, or which cache has them there as long as they are read. `few` and `many`: its kernels for few tokens an expert
     // and for many.
-    void add(const ExpertLayout& layout, const Records& records, const Module& few, const Module& many);
+    void add(const ExpertLayout& layout, const LayerExperts& experts, const Module& few, const Module& many);
 
     // Copies of experts while no step runs, as the first residents are.
     void place(const std::vector<Fetch>& fetches);
@@ -88,17 +90,34 @@ class Layers {
   private:
     struct Layer {
         const ExpertLayout& layout;
-        const Records& records;
+        const LayerExperts& experts;
         size_t record_bytes;
         Handle gather, inner[2], down[2];  // for few tokens an expert, and for many
         gpu::ExpertsCall call;             // what does not change
+    };
+    // A copy that was not seen to be over, and where it reads of a cache: its lease.
+    struct Flight {
+        uint64_t place;
+        std::unique_ptr<ExpertCache::Lease> lease;
     };
     struct Slot {
         Address at;
         uint64_t filled = 0, read = 0;  // places in the copies' queue and in the computing one
     };
 
+    // What a plan computes on the CPU: pairs by expert, and where each one's begin.
+    struct OnCpu {
+        std::vector<int64_t> pairs, offsets{0};
+        std::vector<const uint8_t*> records;
+    };
+
     void copy(const Fetch& fetch);
+    std::unique_ptr<ExpertCache::Lease> lease(const Fetch& fetch);
+    void launch_all(const Layer& layer, const Launch& one);
+    void start(const Layer& layer, const StepPlan& plan);
+    double compute(const Layer& layer, const OnCpu& work);
+    double start_from_disk(const Layer& layer, const StepPlan& plan);
+    void let_copies_end(ExpertCache& cache, int layer, const std::vector<int>& experts, int more);
     void launch(const Layer& layer, const Launch& launch, size_t first, size_t count);
     // A table of a step, in the host's memory and where the GPU will have it once put_tables() was called.
     template <class T>
@@ -115,7 +134,8 @@ class Layers {
     HostMemory host_;
     std::vector<Layer> layers_;
     std::vector<Slot> slots_;
-    std::deque<uint64_t> flying_;  // places of copies not seen to be over
+    std::deque<Flight> flying_;
+    InRam in_ram_;  // of the cache, where there is one
     uint64_t landed_ = 0;
 
     // In the memory above.

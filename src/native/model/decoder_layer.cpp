@@ -61,11 +61,10 @@ void look_ahead(const DecoderLayer* next, const LayerExperts& experts, const Sha
     char* x = workspace.take<char>(of.bytes());
     char* logits = workspace.take<char>(size_t(of.rows) * router.experts * item_bytes(router.logits_dtype));
     char* weights = workspace.take<char>(size_t(of.rows) * router.top_k * item_bytes(router.weights_dtype));
-    const size_t pairs = size_t(of.rows) * router.top_k;
-    int64_t* ids = workspace.take<int64_t>(pairs);
+    int64_t* ids = workspace.take<int64_t>(size_t(of.rows) * router.top_k);
     if (next->before_mlp.weight) normalise(next->before_mlp, residual, of.dtype, of.values(), x);
     route(router, next->before_mlp.weight ? x : residual, of.dtype, of.rows, logits, weights, ids);
-    experts.cache->look_ahead(experts.layer + 1, std::vector<int>(ids, ids + pairs));
+    experts.cache->foresee(experts.layer + 1, ids, of.rows, router.top_k);
 }
 
 // What follows attention: experts, a dense MLP, or the sum of both. `residual`: what x is made of.

@@ -22,7 +22,7 @@ StepCounts count(const Planned& step, const std::vector<int>& waiting) {
 }  // namespace
 
 StepPlan Planner::plan(int layer, const int64_t* ids, int64_t pairs, const Prediction& ahead, double now, uint64_t landed,
-                       StepCounts& counts) {
+                       StepCounts& counts, const InRam* in_ram) {
     const Workload workload = workload_of(ids, pairs, experts_);
     if (totals_)
         for (const int expert : workload.active) totals_[int64_t(layer) * experts_ + expert] += workload.tokens[expert];
@@ -30,14 +30,20 @@ StepPlan Planner::plan(int layer, const int64_t* ids, int64_t pairs, const Predi
     residency_.settle(landed);
     const LayerView view = residency_.view(layer, now);
     LayerPlan plan = assign(workload, view, costs_);
-    const Planned step{layer, workload, view, plan};
+    const Planned decided{layer, workload, view, plan};
     const std::vector<int> waiting = residency_.scratch(layer);
-    counts = count(step, waiting);
-    guards_.settle(step, waiting, residency_.residents(layer), ahead.seconds);
+    counts = count(decided, waiting);
+    guards_.settle(decided, waiting, residency_.residents(layer), ahead.seconds);
+    if (in_ram) order_by_arrival(layer, workload, *in_ram, plan);
+    const Planned step{layer, workload, view, plan};
 
     StepPlan found{{}, place(step, now), {}};
     const std::vector<int> fetched = residency_.scratch(layer);
     std::vector<Swap> swaps = fading_.observe(layer, workload, residency_.residents(layer), fetched, residency_.unsettled(layer));
+    if (in_ram)
+        swaps.erase(std::remove_if(swaps.begin(), swaps.end(), [&](const Swap& swap) {
+            return !contains(fetched, swap.load) && !(*in_ram)(layer, swap.load);
+        }), swaps.end());
     swaps = guards_.allow(layer, std::move(swaps), fetched, view.link_free);
     counts.swaps = int(swaps.size());
     for (const Swap& swap : swaps)
@@ -46,6 +52,7 @@ StepPlan Planner::plan(int layer, const int64_t* ids, int64_t pairs, const Predi
 
     if (ahead.count)
         for (const int expert : choose(ahead, layer, now)) {
+            if (in_ram && !(*in_ram)(ahead.layer, expert)) continue;
             residency_.fetch(ahead.layer, {expert}, now);
             found.fetches.push_back({ahead.layer, expert, residency_.slot(ahead.layer, expert)});
             counts.ahead++;
@@ -61,6 +68,24 @@ StepPlan Planner::plan(int layer, const int64_t* ids, int64_t pairs, const Predi
     for (const int expert : plan.cpu) planned_ += cpu_[workload.tokens[expert]];
     found.cpu = std::move(plan.cpu);
     return found;
+}
+
+// As src/dali/runtime/loans.py has it.
+void Planner::order_by_arrival(int layer, const Workload& workload, const InRam& in_ram, LayerPlan& plan) const {
+    std::vector<int> arriving, missing;
+    for (const std::vector<int>* experts : {&plan.cpu, &plan.fetch})
+        for (const int expert : *experts) (in_ram(layer, expert) ? arriving : missing).push_back(expert);
+    if (missing.empty()) return;
+    const auto rest = [&](int expert) {
+        const int64_t tokens = workload.tokens[expert];
+        return contains(plan.cpu, expert) ? costs_.cpu[tokens] : costs_.link + costs_.gpu[tokens] + costs_.launch;
+    };
+    std::stable_sort(missing.begin(), missing.end(), [&](int a, int b) { return rest(a) > rest(b); });
+    arriving.insert(arriving.end(), missing.begin(), missing.end());
+    LayerPlan ordered{{}, {plan.gpu.begin(), plan.gpu.end() - int64_t(plan.fetch.size())}, {}};
+    for (const int expert : arriving) (contains(plan.cpu, expert) ? ordered.cpu : ordered.fetch).push_back(expert);
+    ordered.gpu.insert(ordered.gpu.end(), ordered.fetch.begin(), ordered.fetch.end());
+    plan = std::move(ordered);
 }
 
 void Planner::correct(double cpu) {

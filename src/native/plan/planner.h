@@ -2,6 +2,8 @@
 // src/dali/runtime decides with them in Python, number for number, in one call.
 #pragma once
 
+#include <functional>
+
 #include "plan/fading.h"
 #include "plan/guards.h"
 #include "plan/lanes.h"
@@ -25,6 +27,9 @@ struct StepCounts {
     int ahead;                // copies queued for a later layer
 };
 
+// Whether an expert of a layer is in RAM.
+using InRam = std::function<bool(int layer, int expert)>;
+
 class Planner {
   public:
     // `residents`: each layer's (expert, slot), landed; `predicts`: whether predictions may come. `totals` [layers, experts]: tokens that
@@ -40,7 +45,9 @@ class Planner {
 
     // A layer's step that starts `now`, seconds on any clock, when `landed` copies are over: of all that plans asked for, and the first
     // residents', in the order they were asked for. Failure: an id is no expert.
-    StepPlan plan(int layer, const int64_t* ids, int64_t pairs, const Prediction& ahead, double now, uint64_t landed, StepCounts& counts);
+    // `in_ram`: which experts are there, where some are on disk: others are copied on demand alone, and come last.
+    StepPlan plan(int layer, const int64_t* ids, int64_t pairs, const Prediction& ahead, double now, uint64_t landed, StepCounts& counts,
+                  const InRam* in_ram = nullptr);
 
     // Plans go by the CPU's times multiplied by this from now on.
     void correct(double cpu);
@@ -53,6 +60,7 @@ class Planner {
     std::vector<Fetch> reset() { return residency_.reset(); }
 
   private:
+    void order_by_arrival(int layer, const Workload& workload, const InRam& in_ram, LayerPlan& plan) const;
     // Takes the slots that the plan's launches read and fetch into.
     std::vector<Launch> place(const Planned& step, double now);
     std::vector<int> choose(const Prediction& ahead, int layer, double now);

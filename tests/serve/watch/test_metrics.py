@@ -55,7 +55,7 @@ def test_the_disk_is_told_of_where_experts_are_on_one():
     }
     assert found["dali_ram_lookups_total", "1", "hit"] == 4
     assert found["dali_ram_lookups_total", "1", "miss"] == 2
-    assert found["dali_disk_stalled_seconds_total",] == 0.25
+    assert found["dali_disk_stalled_seconds_total", "measured"] == 0.25
 
 
 def test_requests_are_in_vllms_words(asked):

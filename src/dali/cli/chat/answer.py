@@ -23,6 +23,7 @@ class Answer:
         self._llm = llm
         self._sequence = sequence
         self._bytes_before = llm.telemetry.total().expert_bytes
+        self._tiers_before = llm.telemetry.tiers
         self._disk_before = llm.telemetry.disk
 
     def stream(self) -> None:
@@ -59,7 +60,7 @@ class Answer:
             modelled = " (modelled)" if self._llm.telemetry.modelled else ""
             parts.append(f"{', '.join(rates)} tok/s{modelled}")
         if (disk := self._llm.telemetry.disk) is not None and self._disk_before is not None:
-            parts.append(_from_disk(disk.since(self._disk_before), long))
+            parts.append(self._from_disk(disk.since(self._disk_before), long))
         if sequence.drafted:
             parts.append(f"drafted {sequence.drafted}, {sequence.accepted} accepted")
         if long:
@@ -94,14 +95,21 @@ class Answer:
                 parts.append("prefetched {} used, {} late, {} wasted".format(*prefetched))
         return parts
 
-
-def _from_disk(disk: DiskCounters, long: bool) -> str:
-    """What an answer took of experts on disk."""
-    told = (
-        f"{100 * disk.hit_rate:.0f} % of experts in RAM, {size(disk.read_bytes)} read, "
-        f"{disk.stalled_seconds:.1f} s waited for the disk"
-    )
-    if not long:
-        return told
-    ahead = f"read ahead {disk.ahead_used} used, {disk.ahead_late} late, {disk.ahead_wasted} wasted"
-    return f"{told}, {disk.queue_depth:.1f} reads at a time, {ahead}"
+    def _from_disk(self, disk: DiskCounters, long: bool) -> str:
+        """Where the answer found its experts, and what it took of those on disk."""
+        telemetry = self._llm.telemetry
+        found = {tier: count - self._tiers_before[tier] for tier, count in telemetry.tiers.items()}
+        shares = {tier: 100 * count / max(sum(found.values()), 1) for tier, count in found.items()}
+        there = (
+            ""
+            if self._llm.executor is None
+            else f"{shares['accelerator']:.0f} % of experts on the accelerator, "
+        )
+        told = (
+            f"{there}{shares['ram']:.0f} % {'' if there else 'of experts '}in RAM, {size(disk.read_bytes)} read, "
+            f"{disk.stalled_seconds:.1f} s waited for the disk{' (modelled)' if telemetry.modelled else ''}"
+        )
+        if not long:
+            return told
+        ahead = f"read ahead {disk.ahead_used} used, {disk.ahead_late} late, {disk.ahead_wasted} wasted"
+        return f"{told}, {disk.queue_depth:.1f} reads at a time, {ahead}"

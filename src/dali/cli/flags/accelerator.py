@@ -69,7 +69,9 @@ class Accelerator(Model):
         "sim:PROFILE brings its own",
     )
     assign: str | None = _policy("assign", "where experts run")
-    prefetch: str | None = _policy("prefetch", "what is fetched ahead")
+    prefetch: str | None = _policy(
+        "prefetch", "what is fetched ahead; with --ram and experts on disk, none or next_gate"
+    )
     cache: str | None = _policy("cache", "what stays on the accelerator")
     cpu_moe: bool = flag(HEADING, SWITCH, "all experts on the CPU: --assign cpu")
     n_cpu_moe: int | None = flag(

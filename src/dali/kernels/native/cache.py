@@ -49,8 +49,17 @@ class ExpertCache:
         self._cache.grow(slots)
 
     def look_ahead(self, layer: int, experts: Sequence[int]) -> None:
-        """Read what a later step of a layer may want, in the place of what is of the least worth."""
+        """Read what a later step of a layer may want, in that order, none twice, in the place of what is of the least worth."""
         self._cache.look_ahead(layer, list(experts))
+
+    def rest(self) -> None:
+        """Read on demand alone, from here on."""
+        self._cache.rest()
+
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether the step that began last looks ahead."""
+        return bool(self._cache.looks_ahead)
 
     @property
     def slots(self) -> int:
@@ -75,19 +84,32 @@ class ExpertCache:
         """What computes a layer, whose records are packed in `layout`."""
         return CachedLayer(self, layer, layout)
 
-    def hold(self, layer: int, experts: Sequence[int]) -> Held:
-        """Experts of a layer, in that order, waited for. StoreError: one cannot be read, or there are not as many slots."""
-        return Held(self, layer, experts)
+    def note(self, layer: int, experts: Sequence[int]) -> list[int]:
+        """A step wants those experts: one use of each. Those of them that are not in memory."""
+        return list(self._cache.note(layer, sorted(experts)))
+
+    def holds(self, layer: int, expert: int) -> bool:
+        """Whether an expert is in memory."""
+        return bool(self._cache.holds(layer, expert))
+
+    def room(self, layer: int, experts: Sequence[int]) -> int:
+        """Slots without a lease that would be left if those experts had one, too; below 0: as many are missing."""
+        return int(self._cache.room(layer, list(experts)))
+
+    def hold(self, layer: int, experts: Sequence[int], noted: bool = False) -> Held:
+        """Experts of a layer, in that order, waited for; `noted`: `note` was told of them, or they are no step's. StoreError: one
+        cannot be read, or there are not as many slots."""
+        return Held(self, layer, experts, noted)
 
 
 class Held:
-    """Experts that stay in memory as long as this object lives: `records`, of whole slots each."""
+    """Experts that stay in memory as long as this object lives, in `slots`."""
 
-    def __init__(self, cache: ExpertCache, layer: int, experts: Sequence[int]) -> None:
-        ascending = sorted(set(experts))
-        self._lease = library.ExpertLease(cache._cache, layer, ascending)
-        slots = dict(zip(ascending, self._lease.hold(len(ascending)), strict=True))
-        self.records = [cache.memory[slots[expert]] for expert in experts]
+    def __init__(self, cache: ExpertCache, layer: int, experts: Sequence[int], noted: bool) -> None:
+        wanted = list(dict.fromkeys(experts)) if noted else sorted(set(experts))
+        self._lease = library.ExpertLease(cache._cache, layer, wanted, noted)
+        slots = dict(zip(wanted, self._lease.hold(len(wanted)), strict=True))
+        self.slots = [slots[expert] for expert in experts]
 
 
 class CachedLayer(LayerHandle):

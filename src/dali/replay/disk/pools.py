@@ -19,7 +19,6 @@ from dali.replay.shapes import Shape
 from dali.replay.traces.trace import Trace
 from dali.units import enough, parse_size, size
 
-DEPTH = 2  # layers that the default looks ahead; a third brings more reads in vain than found experts
 LEAST = 2  # places: one expert computes while the next one is read
 
 
@@ -71,15 +70,7 @@ def make(name: str, trace: Trace, places: int, disk: DiskCosts, expert_bytes: in
         policy = plugged.create(name, **sizes)
     if name != "default":
         return Tier(policy, disk, aligned(expert_bytes))
-    prefetch = create("prefetch", DEFAULT["prefetch"])
-    prefetch.depth = _recorded(trace, prefetch.predictor)
-    return Tier(policy, disk, aligned(expert_bytes), ReadAhead(prefetch, read))
-
-
-def _recorded(trace: Trace, predictor: str | None) -> int:
-    """How many layers ahead the trace knows what the predictor says, at most DEPTH; where it knows nothing, DEPTH is missing."""
-    known = range(1, DEPTH + 1)
-    return max([depth for depth in known if (predictor, depth) in trace.predicted], default=DEPTH)
+    return Tier(policy, disk, aligned(expert_bytes), ReadAhead())
 
 
 def places_of(text: str, trace: Trace, shape: Shape) -> int:

@@ -15,15 +15,13 @@ from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 
 from dali.hardware.cost import DiskCosts, ExpertCosts
+from dali.hardware.disk_lane import Lane, Read
 from dali.policies.places import Expert, Places
 from dali.policies.plan import LayerPlan, ResidencyView
 from dali.policies.pool import PoolPolicy
-from dali.policies.read_ahead import ReadAhead
+from dali.policies.read_ahead import ReadAhead, ranked
 from dali.replay.disk.consumers import Consumers
-from dali.replay.disk.lane import Lane, Read
 
-# Of a layer, for the guard: seconds to compute those in RAM, each of those read ahead, (expert, seconds) of each missed one.
-Served = tuple[float, Sequence[float], Sequence[tuple[int, float]]]
 PAGE = 4096  # bytes: reads past the page cache are of whole ones
 
 
@@ -61,7 +59,7 @@ class Tier:
     ) -> None:
         self._places = Places(policy)
         self._lane = Lane(disk)
-        self._bytes = read_bytes
+        self._bytes, self._read_seconds = read_bytes, disk.read(read_bytes)
         self.ahead = ahead
         self.counts = Reads()
         self.useful = [0] * policy.layers  # reads of experts that were used, by layer
@@ -73,12 +71,23 @@ class Tier:
         self._at_work: set[Expert] = set()
         self._queued = 0.0  # when the queue was made
         self._stalled, self._reads_before = 0.0, 0  # of this step; before it
-        self._served: Served = (0.0, (), ())
-        self._needed: Sequence[int] = ()  # of the layer that was just served
+        self._seconds, self._wanted = 0.0, 0  # of all steps of generated tokens, for the trial
+        self._prefill = False
+
+    @property
+    def foresees(self) -> bool:
+        """Whether the step under way is to look ahead."""
+        return self.ahead is not None and not self._prefill and self.ahead.on
 
     def holds(self, layer: int, expert: int) -> bool:
         """Whether it is in RAM."""
         return expert in self._places.held(layer) and (layer, expert) not in self._coming
+
+    def begin(self, prefill: bool) -> None:
+        """A forward step begins."""
+        self._prefill = prefill
+        if self.ahead is not None and not prefill:
+            self.ahead.step(self._seconds, self.counts.stalled, self._wanted)
 
     def serve(
         self,
@@ -106,15 +115,10 @@ class Tier:
             [expert for expert in needed if expert not in held], key=consumers.tail, reverse=True
         )
         self._count(layer, needed, there, missing)
-        ahead = {expert for expert in needed if (layer, expert) in self._fresh}
-        self._served = (
-            sum([consumers.tail(expert) for expert in there if expert not in ahead]),
-            [consumers.tail(expert) for expert in needed if expert in ahead],
-            [(expert, consumers.tail(expert)) for expert in missing],
-        )
+        if self.ahead is not None and not self._prefill:
+            self.ahead.settle(layer, needed)
         consumers.waited = len(there) < len(needed)
         self._at_work = {(layer, expert) for expert in needed}
-        self._needed = needed
         self._run(layer, now, there, deque(missing), consumers)
         self._fresh -= self._at_work
         return consumers
@@ -152,44 +156,36 @@ class Tier:
     def read_ahead(
         self,
         layer: int,
+        ids: Sequence[Sequence[int]],
+        on_accelerator: Set[int],
         seconds: float,
-        predicting: float,
-        forecasts: Sequence[tuple[int, Sequence[float], Set[int]]],
         dense: float,
         now: float,
     ) -> None:
-        """Judge the layer that was just served and takes `seconds`, and queue reads for later ones, in place of those that are
-        queued. `forecasts`: (layer, expected workload, its experts on the accelerator); `dense`: seconds of the next layer before
-        its experts; `now`: when this one's began."""
-        if self.ahead is None:
-            return
-        self.ahead.settle(layer, seconds, *self._served, predicting, self._needed)
-        told = [
-            (target, expected, on_accelerator | self._places.held(target))
-            for target, expected, on_accelerator in forecasts
-        ]
+        """Queue reads for a later layer, which is foreseen to choose `ids` [tokens][top_k], in place of those that are queued.
+
+        The layer that was just served takes `seconds`, from `now` on; `dense`: of the later one before its experts;
+        `on_accelerator`: the later one's that need no reading."""
+        assert self.ahead is not None
         idle = max(now + seconds + dense - max(self._lane.idle, now), 0.0)
-        self._queue = deque(self.ahead.choose(told, idle) if told else ())
-        self._foreseen = {
-            (target, expert)
-            for target, expected, _ in forecasts
-            for expert, tokens in enumerate(expected)
-            if tokens
-        }
+        absent = ranked(ids, on_accelerator | self._places.held(layer))
+        self._queue = deque(
+            (layer, expert) for expert in self.ahead.choose(layer, absent, idle, self._read_seconds)
+        )
+        self._foreseen = {(layer, expert) for chosen in ids for expert in chosen}
         self._queued = now
 
     def stall(self, seconds: float) -> None:
         """The layer that was just served ends later by so much than with all experts in RAM."""
         self._stalled += seconds
 
-    def step(self, prefill: bool) -> None:
-        """A forward step is over."""
-        if not prefill:
+    def end(self, seconds: float) -> None:
+        """The step is over, which took so long."""
+        if not self._prefill:
             self.counts.generated_reads += self.counts.reads - self._reads_before
             self.counts.stalled += self._stalled
+            self._seconds += seconds
         self._reads_before, self._stalled = self.counts.reads, 0.0
-        if self.ahead is not None:
-            self.ahead.step()
 
     def advance(self, now: float) -> None:
         """Begin what is queued before `now`, and see what has landed."""
@@ -224,8 +220,6 @@ class Tier:
             self._fresh.discard(gone)
         if ahead:
             self._fresh.add(expert)
-            assert self.ahead is not None
-            self.ahead.begin(expert, gone)
         read = self._lane.begin(expert, at, self._bytes, ahead)
         self._coming[expert] = read
         self.counts.reads += 1
@@ -239,4 +233,7 @@ class Tier:
         self.counts.ahead += ahead
         self.counts.late += len(needed) - len(there) - len(missing)
         self.counts.missed += len(missing)
-        self.useful[layer] += len(needed) - len(there) + ahead
+        wanted = len(needed) - len(there) + ahead
+        self.useful[layer] += wanted
+        if not self._prefill:
+            self._wanted += wanted

@@ -92,9 +92,9 @@ class Experts:
         for outcome in PREFETCHES:
             fetched.add_metric([outcome], getattr(total, f"prefetch_{outcome}"))
         yield fetched
-        if (disk := self._telemetry.disk) is not None:
-            yield from _disk(disk)
         clock = "modelled" if self._telemetry.modelled else "measured"
+        if (disk := self._telemetry.disk) is not None:
+            yield from _disk(disk, clock)
         makespan = SummaryMetricFamily(
             "dali_layer_makespan_seconds",
             "Of a layer's steps: from when its routing is known until its outputs are summed.",
@@ -112,10 +112,12 @@ class Experts:
         yield overlap
 
 
-def _disk(disk: DiskCounters) -> Iterator[Metric]:
+def _disk(disk: DiskCounters, clock: str) -> Iterator[Metric]:
     """Of experts that RAM holds a part of."""
     lookups = CounterMetricFamily(
-        "dali_ram_lookups", "Active experts of steps that were in RAM, or not.", labels=["layer", "result"]
+        "dali_ram_lookups",
+        "Active experts of steps that were wanted in RAM, and were there or not.",
+        labels=["layer", "result"],
     )
     for layer, counts in enumerate(zip(disk.hits, disk.misses, strict=True)):
         for result, count in zip(("hit", "miss"), counts, strict=True):
@@ -130,13 +132,14 @@ def _disk(disk: DiskCounters) -> Iterator[Metric]:
     for outcome in PREFETCHES:
         ahead.add_metric([outcome], getattr(disk, f"ahead_{outcome}"))
     yield ahead
-    yield _counter(
-        "dali_disk_stalled_seconds", "Time in which steps waited for the disk.", disk.stalled_seconds
-    )
-    yield _counter("dali_disk_busy_seconds", "Time in which reads were under way.", disk.busy_seconds)
-    yield _counter(
-        "dali_disk_reading_seconds", "Time that reads took, those at a time added up.", disk.reading_seconds
-    )
+    for name, says, seconds in (
+        ("stalled", "Time in which steps waited for the disk.", disk.stalled_seconds),
+        ("busy", "Time in which reads were under way.", disk.busy_seconds),
+        ("reading", "Time that reads took, those at a time added up.", disk.reading_seconds),
+    ):
+        counted = CounterMetricFamily(f"dali_disk_{name}_seconds", says, labels=["clock"])
+        counted.add_metric([clock], seconds)
+        yield counted
 
 
 def _gauge(name: str, says: str, value: float) -> Metric:

@@ -12,7 +12,8 @@ from dali.store.arena import Arena
 from dali.store.direct_io import DirectFile
 from dali.store.packed.header import StoreHeader
 
-DEPTHS = 1, 2, 4, 8, 16  # reads at a time that are tried, one after another
+# Reads at a time that are tried, one after another. One alone would leave the disk idle while its bytes are checked.
+DEPTHS = 2, 4, 8, 16
 SECONDS = 0.05  # of each trial, if a single read does not take longer
 GAIN = 1.1  # what more of them have to bring
 LEAST = 2**26  # bytes of a store that is worth a measurement

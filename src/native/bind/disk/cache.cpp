@@ -2,7 +2,7 @@
 #include "disk/expert_cache.h"
 
 #include "bind/bind.h"
-#include "disk/checksum.h"
+#include "disk/reads/checksum.h"
 #include "disk/failure.h"
 
 namespace dali {
@@ -44,18 +44,24 @@ void bind_cache(nb::module_& m) {
                  new (self) ExpertCache(std::move(store), pointer<uint8_t>(memory), slot_bytes, slots, depth);
              },
              nb::keep_alive<1, 10>())  // whoever owns the memory, into which threads read until the cache has gone
+        .def("note", &ExpertCache::note)
+        .def("holds", &ExpertCache::holds)
+        .def("room", &ExpertCache::room)
         .def("grow", &ExpertCache::grow)
         .def("look_ahead", &ExpertCache::look_ahead)
+        .def("rest", &ExpertCache::rest)
+        .def_prop_ro("looks_ahead", &ExpertCache::looks_ahead)
         .def_prop_ro("slots", &ExpertCache::slots)
         .def_prop_ro("held", &ExpertCache::held)
         .def_prop_ro("direct", &ExpertCache::direct)
         .def("counters", &dict_of);
     nb::class_<ExpertCache::Lease>(m, "ExpertLease")
         .def("__init__",
-             [](ExpertCache::Lease* self, ExpertCache& cache, int layer, const std::vector<int>& experts) {
-                 new (self) ExpertCache::Lease(cache, layer, experts);
+             [](ExpertCache::Lease* self, ExpertCache& cache, int layer, const std::vector<int>& experts, bool noted) {
+                 if (noted) new (self) ExpertCache::Lease(cache, layer, experts, ExpertCache::Lease::Unnoted());
+                 else new (self) ExpertCache::Lease(cache, layer, experts);
              },
-             nb::keep_alive<1, 2>())
+             nb::arg("cache"), nb::arg("layer"), nb::arg("experts"), nb::arg("noted") = false, nb::keep_alive<1, 2>())
         // Waits until all are there -> the slot of each.
         .def("hold", [](ExpertCache::Lease& self, int experts) {
             nb::gil_scoped_release unlocked;
@@ -89,6 +95,13 @@ void bind_disk(nb::module_& m) {
         .def("note", &Rates::note)
         .def("worth", &Rates::worth);
     nb::class_<Trial>(m, "Trial").def(nb::init<>()).def("step", &Trial::step).def_prop_ro("on", &Trial::on);
+    m.def("ranked", [](const std::vector<int64_t>& ids, int top_k, const std::vector<bool>& there) {
+        return ranked(ids.data(), int(ids.size()) / top_k, top_k, there);
+    });
+    nb::class_<ReadAhead>(m, "ReadAhead")
+        .def(nb::init<int>())
+        .def("choose", &ReadAhead::choose)
+        .def("settle", &ReadAhead::settle);
     bind_cache(m);
 }
 

@@ -48,7 +48,7 @@ void bind_gpu(nb::module_& m) {
         }, nb::keep_alive<1, 2>(), nb::keep_alive<1, 3>())
         .def("add", [](gpu::Layers& self, const ExpertLayout& layout, const ExpertRecords& records, const gpu::Module& few,
                        const gpu::Module& many) {
-            self.add(layout, records.experts.at, few, many);
+            self.add(layout, records.experts, few, many);
         }, nb::keep_alive<1, 2>(), nb::keep_alive<1, 3>(), nb::keep_alive<1, 4>(), nb::keep_alive<1, 5>())
         .def("place", [=](gpu::Layers& self, const std::vector<FetchParts>& fetches) {
             nb::gil_scoped_release unlocked;

@@ -1,4 +1,6 @@
 // What plans steps for the default policies.
+#include <nanobind/stl/function.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
 
 #include "bind/bind.h"
@@ -26,14 +28,15 @@ void bind_planner(nb::module_& m) {
         .def_prop_ro("prefetches", &Planner::prefetches)
         // A step planned alone -> cpu, launches and fetches as GpuLayers.execute() takes them, and counts.
         .def("plan", [](Planner& self, int layer, const std::vector<int64_t>& ids, int ahead_layer, const std::vector<int64_t>& ahead,
-                        double ahead_seconds, double now, uint64_t landed) {
+                        double ahead_seconds, double now, uint64_t landed, const std::optional<InRam>& in_ram) {
             StepCounts counts{};
             const Prediction prediction{ahead_layer, ahead.data(), int64_t(ahead.size()), ahead_seconds};
-            const StepPlan plan = self.plan(layer, ids.data(), int64_t(ids.size()), prediction, now, landed, counts);
+            const StepPlan plan = self.plan(layer, ids.data(), int64_t(ids.size()), prediction, now, landed, counts, in_ram ? &*in_ram : nullptr);
             std::vector<LaunchParts> launches;
             for (const Launch& one : plan.launches) launches.emplace_back(one.experts, one.slots, one.fetch);
             return std::make_tuple(plan.cpu, launches, parts_of(plan.fetches), counts_of(counts));
-        })
+        }, nb::arg("layer"), nb::arg("ids"), nb::arg("ahead_layer"), nb::arg("ahead"), nb::arg("ahead_seconds"), nb::arg("now"),
+             nb::arg("landed"), nb::arg("in_ram") = nb::none())
         .def("correct", &Planner::correct)
         .def_prop_ro("planned", &Planner::planned)
         // Of prefetches and of swaps: (on, trial, next rest, rest that is left, steps, cost, benefit).

@@ -21,6 +21,7 @@ class RecordFile {
     void read(uint8_t* into, size_t bytes, int64_t offset) const;
 
     bool direct() const { return direct_ >= 0; }
+    int direct_file() const { return direct_; }  // -1: there is none
 
   private:
     size_t read_some(uint8_t* into, size_t bytes, int64_t offset, bool& direct) const;

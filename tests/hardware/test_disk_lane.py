@@ -3,7 +3,7 @@
 import pytest
 
 from dali.hardware.cost import DiskCosts
-from dali.replay.disk.lane import Lane
+from dali.hardware.disk_lane import Lane, under_way
 
 BYTES = 4096
 
@@ -26,11 +26,13 @@ def test_reads_under_way_at_once_hide_each_others_latency(depth, landings):
     assert [read.landed for read in reads] == landings
 
 
-def test_a_read_ahead_lets_only_one_other_be_under_way():
+def test_a_read_ahead_leaves_a_part_of_the_disk_to_others():
     disk = lane(4)
     disk.begin((0, 0), 0.0, BYTES, False)
     assert (disk.opens(ahead=True), disk.opens(ahead=False)) == (0.0, 0.0)
-    disk.begin((0, 1), 0.0, BYTES, False)
+    for expert in (1, 2):
+        assert disk.opens(ahead=True) == 0.0
+        disk.begin((0, expert), 0.0, BYTES, False)
     assert (disk.opens(ahead=True), disk.opens(ahead=False)) == (11.0, 0.0)
 
 
@@ -41,3 +43,7 @@ def test_reads_land_in_the_order_they_began():
         disk.begin((0, expert), 0.0, BYTES, False)
     assert [disk.take().expert, disk.take().expert] == [(0, 3), (0, 1)]
     assert disk.idle == 21.0
+
+
+def test_reads_ahead_leave_others_of_the_disk_free():
+    assert [under_way(depth) for depth in (1, 2, 4, 8)] == [1, 2, 3, 5]

@@ -1,4 +1,4 @@
-#include "disk/record_file.h"
+#include "disk/reads/record_file.h"
 
 #ifndef _WIN32
 #include <fcntl.h>

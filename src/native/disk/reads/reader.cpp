@@ -1,9 +1,9 @@
-#include "disk/reader.h"
+#include "disk/reads/reader.h"
 
 #include <algorithm>
 #include <chrono>
 
-#include "disk/checksum.h"
+#include "disk/reads/checksum.h"
 #include "disk/failure.h"
 
 namespace dali {
@@ -12,13 +12,14 @@ namespace {
 
 double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
-std::deque<Reader::Job>::iterator found(std::deque<Reader::Job>& jobs, int record) {
-    return std::find_if(jobs.begin(), jobs.end(), [&](const Reader::Job& job) { return job.record == record; });
+std::deque<ReadJob>::iterator found(std::deque<ReadJob>& jobs, int record) {
+    return std::find_if(jobs.begin(), jobs.end(), [&](const ReadJob& job) { return job.record == record; });
 }
 
 }  // namespace
 
-Reader::Reader(const std::string& path, int threads, Done done) : file_(path), done_(std::move(done)) {
+Reader::Reader(const std::string& path, int threads, Done done)
+    : file_(path), done_(std::move(done)), kernel_(file_.direct_file(), 2 * threads) {
     for (int i = 0; i < threads; i++) threads_.emplace_back(&Reader::serve, this);
 }
 
@@ -31,12 +32,37 @@ Reader::~Reader() {
     for (std::thread& thread : threads_) thread.join();
 }
 
-void Reader::ask(const Job& job, bool demanded) {
+void Reader::ask(const ReadJob& job, bool demanded) {
     {
         std::lock_guard<std::mutex> lock(mutex_);
         (demanded ? demanded_ : ahead_).push_back(job);
     }
     asked_.notify_one();
+}
+
+void Reader::begin(const ReadJob& job) {
+    {
+        std::lock_guard<std::mutex> lock(mutex_);  // until it is counted nobody may count its end
+        if (kernel_.begin(job)) {
+            note_begin();
+            return;
+        }
+    }
+    ask(job, true);
+}
+
+bool Reader::collect(std::chrono::milliseconds patience) {
+    const std::vector<KernelReads::Outcome> ended = kernel_.collect(patience);
+    for (const KernelReads::Outcome& one : ended) {
+        {
+            std::lock_guard<std::mutex> lock(mutex_);
+            note_end(one.began);
+        }
+        if (one.good) done_(one.job.record, "");
+        else ask(one.job, true);  // anew
+    }
+    if (!ended.empty()) asked_.notify_one();  // where a read ahead has waited for its turn
+    return !ended.empty();
 }
 
 void Reader::hasten(int record) {
@@ -49,7 +75,7 @@ void Reader::hasten(int record) {
 
 bool Reader::cancel(int record) {
     std::lock_guard<std::mutex> lock(mutex_);
-    for (std::deque<Job>* jobs : {&ahead_, &demanded_}) {
+    for (std::deque<ReadJob>* jobs : {&ahead_, &demanded_}) {
         const auto job = found(*jobs, record);
         if (job == jobs->end()) continue;
         jobs->erase(job);
@@ -65,6 +91,19 @@ Reader::Spent Reader::spent() const {
     return all;
 }
 
+// These two under the lock.
+double Reader::note_begin() {
+    const double began = now();
+    if (running_++ == 0) busy_since_ = began;
+    return began;
+}
+
+void Reader::note_end(double began) {
+    const double ended = now();
+    spent_.reading += ended - began;
+    if (--running_ == 0) spent_.busy += ended - busy_since_;
+}
+
 void Reader::serve() {
     std::unique_lock<std::mutex> lock(mutex_);
     while (true) {
@@ -72,17 +111,14 @@ void Reader::serve() {
         const auto may_look_ahead = [&] { return !ahead_.empty() && 2 * running_ < int(threads_.size()) + 1; };
         asked_.wait(lock, [&] { return stopping_ || !demanded_.empty() || may_look_ahead(); });
         if (stopping_) return;
-        std::deque<Job>& jobs = demanded_.empty() ? ahead_ : demanded_;
-        const Job job = jobs.front();
+        std::deque<ReadJob>& jobs = demanded_.empty() ? ahead_ : demanded_;
+        const ReadJob job = jobs.front();
         jobs.pop_front();
-        const double began = now();
-        if (running_++ == 0) busy_since_ = began;
+        const double began = note_begin();
         lock.unlock();
         const std::string problem = fetch(job);
         lock.lock();
-        const double ended = now();
-        spent_.reading += ended - began;
-        if (--running_ == 0) spent_.busy += ended - busy_since_;
+        note_end(began);
         lock.unlock();
         done_(job.record, problem);
         asked_.notify_one();  // where a read ahead has waited for its turn
@@ -91,7 +127,7 @@ void Reader::serve() {
 }
 
 // What is wrong with a record, after a second try where its bytes are not those that were written; empty: nothing.
-std::string Reader::fetch(const Job& job) const {
+std::string Reader::fetch(const ReadJob& job) const {
     try {
         for (int tries = 0; tries < 2; tries++) {
             file_.read(job.into, job.bytes, job.offset);

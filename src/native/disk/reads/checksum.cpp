@@ -1,7 +1,12 @@
-#include "disk/checksum.h"
+#include "disk/reads/checksum.h"
 
 #include <array>
 #include <cstring>
+#ifdef DALI_X86
+#include <immintrin.h>
+#endif
+
+#include "kernels/variants.h"
 
 namespace dali {
 
@@ -49,6 +54,48 @@ void scramble(Sums& sums) {
         sums[i] = (sums[i] ^ sums[i] >> 47 ^ word(SECRET + sizeof SECRET - STRIPE + 8 * i)) * PRIME_32_1;
 }
 
+// The first stripes.
+void add_portable(Sums& sums, const uint8_t* data, size_t stripes) {
+    for (size_t i = 0; i < stripes; i++) {
+        if (i && i % STRIPES == 0) scramble(sums);
+        add_stripe(sums, data + i * STRIPE, SECRET + i % STRIPES * STEP);
+    }
+}
+
+#ifdef DALI_X86
+// Compilers make less than half of its speed of what is above.
+#define AVX2 __attribute__((target("avx2")))
+
+AVX2 inline __m256i half_at(const void* from, int half) { return _mm256_loadu_si256(static_cast<const __m256i*>(from) + half); }
+
+AVX2 void add_avx2(Sums& sums, const uint8_t* data, size_t stripes) {
+    __m256i held[2] = {half_at(sums.data(), 0), half_at(sums.data(), 1)};
+    const __m256i prime = _mm256_set1_epi64x(int64_t(PRIME_32_1));
+    for (size_t i = 0; i < stripes; i++) {
+        for (int half = 0; i && i % STRIPES == 0 && half < 2; half++) {
+            __m256i mixed = _mm256_xor_si256(held[half], _mm256_srli_epi64(held[half], 47));
+            mixed = _mm256_xor_si256(mixed, half_at(SECRET + sizeof SECRET - STRIPE, half));
+            const __m256i high = _mm256_mul_epu32(_mm256_srli_epi64(mixed, 32), prime);
+            held[half] = _mm256_add_epi64(_mm256_mul_epu32(mixed, prime), _mm256_slli_epi64(high, 32));
+        }
+        for (int half = 0; half < 2; half++) {
+            const __m256i values = half_at(data + i * STRIPE, half);
+            const __m256i keyed = _mm256_xor_si256(values, half_at(SECRET + i % STRIPES * STEP, half));
+            const __m256i product = _mm256_mul_epu32(keyed, _mm256_srli_epi64(keyed, 32));
+            held[half] = _mm256_add_epi64(held[half], _mm256_add_epi64(product, _mm256_shuffle_epi32(values, 0x4E)));
+        }
+    }
+    for (int half = 0; half < 2; half++) _mm256_storeu_si256(reinterpret_cast<__m256i*>(sums.data()) + half, held[half]);
+}
+#endif
+
+void add_stripes(Sums& sums, const uint8_t* data, size_t stripes) {
+#ifdef DALI_X86
+    if (&current_variant() != portable_variant()) return add_avx2(sums, data, stripes);  // all others have it
+#endif
+    add_portable(sums, data, stripes);
+}
+
 uint64_t folded(uint64_t a, uint64_t b) {
     const unsigned __int128 product = static_cast<unsigned __int128>(a) * b;
     return uint64_t(product) ^ uint64_t(product >> 64);
@@ -59,10 +106,7 @@ uint64_t folded(uint64_t a, uint64_t b) {
 uint64_t xxh3(const uint8_t* data, size_t bytes) {
     Sums sums = {PRIME_32_3, PRIME_64_1, PRIME_64_2, PRIME_64_3, PRIME_64_4, PRIME_32_2, PRIME_64_5, PRIME_32_1};
     const size_t stripes = (bytes - 1) / STRIPE;  // and a last one, which ends with the data
-    for (size_t i = 0; i < stripes; i++) {
-        if (i && i % STRIPES == 0) scramble(sums);
-        add_stripe(sums, data + i * STRIPE, SECRET + i % STRIPES * STEP);
-    }
+    add_stripes(sums, data, stripes);
     if (stripes && stripes % STRIPES == 0) scramble(sums);
     add_stripe(sums, data + bytes - STRIPE, SECRET + sizeof SECRET - STRIPE - 7);
     uint64_t hash = bytes * PRIME_64_1;

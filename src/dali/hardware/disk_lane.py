@@ -1,4 +1,4 @@
-"""The disk lane: reads one after another on the replay's clock."""
+"""The disk lane: reads one after another on a modelled clock, a replay's or a simulated device's."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ from collections import deque
 from typing import NamedTuple
 
 from dali.hardware.cost import DiskCosts
-from dali.policies.places import Expert
 
-AHEAD = (
-    2  # reads under way, at most, once one ahead is begun: a demanded one is to find the disk all but free
-)
+Expert = tuple[int, int]  # (layer, expert)
+
+
+def under_way(depth: int) -> int:
+    """Reads that may be under way once one ahead is begun, of `depth` at most: demanded ones are to find the others free."""
+    return depth // 2 + 1
 
 
 class Read(NamedTuple):
@@ -36,7 +38,7 @@ class Lane:
 
     def opens(self, ahead: bool) -> float:
         """When the next read can begin."""
-        depth = min(AHEAD, self._costs.depth) if ahead else self._costs.depth
+        depth = under_way(self._costs.depth) if ahead else self._costs.depth
         room = self._landings[-depth] if len(self._landings) >= depth else 0.0
         return max(room, self._begun)
 

@@ -1,0 +1,17 @@
+// A record to be read.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace dali {
+
+struct ReadJob {
+    int record;  // its number, by which it is asked for
+    int64_t offset;
+    size_t bytes;
+    uint8_t* into;
+    uint64_t checksum;
+};
+
+}  // namespace dali

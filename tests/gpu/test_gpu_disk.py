@@ -1,0 +1,80 @@
+"""Experts on disk under a GPU, on a stand-in for its driver: the bits of all of them in RAM, whoever plans and whatever fails."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import dali
+from dali.errors import DaliError, StoreError
+from dali.llm import LLM
+from dali.units import size
+from families import random_model, save_model
+from gpu.test_gpu_model import answers
+from on_disk import load_on_disk
+
+POLICIES = [{}, {"assign": "greedy"}, {"policy": "hybrimoe"}, {"n_cpu_moe": 1, "vram": "200KiB"}]
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory) -> Path:
+    sizes = {"hidden_size": 64, "moe_intermediate_size": 64}
+    return save_model(random_model("qwen3_moe", **sizes), tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def expected(directory, tmp_path_factory):
+    """The CPU's, with all experts in RAM."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DALI_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        return answers(dali.load(directory, quant="w4"))
+
+
+def load(monkeypatch, directory: Path, slots: int, **options) -> LLM:
+    chosen = {"quant": "w4", "device": "cuda", "vram": "120KiB", "notify": [].append} | options
+    return load_on_disk(monkeypatch, directory, slots, **chosen)
+
+
+@pytest.mark.parametrize(("slots", "policies"), [*((3, policies) for policies in POLICIES), (11, {})])
+def test_the_answers_are_the_cpus(driver, directory, expected, monkeypatch, slots, policies):
+    llm = load(monkeypatch, directory, slots, **policies)
+    assert (llm.executor.planner is not None) == (policies == {})
+    assert answers(llm) == expected
+    assert driver.races == []
+    total, disk = llm.telemetry.total(), llm.telemetry.disk
+    assert sum(disk.hits) + sum(disk.misses) == total.cpu + total.fetched > 0
+    assert total.resident > 0
+    llm.close()
+
+
+@pytest.mark.parametrize("policies", POLICIES[:2])
+def test_after_a_failure_the_next_request_works(driver, directory, expected, monkeypatch, policies):
+    llm = load(monkeypatch, directory, 5, **policies)
+    for call in ("cuLaunchKernel", "cuMemcpyHtoDAsync_v2"):
+        driver.fail(call, 9, 700)
+        with pytest.raises(DaliError, match="ILLEGAL_ADDRESS"):
+            answers(llm)
+        driver.fail("", 0, 0)
+    path = llm.loaded.pool.path
+    good = path.read_bytes()
+    with path.open("r+b") as file:
+        for index in range(llm.loaded.pool.header.records):
+            file.seek(llm.loaded.pool.header.record_offset(index))
+            file.write(b"\xff" * 64)
+    with pytest.raises(StoreError, match="fails its checksum"):
+        answers(llm)
+    with path.open("r+b") as file:
+        file.write(good)
+    assert answers(llm) == expected
+    llm.close()
+
+
+def test_slots_in_ram_are_page_locked(driver, directory, monkeypatch):
+    notes: list[str] = []
+    driver.fail("cuMemHostRegister_v2", 1, 304)
+    llm = load(monkeypatch, directory, 5, notify=notes.append)
+    told = [note for note in notes if "could not be page-locked" in note]
+    assert len(told) == 1
+    assert told[0].startswith(size(llm.loaded.pool.nbytes))
+    llm.close()
