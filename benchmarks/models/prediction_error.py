@@ -8,10 +8,10 @@ at first, as by `dali bench hw`, unless --profile gives a profile; it is left in
 
 Cells of a model take turns, --rounds times; before and after each one memory's bandwidth and one thread's arithmetic are read
 again. `error` is predicted over measured, less 1, by the profile as it is; `settled` the same once the prediction is multiplied
-by how memory (decoding) or arithmetic (prompts) was beside the cell, relative to right after the profile was measured or read:
-what is left is
-the times' own error; decoding is settled by the experts that were met, too (`active`). `inside`: whether the interval that doctor tells holds the median of what was measured.
-Measured is the median over rounds; `spread`, half the distance between the slowest and the fastest, as a share of it.
+by how memory (decoding) or arithmetic (prompts) was beside the cell, relative to right after the profile was measured or read,
+and decoding is predicted by the experts that were met (`active`): what is left is the times' own error. `inside`: whether the
+interval that doctor tells holds the median of what was measured. Measured is the median over rounds; `spread`, half the distance
+between the slowest and the fastest, as a share of it.
 """
 
 from __future__ import annotations

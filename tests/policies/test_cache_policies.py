@@ -90,14 +90,14 @@ def test_fading_keeps_fetched_experts_of_higher_score():
     cache = policy("fading")
     # Only 2, with two tokens, is above the lowest resident: 3 has as many as that.
     assert cache.observe(0, [1, 3, 2, 1, 0, 0], {0, 1}, fetched={2, 3}) == [Swap(0, 2)]
-    # 2's two have faded to 2 (0.85 + 0.4 x 0.97) = 2.48; 3's and the new one are 1.24 + 1.4 = 2.64; 0 has 1.24.
+    # 2's two have faded by a third to 2 x 1.4 x 2 / 3 = 1.87; 3's and the new one are 0.93 + 1.4 = 2.33; 0 has 0.93.
     assert cache.observe(0, [0, 0, 0, 1, 0, 0], {1, 2}, fetched={3, 0}) == [Swap(2, 3)]
 
 
 def test_fading_asks_for_one_absent_expert_where_nothing_was_fetched():
     cache = policy("fading")
     assert cache.observe(0, [0, 0, 1, 2, 2, 0], {0, 1}) == [Swap(0, 3)]
-    # 3 is under way, and 4 (2.48) is the highest that is left; 1's two new tokens (2.8) are more than its 2.2 a step later.
+    # 3 is under way, and 4 (1.87) is the highest that is left; 1's two new tokens (2.8) are more than its 1.4 a step later.
     assert cache.observe(0, [0, 0, 0, 0, 0, 0], {1, 3}, protected={3}) == [Swap(1, 4)]
     assert cache.observe(0, [0, 2, 0, 0, 0, 0], {1, 3}, protected={3}) == []
 
@@ -106,17 +106,32 @@ def test_fading_forgets_fast_and_then_slowly():
     def scores_after(steps, *workload):
         """Whether expert 0's tokens, so many steps ago, are less than expert 2's now."""
         cache = policy("fading", experts=3, capacity=1)
+        for _ in range(40):  # the first steps fade faster
+            assert cache.observe(0, [0, 0, 0], {0}) == []
         assert cache.observe(0, [workload[0], 0, 0], {0}) == []
         for _ in range(steps):
             assert cache.observe(0, [0, 0, 0], {0}) == []
         return cache.observe(0, [0, 0, workload[1]], {0}) == [Swap(0, 2)]
 
-    # Eleven steps later 10 tokens are worth 10 x 0.85 ** 11 + 0.4 x 10 x 0.97 ** 11 = 4.53, three new ones 4.2, four 5.6.
-    assert not scores_after(10, 10, 3)
-    assert scores_after(10, 10, 4)
-    # After sixty-one nearly all is the slow share: 0.4 x 10 x 0.97 ** 61 = 0.62, less than one new token's 1.4.
-    assert scores_after(60, 10, 1)
-    assert not scores_after(60, 30, 1)
+    # Eleven steps later 8 tokens are worth 8 x 0.85 ** 11 + 0.4 x 8 x 0.97 ** 11 = 3.63, two new ones 2.8, three 4.2.
+    assert not scores_after(10, 8, 2)
+    assert scores_after(10, 8, 3)
+    # After 26 nearly all is the slow share: 0.12 + 0.4 x 8 x 0.97 ** 26 = 1.57, one new token 1.4; after 61 it is 0.5.
+    assert not scores_after(25, 8, 1)
+    assert scores_after(60, 8, 1)
+
+
+@pytest.mark.parametrize(
+    ("workload", "swaps"),
+    [
+        ([10, 8, 0, 0, 0, 0], []),  # as many as 8 count,
+        ([10, 7, 0, 0, 0, 0], [Swap(1, 0)]),
+        ([40, 30, 20, 0, 0, 0], []),  # or twice an even routing's 90 / 6,
+        ([40, 29, 21, 0, 0, 0], [Swap(1, 0)]),
+    ],
+)
+def test_fading_counts_so_many_tokens_of_one_step(workload, swaps):
+    assert policy("fading").observe(0, workload, {1}) == swaps
 
 
 @pytest.mark.parametrize(("tokens", "swaps"), [(13, []), (14, [Swap(0, 1)])])
@@ -125,7 +140,9 @@ def test_fading_is_exact_however_long_it_runs(tokens, swaps):
     for _ in range(8000):  # 0.85 ** 8000 is no number
         assert cache.observe(0, [2, 1, 0], {0}) == []
     # By then 2 tokens a step are 2 (0.85 / 0.15 + 0.4 x 0.97 / 0.03) = 37.2, and 1 token a step, with 14 new ones, 18.6 + 19.6.
-    assert cache.observe(0, [0, tokens, 0], {0}) == swaps
+    assert (
+        cache.observe(0, [0, tokens, 28], {0}, protected={2}) == swaps
+    )  # with 28 beside them all of those count
 
 
 @settings(deadline=None, max_examples=60)
@@ -133,11 +150,14 @@ def test_fading_is_exact_however_long_it_runs(tokens, swaps):
 def test_fading_picks_by_score_and_then_by_id(data):
     cache, sums = policy("fading", experts=6, capacity=3), [[0.0] * 6 for _ in FADING]
     resident, few = {0, 2, 4}, st.sets(st.integers(0, 5), max_size=2)
-    for _ in range(8):
+    for step in range(1, 9):
         workload = data.draw(st.lists(st.integers(0, 2), min_size=6, max_size=6))
         protected, fetched = data.draw(few), data.draw(few) - resident
         sums = [
-            [fading * total + tokens for total, tokens in zip(one, workload, strict=True)]
+            [
+                min(fading, step / (step + 1)) * total + tokens
+                for total, tokens in zip(one, workload, strict=True)
+            ]
             for fading, one in zip(FADING, sums, strict=True)
         ]
         scores = [round(fast + SLOW_SHARE * slow, 9) for fast, slow in zip(*sums, strict=True)]

@@ -8,6 +8,7 @@ from tiny_traces import random_trace, trace_of
 
 from dali import systems
 from dali.errors import DaliError, UsageError
+from dali.hardware import profile
 from dali.replay import cells, sweep
 from dali.replay.eviction import POLICIES
 from dali.replay.report.page import page
@@ -105,6 +106,19 @@ def test_the_bound_lets_each_step_choose_its_residents(path):
     ]
     few, enough, all_of_them = (row["bound_tokens_per_second"] for row in rows)
     assert few < enough == all_of_them
+
+
+def test_the_cpu_alone_computes_all_of_it(path):
+    (cell,) = planned(path, policies=["lru"], batches=[1], cache_slots=["4"])
+    row, trace, figures = sweep.sweep([cell])[0].row, cells.read_trace(path), profile.load("paper")
+    shape = shape_of(trace, "own")
+    bandwidth, pace = figures["cpu_bandwidth"], figures["cpu_rate"]
+    expert = max(
+        shape.expert_bytes / bandwidth, 2 * shape.matrices * shape.hidden * shape.intermediate / pace
+    )
+    dense = max(shape.dense_bytes / bandwidth, 2 * shape.dense_parameters / pace)
+    token = trace.layers * (trace.top_k * expert + dense)
+    assert row["cpu_alone_tokens_per_second"] == pytest.approx(1 / token, rel=1e-5)
 
 
 def test_a_cold_start_forgets_what_other_sequences_taught(path):

@@ -119,7 +119,8 @@ def check_writable(path: Path) -> None:
 def _unwritable(path: Path, error: OSError) -> DaliError:
     return DaliError(
         f"Cannot write {path} ({error.strerror or error}).",
-        "Name a file in a writable folder (--output FILE, which --profile takes), or set DALI_CONFIG_DIR to such a folder.",
+        "Name a file in a writable folder (`dali bench hw --output FILE`; `dali run --profile FILE` goes by it), or set "
+        "DALI_CONFIG_DIR to such a folder.",
     )
 
 

@@ -31,6 +31,7 @@ from dali.offload.gpu_model import GpuModel
 from dali.offload.lending import lend
 from dali.offload.lossy import CpuExperts, LossyLayers, Scores, cpu_experts
 from dali.offload.low_bits import reduce_bits
+from dali.offload.worth import tell_loss
 from dali.options import LoadOptions
 from dali.policies import Policies
 from dali.policies.prefetch import PrefetchPolicy
@@ -103,6 +104,8 @@ def accelerate(
     parts = options.lossy_parts()
     beside, fingerprint = _make_lossy(parts, loaded, costs, scores is not None, room, meter)
     _tell_budget(loaded, device, options, notify)
+    if isinstance(device, GpuSlots):
+        tell_loss(loaded, device.name, costs, residency, dense_size(loaded.model), notify)
     predictor = _predictor(loaded, fingerprint, engine, policies.prefetch, residency, routers, meter, notify)
     system = _system(options, scores is not None, type(model).__name__, notify)
     if isinstance(device, GpuSlots) and on_gpu is None:  # only now: calibration ran on the CPU

@@ -124,6 +124,9 @@ def _warm(cell: Cell, trace: Trace, steps: Sequence[Forward]) -> Outcome:
         "bound_tokens_per_second": _bound(
             cell.trace, cell.batch, cell.tokens, cell.profile, cell.shape, cell.cache_slots
         ),
+        "cpu_alone_tokens_per_second": _cpu_alone(
+            cell.trace, cell.batch, cell.tokens, cell.profile, cell.shape
+        ),
         "accelerator_share": _rounded(result.on_accelerator / int(result.lookups.sum())),
         "prefetched_share": _rounded(result.prefetched / int(result.lookups.sum())),
         "copies_per_token": _rounded(result.copies / (result.tokens + result.prefill_tokens)),
@@ -292,6 +295,16 @@ def _bound(
     dense = [before(len(step.rows)) + model.costs.launch for step in steps for _ in range(trace.layers)]
     seconds = LeastSeconds(slots_of(cache_slots, trace), model.costs).run(workloads(), dense)
     return _rate(sum(len(step.rows) for step in steps), seconds)
+
+
+@lru_cache(maxsize=64)
+def _cpu_alone(path: str, batch: int, tokens: int | None, profile: str, shape_name: str) -> float | None:
+    """Generated tokens a modelled second without the accelerator."""
+    trace, steps = read_trace(path), steps_of(path, batch, tokens)
+    shape = shape_of(trace, shape_name)
+    model = shape.costs(profiles.load(profile), max(CHUNK, batch), accelerator=False)
+    seconds = columns.cpu_seconds(trace, steps, model, dense_seconds(shape, model))
+    return _rate(sum(len(step.rows) for step in steps if not step.prefill), seconds)
 
 
 def _rates(found: Any, lookups: Any) -> list[float]:

@@ -29,17 +29,22 @@ std::vector<Swap> best(const std::vector<Place>& places, Score&& score_of) {
 
 std::vector<Swap> Fading::observe(int layer, const Workload& workload, const std::vector<Place>& residents, const std::vector<int>& fetched,
                                   const std::vector<int>& unsettled) {
-    auto& [sums, worth] = layers_[layer];
+    auto& [sums, worth, steps] = layers_[layer];
+    steps++;
+    const double young = double(steps) / double(steps + 1);
     for (size_t place = 0; place < FADING.size(); place++) {
-        worth[place] /= FADING[place];
+        worth[place] /= std::min(FADING[place], young);
         if (worth[place] > 1e100) {
             for (double& tokens : sums[place]) tokens /= worth[place];
             worth[place] = 1.0;
         }
     }
+    int64_t routed = 0;
+    for (const int expert : workload.active) routed += workload.tokens[expert];
+    const int64_t most = std::max(MOST, 2 * routed / int64_t(workload.tokens.size()));
     auto& [fast, slow] = sums;
     for (const int expert : workload.active) {
-        const double tokens = double(workload.tokens[expert]);
+        const double tokens = double(std::min(workload.tokens[expert], most));
         fast[expert] += tokens * worth[0];
         slow[expert] += tokens * worth[1];
     }

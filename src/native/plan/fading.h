@@ -22,12 +22,14 @@ class Fading {
 
   private:
     static constexpr std::array<double, 2> FADING = {0.85, 0.97};  // a step, of the fast and of the slow sum
+    static constexpr int64_t MOST = 8;                             // tokens of one step that count for an expert, at least
     static constexpr double SLOW_SHARE = 0.4;                      // of the slow sum in a score
 
     struct Layer {
         explicit Layer(int experts) : sums{std::vector<double>(experts), std::vector<double>(experts)} {}
         std::array<std::vector<double>, 2> sums;
         std::array<double, 2> worth = {1.0, 1.0};  // a token's
+        int64_t steps = 0;
     };
     std::vector<Layer> layers_;
 };

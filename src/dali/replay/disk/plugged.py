@@ -39,7 +39,7 @@ def _policy(name: str) -> Any:
         line = first_line(policy) if isinstance(policy, type) else 1
         raise PluginError(
             f"The Policy in {shown(file)}, line {line}, is no PoolPolicy, which says who stays in RAM over a disk.",
-            "Leave --ram out if it is for an accelerator; docs/POLICIES.md shows one that works.",
+            "Without RAM to share out it is one for an accelerator; docs/POLICIES.md shows one that works.",
         )
     return policy
 

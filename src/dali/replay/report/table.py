@@ -25,6 +25,7 @@ HEADINGS = {
 }
 BOUNDS = {  # the rows beneath a group's: name -> where it stands in a row, and under which heading
     "bound": ("bound_tokens_per_second", "tokens_per_second"),
+    "cpu alone": ("cpu_alone_tokens_per_second", "tokens_per_second"),
     "belady-bypass": ("belady_bypass_hit_rate", "hit_rate"),
     "random": ("random_hit_rate", "hit_rate"),
     "belady": ("belady_disk_hit_rate", "hit_rate"),
@@ -35,6 +36,7 @@ NOTES = (
     "expert out.",
     "tok/s, bound: generated tokens of all sequences together, modelled; no policy with so many slots a layer exceeds the bound. "
     "It lets each step find the residents that suit it best, so more slots than a step's experts need do not raise it.",
+    "cpu alone: the same machine without its accelerator; what is slower than that had better not be used.",
     "regret: time lost against the best policy of the group in hindsight.",
 )
 ON_DISK = (
