@@ -7,11 +7,11 @@ In FOLDER random models are written (3 GB), unless they are there, and the store
 at first, as by `dali bench hw`, unless --profile gives a profile; it is left in FOLDER/profile.json.
 
 Cells of a model take turns, --rounds times; before and after each one memory's bandwidth and one thread's arithmetic are read
-again. `error` is predicted over measured, less 1, by the profile as it is; `settled` the same once the prediction is multiplied
-by how memory (decoding) or arithmetic (prompts) was beside the cell, relative to right after the profile was measured or read,
-and decoding is predicted by the experts that were met (`active`): what is left is the times' own error. `inside`: whether the
-interval that doctor tells holds the median of what was measured. Measured is the median over rounds; `spread`, half the distance
-between the slowest and the fastest, as a share of it.
+again. `error` is predicted over measured, less 1, by the profile as it is; `settled` the same once the prediction is
+multiplied by how memory (decoding) or arithmetic (prompts) was beside the cell, relative to right after the profile was
+measured or read, and decoding is predicted by the experts that were met (`active`): what is left is the times' own error.
+Cells from disk are not settled. `inside`: whether the interval that doctor tells holds the median of what was measured.
+Measured is the median over rounds; `spread`, half the distance between the slowest and the fastest, as a share of it.
 """
 
 from __future__ import annotations
@@ -236,6 +236,8 @@ def measure(llm: LLM, cell: Cell, paces: Paces, seed: int, settling: int) -> Non
 def row(case: Case, sizes: ModelSizes, profile: Profile, plan: Plan, llm: LLM, cell: Cell) -> dict[str, Any]:
     measured = statistics.median(cell.speeds)
     drift = statistics.median(cell.memory if cell.batch else cell.pace)
+    if plan.where == DISK:
+        drift = 1.0  # the disk has a pace of its own
     low, expected, high = cell.predicted
     routed = expected
     if cell.batch and plan.where != DISK:
