@@ -6,7 +6,6 @@ clock is known to the microseconds that it takes to hear of it.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from dali.replay.explain import events
 
 
 def timed_event() -> Any:
@@ -72,15 +73,5 @@ class Timeline:
 
     def write(self, path: Path) -> None:
         """The spans as Chrome's trace events, a row a lane."""
-        spans = self.spans()
-        rows = {lane: number for number, lane in enumerate(dict.fromkeys(span.lane for span in spans), 1)}
-        events: list[dict[str, Any]] = [
-            {"ph": "M", "name": "thread_name", "pid": 1, "tid": row, "args": {"name": lane}}
-            for lane, row in rows.items()
-        ]
-        for span in spans:
-            times = {"ts": 1e6 * span.begin, "dur": 1e6 * (span.end - span.begin)}
-            events.append({"ph": "X", "name": span.name, "pid": 1, "tid": rows[span.lane], **times})
-        path.write_text(
-            json.dumps({"traceEvents": events, "displayTimeUnit": "ms"}, indent=1) + "\n", encoding="utf-8"
-        )
+        spans = [(span.lane, span.name, span.begin, span.end, {}) for span in self.spans()]
+        path.write_text(events.document(events.slices(spans)), encoding="utf-8")

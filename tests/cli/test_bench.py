@@ -10,6 +10,7 @@ import pytest
 
 from dali.kernels import native
 
+SIM = ("--device", "sim:paper", "--vram", "3MiB")
 QUICK = ("-p", "16", "-n", "4", "-r", "2")
 
 
@@ -77,6 +78,13 @@ def test_a_prompt_may_fill_the_context(run):
         (("-o", "xml"), "--output cannot be 'xml'"),
         (("-t", "100000"), "--threads 100000 is out of range: with more than 4 a core"),
         (("one", "two"), "takes one MODEL, not 2 words"),
+        (("--batch", "0"), "--batch cannot be '0'"),
+        (("--batch", "100000000"), "pp512 x 100000000 keeps"),
+        (("--compare", "default,lru"), "the device is cpu"),
+        ((*SIM, "--compare", "default,nobody"), "no system 'nobody'"),
+        ((*SIM, "--compare", "lru,lru"), "names a system twice"),
+        ((*SIM, "--compare", "lru", "--assign", "cpu"), "so no --assign"),
+        ((*SIM, "--compare", "lru", "--explain"), "so no --explain"),
         (("no-such-model",), "No model called 'no-such-model'"),
     ],
 )
@@ -84,6 +92,35 @@ def test_what_cannot_be_meant_is_refused(refused, arguments, said):
     code, problem, _ = refused("bench", *arguments)
     assert code == 2
     assert said in problem
+
+
+def test_a_batch_counts_the_tokens_of_all_sequences(run):
+    code, out, _ = run("bench", *QUICK, "--batch", "3", "-o", "json")
+    assert code == 0
+    for row, name, tokens in zip(json.loads(out), ("pp16 x 3", "tg4 x 3"), (48, 12), strict=True):
+        assert (row["test"], row["n_sequences"]) == (name, 3)
+        assert row["samples_ts"][0] == pytest.approx(tokens / row["samples_ns"][0] * 1e9, rel=1e-6)
+
+
+def test_systems_take_turns_on_one_model_and_each_is_as_fast_as_alone(run):
+    tests = ("-p", "0", "-n", "6", "-r", "2", "-o", "json", *SIM)
+    code, out, _ = run("bench", *tests, "--compare", "fiddler,all-cpu")
+    assert code == 0
+    rows = json.loads(out)
+    assert [(row["system"], row["modelled"], row["device"]) for row in rows] == [
+        ("fiddler", True, "sim:paper"),
+        ("all-cpu", True, "sim:paper"),
+    ]
+    for row in (
+        rows
+    ):  # modelled times repeat: fiddler and all-cpu keep their residents, so that nothing is left of a turn
+        _, out, _ = run("bench", *tests, "--system", row["system"])
+        (alone,) = json.loads(out)
+        assert row["samples_ns"] == pytest.approx(alone["samples_ns"], rel=1e-3)
+    _, out, err = run("bench", *tests[:-6], *SIM, "--explain")
+    assert "t/s, modelled" in out
+    assert "times are modelled, and lanes run side by side" in err
+    assert "roofline" not in out
 
 
 def test_torchs_kernels_are_measured_without_a_roofline(run, monkeypatch):

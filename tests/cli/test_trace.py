@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import sys
 
+import numpy as np
 import pytest
 
 from dali.replay.traces.trace import read
@@ -40,13 +41,34 @@ def test_prompts_on_stdin_as_they_are(run, stdin, tmp_path):
     assert read(tmp_path / "t.npz").tokens < 20
 
 
+def test_routing_is_the_same_under_an_accelerator(run, tmp_path):
+    (tmp_path / "prompts.txt").write_text("Hello!\n")
+    traces = []
+    for name, device in (
+        ("cpu", ()),
+        ("sim", ("--device", "sim:paper", "--vram", "2MiB", "--system", "lru")),
+    ):
+        file = tmp_path / f"{name}.npz"
+        code, _, _ = run(
+            *("trace", "-o", str(file), "--prompts", str(tmp_path / "prompts.txt"), "-n", "4", "--temp", "0"),
+            *device,
+        )
+        assert code == 0
+        traces.append(read(file))
+    assert np.array_equal(traces[0].ids, traces[1].ids)
+
+
 def test_another_tools_routing_is_made_a_trace_that_can_be_replayed(run, tmp_path):
     rows = [
         f"{step},{layer},{(step + layer + k) % 8}" for step in range(20) for layer in (1, 2) for k in range(2)
     ]
     (tmp_path / "routes.csv").write_text("\n".join(["token,layer,expert", *rows]))
     file = str(tmp_path / "t.npz")
-    code, out, err = run("trace", "--import", str(tmp_path / "routes.csv"), "olmoe-1b-7b", "-o", file)
+    page = tmp_path / "t.html"
+    code, out, err = run(
+        *("trace", "--import", str(tmp_path / "routes.csv"), "olmoe-1b-7b", "-o", file, "--plot", str(page))
+    )
+    assert page.read_text().count("<svg") == 3
     assert (code, out) == (0, "")
     assert "a layer is taken to have 8" in err
     assert "1 sequence, 0 prompt + 20 answer tokens, 2 layers" in err
@@ -77,6 +99,8 @@ def test_an_imported_files_bad_field_is_named(refused, tmp_path):
         (["trace", "a", "b", "-o", "t.npz"], "takes one MODEL"),
         (["trace", "-o", "t.npz", "--batch", "1,2"], "one batch size"),
         (["trace", "-o", "t.npz", "--batch", "0"], "--batch cannot be '0'"),
+        (["trace", "-o", "t.npz", "--plot", "t.txt"], "does not know what to write into 't.txt'"),
+        (["trace", "-o", "t.npz", "--device", "sim:nobody"], "nobody"),
         (["trace", "-o", "/nowhere/t.npz"], "no file that can be written"),
         (["trace", "-o", "t.npz", "--prompts", "none.txt"], "Cannot read the prompts in 'none.txt'"),
     ],

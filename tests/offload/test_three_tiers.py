@@ -19,6 +19,7 @@ from dali.hardware.cost import disk_costs
 from dali.kernels import native
 from dali.llm import LLM
 from dali.loading.room import HEADROOM
+from dali.measure.explained import Explained
 from dali.measure.recorder import record
 from dali.policies import Policies, create
 from dali.replay import timeline
@@ -94,6 +95,21 @@ def test_not_a_bit_changes(monkeypatch, saved, machine, expected, family, more, 
     assert (vram < LAYERS[family] + 1) == (tiers["accelerator"] == 0)  # one slot is for copies
     if more == 100:  # room for all: each is read once
         assert disk.reads <= LAYERS[family] * llm.loaded.pool.experts
+
+
+@pytest.mark.parametrize("slots", [4, 8])
+def test_what_was_read_is_told_and_computed_after_its_read(monkeypatch, saved, machine, expected, slots):
+    llm = load(monkeypatch, saved["gpt_oss"], machine, slots, 8, prefetch="none")
+    explained, before = Explained(llm), sum(llm.telemetry.disk.misses)
+    assert same(answers(llm), expected["gpt_oss"])
+    steps = explained.steps()
+    assert sum(step.counts["read"] for step in steps) == sum(llm.telemetry.disk.misses) - before > 0
+    for step in steps:
+        read = {one.what: one.end for one in step.slices if one.lane == "disk"}
+        late = [one for one in step.slices if one.told.get("from") == "disk"]
+        assert {one.what for one in late} == read.keys()
+        assert all(one.start >= read[one.what] - 1e-9 for one in late)
+    assert "read" in explained.table().splitlines()[1]
 
 
 def test_times_are_modelled_whatever_the_schedule_and_this_machine(monkeypatch, saved, machine):

@@ -6,41 +6,56 @@ import csv
 import io
 import json
 import statistics
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import dali
+from dali.cli.flags.accelerator import SYSTEM, Accelerator
 from dali.cli.flags.always import Always
-from dali.cli.flags.kinds import one_of, whole, wholes
-from dali.cli.flags.model import Model
+from dali.cli.flags.explained import EXPLAIN, check_explain, explaining
+from dali.cli.flags.kinds import NAMES, one_of, whole, wholes
 from dali.cli.flags.option import flag
 from dali.cli.flags.verb import Verb
 from dali.cli.model import find_model, load_model
-from dali.cli.terminal import passing_note
+from dali.cli.terminal import log, meter, passing_note
 from dali.errors import UsageError
 from dali.loading.locate import DEFAULT_MODEL
+from dali.options import LoadOptions
 from dali.units import size
 
 if TYPE_CHECKING:
     from dali.llm import LLM
     from dali.measure.bench import Measurement
+    from dali.offload.accelerated import AcceleratedExperts
 
 PROMPT, GENERATE, REPETITIONS = (512,), (128,), 5  # llama-bench's
 LAYOUTS = ("md", "csv", "json", "jsonl")
 LENGTHS = wholes(0)
+SHARES = ("roofline", "experts", "dense", "attention", "rest")
 
 
 @dataclass(frozen=True)
-class Settings(Always, Model):
+class Settings(Always, Accelerator):
     n_prompt: tuple[int, ...] | None = flag(
         "bench", LENGTHS, "prompt lengths to measure; 0 leaves it out (default: 512)", "-p"
     )
     n_gen: tuple[int, ...] | None = flag(
         "bench", LENGTHS, "numbers of tokens to generate; 0 leaves it out (default: 128)", "-n"
     )
+    batch: int | None = flag("bench", whole(1), "sequences at once (default: 1)")
+    compare: tuple[str, ...] | None = flag(
+        "bench",
+        NAMES,
+        "systems to measure in turns, in place of --system, as default,fiddler,lru (see --list-policies of run)",
+    )
     repetitions: int | None = flag(
         "bench", whole(1), "measured runs of each, after one to warm up (default: 5)", "-r"
+    )
+    explain: str | None = flag(
+        "bench", EXPLAIN, "say which experts went where and why, the warming up included, as `dali run` does"
     )
     output: str | None = flag("bench", one_of(LAYOUTS, "FORMAT"), f"{', '.join(LAYOUTS)} (default: md)", "-o")
 
@@ -48,10 +63,10 @@ class Settings(Always, Model):
 VERB = Verb(
     "bench",
     "Measure tokens a second on random tokens: pp512 computes a prompt of 512, tg128 generates 128. Beside them what "
-    "share of the memory's read bandwidth, measured in the same run, generation reaches, and where its time goes. All of it on "
-    "the CPU. MODEL is as for `dali run`.",
+    "share of the memory's read bandwidth, measured in the same run, generation reaches, and where its time goes. On a simulated "
+    "accelerator times are modelled, and there is no such share. MODEL is as for `dali run`.",
     Settings,
-    headings=("bench", "model"),
+    headings=("bench", "model", "accelerator"),
     words="[MODEL]",
 )
 
@@ -68,22 +83,32 @@ def main(settings: Settings) -> int:
             "There is nothing to measure: -p and -n are 0.", "Leave one of them out, or give it a number."
         )
     model = settings.words[0] if settings.words else settings.model or DEFAULT_MODEL
+    systems = _systems(settings)
     options = settings.load_options()
+    if systems:
+        options = replace(options, policy=systems[0])
+    if settings.explain is not None:
+        check_explain(settings.explain, options)
     directory = find_model(model, settings)
     llm = load_model(model, directory, options)
     from dali.measure.bench import Test, measure
 
-    tests = [Test(length, 0) for length in prompts if length] + [
-        Test(0, length) for length in generations if length
+    batch = settings.batch or 1
+    tests = [Test(length, 0, batch) for length in prompts if length] + [
+        Test(0, length, batch) for length in generations if length
     ]
     passing_note("Measuring ...")
     rows = []
-    for measurement in measure(llm, tests, settings.repetitions or REPETITIONS):
-        rows.append(_row(llm, measurement))
-        if settings.output == "jsonl":
-            passing_note()
-            print(json.dumps(rows[-1]), flush=True)
-    passing_note()
+    ways = _ways(llm, options, systems) or [lambda: llm]
+    named: list[str | None] = [*systems] or [None]
+    with explaining(llm, settings.explain):
+        for measurements in measure(ways, tests, settings.repetitions or REPETITIONS):
+            for name, measurement in zip(named, measurements, strict=True):
+                rows.append(_row(llm, measurement, batch, name))
+                if settings.output == "jsonl":
+                    passing_note()
+                    print(json.dumps(rows[-1]), flush=True)
+        passing_note()
     if settings.output == "json":
         print(json.dumps(rows, indent=2))
     elif settings.output == "csv":
@@ -93,7 +118,49 @@ def main(settings: Settings) -> int:
     return 0
 
 
-def _row(llm: LLM, measurement: Measurement) -> dict[str, Any]:
+def _systems(settings: Settings) -> list[str]:
+    """The systems to compare, by their own names. UsageError: they are unknown, or something else says what they would."""
+    if settings.compare is None:
+        return []
+    for name in ("system", "assign", "prefetch", "cache", "n_cpu_moe", "cpu_moe", "lossy", "explain"):
+        if getattr(settings, name) not in (None, False):
+            raise UsageError(
+                f"--compare measures whole systems, so no --{name.replace('_', '-')}.",
+                "Leave one of both out.",
+            )
+    if settings.device is None or not settings.device.startswith("sim:"):
+        raise UsageError(
+            f"--compare is of systems over a simulated accelerator so far, and the device is {settings.device or 'cpu'}.",
+            "Give --device sim:PROFILE.",
+        )
+    found = [str(SYSTEM.parse(name)) for name in settings.compare]
+    if len(set(found)) < len(found):
+        raise UsageError("--compare names a system twice.", "Name each once.")
+    return found
+
+
+def _ways(llm: LLM, options: LoadOptions, systems: list[str]) -> list[Callable[[], LLM]]:
+    """Of each system what puts the model under it; the first is the one that the model was loaded with."""
+    from dali.offload.build import accelerate
+
+    def under(experts: AcceleratedExperts) -> LLM:
+        if llm.accelerated is not experts:
+            llm.accelerate(experts)
+        return llm
+
+    if not systems or llm.accelerated is None:
+        return []
+    if llm.loaded.disk is not None:
+        raise UsageError(
+            f"RAM has no room for all experts of {llm.name}, and what one system leaves there another would find.",
+            "Measure each by itself, with --system in place of --compare.",
+        )
+    others = [replace(options, policy=system) for system in systems[1:]]
+    made = [llm.accelerated, *(accelerate(llm.loaded, llm.engine, one, meter, log.info) for one in others)]
+    return [partial(under, experts) for experts in made]
+
+
+def _row(llm: LLM, measurement: Measurement, batch: int, system: str | None) -> dict[str, Any]:
     """One test under llama-bench's keys, and dali's own after them. Times in nanoseconds, rates in 1/s."""
     import torch
 
@@ -112,6 +179,10 @@ def _row(llm: LLM, measurement: Measurement) -> dict[str, Any]:
         "cache_type": llm.engine.cache_type,
         "n_prompt": test.prompt,
         "n_gen": test.generate,
+        "n_sequences": batch,
+        "device": "cpu" if llm.executor is None else llm.executor.device.name,
+        "system": system or (None if llm.accelerated is None else llm.accelerated.system),
+        "modelled": llm.telemetry.modelled,
         "test_time": datetime.now(UTC).isoformat(timespec="seconds"),
         "avg_ns": round(statistics.mean(nanoseconds)),
         "stddev_ns": round(_deviation(nanoseconds)),
@@ -147,8 +218,10 @@ def _csv(rows: list[dict[str, Any]]) -> str:
 
 def _table(rows: list[dict[str, Any]]) -> str:
     """As llama-bench prints it; Markdown."""
-    head = ("model", "size", "threads", "test", "t/s", "roofline", "experts", "dense", "attention", "rest")
-    lines = [head, *map(_cells, rows)]
+    accelerated = rows[0]["device"] != "cpu"
+    head = ["model", "size", "threads", "test", "t/s", *(("device", "system") if accelerated else SHARES)]
+    head[4] += ", modelled" if rows[0]["modelled"] else ""
+    lines = [head, *([*_cells(row), *(_under(row) if accelerated else _shares(row))] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     text = [
         "| "
@@ -168,14 +241,19 @@ def _table(rows: list[dict[str, Any]]) -> str:
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
-    percents = (row[f"{part}_percent"] for part in ("roofline", "experts", "dense", "attention", "rest"))
-    shown = ("-" if percent is None else f"{percent:.0f} %" for percent in percents)
-    speed = f"{row['avg_ts']:.2f} ± {row['stddev_ts']:.2f}"
     return (
         f"{row['model_filename']} {row['model_type']}{', q8 cache' if row['cache_type'] == 'q8' else ''}",
         size(row["model_size"]),
         str(row["n_threads"]),
         row["test"],
-        speed,
-        *shown,
+        f"{row['avg_ts']:.2f} ± {row['stddev_ts']:.2f}",
     )
+
+
+def _under(row: dict[str, Any]) -> tuple[str, str]:
+    return row["device"], row["system"] or "-"
+
+
+def _shares(row: dict[str, Any]) -> list[str]:
+    percents = (row[f"{part}_percent"] for part in SHARES)
+    return ["-" if percent is None else f"{percent:.0f} %" for percent in percents]

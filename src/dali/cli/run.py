@@ -15,6 +15,7 @@ from dali.cli.chat.loop import chat
 from dali.cli.chat.template import read_template
 from dali.cli.flags.always import Always
 from dali.cli.flags.chat import Chat
+from dali.cli.flags.explained import EXPLAIN, check_explain, explaining
 from dali.cli.flags.option import SWITCH, flag
 from dali.cli.flags.prefixes import Prefixes
 from dali.cli.flags.verb import Verb
@@ -33,6 +34,12 @@ from dali.store.cache import cache_root
 class Settings(Always, Prefixes, Chat):
     list_devices: bool = flag("accelerator", SWITCH, "say what --device can be here, and leave")
     list_policies: bool = flag("accelerator", SWITCH, "say what --system can be, and leave")
+    explain: str | None = flag(
+        "experts",
+        EXPLAIN,
+        "say at the end which experts went where, why, and how long it took; into a FILE, all of it (.json: trace events for "
+        "ui.perfetto.dev) or a picture of one step (.svg)",
+    )
 
 
 VERB = Verb(
@@ -42,7 +49,7 @@ VERB = Verb(
     "left out, the small model that ships inside answers. The PROMPT may also come on stdin, all of whose lines are one prompt; "
     "it is not read where a PROMPT is given.",
     Settings,
-    headings=("answer", "prompt", "model", "accelerator"),
+    headings=("answer", "prompt", "model", "accelerator", "experts"),
     words="[MODEL] [PROMPT]",
 )
 
@@ -58,6 +65,8 @@ def main(settings: Settings) -> int:
     if settings.device is not None and settings.device.startswith("cuda"):
         check_gpu(settings.device)
     options = settings.load_options()
+    if settings.explain is not None:
+        check_explain(settings.explain, options)
     directory = _find(model, settings)  # first: a lone word that is no model gets its hint, whatever stdin is
     if prompt is None and not (sys.stdin and sys.stdin.isatty()):
         prompt = _read_stdin()
@@ -66,12 +75,13 @@ def main(settings: Settings) -> int:
     template = None if settings.chat_template is None else read_template(settings.chat_template)
     llm = load_model(model, directory, options, chat=not settings.raw, template=template)
     conversation = Conversation(llm, settings)
-    if prompt is None:
-        chat(conversation, model, settings.verbose)
-    else:
-        answer = conversation.answer_to(prompt)
-        answer.stream()
-        log.info(styled(answer.summary(settings.verbose), DIM))
+    with explaining(llm, settings.explain):
+        if prompt is None:
+            chat(conversation, model, settings.verbose)
+        else:
+            answer = conversation.answer_to(prompt)
+            answer.stream()
+            log.info(styled(answer.summary(settings.verbose), DIM))
     return 0
 
 

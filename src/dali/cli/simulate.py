@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import os
 import shlex
-import tempfile
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
-from pathlib import Path
 from typing import Literal
 
 import dali
 from dali.cli.flags.always import Always
+from dali.cli.flags.explained import EXPLAIN, FILES, TABLE, write_explained
 from dali.cli.flags.kinds import COUNTS, FILE, NAMES, whole
 from dali.cli.flags.option import SWITCH, Kind, flag
 from dali.cli.flags.verb import Verb
+from dali.cli.flags.written import check_suffix, check_written, write_whole
 from dali.cli.importing import importing
 from dali.cli.terminal import log, passing_note
-from dali.errors import DaliError, UsageError
+from dali.errors import UsageError
 from dali.hardware import own
 from dali.hardware.profile import OWN
 from dali.replay.ray_pool import check_ray
@@ -77,7 +75,12 @@ class Settings(Always):
     )
     json: str | None = flag("output", FILE, 'write the rows here, as {"rows": [...]}')
     html: str | None = flag("output", FILE, "write a self-contained report with plots here")
-    explain: bool = flag("output", SWITCH, "say what the table's columns mean")
+    explain: str | None = flag(
+        "output",
+        EXPLAIN,
+        "say what the table's columns mean; into a FILE, of a single replay, what each expert did and why (.json: events for "
+        "ui.perfetto.dev) or a picture of one step (.svg)",
+    )
 
 
 VERB = Verb(
@@ -94,12 +97,14 @@ def main(settings: Settings) -> int:
     if not settings.words:
         raise UsageError("`dali simulate` needs a trace.", "Record one: `dali trace MODEL -o FILE.npz`.")
     for file in (settings.json, settings.html):
-        if file is not None and (Path(file).is_dir() or not os.access(Path(file).parent, os.W_OK)):
-            raise UsageError(f"{file!r} is no file that can be written.", "Name one in a writable folder.")
+        if file is not None:
+            check_written(file)
     if settings.cache_only and (settings.profile or settings.shape):
         raise UsageError("--cache-only has no times, so no --profile and no --shape.", "Leave them out.")
     if settings.ram and settings.cache_only:
         raise UsageError("--cache-only has no disk beneath the cache, so no --ram.", "Leave one of both out.")
+    if settings.explain:
+        _check_explained(settings)
     if settings.workers == RAY:
         check_ray()
     passing_note("Reading the traces ...")
@@ -120,19 +125,37 @@ def main(settings: Settings) -> int:
         settings.cache_only,
         settings.ram or (),
     )
+    if settings.explain and len(planned) != 1:
+        raise UsageError(
+            f"--explain {settings.explain} is of one replay, and these are {len(planned)}.",
+            "Name one trace, and one of --policy, --cache-slots, --batch, --profile and --shape.",
+        )
     outcomes = sweep.sweep(
         planned, lambda done: passing_note(f"Replayed {done} of {len(planned)} cells"), settings.workers
     )
     try:  # files first: whoever reads the table may stop in the middle of it
         if settings.json is not None:
-            _write(settings.json, table.as_json(outcomes))
+            write_whole(settings.json, table.as_json(outcomes))
         if settings.html is not None:
             passing_note("Drawing ...")
-            _write(settings.html, page.page(outcomes, planned, _made(settings)))
+            write_whole(settings.html, page.page(outcomes, planned, _made(settings)))
+        if settings.explain:
+            write_explained(settings.explain, sweep.explained(planned[0]), "modelled")
     finally:  # a full disk must not take the table, too
         passing_note()
-        print(table.table(outcomes, settings.explain))
+        print(table.table(outcomes, settings.explain == TABLE))
     return 0
+
+
+def _check_explained(settings: Settings) -> None:
+    assert settings.explain is not None
+    check_suffix(settings.explain, "explain", FILES)
+    for name in ("cache_only", "ram"):
+        if getattr(settings, name):
+            raise UsageError(
+                f"--explain FILE is of an accelerator's timeline, so no --{name.replace('_', '-')}.",
+                "Leave one of both out.",
+            )
 
 
 def _profile(settings: Settings) -> str:
@@ -159,25 +182,3 @@ def _made(settings: Settings) -> str:
         if value is not True:
             words.append(",".join(map(str, value)) if isinstance(value, tuple) else str(value))
     return f"Made on {date.today()} by dali {dali.__version__}: {shlex.join(words)}"
-
-
-def _write(name: str, text: str) -> None:
-    """A whole file or none."""
-    path = Path(name)
-    temporary = None
-    try:
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
-        ) as file:
-            temporary = Path(file.name)
-            file.write(text)
-        os.chmod(temporary, 0o644)
-        temporary.replace(path)
-    except OSError as error:
-        raise DaliError(
-            f"Cannot write {name} ({error.strerror or error}).", "Name a file in a writable folder."
-        ) from error
-    finally:
-        if temporary is not None:
-            with suppress(OSError):  # it was renamed
-                temporary.unlink()

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dali.cli.chat.conversation import check_prompt
+from dali.cli.flags.accelerator import Accelerator
 from dali.cli.flags.always import Always
 from dali.cli.flags.kinds import COUNTS, FILE, whole
-from dali.cli.flags.model import Model
 from dali.cli.flags.option import SWITCH, flag
 from dali.cli.flags.sampling import Sampling
 from dali.cli.flags.verb import Verb
+from dali.cli.flags.written import check_suffix, check_written, write_whole
 from dali.cli.model import find_model, load_model
 from dali.cli.plain_text import plain_text
 from dali.cli.terminal import log, meter
@@ -25,13 +25,15 @@ from dali.units import size
 if TYPE_CHECKING:
     from dali.replay.traces.trace import Trace
 
+PLOTS = {".html": "a page with plots"}
 TOKENS = 128  # of an answer, unless told otherwise
 
 
 @dataclass(frozen=True)
-class Settings(Always, Model, Sampling):
+class Settings(Always, Accelerator, Sampling):
     output: str | None = flag("trace", FILE, "the trace to write", "-o")
     prompts: str | None = flag("trace", FILE, "prompts, one a line (default: stdin)")
+    plot: str | None = flag("trace", FILE, "draw the routing, and what caches make of it, into an .html file")
     hidden: bool = flag("trace", SWITCH, "record gate inputs, embeddings and predictions too")
     batch: tuple[int, ...] | None = flag("trace", COUNTS, "sequences side by side in a step (default: 1)")
     import_: str | None = flag(
@@ -44,11 +46,11 @@ class Settings(Always, Model, Sampling):
 
 VERB = Verb(
     "trace",
-    "Answer prompts on the CPU and record which experts each token was routed to, with weights and scores, for `dali simulate`. "
+    "Answer prompts and record which experts each token was routed to, with weights and scores, for `dali simulate`. "
     "MODEL is as for `dali run`. Prompts come one a line, from a file or on stdin. With --import, what another tool recorded "
     "is made such a trace instead; MODEL is then only its name.",
     Settings,
-    headings=("trace", "import", "answer", "model"),
+    headings=("trace", "import", "answer", "model", "accelerator"),
     words="[MODEL] -o FILE.npz",
 )
 
@@ -64,10 +66,9 @@ def main(settings: Settings) -> int:
     if len(settings.batch or (1,)) > 1:
         raise UsageError("`dali trace` records one batch size at a time.", "Give one number to --batch.")
     output = Path(settings.output)
-    if output.is_dir() or not os.access(output.parent, os.W_OK):
-        raise UsageError(
-            f"{settings.output!r} is no file that can be written.", "Name one in a writable folder."
-        )
+    check_written(settings.output)
+    if settings.plot is not None:
+        check_suffix(settings.plot, "plot", PLOTS)
     if settings.import_ is not None:
         return _convert(settings, settings.import_, output)
     if settings.experts is not None:
@@ -76,6 +77,11 @@ def main(settings: Settings) -> int:
         )
     model = settings.words[0] if settings.words else settings.model or DEFAULT_MODEL
     options = settings.load_options()
+    if options.device_kind == "cuda":
+        raise UsageError(
+            f"On {options.device} no router can be watched.",
+            "Leave --device out: tokens are routed alike wherever experts are computed.",
+        )
     directory = find_model(model, settings)
     prompts = _prompts(settings.prompts)
 
@@ -94,7 +100,7 @@ def main(settings: Settings) -> int:
         **settings.sampling() | {"max_tokens": settings.predict or TOKENS},
     )
     trace.write(output, recorded)
-    _report(recorded, output)
+    _report(recorded, output, settings.plot)
     return 0
 
 
@@ -110,18 +116,23 @@ def _convert(settings: Settings, foreign: str, output: Path) -> int:
     trace.write(output, found)
     for note in notes:
         log.info(note)
-    _report(found, output)
+    _report(found, output, settings.plot)
     return 0
 
 
-def _report(recorded: Trace, output: Path) -> None:
-    """Say what was written."""
+def _report(recorded: Trace, output: Path, plot: str | None) -> None:
+    """Say what was written, and draw it."""
     answers = int(recorded.phase.sum())  # 1 is a generated token
     sequences = "1 sequence" if recorded.sequences == 1 else f"{recorded.sequences} sequences"
     log.info(
         f"{output}: {sequences}, {recorded.tokens - answers} prompt + {answers} answer tokens, "
         f"{recorded.layers} layers, {size(output.stat().st_size)}"
     )
+    if plot is not None:
+        from dali.replay.report import routing
+
+        write_whole(plot, routing.page(recorded))
+        log.info(f"{plot}: {PLOTS['.html']}")
 
 
 def _prompts(file: str | None) -> list[str]:

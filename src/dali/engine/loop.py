@@ -24,6 +24,9 @@ class Loop:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
+        self.watch: Callable[[Callable[[], object]], None] | None = (
+            None  # does each step, for whoever looks on
+        )
         self._process = os.getpid()
         self._turn = Condition()
         self._stepper: int | None = None  # the thread that is in the engine's step
@@ -127,7 +130,10 @@ class Loop:
                 if enough():
                     return
                 self._stepper = me
-            self.engine.step()
+            if self.watch is None:
+                self.engine.step()
+            else:
+                self.watch(self.engine.step)
         finally:
             if self._stepper == me:
                 with self._turn:

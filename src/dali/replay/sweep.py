@@ -19,12 +19,14 @@ from dali.replay import eviction
 from dali.replay.bounds import LeastSeconds, pooled_belady
 from dali.replay.cells import Cell, read_trace, slots_of, steps_of
 from dali.replay.disk import columns, pools
+from dali.replay.explain.slices import LayerStep, explain
 from dali.replay.ray_pool import ray_map
 from dali.replay.shapes import shape_of
 from dali.replay.spans import timeline
 from dali.replay.steps import CHUNK, Forward
 from dali.replay.timeline import SCRATCH, Result, Timeline, dense_seconds
 from dali.replay.traces.trace import Trace
+from dali.runtime.journal import Journal
 from dali.systems import System
 
 PARALLEL_EVENTS = 200_000  # from so many (step, layer) events on, other processes pay for their start
@@ -111,6 +113,15 @@ def _timeline(cell: Cell, trace: Trace) -> Timeline:
     policies = system.create(trace.layers, trace.experts, trace.top_k, slots, cell.seed)
     model = shape.costs(profiles.load(cell.profile), max(CHUNK, cell.batch))
     return Timeline(trace, policies, shape, model, slots, system.guarded)
+
+
+def explained(cell: Cell) -> list[LayerStep]:
+    """What each expert did in a cell's replay, and why."""
+    trace = read_trace(cell.trace)
+    replay = _timeline(cell, trace)
+    replay.journal = Journal(replay.costs)
+    replay.run(steps_of(cell.trace, cell.batch, cell.tokens))
+    return explain(replay.journal, trace.top_k)
 
 
 def _warm(cell: Cell, trace: Trace, steps: Sequence[Forward]) -> Outcome:

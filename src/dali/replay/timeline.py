@@ -34,6 +34,7 @@ from dali.replay.residency import Link, Residency
 from dali.replay.shapes import Shape
 from dali.replay.steps import Forward
 from dali.replay.traces.trace import Array, Trace
+from dali.runtime.journal import Journal
 
 DRAWN = 6  # layers of a step are kept to be drawn
 FORESEEING = "next_router"  # whose predictions read ahead, as in live runs
@@ -97,6 +98,7 @@ class Timeline:
         self._predicted_ahead = trace.predicted.get((FORESEEING, 1)) if reads_ahead else None
         self._foresees = self.predictor is None
         self._guards = Guards(decisions.assign, model.costs, trace.layers, guarded, self.predicts)
+        self.journal: Journal | None = None  # where somebody asks why
         self._now = self._step_began = 0.0
         self._period = Period()
         self._dense = dense_seconds(shape, model)
@@ -317,8 +319,10 @@ class Timeline:
             if self._tier is None or self._tier.holds(target, expert):
                 residency.fetch(target, expert)
 
-    def _count(self, layer: int, workload: Sequence[int], view: ResidencyView, plan: LayerPlan) -> None:
+    def _count(self, layer: int, workload: list[int], view: ResidencyView, plan: LayerPlan) -> None:
         result = self.result
+        if self.journal is not None:
+            self.journal.note(layer, workload, view, plan, self.residency.scratch(layer), self._now)
         active = [expert for expert, tokens in enumerate(workload) if tokens]
         result.hits[layer] += len(view.resident & set(active))
         result.lookups[layer] += len(active)

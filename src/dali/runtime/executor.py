@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from dali.devices import COMPUTE, HOST, Device
+from dali.devices.clock import VirtualClock
 from dali.errors import DaliError
 from dali.hardware.cost import CostModel
 from dali.kernels.dispatch import compute_experts
@@ -32,6 +33,7 @@ from dali.policies.guard import Guards, Period
 from dali.policies.lanes import group_size
 from dali.policies.plan import LayerPlan, ResidencyView
 from dali.policies.signals import Signals
+from dali.runtime.journal import Journal
 from dali.runtime.layer_step import Staged, Step, join
 from dali.runtime.loans import by_arrival
 from dali.runtime.prefetch import Predictor, Prefetcher
@@ -99,6 +101,7 @@ class Executor:
         )
         self.replacement = Replacement(decisions, guards, residency)
         self.period = Period()
+        self.journal: Journal | None = None  # where somebody asks why
         self._failed = False
         for layer in range(pool.layers):
             residency.place(layer, decisions.initial(layer) if residency.resident_slots else ())
@@ -107,6 +110,11 @@ class Executor:
     def layer(self, index: int) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
         """MoE layer `index` as transformers calls an experts module."""
         return partial(self.run, index)
+
+    def keep_journal(self, clock: VirtualClock) -> Journal:
+        """Take note of each layer's step from now on."""
+        self.journal = Journal(self._costs, clock)
+        return self.journal
 
     def run(self, layer: int, hidden: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
         """hidden [tokens, hidden], ids and weights [tokens, top_k] -> [tokens, hidden] in hidden's dtype.
@@ -167,6 +175,8 @@ class Executor:
             residency.residents(layer),
             self.prefetcher.predict_seconds,
         )
+        if self.journal is not None:
+            self.journal.note(layer, workload, view, plan, residency.scratch(layer), started)
 
         step = self._queue(layer, hidden, routed, workload, plan, view)
         if (work := self._beside[layer]) is not None:
@@ -199,6 +209,8 @@ class Executor:
         plan, missing = by_arrival(
             plan, self._loans.note(layer, [*plan.cpu, *plan.fetch]), workload, self._costs
         )
+        if self.journal is not None:
+            self.journal.arrange(plan, missing)
         rows = self._workspace.take("rows", routed.numel(), hidden.shape[1], torch.float32, hidden.device)
         pairs, offsets = order_pairs(routed, workload, [*plan.cpu, *plan.gpu])
         step = Step(layer, workload, pairs, offsets, self.device.adopt(hidden.contiguous()), rows)

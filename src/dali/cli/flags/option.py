@@ -18,6 +18,9 @@ class Kind:
     expected: str
     parse: Callable[[str], Any]
     near: Mapping[str, str] = field(default_factory=dict)
+    takes: Callable[[str], bool] | None = (
+        None  # a flag without a value is "true", unless this is so of the next word
+    )
 
 
 def _true_or_false(text: str) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, NoReturn, TypeVar
 
@@ -36,7 +36,7 @@ class Parser(argparse.ArgumentParser):
         if {"-m", "-p", "--model", "--prompt"} & words:  # llama.cpp's
             fix = f"Model and prompt come without a flag: `dali run model.gguf hello`. {fix}"
         elif {"--device", "--vram"} & words:
-            fix = f"`dali run` and `dali serve` take an accelerator; `dali simulate` models one with --profile. {fix}"
+            fix = f"`dali run`, `serve`, `bench` and `trace` take one; `dali simulate` models one with --profile. {fix}"
         elif message.startswith("unrecognized"):
             meant = [near_flag(word[2:], self.flags) for word in sorted(words) if word.startswith("--")]
             fix = f"Did you mean --{meant[0]}? {fix}" if meant and meant[0] else fix
@@ -51,7 +51,7 @@ class _Collect(argparse.Action):
     ) -> None:
         if name is None or not name.startswith("--"):
             name = next(long for long in self.option_strings if long.startswith("--"))
-        text = value if self.nargs is None else "true"
+        text = "true" if self.nargs == 0 else value
         setattr(given, self.dest, [*(getattr(given, self.dest) or []), (text, name)])
 
 
@@ -80,7 +80,7 @@ class Verb(Generic[Settings]):
                 f"There is no {min(layers)}: dali shares out experts itself, not layers.",
                 "Leave it out; `dali run` takes --device for the accelerator and --vram for its memory.",
             )
-        given = self._parser().parse_intermixed_args(arguments[:end])
+        given = self._parser().parse_intermixed_args(list(_with_values(arguments[:end], self.options)))
         texts = {
             option.key: _from_flags(option, given) or _from_environment(option) for option in self.options
         }
@@ -117,6 +117,13 @@ class Verb(Generic[Settings]):
                     _add(group, option)
         group.add_argument("-h", "--help", action="help", help="show this")
         return parser
+
+
+def _with_values(arguments: Sequence[str], options: Sequence[Option]) -> Iterator[str]:
+    """The arguments, with a value for each flag that may go without one and is followed by what is none."""
+    takes = {f"--{option.name}": option.kind.takes for option in options if option.kind.takes is not None}
+    for word, following in zip(arguments, [*arguments[1:], ""], strict=False):
+        yield f"{word}=true" if word in takes and not takes[word](following) else word
 
 
 def _add(group: argparse._ArgumentGroup, option: Option) -> None:

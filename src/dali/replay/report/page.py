@@ -15,6 +15,7 @@ from dali.errors import UsageError
 from dali.replay import eviction
 from dali.replay.cells import Cell, read_trace
 from dali.replay.report import on_disk, plots
+from dali.replay.report.routing import usage
 from dali.replay.report.table import GROUP, HEADINGS, columns, notes, ranked, shown, sizes
 from dali.replay.steps import forwards
 from dali.replay.sweep import Outcome, Row
@@ -73,7 +74,7 @@ def _trace_section(trace: Trace, pairs: Sequence[Pair]) -> str:
         figures = [_figure(*drawn) for drawn in on_disk.figures(trace, rows)]
     else:
         figures = [_curves(trace, first), *_speeds(rows), *_lanes(first, pairs)]
-    figures += [_layers(first, pairs), _usage(trace)]
+    figures += [_layers(first, pairs), usage(trace)]
     sequences = "1 sequence" if trace.sequences == 1 else f"{trace.sequences} sequences"
     about = (
         f"{trace.meta['model']}: {sequences}, {trace.tokens} tokens, {trace.layers} MoE layers, "
@@ -136,18 +137,6 @@ def _layers(first: Cell, pairs: Sequence[Pair]) -> str:
     room = f"{first.cache_slots} slots" if first.ram is None else f"RAM {first.ram}"
     title = f"Hit rate by layer: batch {first.batch}, {room}."
     return _figure(title, plots.heat_map(best, "layer", 1.0))
-
-
-def _usage(trace: Trace) -> str:
-    uses = [
-        np.bincount(trace.ids[:, layer].ravel(), minlength=trace.experts) for layer in range(trace.layers)
-    ]
-    most = float(max(layer.max() for layer in uses)) / trace.tokens
-    shares = {f"layer {index}": (layer / trace.tokens).tolist() for index, layer in enumerate(uses)}
-    return _figure(
-        "How often a layer's experts are used, a token.",
-        plots.heat_map(shares, "expert", most),
-    )
 
 
 def _locality(trace: Trace) -> str:

@@ -9,8 +9,8 @@ COLOURS = (
     "#0b62a4", "#d1495b", "#2e8b57", "#e08e0b", "#7b4fa3", "#0f9ba8", "#8c564b", "#c2569b",
     "#5a7d2a", "#444444", "#3f88c5", "#b8860b", "#a23e48", "#1b998b", "#6a4c93", "#7f7f7f",
 )  # fmt: skip
-LANES = {"cpu": "#e08e0b", "link": "#7b4fa3", "gpu": "#0b62a4"}
-LANE_NAMES = {"cpu": "CPU", "link": "link", "gpu": "accelerator"}
+LANES = {"cpu": "#e08e0b", "link": "#7b4fa3", "gpu": "#0b62a4", "disk": "#5a7d2a"}
+LANE_NAMES = {"cpu": "CPU", "link": "link", "gpu": "accelerator", "disk": "disk"}
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 640, 300, 60, 40, 12
 LINE = 16  # of a legend
 

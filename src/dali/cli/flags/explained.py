@@ -1,0 +1,77 @@
+"""--explain: what is told of experts, on stderr or in a file that says by its suffix what it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dali.cli.flags.option import SWITCH, Kind
+from dali.cli.flags.written import check_suffix, write_whole
+from dali.cli.terminal import log
+from dali.errors import UsageError
+from dali.options import LoadOptions
+
+if TYPE_CHECKING:
+    from dali.llm import LLM
+    from dali.replay.explain.slices import LayerStep
+
+TABLE = ""  # no file
+EVENTS, PICTURE = ".json", ".svg"
+FILES = {EVENTS: "trace events", PICTURE: "a picture of one step"}
+# A word after the flag is its file if it ends in one of these; else it is the next argument.
+FILE_LIKE = (*FILES, ".png", ".html", ".txt", ".pdf", ".jpg", ".csv", ".md")
+
+
+def _is_file(word: str) -> bool:
+    return Path(word).suffix.lower() in FILE_LIKE
+
+
+def _explain(text: str) -> str | None:
+    if _is_file(text):
+        return text
+    return TABLE if SWITCH.parse(text) else None
+
+
+EXPLAIN = Kind("[FILE]", "nothing, or a file that ends in .json or .svg", _explain, takes=_is_file)
+
+
+def check_explain(explain: str, options: LoadOptions) -> None:
+    """UsageError for what cannot be explained, or written."""
+    if explain != TABLE:
+        check_suffix(explain, "explain", FILES)
+    if options.device_kind == "cuda":
+        raise UsageError(
+            f"--explain tells of the CPU and of simulated accelerators so far, and the device is {options.device}.",
+            "Leave it out, or give --device sim:PROFILE.",
+        )
+
+
+@contextmanager
+def explaining(llm: LLM, explain: str | None) -> Iterator[None]:
+    """Tell at the end, however it comes, what experts did meanwhile."""
+    if explain is None:
+        yield
+        return
+    from dali.measure.explained import Explained
+
+    explained = Explained(llm)
+    try:
+        yield
+    finally:
+        if explain == TABLE:
+            log.info(explained.table())
+        else:
+            write_explained(explain, explained.steps(), explained.times, explained.about)
+
+
+def write_explained(name: str, steps: Sequence[LayerStep], times: str, about: str = "") -> None:
+    """Layers' steps into a file of the kind that its suffix says; `times`: "modelled" or "measured"; `about`: what else is to be
+    known of them."""
+    from dali.replay.explain import events, picture
+
+    suffix = Path(name).suffix.lower()
+    told = f"Times are {times}. {about}".rstrip()
+    write_whole(name, events.explained(steps, told) if suffix == EVENTS else picture.picture(steps, times))
+    log.info(f"{name}: {FILES[suffix]}, {times}")

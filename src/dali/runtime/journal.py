@@ -1,0 +1,83 @@
+"""What was decided in each layer's step, and what the lanes of a virtual clock did meanwhile: kept for those who ask why.
+
+Nothing of it is kept unless somebody asks before the steps begin, and asking changes no decision and no result.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import takewhile
+from typing import TYPE_CHECKING
+
+from dali.hardware.cost import ExpertCosts
+from dali.policies.plan import LayerPlan, ResidencyView
+from dali.policies.reasons import Reason, reasons
+
+if TYPE_CHECKING:  # a replay needs no torch, which devices import
+    from dali.devices.clock import Span, VirtualClock
+
+REMEMBERED = 20_000  # layers' steps: some 400 tokens of a model with 48 layers
+
+
+@dataclass(slots=True)
+class Note:
+    """One layer's step: what it was to compute, what the planner saw and decided. `began`: seconds on the clock, when its experts
+    began; `planned`: seconds they would take; `spans`: what ended from then until the next layer's experts began."""
+
+    step: int
+    layer: int
+    workload: list[int]
+    view: ResidencyView
+    plan: LayerPlan
+    waiting: tuple[int, ...]  # fetched ahead
+    began: float
+    read: tuple[int, ...] = ()  # from disk
+    spans: list[Span] = field(default_factory=list)
+
+    def reasons(self, costs: ExpertCosts) -> tuple[float, list[Reason]]:
+        """Seconds as planned, and why each expert is where it is."""
+        return reasons(self.plan, self.workload, self.view, self.waiting, costs)
+
+
+class Journal:
+    """The last layers' steps. `clock`: whose spans belong to them; None where there is none, as in a replay."""
+
+    def __init__(self, costs: ExpertCosts, clock: VirtualClock | None = None) -> None:
+        self.costs = costs
+        self.notes: deque[Note] = deque(maxlen=REMEMBERED)
+        self.steps = 0  # begun so far, forgotten ones included
+        self._clock = clock
+        self._last = -1  # layer
+        self._seen = clock.now if clock else 0.0
+
+    def note(
+        self,
+        layer: int,
+        workload: list[int],
+        view: ResidencyView,
+        plan: LayerPlan,
+        waiting: Sequence[int],
+        now: float,
+    ) -> None:
+        """A layer's step was planned; `waiting`: experts in scratch slots that wait for it."""
+        self.gather()
+        self.steps += layer <= self._last or not self.steps
+        self._last = layer
+        active = {expert for expert in (*plan.cpu, *plan.gpu) if expert in view.resident}
+        seen = ResidencyView(active, dict(view.in_flight), view.slots, view.link_free)
+        self.notes.append(Note(self.steps, layer, workload, seen, plan, tuple(waiting), now))
+
+    def arrange(self, plan: LayerPlan, read: Sequence[int]) -> None:
+        """Of the last note: the plan in the order in which its experts are carried out, those last that are `read` from disk."""
+        self.notes[-1].plan, self.notes[-1].read = plan, tuple(read)
+
+    def gather(self) -> None:
+        """Give the last note what has ended since."""
+        if self._clock is None or not self.notes:
+            return
+        ended = list(takewhile(lambda span: span.end > self._seen, reversed(self._clock.timeline)))
+        self.notes[-1].spans += reversed(ended)
+        if ended:
+            self._seen = ended[0].end
