@@ -20,7 +20,9 @@ VALUES = {
     "layer_overhead": 2e-5,
     "step_overhead": 4e-4,
     "attention_bandwidth": 30e9,
+    "attention_score": 1e-9,
     "attention_rate": 2e11,
+    "prompt_layer": 1e-3,
 }
 ACCELERATED = {
     "gpu_memory": 8 * 2**30,

@@ -41,7 +41,7 @@ SIZES = ModelSizes(
     gated=True,
     biased=False,
     dense=(Dense(1000, 1000, "linear"), Dense(100, 1000, "embedding"), Dense(100, 1000, "linear", head=True)),
-    kept=(Kept(1, 250, 250, None),) * 2,
+    kept=(Kept(1, 250, 250, None, 1),) * 2,
     context=1000,
     vocab=100,
     dtype="bfloat16",
@@ -78,6 +78,31 @@ def test_from_disk_what_ram_lacks_is_read():
     assert found.decode.low == pytest.approx(1 / even / (1 + MEASURED))
     assert found.decode.high == pytest.approx(1 / kind * (1 + MEASURED))
     assert 1 / even < found.decode.expected < 1 / kind
+
+
+def test_a_prompt_is_computed_in_chunks_each_of_which_reads_all_weights():
+    # Chunks of 2 tokens and 1 read the linear's 2 MB and the head's 0.2 each, and 3 and 2 of a layer's 4 experts.
+    weights = 2 * 2.2e6 + 2 * (3 + 2) * 1e6
+    # A token and layer: two norms and two sums of 1,000 values, a key and a query of 250 that are turned, 2 bytes each; a row of
+    # 1,000 values in 4 bytes of each of 2 experts, and their sum.
+    passes = 3 * 2 * (2 * 2000 * (2 + 3) + 2 * 500 * 10 + 4000 * 3)
+    found = predict(SIZES, profile(), replace(PLAN, chunk=2), prompt=3)
+    assert 3 / found.prompt.expected == pytest.approx((weights + passes) / BANDWIDTH)
+
+
+@pytest.mark.parametrize("window", [None, 1, 3, 5, 100])
+@pytest.mark.parametrize("chunk", [1, 3, 4, 512])
+def test_every_head_of_a_query_attends_to_what_the_window_leaves(window, chunk):
+    rate = Figure(1e6, "FLOP/s", "measured", "by hand")
+    slow = replace(profile(), figures={**profile().figures, "attention_rate": rate})
+
+    def seconds(queries: int) -> float:
+        sizes = replace(SIZES, kept=(SIZES.kept[0]._replace(window=window, queries=queries),))
+        return 7 / predict(sizes, slow, replace(PLAN, chunk=chunk), prompt=7).prompt.expected
+
+    pairs = sum(min(position, window or position) for position in range(1, 8))
+    turned = 7 * 3 * 250 * 2 * 10 / BANDWIDTH  # three more queries a token
+    assert seconds(4) - seconds(1) == pytest.approx(3 * pairs * 2 * (250 + 250) / 1e6 + turned)
 
 
 def test_several_sequences_share_experts():

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from dali.hardware.host import HostCosts
-from dali.hardware.profile import Table, load
+from dali.hardware.host import PASSES, HostCosts
+from dali.hardware.profile import Curve, Table, load
 from measured import measured
 
 
@@ -35,7 +35,7 @@ def test_a_router_likewise():
 
 def test_attention_goes_by_bytes_while_decoding_and_by_operations_in_a_prompt():
     costs = HostCosts(PROFILE)
-    assert costs.decoding_attention(3 * 10**6) == pytest.approx(1e-4)  # at 30 GB/s
+    assert costs.decoding_attention(3 * 10**6, 10**5) == pytest.approx(2e-4)  # at 30 GB/s, and 1 ns a score
     assert costs.prompt_attention(2 * 10**8) == pytest.approx(1e-3)  # at 0.2 TFLOP/s
 
 
@@ -44,13 +44,29 @@ def test_what_a_layer_and_a_step_take_is_as_measured():
     assert (costs.layer, costs.step) == (2e-5, 4e-4)
 
 
+def test_passes_go_by_the_curve_between_sizes_that_were_measured_and_as_at_the_last_ones_beyond():
+    curve = Curve(PASSES, "bytes of a tensor", "B/s", ((1e6, 80e9), (3e6, 40e9), (8e6, 10e9)), "made up")
+    costs = HostCosts(replace(PROFILE, curves=(curve,)))
+    assert costs.passes(10**6, 8) == pytest.approx(1e-4)
+    assert costs.passes(2 * 10**6, 3) == pytest.approx(1e-4)  # at 60 GB/s, half way
+    assert costs.passes(10**5, 8) == pytest.approx(1e-5)
+    assert costs.passes(10**7, 10) == pytest.approx(1e-2)
+
+
+def test_without_a_curve_passes_go_by_memory_as_do_experts_rows():
+    costs = HostCosts(PROFILE)
+    assert costs.passes(5 * 10**6, 10) == pytest.approx(1e-3)
+    assert costs.summed_rows(1000, 4, 25) == pytest.approx(1e-5)  # 100 kB written, 400 kB read
+    assert costs.prompt_layer == 1e-3
+
+
 def test_a_published_profile_gives_a_roofline():
     paper = load("paper")
     costs = HostCosts(paper)
     assert (costs.layer, costs.step) == (0.0, 0.0)
     assert costs.linear("w8", 1000, 1000, 10**6, 1) == pytest.approx(10**6 / paper["cpu_bandwidth"])
     assert costs.prompt_attention(10**9) == pytest.approx(10**9 / paper["cpu_rate"])
-    assert costs.decoding_attention(10**9) == pytest.approx(10**9 / paper["memory_bandwidth"])
+    assert costs.decoding_attention(10**9, 10**6) == pytest.approx(10**9 / paper["memory_bandwidth"])
 
 
 def test_a_format_without_a_table_goes_by_its_relative_else_by_the_roofline():

@@ -31,6 +31,7 @@ def small(monkeypatch):
         (dense, "TOKENS", (1, 4)),
         (dense, "CONTEXT", 64),
         (dense, "PROMPT", 8),
+        (dense, "PASSED", (1, 2)),
         (disk, "FILE", 2**24),
         (whole, "BESIDE", (1,)),
         (memory, "LEAST", 2**22),
@@ -38,7 +39,7 @@ def small(monkeypatch):
     ]:
         monkeypatch.setattr(module, name, value)
     monkeypatch.setattr("dali.probe.memory.native.read_seconds", lambda memory: 0.01)
-    monkeypatch.setattr("dali.probe.step.shipped_model", lambda: (decoded(), 8))
+    monkeypatch.setattr("dali.probe.step.shipped_model", lambda: (decoded(), prompted(), 8))
     monkeypatch.setattr("dali.probe.whole.check_gpu", _no_gpu)
     return lambda: next(times) / 100
 
@@ -51,10 +52,16 @@ def decoded():
     return SimpleNamespace(seconds=[1.0, 1.0, 1.0], shares={"rest": 0.2}, test=SimpleNamespace(generate=10))
 
 
+def prompted():
+    return SimpleNamespace(seconds=[0.5, 0.5, 0.5])
+
+
 def test_a_step_is_shared_out_between_its_layers_and_the_rest():
-    found = overheads(lambda: (decoded(), 8))  # 100 ms a token: 20 of the rest, and 10 of each layer
+    # 100 ms a token: 20 of the rest, and 10 of each layer
+    found = overheads(lambda: (decoded(), prompted(), 8))
     assert found.step.value == pytest.approx(0.02)
     assert found.layer.value == pytest.approx(0.01)
+    assert found.prompt_layer.value == pytest.approx(0.06)  # 500 ms without those 20, of 8 layers
 
 
 def test_a_profile_is_whole_and_says_where_each_figure_is_from(small):

@@ -262,12 +262,13 @@ def _kept(tensors: dict[str, Stored], text: dict[str, Any], layers: int) -> Iter
         own = {} if layer in recurrent else rows.get(layer, {})
         if latent := own.get("kv_a_proj_with_mqa"):
             rotary = _number(text, "qk_rope_head_dim", default=0)
-            yield Kept(1, latent - rotary, rotary, seen[layer])
+            yield Kept(1, latent - rotary, rotary, seen[layer], heads)
         elif key := own.get("k_proj", own.get("wk")):
-            yield Kept(groups, key // groups, own.get("v_proj", own.get("wv", key)) // groups, seen[layer])
+            value = own.get("v_proj", own.get("wv", key)) // groups
+            yield Kept(groups, key // groups, value, seen[layer], heads)
         elif both := own.get("qkv_proj", own.get("query_key_value", own.get("Wqkv"))):
             width = both // (heads + 2 * groups)
-            yield Kept(groups, width, width, seen[layer])
+            yield Kept(groups, width, width, seen[layer], heads)
 
 
 def _state(text: dict[str, Any], layers: int) -> int:

@@ -121,12 +121,13 @@ def _kept(tensors: Mapping[str, GgufTensor], keys: Keys, fields: Fields) -> Iter
         groups = max((heads or queries)[layer], 1)
         if latent := rows(layer, "attn_kv_a_mqa"):
             rotary = keys.key("rope.dimension_count", 0)
-            yield Kept(1, latent - rotary, rotary, seen[layer])
+            yield Kept(1, latent - rotary, rotary, seen[layer], queries[layer])
         elif key := rows(layer, "attn_k"):
-            yield Kept(groups, key // groups, (rows(layer, "attn_v") or key) // groups, seen[layer])
+            value = (rows(layer, "attn_v") or key) // groups
+            yield Kept(groups, key // groups, value, seen[layer], queries[layer])
         elif (both := rows(layer, "attn_qkv")) and not rows(layer, "ssm_out"):
             width = both // (queries[layer] + 2 * groups)
-            yield Kept(groups, width, width, seen[layer])
+            yield Kept(groups, width, width, seen[layer], queries[layer])
 
 
 def _state(fields: Fields, keys: Keys) -> int:

@@ -78,6 +78,7 @@ class Plan:
     vram: int = 0
     device: Device | None = None
     store: int = 0  # bytes that packed experts take on disk
+    chunk: int = STEP_TOKENS  # tokens of a prompt that a step computes
 
     @property
     def format(self) -> str:
@@ -220,7 +221,7 @@ def _on_disk(
         if none.tokens:
             raise no_context(plan.context, states(plan.context), none) from None
         raise too_small(sizes.name, none.least, ram, allowed) from None
-    return replace(plan, where=DISK, allowed=allowed, store=plan.experts, **shares._asdict())
+    return replace(plan, where=DISK, allowed=allowed, store=plan.experts, chunk=chunk, **shares._asdict())
 
 
 def _accelerated(sizes: ModelSizes, options: LoadOptions, plan: Plan, device: Device) -> Plan:

@@ -44,12 +44,14 @@ class Dense(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """What a layer keeps of a token: a key and a value of so many values for each of its heads; and how far back it attends."""
+    """What a layer keeps of a token: a key and a value of so many values for each of its heads; how far back it attends; and the
+    heads of its queries, each of which attends."""
 
     heads: int
     key: int
     value: int
     window: int | None
+    queries: int
 
 
 class ExpertFormat(NamedTuple):

@@ -1,6 +1,7 @@
 """How fast a model will be by a plan: pure functions of sizes and a profile. Every time from here is modelled.
 
     a decoding step = step + head + layers x (layer + linears + attention) + MoE layers x (router + top_k experts)
+    a prompt's step = the same with prompt_layer in layer's place, and passes over its activations
 
 as `hardware.host` and `hardware.cost` have their times. From disk, the experts of a token that RAM does not hold are read: at
 the slow end as many as if routing were even (hits = the share of experts in RAM), at the fast end as if half of that share's
@@ -15,13 +16,14 @@ spread, ROUGH where nobody measured.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from dali.doctor.plan import DISK, Plan
-from dali.doctor.sizes import ModelSizes
+from dali.doctor.sizes import ITEM, ModelSizes
 from dali.hardware.cost import CostModel, ExpertSize, disk_costs
-from dali.hardware.host import HostCosts
+from dali.hardware.host import NORMED, ROTATED, SUMMED, HostCosts
 from dali.hardware.profile import Profile
 
 PROMPT = 512  # tokens
@@ -41,7 +43,7 @@ class Interval(NamedTuple):
 
 @dataclass(frozen=True)
 class Prediction:
-    """Tokens a second of decoding (all sequences together) and of a prompt of 512, and seconds of loading the second time."""
+    """Tokens a second of decoding (all sequences together) and of a prompt, and seconds of loading the second time."""
 
     decode: Interval
     prompt: Interval
@@ -57,22 +59,29 @@ class _Misses(NamedTuple):
 
 
 def predict(
-    sizes: ModelSizes, profile: Profile, plan: Plan, context: int | None = None, batch: int = 1
+    sizes: ModelSizes,
+    profile: Profile,
+    plan: Plan,
+    context: int | None = None,
+    batch: int = 1,
+    prompt: int = PROMPT,
+    active: float | None = None,
 ) -> Prediction:
-    """How fast `plan` is. context: tokens that a sequence has by then, None for TYPICAL, if it may have them; batch:
-    sequences side by side. UsageError: the plan is by disk, and the profile does not say how fast that is."""
+    """How fast `plan` is. context: tokens that a sequence has by then, None for TYPICAL, if it may have them; batch: sequences
+    side by side; prompt: tokens of the prompt; active: experts of a layer that a step computes, None for as many as are met when
+    routing is even. UsageError: the plan is by disk, and the profile does not say how fast that is."""
     tokens = min(plan.context, TYPICAL) if context is None else context
     profile = plan.device.profile if plan.device is not None and plan.device.simulated else profile
     error = _error(profile)
-    speed = _Speed(sizes, profile, plan)
+    speed = _Speed(sizes, profile, plan, active)
     misses = _misses(plan)
     step = [speed.step(batch, batch * tokens, share) for share in misses]
     decode = Interval(*(batch / seconds for seconds in (step[2], step[1], step[0])))
-    prompt = PROMPT / speed.prompt(PROMPT, misses.many)
+    prefill = prompt / speed.prompt(prompt, misses.many)
     load = speed.load()
     return Prediction(
         _widened(decode, error),
-        _widened(Interval(prompt, prompt, prompt), error),
+        _widened(Interval(prefill, prefill, prefill), error),
         _widened(Interval(load, load, load), error),
     )
 
@@ -98,11 +107,26 @@ def _widened(interval: Interval, error: float) -> Interval:
     return Interval(interval.low / (1 + error), interval.expected, interval.high * (1 + error))
 
 
+def _pairs(before: int, tokens: int, window: int | None) -> int:
+    """Pairs of a token and one that it attends to, itself included, of so many tokens after those before."""
+    first, last = before + 1, before + tokens
+    if window is None or last <= window:
+        return (first + last) * tokens // 2
+    inside = max(window - before, 0)
+    return (first + before + inside) * inside // 2 + window * (tokens - inside)
+
+
+def _between(seconds: Sequence[float], tokens: float) -> float:
+    """Of so many tokens on average, by the times of whole ones."""
+    below = min(int(tokens), len(seconds) - 2)
+    return seconds[below] + (seconds[below + 1] - seconds[below]) * (tokens - below)
+
+
 class _Speed:
     """Seconds of the parts of a step."""
 
-    def __init__(self, sizes: ModelSizes, profile: Profile, plan: Plan) -> None:
-        self.sizes, self.profile, self.plan = sizes, profile, plan
+    def __init__(self, sizes: ModelSizes, profile: Profile, plan: Plan, active: float | None = None) -> None:
+        self.sizes, self.profile, self.plan, self.active = sizes, profile, plan, active
         self.host = HostCosts(profile)
         size = sum(layout.weights for layout in plan.layouts) // len(plan.layouts)
         name = plan.layouts[0].name
@@ -114,29 +138,53 @@ class _Speed:
 
     def step(self, tokens: int, attended: int, missing: float) -> float:
         """Of a decoding step of so many sequences, which attend to so many tokens in all."""
-        kept = sum(
-            each * min(attended, tokens * window if window else attended)
-            for each, window in self.states.layers
-        )
-        dense = self.dense(tokens, tokens) + self.host.decoding_attention(kept)
+        seen = [min(attended, tokens * kept.window) if kept.window else attended for kept in self.sizes.kept]
+        nbytes = sum(each * count for (each, _), count in zip(self.states.layers, seen, strict=True))
+        scores = sum(kept.queries * count for kept, count in zip(self.sizes.kept, seen, strict=True))
+        dense = self.dense(tokens, tokens) + self.host.decoding_attention(nbytes, scores)
         return dense + self.sizes.moe_layers * self.experts(tokens) + self.reads(tokens, missing)
 
     def prompt(self, tokens: int, missing: float) -> float:
-        """Of a prompt of so many tokens, in one step."""
-        pairs = tokens * (tokens + 1) // 2
-        flops = sum(2 * kept.heads * (kept.key + kept.value) * pairs for kept in self.sizes.kept)
-        dense = self.dense(tokens, 1) + self.host.prompt_attention(flops)
+        """Of a prompt of so many tokens, in steps of a chunk each."""
+        chunk = self.plan.chunk
+        return sum(
+            self._chunk(before, min(chunk, tokens - before), missing) for before in range(0, tokens, chunk)
+        )
+
+    def _chunk(self, before: int, tokens: int, missing: float) -> float:
+        """Of a step of so many tokens of a prompt, after those before."""
+        flops = sum(
+            2 * kept.queries * (kept.key + kept.value) * _pairs(before, tokens, kept.window)
+            for kept in self.sizes.kept
+        )
+        layer = 0.0 if self.on_device else self.host.prompt_layer
+        dense = self.dense(tokens, 1, layer) + self.host.prompt_attention(flops)
+        if not self.on_device:
+            dense += self.passes(tokens)
         computed = self.sizes.moe_layers * self.experts(tokens)
         return dense + max(computed, self.reads(tokens, missing))
 
-    def dense(self, tokens: int, logits: int) -> float:
-        """Of everything beside routed experts and attention, with the logits of so many tokens."""
+    def passes(self, tokens: int) -> float:
+        """Over the activations of a prompt's step: two norms and sums a layer, keys and queries turned, experts' rows summed."""
+        sizes, host, item = self.sizes, self.host, ITEM[self.plan.dtype] * tokens
+        hidden = 2 * host.passes(sizes.hidden * item, NORMED + SUMMED)
+        turned = sum(
+            host.passes(heads * kept.key * item, ROTATED)
+            for kept in sizes.kept
+            for heads in (kept.heads, kept.queries)
+        )
+        summed = host.summed_rows(sizes.hidden, sizes.top_k, tokens)
+        return sizes.layers * hidden + turned + sizes.moe_layers * summed
+
+    def dense(self, tokens: int, logits: int, layer: float | None = None) -> float:
+        """Of everything beside routed experts and attention, with the logits of so many tokens; `layer`: what a layer takes by
+        itself, None: while decoding."""
         sizes, plan = self.sizes, self.plan
         if self.on_device:
             weights = sum(one.elements for one in sizes.dense if one.kind != "embedding")
             layer = self.costs.dense(plan.dense // sizes.layers, weights // sizes.layers, tokens, KERNELS)
             return sizes.layers * (layer + self.costs.sync)
-        seconds = self.host.step + sizes.layers * self.host.layer
+        seconds = self.host.step + sizes.layers * (self.host.layer if layer is None else layer)
         head = False
         for one in sizes.dense:
             if one.kind in ("linear", "router"):
@@ -163,19 +211,20 @@ class _Speed:
         active, each = self._active(tokens)
         costs = self.costs.costs
         if not self.on_device:
-            return active * costs.cpu[each]
+            return active * _between(costs.cpu, each)
         there = self.plan.resident / self.plan.all_slots
         inside, outside = active * there, active * (1 - there)
-        gpu = inside * (costs.gpu[each] + costs.launch)
-        by_cpu = max(gpu, outside * costs.cpu[each] + (costs.handover if outside > 0 else 0.0))
-        by_link = max(gpu + outside * (costs.gpu[each] + costs.launch), outside * costs.link)
+        gpu = inside * (_between(costs.gpu, each) + costs.launch)
+        by_cpu = max(gpu, outside * _between(costs.cpu, each) + (costs.handover if outside > 0 else 0.0))
+        by_link = max(gpu + outside * (_between(costs.gpu, each) + costs.launch), outside * costs.link)
         return min(by_cpu, by_link)
 
-    def _active(self, tokens: int) -> tuple[float, int]:
-        """Experts that some of so many tokens are routed to, and how many tokens each of them gets."""
+    def _active(self, tokens: int) -> tuple[float, float]:
+        """Experts that some of so many tokens are routed to, and how many tokens each of them gets on average."""
         sizes = self.sizes
-        active = sizes.experts * (1 - (1 - sizes.top_k / sizes.experts) ** tokens)
-        return active, max(round(tokens * sizes.top_k / active), 1)
+        even = sizes.experts * (1 - (1 - sizes.top_k / sizes.experts) ** tokens)
+        active = even if self.active is None else self.active
+        return active, max(tokens * sizes.top_k / active, 1.0)
 
     def reads(self, tokens: int, missing: float) -> float:
         """Of experts that come from disk."""

@@ -5,15 +5,28 @@ rate where it has none.
 
 `layer` and `step` are what a decoding step takes whatever the weights: calls, norms, waits of threads for each other, Python. A
 linear's own call is in them, and so not in its time. Published profiles do not say them: there they are 0.
+
+A step of a prompt is not fused, and has activations that do not stay in caches. A layer of it takes
+
+    prompt_layer + passes (norms, rotations, residual sums) + rows of experts, summed
+
+A pass is a read or a write of every value of a tensor; its bandwidth is the profile's curve PASSES, which goes with the bytes of
+the tensor, as the system hands out large ones as fresh pages each time. Without the curve it is memory's.
 """
 
 from __future__ import annotations
 
 from functools import cache
+from itertools import pairwise
 
 from dali.hardware import rates
 from dali.hardware.cost import interpolate
 from dali.hardware.profile import Profile
+
+PASSES = "elementwise operations"  # the curve's name
+ROTATED, NORMED, SUMMED = 10, 2, 3
+"""Passes over a tensor that turns (half of it is negated, two halves are joined, two products and their sum: 1 + 2 + 2 x 2 + 3),
+that is normed, and that is added to another."""
 
 
 class HostCosts:
@@ -23,6 +36,9 @@ class HostCosts:
         self._profile = profile
         self.layer = self._said("layer_overhead")
         self.step = self._said("step_overhead")
+        self.prompt_layer = self._said("prompt_layer") or self.layer
+        curves = [curve.points for curve in profile.curves if curve.name == PASSES]
+        self._passes = curves[0] if curves else ()
         self._call = self._said("cpu_call")
         self._seconds = cache(self._at)
 
@@ -35,14 +51,32 @@ class HostCosts:
         """Of a router's logits and its choice; its weights in bfloat16."""
         return self._seconds("router", "bf16", hidden * experts, 2 * hidden * experts, tokens)
 
-    def decoding_attention(self, nbytes: int) -> float:
-        """Of tokens that attend, each to its own sequence, to so many bytes of keys and values in all."""
+    def decoding_attention(self, nbytes: int, scores: int) -> float:
+        """Of tokens that attend, each to its own sequence, to so many bytes of keys and values in all; scores: one for each head
+        of a query and token that it attends to."""
         bandwidth = self._said("attention_bandwidth") or self._profile["memory_bandwidth"]
-        return nbytes / bandwidth
+        return nbytes / bandwidth + scores * self._said("attention_score")
 
     def prompt_attention(self, flops: int) -> float:
         """Of a prompt's tokens: 4 x heads x width operations for each pair of a token and one that it attends to."""
         return flops / (self._said("attention_rate") or self._profile["cpu_rate"])
+
+    def passes(self, nbytes: int, count: int) -> float:
+        """Of so many passes over a tensor of so many bytes."""
+        return count * nbytes / self._pass_bandwidth(nbytes)
+
+    def summed_rows(self, hidden: int, top_k: int, tokens: int) -> float:
+        """Of summing what a prompt's tokens have of their experts, in float32: read once, and the sums written."""
+        return 4 * hidden * tokens * (top_k + 1) / self._profile["memory_bandwidth"]
+
+    def _pass_bandwidth(self, nbytes: int) -> float:
+        """Between two sizes that were measured, by the share of the way from one to the other; beyond them as at the last one."""
+        if not self._passes:
+            return self._profile["memory_bandwidth"]
+        for (small, before), (large, after) in pairwise(self._passes):
+            if small <= nbytes < large:
+                return before + (after - before) * (nbytes - small) / (large - small)
+        return self._passes[0 if nbytes < self._passes[0][0] else -1][1]
 
     def _said(self, figure: str) -> float:
         return self._profile[figure] if figure in self._profile.figures else 0.0

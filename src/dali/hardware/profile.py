@@ -47,7 +47,9 @@ UNITS = {
     "layer_overhead": "s",  # of a decoding layer, beside its weights, keys and values
     "step_overhead": "s",  # of a decoding step outside all kernels: Python, sampling, text
     "attention_bandwidth": "B/s",  # keys and values that decoding reads, all cores
+    "attention_score": "s",  # while decoding, of a query's head and a token that it attends to, beside reading that
     "attention_rate": "FLOP/s",  # of a prompt's attention
+    "prompt_layer": "s",  # of a layer of a prompt's step, however many tokens it has: Python, and calls of torch and kernels
 }
 DISK = ("disk_bandwidth", "disk_latency", "disk_queue_depth")  # all of them, or none
 ACCELERATOR = (
@@ -59,7 +61,15 @@ ACCELERATOR = (
     "launch",
     "sync",
 )  # likewise
-STEP = ("cpu_call", "layer_overhead", "step_overhead", "attention_bandwidth", "attention_rate")
+STEP = (
+    "cpu_call",
+    "layer_overhead",
+    "step_overhead",
+    "attention_bandwidth",
+    "attention_score",
+    "attention_rate",
+    "prompt_layer",
+)
 OPTIONAL = {"link_contended", *DISK, *STEP}
 KINDS = ("experts", "linear", "router")
 BESIDE = ("", "copies", "reads")

@@ -9,6 +9,7 @@ from itertools import cycle
 import torch
 from torch import Tensor
 
+from dali.hardware.host import ROTATED
 from dali.hardware.profile import Table
 from dali.kernels import native
 from dali.kernels.formats import get_format
@@ -21,8 +22,11 @@ SHAPES = ((512, 2048), (4096, 2880), (256, 512))  # rows, columns
 TOKENS = (1, 2, 4, 8, 16, 64, 512)
 HEADS, KV_HEADS, WIDTH = 32, 4, 128
 CONTEXT, PROMPT = 4096, 256
+DECODING = ((8, 8), (HEADS, KV_HEADS))  # heads, and those of keys and values
+NOTHING = 1e-15  # seconds
 ROUTED, HIDDEN = 128, 2048  # experts that a router chooses from, and what of
 TINY = (16, 32)
+PASSED = (8, 32, 128, 256, 512)  # tokens of a tensor in float32: 128 KiB to 8 MiB
 
 
 def tables(pool: Arena, clock: Clock, source: str) -> Iterator[Callable[[], Table]]:
@@ -48,13 +52,27 @@ def call_seconds(clock: Clock) -> Reading:
     return repeat("a call's own time", seconds, clock)
 
 
-def decoding_bandwidth(pool: Arena, clock: Clock) -> Reading:
-    """Bytes a second of keys and values that a token attends to."""
+def decoding_attention(pool: Arena, clock: Clock) -> tuple[Reading, Reading]:
+    """While decoding: bytes a second of keys and values that a token attends to, and seconds of a score beside that. Two shapes
+    tell them apart, with as many queries' heads as those of keys and with more: seconds = bytes x a + scores x b."""
+    (one, bytes_one, scores_one), (more, bytes_more, scores_more) = (
+        (_decoding(pool, clock, heads, groups), 4 * groups * CONTEXT * WIDTH, heads * CONTEXT)
+        for heads, groups in DECODING
+    )
+    both = bytes_one * scores_more - bytes_more * scores_one
+    a = (one.value * scores_more - more.value * scores_one) / both
+    b = (bytes_one * more.value - bytes_more * one.value) / both
+    if a <= 0 or b <= 0:  # noise: all of it by bytes
+        a, b = more.value / bytes_more, NOTHING
+    return Reading(1 / a, one.spread, one.count), Reading(b, more.spread, more.count)
+
+
+def _decoding(pool: Arena, clock: Clock, heads: int, groups: int) -> Reading:
     values = pool.all.flatten().view(torch.bfloat16)
-    each = KV_HEADS * CONTEXT * WIDTH
+    each = groups * CONTEXT * WIDTH
     values.fill_(0.01)
     places = cycle(range(0, len(values) - 2 * each + 1, 2 * each))
-    query, own, out = _rows(1)
+    query, own, out = _rows(1, heads, groups)
 
     def seconds() -> float:
         keys = values.data_ptr() + 2 * next(places)
@@ -64,7 +82,7 @@ def decoding_bandwidth(pool: Arena, clock: Clock) -> Reading:
         return clock() - begin
 
     seconds()
-    return repeat("decoding's attention", many(seconds), clock).under(2 * each * values.itemsize)
+    return repeat("decoding's attention", many(seconds), clock)
 
 
 def prompt_rate(clock: Clock) -> Reading:
@@ -83,11 +101,29 @@ def prompt_rate(clock: Clock) -> Reading:
     return repeat("a prompt's attention", seconds, clock).under(4 * HEADS * WIDTH * seen)
 
 
-def _rows(tokens: int) -> tuple[Tensor, Tensor, Tensor]:
+def pass_bandwidths(clock: Clock) -> dict[int, Reading]:
+    """Bytes a second by the bytes of a tensor: of torch turning it, as transformers' models do."""
+    found = {}
+    for tokens in PASSED:
+        x = torch.randn(1, HEADS, tokens, WIDTH)
+        turn = torch.randn(1, 1, tokens, WIDTH)
+        seconds = repeat("elementwise operations", many(partial(_turning, x, turn, clock)), clock)
+        found[x.nbytes] = seconds.under(ROTATED * x.nbytes)
+    return found
+
+
+def _turning(x: Tensor, turn: Tensor, clock: Clock) -> float:
+    begin = clock()
+    one, other = x.chunk(2, dim=-1)
+    _ = x * turn + torch.cat((-other, one), dim=-1) * turn
+    return clock() - begin
+
+
+def _rows(tokens: int, heads: int = HEADS, groups: int = KV_HEADS) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys (or values) and outputs of so many tokens."""
     kind = torch.bfloat16
-    query, own = (torch.randn(heads, tokens, WIDTH).to(kind) for heads in (HEADS, KV_HEADS))
-    return query, own, torch.empty(tokens, HEADS, WIDTH, dtype=kind)
+    query, own = (torch.randn(count, tokens, WIDTH).to(kind) for count in (heads, groups))
+    return query, own, torch.empty(tokens, heads, WIDTH, dtype=kind)
 
 
 def _linears(pool: Arena, format: str, rows: int, columns: int) -> Iterator[Callable[[Tensor], Tensor]]:

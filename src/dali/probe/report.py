@@ -16,10 +16,12 @@ TITLES = {
     "cpu_bandwidth": "experts on the CPU, weights",
     "cpu_rate": "experts on the CPU, arithmetic",
     "attention_bandwidth": "attention, decoding",
+    "attention_score": "attention, decoding, a score",
     "attention_rate": "attention, prompts",
     "cpu_call": "a call of a kernel",
     "layer_overhead": "a layer beside its weights",
     "step_overhead": "a step outside of kernels",
+    "prompt_layer": "a layer of a prompt, however short",
     "disk_bandwidth": "disk",
     "disk_latency": "disk, a page",
     "disk_queue_depth": "disk, reads at once",
@@ -35,7 +37,7 @@ TITLES = {
 SCALES: Mapping[str, tuple[tuple[float, str], ...]] = {
     "B/s": ((1e9, "GB/s"), (1e6, "MB/s")),
     "FLOP/s": ((1e12, "TFLOP/s"), (1e9, "GFLOP/s")),
-    "s": ((1e-3, "ms"), (1e-6, "us")),
+    "s": ((1e-3, "ms"), (1e-6, "us"), (1e-9, "ns")),
     "reads": ((1, "reads"),),
 }
 

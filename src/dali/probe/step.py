@@ -1,5 +1,5 @@
-"""What a decoding step takes beside its weights: of each layer, and of Python. The shipped model tells, as its weights are next
-to nothing."""
+"""What a step takes beside its weights: of each layer, and of Python. The shipped model tells, as its weights are next to
+nothing."""
 
 from __future__ import annotations
 
@@ -10,32 +10,46 @@ from dataclasses import dataclass
 from dali.measure.bench import Measurement, Test, measure
 from dali.probe.reading import Reading
 
-TOKENS, REPETITIONS = 48, 5
+TOKENS, PROMPT, REPETITIONS = 48, 8, 5
 
 
 @dataclass(frozen=True)
 class Overheads:
-    """Seconds of a layer within kernels, and of a step outside of them."""
+    """Seconds of a decoding layer within kernels, of a decoding step outside of them, and of a layer of a short prompt's step."""
 
     layer: Reading
     step: Reading
+    prompt_layer: Reading
 
 
-def overheads(run: Callable[[], tuple[Measurement, int]]) -> Overheads:
-    """`run`: a measurement of generated tokens, and the model's layers."""
-    found, layers = run()
+def overheads(run: Callable[[], tuple[Measurement, Measurement, int]]) -> Overheads:
+    """`run`: a measurement of generated tokens, one of a short prompt, and the model's layers."""
+    found, prompted, layers = run()
     shares = found.shares or {"rest": 0.0}
-    seconds = [each / found.test.generate for each in found.seconds]
+    token = _reading([each / found.test.generate for each in found.seconds])
+    prompt = _reading(prompted.seconds)
+    outside = shares["rest"] * token.value
+    return Overheads(
+        _share(token, (1 - shares["rest"]) * token.value / layers),
+        _share(token, outside),
+        _share(prompt, (prompt.value - outside) / layers),
+    )
+
+
+def _reading(seconds: list[float]) -> Reading:
     median = statistics.median(seconds)
-    spread = statistics.median(abs(each - median) for each in seconds) / median
-    step = Reading(max(shares["rest"] * median, 1e-9), spread, len(seconds))
-    return Overheads(Reading(max((1 - shares["rest"]) * median / layers, 1e-9), spread, len(seconds)), step)
+    return Reading(median, statistics.median(abs(each - median) for each in seconds) / median, len(seconds))
 
 
-def shipped_model() -> tuple[Measurement, int]:
-    """The model that ships inside the package, decoding."""
+def _share(of: Reading, value: float) -> Reading:
+    return Reading(max(value, 1e-9), of.spread, of.count)
+
+
+def shipped_model() -> tuple[Measurement, Measurement, int]:
+    """The model that ships inside the package, decoding, and with prompts."""
     import dali
 
     llm = dali.load()
-    ((found,),) = measure([lambda: llm], [Test(0, TOKENS)], REPETITIONS)
-    return found, llm.loaded.pool.layers
+    tests = [Test(0, TOKENS), Test(PROMPT, 0)]
+    (found,), (prompted,) = measure([lambda: llm], tests, REPETITIONS)
+    return found, prompted, llm.loaded.pool.layers

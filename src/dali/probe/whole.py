@@ -18,6 +18,7 @@ import dali
 from dali.errors import DaliError
 from dali.hardware import profile as profiles
 from dali.hardware.gpu import check_gpu
+from dali.hardware.host import PASSES
 from dali.hardware.machine import Machine, this_machine
 from dali.hardware.profile import UNITS, Curve, Figure, Profile, Table
 from dali.kernels import native
@@ -165,7 +166,15 @@ def _dense(draft: Draft, pool: Arena, clock: Clock) -> None:
     with draft.optional():
         draft.figure("cpu_call", dense.call_seconds(clock), "a linear of 16 rows and 32 columns")
     with draft.optional():
-        draft.figure("attention_bandwidth", dense.decoding_bandwidth(pool, clock), f"a token over {context}")
+        bandwidth, score = dense.decoding_attention(pool, clock)
+        shapes = f"a token over {context}, and with 8 heads of each"
+        draft.figure("attention_bandwidth", bandwidth, shapes)
+        draft.figure("attention_score", score, shapes)
+    with draft.optional():
+        values = {nbytes: each.value for nbytes, each in dense.pass_bandwidths(clock).items()}
+        draft.curve(
+            PASSES, "bytes of a tensor", "B/s", values, "torch turns a tensor in float32, as models do"
+        )
     with draft.optional():
         draft.figure(
             "attention_rate", dense.prompt_rate(clock), f"{dense.PROMPT} tokens at the end of {context}"
@@ -235,6 +244,9 @@ def _overheads(draft: Draft) -> None:
     how = f"the shipped model decoding {step.TOKENS} tokens, whose weights are next to nothing"
     draft.figure("layer_overhead", found.layer, f"a layer of {how}")
     draft.figure("step_overhead", found.step, f"what is outside of kernels of {how}")
+    draft.figure(
+        "prompt_layer", found.prompt_layer, f"a layer of the shipped model's step of {step.PROMPT} tokens"
+    )
 
 
 def _gpu(draft: Draft, clock: Clock) -> None:
