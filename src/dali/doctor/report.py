@@ -21,7 +21,7 @@ def text(found: Examination, quants: Sequence[Quant] = ()) -> str:
     if sizes is not None:
         lines += [
             "",
-            f"{sizes.family}, {sizes.parameters / 1e9:.1f} billion weights in {size(sizes.file_bytes)} of files; "
+            f"{sizes.family}, {_count(sizes.parameters)} weights in {size(sizes.file_bytes)} of files; "
             f"{sizes.layers} layers, {sizes.moe_layers} of them with {sizes.experts} experts, {sizes.top_k} a token.",
         ]
     for way in found.ways[:1]:
@@ -46,6 +46,10 @@ def text(found: Examination, quants: Sequence[Quant] = ()) -> str:
 
 
 _HEAD = ("how", "decoding, tokens/s", f"a prompt of {PROMPT}, tokens/s", "loading again, s")
+
+
+def _count(weights: int) -> str:
+    return f"{weights / 1e9:.1f} billion" if weights >= 1e9 else f"{weights / 1e6:.0f} million"
 
 
 def _memory(way: Way) -> list[tuple[str, str, str]]:
