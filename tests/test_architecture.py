@@ -125,3 +125,9 @@ def test_a_file_holds_one_noun_and_its_functions_fit_a_screen(path):
     ]
     long = [f.name for f in functions if (f.end_lineno or 0) - f.lineno + 1 > MOST_FUNCTION_LINES]
     assert not long, f"{path.name}: {', '.join(long)} is longer than {MOST_FUNCTION_LINES} lines"
+
+
+def test_no_two_files_of_tests_have_the_same_name():
+    """pytest imports them by their names, and refuses the second one where it collects both."""
+    names = [path.name for path in Path(__file__).parent.rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))
