@@ -158,8 +158,10 @@ def metrics() -> dict[str, float]:
     with contextlib.suppress(OSError):
         for line in get("/metrics").splitlines():
             name, _, value = line.rpartition(" ")
-            if match := re.match(r'dali_(ram_lookups|disk)\w*_total(?:\{.*result="(\w+)"\})?$', name):
-                key = match[2] or name.removeprefix("dali_").removesuffix("_total")
+            if match := re.match(
+                r'dali_((?:ram_lookups|disk)\w*)_total(?:\{.*?(?:result="(\w+)".*)?\})?$', name
+            ):
+                key = match[2] or match[1]
                 found[key] = found.get(key, 0) + float(value)
     return found
 
