@@ -88,6 +88,7 @@ def test_a_prompt_is_computed_in_chunks_each_of_which_reads_all_weights():
     passes = 3 * 2 * (2 * 2000 * (2 + 3) + 2 * 500 * 10 + 4000 * 3)
     found = predict(SIZES, profile(), replace(PLAN, chunk=2), prompt=3)
     assert 3 / found.prompt.expected == pytest.approx((weights + passes) / BANDWIDTH)
+    assert found.prompt.low == pytest.approx(found.prompt.expected / (1 + ROUGH))
 
 
 @pytest.mark.parametrize("window", [None, 1, 3, 5, 100])
