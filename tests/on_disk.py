@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,3 +34,16 @@ def load_on_disk(monkeypatch: pytest.MonkeyPatch, path: Path, slots: int, **opti
     assert isinstance(llm.loaded.pool, DiskPool)
     assert llm.loaded.pool.slots <= slots
     return llm
+
+
+@contextmanager
+def damaged(pool: DiskPool) -> Iterator[None]:
+    """The store of `pool`, the file itself and not another of its name, with every record's beginning overwritten meanwhile."""
+    good = pool.path.read_bytes()
+    with pool.path.open("r+b") as file:
+        for index in range(pool.header.records):
+            file.seek(pool.header.record_offset(index))
+            file.write(b"\xff" * 64)
+    yield
+    with pool.path.open("r+b") as file:
+        file.write(good)

@@ -20,7 +20,6 @@ Its first table is docs/EVALUATION.md's; without a trace it is printed again fro
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import statistics
 import sys
@@ -190,10 +189,7 @@ def main() -> None:
         arguments.prompts.write_text(prompts(), "utf-8")
         return
     if not arguments.traces:
-        kept = report.BENCHMARKS / "results" / f"{arguments.name}.json"
-        if not kept.is_file():
-            sys.exit("There is no trace, nor a result: name some traces.")
-        print(markdown(json.loads(kept.read_text("utf-8"))["rows"]))
+        print(markdown(report.kept(arguments.name)))
         return
 
     cells, began = [], time.monotonic()

@@ -24,7 +24,6 @@ Its tables are docs/EVALUATION.md's; without a trace they are printed again from
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import tempfile
@@ -76,10 +75,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=300, help="generated tokens a cell (default 300)")
     arguments = parser.parse_args()
     if not arguments.traces:
-        kept = report.BENCHMARKS / "results" / "disk_tier.json"
-        if not kept.is_file():
-            sys.exit("There is no trace, nor a result: name some traces.")
-        show(json.loads(kept.read_text("utf-8"))["rows"])
+        show(report.kept("disk_tier"))
         return
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:

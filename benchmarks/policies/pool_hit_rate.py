@@ -20,7 +20,6 @@ file.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import time
@@ -81,10 +80,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=480, help="generated tokens a cell (default 480)")
     arguments = parser.parse_args()
     if not arguments.traces:
-        kept = report.BENCHMARKS / "results" / "pool_hit_rate.json"
-        if not kept.is_file():
-            sys.exit("There is no trace, nor a result: name some traces.")
-        show(json.loads(kept.read_text("utf-8"))["rows"])
+        show(report.kept("pool_hit_rate"))
         return
     rows: list[dict[str, Any]] = []
     for path in arguments.traces:

@@ -33,6 +33,15 @@ def write(name: str, rows: Sequence[Mapping[str, Any]], **extra: Any) -> Path:
     return path
 
 
+def kept(name: str) -> list[dict[str, Any]]:
+    """The rows of benchmarks/results/<name>.json, for a script that was given no traces. SystemExit: there is none."""
+    path = BENCHMARKS / "results" / f"{name}.json"
+    if not path.is_file():
+        sys.exit("There is no trace, nor a result: name some traces.")
+    rows: list[dict[str, Any]] = json.loads(path.read_text("utf-8"))["rows"]
+    return rows
+
+
 def table(rows: Sequence[Mapping[str, Any]]) -> None:
     """Print rows under the keys of the first one; numbers to the right, floats with four figures."""
     if not rows:
