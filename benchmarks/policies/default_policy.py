@@ -3,8 +3,8 @@ default over the best of the others under the same routing, batch, cache slots a
 
 All times are modelled. One half of each trace's sequences is replayed (of a single sequence, one half of its tokens): what the
 default rests on was chosen on the first half, `--half second`, the default here, holds what was not looked at. A cell replays
---tokens generated tokens, but at least 64 steps where the trace holds them, with the prompts before them (not timed). Residents
-start at random, by --seed. What a cell's replays took is its cpu_seconds.
+--tokens generated tokens, but at least --steps steps where the trace holds them, with the prompts before them (not timed).
+Residents start at random, by --seed. What a cell's replays took is its cpu_seconds.
 
 Traces come as FILE or FILE:SHAPE, a shape of `dali simulate` for routing whose model's sizes are not known, or too small to be
 worth an accelerator. Those of the project's own models were recorded from texts/: --prompts writes 96 prompts, then
@@ -12,7 +12,7 @@ worth an accelerator. Those of the project's own models were recorded from texts
     dali trace MODEL -o FILE.npz --prompts PROMPTS --hidden --batch 32 -n 64 --temp 0.8 --seed 0 --quant w8   (dali-tiny: --raw)
 
     python benchmarks/policies/default_policy.py TRACE[:SHAPE] ... [--half first|second] [--tokens 4000] [--batch 1 4 8 32]
-        [--slots 10% 25% 50%] [--profiles NAME ...] [--systems NAME ...] [--seed 0] [--workers 1]
+        [--slots 10% 25% 50%] [--steps 64] [--profiles NAME ...] [--systems NAME ...] [--seed 0] [--workers 1]
 
 Its first table is docs/EVALUATION.md's; without a trace it is printed again from the result file.
 """
@@ -47,7 +47,6 @@ from dali.replay.traces.public import read
 from dali.replay.traces.trace import Trace
 
 TEXTS = Path(__file__).parents[1] / "texts"
-LEAST_STEPS = 64
 GOAL = 0.98
 
 
@@ -59,6 +58,7 @@ class Cell(NamedTuple):
     slots: str
     profile: str
     tokens: int
+    fewest: int  # steps
     seed: int
 
 
@@ -87,8 +87,8 @@ def routing(path: str, which: str) -> Trace:
 
 
 @lru_cache(maxsize=8)
-def steps(path: str, which: str, batch: int, tokens: int) -> list[Forward]:
-    return forwards(routing(path, which), batch, max(tokens, LEAST_STEPS * batch))
+def steps(path: str, which: str, batch: int, tokens: int, fewest: int) -> list[Forward]:
+    return forwards(routing(path, which), batch, max(tokens, fewest * batch))
 
 
 def speed(cell: Cell, name: str) -> float:
@@ -98,13 +98,14 @@ def speed(cell: Cell, name: str) -> float:
     model = shape.costs(profiles.load(cell.profile), max(CHUNK, cell.batch))
     policies = system.create(trace.layers, trace.experts, trace.top_k, capacity, cell.seed)
     timeline = Timeline(trace, policies, shape, model, capacity, system.guarded)
-    result = timeline.run(steps(cell.path, cell.half, cell.batch, cell.tokens))
+    result = timeline.run(steps(cell.path, cell.half, cell.batch, cell.tokens, cell.fewest))
     return result.tokens / result.seconds
 
 
 def compare(job: tuple[Cell, tuple[str, ...]]) -> dict[str, Any]:
     cell, names = job
-    decoded = sum(len(s.rows) for s in steps(cell.path, cell.half, cell.batch, cell.tokens) if not s.prefill)
+    replayed = steps(cell.path, cell.half, cell.batch, cell.tokens, cell.fewest)
+    decoded = sum(len(s.rows) for s in replayed if not s.prefill)
     began = time.process_time()
     speeds = {name: speed(cell, name) for name in names}
     default = speed(cell, "default")
@@ -174,6 +175,7 @@ def main() -> None:
     parser.add_argument("traces", nargs="*", metavar="TRACE[:SHAPE]")
     parser.add_argument("--half", choices=("first", "second"), default="second")
     parser.add_argument("--tokens", type=int, default=4000, help="generated tokens a cell (default 4000)")
+    parser.add_argument("--steps", type=int, default=64, help="of a cell, at least (default 64)")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 4, 8, 32])
     parser.add_argument("--slots", nargs="+", default=["10%", "25%", "50%"])
     parser.add_argument("--profiles", nargs="+", default=profiles.known())
@@ -199,7 +201,9 @@ def main() -> None:
         answering = len({np.searchsorted(trace.seq_ptr, row, "right") for row in np.flatnonzero(trace.phase)})
         batches = [batch for batch in arguments.batch if batch <= answering]
         cells += [
-            Cell(path, shape or "own", arguments.half, *rest, arguments.tokens, arguments.seed)
+            Cell(
+                path, shape or "own", arguments.half, *rest, arguments.tokens, arguments.steps, arguments.seed
+            )
             for rest in product(batches, arguments.slots, arguments.profiles)
         ]
     jobs = [(cell, tuple(arguments.systems)) for cell in cells]

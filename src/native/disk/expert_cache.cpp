@@ -258,7 +258,8 @@ std::vector<int> ExpertCache::note_locked(int layer, const std::vector<int>& exp
     rates_.note(layer, experts);
     first_to_go_[layer] = UNKNOWN;
     wide_ = wide(experts.size());
-    if (!wide_) begin_layer(layer, experts);
+    if (wide_) layer_ = NO_LAYER;
+    else begin_layer(layer, experts);
     std::vector<int> missing;
     for (const int expert : experts) {
         const int at = slot_of_[record(layer, expert)];
@@ -415,6 +416,7 @@ const std::vector<int>& ExpertCache::Lease::next(bool kept) {
     for (bool stuck = false;;) {
         collect();
         ask();
+        if (!there_.empty()) collect();  // what somebody else has read meanwhile, which ask() has found
         if (told_.size() > before || (waiting_.empty() && absent_.empty())) return told_;
         const auto reading = [](const Slot& slot) { return slot.state == State::reading; };
         const bool none = waiting_.empty() && std::none_of(cache_.slots_.begin(), cache_.slots_.end(), reading);

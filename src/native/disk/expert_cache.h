@@ -158,7 +158,8 @@ class ExpertCache {
     ReadAhead ahead_;
     bool rests_ = false, wide_ = false;  // never looks ahead; the last lease was wide
     DiskTime time_;
-    int layer_ = -1;       // that began last, of a step that is not wide
+    static constexpr int NO_LAYER = -2;  // none comes right after it
+    int layer_ = NO_LAYER;  // that began last, of a step that is not wide
     int64_t wanted_ = 0;   // experts that had to be read for such steps, ahead or not
     int unasked_ = 0;      // experts of the last lease that wait for their turn
     CacheCounters counters_;

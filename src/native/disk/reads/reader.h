@@ -21,7 +21,7 @@ class Reader {
   public:
     struct Spent {
         double reading = 0;  // seconds that reads took, those of all threads added up
-        double busy = 0;     // seconds in which any was under way
+        double busy = 0;     // seconds in which any was under way, or over and not collected yet
     };
     // Told on one of the threads, or in collect(): the record, and what is wrong with it, empty where its bytes are there.
     using Done = std::function<void(int record, const std::string& problem)>;
