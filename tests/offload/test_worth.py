@@ -24,7 +24,7 @@ def told(hidden: int) -> list[str]:
 
 def test_a_loss_is_said_with_both_times() -> None:
     (note,) = told(64)  # 12 KB an expert: launches and waits take longer than computing
-    assert note.startswith("By the profile egpu-x4 a token takes ")
+    assert note.startswith("By the profile egpu-x4 a token is modelled to take ")
     assert " ms with gpu, and " in note
     assert note.endswith(f" ms on the CPU alone. Leave {parameter('device')} out, or try both.")
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dali.errors import DaliError, UsageError
+from dali.hardware.gpu import check_gpu
 from dali.loading.locate import Remote
 from dali.options import LoadOptions
 from dali.store.cache import cache_root
@@ -40,7 +41,13 @@ def before_download(options: LoadOptions, notify: Callable[[str], None]) -> Call
                 raise
             except DaliError:
                 return
+            if options.device_kind == "cuda" and options.profile is None:
+                check_gpu(
+                    options.device
+                )  # loading finds it a profile where nobody measured it, which is not told by headers
             here = look(options)
+            if options.device_kind == "cuda" and options.profile is None and not here.profile.has_accelerator:
+                return
             here = _beside(remote, there.nbytes, here)
             found = examine(outline, options, here, device_of(options, here.profile))
         if isinstance(found.refusal, CannotTell):
@@ -65,8 +72,8 @@ def _beside(remote: Remote, nbytes: int, here: Here) -> Here:
     hub = Path(huggingface_hub.constants.HF_HUB_CACHE)
     blobs = hub / f"models--{remote.name.replace('/', '--')}" / "blobs"
     held = 0
-    with suppress(OSError):  # of a download that was interrupted
-        held = sum(file.stat().st_size for file in blobs.iterdir())
+    with suppress(OSError):  # of a file whose download was interrupted
+        held = sum(file.stat().st_size for file in blobs.glob("*.incomplete"))
     wanted, free = max(nbytes - held, 0), free_disk(hub)
     if wanted > free:
         raise DaliError(

@@ -101,8 +101,9 @@ def examine(
     sizes: ModelSizes | None = None
     try:
         sizes = sizes_of(outline)
-        free = here.free._replace(disk=None) if is_packed(outline.path) else here.free
-        plan = make_plan(sizes, options, free, here.compiled, device)
+        if is_packed(outline.path):
+            here = replace(here, free=here.free._replace(disk=None))
+        plan = make_plan(sizes, options, here.free, here.compiled, device)
     except DaliError as error:
         if error.exit_code == 2:
             raise

@@ -30,7 +30,7 @@ DEADLINE = 60.0  # seconds of a model
 
 
 class Outlined(NamedTuple):
-    """Where the outline lies, which bytes a download takes, and of a repository of GGUF files each quantization's bytes."""
+    """Where the outline lies, what a download has to fetch, and of a repository of GGUF files each quantization's bytes."""
 
     path: Path
     nbytes: int
@@ -68,7 +68,7 @@ class _Hub:
         if quant is not None:
             files = files_of_quant(self.files, self.name, quant, "on the Hugging Face hub")
             self._each(self._gguf, files, folder)
-            return Outlined(folder / files[0], sum(self.files[file] for file in files), quants)
+            return Outlined(folder / files[0], self._missing(files), quants)
         shards = [
             file
             for file in self.files
@@ -90,12 +90,15 @@ class _Hub:
         self._each(self._shard, shards, folder)
         if SINGLE not in shards:
             (folder / INDEX).write_text(json.dumps({"weight_map": {shard: shard for shard in shards}}))
-        wanted = sum(
-            nbytes
-            for file, nbytes in self.files.items()
-            if file in shards or file.endswith((".json", ".txt"))
-        )
-        return Outlined(folder, wanted, quants)
+        wanted = [file for file in self.files if file in shards or file.endswith((".json", ".txt"))]
+        return Outlined(folder, self._missing(wanted), quants)
+
+    def _missing(self, files: Iterable[str]) -> int:
+        """Bytes of those that the Hugging Face cache lacks."""
+        from huggingface_hub import try_to_load_from_cache
+
+        there = (file for file in files if not isinstance(try_to_load_from_cache(self.name, file), str))
+        return sum(self.files[file] for file in there)
 
     def _each(self, read: Any, files: Iterable[str], folder: Path) -> None:
         with ThreadPoolExecutor(AT_ONCE) as pool:

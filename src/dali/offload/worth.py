@@ -31,6 +31,6 @@ def tell_loss(
     without = layers * (alone.dense_seconds(*parts)(1) + top_k * alone.costs.cpu[1])
     if loses(beside, without):
         notify(
-            f"By the profile {costs.profile.name} a token is modelled to take {1000 * beside:.3g} ms with {name}, and {1000 * without:.3g} ms "
-            f"on the CPU alone. Leave {parameter('device')} out, or try both."
+            f"By the profile {costs.profile.name} a token is modelled to take {1000 * beside:.3g} ms with {name}, and "
+            f"{1000 * without:.3g} ms on the CPU alone. Leave {parameter('device')} out, or try both."
         )
