@@ -7,15 +7,17 @@ import lzma
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import huggingface_hub
 import pytest
 
-from dali.doctor import here, machine, remote
+from dali.doctor import before, here, machine, remote
 from dali.doctor.before import before_download
 from dali.errors import DaliError
 from dali.hardware import own
+from dali.hardware.profile import DISK
 from dali.loading.locate import Remote
 from dali.options import LoadOptions
 from hub import Hub, serving
@@ -252,3 +254,18 @@ def test_a_gpu_that_nobody_measured_is_refused(monkeypatch):
     monkeypatch.setattr(here, "check_gpu", lambda device: None)
     with pytest.raises(DaliError, match="Nobody measured"):
         here.device_of(LoadOptions(device="cuda"), measured())
+
+
+def test_a_gpu_that_nobody_measured_does_not_keep_from_downloading(hub, monkeypatch):
+    """Loading plans by the nearest published profile then."""
+    monkeypatch.setattr(before, "check_gpu", lambda device: None)
+    said = []
+    before_download(LoadOptions(device="cuda"), said.append)(Remote(TINY))
+    assert said == []
+
+
+def test_a_disk_that_nobody_measured_is_a_published_one(monkeypatch):
+    mine = measured()
+    without = replace(mine, figures={name: one for name, one in mine.figures.items() if name not in DISK})
+    monkeypatch.setattr(here, "own_profile", lambda: (without, []))
+    assert here.look(LoadOptions()).profile.has_disk

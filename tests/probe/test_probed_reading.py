@@ -56,7 +56,6 @@ def test_readings_ten_times_apart_are_refused_only_if_they_stay_so():
 
 def test_a_rate_has_the_spread_of_its_seconds():
     assert Reading(2.0, 0.1, 3).under(10.0) == Reading(5.0, 0.1, 3)
-    assert Reading(2.0, 0.1, 3).times(3.0) == Reading(6.0, 0.1, 3)
 
 
 def test_short_calls_share_a_reading():

@@ -29,9 +29,6 @@ class Reading:
     spread: float
     count: int
 
-    def times(self, factor: float) -> Reading:
-        return Reading(self.value * factor, self.spread, self.count)
-
     def under(self, amount: float) -> Reading:
         """`amount` over the reading: a rate, of seconds."""
         return Reading(amount / self.value, self.spread, self.count)
