@@ -95,6 +95,30 @@ BROKEN = {
     "counts that rise": lambda data: data["tables"][0].update(points=[[1, 1e-5], [1, 2e-5]]),
     "a time that is not a positive": lambda data: data["tables"][0].update(points=[[1, 0.0]]),
     "table for w4 needs a source": lambda data: data["tables"][0].update(source=""),
+    "memory_bandwidth is 1000.* not a positive number": lambda data: data["figures"][
+        "memory_bandwidth"
+    ].update(value=10**400),
+    "link_latency is 1e.300 x": lambda data: data["figures"]["link_latency"].update(value=1e300),
+    "launch is True": lambda data: data["figures"]["launch"].update(value=True),
+    "depth is 1000000.*, not a whole number from 1 to 1024": lambda data: data["figures"][
+        "disk_queue_depth"
+    ].update(value=1e6, efficiency=1.0),
+    "sync has a spread of 'wide'": lambda data: data["figures"]["sync"].update(spread="wide"),
+    "sync needs a source and": lambda data: data["figures"]["sync"].update(source=5),
+    "malformed: cannot convert float infinity": lambda data: data["tables"][0].update(
+        points=[[1, 1e-5], [float("inf"), 1e-5]]
+    ),
+    "malformed: int too large": lambda data: data["tables"][0].update(points=[[1, 10**400]]),
+    "table for w4 has a spread of nan": lambda data: data["tables"][0].update(spread=float("nan")),
+    "in -3 bytes": lambda data: data["tables"][0].update(bytes=-3),
+    "of no format": lambda data: data["tables"][0].update(format=["w4"]),
+    "the curve 'disk'": lambda data: data.update(
+        curves=[
+            {"name": "disk", "x": "reads", "unit": "B/s", "points": [[float("nan"), 1]], "source": "a test"}
+        ]
+    ),
+    "its error is -5": lambda data: data.update(error=-5),
+    "its error is nan": lambda data: data.update(error=float("nan")),
 }
 
 
@@ -105,12 +129,29 @@ def test_a_broken_profile_says_where_it_is_broken(problem, change):
     assert "odd.json" in caught.value.problem
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"3", b"\xff\xfe\x00"])
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"3", b"\xff\xfe\x00", b"[" * 10**5])
 def test_a_file_that_is_no_profile_is_refused(tmp_path, content):
     path = tmp_path / "odd.json"
     path.write_bytes(content)
     with pytest.raises(DaliError, match="not a JSON object with a schema"):
         load(path)
+
+
+def test_a_file_that_may_not_be_read_says_so(tmp_path, monkeypatch):
+    path = tmp_path / "mine.json"
+    path.write_text(load("paper").to_json())
+
+    def refuse(*args, **kwargs):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("pathlib.Path.read_text", refuse)
+    with pytest.raises(DaliError, match=r"Cannot read .*mine.json \(Permission denied\)"):
+        load(path)
+
+
+def test_what_no_file_can_be_called_is_no_profile():
+    with pytest.raises(UsageError, match="There is no hardware profile 'aaaa"):
+        load("a" * 5000)
 
 
 def test_a_figures_efficiency_multiplies_its_value():

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from dali.errors import DaliError, UsageError
 from dali.hardware.machine import Machine, differences, this_machine
-from dali.hardware.profile import ACCELERATOR, DISK, Figure, Profile, Table
+from dali.hardware.profile import ACCELERATOR, DISK, Figure, Profile, Table, read_text
 from dali.store.cache import cache_root
 
 AGAIN = "Measure again: `dali bench hw`."
@@ -41,11 +41,11 @@ def own_path() -> Path:
 def read() -> Profile:
     """The profile of this machine. UsageError: there is none. DaliError: it is of another, or broken."""
     path = own_path()
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UsageError(
             f"This machine was never measured: there is no {path}.", "Measure it: `dali bench hw`."
         )
-    return _of_here(Profile.from_json(path.read_text(encoding="utf-8", errors="replace"), str(path)))
+    return _of_here(Profile.from_json(read_text(path), str(path)))
 
 
 def find(notify: Callable[[str], None]) -> Profile | None:

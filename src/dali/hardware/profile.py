@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.resources import files
@@ -20,7 +21,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from dali.errors import DaliError, UsageError
+from dali.errors import DaliError, UsageError, unreadable
 from dali.hardware.machine import Machine
 
 SCHEMA = 2
@@ -74,6 +75,11 @@ OPTIONAL = {"link_contended", *DISK, *STEP}
 KINDS = ("experts", "linear", "router")
 BESIDE = ("", "copies", "reads")
 APART = 10  # times: what no two readings of one thing can differ by
+LEAST, MOST = (
+    1e-15,
+    1e18,
+)  # what figures and times lie between, in any unit, so that nothing made of them overflows
+MOST_READS = 1024  # under way at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,9 +182,9 @@ class Profile:
         try:
             data = json.loads(text)
             schema = data["schema"]
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise _broken(origin, f"it is not a JSON object with a schema ({error})") from None
-        if schema not in READ:
+        if type(schema) is not int or schema not in READ:
             raise DaliError(
                 f"The hardware profile {origin} has schema {schema!r}; this version reads schema {SCHEMA} and those before it.",
                 "Measure the machine again with this version, by `dali bench hw`, or use one of the shipped profiles: "
@@ -197,7 +203,7 @@ class Profile:
                 notes=tuple(map(str, data.get("notes", ()))),
                 error=float(data.get("error", 0.0)),
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise _broken(origin, f"an entry is missing or malformed: {error}") from None
         _check(profile, origin)
         return profile
@@ -220,12 +226,20 @@ def load(name_or_path: str | Path) -> Profile:
     if name in known():
         return Profile.from_json((_shipped() / f"{name}.json").read_text(encoding="utf-8"), name)
     path = Path(name_or_path)
-    if not path.is_file():
+    if not os.path.isfile(path):  # False, not an error, for what no file can be called
         raise UsageError(
             f"There is no hardware profile {name!r}.",
             f"Name one of {', '.join(known())}, {OWN} for what `dali bench hw` measured here, or a profile's JSON file.",
         )
-    return Profile.from_json(path.read_text(encoding="utf-8", errors="replace"), str(path))
+    return Profile.from_json(read_text(path), str(path))
+
+
+def read_text(path: Path) -> str:
+    """A profile's file. DaliError: it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise unreadable(path, error) from error
 
 
 def _shipped() -> Any:
@@ -267,9 +281,12 @@ def _check(profile: Profile, origin: str) -> None:
     memory, experts = profile["memory_bandwidth"], profile["cpu_bandwidth"]
     if experts > APART * memory:
         raise _broken(origin, f"cpu_bandwidth is {experts / memory:.0f} times memory_bandwidth")
+    if not _share(profile.error):
+        raise _broken(origin, f"its error is {profile.error!r}")
     for curve in profile.curves:
         xs = [x for x, _ in curve.points]
-        if not curve.points or xs != sorted(set(xs)) or not all(_positive(y) for _, y in curve.points):
+        rises = bool(xs) and xs == sorted(set(xs)) and all(map(math.isfinite, xs))
+        if not rises or not all(_positive(y) for _, y in curve.points):
             raise _broken(origin, f"the curve {curve.name!r} needs positive values over a count that rises")
 
 
@@ -277,10 +294,13 @@ def _check_figure(name: str, figure: Figure, origin: str) -> None:
     if name not in UNITS:
         raise _broken(origin, f"the figure {name!r} is unknown")
     if not (_positive(figure.value) and _positive(figure.efficiency) and figure.efficiency <= 1):
-        raise _broken(origin, f"{name} is {figure.value!r} x {figure.efficiency!r}, not a positive number")
-    if name == "disk_queue_depth" and (figure.effective < 1 or figure.effective % 1):
-        raise _broken(origin, f"{name} is {figure.effective!r}, not a whole number from 1")
-    if not (figure.spread == 0 or _positive(figure.spread)):
+        raise _broken(
+            origin,
+            f"{name} is {figure.value!r} x {figure.efficiency!r}, not a positive number below {MOST:.0e}",
+        )
+    if name == "disk_queue_depth" and (not 1 <= figure.effective <= MOST_READS or figure.effective % 1):
+        raise _broken(origin, f"{name} is {figure.effective!r}, not a whole number from 1 to {MOST_READS}")
+    if not _share(figure.spread):
         raise _broken(origin, f"{name} has a spread of {figure.spread!r}")
     _sourced(origin, name, figure.label, figure.source)
     if figure.efficiency != 1 and not figure.efficiency_source:
@@ -290,6 +310,8 @@ def _check_figure(name: str, figure: Figure, origin: str) -> None:
 def _check_table(table: Table, origin: str) -> None:
     name = f"the {table.device} table for {table.format}"
     tokens = [point[0] for point in table.points]
+    if not isinstance(table.format, str):
+        raise _broken(origin, f"{name} is of no format")
     if table.device not in ("cpu", "gpu") or tokens[:1] != [1] or sorted(set(tokens)) != tokens:
         raise _broken(origin, f"{name} needs a device cpu or gpu and token counts that rise from 1")
     if not all(_positive(seconds) for _, seconds in table.points):
@@ -298,17 +320,29 @@ def _check_table(table: Table, origin: str) -> None:
         if after * APART < before:
             raise _broken(origin, f"{name} has {more} tokens take {before / after:.0f} times less than {few}")
     sizes = table.hidden, table.intermediate, table.matrices
-    if not all(isinstance(size, int) and size > 0 for size in sizes) or not isinstance(table.bytes, int):
-        raise _broken(origin, f"{name} is of a matrix of {' x '.join(map(repr, sizes))}")
+    if not all(_whole(size, 1) for size in sizes) or not _whole(table.bytes, 0):
+        raise _broken(
+            origin, f"{name} is of a matrix of {' x '.join(map(repr, sizes))} in {table.bytes!r} bytes"
+        )
+    if not _share(table.spread):
+        raise _broken(origin, f"{name} has a spread of {table.spread!r}")
     if table.kind not in KINDS or table.beside not in BESIDE:
         raise _broken(origin, f"{name} is of {table.kind!r} beside {table.beside!r}")
     _sourced(origin, name, table.label, table.source)
 
 
 def _positive(value: object) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value) and value > 0
+    return type(value) in (int, float) and LEAST <= value < MOST  # type: ignore[operator]
+
+
+def _share(value: object) -> bool:
+    return type(value) in (int, float) and 0 <= value < MOST  # type: ignore[operator]
+
+
+def _whole(value: object, least: int) -> bool:
+    return type(value) is int and least <= value < MOST
 
 
 def _sourced(origin: str, name: str, label: str, source: str) -> None:
-    if label not in LABELS or not source:
+    if label not in LABELS or not isinstance(source, str) or not source:
         raise _broken(origin, f"{name} needs a source and a label out of {', '.join(LABELS)}")
