@@ -139,9 +139,13 @@ def test_a_model_on_the_hub_is_told_like_one_here(run, hub, dali_tiny):
 
 
 def test_of_a_repository_every_quantization_is_told(run, hub):
+    folder = hub.root / "org/gguf"
+    (folder / "mmproj-F16.gguf").write_bytes(b"GGUF")
+    (folder / "B-UD-Q8_0.gguf").write_bytes(b"GGUF")  # which Q8_0 does not lead to
     code, found = told(run, "org/gguf:Q8_0")
     assert code == 0
-    assert {row["name"] for row in found["quants"]} == {"Q4_K_M", "Q8_0"}
+    sizes = {row["name"]: row["nbytes"] for row in found["quants"]}
+    assert sizes == {each: (folder / f"A-{each}.gguf").stat().st_size for each in ("Q4_K_M", "Q8_0")}
     _, local = told(run, str(hub.root / "org/gguf/A-Q8_0.gguf"))
     assert local["ways"] == found["ways"]
 

@@ -59,14 +59,13 @@ class _Hub:
         self._headers = utils.build_hf_headers()
 
     def outline(self, quant: str | None, folder: Path) -> Outlined:
-        models = models_of(self.files)
+        where = "on the Hugging Face hub"
         quants = {
-            quant_of(files[0]): sum(self.files[file] for file in files)
-            for files in models.values()
-            if not Path(files[0]).name.startswith("mmproj")
+            each: sum(self.files[file] for file in files_of_quant(self.files, self.name, each, where))
+            for each in sorted({quant_of(stem) for stem in models_of(self.files)})
         }
         if quant is not None:
-            files = files_of_quant(self.files, self.name, quant, "on the Hugging Face hub")
+            files = files_of_quant(self.files, self.name, quant, where)
             self._each(self._gguf, files, folder)
             return Outlined(folder / files[0], self._missing(files), quants)
         shards = [
