@@ -102,7 +102,13 @@ def test_text_ends_with_where_the_times_are_from(run, dali_tiny):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"num_experts": 0}, {"model_type": "nobodys"}, {"quantization_config": {"quant_method": "gptq"}}],
+    [
+        {"num_experts": 0},
+        {"num_experts_per_tok": 2000},
+        {"num_hidden_layers": 10**9},
+        {"model_type": "nobodys"},
+        {"quantization_config": {"quant_method": "gptq"}},
+    ],
 )
 def test_what_loading_refuses_is_refused(run, tmp_path, dali_tiny, changes):
     folder = tmp_path / "model"

@@ -34,6 +34,8 @@ BUFFERS = 4  # of outputs by (token, choice) pair, that the runtime over an acce
 STEP_SHARE = 12  # of the budget, for what a step takes for a while
 MOST_STEP = 4096  # prompt tokens, in which others wait for theirs
 DEVICE_HEADROOM = 2**30  # accelerator bytes for keys, values and activations, where nothing says better
+# Of a model. They are built, and counted, one after another: a damaged number would take hours.
+MOST_LAYERS = 2000
 FEWEST_TOKENS = 512  # of context, below which a budget is refused
 
 
