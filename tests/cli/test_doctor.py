@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import lzma
+import os
 import shutil
 import subprocess
 import sys
@@ -242,6 +244,26 @@ def test_a_folder_that_cannot_be_written_is_broken(run, monkeypatch, tmp_path):
     code, out, _ = run("doctor", "--json")
     assert code == 1
     assert any(row["broken"] and row["fix"] for row in json.loads(out))
+
+
+def test_a_folder_that_may_not_be_looked_into_is_broken(run, monkeypatch, tmp_path):
+    private, stat = tmp_path / "private", os.stat
+    private.mkdir()
+
+    def refuse(path, *arguments, **options):
+        if str(path).startswith(f"{private}/"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return stat(path, *arguments, **options)
+
+    monkeypatch.setattr("os.stat", refuse)
+    monkeypatch.setattr("os.access", lambda path, mode: str(path) != str(private))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(private / "hub"))
+    code, out, _ = run("doctor")
+    assert code == 1
+    assert (
+        f"{private / 'hub'} cannot be written.\nMake it writable, or name another: `export HF_HOME=DIR`."
+        in out
+    )
 
 
 def test_torch_is_not_imported(dali_tiny, tmp_path):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from dali.errors import DaliError, UsageError
 from dali.hardware.gpu import check_gpu
+from dali.hardware.machine import existing
 from dali.loading.locate import Remote
 from dali.options import LoadOptions
 from dali.store.cache import cache_root
@@ -67,7 +68,7 @@ def _beside(remote: Remote, nbytes: int, here: Here) -> Here:
     """This machine once so many bytes were downloaded. DaliError: its disk has no room for them."""
     import huggingface_hub.constants
 
-    from dali.doctor.here import existing, free_disk
+    from dali.doctor.here import free_disk
 
     hub = Path(huggingface_hub.constants.HF_HUB_CACHE)
     blobs = hub / f"models--{remote.name.replace('/', '--')}" / "blobs"

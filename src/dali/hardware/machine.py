@@ -73,9 +73,7 @@ def differences(measured: Machine, here: Machine) -> list[str]:
 def disk_of(folder: Path) -> str:
     """The device that holds a folder: its name and model, as far as the system says; else its file system."""
     with suppress(OSError):
-        folder = folder.absolute()
-        folder = next(path for path in (folder, *folder.parents) if path.exists())
-        number = folder.stat().st_dev
+        number = existing(folder).stat().st_dev
         known = f"{os.major(number)}:{os.minor(number)}"
         with suppress(OSError):
             device = (DEVICES / known).resolve(strict=True)
@@ -89,6 +87,12 @@ def disk_of(folder: Path) -> str:
             if fields.split()[2:3] == [known]:
                 return " ".join(rest.split()[:2])
     return "unknown"
+
+
+def existing(folder: Path) -> Path:
+    """The folder, or the nearest one around it that is there, as far as one may look."""
+    folder = folder.absolute()
+    return next(path for path in (folder, *folder.parents) if os.path.exists(path))
 
 
 def _cpu() -> str:
