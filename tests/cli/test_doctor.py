@@ -11,13 +11,14 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
 
 from dali.doctor import before, here, machine, remote
 from dali.doctor.before import before_download
-from dali.errors import DaliError
+from dali.errors import DaliError, UsageError
 from dali.hardware import own
 from dali.hardware.profile import DISK
 from dali.loading.locate import Remote
@@ -171,6 +172,23 @@ def test_sizes_that_are_lies_are_seen(refused, hub):
     assert code == 1
     assert f"{TINY}/model.safetensors" in problem
     assert "/tmp" not in problem
+
+
+def test_shards_that_no_index_lists_are_refused_before_they_are_downloaded(hub):
+    folder = hub.root / TINY
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
+    with pytest.raises(UsageError, match=r"it has no model\.safetensors\.index\.json"):
+        before_download(LoadOptions(), print)(Remote(TINY))
+
+
+def test_nothing_is_written_beside_the_folder_that_it_is_given(hub, monkeypatch, tmp_path):
+    """Whatever the hub calls its files."""
+    folder = tmp_path / "a" / "b"
+    folder.mkdir(parents=True)
+    listed = [SimpleNamespace(rfilename=name, size=100) for name in ("../../Q8_0.gguf", "/tmp/x-Q8_0.gguf")]
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *a, **b: SimpleNamespace(siblings=listed))
+    with pytest.raises(UsageError, match="no GGUF file for 'Q8_0'"):
+        remote.fetch_outline(Remote("org/gguf", "Q8_0"), folder)
 
 
 @pytest.mark.parametrize("name", ["org/none", "org/locked"])

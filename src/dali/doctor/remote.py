@@ -52,7 +52,9 @@ class _Hub:
         self.name = name
         self._ends = time.monotonic() + DEADLINE
         info = huggingface_hub.HfApi().model_info(name, files_metadata=True, timeout=PATIENCE)
-        self.files = {file.rfilename: int(file.size or 0) for file in info.siblings or ()}
+        sizes = {file.rfilename: int(file.size or 0) for file in info.siblings or ()}
+        # None that would be written beside the folder.
+        self.files = {file: size for file, size in sizes.items() if not {"..", "/"} & {*Path(file).parts}}
         utils: Any = import_module("huggingface_hub.utils")
         self._check = utils.hf_raise_for_status
         self._session = utils.get_session()
@@ -78,8 +80,9 @@ class _Hub:
                 f"{self.name} holds GGUF files, and no safetensors weights.",
                 f"Name a quantization, as in {self.name}:{min(quants)}; it has {', '.join(sorted(quants))}.",
             )
-        if not shards or "config.json" not in self.files:
-            lacks = "config.json" if shards else "weights"
+        needed = ["config.json"] if SINGLE in shards else ["config.json", INDEX]
+        if not shards or not self.files.keys() >= {*needed}:
+            lacks = next(file for file in needed if file not in self.files) if shards else "weights"
             raise UsageError(
                 f"{self.name} is not a model that dali can load: it has no {lacks}.", "Pick another."
             )
