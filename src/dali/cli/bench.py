@@ -173,7 +173,7 @@ def _row(llm: LLM, measurement: Measurement, batch: int, system: str | None) -> 
         "test": test.name,
         "model_filename": llm.name,
         "model_type": f"{llm.model.config.model_type} {llm.format_name}",
-        "model_size": llm.expert_bytes + llm.dense_bytes,
+        "model_size": llm.loaded.pool.stored_bytes + llm.dense_bytes,
         "n_batch": llm.engine.scheduler.step_tokens,
         "n_threads": native.threads() if native_threads else torch.get_num_threads(),
         "cache_type": llm.engine.cache_type,

@@ -66,7 +66,6 @@ class DiskPool(ExpertPool):
 
     @property
     def stored_bytes(self) -> int:
-        """Bytes of all experts in the store."""
         return sum(layout.record_bytes * self.experts for layout in self.layouts)
 
     @property
