@@ -55,6 +55,16 @@ def test_a_write_that_is_interrupted_leaves_no_file(small, tmp_path, monkeypatch
     assert os.listdir(tmp_path) == []
 
 
+def test_what_a_killed_measurement_has_left_is_deleted_by_the_next(small, tmp_path):
+    old, under_way = tmp_path / "measuring-old", tmp_path / "measuring-now"
+    for file in (old, under_way):
+        file.touch()
+    os.utime(old, (0, 0))
+    with trial_file(tmp_path):
+        assert not old.exists()
+    assert os.listdir(tmp_path) == [under_way.name]
+
+
 def test_a_full_disk_is_said_and_left_alone(tmp_path, monkeypatch):
     monkeypatch.setattr("dali.probe.disk.shutil.disk_usage", lambda folder: _Usage())
     with pytest.raises(NotMeasured, match="GiB free, and measuring it takes 2"), trial_file(tmp_path):

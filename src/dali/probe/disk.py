@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -24,6 +25,8 @@ FILE = 2**29  # bytes that are written, and read at random places
 SPARE = 4  # times as many must be free
 RECORD = 2_654_208 // PAGE * PAGE  # bytes of a read: an expert of Qwen3-30B-A3B in w4
 SMALL = 32  # reads of a page, of which a reading of the latency is made
+NAME = "measuring-"
+LEFT = 3600  # seconds after which a file of that name is one that somebody was killed over
 TRIAL, ROUNDS = 0.15, 5  # seconds of one reading of the bandwidth, and readings of each
 
 
@@ -58,12 +61,13 @@ def trial_file(folder: Path) -> Iterator[Path]:
     """A file of FILE bytes that no cache holds, gone afterwards whatever happens. NotMeasured: it cannot be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        _clear(folder)
         free = shutil.disk_usage(folder).free
         if free < SPARE * FILE:
             raise NotMeasured(
                 f"The disk of {folder} has {free / 2**30:.1f} GiB free, and measuring it takes {SPARE * FILE / 2**30:.0f}."
             )
-        descriptor, name = tempfile.mkstemp(prefix="measuring-", dir=folder)
+        descriptor, name = tempfile.mkstemp(prefix=NAME, dir=folder)
     except OSError as error:
         raise NotMeasured(f"Nothing can be written to {folder} ({error.strerror or error}).") from error
     try:
@@ -152,6 +156,14 @@ class Reads:
     def _forget(self) -> None:
         if not self._file.direct:
             _drop(self._path)
+
+
+def _clear(folder: Path) -> None:
+    """Delete what measurements that were killed have left."""
+    for file in folder.glob(f"{NAME}*"):
+        with suppress(OSError):  # another's
+            if time.time() - file.stat().st_mtime > LEFT:
+                file.unlink()
 
 
 def _fill(descriptor: int) -> None:
