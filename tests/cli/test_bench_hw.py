@@ -87,3 +87,11 @@ def test_a_note_is_said_beside_the_table(run, monkeypatch):
     noted = json.loads(measured().to_json()) | {"notes": ["Other programs took 50 % of the processors."]}
     monkeypatch.setattr(whole, "measure", lambda advance: Profile.from_json(json.dumps(noted), "it"))
     assert "Other programs took 50 %" in run("bench", "hw")[2]
+
+
+def test_a_page_that_cannot_be_written_is_refused_before_anything_is_measured(refused, tmp_path, monkeypatch):
+    monkeypatch.setattr(whole, "measure", lambda advance: pytest.fail("it measured"))
+    code, problem, fix = refused("bench", "hw", "--html", str(tmp_path / "none" / "a.html"))
+    assert code == 2
+    assert "a.html' is no file that can be written" in problem
+    assert "--output" not in fix

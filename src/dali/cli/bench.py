@@ -57,7 +57,13 @@ class Settings(Always, Accelerator):
     explain: str | None = flag(
         "bench", EXPLAIN, "say which experts went where and why, the warming up included, as `dali run` does"
     )
-    output: str | None = flag("bench", one_of(LAYOUTS, "FORMAT"), f"{', '.join(LAYOUTS)} (default: md)", "-o")
+    output: str | None = flag(
+        "bench",
+        one_of(LAYOUTS, "FORMAT"),
+        f"{', '.join(LAYOUTS)} (default: md)",
+        "-o",
+        variable="DALI_BENCH_OUTPUT",
+    )
 
 
 VERB = Verb(

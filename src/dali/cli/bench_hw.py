@@ -11,6 +11,7 @@ from dali.cli.flags.always import Always
 from dali.cli.flags.kinds import FILE
 from dali.cli.flags.option import SWITCH, flag
 from dali.cli.flags.verb import Verb
+from dali.cli.flags.written import check_written, write_whole
 from dali.cli.importing import importing
 from dali.cli.terminal import log, share_bar
 from dali.hardware import own
@@ -46,7 +47,7 @@ def main(settings: Settings) -> int:
     path = own.own_path() if settings.output is None else Path(settings.output)
     own.check_writable(path)
     if settings.html is not None:
-        own.check_writable(Path(settings.html))
+        check_written(settings.html)
     with importing():
         from dali.probe import report, whole
     with share_bar("Measuring", sum(whole.PARTS.values())) as advance:
@@ -54,7 +55,7 @@ def main(settings: Settings) -> int:
     own.write(profile, path)
     if settings.html is not None:
         made = f"Measured on {date.today()} by dali {dali.__version__}: dali bench hw."
-        own.write_text(Path(settings.html), report.page(profile, made))
+        write_whole(settings.html, report.page(profile, made))
     print(profile.to_json() if settings.json else report.text(profile), end="" if settings.json else "\n")
     for note in profile.notes:
         log.warning(note)

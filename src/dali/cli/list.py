@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Settings(Always):
-    json: bool = flag("output", SWITCH, "for machines")
+    json: bool = flag("output", SWITCH, "for machines", variable="DALI_LIST_JSON")
 
 
 VERB = Verb(

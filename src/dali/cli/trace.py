@@ -31,7 +31,7 @@ TOKENS = 128  # of an answer, unless told otherwise
 
 @dataclass(frozen=True)
 class Settings(Always, Accelerator, Sampling):
-    output: str | None = flag("trace", FILE, "the trace to write", "-o")
+    output: str | None = flag("trace", FILE, "the trace to write", "-o", variable="DALI_TRACE_OUTPUT")
     prompts: str | None = flag("trace", FILE, "prompts, one a line (default: stdin)")
     plot: str | None = flag("trace", FILE, "draw the routing, and what caches make of it, into an .html file")
     hidden: bool = flag("trace", SWITCH, "record gate inputs, embeddings and predictions too")

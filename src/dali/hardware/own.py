@@ -78,11 +78,6 @@ def origin(profile: Profile) -> str:
 
 
 def write(profile: Profile, path: Path) -> None:
-    """As `write_text`."""
-    write_text(path, profile.to_json())
-
-
-def write_text(path: Path, text: str) -> None:
     """A whole file or none, and the folder with it. DaliError: it cannot be."""
     temporary = None
     try:
@@ -91,7 +86,7 @@ def write_text(path: Path, text: str) -> None:
             "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
         ) as file:
             temporary = Path(file.name)
-            file.write(text)
+            file.write(profile.to_json())
             file.flush()
             os.fsync(file.fileno())
         temporary.chmod(0o644)

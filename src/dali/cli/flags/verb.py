@@ -129,9 +129,8 @@ def _with_values(arguments: Sequence[str], options: Sequence[Option]) -> Iterato
 def _add(group: argparse._ArgumentGroup, option: Option) -> None:
     flags = [*filter(None, [option.short]), *(f"--{name}" for name in option.names)]
     nargs, metavar = (0, None) if option.kind is SWITCH else (None, option.kind.metavar)
-    group.add_argument(
-        *flags, action=_Collect, dest=option.key, nargs=nargs, metavar=metavar, help=option.help
-    )
+    help = option.help if option.variable is None else f"{option.help}; in the environment {option.variable}"
+    group.add_argument(*flags, action=_Collect, dest=option.key, nargs=nargs, metavar=metavar, help=help)
 
 
 def _from_flags(option: Option, given: argparse.Namespace) -> Texts:
