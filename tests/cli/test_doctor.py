@@ -181,6 +181,18 @@ def test_shards_that_no_index_lists_are_refused_before_they_are_downloaded(hub):
         before_download(LoadOptions(), print)(Remote(TINY))
 
 
+def test_where_nothing_can_be_written_headers_are_not_looked_at(refused, hub, monkeypatch):
+    def none(**options):
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found")
+
+    monkeypatch.setattr("tempfile.TemporaryDirectory", none)
+    code, problem, fix = refused("doctor", TINY)
+    assert code == 1
+    assert "No usable temporary directory" in problem
+    assert "TMPDIR" in fix
+    before_download(LoadOptions(), print)(Remote(TINY))  # the download goes on
+
+
 def test_nothing_is_written_beside_the_folder_that_it_is_given(hub, monkeypatch, tmp_path):
     """Whatever the hub calls its files."""
     folder = tmp_path / "a" / "b"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from dali.doctor import machine, report
 from dali.doctor.examine import Examination, Quant, examine, of_quants, read_remote
 from dali.doctor.here import device_of, look
 from dali.doctor.outline import read_outline
+from dali.doctor.remote import scratch
 from dali.doctor.verdict import Verdict
 from dali.errors import DaliError, UsageError, parameter
 from dali.loading.locate import Remote, find, is_cached, locate
@@ -68,11 +68,11 @@ def _examine(model: str, settings: Settings) -> tuple[Examination, list[Quant]]:
     if isinstance(place, Path) or is_cached(place) or _offline(place, options):
         outline = read_outline(place if isinstance(place, Path) else locate(model, offline=True))
         return examine(outline, options, here, device, settings.origins), []
-    with tempfile.TemporaryDirectory(prefix="dali-doctor-") as folder:
-        outline, there = read_remote(place, Path(folder))
+    with scratch() as folder:
+        outline, there = read_remote(place, folder)
         found = examine(outline, options, here, device, settings.origins)
         if found.refusal is not None:
-            found = replace(found, refusal=found.refusal.about(folder, place.name))
+            found = replace(found, refusal=found.refusal.about(str(folder), place.name))
     quants = {} if place.quant is None else there.quants
     return found, of_quants(quants, found, options, here, device)
 

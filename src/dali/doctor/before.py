@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,12 +31,14 @@ def before_download(options: LoadOptions, notify: Callable[[str], None]) -> Call
             read_remote,
         )
         from dali.doctor.here import device_of, look
+        from dali.doctor.remote import scratch
         from dali.doctor.sizes import CannotTell
         from dali.doctor.verdict import of
 
-        with tempfile.TemporaryDirectory(prefix="dali-doctor-") as folder:
+        with ExitStack() as stack:
             try:
-                outline, there = read_remote(remote, Path(folder))
+                folder = stack.enter_context(scratch())
+                outline, there = read_remote(remote, folder)
             except UsageError:
                 raise
             except DaliError:
@@ -54,7 +55,7 @@ def before_download(options: LoadOptions, notify: Callable[[str], None]) -> Call
         if isinstance(found.refusal, CannotTell):
             return
         if found.refusal is not None:
-            raise found.refusal.about(folder, remote.name)
+            raise found.refusal.about(str(folder), remote.name)
         way = found.ways[0]
         notify(
             f"{remote}: {found.verdict.word}, {of(way.prediction.decode.expected)} tokens/s modelled, {way.name}; "

@@ -7,9 +7,11 @@ then examined as any local ones.
 from __future__ import annotations
 
 import json
+import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from fnmatch import fnmatch
 from importlib import import_module
 from pathlib import Path
@@ -35,6 +37,20 @@ class Outlined(NamedTuple):
     path: Path
     nbytes: int
     quants: dict[str, int]
+
+
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """A folder for an outline, for a while. DaliError: there is no place for one."""
+    try:
+        folder = tempfile.TemporaryDirectory(prefix="dali-doctor-")
+    except OSError as error:
+        raise DaliError(
+            f"Headers have no place to be looked at ({error.strerror or error}).",
+            "Set TMPDIR to a folder that can be written.",
+        ) from error
+    with folder as name:
+        yield Path(name)
 
 
 def fetch_outline(remote: Remote, folder: Path) -> Outlined:
