@@ -331,3 +331,9 @@ def test_a_disk_that_nobody_measured_is_a_published_one(monkeypatch):
     without = replace(mine, figures={name: one for name, one in mine.figures.items() if name not in DISK})
     monkeypatch.setattr(here, "own_profile", lambda: (without, []))
     assert here.look(LoadOptions()).profile.has_disk
+
+
+def test_a_flag_about_a_model_is_refused_without_one(refused):
+    code, problem, _ = refused("doctor", "-c", "4096")
+    assert code == 2
+    assert problem.endswith("so no --ctx-size.")

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dali.cli.flags.always import Always
-from dali.cli.flags.option import SWITCH, as_flag, flag
+from dali.cli.flags.option import SWITCH, as_flag, flag, options_of
 from dali.cli.flags.prefixes import Prefixes
-from dali.cli.flags.verb import Verb
+from dali.cli.flags.verb import Verb, refuse_unheeded
 from dali.cli.terminal import log, passing_note
 from dali.doctor import machine, report
 from dali.doctor.examine import Examination, Quant, examine, of_quants, read_remote
@@ -45,6 +45,8 @@ def main(settings: Settings) -> int:
         )
     model = settings.words[0] if settings.words else settings.model
     if model is None:
+        of_models = {option.key for option in options_of(Prefixes)}
+        refuse_unheeded(settings, lambda key: key in of_models, "Without MODEL, this machine is told of")
         return _machine(settings.json)
     passing_note(f"Looking at {model} ...")
     found, quants = _examine(model, settings)

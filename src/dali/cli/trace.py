@@ -11,9 +11,9 @@ from dali.cli.chat.conversation import check_prompt
 from dali.cli.flags.accelerator import Accelerator
 from dali.cli.flags.always import Always
 from dali.cli.flags.kinds import COUNTS, FILE, whole
-from dali.cli.flags.option import SWITCH, flag
+from dali.cli.flags.option import SWITCH, flag, options_of
 from dali.cli.flags.sampling import Sampling
-from dali.cli.flags.verb import Verb
+from dali.cli.flags.verb import Verb, refuse_unheeded
 from dali.cli.flags.written import check_suffix, check_written, write_whole
 from dali.cli.model import find_model, load_model
 from dali.cli.plain_text import plain_text
@@ -106,9 +106,8 @@ def main(settings: Settings) -> int:
 
 def _convert(settings: Settings, foreign: str, output: Path) -> int:
     """Make a trace of what another tool recorded."""
-    for name in ("prompts", "hidden", "batch", "predict"):
-        if getattr(settings, name):
-            raise UsageError(f"--import records nothing, so no --{name}.", "Leave it out.")
+    heeded = {"output", "plot", "import_", "experts", *(option.key for option in options_of(Always))}
+    refuse_unheeded(settings, lambda key: key not in heeded, "--import records nothing")
     from dali.replay.traces import trace
     from dali.replay.traces.convert import convert
 

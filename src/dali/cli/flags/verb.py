@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, NoReturn, TypeVar
 
@@ -117,6 +117,13 @@ class Verb(Generic[Settings]):
                     _add(group, option)
         group.add_argument("-h", "--help", action="help", help="show this")
         return parser
+
+
+def refuse_unheeded(settings: always.Always, unheeded: Callable[[str], bool], why: str) -> None:
+    """UsageError for a flag of the command line whose key is `unheeded`: the environment and a file may speak to other verbs."""
+    for key, origin in settings.origins.items():
+        if origin.startswith("--") and unheeded(key):
+            raise UsageError(f"{why}, so no {origin}.", "Leave it out.")
 
 
 def _with_values(arguments: Sequence[str], options: Sequence[Option]) -> Iterator[str]:
