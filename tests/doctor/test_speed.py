@@ -84,8 +84,8 @@ def test_a_prompt_is_computed_in_chunks_each_of_which_reads_all_weights():
     # Chunks of 2 tokens and 1 read the linear's 2 MB and the head's 0.2 each, and 3 and 2 of a layer's 4 experts.
     weights = 2 * 2.2e6 + 2 * (3 + 2) * 1e6
     # A token and layer: two norms and two sums of 1,000 values, a key and a query of 250 that are turned, 2 bytes each; a row of
-    # 1,000 values in 4 bytes of each of 2 experts, and their sum.
-    passes = 3 * 2 * (2 * 2000 * (2 + 3) + 2 * 500 * 10 + 4000 * 3)
+    # 1,000 values in 4 bytes of each of 2 experts, read before it is written and once after it, and their sum, read before.
+    passes = 3 * 2 * (2 * 2000 * (2 + 3) + 2 * 500 * 2 + 4000 * (2 * 3 + 2))
     found = predict(SIZES, profile(), replace(PLAN, chunk=2), prompt=3)
     assert 3 / found.prompt.expected == pytest.approx((weights + passes) / BANDWIDTH)
     assert found.prompt.low == pytest.approx(found.prompt.expected / (1 + ROUGH))
@@ -102,7 +102,7 @@ def test_every_head_of_a_query_attends_to_what_the_window_leaves(window, chunk):
         return 7 / predict(sizes, slow, replace(PLAN, chunk=chunk), prompt=7).prompt.expected
 
     pairs = sum(min(position, window or position) for position in range(1, 8))
-    turned = 7 * 3 * 250 * 2 * 10 / BANDWIDTH  # three more queries a token
+    turned = 7 * 3 * 250 * 2 * 2 / BANDWIDTH  # three more queries a token
     assert seconds(4) - seconds(1) == pytest.approx(3 * pairs * 2 * (250 + 250) / 1e6 + turned)
 
 
