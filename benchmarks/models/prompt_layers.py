@@ -2,8 +2,8 @@
 
     python benchmarks/models/prompt_layers.py FOLDER [--gguf A.gguf B.gguf] [--rounds 9]
 
-In FOLDER random models are written unless they are there, and the stores of their experts. Tokens a second, the median over rounds,
-of prompts that no sequence before has begun with; both ways give the same bits, which is checked first.
+In FOLDER random models are written unless they are there, and the stores of their experts. Tokens a second, the median over
+rounds, of prompts that no sequence before has begun with; both ways give the same bits, which is checked first.
 """
 
 from __future__ import annotations
