@@ -26,7 +26,7 @@ import dali
 import report
 from dali import systems
 from dali.llm import LLM
-from dali.offload.build import split
+from dali.policies.once.vram import residents
 
 TEXT = Path(__file__).parents[1] / "texts" / "perplexity.txt"
 DEVICE = "sim:paper"
@@ -74,7 +74,7 @@ def a_quarter(llm: LLM) -> int:
     """The least accelerator memory with a quarter of each layer's experts resident."""
     layers, experts = len(llm.loaded.pool.records), len(llm.loaded.pool.records[0])
     slots = next(
-        slots for slots in range(layers * experts) if split(slots, layers, experts) == experts // SHARE
+        slots for slots in range(layers * experts) if residents(slots, layers, experts) == experts // SHARE
     )
     return slots * llm.layout.record_bytes
 

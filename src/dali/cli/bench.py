@@ -59,6 +59,9 @@ class Settings(Always, Accelerator):
     )
     output: str | None = flag("bench", one_of(LAYOUTS, "FORMAT"), f"{', '.join(LAYOUTS)} (default: md)", "-o")
 
+    def _parameters(self) -> dict[str, Any]:
+        return super()._parameters() | {"parallel": self.batch or 1}
+
 
 VERB = Verb(
     "bench",

@@ -62,6 +62,9 @@ class Settings(Always, Prefixes, Sampling, Template):
         "server", whole(0), f"answers that may wait for others; more are refused (default: {QUEUE})"
     )
 
+    def _parameters(self) -> dict[str, Any]:
+        return super()._parameters() | {"parallel": self.parallel or PARALLEL}
+
     def serve_options(self) -> ServeOptions:
         """What the flags ask for. UsageError: it cannot be meant."""
         names = ("host", "port", "api_key", "alias", "parallel", "queue")
