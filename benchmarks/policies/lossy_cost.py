@@ -99,11 +99,10 @@ def main() -> None:
         for batch, sequences in zip(options.batches, options.sequences, strict=True):
             pieces = [tokens[i * length : (i + 1) * length] for i in range(sequences)]
             assert len(pieces[-1]) == length, "the text is too short"
-            off = losses(
-                dali.load(model, quant=options.quant, device=DEVICE, vram=vram), pieces, options.prompt, batch
-            )
+            given = {"quant": options.quant, "device": DEVICE, "vram": vram, "parallel": batch}
+            off = losses(dali.load(model, **given), pieces, options.prompt, batch)
             for name in options.systems:
-                llm = dali.load(model, quant=options.quant, device=DEVICE, vram=vram, policy=name, lossy=True)
+                llm = dali.load(model, **given, policy=name, lossy=True)
                 rows.append(row(llm, batch, off, losses(llm, pieces, options.prompt, batch)))
                 report.table(rows[-1:])
             report.write("lossy_cost", rows, device=DEVICE, resident=f"1/{SHARE} of each layer's experts")
