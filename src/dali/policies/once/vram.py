@@ -7,8 +7,8 @@ one that is alone, and of all of them together. Among the numbers by which one t
 with the most experts, that is taken by which all together have their tokens soonest.
 
 The bound comes first: most machines have one user most of the time, and answers shorter than the context share the room of one
-anyway. A sum of both times would give up a fifth of a single user's speed, as the times of a full batch differ by multiples.
-Attention is in neither time: a sequence's takes as long whatever the split, so that without it the bound is stricter, not looser.
+anyway. A sum of both times would give up two to three times as much (benchmarks/policies/vram_split.py), as the times of a full
+batch differ by multiples. Attention is in neither time: a sequence's takes as long whatever the split, so that without it the bound is stricter, not looser.
 """
 
 from __future__ import annotations
