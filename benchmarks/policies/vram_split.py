@@ -1,9 +1,9 @@
 """What splitting an accelerator's memory by modelled time gives and takes: for a single user, and for 8 answers at once.
 
-For each model, published profile and context: how many whole contexts have room beside experts by dali's rule, the fastest for all
-together of those by which one that is alone is at most 5 % slower, and by another, the least sum of both relative times. `slower`
-is what one that is alone loses by it; `together` how many times sooner 8 answers have their tokens than with room for one context,
-as the rule before had it. Experts in w4, all else in bfloat16. All times are modelled.
+For each model, published profile and context: how many whole contexts have room beside experts by dali's rule, the fastest for
+all together of those by which one that is alone is at most 5 % slower, and by another, the least sum of both relative times.
+`slower` is what one that is alone loses by it; `together` how many times sooner 8 answers have their tokens than with room for
+one context, as the rule before had it. Experts in w4, all else in bfloat16. All times are modelled.
 
     python benchmarks/policies/vram_split.py
 """

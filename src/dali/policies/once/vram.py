@@ -8,7 +8,8 @@ with the most experts, that is taken by which all together have their tokens soo
 
 The bound comes first: most machines have one user most of the time, and answers shorter than the context share the room of one
 anyway. A sum of both times would give up two to three times as much (benchmarks/policies/vram_split.py), as the times of a full
-batch differ by multiples. Attention is in neither time: a sequence's takes as long whatever the split, so that without it the bound is stricter, not looser.
+batch differ by multiples. Attention is in neither time: a sequence's takes as long whatever the split, so that without it the
+bound is stricter, not looser.
 """
 
 from __future__ import annotations
