@@ -38,6 +38,13 @@ def test_what_experts_are_no_faster_by_is_for_sequences():
 def test_a_few_percent_are_given_up_where_all_together_gain_by_it():
     # A token takes 102 with all four there and 103.3 with two, less than a twentieth more; the dense part is for all at once.
     assert split_by_time(6, 1, 3, experts(dense=lambda tokens: 100.0)) == Split(3, 3, 3)
+    # And 31.33 of 30: 4 %.
+    assert split_by_time(6, 1, 3, experts(dense=lambda tokens: 28.0)).sequences == 3
+
+
+def test_more_is_not_given_up_however_much_all_together_would_gain():
+    # 22 with all four there and 23.33 with two, 6 %, though three together would have theirs in 29 and two have it in 23.
+    assert split_by_time(6, 1, 3, experts(dense=lambda tokens: 20.0)) == Split(4, 2, 2)
 
 
 def test_nothing_is_given_up_where_all_together_gain_nothing():
