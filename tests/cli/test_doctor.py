@@ -6,11 +6,13 @@ import errno
 import json
 import lzma
 import os
+import re
 import shutil
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
 from types import SimpleNamespace
 
 import huggingface_hub
@@ -20,7 +22,7 @@ from dali.doctor import before, here, machine, remote
 from dali.doctor.before import before_download
 from dali.errors import DaliError, UsageError
 from dali.hardware import own
-from dali.hardware.profile import DISK
+from dali.hardware.profile import DISK, load
 from dali.loading.locate import Remote
 from dali.options import LoadOptions
 from hub import Hub, serving
@@ -101,6 +103,31 @@ def test_text_ends_with_where_the_times_are_from(run, dali_tiny):
     assert "FAST" in out
     assert "Modelled" in out
     assert "sim:paper" in out
+
+
+def test_both_parts_of_an_accelerators_memory_are_told_and_who_has_split_it(run, dali_tiny):
+    code, found = told(run, str(dali_tiny), "--device", "sim:paper", "--parallel", "3")
+    way, origins = found["ways"][0], {choice["what"]: choice["origin"] for choice in found["plan"]}
+    assert (code, way["sequences"], way["resident"]) == (0, 3, 160)
+    assert way["kept"] == 3 * way["states"]  # of one context, where nothing has a window
+    assert way["vram"] == way["experts"]
+    assert origins["its memory"] == "modelled time"
+    _, out, _ = run("doctor", str(dali_tiny), "--device", "sim:paper", "--vram", "1MiB")
+    assert re.search(r"on sim:paper, keys and values +1\.0 MiB +a context of 512 tokens", out)
+    assert "1.0 MiB for experts, 1.0 MiB for a context" in out
+    _, found = told(run, str(dali_tiny), "--device", "sim:paper", "--vram", "1MiB")
+    assert {choice["what"]: choice["origin"] for choice in found["plan"]}["its memory"] == "--vram"
+
+
+def test_a_load_of_unknown_speed_is_not_told_as_0(run, dali_tiny, tmp_path):
+    figures = json.loads(load("paper").to_json())
+    figures["figures"] = {name: one for name, one in figures["figures"].items() if name not in DISK}
+    (tmp_path / "bare.json").write_text(json.dumps(figures))
+    arguments = str(dali_tiny), "--device", f"sim:{tmp_path / 'bare.json'}"
+    _, found = told(run, *arguments)
+    assert found["ways"][0]["load"] is None
+    _, out, _ = run("doctor", *arguments)
+    assert "not known" in out
 
 
 @pytest.mark.parametrize(
@@ -250,6 +277,19 @@ def test_a_server_that_does_not_tell_does_not_keep_from_downloading(hub, monkeyp
     said = []
     before_download(LoadOptions(), said.append)(Remote(TINY))
     assert said == []
+
+
+def test_a_hub_that_is_waited_for_is_named(monkeypatch):
+    said, told = [], Event()
+
+    def unreachable(remote, folder):
+        assert told.wait(10)
+        raise DaliError("The hub cannot be reached.", "Never mind.")
+
+    monkeypatch.setattr(before, "MOMENT", 0.01)
+    monkeypatch.setattr("dali.doctor.examine.read_remote", unreachable)
+    before_download(LoadOptions(), lambda message: (said.append(message), told.set()))(Remote(TINY))
+    assert said == [f"Waiting for the Hugging Face hub, which has not told yet what {TINY} is made of."]
 
 
 @pytest.mark.parametrize(("free", "what"), [(2**20, "Hugging Face cache"), (16 * 2**20, "dali's cache")])

@@ -16,7 +16,7 @@ from dali.kernels.formats import get_format
 from dali.loading.budget import count_dense_bytes
 from dali.loading.gguf.model import GgufModel
 from dali.loading.safetensors import SafetensorsModel
-from dali.offload.gpu import state_size
+from dali.offload.vram import state_size
 from dali.step.size import Reservation
 from families import FAMILIES, random_model, save_fp8_model, save_model, save_mxfp4_model
 from gguf_models import gguf_model, rewrite, save_gguf

@@ -8,10 +8,12 @@ import pytest
 
 import dali
 from dali.errors import DaliError, StoreError
+from dali.hardware import own
 from dali.llm import LLM
 from dali.units import size
 from families import random_model, save_model
 from gpu.test_gpu_model import answers
+from measured import measured
 from on_disk import damaged, load_on_disk
 
 POLICIES = [{}, {"assign": "greedy"}, {"policy": "hybrimoe"}, {"n_cpu_moe": 1, "vram": "200KiB"}]
@@ -70,3 +72,12 @@ def test_slots_in_ram_are_page_locked(driver, directory, monkeypatch):
     assert len(told) == 1
     assert told[0].startswith(size(llm.loaded.pool.nbytes))
     llm.close()
+
+
+def test_a_profile_that_cannot_be_used_is_said_once_whoever_asks_for_it(driver, directory, monkeypatch):
+    """The disk's reads at once and a GPU's plans both go by it."""
+    own.write(measured(), own.own_path())  # of another machine
+    notes: list[str] = []
+    load(monkeypatch, directory, 3, notify=notes.append).close()
+    assert sum("is of another machine" in note for note in notes) == 1
+    assert any("never measured" in note for note in notes)

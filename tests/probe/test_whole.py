@@ -12,6 +12,7 @@ from dali.hardware.cost import CostModel, ExpertSize, disk_costs
 from dali.hardware.profile import ACCELERATOR, DISK, STEP, UNITS, Profile
 from dali.kernels import native
 from dali.probe import dense, disk, experts, memory, whole
+from dali.probe.reading import Reading
 from dali.probe.step import overheads
 from measured import MACHINE
 
@@ -86,6 +87,21 @@ def test_replays_and_plans_take_it(small):
     model = CostModel(profile, ExpertSize(256, 128, 3, {"q5k": 70000}), "q5k", 4, accelerator=False)
     assert all(0 < seconds < 100 for seconds in model.costs.cpu[1:])
     assert disk_costs(profile).depth >= 1
+
+
+def test_what_was_clamped_is_said(small, monkeypatch):
+    quiet = whole.measure(lambda part, share: None, small, MACHINE).notes
+    assert not any("contradict" in note or "faster than memory" in note for note in quiet)
+    # 32 heads of queries to 4 of keys take nine times as long as 8 to 8: more than the scores are more.
+    monkeypatch.setattr(
+        "dali.probe.dense._decoding",
+        lambda pool, clock, heads, groups: Reading({8: 1.0, 32: 9.0}[heads], 0, 3),
+    )
+    monkeypatch.setattr("dali.probe.memory.native.read_seconds", lambda memory: 1e6)
+    profile = whole.measure(lambda part, share: None, small, MACHINE)
+    assert profile["cpu_bandwidth"] == profile["memory_bandwidth"]
+    assert sum("faster than memory alone" in note for note in profile.notes) == 1
+    assert sum("attention contradict each other" in note for note in profile.notes) == 1
 
 
 def test_a_disk_that_cannot_be_measured_is_said_and_the_rest_is_kept(small, monkeypatch):

@@ -65,6 +65,9 @@ class Settings(Always, Accelerator):
         variable="DALI_BENCH_OUTPUT",
     )
 
+    def _parameters(self) -> dict[str, Any]:
+        return super()._parameters() | {"parallel": self.batch or 1}
+
 
 VERB = Verb(
     "bench",

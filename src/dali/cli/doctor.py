@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from dali.cli.flags.always import Always
+from dali.cli.flags.kinds import whole
 from dali.cli.flags.option import SWITCH, as_flag, flag, options_of
 from dali.cli.flags.prefixes import Prefixes
 from dali.cli.flags.verb import Verb, refuse_unheeded
@@ -25,6 +27,12 @@ from dali.options import LoadOptions
 @dataclass(frozen=True)
 class Settings(Always, Prefixes):
     json: bool = flag("output", SWITCH, "for machines", variable="DALI_DOCTOR_JSON")
+    parallel: int | None = flag(
+        "accelerator", whole(1), "answers at once, as `dali serve` gives them (default: 1, as `dali run`)"
+    )
+
+    def _parameters(self) -> dict[str, Any]:
+        return super()._parameters() | {"parallel": self.parallel}
 
 
 VERB = Verb(

@@ -62,6 +62,9 @@ class Settings(Always, Prefixes, Sampling, Template):
         "server", whole(0), f"answers that may wait for others; more are refused (default: {QUEUE})"
     )
 
+    def _parameters(self) -> dict[str, Any]:
+        return super()._parameters() | {"parallel": self.parallel or PARALLEL}
+
     def serve_options(self) -> ServeOptions:
         """What the flags ask for. UsageError: it cannot be meant."""
         names = ("host", "port", "api_key", "alias", "parallel", "queue")
@@ -133,9 +136,10 @@ def serve(llm: LLM, serving: Serving, server: Server, stop: Event, ram: int | No
     fit = side_by_side(llm, limit_states(llm, ram))
     if fit < serving.options.parallel:
         answers = "1 answer" if fit == 1 else f"{fit} answers"
+        lower = "--ctx-size" if llm.executor is None else "--ctx-size or --vram"
         log.info(
             f"The memory that is left holds keys and values ({llm.engine.cache_type}) of {answers} at once that may take the "
-            f"whole context of {llm.ctx_size} tokens; others wait for them. A lower --ctx-size lets more answer at once, as does "
+            f"whole context of {llm.ctx_size} tokens; others wait for them. A lower {lower} lets more answer at once, as does "
             "max_tokens in requests."
         )
     if generic_tools(llm.tokenizer):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dali.cli.chat.conversation import check_prompt
 from dali.cli.flags.accelerator import Accelerator
@@ -42,6 +42,9 @@ class Settings(Always, Accelerator, Sampling):
     experts: int | None = flag("import", whole(1), "experts a layer, where the imported file does not say")
     predict: int | None = flag("answer", whole(1), f"most tokens to answer with (default: {TOKENS})", "-n")
     raw: bool = flag("answer", SWITCH, "give the prompt to the model as it is, without a chat template")
+
+    def _parameters(self) -> dict[str, Any]:
+        return super()._parameters() | {"parallel": max(self.batch or (1,))}
 
 
 VERB = Verb(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from threading import Timer
 from typing import TYPE_CHECKING
 
 from dali.errors import DaliError, UsageError
@@ -19,6 +20,8 @@ from dali.units import size
 
 if TYPE_CHECKING:
     from dali.doctor.here import Here
+
+MOMENT = 2.0  # seconds for which nothing is said of a hub that does not answer
 
 
 def before_download(options: LoadOptions, notify: Callable[[str], None]) -> Callable[[Remote], None]:
@@ -38,7 +41,8 @@ def before_download(options: LoadOptions, notify: Callable[[str], None]) -> Call
         with ExitStack() as stack:
             try:
                 folder = stack.enter_context(scratch())
-                outline, there = read_remote(remote, folder)
+                with _told_after(MOMENT, notify, remote):
+                    outline, there = read_remote(remote, folder)
             except UsageError:
                 raise
             except DaliError:
@@ -63,6 +67,19 @@ def before_download(options: LoadOptions, notify: Callable[[str], None]) -> Call
         )
 
     return check
+
+
+@contextmanager
+def _told_after(seconds: float, notify: Callable[[str], None], remote: Remote) -> Iterator[None]:
+    """Say what is waited for, if that takes longer."""
+    waits = f"Waiting for the Hugging Face hub, which has not told yet what {remote} is made of."
+    timer = Timer(seconds, notify, [waits])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _beside(remote: Remote, nbytes: int, here: Here) -> Here:

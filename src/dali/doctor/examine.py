@@ -153,6 +153,11 @@ def _choices(
     if plan.device is not None:
         place += f", {plan.resident} of {plan.all_slots} on {plan.device.name}, too"
     packed = "linears as the file has them" if sizes.gguf else "linears in w8"
+    shared = []
+    if plan.device is not None:
+        contexts = "a context" if plan.sequences == 1 else f"{plan.sequences} contexts"
+        value = f"{size(plan.vram)} for experts, {size(plan.kept)} for {contexts}"
+        shared = [Choice("its memory", value, _shared_by(options, origins))]
     shortened = plan.where == DISK and options.ctx_size is None
     return [
         Choice("experts", plan.format, origin("quant", "default: auto")),
@@ -169,8 +174,19 @@ def _choices(
         Choice("experts are", place, origin("vram" if plan.device else "ram", f"measured: {free}")),
         Choice("memory", f"at most {size(plan.allowed)}", origin("ram", f"measured: {free}")),
         Choice("device", options.device, origin("device", "default")),
+        *shared,
         Choice("threads", str(options.threads or here.cores), origin("threads", "default: all cores")),
     ]
+
+
+def _shared_by(options: LoadOptions, origins: Mapping[str, str]) -> str:
+    """What has split an accelerator's memory between experts and sequences."""
+    for name in ("vram", "n_cpu_moe"):
+        if getattr(options, name) is not None:
+            return origins.get(name, name)
+    return (
+        "modelled time" if options.parallel > 1 else origins.get("parallel", "default: one answer at a time")
+    )
 
 
 def _notes(sizes: ModelSizes, plan: Plan, options: LoadOptions, here: Here) -> list[str]:

@@ -129,7 +129,7 @@ class Engine:
     def step(self) -> bool:
         """Advance live sequences; False when there are none, and nothing is read from disk for one. DaliError where memory runs
         out: the step then was not made."""
-        with MemoryErrors(self.model, self.prefixes.forget):
+        with MemoryErrors(self.model, self.forget):
             return self._step()
 
     def _step(self) -> bool:
@@ -208,7 +208,7 @@ class Engine:
         self._reserve(sequence)
         while sequence.pending:
             tokens = min(sequence.pending, self.scheduler.step_tokens)
-            with MemoryErrors(self.model, self.prefixes.forget):
+            with MemoryErrors(self.model, self.forget):
                 logits = self._forward([(sequence, tokens)], every_row=True)
             yield logits
             sequence.computed += tokens

@@ -21,7 +21,8 @@ from dali.loading.room import (
     step_tokens,
     too_small,
 )
-from dali.offload.gpu import state_size, tell_pinned
+from dali.offload.gpu import tell_pinned
+from dali.offload.vram import drafted, state_size
 from dali.options import LoadOptions
 from dali.step.size import Reservation, StateSize
 from dali.store.disk_pool import DiskPlan, DiskPool
@@ -54,7 +55,7 @@ def share_out(
     used = held + _step_bytes(loaded, step, device)
 
     def states(tokens: int) -> int:
-        return 0 if keeps is None else keeps.nbytes(Reservation(tokens, step))
+        return 0 if keeps is None else keeps.nbytes(Reservation(tokens, step, drafted(options)))
 
     try:
         shares = share(
@@ -76,7 +77,9 @@ def share_out(
                 f"The context is {shares.context} tokens of {loaded.ctx_size}, as many as the budget of RAM has room for."
             )
         loaded.ctx_size = shares.context
-        engine.limit_states(StateBudget(shares.states, keeps))
+        budget = StateBudget(shares.states, keeps)
+        simulated = engine.budget  # of the accelerator's memory, where they are supposed to be
+        engine.limit_states(budget if simulated is None else budget.within(simulated.nbytes))
     pool.grow(shares.slots)
     if options.prefetch == "none":
         pool.rest()

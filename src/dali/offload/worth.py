@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dali.errors import parameter
 from dali.hardware.cost import CostModel
 from dali.loading.loaded import LoadedModel
-from dali.policies.alone import experts_seconds, loses
+from dali.policies.once.alone import experts_seconds, loses
 from dali.runtime.residency import Residency
 
 
