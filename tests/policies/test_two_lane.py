@@ -85,7 +85,7 @@ def test_the_compiled_planner_assigns_as_two_lane(seed):
     residents = [(expert, slot) for slot, expert in enumerate(sorted(view.resident))]
     slots, seconds = len(residents) + view.slots, (costs.link, costs.link_contended, costs.launch)
     planner = compiled.library.Planner(
-        [residents], 10, slots, costs.cpu, costs.gpu, *seconds, costs.handover, False, 0
+        [residents], 10, slots, costs.cpu, costs.gpu, *seconds, costs.handover, costs.call, False, 0
     )
     ids = [expert for expert, tokens in enumerate(workload) for _ in range(tokens)]
     cpu, launches, _, _ = planner.plan(0, ids, 0, [], 0.0, -view.link_free, len(residents))

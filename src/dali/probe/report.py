@@ -19,6 +19,7 @@ TITLES = {
     "attention_score": "attention, decoding, a score",
     "attention_rate": "attention, prompts",
     "cpu_call": "a call of a kernel",
+    "experts_call": "a call of experts",
     "layer_overhead": "a layer beside its weights",
     "step_overhead": "a step outside of kernels",
     "prompt_layer": "a layer of a prompt, however short",
