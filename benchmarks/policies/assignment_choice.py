@@ -253,12 +253,16 @@ class Judge:
         }
 
     def beside_copies(self, tokens: int, link: tuple[str, float]) -> float:
-        """How many times as long an expert takes, in the median of the formats that were measured, on the nearest link."""
+        """How many times as long an expert takes on the nearest link: in its format, else in the median of those measured."""
         wanted = link[1] * profiles.load(link[0])["link_bandwidth"]
         bandwidth = min({row["bandwidth"] for row in self._copies}, key=lambda each: abs(each - wanted))
         near = min({row["tokens"] for row in self._copies}, key=lambda each: abs(each - tokens))
-        of = [r["slower"] for r in self._copies if (r["bandwidth"], r["tokens"]) == (bandwidth, near)]
-        return statistics.median(of)
+        of = {
+            r["format"]: r["slower"]
+            for r in self._copies
+            if (r["bandwidth"], r["tokens"]) == (bandwidth, near)
+        }
+        return of.get(self._cell["format"], statistics.median(of.values()))
 
     def plans(self) -> Iterator[dict[str, Any]]:
         for entry in self._cell["steps"]:
