@@ -127,6 +127,20 @@ def test_threads_are_doubled_and_all():
     assert [memory.counts(most) for most in (1, 2, 6, 8)] == [[1], [1, 2], [1, 2, 4, 6], [1, 2, 4, 8]]
 
 
+def test_a_call_of_experts_is_told_apart_from_its_experts():
+    class Call:  # 5 us, and 2 for each expert
+        seconds = staticmethod(lambda count, tokens: (5e-6 + count * 2e-6) / count)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(experts, "Experts", lambda *arguments: Call)
+        found = experts.call_seconds(None, count().__next__)
+    assert found.value == pytest.approx(5e-6)
+    readings = {1: experts.Reading((5e-6 + 8 * 2e-6) / 8, 0, 3), 64: experts.Reading(3e-6, 0, 3)}
+    alone = experts.without_call(readings, found.value)
+    assert alone[1].value == pytest.approx(2e-6)
+    assert alone[64].value == pytest.approx(1.5e-6)  # two a call: half of what was read is left
+
+
 def test_readings_end_before_a_call_would_take_too_long():
     found = experts.read_points(lambda tokens: experts.Reading(0.01 * tokens, 0, 3))
     assert list(found) == [1, 2]  # eight experts of 4 tokens would take 0.32 s

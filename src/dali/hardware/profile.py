@@ -45,6 +45,7 @@ UNITS = {
     "disk_latency": "s",  # from a read's begin to its first byte
     "disk_queue_depth": "reads",  # of whole experts, under way at once
     "cpu_call": "s",  # time of a call over all threads that has next to nothing to compute
+    "experts_call": "s",  # of a call that computes experts, beside what they take; where it is there, their tables are without it
     "layer_overhead": "s",  # of a decoding layer, beside its weights, keys and values
     "step_overhead": "s",  # of a decoding step outside all kernels: Python, sampling, text
     "attention_bandwidth": "B/s",  # keys and values that decoding reads, all cores
@@ -65,6 +66,7 @@ ACCELERATOR = (
 )  # likewise
 STEP = (
     "cpu_call",
+    "experts_call",
     "layer_overhead",
     "step_overhead",
     "attention_bandwidth",

@@ -20,6 +20,7 @@ TITLES = {
     "attention_rate": "attention, prompts",
     "attention_query": "attention, prompts, a query's value",
     "cpu_call": "a call of a kernel",
+    "experts_call": "a call of experts",
     "layer_overhead": "a layer beside its weights",
     "step_overhead": "a step outside of kernels",
     "prompt_layer": "a layer of a prompt, however short",

@@ -63,6 +63,11 @@ class Draft:
             readings=found.count,
         )
 
+    @property
+    def call(self) -> float:
+        """Seconds that the tables of experts are without; 0 where they were not measured."""
+        return self.figures["experts_call"].value if "experts_call" in self.figures else 0.0
+
     @contextmanager
     def optional(self) -> Iterator[None]:
         """What fails in here is left out, and said. DaliError: too much was."""
@@ -138,13 +143,16 @@ def _memory(draft: Draft, pool: Arena, count: int, clock: Clock) -> None:
 def _experts(draft: Draft, pool: Arena, clock: Clock) -> None:
     how = f"{draft.source}: calls of 8 experts each of up to 8 tokens, and of fewer with more, from memory that no cache holds."
     errors: list[float] = []
+    with draft.optional():
+        draft.figure("experts_call", experts.call_seconds(pool, clock), "one expert a call and 8 in turn")
+    call = draft.call
     for format in experts.FORMATS:
-        for measured in experts.tables(format, pool, clock, how):
+        for measured in experts.tables(format, pool, clock, how, call):
             with draft.optional() if draft.tables else nullcontext():  # all else needs the first
                 draft.tables.append(measured())
         if format in experts.CHECKED_FORMATS:
             with draft.optional():
-                errors += experts.check(format, draft.tables, pool, clock)
+                errors += experts.check(format, draft.tables, pool, clock, call)
     draft.error = statistics.median(errors) if errors else 0.0
     first = draft.tables[0]
     named = f"{first.format} experts of {first.hidden} x {first.intermediate}"
@@ -206,7 +214,7 @@ def _disk(draft: Draft, pool: Arena, clock: Clock) -> None:
             with reading(path, clock):
                 layout = experts.layout_of("w4", *experts.SHAPES[0])
                 some = experts.Experts(pool, layout, clock)
-                points = {tokens: some.read(tokens) for tokens in BESIDE}
+                points = experts.without_call({tokens: some.read(tokens) for tokens in BESIDE}, draft.call)
     except (disk.NotMeasured, DaliError) as why:
         draft.notes.append(f"The disk was not measured. {str(why).splitlines()[0]}")
         return
