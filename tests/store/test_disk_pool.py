@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import random
+import signal
 import threading
 import weakref
 
@@ -269,3 +270,39 @@ def test_it_tells_how_many_more_can_be_leased(path):
     assert pool.room(0, [3, 4]) == -1
     del kept
     assert pool.room(0, [0, 3, 4]) == 0
+
+
+@pytest.fixture
+def while_it_waits():
+    """Have the main thread do something once, as soon as something has begun in which it waits for the disk."""
+    before = signal.getsignal(signal.SIGALRM)
+
+    def arrange(begun, act):
+        def look(*_):
+            if begun():
+                signal.setitimer(signal.ITIMER_REAL, 0)
+                act()
+
+        signal.signal(signal.SIGALRM, look)
+        signal.setitimer(signal.ITIMER_REAL, 0.005, 0.005)
+
+    yield arrange
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, before)
+
+
+def test_a_step_computes_what_another_has_read_while_it_waited_for_a_slot(path, while_it_waits):
+    pool = DiskPool(path, 1, 1, depth=1)
+    leases = [pool.lease(0, [0])]  # the only slot
+    misses = sum(pool.counters().misses)
+
+    def read_by_another():
+        leases.clear()
+        leases.append(pool.lease(0, [2]))
+
+    while_it_waits(lambda: sum(pool.counters().misses) > misses, read_by_another)
+    hidden, ids = torch.ones(1, DESCRIBED.layout.shape.hidden), torch.tensor([[2]])
+    out, active = pool.lease(0).native.compute(hidden, ids, torch.ones(1, 1))
+    assert active == 1 and leases[0].records
+    alone = native.ExpertRecords(DESCRIBED.layout, [expected(0, expert) for expert in range(EXPERTS)])
+    assert torch.equal(out, alone.compute(hidden, ids, torch.ones(1, 1))[0])
