@@ -5,11 +5,13 @@ from __future__ import annotations
 import gc
 import random
 import signal
+import sys
 import threading
 import weakref
 
 import pytest
 import torch
+from test_direct_io import cached, forget
 
 from dali.compiled import library
 from dali.errors import StoreError
@@ -306,3 +308,14 @@ def test_a_step_computes_what_another_has_read_while_it_waited_for_a_slot(path, 
     assert active == 1
     alone = native.ExpertRecords(DESCRIBED.layout, [expected(0, expert) for expert in range(EXPERTS)])
     assert torch.equal(out, alone.compute(hidden, ids, torch.ones(1, 1))[0])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="nobody tells here what the page cache has")
+def test_through_the_page_cache_the_same_is_leased_and_nothing_stays_there(path):
+    pool = DiskPool(path, 4, 4, depth=2, plain=True)
+    assert not pool.direct
+    assert pool.cached_bytes == 2 * pool.slot_bytes
+    forget(path)
+    for layer in range(LAYERS):
+        assert_leased(pool, layer, [1, 3, 0])
+    assert not cached(path, DESCRIBED.file_bytes)

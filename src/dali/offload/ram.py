@@ -49,9 +49,9 @@ def share_out(
     if keeps is not None and loaded.layout.format.quantized:  # a GPU's memory is for no more
         shortest = loaded.ctx_size if options.ctx_size is not None else min(FEWEST_TOKENS, loaded.ctx_size)
         step = engine.scheduler.step_tokens = _step_tokens(
-            loaded, min(step, STEP), plan.ram - held, keeps, shortest, device
+            loaded, min(step, STEP), plan.ram - held - pool.cached_bytes, keeps, shortest, device
         )
-    used = held + _step_bytes(loaded, step, device)
+    used = held + pool.cached_bytes + _step_bytes(loaded, step, device)
 
     def states(tokens: int) -> int:
         return 0 if keeps is None else keeps.nbytes(Reservation(tokens, step))
@@ -113,7 +113,7 @@ def _step_bytes(loaded: LoadedModel, tokens: int, device: Device | None) -> int:
 
 def _tell(loaded: LoadedModel, pool: DiskPool, plan: DiskPlan, notify: Callable[[str], None]) -> None:
     held, all_of_them = pool.slots, pool.layers * pool.experts
-    where = "" if pool.direct else ", whose file system reads through the page cache"
+    where = "" if pool.direct or pool.plain else ", whose file system reads through the page cache"
     all_fit = f"RAM has room for all {held} experts, read from {pool.path}{where} as they are wanted."
     part = (
         f"RAM has room for {held} of {all_of_them} experts ({size(pool.nbytes)} of {size(pool.stored_bytes)}): the others are "

@@ -28,17 +28,18 @@ class DiskPlan:
 class DiskPool(ExpertPool):
     """The experts of the store at `path`, of which slots in RAM hold as many as there is room for, whichever layers they are of.
 
-    Steps compute what is there while the rest is read, past the page cache (src/native/disk); the answers do not depend on what
-    that is. DamagedStore: there is no store that can be used.
+    Steps compute what is there while the rest is read, past the page cache unless told otherwise (src/native/disk); the answers
+    do not depend on what that is. DamagedStore: there is no store that can be used.
     """
 
     bounded = True
 
-    def __init__(self, path: Path, slots: int, most_slots: int, depth: int) -> None:
-        """`slots`: those to begin with; `most_slots`: as many as `grow` may ever be asked for; `depth`: reads at a time."""
+    def __init__(self, path: Path, slots: int, most_slots: int, depth: int, plain: bool = False) -> None:
+        """`slots`: those to begin with; `most_slots`: as many as `grow` may ever be asked for; `depth`: reads at a time; `plain`:
+        through the page cache, where that is faster."""
         with StoreReader(path) as reader:
             header, checksums = reader.header, reader.checksums
-        self.path, self.header, self.depth = path, header, depth
+        self.path, self.header, self.depth, self.plain = path, header, depth, plain
         self.layouts = header.layouts
         self.records: Sequence[Any] = ()  # none has a place of its own
         self.slot_bytes = max(layout.record_bytes for layout in self.layouts)
@@ -47,7 +48,9 @@ class DiskPool(ExpertPool):
             (header.record_offset(layer * header.experts), layout.record_bytes)
             for layer, layout in enumerate(self.layouts)
         ]
-        self._cache = ExpertCache(path, header.experts, places, checksums, self._arena.all, slots, depth)
+        self._cache = ExpertCache(
+            path, header.experts, places, checksums, self._arena.all, slots, depth, not plain
+        )
         handles = [self._cache.layer(layer, layout) for layer, layout in enumerate(self.layouts)]
         self._leases = [Lease(*pair) for pair in zip(self.layouts, [()] * len(handles), handles, strict=True)]
 
@@ -95,8 +98,13 @@ class DiskPool(ExpertPool):
 
     @property
     def direct(self) -> bool:
-        """Whether the file system lets experts be read past the page cache."""
+        """Whether experts are read past the page cache: as was asked for, where the file system allows that."""
         return self._cache.direct
+
+    @property
+    def cached_bytes(self) -> int:
+        """Bytes of the page cache that reads under way take, at most."""
+        return 0 if self.direct else self.depth * self.slot_bytes
 
     def grow(self, slots: int) -> None:
         """Use so many slots, at most `most_slots`, from here on; never fewer than before."""
