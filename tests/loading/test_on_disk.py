@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -203,3 +204,17 @@ def test_a_disk_that_plain_reading_was_measured_to_be_faster_on_is_read_plainly(
     )
     assert any(told in note for note in notes)
     assert not any("whose file system" in note for note in notes)
+
+
+def test_memory_for_experts_is_provided_until_somebody_asks(saved, monkeypatch):
+    asked: list[Callable[[], bool]] = []
+    monkeypatch.setattr(DiskPool, "prepare_memory", lambda pool, until: asked.append(until))
+    llm = load_on_disk(monkeypatch, saved, 6, quant="w8")
+    (until,) = asked
+    assert not until()
+    seen: list[bool] = []
+    forward = llm.engine._forward
+    monkeypatch.setattr(llm.engine, "_forward", lambda *given: seen.append(until()) or forward(*given))
+    llm.generate([5, 6, 7], max_tokens=2, temperature=0, ignore_eos=True)
+    assert seen
+    assert all(seen)

@@ -132,20 +132,16 @@ def test_a_plain_file_gives_the_same_and_has_the_page_cache_forget_it(path):
     assert not cached(path, len(BYTES))
 
 
+def resident(address: int, size: int) -> list[bool]:
+    """Of each page of a mapping, whether it is in memory."""
+    there = np.zeros(-(-size // PAGE), dtype=np.uint8)
+    pointers = [ctypes.c_void_p(address), ctypes.c_size_t(size), ctypes.c_void_p(there.ctypes.data)]
+    assert ctypes.CDLL(None).mincore(*pointers) == 0
+    return [bool(page & 1) for page in there]
+
+
 def cached(path: Path, size: int) -> list[int]:
     """Which of the file's first pages the page cache has."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    with (
-        path.open("rb") as file,
-        mmap.mmap(file.fileno(), size, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ) as seen,
-    ):
-        there = np.zeros(-(-size // PAGE), dtype=np.uint8)
-        begin = np.frombuffer(seen, dtype=np.uint8)
-        assert (
-            libc.mincore(
-                ctypes.c_void_p(begin.ctypes.data), ctypes.c_size_t(size), ctypes.c_void_p(there.ctypes.data)
-            )
-            == 0
-        )
-        del begin
-    return np.flatnonzero(there & 1).tolist()
+    with path.open("rb") as file, mmap.mmap(file.fileno(), size, prot=mmap.PROT_READ) as seen:
+        there = resident(np.frombuffer(seen, dtype=np.uint8).ctypes.data, size)
+    return [page for page, cached in enumerate(there) if cached]

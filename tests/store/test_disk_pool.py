@@ -8,16 +8,19 @@ import signal
 import sys
 import threading
 import weakref
+from types import SimpleNamespace
 
 import pytest
 import torch
-from test_direct_io import cached, forget
+from test_direct_io import cached, forget, resident
 
 from dali.compiled import library
 from dali.errors import StoreError
 from dali.kernels import native
 from dali.policies.places import Places
 from dali.policies.pool.fading import Policy
+from dali.store import disk_pool
+from dali.store.direct_io import PAGE
 from dali.store.disk_pool import DiskPool
 from dali.store.packed.builder import ensure_store
 from dali.store.packed.reader import DamagedStore, StoreReader
@@ -224,6 +227,59 @@ def test_it_gives_up_what_the_policy_says(path):
         before = pool.counters()
         assert_leased(pool, layer, ids)
         assert sum(pool.counters().misses) - sum(before.misses) == len(absent)
+
+
+@pytest.fixture
+def provided(monkeypatch):
+    """Stretches of memory that the system was asked for, by their addresses; to be changed: what happens at each."""
+    asked = SimpleNamespace(addresses=[], then=lambda: None)
+
+    def populate(memory):
+        asked.addresses.append(memory.data_ptr())
+        asked.then()
+
+    monkeypatch.setattr(disk_pool, "populate", populate)
+    return asked
+
+
+def test_memory_of_all_slots_is_provided_in_the_order_in_which_they_are_taken(path, provided):
+    pool = DiskPool(path, 2, 6, depth=1)
+    pool.grow(6)
+    pool.prepare_memory(lambda: False).join()
+    memory = pool.memory.data_ptr()
+    assert provided.addresses == [memory + slot * pool.slot_bytes for slot in range(6)]
+    fresh = DiskPool(path, 6, 6, depth=1)
+    first = fresh.lease(0, [3]).records[0]
+    assert first.data_ptr() == fresh.memory.data_ptr()
+
+
+def test_no_more_is_provided_once_it_shall_end(path, provided):
+    pool = DiskPool(path, 6, 6, depth=1)
+    pool.prepare_memory(lambda: len(provided.addresses) == 3).join()
+    assert len(provided.addresses) == 3
+
+
+def test_nor_once_the_pool_has_gone(path, provided):
+    pool, gone = DiskPool(path, 6, 6, depth=1), threading.Event()
+    provided.then = gone.wait
+    thread = pool.prepare_memory(lambda: False)
+    del pool
+    gone.set()
+    thread.join()
+    assert len(provided.addresses) == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="nobody tells here what memory is there")
+def test_what_is_provided_is_there_and_as_it_was(path):
+    pool = DiskPool(path, 4, 15, depth=1)
+    kept = pool.lease(2, [3])
+    pool.grow(15)
+    pool.prepare_memory(lambda: False).join()
+    assert torch.equal(kept.records[0], expected(2, 3))
+    there = resident(pool.memory.data_ptr(), pool.nbytes)
+    if sum(there) <= 4 * pool.slot_bytes // PAGE:
+        pytest.skip("this kernel provides no memory ahead")
+    assert all(there)
 
 
 def test_what_another_has_begun_to_read_is_not_read_again(path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from weakref import ref
 
 from dali.devices import Device, SimDevice
 from dali.devices.cuda import GpuSlots
@@ -80,12 +81,24 @@ def share_out(
     pool.grow(shares.slots)
     if options.prefetch == "none":
         pool.rest()
-    if device is not None:
+    if device is None:
+        pool.prepare_memory(_until_asked(engine))
+    else:
         device.pin(pool.memory)
         tell_pinned(device, notify)
     loaded.telemetry.clear()  # of what was tried here
     _tell(loaded, pool, plan, notify)
     return shares.prefixes
+
+
+def _until_asked(engine: Engine) -> Callable[[], bool]:
+    """Whether somebody has asked the engine for something, or it has gone."""
+    scheduler = ref(engine.scheduler)
+
+    def asked() -> bool:
+        return (found := scheduler()) is None or bool(found.live or found.waiting)
+
+    return asked
 
 
 def _step_tokens(

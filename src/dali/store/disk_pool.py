@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 from typing import Any
+from weakref import ref
 
 from torch import Tensor
 
 from dali.kernels.native import ExpertCache
-from dali.store.arena import Arena
+from dali.store.arena import Arena, populate
 from dali.store.expert_pool import ExpertPool, Lease
 from dali.store.packed.reader import StoreReader
 from dali.telemetry import DiskCounters
@@ -110,6 +112,13 @@ class DiskPool(ExpertPool):
         """Use so many slots, at most `most_slots`, from here on; never fewer than before."""
         self._cache.grow(slots)
 
+    def prepare_memory(self, until: Callable[[], bool]) -> Thread:
+        """Have the system provide the memory of all slots, for which whoever fills them first waits otherwise, on a thread that
+        ends when `until` says so, or the pool has gone: it takes a core from whoever computes."""
+        thread = Thread(target=_prepare, args=(ref(self), until), name="dali-memory", daemon=True)
+        thread.start()
+        return thread
+
     def look_ahead(self, layer: int, experts: Sequence[int]) -> None:
         """Read what a later step of a layer may want, in that order, none twice."""
         self._cache.look_ahead(layer, experts)
@@ -146,3 +155,12 @@ class DiskPool(ExpertPool):
         held = self._cache.hold(layer, [int(expert) for expert in ids], noted)
         size = self.layouts[layer].record_bytes
         return Lease(self.layouts[layer], [self._arena.alone(slot)[:size] for slot in held.slots], held=held)
+
+
+def _prepare(of: ref[DiskPool], until: Callable[[], bool]) -> None:
+    """Slot by slot, in the order in which they are taken."""
+    slot = 0
+    while (pool := of()) is not None and slot < pool.slots and not until():
+        populate(pool._arena.alone(slot))
+        slot += 1
+        del pool
