@@ -88,6 +88,29 @@ def test_experts_beyond_ram_are_on_disk(run, dali_tiny, monkeypatch):
     assert way["slots"] <= way["all_slots"] == 160
 
 
+@pytest.mark.parametrize(
+    ("plain", "how", "other"),
+    [
+        (2.7e9, "past the page cache", "the same by plain reading"),
+        (6e9, "through the page cache", "the same by reads past the page cache"),
+    ],
+)
+def test_both_ways_of_reading_are_told_where_experts_are_read(run, dali_tiny, monkeypatch, plain, how, other):
+    monkeypatch.setattr("dali.doctor.plan.IMPORTED", 0)
+    profile = measured(plain_bandwidth=plain, plain_queue_depth=2.0)
+    monkeypatch.setattr(here, "own_profile", lambda: (profile, []))
+    code, found = told(run, str(dali_tiny), "--ram", "148MiB", "--quant", "f32")
+    assert code == 0
+    assert [way["name"] for way in found["ways"]] == ["experts on disk, on the CPU", other]
+    chosen, beside = found["ways"]
+    assert chosen["decode"]["expected"] > beside["decode"]["expected"]
+    (choice,) = [choice for choice in found["plan"] if choice["what"] == "experts are read"]
+    assert (choice["value"], choice["origin"]) == (
+        how,
+        f"measured: plain reading is {plain / 3e9:.2f} times as fast",
+    )
+
+
 def test_what_has_no_room_is_a_no(run, dali_tiny):
     code, found = told(run, str(dali_tiny), "--ram", "100MiB")
     assert code == 1

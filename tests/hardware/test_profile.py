@@ -5,7 +5,8 @@ import pytest
 
 from dali.errors import DaliError, UsageError
 from dali.hardware.cost import disk_costs
-from dali.hardware.profile import DISK, SCHEMA, STEP, UNITS, Figure, Profile, Table, known, load
+from dali.hardware.profile import DISK, PLAIN, SCHEMA, STEP, UNITS, Figure, Profile, Table, known, load
+from measured import measured
 
 SHIPPED = ["egpu-x4", "laptop-8gb", "paper", "rtx3060-desktop", "rtx4090-desktop"]
 TABLE = Table("cpu", "w4", 64, 32, 3, ((1, 1e-5), (4, 2e-5)), "measured", "probe of 3 May")
@@ -20,7 +21,7 @@ def test_every_shipped_figure_is_published_and_sourced(name):
     profile = load(name)
     assert profile.name == name
     assert profile.label == "roofline"
-    assert UNITS.keys() - profile.figures.keys() <= {"link_contended", *STEP}
+    assert UNITS.keys() - profile.figures.keys() <= {"link_contended", *PLAIN, *STEP}
     assert profile.has_disk
     for figure in profile.figures.values():
         assert figure.label == "roofline"
@@ -174,3 +175,25 @@ def test_a_disks_read_takes_its_latency_and_its_bytes():
     disk = disk_costs(load("laptop-8gb"))
     assert disk.depth == 4
     assert disk.read(10**9) == pytest.approx(5.3e-5 + 1 / (7 * 0.86))
+
+
+@pytest.mark.parametrize(
+    ("plain", "spread", "plainly"), [(3.2e9, 0.01, False), (3.4e9, 0.01, True), (3.4e9, 0.1, False)]
+)
+def test_plain_reading_is_for_where_it_was_measured_to_be_clearly_faster(plain, spread, plainly):
+    """Than 3 GB/s: by more than a tenth, and by more than the readings of both differ."""
+    profile = measured(plain_bandwidth=plain, plain_queue_depth=4.0)
+    figures = {name: replace(figure, spread=spread) for name, figure in profile.figures.items()}
+    profile = replace(profile, figures=figures)
+    assert profile.plain_share == pytest.approx(plain / 3e9)
+    assert profile.reads_plainly == plainly
+    costs, other = disk_costs(profile), profile.read_otherwise()
+    assert (costs.bandwidth, costs.depth) == ((plain, 4) if plainly else (3e9, 2))
+    assert disk_costs(other).bandwidth == (3e9 if plainly else plain)
+    assert other.plain_share is None
+
+
+def test_without_a_measurement_nothing_is_said_of_plain_reading():
+    assert measured().plain_share is None
+    assert not measured().reads_plainly
+    assert measured().read_otherwise() is None

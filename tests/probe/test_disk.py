@@ -35,6 +35,7 @@ def test_a_disk_is_measured_at_every_depth(small, tmp_path):
         assert path.stat().st_size == 2**24
         found = measure(path, clock())
     assert list(found.bandwidths) == [2, 4, 8, 16]
+    assert list(found.plain) == ([2, 4, 8, 16] if hasattr(os, "posix_fadvise") else [])
     assert found.latency.value > 0
     assert os.listdir(tmp_path) == []
 

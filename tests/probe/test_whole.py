@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from itertools import count
 from types import SimpleNamespace
 
@@ -9,7 +10,7 @@ import pytest
 
 from dali.errors import DaliError
 from dali.hardware.cost import CostModel, ExpertSize, disk_costs
-from dali.hardware.profile import ACCELERATOR, DISK, STEP, UNITS, Profile
+from dali.hardware.profile import ACCELERATOR, DISK, PLAIN, STEP, UNITS, Profile
 from dali.kernels import native
 from dali.probe import dense, disk, experts, memory, whole
 from dali.probe.reading import Reading
@@ -71,7 +72,8 @@ def test_a_profile_is_whole_and_says_where_each_figure_is_from(small):
     profile = whole.measure(lambda part, share: parts.append((part, share)), small, MACHINE)
     assert dict(parts) == whole.PARTS
     assert native.threads() == threads
-    assert set(profile.figures) == set(UNITS) - set(ACCELERATOR) - {"link_contended"}
+    never = {*ACCELERATOR, "link_contended", *(PLAIN if not hasattr(os, "posix_fadvise") else ())}
+    assert set(profile.figures) == set(UNITS) - never
     assert {*DISK, *STEP} <= set(profile.figures)
     assert profile.label == "measured"
     assert profile.machine == MACHINE

@@ -82,16 +82,16 @@ class DiskCosts:
 
 
 def disk_costs(profile: Profile) -> DiskCosts:
-    """UsageError: the profile has no disk."""
+    """By whichever way of reading experts it has faster. UsageError: the profile has no disk."""
     if not profile.has_disk:
         others = [name for name in known() if load(name).has_disk]
         raise UsageError(
             f"The hardware profile {profile.name} does not say how fast its disk is.",
             f"Add {', '.join(DISK)} to its figures, or use one of {', '.join(others)}.",
         )
-    return DiskCosts(
-        profile["disk_bandwidth"], profile["disk_latency"], max(int(profile["disk_queue_depth"]), 1)
-    )
+    way = "plain" if profile.reads_plainly else "disk"
+    depth = max(int(profile[f"{way}_queue_depth"]), 1)
+    return DiskCosts(profile[f"{way}_bandwidth"], profile["disk_latency"], depth)
 
 
 class CostModel:

@@ -15,7 +15,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.resources import files
 from itertools import pairwise
 from pathlib import Path
@@ -44,6 +44,8 @@ UNITS = {
     "disk_bandwidth": "B/s",  # large aligned reads past the page cache
     "disk_latency": "s",  # from a read's begin to its first byte
     "disk_queue_depth": "reads",  # of whole experts, under way at once
+    "plain_bandwidth": "B/s",  # the same reads through the page cache, which is emptied of each
+    "plain_queue_depth": "reads",
     "cpu_call": "s",  # time of a call over all threads that has next to nothing to compute
     "experts_call": "s",  # of a call that computes experts, beside what they take; where it is there, their tables are without it
     "layer_overhead": "s",  # of a decoding layer, beside its weights, keys and values
@@ -55,6 +57,7 @@ UNITS = {
     "prompt_layer": "s",  # of a layer of a prompt's step, however many tokens it has: Python, and calls of torch and kernels
 }
 DISK = ("disk_bandwidth", "disk_latency", "disk_queue_depth")  # all of them, or none
+PLAIN = ("plain_bandwidth", "plain_queue_depth")  # likewise
 ACCELERATOR = (
     "gpu_memory",
     "gpu_bandwidth",
@@ -75,9 +78,10 @@ STEP = (
     "attention_query",
     "prompt_layer",
 )
-OPTIONAL = {"link_contended", *DISK, *STEP}
+OPTIONAL = {"link_contended", *DISK, *PLAIN, *STEP}
 KINDS = ("experts", "linear", "router")
 BESIDE = ("", "copies", "reads")
+PLAIN_GAIN = 1.1  # times as fast plain reading must be, at least, before experts are read so
 APART = 10  # times: what no two readings of one thing can differ by
 LEAST, MOST = (
     1e-15,
@@ -170,6 +174,32 @@ class Profile:
     def has_disk(self) -> bool:
         """Whether it says how fast experts can be read from disk."""
         return DISK[0] in self.figures
+
+    @property
+    def plain_share(self) -> float | None:
+        """How many times as fast as past the page cache the disk is through it; None where that was not measured."""
+        if not self.has_disk or PLAIN[0] not in self.figures:
+            return None
+        return self[PLAIN[0]] / self[DISK[0]]
+
+    @property
+    def reads_plainly(self) -> bool:
+        """Whether experts are read through the page cache: where that was measured to be faster, by more than its readings
+        differ."""
+        share = self.plain_share
+        if share is None:
+            return False
+        spread = self.figures[DISK[0]].spread + self.figures[PLAIN[0]].spread
+        return share > max(PLAIN_GAIN, 1 + spread)
+
+    def read_otherwise(self) -> Profile | None:
+        """The same with experts read the slower way, through the page cache or past it; None where only one was measured."""
+        if self.plain_share is None:
+            return None
+        figures = {name: figure for name, figure in self.figures.items() if name not in PLAIN}
+        if not self.reads_plainly:
+            figures |= {name.replace("plain", "disk"): self.figures[name] for name in PLAIN}
+        return replace(self, figures=figures)
 
     @property
     def has_accelerator(self) -> bool:
@@ -274,10 +304,11 @@ def _check(profile: Profile, origin: str) -> None:
             raise _broken(origin, f"the figure {name!r} is missing")
         if name in figures and figures[name].unit != unit:
             raise _broken(origin, f"{name} is in {figures[name].unit!r}, not in {unit!r}")
-    there = [name for name in DISK if name in figures]
-    if there and len(there) < len(DISK):
-        missing = next(name for name in DISK if name not in there)
-        raise _broken(origin, f"it has the figure {there[0]!r} and not {missing!r}")
+    for group in (DISK, PLAIN):
+        there = [name for name in group if name in figures]
+        if there and len(there) < len(group):
+            missing = next(name for name in group if name not in there)
+            raise _broken(origin, f"it has the figure {there[0]!r} and not {missing!r}")
     for name, figure in figures.items():
         _check_figure(name, figure, origin)
     for table in profile.tables:
@@ -298,6 +329,7 @@ def _check_figure(name: str, figure: Figure, origin: str) -> None:
     if name not in UNITS:
         raise _broken(origin, f"the figure {name!r} is unknown")
     if not (_positive(figure.value) and _positive(figure.efficiency) and figure.efficiency <= 1):
+<<<<<<< HEAD
         raise _broken(
             origin,
             f"{name} is {figure.value!r} x {figure.efficiency!r}, not a positive number below {MOST:.0e}",
@@ -305,6 +337,12 @@ def _check_figure(name: str, figure: Figure, origin: str) -> None:
     if name == "disk_queue_depth" and (not 1 <= figure.effective <= MOST_READS or figure.effective % 1):
         raise _broken(origin, f"{name} is {figure.effective!r}, not a whole number from 1 to {MOST_READS}")
     if not _share(figure.spread):
+=======
+        raise _broken(origin, f"{name} is {figure.value!r} x {figure.efficiency!r}, not a positive number")
+    if UNITS[name] == "reads" and (figure.effective < 1 or figure.effective % 1):
+        raise _broken(origin, f"{name} is {figure.effective!r}, not a whole number from 1")
+    if not (figure.spread == 0 or _positive(figure.spread)):
+>>>>>>> disk
         raise _broken(origin, f"{name} has a spread of {figure.spread!r}")
     _sourced(origin, name, figure.label, figure.source)
     if figure.efficiency != 1 and not figure.efficiency_source:

@@ -27,6 +27,8 @@ TITLES = {
     "disk_bandwidth": "disk",
     "disk_latency": "disk, a page",
     "disk_queue_depth": "disk, reads at once",
+    "plain_bandwidth": "disk, through the page cache",
+    "plain_queue_depth": "disk, through it, reads at once",
     "gpu_memory": "GPU's memory",
     "gpu_bandwidth": "experts on the GPU, weights",
     "gpu_rate": "experts on the GPU, arithmetic",

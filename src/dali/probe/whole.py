@@ -221,13 +221,16 @@ def _disk(draft: Draft, pool: Arena, clock: Clock) -> None:
     reads = f"records of {size(disk.RECORD)} at random places of {size(disk.FILE)}"
     draft.figure("disk_bandwidth", found.bandwidths[found.depth], f"{reads}, {found.depth} under way at once")
     draft.figure("disk_latency", found.latency, "pages of 4 KiB, one after another")
-    draft.figure(
-        "disk_queue_depth",
-        Reading(found.depth, 0.0, 1),
-        "the least with which it is about as fast as with more",
-    )
+    how = "the least with which it is about as fast as with more"
+    draft.figure("disk_queue_depth", Reading(found.depth, 0.0, 1), how)
     speeds = {depth: speed.value for depth, speed in found.bandwidths.items()}
     draft.curve("disk", "reads under way", "B/s", speeds, reads)
+    if found.plain:
+        depth, plainly = disk.least(found.plain), f"{reads} through the page cache, which is emptied of each"
+        draft.figure("plain_bandwidth", found.plain[depth], f"{plainly}, {depth} under way at once")
+        draft.figure("plain_queue_depth", Reading(depth, 0.0, 1), how)
+        speeds = {each: speed.value for each, speed in found.plain.items()}
+        draft.curve("disk, through the page cache", "reads under way", "B/s", speeds, plainly)
     waits = {depth: found.seconds(depth) for depth in found.bandwidths}
     draft.curve("a read of the disk", "reads under way", "s", waits, reads)
     draft.tables.append(
