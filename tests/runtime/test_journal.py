@@ -18,9 +18,11 @@ from tiny_runtime import (
     tiny_model,
 )
 
+from dali.replay.explain import events
 from dali.replay.explain.clocked import from_clock
-from dali.replay.explain.slices import explain
+from dali.replay.explain.slices import PLACES, explain
 from dali.replay.explain.summary import summary
+from trace_events import of, read
 
 
 def noted(batch: int, **setting: object):
@@ -70,6 +72,24 @@ def test_slices_add_up_to_what_telemetry_counts(slots: int) -> None:
         lanes = {lane: [one for one in step.slices if one.lane == lane] for lane in ("cpu", "gpu", "link")}
         for mine in lanes.values():  # a lane does one thing at a time
             assert all(one.end <= two.start + 1e-12 for one, two in pairwise(mine))
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+def test_trace_events_have_every_slice_and_which_experts_were_where(batch: int) -> None:
+    _, journal, _ = noted(batch)
+    steps = explain(journal, TOP_K, from_clock)
+    found = read(events.explained(steps, "Times are modelled."))
+    assert len(of(found, "X")) == sum(len(step.slices) for step in steps) + len(steps) + len(STEPS)
+    names = {event["tid"]: event["args"]["name"] for event in of(found, "M") if "tid" in event}
+    assert set(names.values()) == {"layers", "CPU", "accelerator", "link"}
+    layers = [
+        event for event in of(found, "X") if names[event["tid"]] == "layers" and "layer" in event["args"]
+    ]
+    for event, step in zip(layers, steps, strict=True):
+        for place in (one for one in ("cpu", "resident", "ahead", "copied") if step.counts[one]):
+            which = event["args"][f"experts {PLACES[place]}"].split(", ")
+            assert sorted(map(int, which)) == sorted(one.expert for one in step.reasons if one.place == place)
+            assert event["args"][PLACES[place]] == len(which)
 
 
 def test_the_summary_is_bounded_and_says_what_was_forgotten() -> None:

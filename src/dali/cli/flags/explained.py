@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 TABLE = ""  # no file
 EVENTS, PICTURE = ".json", ".svg"
 FILES = {EVENTS: "trace events", PICTURE: "a picture of one step"}
+PIXELS = (".png", ".jpg", ".jpeg", ".gif", ".webp", ".pdf")
 # A word after the flag is its file if it ends in one of these; else it is the next argument.
-FILE_LIKE = (*FILES, ".png", ".html", ".txt", ".pdf", ".jpg", ".csv", ".md")
+FILE_LIKE = (*FILES, *PIXELS, ".html", ".txt", ".csv", ".md")
 
 
 def _is_file(word: str) -> bool:
@@ -37,10 +38,22 @@ def _explain(text: str) -> str | None:
 EXPLAIN = Kind("[FILE]", "nothing, or a file that ends in .json or .svg", _explain, takes=_is_file)
 
 
+def check_file(name: str) -> None:
+    """UsageError for a file that cannot be written, or is of no kind that is."""
+    suffix = Path(name).suffix.lower()
+    if suffix in PIXELS:
+        vectors = Path(name).with_suffix(PICTURE)
+        raise UsageError(
+            f"--explain draws {PICTURE}, not {suffix}, as in {name!r}.",
+            f"Give {vectors}, which browsers show; `rsvg-convert` and Inkscape make PNG and PDF of it.",
+        )
+    check_suffix(name, "explain", FILES)
+
+
 def check_explain(explain: str, options: LoadOptions) -> None:
     """UsageError for what cannot be explained, or written."""
     if explain != TABLE:
-        check_suffix(explain, "explain", FILES)
+        check_file(explain)
     if options.device_kind == "cuda":
         raise UsageError(
             f"--explain tells of the CPU and of simulated accelerators so far, and the device is {options.device}.",

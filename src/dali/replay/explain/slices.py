@@ -11,8 +11,14 @@ from dali.policies.reasons import AHEAD, COPIED, CPU, RESIDENT, Reason
 from dali.replay.spans import timeline
 from dali.runtime.journal import Journal, Note
 
+PLACES = {CPU: "on CPU", RESIDENT: "resident", AHEAD: "ahead", COPIED: "copied", "read": "read"}
 OF_EXPERTS = {"expert", "experts"}
 BACKGROUND = "in the background: ahead of its layer, or to stay"
+
+
+def microseconds(seconds: float) -> float:
+    """To the nanosecond."""
+    return round(1e6 * seconds, 3)
 
 
 class Slice(NamedTuple):
@@ -44,6 +50,11 @@ class LayerStep:
     slices: list[Slice] = field(default_factory=list)
     reasons: list[Reason] = field(default_factory=list)
     planned: float = 0.0
+
+    @property
+    def experts(self) -> int:
+        """All of them."""
+        return sum(number for place, number in self.counts.items() if place != "read")
 
     def lane_seconds(self, lane: str, own: bool = False) -> float:
         """In which the lane did experts until the next layer's began; `own`: only those that this layer's step waited for, and
@@ -93,8 +104,11 @@ def _explained(note: Note, costs: ExpertCosts, top_k: int, pieces: Pieces) -> La
         }
         if expert in note.read:
             found["from"] = "disk"
-        found |= {"why": reason.why, "layer_seconds": seconds}
-        return found if reason.otherwise is None else found | {"layer_seconds_elsewhere": reason.otherwise}
+        found |= {"why": reason.why, "planned_us": microseconds(seconds)}
+        if reason.otherwise is None:
+            return found
+        elsewhere = "accelerator" if reason.place == CPU else "CPU"
+        return found | {"elsewhere": elsewhere, "elsewhere_us": microseconds(reason.otherwise)}
 
     if summed := [span.end for span in note.spans if span.label == f"join {note.layer}"]:
         step.seconds = summed[0] - note.began
