@@ -31,7 +31,7 @@ def noted(batch: int, **setting: object):
     executor = tiny_executor(Setting(batch=batch, prefetch="next_gate", **setting), model)
     executor._telemetry.clear()
     executor.device.busy_seconds()
-    journal = executor.keep_journal(executor.device.clock)
+    journal = executor.keep_journal()
     outputs = run(executor, model, batch)
     return executor, journal, outputs
 

@@ -18,10 +18,12 @@ from torch import Tensor
 
 from dali.compiled import library
 from dali.devices.base import Buffer, Device, Event, MisuseError, OutOfDeviceMemoryError
-from dali.devices.dependencies import Operation, Stream
+from dali.devices.clock import Span
+from dali.devices.dependencies import COMPUTE, HOST, Operation, Stream
 from dali.errors import DaliError, parameter
 
 Fetch = tuple[int, int, int]  # layer, expert, slot
+STREAMS = {"dense": COMPUTE, "experts": COMPUTE, "join": COMPUTE, "copy": "copy", "cpu": HOST}
 OLDEST_DRIVER = 12000  # as the driver numbers CUDA's versions
 LEAST_SM = 75  # compute capability: integer tensor cores
 
@@ -179,6 +181,25 @@ class GpuSlots(Device):
         """Copy experts into slots while no step runs."""
         with gpu_errors(self.name):
             self.layers.place(fetches)
+
+    def watch(self) -> None:
+        with gpu_errors(self.name):
+            self.layers.watch(True)
+
+    def spans(self, wait: bool = False) -> list[Span]:
+        """As measured: by events in the queues; of the CPU's experts, by the host's clock. Labels name layer and experts, as in
+        "experts 3.7,9"; "dense 3" is all that the model computes between two layers' experts."""
+        with gpu_errors(self.name):
+            spans = self.layers.spans(wait)
+        return [
+            Span(
+                STREAMS[work],
+                f"{work} {layer}" + (f".{','.join(map(str, experts))}" if experts else ""),
+                begin,
+                end,
+            )
+            for work, layer, experts, begin, end in spans
+        ]
 
     def recover(self) -> None:
         """After a failure: wait until the queues are empty, and forget what was asked for."""

@@ -22,10 +22,18 @@ from dali.devices.cuda import GpuSlots, gpu_error, gpu_errors
 from dali.policies.correction import Correction
 from dali.policies.plan import LayerPlan, ResidencyView
 from dali.runtime.executor import Executor
+from dali.runtime.journal import Journal
 from dali.runtime.loans import by_arrival
 from dali.runtime.planner import planner, plans
 from dali.telemetry import LayerCounters
 
+IN_PYTHON = (
+    "residency",
+    "replacement",
+    "guards",
+    "decisions",
+    "period",
+)  # what the planner takes the place of
 Launch = tuple[list[int], list[int], bool]  # experts, their slots, whether they are fetched
 
 
@@ -73,7 +81,20 @@ class GpuExecutor(Executor):
         )
         self.correction = Correction()
         # From here on they are not told of steps: nobody shall ask them.
-        del self.residency, self.replacement, self.guards, self.decisions, self.period
+        self._in_python = {name: vars(self).pop(name) for name in IN_PYTHON}
+
+    def plan_in_python(self) -> None:
+        """From the next step on, with slots filled anew, let the policies themselves decide where compiled code does: for whoever
+        asks why, or which experts were chosen."""
+        if self.planner is not None:
+            self.planner = None
+            vars(self).update(self._in_python)
+            self._failed = True  # what slots hold was the planner's to know
+
+    def keep_journal(self) -> Journal:
+        """As Executor's; from here on plans are made in Python."""
+        self.plan_in_python()
+        return super().keep_journal()
 
     def run(self, layer: int, hidden: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
         """As Executor.run; a step larger than the native layers were made for is cut."""
@@ -191,8 +212,11 @@ class GpuExecutor(Executor):
         plan: LayerPlan,
         view: ResidencyView,
     ) -> GpuStep:
-        missing = self._loans.note(layer, [*plan.cpu, *plan.fetch])
-        plan, _ = by_arrival(plan, missing, workload, self._costs)
+        plan, missing = by_arrival(
+            plan, self._loans.note(layer, [*plan.cpu, *plan.fetch]), workload, self._costs
+        )
+        if self.journal is not None:
+            self.journal.arrange(plan, missing)
         step = GpuStep(layer, list(plan.cpu))
         self._start_present(step, plan, view)
         self._fetch(step, plan.fetch, view)

@@ -76,7 +76,7 @@ def planned(note: Note, costs: ExpertCosts) -> Iterator[Piece]:
 
 def explain(journal: Journal, top_k: int, pieces: Pieces = planned) -> list[LayerStep]:
     """Every layer's step that a journal remembers; `top_k`: experts a token; `pieces`: what its lanes did."""
-    journal.gather()
+    journal.gather(wait=True)
     return [_explained(note, journal.costs, top_k, pieces) for note in journal.notes]
 
 
