@@ -78,9 +78,8 @@ def main(settings: Settings) -> int:
     model = settings.words[0] if settings.words else settings.model or DEFAULT_MODEL
     options = settings.load_options()
     if options.device_kind == "cuda":
-        raise UsageError(
-            f"On {options.device} no router can be watched.",
-            "Leave --device out: tokens are routed alike wherever experts are computed.",
+        log.info(
+            "For a trace, plans for the GPU are made in Python and not in compiled code: steps take longer."
         )
     directory = find_model(model, settings)
     prompts = _prompts(settings.prompts)

@@ -208,6 +208,14 @@ class GpuSlots(Device):
         with gpu_errors(self.name):
             self.layers.recover()
 
+    def alloc(self, nbytes: int) -> Buffer:
+        """The slots. Executors that take turns have the same ones, the later no more than the first."""
+        if "layers" in self.__dict__ and nbytes <= self.used:
+            again = Buffer(torch.empty(nbytes, dtype=torch.uint8, device="meta"), 0)
+            again.allocated = True
+            return again
+        return super().alloc(nbytes)
+
     def _memory(self, nbytes: int) -> Tensor:
         self._slots = nbytes // self.slot_bytes
         _ = self.layers

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -68,6 +68,9 @@ class GpuExecutor(Executor):
     _cpu_seconds = 0.0  # of the CPU's experts, in the last step
     planner: Any = None  # the compiled one, where it decides as the policies do
     correction: Correction  # of the CPU's times, by which it plans
+    routed: Callable[[int, Tensor, Tensor, Tensor], None] | None = (
+        None  # is told a posted layer, its x, weights and ids
+    )
 
     def __init__(self, *parts: Any, **options: Any) -> None:
         """As Executor's."""
@@ -91,6 +94,10 @@ class GpuExecutor(Executor):
             vars(self).update(self._in_python)
             self._failed = True  # what slots hold was the planner's to know
 
+    def resume(self) -> None:
+        """Have the device's slots again after another executor had them; what they are to hold is copied anew."""
+        self._recover()
+
     def keep_journal(self) -> Journal:
         """As Executor's; from here on plans are made in Python."""
         self.plan_in_python()
@@ -110,16 +117,12 @@ class GpuExecutor(Executor):
         with gpu_errors(self.device.name):
             routed, foreseen = layers.routing(ids, posted.ahead)
         ahead = None if posted.later is None else torch.tensor(foreseen).view(-1, posted.weights.shape[1])
+        chosen = torch.tensor(routed).view(posted.weights.shape)
+        if self.routed is not None:
+            self.routed(layer, posted.x, posted.weights, chosen)
         self._out = out
         try:
-            self._execute(
-                layer,
-                posted.x,
-                torch.tensor(routed).view(posted.weights.shape),
-                posted.weights,
-                posted.later,
-                ahead,
-            )
+            self._execute(layer, posted.x, chosen, posted.weights, posted.later, ahead)
         finally:
             self._out = None
 
