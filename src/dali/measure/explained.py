@@ -43,19 +43,29 @@ class Explained:
             return ""
         return ESTIMATED if self._journal is None else PLANNED
 
-    def steps(self) -> Sequence[LayerStep]:
-        if self._journal is not None:
-            pieces = from_clock if self.times == "modelled" else from_events
-            return explain(self._journal, self._llm.loaded.top_k, pieces)
-        assert self._watch is not None
-        return list(self._watch.steps)
+    @property
+    def begun(self) -> int:
+        """Steps since the beginning."""
+        kept = self._watch or self._journal
+        return 0 if kept is None else kept.begun
 
-    def table(self) -> str:
-        """A summary that fits a screen."""
-        begun = self._watch.begun if self._watch is not None else self._journal.steps if self._journal else 0
-        told = summary(self.steps(), begun, self.times)
+    def steps(self, since: int = 0) -> Sequence[LayerStep]:
+        """Those that are remembered and came after step `since`, from any thread."""
+        with self._llm.loop.between_steps():
+            if self._watch is not None:
+                return [step for step in self._watch.steps if step.step > since]
+            assert self._journal is not None
+            notes = self._journal.since(since)
+        pieces = from_clock if self.times == "modelled" else from_events
+        return explain(notes, self._journal.costs, self._llm.loaded.top_k, pieces)
+
+    def table(self, since: int = 0) -> str:
+        """A summary that fits a screen, of the same steps."""
+        told = summary(self.steps(since), self.begun, self.times)
         disk = self._llm.telemetry.disk
-        return told if disk is None or self._disk is None else f"{told}\n\n{_of_disk(disk.since(self._disk))}"
+        if disk is None or self._disk is None or since:
+            return told
+        return f"{told}\n\n{_of_disk(disk.since(self._disk))}"
 
 
 def _of_disk(disk: DiskCounters) -> str:

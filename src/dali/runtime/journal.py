@@ -47,7 +47,7 @@ class Journal:
     def __init__(self, costs: ExpertCosts, device: Device | None = None) -> None:
         self.costs = costs
         self.notes: deque[Note] = deque(maxlen=REMEMBERED)
-        self.steps = 0  # begun so far, forgotten ones included
+        self.begun = 0  # steps so far, forgotten ones included
         self._device = device
         self._last = -1  # layer
         if device is not None:
@@ -64,15 +64,20 @@ class Journal:
     ) -> None:
         """A layer's step was planned; `waiting`: experts in scratch slots that wait for it."""
         self.gather()
-        self.steps += layer <= self._last or not self.steps
+        self.begun += layer <= self._last or not self.begun
         self._last = layer
         active = {expert for expert in (*plan.cpu, *plan.gpu) if expert in view.resident}
         seen = ResidencyView(active, dict(view.in_flight), view.slots, view.link_free)
-        self.notes.append(Note(self.steps, layer, workload, seen, plan, tuple(waiting), now))
+        self.notes.append(Note(self.begun, layer, workload, seen, plan, tuple(waiting), now))
 
     def arrange(self, plan: LayerPlan, read: Sequence[int]) -> None:
         """Of the last note: the plan in the order in which its experts are carried out, those last that are `read` from disk."""
         self.notes[-1].plan, self.notes[-1].read = plan, tuple(read)
+
+    def since(self, step: int) -> list[Note]:
+        """The notes of steps after that one, with all that their streams did. For who lets no step run meanwhile."""
+        self.gather(wait=True)
+        return [note for note in self.notes if note.step > step]
 
     def gather(self, wait: bool = False) -> None:
         """Give the last note what has ended since; `wait`: also what is under way."""

@@ -15,6 +15,7 @@ from dali.options import LoadOptions
 
 if TYPE_CHECKING:
     from dali.llm import LLM
+    from dali.measure.explained import Explained
     from dali.replay.explain.slices import LayerStep
 
 TABLE = ""  # no file
@@ -61,16 +62,16 @@ def check_explain(explain: str, options: LoadOptions) -> None:
 
 
 @contextmanager
-def explaining(llm: LLM, explain: str | None) -> Iterator[None]:
+def explaining(llm: LLM, explain: str | None) -> Iterator[Explained | None]:
     """Tell at the end, however it comes, what experts did meanwhile."""
     if explain is None:
-        yield
+        yield None
         return
     from dali.measure.explained import Explained
 
     explained = Explained(llm)
     try:
-        yield
+        yield explained
     finally:
         if explain == TABLE:
             log.info(explained.table())

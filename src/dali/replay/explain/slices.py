@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from dali.hardware.cost import ExpertCosts
 from dali.policies.reasons import AHEAD, COPIED, CPU, RESIDENT, Reason
 from dali.replay.spans import timeline
-from dali.runtime.journal import Journal, Note
+from dali.runtime.journal import Note
 
 PLACES = {CPU: "on CPU", RESIDENT: "resident", AHEAD: "ahead", COPIED: "copied", "read": "read"}
 OF_EXPERTS = {"expert", "experts"}
@@ -74,10 +74,11 @@ def planned(note: Note, costs: ExpertCosts) -> Iterator[Piece]:
             yield one.lane, note.layer, one.expert, note.began + one.start, note.began + one.end
 
 
-def explain(journal: Journal, top_k: int, pieces: Pieces = planned) -> list[LayerStep]:
-    """Every layer's step that a journal remembers; `top_k`: experts a token; `pieces`: what its lanes did."""
-    journal.gather(wait=True)
-    return [_explained(note, journal.costs, top_k, pieces) for note in journal.notes]
+def explain(
+    notes: Iterable[Note], costs: ExpertCosts, top_k: int, pieces: Pieces = planned
+) -> list[LayerStep]:
+    """Layers' steps of which a journal took note; `top_k`: experts a token; `pieces`: what their lanes did."""
+    return [_explained(note, costs, top_k, pieces) for note in notes]
 
 
 def _explained(note: Note, costs: ExpertCosts, top_k: int, pieces: Pieces) -> LayerStep:
