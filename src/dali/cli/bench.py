@@ -88,7 +88,7 @@ def main(settings: Settings) -> int:
     if systems:
         options = replace(options, policy=systems[0])
     if settings.explain is not None:
-        check_explain(settings.explain, options)
+        check_explain(settings.explain)
     directory = find_model(model, settings)
     llm = load_model(model, directory, options)
     from dali.measure.bench import Test, measure
@@ -153,8 +153,9 @@ def _ways(llm: LLM, options: LoadOptions, systems: list[str]) -> list[Callable[[
         return []
     if llm.loaded.disk is not None:
         raise UsageError(
-            f"RAM has no room for all experts of {llm.name}, and what one system leaves there another would find.",
-            "Measure each by itself, with --system in place of --compare.",
+            f"Experts of {llm.name} are read from disk when they are wanted; what one system leaves in RAM another would find.",
+            "Measure each by itself, with --system in place of --compare"
+            + ("." if options.ram is None else ", or leave --ram out."),
         )
     first = llm.accelerated
     others = [replace(options, policy=system) for system in systems[1:]]

@@ -119,7 +119,7 @@ def checked(settings: Settings) -> tuple[ServeOptions, Callable[[], LLM]]:
     if settings.device is not None and settings.device.startswith("cuda"):
         check_gpu(settings.device)
     if settings.explain is not None:
-        check_explain(settings.explain, load_options)
+        check_explain(settings.explain)
     template = None if settings.chat_template is None else read_template(settings.chat_template)
     return options, lambda: _load(model, settings, load_options, template)
 

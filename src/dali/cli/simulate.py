@@ -9,7 +9,7 @@ from typing import Literal
 
 import dali
 from dali.cli.flags.always import Always
-from dali.cli.flags.explained import EXPLAIN, TABLE, check_file, write_explained
+from dali.cli.flags.explained import EXPLAIN, TABLE, check_explain, write_explained
 from dali.cli.flags.kinds import COUNTS, FILE, NAMES, whole
 from dali.cli.flags.option import SWITCH, Kind, flag
 from dali.cli.flags.verb import Verb
@@ -149,7 +149,7 @@ def main(settings: Settings) -> int:
 
 def _check_explained(settings: Settings) -> None:
     assert settings.explain is not None
-    check_file(settings.explain)
+    check_explain(settings.explain)
     for name in ("cache_only", "ram"):
         if getattr(settings, name):
             raise UsageError(

@@ -10,6 +10,7 @@ from dali.replay.explain.measured import Watch
 from dali.replay.explain.slices import LayerStep, explain
 from dali.replay.explain.summary import summary
 from dali.replay.explain.timed import from_events
+from dali.runtime.gpu import GpuExecutor
 from dali.runtime.journal import Journal
 from dali.telemetry import DiskCounters
 from dali.units import size
@@ -31,6 +32,11 @@ class Explained:
             self._watch = llm.loop.watch = Watch(llm.telemetry, llm.loaded.top_k)
         else:
             self._journal = llm.executor.keep_journal()
+
+    @property
+    def slows(self) -> bool:
+        """Whether steps take longer for it."""
+        return isinstance(self._llm.executor, GpuExecutor)
 
     @property
     def times(self) -> str:
@@ -70,6 +76,6 @@ class Explained:
 
 def _of_disk(disk: DiskCounters) -> str:
     return (
-        f"Disk: {100 * disk.hit_rate:.0f} % of experts were in RAM, {disk.reads:,} reads of {size(disk.read_bytes)}, "
+        f"Disk: {100 * disk.hit_rate:.0f} % of experts were in RAM, {disk.reads:,} reads took {size(disk.read_bytes)}, "
         f"{disk.stalled_seconds:.2f} s waited"
     )

@@ -11,7 +11,6 @@ from dali.cli.flags.option import SWITCH, Kind
 from dali.cli.flags.written import check_suffix, write_whole
 from dali.cli.terminal import log
 from dali.errors import UsageError
-from dali.options import LoadOptions
 
 if TYPE_CHECKING:
     from dali.llm import LLM
@@ -39,8 +38,10 @@ def _explain(text: str) -> str | None:
 EXPLAIN = Kind("[FILE]", "nothing, or a file that ends in .json or .svg", _explain, takes=_is_file)
 
 
-def check_file(name: str) -> None:
+def check_explain(name: str) -> None:
     """UsageError for a file that cannot be written, or is of no kind that is."""
+    if name == TABLE:
+        return
     suffix = Path(name).suffix.lower()
     if suffix in PIXELS:
         vectors = Path(name).with_suffix(PICTURE)
@@ -49,16 +50,6 @@ def check_file(name: str) -> None:
             f"Give {vectors}, which browsers show; `rsvg-convert` and Inkscape make PNG and PDF of it.",
         )
     check_suffix(name, "explain", FILES)
-
-
-def check_explain(explain: str, options: LoadOptions) -> None:
-    """UsageError for a file that cannot be written; says what explaining changes."""
-    if explain != TABLE:
-        check_file(explain)
-    if options.device_kind == "cuda":
-        log.info(
-            "With --explain, plans for the GPU are made in Python and not in compiled code: steps take longer."
-        )
 
 
 @contextmanager
@@ -70,6 +61,10 @@ def explaining(llm: LLM, explain: str | None) -> Iterator[Explained | None]:
     from dali.measure.explained import Explained
 
     explained = Explained(llm)
+    if explained.slows:
+        log.info(
+            "With --explain, plans for the GPU are made in Python and not in compiled code: steps take longer."
+        )
     try:
         yield explained
     finally:
