@@ -87,12 +87,13 @@ class GpuExecutor(Executor):
         self._in_python = {name: vars(self).pop(name) for name in IN_PYTHON}
 
     def plan_in_python(self) -> None:
-        """From the next step on, with slots filled anew, let the policies themselves decide where compiled code does: for whoever
-        asks why, or which experts were chosen."""
+        """From now on let the policies themselves decide where compiled code does, for whoever asks why, or which experts were
+        chosen. Slots are filled anew. For who lets no step run meanwhile."""
         if self.planner is not None:
             self.planner = None
             vars(self).update(self._in_python)
-            self._failed = True  # what slots hold was the planner's to know
+            self._failed = True  # until what slots hold, which was the planner's to know, is known here
+            self._recover()
 
     def resume(self) -> None:
         """Have the device's slots again after another executor had them; what they are to hold is copied anew."""

@@ -40,3 +40,18 @@ def test_slices_without_a_gap_stay_so_whatever_their_lengths() -> None:
 
 def test_no_step_is_a_file_all_the_same() -> None:
     assert of(read(events.explained([], "x")), "X") == []
+
+
+def test_what_a_clock_measured_a_little_too_early_begins_when_the_one_before_it_has_ended() -> None:
+    step = LayerStep(1, 0, 1, 0.0, 9e-6)
+    step.slices = [
+        Slice("gpu", name, begin * 1e-6, end * 1e-6, {})
+        for name, begin, end in (("a", 0, 4), ("b", 3.5, 6), ("c", 6, 9), ("d", 7, 8))
+    ]
+    found = {
+        event["name"]: (event["ts"], event["dur"]) for event in of(read(events.explained([step], "x")), "X")
+    }
+    assert found["a"] == (0, 4)
+    assert found["b"] == (4, 2)
+    assert found["c"] == (6, 3)
+    assert found["d"] == (7, 1)  # within

@@ -23,16 +23,24 @@ Drawn = tuple[
 
 
 def slices(spans: Sequence[Drawn], process: str = "dali") -> list[dict[str, Any]]:
-    """Their events; those of a track lie within one another or apart."""
+    """Their events; those of a track lie within one another or apart, and begin later where they did not."""
     tracks = {
         track: number for number, track in enumerate(dict.fromkeys(span[0] for span in spans), FIRST_TRACK)
     }
     events = [_name("process_name", {}, process)]
     events += [_name("thread_name", {"tid": number}, track) for track, number in tracks.items()]
-    for track, name, start, end, told in spans:
-        began = round(1e9 * start)
+    around: dict[str, list[int]] = {
+        track: [] for track in tracks
+    }  # when the slices end that the next may lie within
+    for track, name, start, end, told in sorted(spans, key=lambda span: (span[2], -span[3])):
+        began, ended, outer = round(1e9 * start), round(1e9 * end), around[track]
+        while outer and outer[-1] <= began:
+            outer.pop()
+        while outer and outer[-1] < ended:  # by the error of a clock that measured both
+            began = outer.pop()
+        outer.append(ended)
         event = {"ph": "X", "name": name, "pid": PROCESS, "tid": tracks[track]}
-        event |= {"ts": began / 1000, "dur": (round(1e9 * end) - began) / 1000}
+        event |= {"ts": began / 1000, "dur": (ended - began) / 1000}
         events.append(event | {"args": dict(told)} if told else event)
     return events
 
