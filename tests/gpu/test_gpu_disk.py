@@ -9,6 +9,7 @@ import pytest
 import dali
 from dali.errors import DaliError, StoreError
 from dali.llm import LLM
+from dali.measure.explained import Explained
 from dali.units import size
 from families import random_model, save_model
 from gpu.test_gpu_model import answers
@@ -69,4 +70,15 @@ def test_slots_in_ram_are_page_locked(driver, directory, monkeypatch):
     told = [note for note in notes if "could not be page-locked" in note]
     assert len(told) == 1
     assert told[0].startswith(size(llm.loaded.pool.nbytes))
+    llm.close()
+
+
+def test_explained_steps_tell_what_was_read(driver, directory, expected, monkeypatch):
+    llm = load(monkeypatch, directory, 3)
+    explained, before = Explained(llm), sum(llm.telemetry.disk.misses)
+    assert answers(llm) == expected
+    steps = explained.steps()
+    assert sum(step.counts["read"] for step in steps) == sum(llm.telemetry.disk.misses) - before > 0
+    assert any(one.told.get("from") == "disk" for step in steps for one in step.slices if one.lane == "cpu")
+    assert "read: from disk" in explained.table()
     llm.close()
