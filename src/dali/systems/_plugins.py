@@ -84,7 +84,7 @@ def _system_of(found: Any, title: str, file: str) -> System:
 def _over_default(policy: type, title: str, file: str) -> System:
     """Dali's default with the class's kind of policy replaced."""
     kind = _kind(policy)
-    if issubclass(policy, PoolPolicy):
+    if PoolPolicy in policy.__mro__:
         raise PluginError(
             f"The class {policy.__name__} in {shown(file)}, line {first_line(policy)}, is a policy of who stays in RAM over a "
             "disk, which replays take and runs do not.",
