@@ -10,6 +10,7 @@ import dali
 from dali.errors import DaliError, StoreError
 from dali.hardware import own
 from dali.llm import LLM
+from dali.measure.explained import Explained
 from dali.units import size
 from families import random_model, save_model
 from gpu.test_gpu_model import answers
@@ -81,3 +82,14 @@ def test_a_profile_that_cannot_be_used_is_said_once_whoever_asks_for_it(driver, 
     load(monkeypatch, directory, 3, notify=notes.append).close()
     assert sum("is of another machine" in note for note in notes) == 1
     assert any("never measured" in note for note in notes)
+
+
+def test_explained_steps_tell_what_was_read(driver, directory, expected, monkeypatch):
+    llm = load(monkeypatch, directory, 3)
+    explained, before = Explained(llm), sum(llm.telemetry.disk.misses)
+    assert answers(llm) == expected
+    steps = explained.steps()
+    assert sum(step.counts["read"] for step in steps) == sum(llm.telemetry.disk.misses) - before > 0
+    assert any(one.told.get("from") == "disk" for step in steps for one in step.slices if one.lane == "cpu")
+    assert "read: from disk" in explained.table()
+    llm.close()

@@ -69,7 +69,7 @@ def main(settings: Settings) -> int:
         check_gpu(settings.device)
     options = settings.load_options()
     if settings.explain is not None:
-        check_explain(settings.explain, options)
+        check_explain(settings.explain)
     directory = _find(model, settings)  # first: a lone word that is no model gets its hint, whatever stdin is
     if prompt is None and not (sys.stdin and sys.stdin.isatty()):
         prompt = _read_stdin()

@@ -9,11 +9,11 @@ from typing import Literal
 
 import dali
 from dali.cli.flags.always import Always
-from dali.cli.flags.explained import EXPLAIN, FILES, TABLE, write_explained
+from dali.cli.flags.explained import EXPLAIN, TABLE, check_explain, write_explained
 from dali.cli.flags.kinds import COUNTS, FILE, NAMES, whole
 from dali.cli.flags.option import SWITCH, Kind, flag
 from dali.cli.flags.verb import Verb
-from dali.cli.flags.written import check_suffix, check_written, write_whole
+from dali.cli.flags.written import check_written, write_whole
 from dali.cli.importing import importing
 from dali.cli.terminal import log, passing_note
 from dali.errors import UsageError
@@ -157,7 +157,7 @@ def main(settings: Settings) -> int:
 
 def _check_explained(settings: Settings) -> None:
     assert settings.explain is not None
-    check_suffix(settings.explain, "explain", FILES)
+    check_explain(settings.explain)
     for name in ("cache_only", "ram"):
         if getattr(settings, name):
             raise UsageError(

@@ -80,15 +80,14 @@ def main(settings: Settings) -> int:
         )
     model = settings.words[0] if settings.words else settings.model or DEFAULT_MODEL
     options = settings.load_options()
-    if options.device_kind == "cuda":
-        raise UsageError(
-            f"On {options.device} no router can be watched.",
-            "Leave --device out: tokens are routed alike wherever experts are computed.",
-        )
     directory = find_model(model, settings)
     prompts = _prompts(settings.prompts)
 
     llm = load_model(model, directory, options, chat=not settings.raw)
+    if options.device_kind == "cuda":
+        log.info(
+            "For a trace, plans for the GPU are made in Python, not in compiled code: steps take longer."
+        )
     from dali.measure.recorder import record
     from dali.replay.traces import trace
 

@@ -190,7 +190,6 @@ def _choices(
     ]
 
 
-<<<<<<< HEAD
 def _shared_by(options: LoadOptions, origins: Mapping[str, str]) -> str:
     """What has split an accelerator's memory between experts and sequences."""
     for name in ("vram", "n_cpu_moe"):
@@ -199,7 +198,8 @@ def _shared_by(options: LoadOptions, origins: Mapping[str, str]) -> str:
     return (
         "modelled time" if options.parallel > 1 else origins.get("parallel", "default: one answer at a time")
     )
-=======
+
+
 def _choices_of_reading(profile: Profile) -> list[Choice]:
     how = "through the page cache" if profile.reads_plainly else "past the page cache"
     share = profile.plain_share
@@ -207,7 +207,6 @@ def _choices_of_reading(profile: Profile) -> list[Choice]:
     if share is not None:
         why = f"measured: plain reading is {share:.2f} times as fast"
     return [Choice("experts are read", how, why)]
->>>>>>> disk
 
 
 def _notes(sizes: ModelSizes, plan: Plan, options: LoadOptions, here: Here) -> list[str]:

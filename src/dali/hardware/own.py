@@ -16,11 +16,7 @@ from pathlib import Path
 
 from dali.errors import DaliError, UsageError
 from dali.hardware.machine import Machine, differences, this_machine
-<<<<<<< HEAD
-from dali.hardware.profile import ACCELERATOR, DISK, Figure, Profile, Table, read_text
-=======
-from dali.hardware.profile import ACCELERATOR, DISK, PLAIN, Figure, Profile, Table
->>>>>>> disk
+from dali.hardware.profile import ACCELERATOR, DISK, PLAIN, Figure, Profile, Table, read_text
 from dali.store.cache import cache_root
 
 AGAIN = "Measure again: `dali bench hw`."

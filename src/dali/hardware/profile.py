@@ -329,20 +329,13 @@ def _check_figure(name: str, figure: Figure, origin: str) -> None:
     if name not in UNITS:
         raise _broken(origin, f"the figure {name!r} is unknown")
     if not (_positive(figure.value) and _positive(figure.efficiency) and figure.efficiency <= 1):
-<<<<<<< HEAD
         raise _broken(
             origin,
             f"{name} is {figure.value!r} x {figure.efficiency!r}, not a positive number below {MOST:.0e}",
         )
-    if name == "disk_queue_depth" and (not 1 <= figure.effective <= MOST_READS or figure.effective % 1):
+    if UNITS[name] == "reads" and (not 1 <= figure.effective <= MOST_READS or figure.effective % 1):
         raise _broken(origin, f"{name} is {figure.effective!r}, not a whole number from 1 to {MOST_READS}")
     if not _share(figure.spread):
-=======
-        raise _broken(origin, f"{name} is {figure.value!r} x {figure.efficiency!r}, not a positive number")
-    if UNITS[name] == "reads" and (figure.effective < 1 or figure.effective % 1):
-        raise _broken(origin, f"{name} is {figure.effective!r}, not a whole number from 1")
-    if not (figure.spread == 0 or _positive(figure.spread)):
->>>>>>> disk
         raise _broken(origin, f"{name} has a spread of {figure.spread!r}")
     _sourced(origin, name, figure.label, figure.source)
     if figure.efficiency != 1 and not figure.efficiency_source:

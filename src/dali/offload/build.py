@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,7 +13,6 @@ from dali.devices.cuda import Gpu, GpuSlots
 from dali.engine.budget import StateBudget
 from dali.engine.engine import Engine
 from dali.errors import UsageError, parameter
-from dali.fused.dense import PackedLinear
 from dali.fused.model import DecodingModel
 from dali.fused.release import release
 from dali.hardware.cost import CostModel, ExpertSize
@@ -23,6 +21,7 @@ from dali.hooks.shared import early_shared
 from dali.loading.loaded import LoadedModel
 from dali.offload.accelerated import AcceleratedExperts
 from dali.offload.calibrate import load_predictor
+from dali.offload.dense import dense_seconds, dense_size, predict_seconds
 from dali.offload.gpu import check_native, gpu_model, move_dense, open_gpu, tell_pinned, unnamed_profile
 from dali.offload.gpu_model import GpuModel
 from dali.offload.lending import lend
@@ -68,14 +67,18 @@ def accelerate(
     device: Device | None = None,
     room: int | None = None,
     decoder: DecodingModel | None = None,
+    taking_turns_with: AcceleratedExperts | None = None,
 ) -> AcceleratedExperts:
     """The runtime for a model that runs on the CPU so far, on `engine`, which predictors are calibrated with.
 
     `device` stands in for the one `options` names; `room`: bytes of host memory that a second set of experts may take, None for
-    what is free; `decoder`: the CPU's way to decode the model in one call, by which a GPU's kernels go.
+    what is free; `decoder`: the CPU's way to decode the model in one call, by which a GPU's kernels go; `taking_turns_with`: what
+    has the GPU already, and its slots: the one whose turn comes then calls `resume`.
     """
     model = loaded.model
-    device, on_gpu, budget, costs = _open(options, loaded, engine, decoder, device, notify)
+    device, on_gpu, budget, costs = _opened(
+        device, taking_turns_with, options, loaded, engine, decoder, notify
+    )
     routers = seam.routers(model, loaded.layout.shape.hidden)
     scores = None if routers is None else seam.scores(routers, model.config.get_text_config())
     residency, policies = _residency(
@@ -90,19 +93,14 @@ def accelerate(
     system = _system(options, scores is not None, type(model).__name__, notify)
     if isinstance(device, GpuSlots) and on_gpu is None:  # only now: calibration ran on the CPU
         predictor = move_dense(loaded, device, predictor)
-    beside_each = [] if on_gpu else _beside(loaded)
+    starts = [] if on_gpu else _beside(loaded)
     executor = _executor(
-        loaded, device, residency, policies, predictor, costs, routers, scores, system, beside_each
+        loaded, device, residency, policies, predictor, costs, routers, scores, system, starts
     )
     if on_gpu is not None and isinstance(executor, GpuExecutor):
         on_gpu.follow(executor, predictor)
     tell_pinned(device, notify)
-    runner: Executor | LossyLayers = executor
-    lossy: dict[str, Any] = {}
-    if system is not None and parts is not None:
-        lossy["parts"] = list(system.lossy)
-        if beside is not None:
-            runner = LossyLayers(executor, parts, beside, scores, loaded.telemetry, lossy)
+    runner, lossy = _runner(executor, system, parts, beside, scores, loaded)
     return AcceleratedExperts(
         executor,
         [runner.layer(index) for index in range(loaded.pool.layers)],
@@ -115,6 +113,7 @@ def accelerate(
         budget,
         lossy,
         on_gpu,
+        predictor,
     )
 
 
@@ -143,6 +142,39 @@ def _make_lossy(
         reduce_bits(loaded.layouts, loaded.pool.records, parts.bits, meter)
         fingerprint += f" {parts.bits} bits"  # predictors are calibrated on the experts as they are
     return beside, fingerprint
+
+
+def _runner(
+    executor: Executor,
+    system: systems.System | None,
+    parts: systems.LossyParts | None,
+    beside: CpuExperts | None,
+    scores: Scores | None,
+    loaded: LoadedModel,
+) -> tuple[Executor | LossyLayers, dict[str, Any]]:
+    """What runs the layers, with lossy parts where some are on, and what there is to say of those."""
+    if system is None or parts is None:
+        return executor, {}
+    lossy: dict[str, Any] = {"parts": list(system.lossy)}
+    if beside is None:
+        return executor, lossy
+    return LossyLayers(executor, parts, beside, scores, loaded.telemetry, lossy), lossy
+
+
+def _opened(
+    given: Device | None,
+    other: AcceleratedExperts | None,
+    options: LoadOptions,
+    loaded: LoadedModel,
+    engine: Engine,
+    decoder: DecodingModel | None,
+    notify: Callable[[str], None],
+) -> tuple[Device, GpuModel | None, StateBudget | None, CostModel]:
+    """As `_open`, unless no device is given and `other` has a GPU."""
+    if given is not None or other is None or not isinstance(device := other.executor.device, GpuSlots):
+        return _open(options, loaded, engine, decoder, given, notify)
+    on_gpu = other.decoder if isinstance(other.decoder, GpuModel) else None
+    return device, on_gpu, other.budget, _costs(loaded, options, device.gpu, notify)
 
 
 def _open(
@@ -339,36 +371,3 @@ def _residency(
             slots = fewer
         else:
             return residency, policies
-
-
-def dense_size(model: Any) -> tuple[int, int, int]:
-    """Bytes and number of all dense weights but the embeddings, unpacked as an accelerator has them, and one kernel a
-    leaf module."""
-    embeddings = model.get_input_embeddings()
-    nbytes = count = kernels = 0
-    for module in model.modules():
-        if isinstance(module, PackedLinear):
-            size = module.in_features * module.out_features
-            nbytes, count, kernels = nbytes + size * embeddings.weight.itemsize, count + size, kernels + 1
-        elif module is not embeddings:  # a tied output layer still counts
-            weights = [p for p in module._parameters.values() if p is not None]
-            nbytes += sum(p.nbytes for p in weights)
-            count += sum(p.numel() for p in weights)
-            kernels += bool(weights) and not module._modules
-    return nbytes, count, kernels
-
-
-def dense_seconds(model: Any, costs: CostModel, layers: int) -> Callable[[int], float]:
-    """tokens -> modelled seconds of a layer's dense part: all of it spread over the MoE layers."""
-    nbytes, count, kernels = dense_size(model)
-    return costs.dense_seconds(nbytes // layers, count // layers, kernels // layers)
-
-
-def predict_seconds(
-    routers: Sequence[nn.Module] | None, costs: CostModel, depth: int = 1
-) -> Callable[[int], float]:
-    """tokens -> modelled seconds of predicting `depth` layers: each one kernel over a router's weights, which a ridge map equals
-    in size."""
-    weights = list(routers[0].parameters()) if routers else []
-    nbytes, count = sum(p.nbytes for p in weights), sum(p.numel() for p in weights)
-    return functools.cache(lambda tokens: depth * costs.dense(nbytes, count, tokens, kernels=1))
