@@ -96,6 +96,7 @@ struct State {
     int version = 13000, sm = 89;
     int held = 0;  // that was made and not given back: memory, streams, events, modules, graphs, contexts
     int captures = 0;
+    float elapsed = 0;  // between any two events, milliseconds
     std::string failing;
     int failing_in = 0, failing_code = 0;
 };
@@ -591,6 +592,15 @@ int cuEventSynchronize(void* handle) {
     if (!event->latest) return 0;
     if (!finish([&] { return event->latest->done; })) return 999;
     merge(state().host, event->latest->known);
+    return 0;
+}
+int cuEventElapsedTime(float* milliseconds, void* from, void* to) {
+    BEGIN("cuEventElapsedTime");
+    for (void* handle : {from, to}) {
+        const auto* event = static_cast<Event*>(handle);
+        if (event->latest && !event->latest->done) return 600;
+    }
+    *milliseconds = state().elapsed;
     return 0;
 }
 int cuStreamBeginCapture_v2(void* handle, int mode) {

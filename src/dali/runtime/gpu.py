@@ -19,7 +19,6 @@ from torch import Tensor
 
 from dali.compiled import library
 from dali.devices.cuda import GpuSlots, gpu_error, gpu_errors
-from dali.policies.correction import Correction
 from dali.policies.plan import LayerPlan, ResidencyView
 from dali.runtime.executor import Executor
 from dali.runtime.loans import by_arrival
@@ -59,7 +58,6 @@ class GpuExecutor(Executor):
     _out: int | None = None  # where the sum of a posted step goes
     _cpu_seconds = 0.0  # of the CPU's experts, in the last step
     planner: Any = None  # the compiled one, where it decides as the policies do
-    correction: Correction  # of the CPU's times, by which it plans
 
     def __init__(self, *parts: Any, **options: Any) -> None:
         """As Executor's."""
@@ -71,7 +69,6 @@ class GpuExecutor(Executor):
         self.planner = planner(
             self.residency, slot, layers, experts, self._costs, self.guards.predicts, self._workload
         )
-        self.correction = Correction()
         # From here on they are not told of steps: nobody shall ask them.
         del self.residency, self.replacement, self.guards, self.decisions, self.period
 
@@ -129,6 +126,8 @@ class GpuExecutor(Executor):
     def _run(self, layer: int, hidden: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
         if self.planner is None:
             return super()._run(layer, hidden, ids, weights)
+        if layer == 0:
+            self.begin_step(len(hidden))
         device, layers, seconds, later = self.device, self.device.layers, 0.0, 0
         predicted = None
         if self.planner.prefetches:
@@ -150,6 +149,15 @@ class GpuExecutor(Executor):
         device.gpu.hand_over()
         self.count_step(layer, ids.numel(), later, outcome)
         return out
+
+    def begin_step(self, tokens: int) -> None:
+        super().begin_step(tokens)
+        if self.planner is not None:
+            self.planner.put_all_on_cpu(self._on_cpu)
+
+    def _copies(self) -> tuple[int, float]:
+        timed: tuple[int, float] = self.device.layers.timed()
+        return timed
 
     def _tick(self, layer: int, counters: LayerCounters) -> float:
         now = time.perf_counter()
@@ -192,7 +200,7 @@ class GpuExecutor(Executor):
         view: ResidencyView,
     ) -> GpuStep:
         missing = self._loans.note(layer, [*plan.cpu, *plan.fetch])
-        plan, _ = by_arrival(plan, missing, workload, self._costs)
+        plan, _ = by_arrival(plan, missing, workload, self.expected.now)
         step = GpuStep(layer, list(plan.cpu))
         self._start_present(step, plan, view)
         self._fetch(step, plan.fetch, view)
@@ -241,8 +249,12 @@ class GpuExecutor(Executor):
         if ahead:
             self._telemetry.layer(later).link_bytes += ahead * self._layouts[later].record_bytes
         self._telemetry.plan_seconds += seconds[1]
-        if self.correction.note(seconds[4], seconds[2]):
-            self.planner.correct(self.correction.applied)
+        expected = self.expected
+        changed = expected.note_cpu(seconds[4], seconds[2])
+        if expected.note_copies(*self._copies()) or changed:
+            self.planner.correct(expected.cpu.applied, expected.link.applied)
+        if self.steps is not None:
+            self.steps.add(layer, seconds[0] + seconds[3], seconds[5])
 
     def account(self, counters: LayerCounters, started: float) -> None:
         counters.seconds += time.perf_counter() - started

@@ -36,12 +36,15 @@ class Planner {
     // each expert got in all steps, to be added to; null: nobody counts.
     Planner(const std::vector<std::vector<std::pair<int, int>>>& residents, int experts, int slots, ExpertCosts costs, bool predicts,
             int64_t* totals)
-        : costs_(std::move(costs)), cpu_(costs_.cpu), experts_(experts), residency_(residents, experts, slots, costs_.link),
+        : costs_(std::move(costs)), given_(costs_), experts_(experts), residency_(residents, experts, slots, costs_.link),
           fading_(int(residents.size()), experts), guards_(costs_, int(residents.size()), experts, predicts), totals_(totals) {}
     Planner(const Planner&) = delete;
 
     // Whether a prediction is wanted: prefetching does not rest.
-    bool prefetches() const { return guards_.prefetch().on(); }
+    bool prefetches() const { return !all_on_cpu_ && guards_.prefetch().on(); }
+    // From now on the CPU has all experts, or what pays again: steps on the CPU copy nothing, prefetch nothing and swap nothing, and tell
+    // the guards nothing.
+    void put_all_on_cpu(bool all) { all_on_cpu_ = all; }
 
     // A layer's step that starts `now`, seconds on any clock, when `landed` copies are over: of all that plans asked for, and the first
     // residents', in the order they were asked for. Failure: an id is no expert.
@@ -49,10 +52,11 @@ class Planner {
     StepPlan plan(int layer, const int64_t* ids, int64_t pairs, const Prediction& ahead, double now, uint64_t landed, StepCounts& counts,
                   const InRam* in_ram = nullptr);
 
-    // Plans go by the CPU's times multiplied by this from now on.
-    void correct(double cpu);
-    // Of the last plan: the seconds its experts on the CPU take by the times it was made with, uncorrected.
+    // Plans go by the CPU's times and the link's multiplied by these from now on.
+    void correct(double cpu, double link);
+    // Of the last plan, by the CPU's times as they were given: the seconds of its experts on the CPU, and of all experts there.
     double planned() const { return planned_; }
+    double all_on_cpu() const { return all_on_cpu_seconds_; }
 
     const Residency& residency() const { return residency_; }
     const Guards& guards() const { return guards_; }
@@ -66,8 +70,9 @@ class Planner {
     std::vector<int> choose(const Prediction& ahead, int layer, double now);
 
     ExpertCosts costs_;
-    const std::vector<double> cpu_;  // as they were given
-    double planned_ = 0;
+    const ExpertCosts given_;
+    double planned_ = 0, all_on_cpu_seconds_ = 0;
+    bool all_on_cpu_ = false;
     const int experts_;
     Residency residency_;
     Fading fading_;

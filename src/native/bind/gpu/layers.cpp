@@ -91,6 +91,8 @@ void bind_gpu(nb::module_& m) {
         .def_prop_ro("x", [](const gpu::Layers& self) { return reinterpret_cast<uintptr_t>(self.x()); })
         .def_prop_ro("weights", [](const gpu::Layers& self) { return reinterpret_cast<uintptr_t>(self.weights()); })
         .def_prop_ro("copy_stream", [](const gpu::Layers& self) { return reinterpret_cast<uintptr_t>(self.copy_stream()); })  // for measuring
+        // Copies that were measured, and their seconds, since last asked.
+        .def("timed", &gpu::Layers::timed)
         .def("landed", &gpu::Layers::landed, nb::call_guard<nb::gil_scoped_release>())
         .def("recover", &gpu::Layers::recover, nb::call_guard<nb::gil_scoped_release>());
     bind_gpu_model(m);
