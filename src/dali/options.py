@@ -124,6 +124,12 @@ class LoadOptions:
         return self.cache_type in ("q8", "q8_0")
 
     @property
+    def splits(self) -> bool:
+        """Whether somebody said how experts are to be split between an accelerator and the CPU: then nothing else decides it."""
+        said = (self.assign, self.prefetch, self.cache, self.n_cpu_moe, self.policy)
+        return any(part is not None for part in said)
+
+    @property
     def device_kind(self) -> str:
         """ "cpu", "cuda" or "sim"."""
         return self.device.partition(":")[0]

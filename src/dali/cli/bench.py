@@ -157,7 +157,9 @@ def _ways(llm: LLM, options: LoadOptions, systems: list[str]) -> list[Callable[[
         )
     others = [replace(options, policy=system) for system in systems[1:]]
     made = [llm.accelerated, *(accelerate(llm.loaded, llm.engine, one, meter, log.info) for one in others)]
-    return [partial(under, experts) for experts in made]
+    return [
+        partial(under, experts) for experts in made if experts is not None
+    ]  # as all are, where they are named
 
 
 def _row(llm: LLM, measurement: Measurement, batch: int, system: str | None) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from dali.offload.gpu_model import GpuModel
 from dali.offload.lending import lend
 from dali.offload.lossy import CpuExperts, LossyLayers, Scores, cpu_experts
 from dali.offload.low_bits import reduce_bits
-from dali.offload.worth import tell_loss
+from dali.offload.worth import Worth, decide, doubt, expert_room, weigh
 from dali.options import LoadOptions
 from dali.policies import Policies
 from dali.policies.prefetch import PrefetchPolicy
@@ -63,9 +63,7 @@ def check_device(options: LoadOptions) -> None:
 
 def _simulate(options: LoadOptions, profile: Profile, model: nn.Module) -> Device:
     """The simulated device with its budget for experts: `vram`, at most what it has beside the dense weights."""
-    packed: list[Any] = [module.packed for module in model.modules() if isinstance(module, PackedLinear)]
-    dense_bytes: int = sum(tensor.nbytes for tensor in (*model.parameters(), *packed))
-    room = max(int(profile["gpu_memory"]) - dense_bytes, 0)
+    room = expert_room(profile, model)
     if options.vram_bytes is not None and options.vram_bytes > room:
         raise UsageError(
             f"{parameter('vram')} asks for {units.size(options.vram_bytes)}; {profile.name} has "
@@ -85,27 +83,28 @@ def accelerate(
     device: Device | None = None,
     room: int | None = None,
     decoder: DecodingModel | None = None,
-) -> AcceleratedExperts:
-    """The runtime for a model that runs on the CPU so far, on `engine`, which predictors are calibrated with.
+) -> AcceleratedExperts | None:
+    """The runtime for a model that runs on the CPU so far, on `engine`, which predictors are calibrated with; None where the CPU
+    alone is faster, as far as is known, and nothing was said of how experts are to be split.
 
     `device` stands in for the one `options` names; `room`: bytes of host memory that a second set of experts may take, None for
     what is free; `decoder`: the CPU's way to decode the model in one call, by which a GPU's kernels go.
     """
     model = loaded.model
-    on_gpu: GpuModel | None = None
-    budget = None
-    if device is None:
-        device, on_gpu, budget = _open(options, loaded, engine, decoder, notify)
-    profile = options.planning_profile() or _unnamed_profile(device, notify)
+    on_gpu, budget = None, None
+    gpu = Gpu(options.device) if device is None and options.device_kind == "cuda" else None
+    profile = options.planning_profile() or _unnamed_profile(gpu, notify)
     costs = _costs(loaded, profile)
+    if not decide(_weigh(loaded, costs, device, options), loaded, options, profile, notify):
+        return None
+    if device is None:
+        device, on_gpu, budget = _open(options, loaded, engine, decoder, profile, gpu, notify)
     routers = seam.routers(model, loaded.layout.shape.hidden)
     scores = None if routers is None else seam.scores(routers, model.config.get_text_config())
     residency, policies = _residency(loaded, device, lend(loaded, device, profile), options, costs, notify)
     parts = options.lossy_parts()
     beside, fingerprint = _make_lossy(parts, loaded, costs, scores is not None, room, meter)
     _tell_budget(loaded, device, options, notify)
-    if isinstance(device, GpuSlots):
-        tell_loss(loaded, device.name, costs, residency, dense_size(loaded.model), notify)
     predictor = _predictor(loaded, fingerprint, engine, policies.prefetch, residency, routers, meter, notify)
     system = _system(options, scores is not None, type(model).__name__, notify)
     if isinstance(device, GpuSlots) and on_gpu is None:  # only now: calibration ran on the CPU
@@ -116,13 +115,12 @@ def accelerate(
     )
     if on_gpu is not None and isinstance(executor, GpuExecutor):
         on_gpu.follow(executor, predictor)
+    doubt(executor, loaded, options, dense_seconds(model, costs, loaded.pool.layers), notify)
     tell_pinned(device, notify)
+    lossy: dict[str, Any] = {} if system is None or parts is None else {"parts": list(system.lossy)}
     runner: Executor | LossyLayers = executor
-    lossy: dict[str, Any] = {}
-    if system is not None and parts is not None:
-        lossy["parts"] = list(system.lossy)
-        if beside is not None:
-            runner = LossyLayers(executor, parts, beside, scores, loaded.telemetry, lossy)
+    if parts is not None and beside is not None:
+        runner = LossyLayers(executor, parts, beside, scores, loaded.telemetry, lossy)
     return AcceleratedExperts(
         executor,
         [runner.layer(index) for index in range(loaded.pool.layers)],
@@ -170,15 +168,14 @@ def _open(
     loaded: LoadedModel,
     engine: Engine,
     decoder: DecodingModel | None,
+    profile: Profile,
+    gpu: Gpu | None,
     notify: Callable[[str], None],
 ) -> tuple[Device, GpuModel | None, StateBudget | None]:
     """The device that `options` name; the whole model on it where that is a GPU with kernels for all of it; and its memory for
     what sequences keep, where that is counted."""
-    if options.device_kind != "cuda":
-        profile = options.planning_profile()
-        assert profile is not None
+    if gpu is None:
         return _simulate(options, profile, loaded.model), None, None
-    gpu = Gpu(options.device)
     on_gpu = gpu_model(gpu, loaded, decoder)
     if on_gpu is None:
         release(loaded.model)
@@ -203,9 +200,20 @@ def _system(
     return system
 
 
-def _unnamed_profile(device: Device, notify: Callable[[str], None]) -> Profile:
-    assert isinstance(device, GpuSlots)
-    return unnamed_profile(device.gpu, notify)
+def _unnamed_profile(gpu: Gpu | None, notify: Callable[[str], None]) -> Profile:
+    assert gpu is not None  # simulated devices have names
+    return unnamed_profile(gpu, notify)
+
+
+def _weigh(loaded: LoadedModel, costs: CostModel, device: Device | None, options: LoadOptions) -> Worth:
+    """By as many slots as a device has room for; one that is not open yet, by its profile."""
+    room = expert_room(costs.profile, loaded.model)
+    budget = max(room - DEVICE_HEADROOM, 0) if options.vram_bytes is None else min(options.vram_bytes, room)
+    layers, experts = loaded.pool.layers, loaded.pool.experts
+    nbytes = budget if device is None else device.budget
+    slots = min(nbytes // loaded.layout.record_bytes, layers * experts)
+    resident = layers * split(slots, layers, experts)
+    return weigh(loaded, costs, (resident, slots - resident), dense_size(loaded.model))
 
 
 def _executor(
