@@ -357,12 +357,15 @@ void fake_reset(unsigned seed, int eager, size_t total) {
     s.copied.clear();
     s.failing.clear();
     s.version = 13000, s.sm = 89;
+    s.elapsed = 0;
     for (Stream* stream : s.capturing) stream->capture.reset();
     s.capturing.clear();
 }
 // From now on nothing is done but counting, posting what the host waits for, and putting zeros where outputs go; memory is zeros, and
 // "cubins" are not read.
 void fake_idle() { state().idle = true; }
+// What lies between any two events from now on.
+void fake_elapse(float milliseconds) { state().elapsed = milliseconds; }
 // What it says of itself from now on.
 void fake_describe(int version, int sm) { state().version = version, state().sm = sm; }
 // The ids, and the ids ahead, that posts in turn say from now on where nothing is done; the caller keeps them.
