@@ -92,13 +92,21 @@ def test_beside_a_disk_the_model_of_the_cpu_alone_lacks_reads_and_decides_nothin
 
 
 @pytest.mark.parametrize(
-    ("on_disk", "options", "doubted"),
-    [(None, {}, True), (None, {"assign": "two_lane"}, False), (object(), {}, False)],
+    ("on_disk", "options", "slots", "doubted"),
+    [
+        (None, {}, 1, True),
+        (None, {}, 0, False),
+        (None, {"assign": "two_lane"}, 1, False),
+        (object(), {}, 1, False),
+    ],
 )
 def test_only_plans_that_nobody_asked_for_are_doubted(
-    on_disk: object, options: dict[str, Any], doubted: bool
+    on_disk: object, options: dict[str, Any], slots: int, doubted: bool
 ) -> None:
-    executor: Any = SimpleNamespace(steps=None, expected=None, device=SimpleNamespace(name="sim"))
+    executor: Any = SimpleNamespace(
+        steps=None, expected=None, dense_seconds=None, device=SimpleNamespace(name="sim")
+    )
+    residency: Any = SimpleNamespace(resident_slots=0, scratch_slots=slots)
     loaded: Any = SimpleNamespace(pool=SimpleNamespace(layers=2), telemetry=None, disk=on_disk)
-    doubt(executor, loaded, LoadOptions(device="sim:paper", **options), lambda tokens: 0.0, print)
+    doubt(executor, residency, loaded, LoadOptions(device="sim:paper", **options), print)
     assert (executor.steps is not None) == doubted

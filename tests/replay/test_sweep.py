@@ -122,7 +122,7 @@ def test_the_cpu_alone_computes_all_of_it(path):
 
 
 def test_where_launches_take_longer_than_experts_dali_chooses_the_cpu_alone(path):
-    """Those of the trace have 24 KB, of Qwen3-30B-A3B 2.5 MB."""
+    """Those of the trace have 3 KiB, of Qwen3-30B-A3B 2.5 MiB."""
     small, large = sweep.sweep(
         planned(path, policies=["lru"], batches=[1], cache_slots=["4"], shapes=["own", "qwen3-30b-a3b"])
     )

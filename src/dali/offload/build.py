@@ -115,7 +115,7 @@ def accelerate(
     )
     if on_gpu is not None and isinstance(executor, GpuExecutor):
         on_gpu.follow(executor, predictor)
-    doubt(executor, loaded, options, dense_seconds(model, costs, loaded.pool.layers), notify)
+    doubt(executor, residency, loaded, options, notify)
     tell_pinned(device, notify)
     lossy: dict[str, Any] = {} if system is None or parts is None else {"parts": list(system.lossy)}
     runner: Executor | LossyLayers = executor

@@ -14,6 +14,7 @@ from dali.options import LoadOptions
 from dali.policies.alone import Doubt, experts_seconds, loses
 from dali.runtime.decoding_steps import DecodingSteps
 from dali.runtime.executor import Executor
+from dali.runtime.residency import Residency
 
 
 class Worth(NamedTuple):
@@ -83,20 +84,21 @@ def expert_room(profile: Profile, model: Any) -> int:
 
 def doubt(
     executor: Executor,
+    residency: Residency,
     loaded: LoadedModel,
     options: LoadOptions,
-    dense_seconds: Callable[[int], float],
     notify: Callable[[str], None],
 ) -> None:
-    """Let steps be left to the CPU where they are faster so, unless somebody said how experts are to be split. With experts on
-    disk such steps would read those that the accelerator has."""
-    if options.splits or loaded.disk is not None:
+    """Let steps be left to the CPU where they are faster so, unless somebody said how experts are to be split, or all are anyway,
+    as there are no slots. With experts on disk such steps would read those that the accelerator has."""
+    slots = residency.resident_slots + residency.scratch_slots
+    if options.splits or slots == 0 or loaded.disk is not None:
         return
     executor.steps = DecodingSteps(
         Doubt(),
         loaded.pool.layers,
         executor.expected,
-        dense_seconds,
+        executor.dense_seconds,
         loaded.telemetry,
         executor.device.name,
         notify,

@@ -84,7 +84,7 @@ class Executor:
         self._landed, self._copying = 0, 0.0  # copies that were noted, and seconds that were not yet
         self._ended = 0.0  # the layer before
         self._telemetry = telemetry
-        self._dense_seconds = dense_seconds
+        self.dense_seconds = dense_seconds
         self._beside = beside or [None] * pool.layers
         self._kernel = kernel
         self._scores = scores if "scores" in policies.cache.signals else None
@@ -152,7 +152,7 @@ class Executor:
     def _run(self, layer: int, hidden: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
         if layer == 0:
             self.begin_step(len(hidden))
-        self.device.charge(self._compute, self._dense_seconds(len(hidden)), "dense")
+        self.device.charge(self._compute, self.dense_seconds(len(hidden)), "dense")
         predicted = self.prefetcher.predict(layer, hidden)
         routed, ahead = self._routing(
             layer, hidden, ids, weights, None if predicted is None else predicted[1]

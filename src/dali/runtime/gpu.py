@@ -251,7 +251,8 @@ class GpuExecutor(Executor):
         self._telemetry.plan_seconds += seconds[1]
         expected = self.expected
         changed = expected.note_cpu(seconds[4], seconds[2])
-        if expected.note_copies(*self._copies()) or changed:
+        copies, copying = self._copies()
+        if (copies and expected.note_copies(copies, copying)) or changed:
             self.planner.correct(expected.cpu.applied, expected.link.applied)
         if self.steps is not None:
             self.steps.add(layer, seconds[0] + seconds[3], seconds[5])
