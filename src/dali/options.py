@@ -69,7 +69,8 @@ class LoadOptions:
     offline: bool = False
     """Never touch the network."""
     device: str = "cpu"
-    """ "cpu", "cuda", "cuda:N", or "sim:PROFILE": same results, modelled times."""
+    """ "cpu", "cuda", "cuda:N", or "sim:PROFILE": same results, modelled times. A GPU that makes answers slower by what was
+    measured of this machine is not used, unless it is said how experts are to be split."""
     vram: int | str | None = None
     """Accelerator memory for experts, bytes or "8GiB"; None for what the dense weights leave."""
     profile: str | None = None

@@ -73,10 +73,11 @@ class GpuExecutor(Executor):
         del self.residency, self.replacement, self.guards, self.decisions, self.period
 
     def run(self, layer: int, hidden: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
-        """As Executor.run; a step larger than the native layers were made for is cut."""
+        """As Executor.run; a step larger than the native layers were made for is cut, into pieces that are no decoding steps."""
         if len(hidden) <= self.most_tokens:
             return super().run(layer, hidden, ids, weights)
-        pieces = zip(*(torch.split(part, self.most_tokens) for part in (hidden, ids, weights)), strict=True)
+        count = -(-len(hidden) // self.most_tokens)
+        pieces = zip(*(torch.tensor_split(part, count) for part in (hidden, ids, weights)), strict=True)
         return torch.cat([super(GpuExecutor, self).run(layer, *piece) for piece in pieces])
 
     def execute_posted(self, layer: int, posted: Posted, out: int) -> None:
