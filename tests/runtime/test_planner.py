@@ -26,7 +26,7 @@ from dali.policies.cache import fading
 from dali.policies.guard import Guards
 from dali.policies.prefetch import ridge
 from dali.runtime import executor, gpu, prefetch
-from dali.runtime.decoding_steps import DecodingSteps
+from dali.runtime.decoding_steps import MOST_TOKENS, DecodingSteps
 from dali.runtime.gpu import GpuExecutor
 from dali.runtime.loans import Loans
 from dali.runtime.planner import plans
@@ -458,6 +458,18 @@ def test_a_step_that_is_left_to_the_cpu_moves_nothing(monkeypatch):
                 assert cpu == sorted(set(ids.flatten().tolist()))
                 assert launches == fetches == []
     assert any(launches for _, launches, _ in side.layers.plans)
+
+
+def test_a_step_that_is_cut_has_no_piece_that_looks_like_decoding():
+    side, told = Side(Case(0), costs_of(Case(0)), Compiled), []
+    steps: Any = SimpleNamespace(on_cpu=False, begin=told.append, add=lambda *layer: None)
+    side.executor.steps = steps
+    side.layers.routed = [1, 2, 3], []  # whatever they are
+    ids = torch.zeros(GpuExecutor.most_tokens + 1, 3, dtype=torch.int64)
+    out = side.executor.run(0, torch.zeros(len(ids), 4), ids, torch.zeros(ids.shape))
+    assert out.shape == (len(ids), 4)
+    assert told == [257, 256]
+    assert min(told) > MOST_TOKENS
 
 
 @pytest.mark.parametrize(("cpu", "link"), [(4.0, 1.0), (1.0, 3.0), (0.6, 0.4)])
