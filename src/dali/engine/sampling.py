@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TypedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypedDict
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -117,6 +118,30 @@ class Sampling(TypedDict, total=False):
     stop: str | Sequence[str] | None
     ignore_eos: bool | None
     logprobs: int | None
+
+
+# llama.cpp's defaults, for models whose files do not say how to sample.
+FALLBACK: dict[str, Any] = {"temperature": 0.8, "top_k": 40, "top_p": 0.95, "min_p": 0.05}
+
+
+def params_of(sampling: Sampling, defaults: Mapping[str, Any]) -> SamplingParams:
+    """What is given, over the model's `defaults` or over its `params`. UsageError: no such parameter, or value."""
+    given: dict[str, Any] = {
+        name: value.item() if isinstance(value, np.generic) else value
+        for name, value in sampling.items()
+        if name != "params" and value is not None
+    }
+    params = sampling.get("params")
+    if not isinstance(params, SamplingParams | None):
+        raise UsageError(
+            f"params cannot be {params!r:.60}.", "Give dali.SamplingParams(...), or its fields by name."
+        )
+    known = [field.name for field in fields(SamplingParams)]
+    if unknown := set(sampling).difference(known, {"params"}):
+        raise UsageError(
+            f"Unknown sampling parameter {min(unknown)!r}.", f"Known parameters: {', '.join(known)}."
+        )
+    return SamplingParams(**{**defaults, **given}) if params is None else replace(params, **given)
 
 
 def penalised(logits: Tensor, tokens: Sequence[int], params: SamplingParams) -> Tensor:
