@@ -77,6 +77,19 @@ def test_a_home_that_cannot_be_written_is_refused_before_anything_is_measured(re
     assert "--output" in fix
 
 
+@pytest.mark.parametrize("flag", ["--output", "--html"])
+@pytest.mark.parametrize("name", ["{}", "{}/none/a.json", "{}/" + "a" * 300])
+def test_a_file_that_cannot_be_written_is_refused_before_anything_is_measured(
+    refused, monkeypatch, tmp_path, flag, name
+):
+    monkeypatch.setattr(whole, "measure", None)
+    code, problem, fix = refused("bench", "hw", flag, name.format(tmp_path))
+    assert code == 2
+    assert "no file that can be written" in problem
+    assert fix == "Name one in a writable folder."
+    assert not own.config_root().exists()
+
+
 def test_it_takes_no_model(refused):
     code, problem, _ = refused("bench", "hw", "some-model")
     assert code == 2

@@ -226,6 +226,11 @@ def test_the_machine_is_told_with_what_mends_it(run, monkeypatch):
     assert "DALI_CACHE_DIR" in out
 
 
+def test_models_from_the_hub_are_where_its_library_keeps_them(run, monkeypatch, tmp_path):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "mine"))
+    assert f"{tmp_path / 'mine'}, " in run("doctor")[1]
+
+
 def test_a_folder_that_cannot_be_written_is_broken(run, monkeypatch, tmp_path):
     (tmp_path / "file").touch()
     monkeypatch.setenv("DALI_CACHE_DIR", str(tmp_path / "file"))

@@ -181,7 +181,7 @@ def test_what_a_conversion_loses_is_said_each_time(tmp_path, monkeypatch):
 
 def test_a_disk_that_was_measured_is_read_as_deep_as_it_is_worth(saved, monkeypatch):
     monkeypatch.setattr("dali.hardware.own.this_machine", lambda folder: MACHINE)
-    own.write(measured(disk_queue_depth=7.0), own.own_path())
+    own.write(measured(disk_queue_depth=7.0))
     notes: list[str] = []
     llm = load_on_disk(monkeypatch, saved, 6, quant="w8", notify=notes.append)
     assert isinstance(llm.loaded.pool, DiskPool)

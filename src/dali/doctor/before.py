@@ -67,7 +67,8 @@ def _beside(remote: Remote, nbytes: int, here: Here) -> Here:
     """This machine once so many bytes were downloaded. DaliError: its disk has no room for them."""
     import huggingface_hub.constants
 
-    from dali.doctor.here import existing, free_disk
+    from dali.doctor.here import free_disk
+    from dali.store.folders import existing
 
     hub = Path(huggingface_hub.constants.HF_HUB_CACHE)
     blobs = hub / f"models--{remote.name.replace('/', '--')}" / "blobs"
@@ -78,7 +79,7 @@ def _beside(remote: Remote, nbytes: int, here: Here) -> Here:
     if wanted > free:
         raise DaliError(
             f"{remote} takes {size(wanted)}, and {size(free)} are free where the Hugging Face cache lies.",
-            "Free some, or set HF_HOME to a folder on another disk.",
+            "Free some, or set HF_HUB_CACHE to a folder on another disk.",
         )
     same = os.stat(existing(hub)).st_dev == os.stat(existing(cache_root())).st_dev
     disk = here.free.disk if here.free.disk is None or not same else max(here.free.disk - wanted, 0)

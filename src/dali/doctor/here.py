@@ -17,6 +17,7 @@ from dali.hardware.profile import DISK, Profile, load
 from dali.hardware.quick import BASE, quick_profile
 from dali.options import LoadOptions
 from dali.store.cache import cache_root
+from dali.store.folders import existing
 
 
 @dataclass(frozen=True)
@@ -56,12 +57,6 @@ def look(options: LoadOptions) -> Here:
 def free_disk(folder: Path) -> int:
     """Bytes that are free where a folder is, or would be."""
     return shutil.disk_usage(existing(folder)).free
-
-
-def existing(folder: Path) -> Path:
-    """The folder, or the nearest one around it that is there."""
-    folder = folder.absolute()
-    return next(path for path in (folder, *folder.parents) if path.exists())
 
 
 def device_of(options: LoadOptions, mine: Profile) -> Device | None:

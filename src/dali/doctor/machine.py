@@ -20,6 +20,7 @@ from dali.hardware.gpu import check_gpu
 from dali.hardware.machine import this_machine
 from dali.hardware.profile import Profile
 from dali.store.cache import cache_root
+from dali.store.folders import existing
 from dali.units import size
 
 LOW_DISK = 10 * 2**30  # bytes, fewer than most models' files take
@@ -111,19 +112,18 @@ def _profile() -> Finding:
 
 
 def _folders() -> Iterator[Finding]:
-    hub = Path(
-        os.environ.get("HF_HUB_CACHE") or Path(os.environ.get("HF_HOME") or "~/.cache/huggingface") / "hub"
-    )
+    from huggingface_hub.constants import HF_HUB_CACHE
+
     for what, folder, variable in (
         ("cache", cache_root(), "DALI_CACHE_DIR"),
-        ("models from the hub", hub.expanduser(), "HF_HOME"),
+        ("models from the hub", Path(HF_HUB_CACHE), "HF_HUB_CACHE"),
         ("settings", own.config_root(), "DALI_CONFIG_DIR"),
     ):
         yield _folder(what, folder, variable)
 
 
 def _folder(what: str, folder: Path, variable: str) -> Finding:
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    there = existing(folder)
     free = shutil.disk_usage(there).free
     value = f"{folder}, {size(_held(folder))}; {size(free)} free"
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):

@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 
 from dali import compiled
+from dali.store.folders import existing
 
 PROCESSORS = Path("/proc/cpuinfo")
 GPUS = Path("/proc/driver/nvidia/gpus")
@@ -73,9 +74,7 @@ def differences(measured: Machine, here: Machine) -> list[str]:
 def disk_of(folder: Path) -> str:
     """The device that holds a folder: its name and model, as far as the system says; else its file system."""
     with suppress(OSError):
-        folder = folder.absolute()
-        folder = next(path for path in (folder, *folder.parents) if path.exists())
-        number = folder.stat().st_dev
+        number = existing(folder).stat().st_dev
         known = f"{os.major(number)}:{os.minor(number)}"
         with suppress(OSError):
             device = (DEVICES / known).resolve(strict=True)

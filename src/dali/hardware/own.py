@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import os
 import sys
-import tempfile
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 from dali.errors import DaliError, UsageError
 from dali.hardware.machine import Machine, differences, this_machine
 from dali.hardware.profile import ACCELERATOR, DISK, Figure, Profile, Table
+from dali.store import whole
 from dali.store.cache import cache_root
+from dali.store.folders import user_folder
 
 AGAIN = "Measure again: `dali bench hw`."
 
@@ -28,10 +28,10 @@ def config_root() -> Path:
     if override:
         return Path(override).expanduser()
     if sys.platform == "win32":
-        return _folder("APPDATA", "AppData/Roaming") / "dali"
+        return user_folder("APPDATA", "AppData/Roaming") / "dali"
     if sys.platform == "darwin":
         return Path.home() / "Library" / "Application Support" / "dali"
-    return _folder("XDG_CONFIG_HOME", ".config") / "dali"
+    return user_folder("XDG_CONFIG_HOME", ".config") / "dali"
 
 
 def own_path() -> Path:
@@ -41,11 +41,11 @@ def own_path() -> Path:
 def read() -> Profile:
     """The profile of this machine. UsageError: there is none. DaliError: it is of another, or broken."""
     path = own_path()
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UsageError(
             f"This machine was never measured: there is no {path}.", "Measure it: `dali bench hw`."
         )
-    return _of_here(Profile.from_json(path.read_text(encoding="utf-8", errors="replace"), str(path)))
+    return _of_here(Profile.from_file(path))
 
 
 def find(notify: Callable[[str], None]) -> Profile | None:
@@ -77,41 +77,23 @@ def origin(profile: Profile) -> str:
     return f"this machine, measured on {profile.date} by dali {profile.dali}"
 
 
-def write(profile: Profile, path: Path) -> None:
-    """As `write_text`."""
-    write_text(path, profile.to_json())
-
-
-def write_text(path: Path, text: str) -> None:
-    """A whole file or none, and the folder with it. DaliError: it cannot be."""
-    temporary = None
+def write(profile: Profile) -> None:
+    """Keep it as this machine's: a whole file or none. DaliError: it cannot be."""
+    path = own_path()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
-        ) as file:
-            temporary = Path(file.name)
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
+        with whole.written(path) as file:
+            file.write_text(profile.to_json(), encoding="utf-8")
     except OSError as error:
         raise _unwritable(path, error) from error
-    finally:
-        if temporary is not None:
-            with suppress(OSError):  # it was renamed
-                temporary.unlink()
 
 
-def check_writable(path: Path) -> None:
-    """DaliError, before a minute is spent, where `write` could not write."""
+def check_writable() -> None:
+    """Make its folder. DaliError, before a minute is spent, where `write` could not write."""
+    path = own_path()
     try:
-        if path.is_dir():
-            raise IsADirectoryError(21, "it is a folder")
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
+        whole.check_writable(path)
     except OSError as error:
         raise _unwritable(path, error) from error
 
@@ -156,8 +138,3 @@ def _set_aside(path: Path) -> str:
     except OSError:
         return "It is not used."
     return f"It was set aside as {aside.name}."
-
-
-def _folder(variable: str, default: str) -> Path:
-    """What the variable names, else the platform's default below the home folder."""
-    return Path(os.environ.get(variable, "").strip() or Path.home() / default)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.resources import files
@@ -20,7 +21,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from dali.errors import DaliError, UsageError
+from dali.errors import DaliError, UsageError, unreadable
 from dali.hardware.machine import Machine
 
 SCHEMA = 2
@@ -170,6 +171,15 @@ class Profile:
         return json.dumps({"schema": SCHEMA, **asdict(self)}, indent=2) + "\n"
 
     @classmethod
+    def from_file(cls, path: Path) -> Profile:
+        """As `from_json`. DaliError: it cannot be read."""
+        try:
+            text = path.read_text(encoding="utf-8", errors="replace")
+        except OSError as error:
+            raise unreadable(path, error) from error
+        return cls.from_json(text, str(path))
+
+    @classmethod
     def from_json(cls, text: str, origin: str) -> Profile:
         """Read a profile; `origin` names it in errors. DaliError: not JSON, another schema, a missing or bad
         entry."""
@@ -220,12 +230,12 @@ def load(name_or_path: str | Path) -> Profile:
     if name in known():
         return Profile.from_json((_shipped() / f"{name}.json").read_text(encoding="utf-8"), name)
     path = Path(name_or_path)
-    if not path.is_file():
+    if not os.path.isfile(path):  # Path's raises for what no path can be
         raise UsageError(
             f"There is no hardware profile {name!r}.",
             f"Name one of {', '.join(known())}, {OWN} for what `dali bench hw` measured here, or a profile's JSON file.",
         )
-    return Profile.from_json(path.read_text(encoding="utf-8", errors="replace"), str(path))
+    return Profile.from_file(path)
 
 
 def _shipped() -> Any:
