@@ -102,10 +102,6 @@ class DiskPool(ExpertPool):
         """Use so many slots, at most `most_slots`, from here on; never fewer than before."""
         self._cache.grow(slots)
 
-    def look_ahead(self, layer: int, experts: Sequence[int]) -> None:
-        """Read what a later step of a layer may want, in that order, none twice."""
-        self._cache.look_ahead(layer, experts)
-
     def rest(self) -> None:
         """Read on demand alone, from here on."""
         self._cache.rest()
