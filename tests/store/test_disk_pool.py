@@ -106,7 +106,9 @@ def test_the_least_used_leave_first(path):
 
 def test_what_is_read_ahead_is_there_when_it_is_asked_for(path):
     pool = DiskPool(path, 15, 15, depth=8)
-    assert_leased(pool, 0, list(range(EXPERTS)))  # a step that wants a whole layer has the next one read ahead, too
+    assert_leased(
+        pool, 0, list(range(EXPERTS))
+    )  # a step that wants a whole layer has the next one read ahead, too
     assert_leased(pool, 1, [2, 4])
     counters = pool.counters()
     assert counters.ahead_used + counters.ahead_late == 2
