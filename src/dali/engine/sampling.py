@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dali.errors import DaliError, UsageError
 
+FAR = 1e24  # of penalties: beyond, all is the same, and float32 has no room for it
 PIECE = 2**14  # logits; torch shares out operations on twice as many
 
 
@@ -151,8 +152,12 @@ def penalised(logits: Tensor, tokens: Sequence[int], params: SamplingParams) -> 
     ids = torch.tensor(list(counts), dtype=torch.int64)
     times = torch.tensor(list(counts.values()), dtype=torch.float32)
     own = logits[ids]
-    own = torch.where(own > 0, own / params.repeat_penalty, own * params.repeat_penalty)
-    return logits.index_put((ids,), own - (times * params.frequency_penalty + params.presence_penalty))
+    repeat = min(max(params.repeat_penalty, 1 / FAR), FAR)
+    frequency, presence = (
+        min(max(penalty, -FAR), FAR) for penalty in (params.frequency_penalty, params.presence_penalty)
+    )
+    own = torch.where(own > 0, own / repeat, own * repeat)
+    return logits.index_put((ids,), own - (times * frequency + presence))
 
 
 def distribution(logits: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor]:
