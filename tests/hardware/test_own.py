@@ -157,6 +157,12 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(here, monkeypat
     assert profiles.load(profiles.OWN) == measured()
 
 
+def test_a_home_that_nobody_has_is_said_and_harms_nothing(said, monkeypatch):
+    monkeypatch.setenv("DALI_CONFIG_DIR", "~nobody-here")
+    assert own.find(said.append) is None
+    assert "DALI_CONFIG_DIR would be ~nobody-here" in said[0]
+
+
 def test_where_it_lies(monkeypatch, tmp_path):
     assert own.config_root() == tmp_path / "config"
     monkeypatch.delenv("DALI_CONFIG_DIR")

@@ -17,7 +17,7 @@ from dali.hardware.machine import Machine, differences, this_machine
 from dali.hardware.profile import ACCELERATOR, DISK, Figure, Profile, Table
 from dali.store import whole
 from dali.store.cache import cache_root
-from dali.store.folders import user_folder
+from dali.store.folders import expanded, user_folder
 
 AGAIN = "Measure again: `dali bench hw`."
 
@@ -26,11 +26,11 @@ def config_root() -> Path:
     """DALI_CONFIG_DIR, else the platform's folder for a user's settings."""
     override = os.environ.get("DALI_CONFIG_DIR")
     if override:
-        return Path(override).expanduser()
+        return expanded(override, "DALI_CONFIG_DIR")
     if sys.platform == "win32":
         return user_folder("APPDATA", "AppData/Roaming") / "dali"
     if sys.platform == "darwin":
-        return Path.home() / "Library" / "Application Support" / "dali"
+        return expanded("~/Library/Application Support/dali", "DALI_CONFIG_DIR")
     return user_folder("XDG_CONFIG_HOME", ".config") / "dali"
 
 
@@ -50,13 +50,16 @@ def read() -> Profile:
 
 def find(notify: Callable[[str], None]) -> Profile | None:
     """The profile of this machine, if there is one that can be used; `notify` is told of one that cannot, and why."""
-    path = own_path()
     try:
+        path = own_path()
         if not path.is_file():
             return None
         text = path.read_text(encoding="utf-8", errors="replace")
-    except (OSError, RuntimeError) as error:  # no home, or one that nobody may look into
+    except OSError as error:  # a folder that nobody may look into
         notify(f"This machine's profile cannot be read ({error}). {AGAIN}")
+        return None
+    except DaliError as error:  # no home
+        notify(f"This machine's profile is not looked for: {error.problem} {error.fix}")
         return None
     try:
         profile = Profile.from_json(text, str(path))

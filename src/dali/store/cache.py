@@ -8,18 +8,18 @@ from pathlib import Path
 
 import xxhash
 
-from dali.store.folders import user_folder
+from dali.store.folders import expanded, user_folder
 
 
 def cache_root() -> Path:
     """DALI_CACHE_DIR, else the platform's user cache folder."""
     override = os.environ.get("DALI_CACHE_DIR")
     if override:
-        return Path(override).expanduser()
+        return expanded(override, "DALI_CACHE_DIR")
     if sys.platform == "win32":
         return user_folder("LOCALAPPDATA", "AppData/Local") / "dali" / "Cache"
     if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "dali"
+        return expanded("~/Library/Caches/dali", "DALI_CACHE_DIR")
     return user_folder("XDG_CACHE_HOME", ".cache") / "dali"
 
 

@@ -5,10 +5,24 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from dali.errors import UsageError
+
 
 def user_folder(variable: str, default: str) -> Path:
     """What the variable names, else the platform's default below the home folder."""
-    return Path(os.environ.get(variable, "").strip() or Path.home() / default)
+    given = os.environ.get(variable, "").strip()
+    return Path(given) if given else expanded(f"~/{default}", variable)
+
+
+def expanded(given: str | os.PathLike[str], name: str) -> Path:
+    """The path with the home that its ~ stands for. UsageError, which calls it `name`: there is no such home."""
+    try:
+        return Path(given).expanduser()
+    except RuntimeError as error:
+        raise UsageError(
+            f"{name} would be {os.fspath(given)}, and the system knows no such home.",
+            f"Give the whole path of a folder as {name}.",
+        ) from error
 
 
 def existing(folder: Path) -> Path:
