@@ -22,6 +22,7 @@ VALUES = {
     "attention_bandwidth": 30e9,
     "attention_score": 1e-9,
     "attention_rate": 2e11,
+    "attention_query": 1e-10,
     "prompt_layer": 1e-3,
 }
 ACCELERATED = {

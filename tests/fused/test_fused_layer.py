@@ -182,3 +182,24 @@ def test_other_outputs_that_a_configuration_asks_for_are_not_collected(tmp_path,
     llm = load(tmp_path / "asked", monkeypatch, random_model(family, **asked))
     assert all(map(torch.equal, decoded(llm), plain))
     assert layers(llm)[0].run.serves(StepContext([], 0, native=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", ["qwen3_moe", "gpt_oss"])
+def test_a_prompt_of_several_blocks_and_steps_gives_the_bits_of_the_parts(
+    tmp_path, monkeypatch, family, dtype
+):
+    llm = load(tmp_path, monkeypatch, random_model(family, dtype=dtype))
+    monkeypatch.setattr(llm, "ctx_size", 256)
+    ids = [3 + 7 * i % 60 for i in range(150)]
+    natively = list(llm.engine.score(llm.sequence(ids, max_tokens=1)))
+    run_as_written(llm)
+    plainly = list(llm.engine.score(llm.sequence(ids, max_tokens=1)))
+    assert natively
+    assert all(map(torch.equal, natively, plainly))
+
+
+def test_a_prompt_is_a_call_a_layer(tmp_path, monkeypatch):
+    llm = load(tmp_path, monkeypatch, random_model("olmoe"))
+    monkeypatch.setattr(MoELayer, "__call__", lambda *given: pytest.fail("a part was run on its own"))
+    assert len(decoded(llm)[0]) > 1

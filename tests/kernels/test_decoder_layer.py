@@ -45,7 +45,7 @@ def decode(layer: native.DecoderLayer, records: list[Tensor]) -> Tensor:
     turn = torch.ones(1, 1, WIDTH)
     held = native.ExpertRecords(LAYOUT, records)
     out, [(active, _)] = native.decode_layers(
-        [layer], [held], torch.randn(1, 1, HIDDEN), turn, turn * 0, [([token], [])]
+        [layer], [held], torch.randn(1, 1, HIDDEN), turn, turn * 0, [([(token, 1, 0)], [])]
     )
     assert active == 2
     return out

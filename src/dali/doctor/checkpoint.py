@@ -30,6 +30,7 @@ DOWN = ("down_proj", "w2", "output_linear", "fc2")
 FUSED_GATE = {"gate_up_proj", "input_linear", "w13", "fc1"}  # gate and up in one
 UP = ("up_proj", "w3", "w1", "gate_proj", *FUSED_GATE)
 ROUTERS = ("gate", "router")
+KEY_NORMS = {"k_norm", "key_layernorm", "k_layernorm"}
 USED = (
     "num_experts_per_tok",
     "num_experts_per_token",
@@ -255,9 +256,10 @@ def _kept(tensors: dict[str, Stored], text: dict[str, Any], layers: int) -> Iter
         layer = int(found["number"])
         if RECURRENT.search(name):
             recurrent.add(layer)
-        elif name.endswith(".weight") and len(one.shape) == 2:
+        elif name.endswith(".weight"):
             leaf = found["part"].removesuffix(".weight").rpartition(".")[2]
-            rows.setdefault(layer, {}).setdefault(leaf, one.shape[0])
+            if len(one.shape) == 2 or leaf in KEY_NORMS:
+                rows.setdefault(layer, {}).setdefault(leaf, one.shape[0])
     for layer in range(layers):
         own = {} if layer in recurrent else rows.get(layer, {})
         if latent := own.get("kv_a_proj_with_mqa"):
@@ -265,7 +267,7 @@ def _kept(tensors: dict[str, Stored], text: dict[str, Any], layers: int) -> Iter
             yield Kept(1, latent - rotary, rotary, seen[layer], heads)
         elif key := own.get("k_proj", own.get("wk")):
             value = own.get("v_proj", own.get("wv", key)) // groups
-            yield Kept(groups, key // groups, value, seen[layer], heads)
+            yield Kept(groups, key // groups, value, seen[layer], heads, not own.keys().isdisjoint(KEY_NORMS))
         elif both := own.get("qkv_proj", own.get("query_key_value", own.get("Wqkv"))):
             width = both // (heads + 2 * groups)
             yield Kept(groups, width, width, seen[layer], heads)

@@ -124,7 +124,8 @@ def _kept(tensors: Mapping[str, GgufTensor], keys: Keys, fields: Fields) -> Iter
             yield Kept(1, latent - rotary, rotary, seen[layer], queries[layer])
         elif key := rows(layer, "attn_k"):
             value = (rows(layer, "attn_v") or key) // groups
-            yield Kept(groups, key // groups, value, seen[layer], queries[layer])
+            normed = rows(layer, "attn_k_norm") > 0
+            yield Kept(groups, key // groups, value, seen[layer], queries[layer], normed)
         elif (both := rows(layer, "attn_qkv")) and not rows(layer, "ssm_out"):
             width = both // (queries[layer] + 2 * groups)
             yield Kept(groups, width, width, seen[layer], queries[layer])

@@ -44,14 +44,15 @@ class Dense(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """What a layer keeps of a token: a key and a value of so many values for each of its heads; how far back it attends; and the
-    heads of its queries, each of which attends."""
+    """What a layer keeps of a token: a key and a value of so many values for each of its heads; how far back it attends; the
+    heads of its queries, each of which attends; and whether queries and keys are normed."""
 
     heads: int
     key: int
     value: int
     window: int | None
     queries: int
+    normed: bool = False
 
 
 class ExpertFormat(NamedTuple):

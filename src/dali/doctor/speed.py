@@ -10,7 +10,7 @@ computed side by side, and the dense part is the accelerator's; what it lacks is
 sooner.
 
 An interval is what is predicted divided and multiplied by 1 + error: MEASURED where tables were measured here, plus their
-spread; ROUGH where nobody measured, and for prompts, which are predicted up to twice as fast as they are.
+spread; ROUGH where nobody measured, and for models that are not packed: torch computes them part by part, which was not measured.
 """
 
 from __future__ import annotations
@@ -65,15 +65,13 @@ def predict(
     context: int | None = None,
     batch: int = 1,
     prompt: int = PROMPT,
-    active: float | None = None,
 ) -> Prediction:
     """How fast `plan` is. context: tokens that a sequence has by then, None for TYPICAL, if it may have them; batch: sequences
-    side by side; prompt: tokens of the prompt; active: experts of a layer that a step computes, None for as many as are met when
-    routing is even. UsageError: the plan is by disk, and the profile does not say how fast that is."""
+    side by side; prompt: tokens of the prompt. UsageError: the plan is by disk, and the profile does not say how fast that is."""
     tokens = min(plan.context, TYPICAL) if context is None else context
     profile = plan.device.profile if plan.device is not None and plan.device.simulated else profile
-    error = _error(profile)
-    speed = _Speed(sizes, profile, plan, active)
+    error = _error(profile) if plan.packed else ROUGH
+    speed = _Speed(sizes, profile, plan)
     misses = _misses(plan)
     step = [speed.step(batch, batch * tokens, share) for share in misses]
     decode = Interval(*(batch / seconds for seconds in (step[2], step[1], step[0])))
@@ -81,7 +79,7 @@ def predict(
     load = speed.load()
     return Prediction(
         _widened(decode, error),
-        _widened(Interval(prefill, prefill, prefill), max(error, ROUGH)),
+        _widened(Interval(prefill, prefill, prefill), error),
         _widened(Interval(load, load, load), error),
     )
 
@@ -125,8 +123,8 @@ def _between(seconds: Sequence[float], tokens: float) -> float:
 class _Speed:
     """Seconds of the parts of a step."""
 
-    def __init__(self, sizes: ModelSizes, profile: Profile, plan: Plan, active: float | None = None) -> None:
-        self.sizes, self.profile, self.plan, self.active = sizes, profile, plan, active
+    def __init__(self, sizes: ModelSizes, profile: Profile, plan: Plan) -> None:
+        self.sizes, self.profile, self.plan = sizes, profile, plan
         self.host = HostCosts(profile)
         size = sum(layout.weights for layout in plan.layouts) // len(plan.layouts)
         name = plan.layouts[0].name
@@ -157,19 +155,21 @@ class _Speed:
             2 * kept.queries * (kept.key + kept.value) * _pairs(before, tokens, kept.window)
             for kept in self.sizes.kept
         )
+        values = tokens * sum(kept.queries * kept.key for kept in self.sizes.kept)
         layer = 0.0 if self.on_device else self.host.prompt_layer
-        dense = self.dense(tokens, 1, layer) + self.host.prompt_attention(flops)
+        dense = self.dense(tokens, 1, layer) + self.host.prompt_attention(flops, values)
         if not self.on_device:
             dense += self.passes(tokens)
         computed = self.sizes.moe_layers * self.experts(tokens)
         return dense + max(computed, self.reads(tokens, missing))
 
     def passes(self, tokens: int) -> float:
-        """Over the activations of a prompt's step: two norms and sums a layer, keys and queries turned, experts' rows summed."""
+        """Over the activations of a prompt's step: two norms and sums a layer, keys and queries turned and perhaps normed,
+        experts' rows summed."""
         sizes, host, item = self.sizes, self.host, ITEM[self.plan.dtype] * tokens
         hidden = 2 * host.passes(sizes.hidden * item, NORMED + SUMMED)
         turned = sum(
-            host.passes(heads * kept.key * item, ROTATED)
+            host.passes(heads * kept.key * item, ROTATED + NORMED * kept.normed)
             for kept in sizes.kept
             for heads in (kept.heads, kept.queries)
         )
@@ -220,10 +220,9 @@ class _Speed:
         return min(by_cpu, by_link)
 
     def _active(self, tokens: int) -> tuple[float, float]:
-        """Experts that some of so many tokens are routed to, and how many tokens each of them gets on average."""
+        """Experts that some of so many tokens are routed to, evenly, and how many tokens each of them gets on average."""
         sizes = self.sizes
-        even = sizes.experts * (1 - (1 - sizes.top_k / sizes.experts) ** tokens)
-        active = even if self.active is None else self.active
+        active = sizes.experts * (1 - (1 - sizes.top_k / sizes.experts) ** tokens)
         return active, max(tokens * sizes.top_k / active, 1.0)
 
     def reads(self, tokens: int, missing: float) -> float:

@@ -1,8 +1,8 @@
-"""Attention modules that decode in one native call.
+"""Attention modules in one native call.
 
 A module is told by its parts and by a probe: both ways must give the same bits. Its parts are packed q, k, v and o projections,
 perhaps norms of q and k, before or after they are rotated; or it keeps latents (fused/latent.py), of which perhaps queries come,
-too, and computes prompts natively as well. The probe also tells in which of the known ways it rotates. Everything else runs as
+too. The probe also tells in which of the known ways it rotates. Everything else runs as
 transformers wrote it.
 """
 
@@ -38,8 +38,7 @@ CLOSE = 1e-2  # difference to the largest value, where torch rounds rotations ot
 
 
 class DecodingAttention:
-    """Takes the place of an attention module's forward: while decoding; in all steps, where it has a gate, whose sigmoid torch
-    rounds by place."""
+    """Takes the place of an attention module's forward."""
 
     def __init__(self, module: Any, fused: native.Attention, window: int | None, kind: Kind) -> None:
         """`kind`: of the rotation it is given."""
@@ -51,8 +50,6 @@ class DecodingAttention:
         heads, *widths = fused.kept
         keys, values = (torch.empty(heads, 1, width, dtype=self.dtype) for width in widths)
         self.samples = keys, values  # what a token's look like
-        latent = isinstance(fused.projections, native.LatentProjections)
-        self._prompts = latent or fused.gated  # whether it computes them
 
     def __call__(self, hidden_states: Tensor, *arguments: Any, **keywords: Any) -> Any:
         step, rotation = current_step(), turns(keywords.get("position_embeddings"))
@@ -60,13 +57,13 @@ class DecodingAttention:
             step is None
             or rotation is None
             or hidden_states.dtype != self.dtype
-            or not (step.decoding or (self._prompts and step.native))
+            or not step.native
             or not self.takes(rotation, step)
             or not self.watch.untouched
         ):
             return self.plain(hidden_states, *arguments, **keywords)
         cos, sin = rotation
-        return self.native.decode(hidden_states, cos, sin, self._tokens(step)), None
+        return self.native.decode(hidden_states, cos, sin, self._runs(step)), None
 
     def takes(self, rotation: Turns, step: StepContext) -> bool:
         """Whether this is a rotation of the step's tokens as the module was probed with."""
@@ -74,18 +71,17 @@ class DecodingAttention:
 
     def kept(self, step: StepContext) -> native.Kept:
         """Where the step's tokens keep their keys and values."""
-        return self._tokens(step), []
+        return self._runs(step), []
 
-    def _tokens(self, step: StepContext) -> list[native.DecodingToken]:
-        index, window = self.layer, self.window
-        if step.rows == len(step.segments):
-            return [s.state.kv(index).place(s.start, *self.samples, window) for s in step.segments]
-        tokens = []
+    def _runs(self, step: StepContext) -> list[native.TokenRun]:
+        index, window, runs = self.layer, self.window, []
         for s in step.segments:
-            samples = [sample.expand(-1, s.tokens, -1) for sample in self.samples]
+            samples = (
+                self.samples if s.tokens == 1 else [each.expand(-1, s.tokens, -1) for each in self.samples]
+            )
             first = s.state.kv(index).place(s.start, samples[0], samples[1], window)
-            tokens += native.following(first, s.tokens, window)
-        return tokens
+            runs.append((first, s.tokens, window or 0))
+        return runs
 
 
 def fuse_attention(model: nn.Module) -> None:

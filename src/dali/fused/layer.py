@@ -1,9 +1,8 @@
-"""Decoder layers that decode natively, as many as follow one another in one call.
+"""Decoder layers in native calls: while decoding as many as follow one another in one, of a prompt each in one of its own.
 
 A layer is told by its parts and by a probe: both ways must give the same bits. The parts are attention that decodes natively, or
 what it has instead, norms around it and around what follows, and then a fused router with experts on the CPU, a dense network, or
-both; or the one half or the other. Any other layer, watched ones, and every step that is not a few sequences decoding run part by
-part.
+both; or the one half or the other. Any other layer and watched ones run part by part.
 """
 
 from __future__ import annotations
@@ -82,7 +81,9 @@ class Parts:
 
 
 class DecodingLayer:
-    """Takes the place of a decoder layer's forward. The first of a run computes them all; the others hand on its output."""
+    """Takes the place of a decoder layer's forward. While decoding, the first of a run computes them all, and the others hand on
+    its output. Of a prompt each computes itself: its call takes so long that nothing is gained, and Ctrl-C gets a turn between
+    two."""
 
     def __init__(self, layer: Any, parts: Parts) -> None:
         self.plain: Any = layer.forward
@@ -105,7 +106,7 @@ class DecodingLayer:
             getattr(layer, OUTPUT_SCALE, None),
             None if parts.routed is None else parts.routed.experts.workload,
         )
-        self.run = Run([self])
+        self.run = self.prompts = Run([self])
         self.given: int | None = None  # how wide a rotation the model gives it, as a step has shown
 
     def __call__(self, hidden_states: Tensor, *arguments: Any, **keywords: Any) -> Any:
@@ -114,9 +115,12 @@ class DecodingLayer:
         if step is not None and rotation is not None and hidden_states.dtype == self.parts.dtype:
             if step.computed is self.run:
                 return hidden_states
-            if self is self.run.layers[0] and self.run.serves(step) and self.run.takes(rotation, step):
+            if not step.decoding or step.rows > MOST_ROWS:
+                if self.prompts.serves(step) and self.takes(rotation, step):
+                    return self.prompts.compute(step, hidden_states, *rotation)
+            elif self is self.run.layers[0] and self.run.serves(step) and self.run.takes(rotation, step):
                 step.computed = self.run
-                return self.run.decode(step, hidden_states, *rotation)
+                return self.run.compute(step, hidden_states, *rotation)
         return self.plain(hidden_states, *arguments, **keywords)
 
     @property
@@ -136,6 +140,14 @@ class DecodingLayer:
     def keeps_experts(self) -> bool:
         """Whether the experts, which an accelerator may take over, still are those it was made of."""
         return self.routed is None or seam.dali_layer(self.routed.module) is self.routed.experts
+
+    @property
+    def computes_many(self) -> bool:
+        """Whether a step may have more than MOST_ROWS: torch's sigmoid, which gates shared experts, was compared for no more; and
+        of experts on disk a prompt has its own order to read them in."""
+        return self.routed is None or (
+            self.routed.shared_gate is None and not self.routed.experts.pool.bounded
+        )
 
     def lease(self) -> Lease | None:
         """All of the layer's experts, if it has any, for one call."""
@@ -167,17 +179,18 @@ class Run:
         self.watch = Watch(*(layer.layer for layer in layers))
 
     def serves(self, step: StepContext) -> bool:
-        """Whether the step is a few sequences decoding, nobody watches the parts, and these still are those it was made of."""
-        if not step.decoding or step.rows > MOST_ROWS or not self.watch.untouched:
+        """Whether nobody watches the parts, these still are those it was made of, and compute as many rows."""
+        if not step.native or not self.watch.untouched:
             return False
-        return all(layer.keeps_experts for layer in self.layers)
+        few = step.rows <= MOST_ROWS
+        return all(layer.keeps_experts and (few or layer.computes_many) for layer in self.layers)
 
     def takes(self, rotation: Turns, step: StepContext) -> bool:
         """Whether all layers were probed with such rotations, and are given them: some models turn in some layers only."""
         given = rotation[0].shape[-1]
         return all(layer.given == given and layer.takes(rotation, step) for layer in self.layers)
 
-    def decode(self, step: StepContext, hidden: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def compute(self, step: StepContext, hidden: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """hidden [1, tokens, hidden], cos and sin [1, tokens, width] -> the last layer's output."""
         kept = [layer.kept(step) for layer in self.layers]
         leases = [layer.lease() for layer in self.layers]  # their bytes stay until the call has ended
@@ -200,7 +213,7 @@ def fuse_layers(model: nn.Module) -> None:
                 layer.forward = decoding
             run = Run([decoding for _, decoding in fused])
             for _, decoding in fused:
-                decoding.run = run
+                decoding.run, decoding.prompts = run, Run([decoding])
 
 
 def _parts(layer: Any) -> Parts | None:

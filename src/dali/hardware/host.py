@@ -6,12 +6,13 @@ rate where it has none.
 `layer` and `step` are what a decoding step takes whatever the weights: calls, norms, waits of threads for each other, Python. A
 linear's own call is in them, and so not in its time. Published profiles do not say them: there they are 0.
 
-A step of a prompt is not fused, and has activations that do not stay in caches. A layer of it takes
+A step of a prompt has activations that do not stay in caches. A layer of it takes
 
-    prompt_layer + passes (norms, rotations, residual sums) + rows of experts, summed
+    prompt_layer + passes (norms, rotations, residual sums) + rows of experts, written and summed
 
 A pass is a read or a write of every value of a tensor; its bandwidth is the profile's curve PASSES, which goes with the bytes of
-the tensor, as the system hands out large ones as fresh pages each time. Without the curve it is memory's.
+the tensor. Without the curve it is memory's. A prompt's attention takes time by its operations, and by the values of its queries,
+which are brought into place and merged, and whose blocks see a few keys in vain.
 """
 
 from __future__ import annotations
@@ -23,10 +24,9 @@ from dali.hardware import rates
 from dali.hardware.cost import interpolate
 from dali.hardware.profile import Profile
 
-PASSES = "elementwise operations"  # the curve's name
-ROTATED, NORMED, SUMMED = 10, 2, 3
-"""Passes over a tensor that turns (half of it is negated, two halves are joined, two products and their sum: 1 + 2 + 2 x 2 + 3),
-that is normed, and that is added to another."""
+PASSES = "passes over activations"  # the curve's name
+ROTATED, NORMED, SUMMED = 2, 2, 3  # passes over a tensor that turns, is normed, is added to another
+FIRST_WRITE = 2  # passes of writing what no cache holds: it is read before
 
 
 class HostCosts:
@@ -57,17 +57,20 @@ class HostCosts:
         bandwidth = self._said("attention_bandwidth") or self._profile["memory_bandwidth"]
         return nbytes / bandwidth + scores * self._said("attention_score")
 
-    def prompt_attention(self, flops: int) -> float:
-        """Of a prompt's tokens: 4 x heads x width operations for each pair of a token and one that it attends to."""
-        return flops / (self._said("attention_rate") or self._profile["cpu_rate"])
+    def prompt_attention(self, flops: int, values: int) -> float:
+        """Of a prompt's tokens: 4 x heads x width operations for each pair of a token and one that it attends to, heads x width
+        values of each one's query."""
+        rate = self._said("attention_rate") or self._profile["cpu_rate"]
+        return flops / rate + values * self._said("attention_query")
 
     def passes(self, nbytes: int, count: int) -> float:
         """Of so many passes over a tensor of so many bytes."""
         return count * nbytes / self._pass_bandwidth(nbytes)
 
     def summed_rows(self, hidden: int, top_k: int, tokens: int) -> float:
-        """Of summing what a prompt's tokens have of their experts, in float32: read once, and the sums written."""
-        return 4 * hidden * tokens * (top_k + 1) / self._profile["memory_bandwidth"]
+        """Of what a prompt's tokens have of their experts, in float32: written and read once, and the sums written."""
+        passes = (FIRST_WRITE + 1) * top_k + FIRST_WRITE
+        return 4 * hidden * tokens * passes / self._profile["memory_bandwidth"]
 
     def _pass_bandwidth(self, nbytes: int) -> float:
         """Between two sizes that were measured, by the share of the way from one to the other; beyond them as at the last one."""

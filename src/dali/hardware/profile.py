@@ -50,6 +50,7 @@ UNITS = {
     "attention_bandwidth": "B/s",  # keys and values that decoding reads, all cores
     "attention_score": "s",  # while decoding, of a query's head and a token that it attends to, beside reading that
     "attention_rate": "FLOP/s",  # of a prompt's attention
+    "attention_query": "s",  # of a value of a prompt's queries, beside that
     "prompt_layer": "s",  # of a layer of a prompt's step, however many tokens it has: Python, and calls of torch and kernels
 }
 DISK = ("disk_bandwidth", "disk_latency", "disk_queue_depth")  # all of them, or none
@@ -69,6 +70,7 @@ STEP = (
     "attention_bandwidth",
     "attention_score",
     "attention_rate",
+    "attention_query",
     "prompt_layer",
 )
 OPTIONAL = {"link_contended", *DISK, *STEP}

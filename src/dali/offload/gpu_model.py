@@ -34,9 +34,6 @@ from dali.step.context import Segment, StepContext
 Foresight = tuple[
     int, list[native.Router]
 ]  # how many MoE layers on, and the routers that predict that one and those after it
-Run = tuple[
-    native.DecodingToken, int, int
-]  # neighbouring tokens of one sequence: the first, how many, their window or 0
 
 MOST_HIGHEST = 64  # logits that the kernels find for sure
 
@@ -189,7 +186,7 @@ class Keeper:
         self._layer, self._window = attention.layer, attention.window
         self._keys, self._values = (part.to(place) for part in attention.samples)
 
-    def runs(self, segments: list[Segment]) -> list[Run]:
+    def runs(self, segments: list[Segment]) -> list[native.TokenRun]:
         """Of each segment, all its tokens."""
         found, row = [], 0
         for segment in segments:

@@ -9,7 +9,7 @@ from itertools import cycle
 import torch
 from torch import Tensor
 
-from dali.hardware.host import ROTATED
+from dali.hardware.host import NORMED
 from dali.hardware.profile import Table
 from dali.kernels import native
 from dali.kernels.formats import get_format
@@ -85,11 +85,22 @@ def _decoding(pool: Arena, clock: Clock, heads: int, groups: int) -> Reading:
     return repeat("decoding's attention", many(seconds), clock)
 
 
-def prompt_rate(clock: Clock) -> Reading:
-    """Operations a second of a prompt's attention."""
+def prompt_attention(clock: Clock) -> tuple[Reading, Reading]:
+    """Of prompts: operations a second of their attention, and seconds of a value of a query beside that. Tokens that attend to
+    many before them and tokens that have none tell them apart: seconds = operations / rate + values x b."""
+    late, early = (_prompt(clock, before) for before in (CONTEXT - PROMPT, 0))
+    operations = 4 * HEADS * WIDTH * PROMPT * (CONTEXT - PROMPT)  # that the one has more
+    rate = operations / max(late.value - early.value, NOTHING)
+    own = 2 * HEADS * WIDTH * PROMPT * (PROMPT + 1)
+    query = max((early.value - own / rate) / (HEADS * WIDTH * PROMPT), NOTHING)
+    return Reading(rate, late.spread, late.count), Reading(query, early.spread, early.count)
+
+
+def _prompt(clock: Clock, before: int) -> Reading:
+    """Seconds of tokens that attend to each other and to so many before them."""
     keys, values = (torch.zeros(KV_HEADS, CONTEXT, WIDTH, dtype=torch.bfloat16) for _ in range(2))
     query, own, out = _rows(PROMPT)
-    first = (0, keys.data_ptr(), values.data_ptr(), CONTEXT, CONTEXT - PROMPT, 0, False)
+    first = (0, keys.data_ptr(), values.data_ptr(), CONTEXT, before, 0, False)
 
     def seconds() -> float:
         begin = clock()
@@ -97,25 +108,22 @@ def prompt_rate(clock: Clock) -> Reading:
         return clock() - begin
 
     seconds()
-    seen = PROMPT * (CONTEXT - PROMPT) + PROMPT * (PROMPT + 1) // 2
-    return repeat("a prompt's attention", seconds, clock).under(4 * HEADS * WIDTH * seen)
+    return repeat("a prompt's attention", many(seconds), clock)
 
 
 def pass_bandwidths(clock: Clock) -> dict[int, Reading]:
-    """Bytes a second by the bytes of a tensor: of torch turning it, as transformers' models do."""
+    """Bytes a second by the bytes of a tensor: of norms of heads, from one tensor to another that both stay where they are."""
     found = {}
     for tokens in PASSED:
-        x = torch.randn(1, HEADS, tokens, WIDTH)
-        turn = torch.randn(1, 1, tokens, WIDTH)
-        seconds = repeat("elementwise operations", many(partial(_turning, x, turn, clock)), clock)
-        found[x.nbytes] = seconds.under(ROTATED * x.nbytes)
+        x, weight = torch.randn(tokens, HEADS, WIDTH), torch.ones(WIDTH)
+        seconds = repeat("norms", many(partial(_norming, x, weight, torch.empty_like(x), clock)), clock)
+        found[x.nbytes] = seconds.under(NORMED * x.nbytes)
     return found
 
 
-def _turning(x: Tensor, turn: Tensor, clock: Clock) -> float:
+def _norming(x: Tensor, weight: Tensor, out: Tensor, clock: Clock) -> float:
     begin = clock()
-    one, other = x.chunk(2, dim=-1)
-    _ = x * turn + torch.cat((-other, one), dim=-1) * turn
+    native.rms_norm(x, weight, 1e-6, out)
     return clock() - begin
 
 

@@ -18,6 +18,7 @@ TITLES = {
     "attention_bandwidth": "attention, decoding",
     "attention_score": "attention, decoding, a score",
     "attention_rate": "attention, prompts",
+    "attention_query": "attention, prompts, a query's value",
     "cpu_call": "a call of a kernel",
     "layer_overhead": "a layer beside its weights",
     "step_overhead": "a step outside of kernels",

@@ -173,12 +173,17 @@ def _dense(draft: Draft, pool: Arena, clock: Clock) -> None:
     with draft.optional():
         values = {nbytes: each.value for nbytes, each in dense.pass_bandwidths(clock).items()}
         draft.curve(
-            PASSES, "bytes of a tensor", "B/s", values, "torch turns a tensor in float32, as models do"
+            PASSES,
+            "bytes of a tensor",
+            "B/s",
+            values,
+            "norms of a tensor in float32, a read and a write each",
         )
     with draft.optional():
-        draft.figure(
-            "attention_rate", dense.prompt_rate(clock), f"{dense.PROMPT} tokens at the end of {context}"
-        )
+        rate, query = dense.prompt_attention(clock)
+        shapes = f"{dense.PROMPT} tokens at the end of {context}, and alone"
+        draft.figure("attention_rate", rate, shapes)
+        draft.figure("attention_query", query, shapes)
 
 
 def _disk(draft: Draft, pool: Arena, clock: Clock) -> None:

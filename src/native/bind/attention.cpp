@@ -40,7 +40,7 @@ void bind_attention(nb::module_& m) {
         const Timed timed(Part::attention);
         const auto rows = [](const Strided& s) { return Rows{pointer<const void>(std::get<0>(s)), std::get<1>(s), std::get<2>(s)}; };
         attend({dtype, heads, kv_heads, key_width, value_width, scale, rows(query), rows(keys), rows(values),
-                pointer<const float>(sinks), pointer<void>(out)}, decoding({first}).front(), count, window);
+                pointer<const float>(sinks), pointer<void>(out)}, decoding(std::vector<Token>{first}).front(), count, window);
     });
     nb::class_<Projections>(m, "Projections")
         .def("__init__", [](Projections* self, const PackedLinear& query, const PackedLinear& key, const PackedLinear& value,
@@ -63,7 +63,7 @@ void bind_attention(nb::module_& m) {
         const Timed timed(Part::attention);
         std::vector<DecodingToken> tokens;
         for (const auto& [first, count] : runs)
-            for (const DecodingToken& token : following(decoding({first}).front(), count, window)) tokens.push_back(token);
+            for (const DecodingToken& token : following(decoding(std::vector<Token>{first}).front(), count, window)) tokens.push_back(token);
         const auto& [from, row_stride, head_stride] = query;
         attend(heads, {dtype, rotated, scale, {pointer<const void>(from), row_stride, head_stride}, pointer<const void>(kept),
                        pointer<const float>(sinks), pointer<void>(out)}, tokens);
@@ -92,7 +92,7 @@ void bind_attention(nb::module_& m) {
             new (self) AttentionModule(module(projections, out, rotary, sizes, scale, sinks));
         });
     m.def("decode", [](const AttentionModule& module, uintptr_t x, Dtype dtype, int rows, uintptr_t cos, uintptr_t sin,
-                       const std::vector<Token>& tokens, uintptr_t out) {
+                       const std::vector<TokenRun>& tokens, uintptr_t out) {
         nb::gil_scoped_release unlocked;
         decode(module, pointer<const void>(x), dtype, rows, pointer<const void>(cos), pointer<const void>(sin), decoding(tokens),
                pointer<void>(out));

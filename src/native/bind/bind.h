@@ -59,6 +59,16 @@ inline std::vector<DecodingToken> decoding(const std::vector<Token>& tokens) {
     return all;
 }
 
+// Neighbouring rows of one sequence: (the first, how many, the window that each of them sees or 0).
+using TokenRun = std::tuple<Token, int, int64_t>;
+
+inline std::vector<DecodingToken> decoding(const std::vector<TokenRun>& runs) {
+    std::vector<DecodingToken> all;
+    for (const auto& [first, count, window] : runs)
+        for (const DecodingToken& token : following(decoding(std::vector<Token>{first}).front(), count, window)) all.push_back(token);
+    return all;
+}
+
 // (row, tokens, before, after, copies: (tokens, to) each)
 using StretchParts = std::tuple<int64_t, int64_t, uintptr_t, uintptr_t, std::vector<std::tuple<int64_t, uintptr_t>>>;
 
@@ -94,7 +104,7 @@ void bind_mix(nb::module_& m) {
 }
 
 // What a layer's mixer keeps of a step's sequences: (tokens, states of each kind), one of them empty.
-using KeptParts = std::tuple<std::vector<Token>, std::vector<std::vector<StretchParts>>>;
+using KeptParts = std::tuple<std::vector<TokenRun>, std::vector<std::vector<StretchParts>>>;
 
 inline Kept kept_of(const KeptParts& parts) { return {decoding(std::get<0>(parts)), states_of(std::get<1>(parts))}; }
 

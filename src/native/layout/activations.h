@@ -29,6 +29,10 @@ struct StridedRows {
 
 // `count` values of row `row` of [rows, count] as float32.
 void read_row(const void* from, Dtype dtype, size_t row, int count, float* to);
+// The same of values from number `at` on.
+inline void read_at(const void* from, Dtype dtype, int64_t at, int count, float* to) {
+    read_row(static_cast<const char*>(from) + at * int64_t(item_bytes(dtype)), dtype, 0, count, to);
+}
 // Rounds to nearest, ties to even.
 void write(const float* from, int count, Dtype dtype, void* to, size_t at);
 

@@ -6,14 +6,12 @@
 #include <limits>
 
 #include "kernels/variants.h"
-#include "threads/pool.h"
+#include "threads/pieces.h"
 #include "threads/workspace.h"
 
 namespace dali {
 
 namespace {
-
-constexpr int PIECE = 2048;  // values of an item
 
 double from_bits(uint64_t bits) {
     double value;
@@ -53,24 +51,15 @@ float exponential(float x) {
 
 void activate(Activation kind, const void* x, Dtype dtype, int64_t values, void* out) {
     const Variant& variant = current_variant();
-    const size_t item_size = item_bytes(dtype);
-    const auto some = [&](int item) {
-        const int64_t begin = int64_t(item) * PIECE;
-        const int count = int(std::min<int64_t>(PIECE, values - begin)), padded = (count + 15) / 16 * 16;
+    in_pieces(values, PIECE, [&](int64_t begin, int count) {
+        const int padded = (count + 15) / 16 * 16;
         Workspace workspace;
         float* piece = workspace.take<float>(padded);
-        read_row(static_cast<const char*>(x) + begin * item_size, dtype, 0, count, piece);
+        read_at(x, dtype, begin, count, piece);
         std::fill(piece + count, piece + padded, 0.0f);
         variant.activate({kind}, nullptr, piece, piece, padded);
         write(piece, count, dtype, out, size_t(begin));
-    };
-    const int items = int((values + PIECE - 1) / PIECE);
-    if (items <= 8) {  // waking threads costs more
-        for (int item = 0; item < items; item++) some(item);
-        return;
-    }
-    Phase phase(items);
-    Pool::instance().run([&] { phase.run([&](int item, int) { some(item); }); });
+    });
 }
 
 void sigmoid(const void* x, Dtype dtype, int values, void* out) {

@@ -5,6 +5,7 @@
 
 #include "kernels/variants.h"
 #include "lanes/floats.h"
+#include "threads/pieces.h"
 #include "threads/spent.h"
 #include "threads/workspace.h"
 
@@ -22,45 +23,62 @@ void spread(const Rotary& rotary, const void* from, int row, float* to) {
         for (int i = 0; i < half; i++) to[i + half] = to[i];
 }
 
-// x [rows, heads, width], in place: of each head the values from `begin` on, times cos, plus those they turn with times sin.
-void rotate(const Rotary& rotary, void* x, Dtype dtype, int rows, int heads, int width, int begin, const void* cos, const void* sin) {
-    const int turned_width = rotary.width, half = turned_width / 2;
-    if (rotary.turning == Turning::none) return;
-    Workspace workspace;
-    const auto row_of = [&] { return workspace.take<float>(turned_width); };
-    float *c = row_of(), *s = row_of(), *values = row_of(), *turned = row_of();
-    for (int row = 0; row < rows; row++) {
-        spread(rotary, cos, row, c);
-        spread(rotary, sin, row, s);
-        for (int head = 0; head < heads; head++) {
-            const size_t at = (size_t(row) * heads + head) * width + begin;
-            read_row(static_cast<const char*>(x) + at * item_bytes(dtype), dtype, 0, turned_width, values);
-            if (rotary.turning == Turning::unzipped) {
-                std::copy_n(values, turned_width, turned);
-                for (int i = 0; i < half; i++) {
-                    values[i] = turned[2 * i];
-                    values[i + half] = turned[2 * i + 1];
-                }
-            }
-            if (rotary.turning == Turning::neighbours)
-                for (int i = 0; i < turned_width; i += 2) {
-                    turned[i] = -values[i + 1] * s[i];
-                    turned[i + 1] = values[i] * s[i + 1];
-                }
-            else
-                for (int i = 0; i < half; i++) {
-                    turned[i] = -values[i + half] * s[i];
-                    turned[i + half] = values[i] * s[i + half];
-                }
-            for (int i = 0; i < turned_width; i++) values[i] *= c[i];
-            if (rotary.dtype == dtype) {
-                round_to(dtype, values, turned_width);
-                round_to(dtype, turned, turned_width);
-            }
-            for (int i = 0; i < turned_width; i++) values[i] += turned[i];
-            write(values, turned_width, dtype, x, at);
+// The values [width] of one head, which turn with those beside them: times c, plus those times s.
+void turn_head(const Rotary& rotary, Dtype dtype, const float* __restrict c, const float* __restrict s, float* __restrict values,
+               float* __restrict turned) {
+    const int width = rotary.width, half = width / 2;
+    const bool rounds = rotary.dtype == dtype && dtype != Dtype::f32;
+    if (rotary.turning == Turning::halves && !rounds) {  // most models: as below, in one go
+        for (int i = 0; i < half; i++) {
+            const float early = values[i], late = values[i + half];
+            values[i] = early * c[i] + -late * s[i];
+            values[i + half] = late * c[i + half] + early * s[i + half];
+        }
+        return;
+    }
+    if (rotary.turning == Turning::unzipped) {
+        std::copy_n(values, width, turned);
+        for (int i = 0; i < half; i++) {
+            values[i] = turned[2 * i];
+            values[i + half] = turned[2 * i + 1];
         }
     }
+    if (rotary.turning == Turning::neighbours)
+        for (int i = 0; i < width; i += 2) {
+            turned[i] = -values[i + 1] * s[i];
+            turned[i + 1] = values[i] * s[i + 1];
+        }
+    else
+        for (int i = 0; i < half; i++) {
+            turned[i] = -values[i + half] * s[i];
+            turned[i + half] = values[i] * s[i + half];
+        }
+    for (int i = 0; i < width; i++) values[i] *= c[i];
+    if (rounds) {
+        round_to(dtype, values, width);
+        round_to(dtype, turned, width);
+    }
+    for (int i = 0; i < width; i++) values[i] += turned[i];
+}
+
+// x [rows, heads, width], in place: of each head the values from `begin` on.
+void rotate(const Rotary& rotary, void* x, Dtype dtype, int rows, int heads, int width, int begin, const void* cos, const void* sin) {
+    if (rotary.turning == Turning::none) return;
+    in_pieces(rows, rows_of_piece(int64_t(heads) * rotary.width), [&](int64_t first, int some) {
+        Workspace workspace;
+        const auto row_of = [&] { return workspace.take<float>(rotary.width); };
+        float *c = row_of(), *s = row_of(), *values = row_of(), *turned = row_of();
+        for (int row = int(first); row < first + some; row++) {
+            spread(rotary, cos, row, c);
+            spread(rotary, sin, row, s);
+            for (int head = 0; head < heads; head++) {
+                const size_t at = (size_t(row) * heads + head) * width + begin;
+                read_at(x, dtype, int64_t(at), rotary.width, values);
+                turn_head(rotary, dtype, c, s, values, turned);
+                write(values, rotary.width, dtype, x, at);
+            }
+        }
+    });
 }
 
 // A step's rows on their way through a module.
@@ -95,20 +113,17 @@ void part(const char* both, int64_t heads, size_t bytes, char* query, char* gate
 
 // found [count] times the sigmoid of gate [count].
 void gate_found(const char* gate, Dtype dtype, int64_t count, char* found) {
-    constexpr int PIECE = 1024;  // values that stay in the nearest cache; whole vectors
     const Variant& variant = current_variant();
-    const size_t item = item_bytes(dtype);
-    float gates[PIECE], values[PIECE];
-    for (int64_t begin = 0; begin < count; begin += PIECE) {
-        const int some = int(std::min<int64_t>(PIECE, count - begin));
-        read_row(gate + begin * item, dtype, 0, some, gates);
+    in_pieces(count, PIECE, [&](int64_t first, int some) {
+        float gates[PIECE], values[PIECE];
+        read_at(gate, dtype, first, some, gates);
         std::fill_n(gates + some, padded(some) - some, 0.0f);
         variant.sigmoids(gates, padded(some));
         round_to(dtype, gates, some);
-        read_row(found + begin * item, dtype, 0, some, values);
+        read_at(found, dtype, first, some, values);
         variant.multiply(values, gates, some);
-        write(values, some, dtype, found, begin);
-    }
+        write(values, some, dtype, found, size_t(first));
+    });
 }
 
 void attend_to(const Projections& from, const Step& step, const std::vector<DecodingToken>& tokens, void* mixed) {

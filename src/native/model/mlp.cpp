@@ -1,6 +1,7 @@
 #include "model/mlp.h"
 
 #include "model/activation.h"
+#include "threads/pieces.h"
 #include "threads/spent.h"
 #include "threads/workspace.h"
 
@@ -10,17 +11,19 @@ namespace {
 
 // inner [rows, width] = act(gate) * up, of which each row lies `stride` values after the one before.
 void gate_up(Activation activation, const char* gate, const char* up, Dtype dtype, int rows, int width, int stride, void* inner) {
-    Workspace workspace;
-    float *gates = workspace.take<float>(width), *ups = workspace.take<float>(width);
-    void* activated = workspace.take<char>(size_t(width) * item_bytes(dtype));
-    for (int row = 0; row < rows; row++) {
-        const size_t at = size_t(row) * stride * item_bytes(dtype);
-        activate(activation, gate + at, dtype, width, activated);
-        read_row(activated, dtype, 0, width, gates);
-        read_row(up + at, dtype, 0, width, ups);
-        for (int i = 0; i < width; i++) gates[i] *= ups[i];
-        write(gates, width, dtype, inner, size_t(row) * width);
-    }
+    const int64_t pieces = (width + PIECE - 1) / PIECE;  // of a row
+    in_pieces(rows * pieces, pieces > 1 ? 1 : rows_of_piece(width), [&](int64_t first, int some) {
+        float activated[PIECE], gates[PIECE], ups[PIECE];
+        for (int64_t piece = first; piece < first + some; piece++) {
+            const int64_t row = piece / pieces, column = piece % pieces * PIECE, at = row * stride + column;
+            const int count = int(std::min<int64_t>(PIECE, width - column));
+            activate(activation, gate + at * int64_t(item_bytes(dtype)), dtype, count, activated);
+            read_row(activated, dtype, 0, count, gates);
+            read_at(up, dtype, at, count, ups);
+            for (int i = 0; i < count; i++) gates[i] *= ups[i];
+            write(gates, count, dtype, inner, size_t(row * width + column));
+        }
+    });
 }
 
 }  // namespace

@@ -2,6 +2,7 @@
 
 #include "ops/linear.h"
 #include "ops/norm.h"
+#include "threads/pieces.h"
 #include "threads/spent.h"
 #include "threads/workspace.h"
 
@@ -30,21 +31,22 @@ void round_to(Dtype dtype, float* values, int count) {
 }
 
 void add(const void* a, const void* b, Dtype dtype, int count, void* sum) {
-    Workspace workspace;
-    float* left = workspace.take<float>(count);
-    float* right = workspace.take<float>(count);
-    read_row(a, dtype, 0, count, left);
-    read_row(b, dtype, 0, count, right);
-    for (int i = 0; i < count; i++) left[i] += right[i];
-    write(left, count, dtype, sum, 0);
+    in_pieces(count, PIECE, [&](int64_t first, int some) {
+        float left[PIECE], right[PIECE];
+        read_at(a, dtype, first, some, left);
+        read_at(b, dtype, first, some, right);
+        for (int i = 0; i < some; i++) left[i] += right[i];
+        write(left, some, dtype, sum, size_t(first));
+    });
 }
 
 void scale(void* x, float by, Dtype dtype, int count) {
-    Workspace workspace;
-    float* values = workspace.take<float>(count);
-    read_row(x, dtype, 0, count, values);
-    for (int i = 0; i < count; i++) values[i] *= by;
-    write(values, count, dtype, x, 0);
+    in_pieces(count, PIECE, [&](int64_t first, int some) {
+        float values[PIECE];
+        read_at(x, dtype, first, some, values);
+        for (int i = 0; i < some; i++) values[i] *= by;
+        write(values, some, dtype, x, size_t(first));
+    });
 }
 
 }  // namespace dali

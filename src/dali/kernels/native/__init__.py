@@ -14,9 +14,9 @@ from dali.kernels.native.attention import (
     NormParts,
     Projections,
     Rotary,
+    TokenRun,
     attend,
     attend_prompt,
-    following,
 )
 from dali.kernels.native.cache import ExpertCache
 from dali.kernels.native.decode import (
@@ -98,6 +98,7 @@ __all__ = [
     "Routing",
     "SelectiveScan",
     "ShortConvolution",
+    "TokenRun",
     "activate",
     "addresses",
     "attend",
@@ -109,7 +110,6 @@ __all__ = [
     "delta_rule",
     "dequantize_blocks",
     "enabled",
-    "following",
     "gate_logits",
     "order_pairs",
     "read_seconds",

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from dali.kernels.native.latent import LatentHeads
 
 DecodingToken = tuple[int, int, int, int, int, int, bool]  # as attend() has it
+# Tokens of one sequence in neighbouring rows: the first, how many, and the window that each sees, itself included, or 0.
+TokenRun = tuple[DecodingToken, int, int]
 NormParts = tuple[Tensor, float]  # weight and epsilon
 ATTENTION_DTYPES = (torch.float32, torch.bfloat16)
 
@@ -56,15 +58,6 @@ def attend_prompt(
     sinks = None if sinks is None else sinks.to(torch.float32).contiguous()
     arguments = _arguments(query, keys, values, scale, sinks, out)
     library.attend_prompt(*arguments, first, count, window or 0, out.data_ptr())
-
-
-def following(first: DecodingToken, count: int, window: int | None) -> list[DecodingToken]:
-    """The `count` tokens of one sequence of which `first` is the first, in as many rows; `window` as in attend_prompt()."""
-    row, keys, values, capacity, place, _, in_q8 = first
-    return [
-        (row + i, keys, values, capacity, place + i, max(0, place + i + 1 - window) if window else 0, in_q8)
-        for i in range(count)
-    ]
 
 
 def _arguments(
@@ -201,8 +194,8 @@ class Attention:
             0 if self._sinks is None else self._sinks.data_ptr(),
         )
 
-    def decode(self, x: Tensor, cos: Tensor, sin: Tensor, tokens: list[DecodingToken]) -> Tensor:
-        """x [..., hidden], cos and sin [..., given] for as many rows; tokens as in attend(), one a row in order -> the module's
+    def decode(self, x: Tensor, cos: Tensor, sin: Tensor, runs: list[TokenRun]) -> Tensor:
+        """x [..., hidden], cos and sin [..., given] for as many rows, which the tokens of `runs` are in order -> the module's
         output, as x."""
         x, cos, sin = x.contiguous(), cos.contiguous(), sin.contiguous()
         rows = x.numel() // x.shape[-1]
@@ -215,7 +208,7 @@ class Attention:
             rows,
             cos.data_ptr(),
             sin.data_ptr(),
-            tokens,
+            runs,
             out.data_ptr(),
         )
         return out

@@ -13,7 +13,7 @@ from torch import Tensor
 from dali.compiled import library
 from dali.kernels.expert import ExpertLayout
 from dali.kernels.formats import Format
-from dali.kernels.native.attention import Attention, DecodingToken, NormParts, norm_parts
+from dali.kernels.native.attention import Attention, NormParts, TokenRun, norm_parts
 from dali.kernels.native.experts import LayerHandle, native_layout
 from dali.kernels.native.library import DTYPES
 from dali.kernels.native.linear import Linear
@@ -21,7 +21,7 @@ from dali.kernels.native.recurrence import NativeStretch, RecurrentModule
 from dali.kernels.native.route import Router, address_of
 
 Mixer = Attention | RecurrentModule  # where a layer's tokens meet those before them
-Kept = tuple[list[DecodingToken], list[list[NativeStretch]]]  # by a mixer: the one or the other
+Kept = tuple[list[TokenRun], list[list[NativeStretch]]]  # by a mixer: the one or the other
 
 
 class Mlp:

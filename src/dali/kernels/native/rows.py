@@ -11,13 +11,14 @@ from dali.kernels.native.library import DTYPES
 ACTIVATED_DTYPES = tuple(DTYPES)
 
 
-def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+def rms_norm(x: Tensor, weight: Tensor, epsilon: float, out: Tensor | None = None) -> Tensor:
     """weight * (x / sqrt(mean(x^2) + epsilon)) over the last dimension, in float32; rounded before and after weight, and
-    after it alone where weight is float32 and x is narrower."""
+    after it alone where weight is float32 and x is narrower. out: like x, to write to."""
     x = x.contiguous()
     width = x.shape[-1]
     assert weight.dtype in (x.dtype, torch.float32) and weight.is_contiguous() and weight.shape == (width,)
-    out = torch.empty_like(x)
+    out = torch.empty_like(x) if out is None else out
+    assert out.is_contiguous() and (out.shape, out.dtype) == (x.shape, x.dtype)
     library.rms_norm(
         x.data_ptr(),
         weight.data_ptr(),
