@@ -9,7 +9,7 @@ import dali
 from dali import DaliError
 from dali.kernels import native
 from dali.llm import LLM
-from dali.offload.gpu import state_size
+from dali.offload.vram import state_size
 from decoding_families import DECODING, decoding_model
 from families import FAMILIES, random_model, save_model
 from test_same_bits import PROMPT, check, scored

@@ -10,8 +10,9 @@ from typing import Any
 from unittest.mock import patch
 
 from dali.llm import LLM, STEP_TOKENS
-from dali.offload.build import MOST_SCRATCH, accelerate
+from dali.offload.build import accelerate
 from dali.options import LoadOptions
+from dali.policies.once.vram import MOST_SCRATCH
 from dali.progress import silent
 from dali.runtime.predict import GateShift
 

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import dali
 import report
-from dali.offload.gpu import state_size
+from dali.offload.vram import state_size
 from perplexity import TEXTS, excess, losses
 
 

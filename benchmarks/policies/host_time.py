@@ -45,8 +45,9 @@ from dali.hardware.cost import CostModel
 from dali.kernels.activation import Activation
 from dali.kernels.expert import ExpertLayout, ExpertShape
 from dali.kernels.formats import get_format
-from dali.offload.build import MOST_SCRATCH, dense_seconds
+from dali.offload.dense import dense_seconds
 from dali.policies import Policies, create
+from dali.policies.once.vram import MOST_SCRATCH
 from dali.policies.registry import DEFAULT
 from dali.runtime import executor as runtime
 from dali.runtime.executor import Executor

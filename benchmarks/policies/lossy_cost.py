@@ -26,7 +26,7 @@ import dali
 import report
 from dali import systems
 from dali.llm import LLM
-from dali.offload.build import split
+from dali.policies.once.vram import residents
 
 TEXT = Path(__file__).parents[1] / "texts" / "perplexity.txt"
 DEVICE = "sim:paper"
@@ -74,7 +74,7 @@ def a_quarter(llm: LLM) -> int:
     """The least accelerator memory with a quarter of each layer's experts resident."""
     layers, experts = len(llm.loaded.pool.records), len(llm.loaded.pool.records[0])
     slots = next(
-        slots for slots in range(layers * experts) if split(slots, layers, experts) == experts // SHARE
+        slots for slots in range(layers * experts) if residents(slots, layers, experts) == experts // SHARE
     )
     return slots * llm.layout.record_bytes
 
@@ -99,11 +99,10 @@ def main() -> None:
         for batch, sequences in zip(options.batches, options.sequences, strict=True):
             pieces = [tokens[i * length : (i + 1) * length] for i in range(sequences)]
             assert len(pieces[-1]) == length, "the text is too short"
-            off = losses(
-                dali.load(model, quant=options.quant, device=DEVICE, vram=vram), pieces, options.prompt, batch
-            )
+            given = {"quant": options.quant, "device": DEVICE, "vram": vram, "parallel": batch}
+            off = losses(dali.load(model, **given), pieces, options.prompt, batch)
             for name in options.systems:
-                llm = dali.load(model, quant=options.quant, device=DEVICE, vram=vram, policy=name, lossy=True)
+                llm = dali.load(model, **given, policy=name, lossy=True)
                 rows.append(row(llm, batch, off, losses(llm, pieces, options.prompt, batch)))
                 report.table(rows[-1:])
             report.write("lossy_cost", rows, device=DEVICE, resident=f"1/{SHARE} of each layer's experts")

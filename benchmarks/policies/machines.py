@@ -2,10 +2,10 @@
 figure is the modelled decoding speed of what dali would choose over the best of the systems that stay the same.
 
 All times are modelled. The machines are the profile `paper` with other figures for the CPU and the link; in the throttling ones
-the CPU computes and reads at a third of its pace in the second half of the steps, and nobody is told. What dali would choose: the
-CPU alone where policies.alone says so at the start, else the default, its plans corrected by the times of experts as they are
-observed (policies.correction). "cpu alone" has no accelerator at all, "all-cpu" one for all but the experts; "static" are
-residents that stay, under the default's assignment. The second half of the trace's sequences is replayed.
+the CPU computes and reads at a third of its pace in the second half of the steps, and nobody is told. What dali would choose:
+the CPU alone where policies.once.alone says so at the start, else the default, its plans corrected by the times of experts as
+they are observed (policies.correction). "cpu alone" has no accelerator at all, "all-cpu" one for all but the experts; "static"
+are residents that stay, under the default's assignment. The second half of the trace's sequences is replayed.
 
     python benchmarks/policies/machines.py TRACE[:SHAPE] ... [--tokens 160] [--batch 1 8] [--slots 25%]
 """
@@ -29,8 +29,8 @@ from dali.hardware import profile as profiles
 from dali.hardware.cost import CostModel, ExpertCosts
 from dali.hardware.profile import Profile
 from dali.policies import Policies, create
-from dali.policies.alone import experts_seconds, loses
 from dali.policies.correction import Correction
+from dali.policies.once.alone import experts_seconds, loses
 from dali.policies.plan import LayerPlan, ResidencyView
 from dali.replay.cells import slots_of
 from dali.replay.shapes import Shape, shape_of

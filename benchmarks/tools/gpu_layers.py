@@ -14,9 +14,9 @@ from dali import systems
 from dali.devices.cuda import Gpu, GpuSlots
 from dali.hardware.cost import CostModel
 from dali.loading.loaded import LoadedModel
-from dali.offload.build import MOST_SCRATCH
 from dali.offload.gpu import layers_maker
 from dali.policies import Policies, create
+from dali.policies.once.vram import MOST_SCRATCH
 from dali.policies.registry import DEFAULT
 from dali.runtime.executor import Executor
 from dali.runtime.gpu import GpuExecutor

@@ -109,6 +109,9 @@ def load_source(
     source: ModelSource, options: LoadOptions, meter: Meter, notify: Callable[[str], None]
 ) -> LLM:
     """As `load`, for a model that was found and opened; `prepare` was called."""
+    notify = _once(
+        notify
+    )  # this machine's profile is asked for by several, and each says what is wrong with it
     compiled = native.enabled()
     llm = LLM(source.load(options, compiled, meter, notify))
     if llm.controls:
@@ -136,6 +139,18 @@ def load_source(
         llm.engine.drafts = open_drafts(llm.engine, llm.name, llm.ctx_size, llm.telemetry)
     llm.engine.prefixes = open_prefixes(llm.loaded, options, notify, prefix_ram)
     return llm
+
+
+def _once(notify: Callable[[str], None]) -> Callable[[str], None]:
+    """`notify`, but for what it was told before."""
+    said: set[str] = set()
+
+    def tell(message: str) -> None:
+        if message not in said:
+            said.add(message)
+            notify(message)
+
+    return tell
 
 
 def _fuse(

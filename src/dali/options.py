@@ -71,7 +71,11 @@ class LoadOptions:
     device: str = "cpu"
     """ "cpu", "cuda", "cuda:N", or "sim:PROFILE": same results, modelled times."""
     vram: int | str | None = None
-    """Accelerator memory for experts, bytes or "8GiB"; None for what the dense weights leave."""
+    """Accelerator memory for experts, bytes or "8GiB"; None for what the dense weights, and keys and values,
+    leave."""
+    parallel: int = 1
+    """Answers of the whole context that may be under way at once: an accelerator's memory has room for what up to so many keep,
+    as far as that makes one alone hardly slower, by modelled time. Without an accelerator all share what is free."""
     profile: str | None = None
     """Name or file of the hardware profile that cuda plans with, instead of the nearest one; a simulated device has its own."""
     assign: str | None = None
@@ -94,6 +98,8 @@ class LoadOptions:
         self._check_names()
         self._check_rope()
         self._check_threads()
+        if self.parallel < 1:
+            raise UsageError(f"{parameter('parallel')} cannot be {self.parallel}.", "Give 1 or more.")
         self._check_exclusions()
         self._check_cache()
         if self.device != "cpu":
@@ -139,7 +145,7 @@ class LoadOptions:
             yarn_orig_ctx=self.yarn_orig_ctx,
         )
         _expect(int | float | None, "a number", rope_scale=self.rope_scale)
-        _expect(int, "a whole number", seed=self.seed)
+        _expect(int, "a whole number", seed=self.seed, parallel=self.parallel)
         _expect(
             str,
             "a name, as text",

@@ -9,6 +9,7 @@ import json
 import pytest
 
 from dali.kernels import native
+from on_disk import load_on_disk
 
 SIM = ("--device", "sim:paper", "--vram", "3MiB")
 QUICK = ("-p", "16", "-n", "4", "-r", "2")
@@ -45,6 +46,16 @@ def test_json_rows_have_llama_benchs_keys_and_consistent_numbers(run):
         by_hand = 100 * speed * generation["token_bytes"] / bandwidth
         assert generation["roofline_percent"] == pytest.approx(by_hand, rel=0.9)  # a median of ratios
         assert 0 < generation["token_bytes"] < generation["model_size"]
+
+
+@pytest.mark.skipif(not native.AVAILABLE, reason="experts on disk are for compiled kernels")
+def test_a_model_is_as_large_wherever_its_experts_are(run, monkeypatch, dali_tiny):
+    rows = ("bench", "-p", "4", "-n", "0", "-r", "1", "-o", "json")
+    (in_ram,) = json.loads(run(*rows)[1])
+    llm = load_on_disk(monkeypatch, dali_tiny, 8)
+    monkeypatch.setattr("dali.cli.bench.load_model", lambda *given: llm)
+    (on_disk,) = json.loads(run(*rows)[1])
+    assert on_disk["model_size"] == in_ram["model_size"]
 
 
 def test_jsonl_and_csv_hold_the_same_rows(run):

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import lzma
+import re
 import shutil
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
+from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
 
-from dali.doctor import before, here, machine, remote
+from dali.doctor import before, here, remote
 from dali.doctor.before import before_download
-from dali.errors import DaliError
+from dali.errors import DaliError, UsageError
 from dali.hardware import own
-from dali.hardware.profile import DISK
+from dali.hardware.profile import DISK, load
 from dali.loading.locate import Remote
 from dali.options import LoadOptions
 from hub import Hub, serving
@@ -83,6 +87,29 @@ def test_experts_beyond_ram_are_on_disk(run, dali_tiny, monkeypatch):
     assert way["slots"] <= way["all_slots"] == 160
 
 
+@pytest.mark.parametrize(
+    ("plain", "how", "other"),
+    [
+        (2.7e9, "past the page cache", "the same by plain reading"),
+        (6e9, "through the page cache", "the same by reads past the page cache"),
+    ],
+)
+def test_both_ways_of_reading_are_told_where_experts_are_read(run, dali_tiny, monkeypatch, plain, how, other):
+    monkeypatch.setattr("dali.doctor.plan.IMPORTED", 0)
+    profile = measured(plain_bandwidth=plain, plain_queue_depth=2.0)
+    monkeypatch.setattr(here, "own_profile", lambda: (profile, []))
+    code, found = told(run, str(dali_tiny), "--ram", "148MiB", "--quant", "f32")
+    assert code == 0
+    assert [way["name"] for way in found["ways"]] == ["experts on disk, on the CPU", other]
+    chosen, beside = found["ways"]
+    assert chosen["decode"]["expected"] > beside["decode"]["expected"]
+    (choice,) = [choice for choice in found["plan"] if choice["what"] == "experts are read"]
+    assert (choice["value"], choice["origin"]) == (
+        how,
+        f"measured: plain reading is {plain / 3e9:.2f} times as fast",
+    )
+
+
 def test_what_has_no_room_is_a_no(run, dali_tiny):
     code, found = told(run, str(dali_tiny), "--ram", "100MiB")
     assert code == 1
@@ -100,9 +127,40 @@ def test_text_ends_with_where_the_times_are_from(run, dali_tiny):
     assert "sim:paper" in out
 
 
+def test_both_parts_of_an_accelerators_memory_are_told_and_who_has_split_it(run, dali_tiny):
+    code, found = told(run, str(dali_tiny), "--device", "sim:paper", "--parallel", "3")
+    way, origins = found["ways"][0], {choice["what"]: choice["origin"] for choice in found["plan"]}
+    assert (code, way["sequences"], way["resident"]) == (0, 3, 160)
+    assert way["kept"] == 3 * way["states"]  # of one context, where nothing has a window
+    assert way["vram"] == way["experts"]
+    assert origins["its memory"] == "modelled time"
+    _, out, _ = run("doctor", str(dali_tiny), "--device", "sim:paper", "--vram", "1MiB")
+    assert re.search(r"on sim:paper, keys and values +1\.0 MiB +a context of 512 tokens", out)
+    assert "1.0 MiB for experts, 1.0 MiB for a context" in out
+    _, found = told(run, str(dali_tiny), "--device", "sim:paper", "--vram", "1MiB")
+    assert {choice["what"]: choice["origin"] for choice in found["plan"]}["its memory"] == "--vram"
+
+
+def test_a_load_of_unknown_speed_is_not_told_as_0(run, dali_tiny, tmp_path):
+    figures = json.loads(load("paper").to_json())
+    figures["figures"] = {name: one for name, one in figures["figures"].items() if name not in DISK}
+    (tmp_path / "bare.json").write_text(json.dumps(figures))
+    arguments = str(dali_tiny), "--device", f"sim:{tmp_path / 'bare.json'}"
+    _, found = told(run, *arguments)
+    assert found["ways"][0]["load"] is None
+    _, out, _ = run("doctor", *arguments)
+    assert "not known" in out
+
+
 @pytest.mark.parametrize(
     "changes",
-    [{"num_experts": 0}, {"model_type": "nobodys"}, {"quantization_config": {"quant_method": "gptq"}}],
+    [
+        {"num_experts": 0},
+        {"num_experts_per_tok": 2000},
+        {"num_hidden_layers": 10**9},
+        {"model_type": "nobodys"},
+        {"quantization_config": {"quant_method": "gptq"}},
+    ],
 )
 def test_what_loading_refuses_is_refused(run, tmp_path, dali_tiny, changes):
     folder = tmp_path / "model"
@@ -139,9 +197,13 @@ def test_a_model_on_the_hub_is_told_like_one_here(run, hub, dali_tiny):
 
 
 def test_of_a_repository_every_quantization_is_told(run, hub):
+    folder = hub.root / "org/gguf"
+    (folder / "mmproj-F16.gguf").write_bytes(b"GGUF")
+    (folder / "B-UD-Q8_0.gguf").write_bytes(b"GGUF")  # which Q8_0 does not lead to
     code, found = told(run, "org/gguf:Q8_0")
     assert code == 0
-    assert {row["name"] for row in found["quants"]} == {"Q4_K_M", "Q8_0"}
+    sizes = {row["name"]: row["nbytes"] for row in found["quants"]}
+    assert sizes == {each: (folder / f"A-{each}.gguf").stat().st_size for each in ("Q4_K_M", "Q8_0")}
     _, local = told(run, str(hub.root / "org/gguf/A-Q8_0.gguf"))
     assert local["ways"] == found["ways"]
 
@@ -159,6 +221,35 @@ def test_sizes_that_are_lies_are_seen(refused, hub):
     assert code == 1
     assert f"{TINY}/model.safetensors" in problem
     assert "/tmp" not in problem
+
+
+def test_shards_that_no_index_lists_are_refused_before_they_are_downloaded(hub):
+    folder = hub.root / TINY
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
+    with pytest.raises(UsageError, match=r"it has no model\.safetensors\.index\.json"):
+        before_download(LoadOptions(), print)(Remote(TINY))
+
+
+def test_where_nothing_can_be_written_headers_are_not_looked_at(refused, hub, monkeypatch):
+    def none(**options):
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found")
+
+    monkeypatch.setattr("tempfile.TemporaryDirectory", none)
+    code, problem, fix = refused("doctor", TINY)
+    assert code == 1
+    assert "No usable temporary directory" in problem
+    assert "TMPDIR" in fix
+    before_download(LoadOptions(), print)(Remote(TINY))  # the download goes on
+
+
+def test_nothing_is_written_beside_the_folder_that_it_is_given(hub, monkeypatch, tmp_path):
+    """Whatever the hub calls its files."""
+    folder = tmp_path / "a" / "b"
+    folder.mkdir(parents=True)
+    listed = [SimpleNamespace(rfilename=name, size=100) for name in ("../../Q8_0.gguf", "/tmp/x-Q8_0.gguf")]
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *a, **b: SimpleNamespace(siblings=listed))
+    with pytest.raises(UsageError, match="no GGUF file for 'Q8_0'"):
+        remote.fetch_outline(Remote("org/gguf", "Q8_0"), folder)
 
 
 @pytest.mark.parametrize("name", ["org/none", "org/locked"])
@@ -210,33 +301,25 @@ def test_a_server_that_does_not_tell_does_not_keep_from_downloading(hub, monkeyp
     assert said == []
 
 
+def test_a_hub_that_is_waited_for_is_named(monkeypatch):
+    said, told = [], Event()
+
+    def unreachable(remote, folder):
+        assert told.wait(10)
+        raise DaliError("The hub cannot be reached.", "Never mind.")
+
+    monkeypatch.setattr(before, "MOMENT", 0.01)
+    monkeypatch.setattr("dali.doctor.examine.read_remote", unreachable)
+    before_download(LoadOptions(), lambda message: (said.append(message), told.set()))(Remote(TINY))
+    assert said == [f"Waiting for the Hugging Face hub, which has not told yet what {TINY} is made of."]
+
+
 @pytest.mark.parametrize(("free", "what"), [(2**20, "Hugging Face cache"), (16 * 2**20, "dali's cache")])
 def test_a_download_without_room_is_refused(hub, monkeypatch, free, what):
     """The files take 14 MiB and something, their packed experts 6."""
     monkeypatch.setattr(here, "free_disk", lambda folder: free)
     with pytest.raises(DaliError, match=what):
         before_download(LoadOptions(), print)(Remote(TINY))
-
-
-def test_the_machine_is_told_with_what_mends_it(run, monkeypatch):
-    monkeypatch.setattr(machine, "LOW_DISK", 2**60)
-    code, out, _ = run("doctor")
-    assert code == 0
-    assert "`dali bench hw`" in out
-    assert "DALI_CACHE_DIR" in out
-
-
-def test_models_from_the_hub_are_where_its_library_keeps_them(run, monkeypatch, tmp_path):
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "mine"))
-    assert f"{tmp_path / 'mine'}, " in run("doctor")[1]
-
-
-def test_a_folder_that_cannot_be_written_is_broken(run, monkeypatch, tmp_path):
-    (tmp_path / "file").touch()
-    monkeypatch.setenv("DALI_CACHE_DIR", str(tmp_path / "file"))
-    code, out, _ = run("doctor", "--json")
-    assert code == 1
-    assert any(row["broken"] and row["fix"] for row in json.loads(out))
 
 
 def test_torch_is_not_imported(dali_tiny, tmp_path):
@@ -274,3 +357,9 @@ def test_a_disk_that_nobody_measured_is_a_published_one(monkeypatch):
     without = replace(mine, figures={name: one for name, one in mine.figures.items() if name not in DISK})
     monkeypatch.setattr(here, "own_profile", lambda: (without, []))
     assert here.look(LoadOptions()).profile.has_disk
+
+
+def test_a_flag_about_a_model_is_refused_without_one(refused):
+    code, problem, _ = refused("doctor", "-c", "4096")
+    assert code == 2
+    assert problem.endswith("so no --ctx-size.")

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from xml.etree import ElementTree
 
 import pytest
+
+from trace_events import of, read
 
 SIM = ("--device", "sim:paper", "--vram", "3MiB", "--prefetch", "next_gate")
 ASK = ("run", "Tell me a story about a little dog.", "-n", "12", "--temp", "0")
 
 
 def slices(file):
-    return [event for event in json.loads(file.read_text())["traceEvents"] if event["ph"] == "X"]
+    """Of experts."""
+    return [
+        event
+        for event in of(read(file.read_text()), "X")
+        if "expert" in event["args"] or "experts" in event["args"]
+    ]
 
 
 def test_a_table_after_the_same_answer(run, story):
@@ -32,7 +38,7 @@ def test_the_word_after_the_flag_is_a_file_only_if_it_looks_like_one(run, tmp_pa
     code, _, err = run("run", "--explain", str(file), "Tell me a story.", "-n", "3")
     assert code == 0
     assert f"{file}: trace events, measured" in err
-    layers = slices(file)
+    layers = [event for event in slices(file) if isinstance(event["args"]["experts"], dict)]
     assert {event["args"]["layer"] for event in layers} == set(range(8))
     assert all(sum(event["args"]["experts"].values()) == 4 * event["args"]["tokens"] for event in layers)
 
@@ -40,11 +46,11 @@ def test_the_word_after_the_flag_is_a_file_only_if_it_looks_like_one(run, tmp_pa
 def test_events_of_an_accelerator_have_a_track_a_lane_and_a_reason_a_slice(run, tmp_path):
     file = tmp_path / "t.json"
     run(*ASK, "--explain", str(file), *SIM)
-    events = json.loads(file.read_text())["traceEvents"]
-    tracks = {event["tid"]: event["args"]["name"] for event in events if event["ph"] == "M"}
-    assert set(tracks.values()) == {"CPU", "accelerator", "link"}
-    experts = [event for event in slices(file) if "tokens" in event["args"]]
-    assert {"step", "layer", "expert", "tokens", "why", "layer_seconds"} <= experts[0]["args"].keys()
+    events = read(file.read_text())
+    tracks = {event["tid"]: event["args"]["name"] for event in of(events, "M") if "tid" in event}
+    assert set(tracks.values()) == {"layers", "CPU", "accelerator", "link"}
+    experts = [event for event in slices(file) if {"expert", "tokens"} <= event["args"].keys()]
+    assert {"step", "layer", "expert", "tokens", "why", "planned_us"} <= experts[0]["args"].keys()
     assert any(event["ph"] == "C" for event in events)
 
 
@@ -75,7 +81,8 @@ def _prompts(folder):
         (("run", "--explain", "t.txt", "Hello"), "does not know what to write into 't.txt'"),
         (("run", "--explain", "/nowhere/t.json", "Hello"), "no file that can be written"),
         (("run", "--explain=maybe", "Hello"), "--explain cannot be 'maybe'"),
-        (("simulate", "t.npz", "--explain", "t.png"), "does not know what to write into 't.png'"),
+        (("simulate", "t.npz", "--explain", "t.png"), "draws .svg, not .png, as in 't.png'"),
+        (("run", "--explain", "a/t.jpg", "Hello"), "draws .svg, not .jpg"),
         (("simulate", "t.npz", "--explain", "t.svg", "--cache-only"), "so no --cache-only"),
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 from pathlib import Path
 
 import huggingface_hub.constants
@@ -148,12 +149,15 @@ def test_gguf_files(listed, models):
     save_gguf(gguf_model("gpt_oss"), models / "here" / "m.gguf", shards=20)
     save_gguf(gguf_model("olmoe"), snapshot / "tiny-Q8_0.gguf")
     save_gguf(gguf_model("olmoe"), snapshot / "tiny-Q4_0.gguf")
+    shutil.copy(snapshot / "tiny-Q8_0.gguf", snapshot / "tiny-UD-Q8_0.gguf")
     (snapshot / "config.json").write_text("{}")  # which makes no model of its own
     with (snapshot / "tiny-Q4_0.gguf").open("r+b") as file:
         file.truncate(10_000)
     found = listed()
     first = next((models / "here").glob("*-00001-of-*"))
-    assert list(found) == sorted(["dali-tiny", str(first), "org/tiny-gguf:Q8_0", "org/tiny-gguf:Q4_0"])
+    assert list(found) == sorted(
+        ["dali-tiny", str(first), *(f"org/tiny-gguf:{quant}" for quant in ("Q8_0", "Q4_0", "tiny-UD-Q8_0"))]
+    )
     runs = found["org/tiny-gguf:Q8_0"]
     assert (runs["runs"], runs["family"], runs["quant"]) == (True, "olmoe", "f32")
     assert (runs["experts"], runs["top_k"], runs["moe_layers"]) == (8, 3, 3)

@@ -341,3 +341,14 @@ def test_reasoning_is_on_no_pipe(run, tmp_path):
     code, out, err = run("run", str(model), "hi", "--temp", "0", "-n", "9")
     assert (code, out) == (0, "Hello\n")
     assert "Hm." not in err
+
+
+@pytest.mark.parametrize(
+    "given",
+    [("--system-prompt", "Be brief."), ("--chat-template", "{}"), ("--chat-template-kwargs", "{}")],
+    ids=lambda given: given[0],
+)
+def test_a_prompt_as_it_is_has_no_template(refused, given):
+    code, problem, _ = refused("run", "--raw", *given, "dali-tiny", "Once")
+    assert code == 2
+    assert problem.endswith(f"as it is, so no {given[0]}.")

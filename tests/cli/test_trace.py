@@ -95,6 +95,8 @@ def test_an_imported_files_bad_field_is_named(refused, tmp_path):
         (["trace"], "needs a file"),
         (["trace", "-o", "t.npz", "--import", "none.csv"], "no file 'none.csv'"),
         (["trace", "-o", "t.npz", "--import", "none.csv", "--hidden"], "records nothing, so no --hidden"),
+        (["trace", "-o", "t.npz", "--import", "none.csv", "--temp", "0"], "records nothing, so no --temp"),
+        (["trace", "-o", "t.npz", "--import", "none.csv", "--raw"], "records nothing, so no --raw"),
         (["trace", "-o", "t.npz", "--experts", "8"], "--experts is of an imported file"),
         (["trace", "a", "b", "-o", "t.npz"], "takes one MODEL"),
         (["trace", "-o", "t.npz", "--batch", "1,2"], "one batch size"),

@@ -51,6 +51,12 @@ def test_a_shorter_context_is_kept_before_experts_go_to_disk(sizes):
         make_plan(large, LoadOptions(ram=ram, quant="f32", ctx_size=2**20), Free(0), compiled=True)
 
 
+@pytest.mark.parametrize("kind", ["q8", "model"])
+def test_the_type_of_keys_and_values_is_the_one_that_loading_keeps(sizes, kind):
+    found = make_plan(sizes, LoadOptions(cache_type=kind), Free(2**34), compiled=True)
+    assert found.in_q8 == (kind == "q8")
+
+
 def test_reading_ahead_needs_experts_on_disk(sizes):
     with pytest.raises(DaliError, match="prefetch none is about experts on disk"):
         make_plan(sizes, LoadOptions(prefetch="none", ram="1TiB"), Free(2**34), compiled=True)

@@ -10,14 +10,16 @@ import pytest
 import dali
 from dali.doctor import checkpoint, gguf
 from dali.doctor.outline import read_outline
+from dali.errors import DaliError
 from dali.kernels.expert import ExpertLayout
 from dali.kernels.formats import get_format
 from dali.loading.budget import count_dense_bytes
 from dali.loading.gguf.model import GgufModel
 from dali.loading.safetensors import SafetensorsModel
-from dali.offload.gpu import state_size
+from dali.offload.vram import state_size
 from dali.step.size import Reservation
 from families import FAMILIES, random_model, save_fp8_model, save_model, save_mxfp4_model
+from gguf_models import gguf_model, rewrite, save_gguf
 
 CONVERTED = Path(__file__).parents[1] / "loading" / "gguf" / "converted"
 CLOSE = 0.03  # corrections of routers and such, which headers do not tell from weights
@@ -82,3 +84,17 @@ def modules(source: GgufModel):
     from dali.hooks import seam
 
     return seam.describe_model(source.skeleton, source.name)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("block_count", 2**31), ("block_count", 2), ("expert_used_count", 0), ("expert_used_count", 9)],
+)
+def test_a_header_that_lies_is_refused_in_the_words_of_loading(tmp_path, key, value):
+    path = save_gguf(gguf_model("qwen3_moe"), tmp_path / "m.gguf")
+    rewrite(path, {f"qwen3moe.{key}": value})
+    with pytest.raises(DaliError) as told:
+        gguf.sizes_of(read_outline(path))
+    with pytest.raises(DaliError) as loading:
+        _ = GgufModel(path).config
+    assert str(told.value) == str(loading.value)

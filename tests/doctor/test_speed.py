@@ -93,6 +93,18 @@ def test_a_prompt_is_computed_in_chunks_each_of_which_reads_all_weights():
     assert found.prompt.low == pytest.approx(found.prompt.expected / (1 + ROUGH))
 
 
+def test_keys_and_values_in_8_bits_are_read_as_such():
+    # A head's 250 values are 250 bytes and 8 scales of 2 bytes, a key and a value in each of 2 layers.
+    found = predict(SIZES, profile(), replace(PLAN, in_q8=True), context=500)
+    assert 1 / found.decode.expected == pytest.approx((4e6 + 2.2e6 + 2 * 2 * 266 * 500) / BANDWIDTH)
+
+
+def test_without_a_disk_nobody_knows_how_long_loading_takes():
+    figures = {name: one for name, one in profile().figures.items() if "disk" not in name}
+    assert predict(SIZES, profile(), PLAN).load is not None
+    assert predict(SIZES, replace(profile(), figures=figures), PLAN).load is None
+
+
 @pytest.mark.parametrize("window", [None, 1, 3, 5, 100])
 @pytest.mark.parametrize("chunk", [1, 3, 4, 512])
 def test_every_head_of_a_query_attends_to_what_the_window_leaves(window, chunk):

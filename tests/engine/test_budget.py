@@ -15,7 +15,7 @@ from dali.engine.budget import StateBudget
 from dali.engine.sequence import Sequence
 from dali.errors import DaliError
 from dali.llm import LLM
-from dali.offload.gpu import state_size
+from dali.offload.vram import state_size
 from dali.step.size import Reservation
 from families import random_model, save_model
 

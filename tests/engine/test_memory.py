@@ -95,6 +95,20 @@ def test_after_memory_ran_out_the_step_can_be_tried_again(dali_tiny, monkeypatch
     assert [sequence.generated for sequence in sequences] == expected
 
 
+def test_the_next_try_has_the_room_of_what_a_finished_answer_left(dali_tiny, monkeypatch):
+    llm = dali.load(dali_tiny, quant="w8")
+    done, other = (llm.sequence(prompt, temperature=0, max_tokens=2) for prompt in PROMPTS)
+    llm.loop.complete([done])
+    assert done.state.nbytes > 0
+    llm.engine.add(other)
+    with monkeypatch.context() as patch:
+        run_out(patch, "in the first layer", llm.model.config.num_hidden_layers)
+        with pytest.raises(DaliError, match="ran out amid a step"):
+            llm.engine.step()
+    assert done.state.nbytes == 0
+    llm.engine.abort(other)
+
+
 def step_twice(llm: LLM) -> None:
     """A step of a prompt's part samples nothing."""
     llm.engine.step()

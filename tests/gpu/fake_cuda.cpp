@@ -4,6 +4,7 @@
 // of kernels made for the CPU (tests/kernels/gpu/shimmed.cpp).
 #include <array>
 #include <algorithm>
+#include <chrono>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -37,12 +38,14 @@ struct Access {
 // Where an event was recorded.
 struct Point {
     bool done = false;
+    std::chrono::steady_clock::time_point at;  // when it came
     Clocks known;
 };
 
 struct Event {
     std::shared_ptr<Point> latest;
     int capture = 0;  // in which it was recorded last
+    bool timed = true;
 };
 
 struct Operation {
@@ -150,6 +153,7 @@ void run_one(Stream& stream) {
     if (operation.run) operation.run();
     if (operation.record) {
         operation.record->done = true;
+        operation.record->at = std::chrono::steady_clock::now();
         operation.record->known = stream.known;
     }
 }
@@ -169,7 +173,7 @@ void progress(int most) {
 Stream& stream_of(void* handle) { return handle ? *static_cast<Stream*>(handle) : *state().streams.front(); }
 
 // As cuda.h numbers them.
-constexpr int ILLEGAL_STATE = 401, UNSUPPORTED = 900, INVALIDATED = 901, ISOLATION = 905, IMPLICIT = 906, CAPTURED_EVENT = 907, WRONG_THREAD = 908;
+constexpr int INVALID_HANDLE = 400, ILLEGAL_STATE = 401, UNSUPPORTED = 900, INVALIDATED = 901, ISOLATION = 905, IMPLICIT = 906, CAPTURED_EVENT = 907, WRONG_THREAD = 908;
 
 // An illegal request: what is being captured is lost.
 int lose(Stream& stream, int code) {
@@ -560,7 +564,14 @@ int cuStreamWaitEvent(void* handle, void* waited, unsigned) {
     operation.wait = event->latest;
     return queue(handle, std::move(operation));
 }
-int cuEventCreate(void** event, unsigned) { BEGIN("cuEventCreate"); state().held++; *event = new Event; return 0; }
+int cuEventCreate(void** event, unsigned flags) {
+    BEGIN("cuEventCreate");
+    state().held++;
+    auto* one = new Event;
+    one->timed = !(flags & 2);
+    *event = one;
+    return 0;
+}
 int cuEventDestroy_v2(void*) { BEGIN("cuEventDestroy_v2"); state().held--; return 0; }  // kept: what is queued may name it
 int cuEventRecord(void* recorded, void* handle) {
     BEGIN("cuEventRecord");
@@ -591,6 +602,16 @@ int cuEventSynchronize(void* handle) {
     if (!event->latest) return 0;
     if (!finish([&] { return event->latest->done; })) return 999;
     merge(state().host, event->latest->known);
+    return 0;
+}
+int cuEventElapsedTime(float* milliseconds, void* from, void* to) {
+    BEGIN_UNSAFE("cuEventElapsedTime");
+    const auto *begin = static_cast<Event*>(from), *end = static_cast<Event*>(to);
+    if (state().idle) return *milliseconds = 0, 0;
+    if (!begin->timed || !end->timed || !begin->latest || !end->latest) return INVALID_HANDLE;
+    progress(1);
+    if (!begin->latest->done || !end->latest->done) return 600;
+    *milliseconds = std::chrono::duration<float, std::milli>(end->latest->at - begin->latest->at).count();
     return 0;
 }
 int cuStreamBeginCapture_v2(void* handle, int mode) {

@@ -162,7 +162,7 @@ def test_a_timeline_has_lanes_on_one_time_base(host_events, tmp_path):
     assert copies["ts"] <= cpu["ts"]
     assert cpu["dur"] >= 2e3  # microseconds
     assert cpu["ts"] + cpu["dur"] <= copies["ts"] + copies["dur"] + 1e-3
-    names = {one["tid"]: one["args"]["name"] for one in written if one["ph"] == "M"}
+    names = {one["tid"]: one["args"]["name"] for one in written if one["name"] == "thread_name"}
     assert (names[copies["tid"]], names[cpu["tid"]]) == ("copies", "the CPU")
 
 

@@ -8,10 +8,13 @@ import pytest
 
 import dali
 from dali.errors import DaliError, StoreError
+from dali.hardware import own
 from dali.llm import LLM
+from dali.measure.explained import Explained
 from dali.units import size
 from families import random_model, save_model
 from gpu.test_gpu_model import answers
+from measured import measured
 from on_disk import damaged, load_on_disk
 
 POLICIES = [{}, {"assign": "greedy"}, {"policy": "hybrimoe"}, {"n_cpu_moe": 1, "vram": "200KiB"}]
@@ -69,4 +72,24 @@ def test_slots_in_ram_are_page_locked(driver, directory, monkeypatch):
     told = [note for note in notes if "could not be page-locked" in note]
     assert len(told) == 1
     assert told[0].startswith(size(llm.loaded.pool.nbytes))
+    llm.close()
+
+
+def test_a_profile_that_cannot_be_used_is_said_once_whoever_asks_for_it(driver, directory, monkeypatch):
+    """The disk's reads at once and a GPU's plans both go by it."""
+    own.write(measured())  # of another machine
+    notes: list[str] = []
+    load(monkeypatch, directory, 3, notify=notes.append).close()
+    assert sum("is of another machine" in note for note in notes) == 1
+    assert any("never measured" in note for note in notes)
+
+
+def test_explained_steps_tell_what_was_read(driver, directory, expected, monkeypatch):
+    llm = load(monkeypatch, directory, 3)
+    explained, before = Explained(llm), sum(llm.telemetry.disk.misses)
+    assert answers(llm) == expected
+    steps = explained.steps()
+    assert sum(step.counts["read"] for step in steps) == sum(llm.telemetry.disk.misses) - before > 0
+    assert any(one.told.get("from") == "disk" for step in steps for one in step.slices if one.lane == "cpu")
+    assert "read: from disk" in explained.table()
     llm.close()

@@ -164,6 +164,20 @@ def test_the_plan_counts_what_sequences_keep_and_what_a_layer_has_twice_while_it
     llm.close()
 
 
+@pytest.mark.parametrize("options", [{"vram": None}, {}])
+def test_the_plan_holds_several_contexts_where_experts_lose_nothing(driver, directory, expected, options):
+    """All are there, or have what is asked for them."""
+    llm = load(directory, parallel=3, **options)
+    assert llm.engine.scheduler.budget == 3 * 64 * kv_token_bytes(llm)
+    live = []
+    plain = llm.engine.step
+    llm.engine.step = lambda: (plain(), live.append(len(llm.engine.scheduler.live)))[0]
+    llm.generate([*PROMPTS, *PROMPTS], temperature=0, ignore_eos=True)
+    assert max(live) == 3  # each may take the whole context
+    assert answers(llm) == expected
+    llm.close()
+
+
 def run_out(calls: Iterator[int], nth: int, plain: Callable[..., Any]) -> Any:
     """In place of `plain`: the `nth` call finds no memory."""
 

@@ -20,6 +20,7 @@ VALUES = dict.fromkeys(UNITS, 1e9) | {
     "link_latency": 1e-6,
     "launch": 3e-6,
     "sync": 7e-6,
+    "experts_call": 5e-6,
 }
 del VALUES["link_contended"]
 SHAPE = ExpertSize(hidden=100, intermediate=10, matrices=3, bytes={"w8": 4000, "w4": 2000})
@@ -41,6 +42,15 @@ def test_roofline_times_by_hand():
     assert costs.link == pytest.approx(1e-6 + 2e-6)  # latency + 4000 B / 2 GB/s
     assert costs.link_contended == costs.link  # 10 - 4 = 6 GB/s are left, more than the link takes
     assert costs.launch == pytest.approx(6e-6)  # two kernels
+
+
+def test_the_first_expert_of_the_cpu_has_activations_handed_over_and_a_call():
+    there = profile()
+    costs = CostModel(there, SHAPE, "w8", max_tokens=1).costs
+    assert costs.handover == pytest.approx(2 * (1e-6 + 400 / 2e9) + 5e-6)  # 100 values of float32 each way
+    assert CostModel(there, SHAPE, "w8", 1, accelerator=False).costs.handover == 5e-6
+    unmeasured = replace(there, figures={n: f for n, f in there.figures.items() if n != "experts_call"})
+    assert CostModel(unmeasured, SHAPE, "w8", max_tokens=1).costs.call == 0
 
 
 def test_a_smaller_format_streams_and_copies_faster():

@@ -126,6 +126,13 @@ def test_absurd_figures_are_set_aside(here, said, value):
     assert "cpu_bandwidth" in said[0]
 
 
+def test_what_another_disk_reads_through_the_page_cache_says_nothing_of_this_one(here, said):
+    own.write(measured(plain_bandwidth=6e9, plain_queue_depth=4.0))
+    assert own.find(said.append).reads_plainly
+    here["machine"] = replace(MACHINE, disk="sda another disk")
+    assert own.find(said.append).plain_share is None
+
+
 def test_one_without_a_machine_is_nobodys(here, said):
     own.write(without_machine(measured()))
     assert own.find(said.append) is None

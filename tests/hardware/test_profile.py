@@ -6,7 +6,8 @@ import pytest
 
 from dali.errors import DaliError, UsageError
 from dali.hardware.cost import disk_costs
-from dali.hardware.profile import DISK, SCHEMA, STEP, UNITS, Figure, Profile, Table, known, load
+from dali.hardware.profile import DISK, PLAIN, SCHEMA, STEP, UNITS, Figure, Profile, Table, known, load
+from measured import measured
 
 SHIPPED = ["egpu-x4", "laptop-8gb", "paper", "rtx3060-desktop", "rtx4090-desktop"]
 TABLE = Table("cpu", "w4", 64, 32, 3, ((1, 1e-5), (4, 2e-5)), "measured", "probe of 3 May")
@@ -21,7 +22,7 @@ def test_every_shipped_figure_is_published_and_sourced(name):
     profile = load(name)
     assert profile.name == name
     assert profile.label == "roofline"
-    assert UNITS.keys() - profile.figures.keys() <= {"link_contended", *STEP}
+    assert UNITS.keys() - profile.figures.keys() <= {"link_contended", *PLAIN, *STEP}
     assert profile.has_disk
     for figure in profile.figures.values():
         assert figure.label == "roofline"
@@ -107,6 +108,30 @@ BROKEN = {
     "counts that rise": lambda data: data["tables"][0].update(points=[[1, 1e-5], [1, 2e-5]]),
     "a time that is not a positive": lambda data: data["tables"][0].update(points=[[1, 0.0]]),
     "table for w4 needs a source": lambda data: data["tables"][0].update(source=""),
+    "memory_bandwidth is 1000.* not a positive number": lambda data: data["figures"][
+        "memory_bandwidth"
+    ].update(value=10**400),
+    "link_latency is 1e.300 x": lambda data: data["figures"]["link_latency"].update(value=1e300),
+    "launch is True": lambda data: data["figures"]["launch"].update(value=True),
+    "depth is 1000000.*, not a whole number from 1 to 1024": lambda data: data["figures"][
+        "disk_queue_depth"
+    ].update(value=1e6, efficiency=1.0),
+    "sync has a spread of 'wide'": lambda data: data["figures"]["sync"].update(spread="wide"),
+    "sync needs a source and": lambda data: data["figures"]["sync"].update(source=5),
+    "malformed: cannot convert float infinity": lambda data: data["tables"][0].update(
+        points=[[1, 1e-5], [float("inf"), 1e-5]]
+    ),
+    "malformed: int too large": lambda data: data["tables"][0].update(points=[[1, 10**400]]),
+    "table for w4 has a spread of nan": lambda data: data["tables"][0].update(spread=float("nan")),
+    "in -3 bytes": lambda data: data["tables"][0].update(bytes=-3),
+    "of no format": lambda data: data["tables"][0].update(format=["w4"]),
+    "the curve 'disk'": lambda data: data.update(
+        curves=[
+            {"name": "disk", "x": "reads", "unit": "B/s", "points": [[float("nan"), 1]], "source": "a test"}
+        ]
+    ),
+    "its error is -5": lambda data: data.update(error=-5),
+    "its error is nan": lambda data: data.update(error=float("nan")),
 }
 
 
@@ -117,12 +142,29 @@ def test_a_broken_profile_says_where_it_is_broken(problem, change):
     assert "odd.json" in caught.value.problem
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"3", b"\xff\xfe\x00"])
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"3", b"\xff\xfe\x00", b"[" * 10**5])
 def test_a_file_that_is_no_profile_is_refused(tmp_path, content):
     path = tmp_path / "odd.json"
     path.write_bytes(content)
     with pytest.raises(DaliError, match="not a JSON object with a schema"):
         load(path)
+
+
+def test_a_file_that_may_not_be_read_says_so(tmp_path, monkeypatch):
+    path = tmp_path / "mine.json"
+    path.write_text(load("paper").to_json())
+
+    def refuse(*args, **kwargs):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("pathlib.Path.read_text", refuse)
+    with pytest.raises(DaliError, match=r"Cannot read .*mine.json \(Permission denied\)"):
+        load(path)
+
+
+def test_what_no_file_can_be_called_is_no_profile():
+    with pytest.raises(UsageError, match="There is no hardware profile 'aaaa"):
+        load("a" * 5000)
 
 
 def test_a_figures_efficiency_multiplies_its_value():
@@ -145,3 +187,25 @@ def test_a_disks_read_takes_its_latency_and_its_bytes():
     disk = disk_costs(load("laptop-8gb"))
     assert disk.depth == 4
     assert disk.read(10**9) == pytest.approx(5.3e-5 + 1 / (7 * 0.86))
+
+
+@pytest.mark.parametrize(
+    ("plain", "spread", "plainly"), [(3.2e9, 0.01, False), (3.4e9, 0.01, True), (3.4e9, 0.1, False)]
+)
+def test_plain_reading_is_for_where_it_was_measured_to_be_clearly_faster(plain, spread, plainly):
+    """Than 3 GB/s: by more than a tenth, and by more than the readings of both differ."""
+    profile = measured(plain_bandwidth=plain, plain_queue_depth=4.0)
+    figures = {name: replace(figure, spread=spread) for name, figure in profile.figures.items()}
+    profile = replace(profile, figures=figures)
+    assert profile.plain_share == pytest.approx(plain / 3e9)
+    assert profile.reads_plainly == plainly
+    costs, other = disk_costs(profile), profile.read_otherwise()
+    assert (costs.bandwidth, costs.depth) == ((plain, 4) if plainly else (3e9, 2))
+    assert disk_costs(other).bandwidth == (3e9 if plainly else plain)
+    assert other.plain_share is None
+
+
+def test_without_a_measurement_nothing_is_said_of_plain_reading():
+    assert measured().plain_share is None
+    assert not measured().reads_plainly
+    assert measured().read_otherwise() is None

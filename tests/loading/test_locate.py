@@ -20,7 +20,7 @@ from huggingface_hub.errors import (
 
 from dali.errors import DaliError, UsageError
 from dali.loading import locate as module
-from dali.loading.locate import display_name, locate
+from dali.loading.locate import display_name, gguf_models, locate
 
 
 @pytest.fixture(autouse=True)
@@ -287,7 +287,12 @@ def test_what_no_model_can_be_called(name):
 
 @pytest.mark.parametrize(
     "link",
-    ["hf.co/org/name", "https://huggingface.co/org/name", "https://huggingface.co/org/name/tree/main/"],
+    [
+        "hf.co/org/name",
+        "https://huggingface.co/org/name",
+        "https://huggingface.co/org/name?library=transformers",
+        "https://huggingface.co/org/name/tree/main/",
+    ],
 )
 def test_a_link_to_the_hub_means_what_it_leads_to(hub, link):
     assert locate(link) == hub.answer
@@ -296,8 +301,35 @@ def test_a_link_to_the_hub_means_what_it_leads_to(hub, link):
 
 def test_a_link_to_a_gguf_file_means_its_quantization(monkeypatch, tmp_path):
     monkeypatch.setattr(module, "_gguf_from_hub", lambda name, quant, offline: tmp_path / name / quant)
-    for link in ("hf.co/org/name:Q4_K_M", "https://huggingface.co/org/name/blob/main/name-Q4_K_M.gguf"):
-        assert locate(link) == tmp_path / "org/name" / "Q4_K_M"
+    assert locate("hf.co/org/name:Q4_K_M") == tmp_path / "org/name" / "Q4_K_M"
+    at = "https://huggingface.co/org/name/blob/main/"
+    for file in (
+        "name-Q4_K_M.gguf",
+        "resolve/main/name-Q4_K_M.gguf?download=true",
+        "Q4_K_M/name-Q4_K_M-00001-of-00002.gguf#L1",
+    ):
+        assert locate(f"{at}{file}") == tmp_path / "org/name" / "name-Q4_K_M"
+
+
+def test_a_link_to_one_of_two_files_that_end_alike_leads_to_that_one(hub, monkeypatch):
+    listing(monkeypatch, REPOSITORY)
+    locate("https://huggingface.co/org/name/blob/main/UD/m-UD-Q4_K_M.gguf")
+    assert hub.asked["allow_patterns"] == ["UD/m-UD-Q4_K_M.gguf"]
+
+
+@pytest.mark.parametrize("projector", ["mmproj-BF16.gguf", "mmproj-m-BF16.gguf", "m-mmproj-BF16.gguf"])
+def test_what_projects_images_is_no_model(hub, monkeypatch, projector):
+    listing(monkeypatch, [*REPOSITORY, projector, "mmproj-F32.gguf"])
+    locate("org/name:BF16")
+    assert hub.asked["allow_patterns"] == REPOSITORY[-2:]
+    with pytest.raises(UsageError, match=r"no GGUF file for 'F32' .*\nIt has BF16, Q4_K_M, Q8_0"):
+        locate("org/name:F32")
+
+
+def test_a_name_with_a_number_that_no_split_model_has_is_a_file_of_its_own(tmp_path):
+    for name in ("m-00001-of-00000.gguf", "n-00003-of-00002.gguf"):
+        (tmp_path / name).touch()
+    assert [file.name for file in gguf_models(tmp_path)] == ["m-00001-of-00000.gguf", "n-00003-of-00002.gguf"]
 
 
 @pytest.mark.parametrize("name", ["a--b/c", "org/name.git", "-a/b", "模型/名"])

@@ -12,7 +12,7 @@ from dali.hardware.free_memory import own_memory
 from dali.kernels import native
 from dali.loading.on_disk import step_bytes
 from dali.loading.room import WORKING
-from dali.offload.gpu import state_size
+from dali.offload.vram import state_size
 from dali.step.size import Reservation
 from decoding_families import DECODING, decoding_model
 from families import FAMILIES, random_model, save_model

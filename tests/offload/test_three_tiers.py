@@ -120,7 +120,7 @@ def test_times_are_modelled_whatever_the_schedule_and_this_machine(monkeypatch, 
             def __init__(self, budget: int, *, seed: int, other: int = schedule, **more: Any) -> None:
                 super().__init__(budget, seed=other, **more)
 
-        monkeypatch.setattr("dali.offload.build.SimDevice", Scheduled)
+        monkeypatch.setattr("dali.offload.simulated.SimDevice", Scheduled)
         llm = load(monkeypatch, saved["gpt_oss"], machine, 5, 8, prefetch="none")
         answers(llm)
         found.append((llm.executor.device.now(), llm.telemetry.layers, llm.telemetry.disk))

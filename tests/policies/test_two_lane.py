@@ -85,12 +85,14 @@ def test_the_compiled_planner_assigns_as_two_lane(seed):
     residents = [(expert, slot) for slot, expert in enumerate(sorted(view.resident))]
     slots, seconds = len(residents) + view.slots, (costs.link, costs.link_contended, costs.launch)
     planner = compiled.library.Planner(
-        [residents], 10, slots, costs.cpu, costs.gpu, *seconds, costs.handover, False, 0
+        [residents], 10, slots, costs.cpu, costs.gpu, *seconds, costs.handover, 0.5, False, 0
     )
     ids = [expert for expert, tokens in enumerate(workload) for _ in range(tokens)]
     cpu, launches, _, _ = planner.plan(0, ids, 0, [], 0.0, -view.link_free, len(residents))
     launched = [(expert, fetched) for experts, _, fetched in launches for expert in experts]
     assert tuple(cpu) == plan.cpu
+    in_the_call = sum(costs.cpu[workload[expert]] for expert in cpu)
+    assert planner.planned == pytest.approx(0.5 + in_the_call if cpu else 0)  # half a second of a call's own
     assert tuple(expert for expert, _ in launched) == plan.gpu
     assert tuple(expert for expert, fetched in launched if fetched) == plan.fetch
 

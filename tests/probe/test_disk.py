@@ -35,6 +35,7 @@ def test_a_disk_is_measured_at_every_depth(small, tmp_path):
         assert path.stat().st_size == 2**24
         found = measure(path, clock())
     assert list(found.bandwidths) == [2, 4, 8, 16]
+    assert list(found.plain) == ([2, 4, 8, 16] if hasattr(os, "posix_fadvise") else [])
     assert found.latency.value > 0
     assert os.listdir(tmp_path) == []
 
@@ -53,6 +54,16 @@ def test_a_write_that_is_interrupted_leaves_no_file(small, tmp_path, monkeypatch
     with pytest.raises(KeyboardInterrupt), trial_file(tmp_path):
         pass
     assert os.listdir(tmp_path) == []
+
+
+def test_what_a_killed_measurement_has_left_is_deleted_by_the_next(small, tmp_path):
+    old, under_way = tmp_path / "measuring-old", tmp_path / "measuring-now"
+    for file in (old, under_way):
+        file.touch()
+    os.utime(old, (0, 0))
+    with trial_file(tmp_path):
+        assert not old.exists()
+    assert os.listdir(tmp_path) == [under_way.name]
 
 
 def test_a_full_disk_is_said_and_left_alone(tmp_path, monkeypatch):

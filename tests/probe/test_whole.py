@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from itertools import count
 from types import SimpleNamespace
 
@@ -9,9 +10,10 @@ import pytest
 
 from dali.errors import DaliError
 from dali.hardware.cost import CostModel, ExpertSize, disk_costs
-from dali.hardware.profile import ACCELERATOR, DISK, STEP, UNITS, Profile
+from dali.hardware.profile import ACCELERATOR, DISK, PLAIN, STEP, UNITS, Profile
 from dali.kernels import native
 from dali.probe import dense, disk, experts, memory, whole
+from dali.probe.reading import Reading
 from dali.probe.step import overheads
 from measured import MACHINE
 
@@ -76,7 +78,8 @@ def test_a_profile_is_whole_and_says_where_each_figure_is_from(small):
     profile = whole.measure(lambda part, share: parts.append((part, share)), small, MACHINE)
     assert dict(parts) == whole.PARTS
     assert native.threads() == threads
-    assert set(profile.figures) == set(UNITS) - set(ACCELERATOR) - {"link_contended"}
+    never = {*ACCELERATOR, "link_contended", *(PLAIN if not hasattr(os, "posix_fadvise") else ())}
+    assert set(profile.figures) == set(UNITS) - never
     assert {*DISK, *STEP} <= set(profile.figures)
     assert profile.label == "measured"
     assert profile.machine == MACHINE
@@ -92,6 +95,21 @@ def test_replays_and_plans_take_it(small):
     model = CostModel(profile, ExpertSize(256, 128, 3, {"q5k": 70000}), "q5k", 4, accelerator=False)
     assert all(0 < seconds < 100 for seconds in model.costs.cpu[1:])
     assert disk_costs(profile).depth >= 1
+
+
+def test_what_was_clamped_is_said(small, monkeypatch):
+    quiet = whole.measure(lambda part, share: None, small, MACHINE).notes
+    assert not any("contradict" in note or "faster than memory" in note for note in quiet)
+    # 32 heads of queries to 4 of keys take nine times as long as 8 to 8: more than the scores are more.
+    monkeypatch.setattr(
+        "dali.probe.dense._decoding",
+        lambda pool, clock, heads, groups: Reading({8: 1.0, 32: 9.0}[heads], 0, 3),
+    )
+    monkeypatch.setattr("dali.probe.memory.native.read_seconds", lambda memory: 1e6)
+    profile = whole.measure(lambda part, share: None, small, MACHINE)
+    assert profile["cpu_bandwidth"] == profile["memory_bandwidth"]
+    assert sum("faster than memory alone" in note for note in profile.notes) == 1
+    assert sum("attention contradict each other" in note for note in profile.notes) == 1
 
 
 def test_a_disk_that_cannot_be_measured_is_said_and_the_rest_is_kept(small, monkeypatch):
@@ -115,6 +133,20 @@ def test_too_little_memory_is_refused():
 
 def test_threads_are_doubled_and_all():
     assert [memory.counts(most) for most in (1, 2, 6, 8)] == [[1], [1, 2], [1, 2, 4, 6], [1, 2, 4, 8]]
+
+
+def test_a_call_of_experts_is_told_apart_from_its_experts():
+    class Call:  # 5 us, and 2 for each expert
+        seconds = staticmethod(lambda count, tokens: (5e-6 + count * 2e-6) / count)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(experts, "Experts", lambda *arguments: Call)
+        found = experts.call_seconds(None, count().__next__)
+    assert found.value == pytest.approx(5e-6)
+    readings = {1: experts.Reading((5e-6 + 8 * 2e-6) / 8, 0, 3), 64: experts.Reading(3e-6, 0, 3)}
+    alone = experts.without_call(readings, found.value)
+    assert alone[1].value == pytest.approx(2e-6)
+    assert alone[64].value == pytest.approx(1.5e-6)  # two a call: half of what was read is left
 
 
 def test_readings_end_before_a_call_would_take_too_long():

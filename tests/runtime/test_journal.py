@@ -18,9 +18,15 @@ from tiny_runtime import (
     tiny_model,
 )
 
+from dali.replay.explain import events
 from dali.replay.explain.clocked import from_clock
-from dali.replay.explain.slices import explain
+from dali.replay.explain.slices import PLACES, explain
 from dali.replay.explain.summary import summary
+from trace_events import of, read
+
+
+def explained(journal):
+    return explain(journal.since(0), journal.costs, TOP_K, from_clock)
 
 
 def noted(batch: int, **setting: object):
@@ -29,7 +35,7 @@ def noted(batch: int, **setting: object):
     executor = tiny_executor(Setting(batch=batch, prefetch="next_gate", **setting), model)
     executor._telemetry.clear()
     executor.device.busy_seconds()
-    journal = executor.keep_journal(executor.device.clock)
+    journal = executor.keep_journal()
     outputs = run(executor, model, batch)
     return executor, journal, outputs
 
@@ -41,13 +47,13 @@ def test_outputs_are_the_same_bits_with_a_journal(batch: int) -> None:
     bare = tiny_executor(Setting(batch=batch, prefetch="next_gate"), tiny_model())
     assert identical(outputs, run(bare, tiny_model(), batch))
     assert executor.device.now() == bare.device.now()  # nor does it take modelled time
-    assert (journal.steps, len(journal.notes)) == (len(STEPS), len(STEPS) * LAYERS)
+    assert (journal.begun, len(journal.notes)) == (len(STEPS), len(STEPS) * LAYERS)
 
 
 @pytest.mark.parametrize("slots", [1, 8, 32])
 def test_slices_add_up_to_what_telemetry_counts(slots: int) -> None:
     executor, journal, _ = noted(2, slots=slots)
-    steps, total = explain(journal, TOP_K, from_clock), executor._telemetry.total()
+    steps, total = explained(journal), executor._telemetry.total()
     counts = {
         place: sum(step.counts[place] for step in steps) for place in ("cpu", "resident", "ahead", "copied")
     }
@@ -72,14 +78,32 @@ def test_slices_add_up_to_what_telemetry_counts(slots: int) -> None:
             assert all(one.end <= two.start + 1e-12 for one, two in pairwise(mine))
 
 
+@pytest.mark.parametrize("batch", BATCHES)
+def test_trace_events_have_every_slice_and_which_experts_were_where(batch: int) -> None:
+    _, journal, _ = noted(batch)
+    steps = explained(journal)
+    found = read(events.explained(steps, "Times are modelled."))
+    assert len(of(found, "X")) == sum(len(step.slices) for step in steps) + len(steps) + len(STEPS)
+    names = {event["tid"]: event["args"]["name"] for event in of(found, "M") if "tid" in event}
+    assert set(names.values()) == {"layers", "CPU", "accelerator", "link"}
+    layers = [
+        event for event in of(found, "X") if names[event["tid"]] == "layers" and "layer" in event["args"]
+    ]
+    for event, step in zip(layers, steps, strict=True):
+        for place in (one for one in ("cpu", "resident", "ahead", "copied") if step.counts[one]):
+            which = event["args"][f"experts {PLACES[place]}"].split(", ")
+            assert sorted(map(int, which)) == sorted(one.expert for one in step.reasons if one.place == place)
+            assert event["args"][PLACES[place]] == len(which)
+
+
 def test_the_summary_is_bounded_and_says_what_was_forgotten() -> None:
     _, journal, _ = noted(1)
-    told = summary(explain(journal, TOP_K, from_clock) * 30, journal.steps, "modelled")
+    told = summary(explained(journal) * 30, journal.begun, "modelled")
     assert len(told.splitlines()) <= 50
     assert told.startswith("Experts of 6 steps; times are modelled")
     journal.notes.popleft()
     while journal.notes[0].step == 1:
         journal.notes.popleft()
-    assert summary(explain(journal, TOP_K, from_clock), journal.steps, "modelled").startswith(
+    assert summary(explained(journal), journal.begun, "modelled").startswith(
         "Experts of the last 5 of 6 steps"
     )

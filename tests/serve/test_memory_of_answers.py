@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+import dali
 from dali.serve import memory
 from dali.serve.memory import HEADROOM, limit_states, side_by_side
 
@@ -41,3 +42,13 @@ def test_one_whole_context_fits_whatever_is_free(unlimited, monkeypatch, ram):
     assert max(live) == 1
     assert sequences[0].tokens == sequences[1].tokens
     assert len(sequences[0].tokens) == 512
+
+
+def test_of_a_simulated_accelerator_both_its_memory_and_this_machines_hold(dali_tiny, monkeypatch):
+    with dali.load(str(dali_tiny), device="sim:paper", vram=0, prefetch="none", parallel=3) as llm:
+        device = llm.engine.budget.nbytes
+        monkeypatch.setattr(memory, "available_ram", lambda: 2**40)
+        assert limit_states(llm, None).nbytes == device
+        assert side_by_side(llm, llm.engine.budget) == 3
+        monkeypatch.setattr(memory, "available_ram", lambda: 0)
+        assert side_by_side(llm, limit_states(llm, None)) == 1

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import gc
 import random
+import signal
+import sys
 import threading
 import time
 import weakref
+from types import SimpleNamespace
 
 import pytest
 import torch
+from test_direct_io import cached, forget, resident
 
 from dali.compiled import library
 from dali.errors import StoreError
 from dali.kernels import native
 from dali.policies.places import Places
 from dali.policies.pool.fading import Policy
+from dali.store import disk_pool
+from dali.store.direct_io import PAGE
 from dali.store.disk_pool import DiskPool
 from dali.store.packed.builder import ensure_store
 from dali.store.packed.reader import DamagedStore, StoreReader
@@ -240,6 +246,59 @@ def test_it_gives_up_what_the_policy_says(path):
         assert sum(pool.counters().misses) - sum(before.misses) == len(absent)
 
 
+@pytest.fixture
+def provided(monkeypatch):
+    """Stretches of memory that the system was asked for, by their addresses; to be changed: what happens at each."""
+    asked = SimpleNamespace(addresses=[], then=lambda: None)
+
+    def populate(memory):
+        asked.addresses.append(memory.data_ptr())
+        asked.then()
+
+    monkeypatch.setattr(disk_pool, "populate", populate)
+    return asked
+
+
+def test_memory_of_all_slots_is_provided_in_the_order_in_which_they_are_taken(path, provided):
+    pool = DiskPool(path, 2, 6, depth=1)
+    pool.grow(6)
+    pool.prepare_memory(lambda: False).join()
+    memory = pool.memory.data_ptr()
+    assert provided.addresses == [memory + slot * pool.slot_bytes for slot in range(6)]
+    fresh = DiskPool(path, 6, 6, depth=1)
+    first = fresh.lease(0, [3]).records[0]
+    assert first.data_ptr() == fresh.memory.data_ptr()
+
+
+def test_no_more_is_provided_once_it_shall_end(path, provided):
+    pool = DiskPool(path, 6, 6, depth=1)
+    pool.prepare_memory(lambda: len(provided.addresses) == 3).join()
+    assert len(provided.addresses) == 3
+
+
+def test_nor_once_the_pool_has_gone(path, provided):
+    pool, gone = DiskPool(path, 6, 6, depth=1), threading.Event()
+    provided.then = gone.wait
+    thread = pool.prepare_memory(lambda: False)
+    del pool
+    gone.set()
+    thread.join()
+    assert len(provided.addresses) == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="nobody tells here what memory is there")
+def test_what_is_provided_is_there_and_as_it_was(path):
+    pool = DiskPool(path, 4, 15, depth=1)
+    kept = pool.lease(2, [3])
+    pool.grow(15)
+    pool.prepare_memory(lambda: False).join()
+    assert torch.equal(kept.records[0], expected(2, 3))
+    there = resident(pool.memory.data_ptr(), pool.nbytes)
+    if sum(there) <= 4 * pool.slot_bytes // PAGE:
+        pytest.skip("this kernel provides no memory ahead")
+    assert all(there)
+
+
 def test_what_another_has_begun_to_read_is_not_read_again(path):
     pool = DiskPool(path, 8, 8, depth=1)
     cache = pool._cache._cache
@@ -285,3 +344,50 @@ def test_it_tells_how_many_more_can_be_leased(path):
     assert pool.room(0, [3, 4]) == -1
     del kept
     assert pool.room(0, [0, 3, 4]) == 0
+
+
+@pytest.fixture
+def while_it_waits():
+    """Have the main thread do something once, as soon as something has begun in which it waits for the disk."""
+    before = signal.getsignal(signal.SIGALRM)
+
+    def arrange(begun, act):
+        def look(*_):
+            if begun():
+                signal.setitimer(signal.ITIMER_REAL, 0)
+                act()
+
+        signal.signal(signal.SIGALRM, look)
+        signal.setitimer(signal.ITIMER_REAL, 0.005, 0.005)
+
+    yield arrange
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, before)
+
+
+def test_a_step_computes_what_another_has_read_while_it_waited_for_a_slot(path, while_it_waits):
+    pool = DiskPool(path, 1, 1, depth=1)
+    leases = [pool.lease(0, [0])]  # the only slot
+    misses = sum(pool.counters().misses)
+
+    def read_by_another():
+        leases.clear()
+        leases.append(pool.lease(0, [2]))
+
+    while_it_waits(lambda: sum(pool.counters().misses) > misses, read_by_another)
+    hidden, ids = torch.ones(1, DESCRIBED.layout.shape.hidden), torch.tensor([[2]])
+    out, active = pool.lease(0).native.compute(hidden, ids, torch.ones(1, 1))
+    assert active == 1
+    alone = native.ExpertRecords(DESCRIBED.layout, [expected(0, expert) for expert in range(EXPERTS)])
+    assert torch.equal(out, alone.compute(hidden, ids, torch.ones(1, 1))[0])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="nobody tells here what the page cache has")
+def test_through_the_page_cache_the_same_is_leased_and_nothing_stays_there(path):
+    pool = DiskPool(path, 4, 4, depth=2, plain=True)
+    assert not pool.direct
+    assert pool.cached_bytes == 2 * pool.slot_bytes
+    forget(path)
+    for layer in range(LAYERS):
+        assert_leased(pool, layer, [1, 3, 0])
+    assert not cached(path, DESCRIBED.file_bytes)

@@ -90,6 +90,10 @@ def test_a_file_that_changed_is_read_anew(here):
         ("import dali", "bad.py, line 1, holds neither a SYSTEM nor a class Policy"),
         ("SYSTEM = 3", "bad.py, line 1, holds 3, which is neither a System nor a class"),
         ("\nclass Policy:\n    def decide(self): ...", "bad.py, line 3, is no CachePolicy"),
+        (
+            "\nfrom dali.policies.pool import PoolPolicy as P\nclass Policy(P):\n    def observe(self, layer, workload): ...",
+            "bad.py, line 4, is a policy of who stays in RAM over a disk",
+        ),
     ],
 )
 def test_files_that_cannot_be_used(here, text, said):

@@ -57,7 +57,16 @@ class Settings(Always, Accelerator):
     explain: str | None = flag(
         "bench", EXPLAIN, "say which experts went where and why, the warming up included, as `dali run` does"
     )
-    output: str | None = flag("bench", one_of(LAYOUTS, "FORMAT"), f"{', '.join(LAYOUTS)} (default: md)", "-o")
+    output: str | None = flag(
+        "bench",
+        one_of(LAYOUTS, "FORMAT"),
+        f"{', '.join(LAYOUTS)} (default: md)",
+        "-o",
+        variable="DALI_BENCH_OUTPUT",
+    )
+
+    def _parameters(self) -> dict[str, Any]:
+        return super()._parameters() | {"parallel": self.batch or 1}
 
 
 VERB = Verb(
@@ -88,7 +97,7 @@ def main(settings: Settings) -> int:
     if systems:
         options = replace(options, policy=systems[0])
     if settings.explain is not None:
-        check_explain(settings.explain, options)
+        check_explain(settings.explain)
     directory = find_model(model, settings)
     llm = load_model(model, directory, options)
     from dali.measure.bench import Test, measure
@@ -128,10 +137,10 @@ def _systems(settings: Settings) -> list[str]:
                 f"--compare measures whole systems, so no --{name.replace('_', '-')}.",
                 "Leave one of both out.",
             )
-    if settings.device is None or not settings.device.startswith("sim:"):
+    if settings.device in (None, "cpu"):
         raise UsageError(
-            f"--compare is of systems over a simulated accelerator so far, and the device is {settings.device or 'cpu'}.",
-            "Give --device sim:PROFILE.",
+            "--compare is of systems over an accelerator, and the device is cpu, which computes all experts under each.",
+            "Give --device sim:PROFILE, or cuda.",
         )
     found = [str(SYSTEM.parse(name)) for name in settings.compare]
     if len(set(found)) < len(found):
@@ -145,6 +154,7 @@ def _ways(llm: LLM, options: LoadOptions, systems: list[str]) -> list[Callable[[
 
     def under(experts: AcceleratedExperts) -> LLM:
         if llm.accelerated is not experts:
+            experts.resume()
             llm.accelerate(experts)
         return llm
 
@@ -152,12 +162,17 @@ def _ways(llm: LLM, options: LoadOptions, systems: list[str]) -> list[Callable[[
         return []
     if llm.loaded.disk is not None:
         raise UsageError(
-            f"RAM has no room for all experts of {llm.name}, and what one system leaves there another would find.",
-            "Measure each by itself, with --system in place of --compare.",
+            f"Experts of {llm.name} are read from disk when they are wanted; what one system leaves in RAM another would find.",
+            "Measure each by itself, with --system in place of --compare"
+            + ("." if options.ram is None else ", or leave --ram out."),
         )
+    first = llm.accelerated
     others = [replace(options, policy=system) for system in systems[1:]]
-    made = [llm.accelerated, *(accelerate(llm.loaded, llm.engine, one, meter, log.info) for one in others)]
-    return [partial(under, experts) for experts in made]
+    made = [
+        accelerate(llm.loaded, llm.engine, one, meter, log.info, taking_turns_with=first) for one in others
+    ]
+    first.resume()  # the others' first residents are in the slots
+    return [partial(under, experts) for experts in (first, *made)]
 
 
 def _row(llm: LLM, measurement: Measurement, batch: int, system: str | None) -> dict[str, Any]:
@@ -173,7 +188,7 @@ def _row(llm: LLM, measurement: Measurement, batch: int, system: str | None) -> 
         "test": test.name,
         "model_filename": llm.name,
         "model_type": f"{llm.model.config.model_type} {llm.format_name}",
-        "model_size": llm.expert_bytes + llm.dense_bytes,
+        "model_size": llm.loaded.pool.stored_bytes + llm.dense_bytes,
         "n_batch": llm.engine.scheduler.step_tokens,
         "n_threads": native.threads() if native_threads else torch.get_num_threads(),
         "cache_type": llm.engine.cache_type,

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from dali.cli.flags.always import Always
-from dali.cli.flags.option import SWITCH, as_flag, flag
+from dali.cli.flags.kinds import whole
+from dali.cli.flags.option import SWITCH, as_flag, flag, options_of
 from dali.cli.flags.prefixes import Prefixes
-from dali.cli.flags.verb import Verb
+from dali.cli.flags.verb import Verb, refuse_unheeded
 from dali.cli.terminal import log, passing_note
 from dali.doctor import machine, report
 from dali.doctor.examine import Examination, Quant, examine, of_quants, read_remote
 from dali.doctor.here import device_of, look
 from dali.doctor.outline import read_outline
+from dali.doctor.remote import scratch
 from dali.doctor.verdict import Verdict
 from dali.errors import UsageError
 from dali.loading.locate import find, is_cached, locate
@@ -24,6 +26,12 @@ from dali.loading.locate import find, is_cached, locate
 @dataclass(frozen=True)
 class Settings(Always, Prefixes):
     json: bool = flag("output", SWITCH, "for machines", variable="DALI_DOCTOR_JSON")
+    parallel: int | None = flag(
+        "accelerator", whole(1), "answers at once, as `dali serve` gives them (default: 1, as `dali run`)"
+    )
+
+    def _parameters(self) -> dict[str, Any]:
+        return super()._parameters() | {"parallel": self.parallel}
 
 
 VERB = Verb(
@@ -44,6 +52,8 @@ def main(settings: Settings) -> int:
         )
     model = settings.words[0] if settings.words else settings.model
     if model is None:
+        of_models = {option.key for option in options_of(Prefixes)}
+        refuse_unheeded(settings, lambda key: key in of_models, "Without MODEL, this machine is told of")
         return _machine(settings.json)
     passing_note(f"Looking at {model} ...")
     found, quants = _examine(model, settings)
@@ -67,11 +77,11 @@ def _examine(model: str, settings: Settings) -> tuple[Examination, list[Quant]]:
     if isinstance(place, Path) or options.offline or is_cached(place):
         outline = read_outline(place if isinstance(place, Path) else locate(model, offline=True))
         return examine(outline, options, here, device, settings.origins), []
-    with tempfile.TemporaryDirectory(prefix="dali-doctor-") as folder:
-        outline, there = read_remote(place, Path(folder))
+    with scratch() as folder:
+        outline, there = read_remote(place, folder)
         found = examine(outline, options, here, device, settings.origins)
         if found.refusal is not None:
-            found = replace(found, refusal=found.refusal.about(folder, place.name))
+            found = replace(found, refusal=found.refusal.about(str(folder), place.name))
     quants = {} if place.quant is None else there.quants
     return found, of_quants(quants, found, options, here, device)
 

@@ -16,7 +16,14 @@ from dali.cli.flags.verb import Verb
 from dali.cli.importing import importing
 from dali.cli.terminal import log, passing_note
 from dali.errors import DaliError
-from dali.loading.locate import BUNDLED, gguf_models, is_checkpoint, quant_of
+from dali.loading.locate import (
+    BUNDLED,
+    files_of_quant,
+    gguf_models,
+    is_checkpoint,
+    quant_of,
+    stem_of,
+)
 from dali.store.cache import cache_root
 from dali.store.gguf.header import split_files
 from dali.units import size
@@ -28,7 +35,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Settings(Always):
-    json: bool = flag("output", SWITCH, "for machines")
+    json: bool = flag("output", SWITCH, "for machines", variable="DALI_LIST_JSON")
 
 
 VERB = Verb(
@@ -109,9 +116,20 @@ def _found() -> Iterator[tuple[str, Path]]:
         main = repository.refs.get("main")
         if repository.repo_type == "model" and main:
             files = gguf_models(main.snapshot_path)
-            yield from ((f"{repository.repo_id}:{quant_of(file.name)}", file) for file in files)
+            yield from ((f"{repository.repo_id}:{name}", file) for name, file in _by_quant(files).items())
             if not files or not _gguf_files(main.snapshot_path):
                 yield repository.repo_id, main.snapshot_path
+
+
+def _by_quant(files: list[Path]) -> dict[str, Path]:
+    """Each file by its quantization, where that leads to it; else, where others end in the same, by its whole name."""
+    names = [str(file) for file in files]
+    found = {}
+    for file in files:
+        quant = quant_of(file.name)
+        mine = files_of_quant(names, "", quant, "")[0] == str(file)
+        found[quant if mine else stem_of(file.name)] = file
+    return found
 
 
 def _gguf_files(folder: Path) -> list[Path]:

@@ -14,11 +14,11 @@ from dali.cli.chat.conversation import Conversation, check_prompt
 from dali.cli.chat.loop import chat
 from dali.cli.chat.template import read_template
 from dali.cli.flags.always import Always
-from dali.cli.flags.chat import Chat
+from dali.cli.flags.chat import Chat, Template
 from dali.cli.flags.explained import EXPLAIN, check_explain, explaining
-from dali.cli.flags.option import SWITCH, flag
+from dali.cli.flags.option import SWITCH, flag, options_of
 from dali.cli.flags.prefixes import Prefixes
-from dali.cli.flags.verb import Verb
+from dali.cli.flags.verb import Verb, refuse_unheeded
 from dali.cli.importing import importing
 from dali.cli.model import find_model, load_model
 from dali.cli.plain_text import plain_text
@@ -61,12 +61,15 @@ def main(settings: Settings) -> int:
     if settings.list_policies:
         print("\n".join(_systems()))
         return 0
+    if settings.raw:
+        about = {"system_prompt", *(option.key for option in options_of(Template))}
+        refuse_unheeded(settings, lambda key: key in about, "--raw gives the prompt to the model as it is")
     model, prompt = _model_and_prompt(settings.words, settings.model or DEFAULT_MODEL)
     if settings.device is not None and settings.device.startswith("cuda"):
         check_gpu(settings.device)
     options = settings.load_options()
     if settings.explain is not None:
-        check_explain(settings.explain, options)
+        check_explain(settings.explain)
     directory = _find(model, settings)  # first: a lone word that is no model gets its hint, whatever stdin is
     if prompt is None and not (sys.stdin and sys.stdin.isatty()):
         prompt = _read_stdin()

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from dali.cli.chat.template import read_template
 from dali.cli.flags.always import Always
 from dali.cli.flags.chat import Template
+from dali.cli.flags.explained import EXPLAIN, check_explain, explaining
 from dali.cli.flags.kinds import NAMES, TEXT, whole
 from dali.cli.flags.option import Kind, flag
 from dali.cli.flags.prefixes import Prefixes
@@ -62,6 +63,16 @@ class Settings(Always, Prefixes, Sampling, Template):
         "server", whole(0), f"answers that may wait for others; more are refused (default: {QUEUE})"
     )
 
+    explain: str | None = flag(
+        "server",
+        EXPLAIN,
+        "keep the last steps, and say which experts went where, and why: at GET /v1/explain, and when the server stops; into a "
+        "FILE, all of it (.json: trace events for ui.perfetto.dev) or a picture of one step (.svg)",
+    )
+
+    def _parameters(self) -> dict[str, Any]:
+        return super()._parameters() | {"parallel": self.parallel or PARALLEL}
+
     def serve_options(self) -> ServeOptions:
         """What the flags ask for. UsageError: it cannot be meant."""
         names = ("host", "port", "api_key", "alias", "parallel", "queue")
@@ -92,7 +103,7 @@ def main(settings: Settings) -> int:
     try:
         llm = load()
         logging.getLogger("asyncio").setLevel(logging.ERROR)  # it warns of clients that leave
-        serve(llm, serving, server, stop, settings.ram)
+        serve(llm, serving, server, stop, settings.ram, settings.explain)
     except BaseException:
         server.stop(at_once=True)
         raise
@@ -110,6 +121,8 @@ def checked(settings: Settings) -> tuple[ServeOptions, Callable[[], LLM]]:
     options, load_options = settings.serve_options(), settings.load_options()
     if settings.device is not None and settings.device.startswith("cuda"):
         check_gpu(settings.device)
+    if settings.explain is not None:
+        check_explain(settings.explain)
     template = None if settings.chat_template is None else read_template(settings.chat_template)
     return options, lambda: _load(model, settings, load_options, template)
 
@@ -124,8 +137,10 @@ def _load(model: str, settings: Settings, options: LoadOptions, template: str | 
     return llm
 
 
-def serve(llm: LLM, serving: Serving, server: Server, stop: Event, ram: int | None) -> None:
-    """Until `stop` is set, or SIGINT or SIGTERM comes; a second one ends it at once."""
+def serve(
+    llm: LLM, serving: Serving, server: Server, stop: Event, ram: int | None, explain: str | None = None
+) -> None:
+    """Until `stop` is set, or SIGINT or SIGTERM comes; a second one ends it at once. `explain`: as --explain."""
     from dali.engine.text.structure import generic_tools
     from dali.serve.memory import limit_states, side_by_side
     from dali.serve.service import Service
@@ -133,9 +148,10 @@ def serve(llm: LLM, serving: Serving, server: Server, stop: Event, ram: int | No
     fit = side_by_side(llm, limit_states(llm, ram))
     if fit < serving.options.parallel:
         answers = "1 answer" if fit == 1 else f"{fit} answers"
+        lower = "--ctx-size" if llm.executor is None else "--ctx-size or --vram"
         log.info(
             f"The memory that is left holds keys and values ({llm.engine.cache_type}) of {answers} at once that may take the "
-            f"whole context of {llm.ctx_size} tokens; others wait for them. A lower --ctx-size lets more answer at once, as does "
+            f"whole context of {llm.ctx_size} tokens; others wait for them. A lower {lower} lets more answer at once, as does "
             "max_tokens in requests."
         )
     if generic_tools(llm.tokenizer):
@@ -143,8 +159,9 @@ def serve(llm: LLM, serving: Serving, server: Server, stop: Event, ram: int | No
             f"The chat template of {llm.name} takes no tools. Requests that offer some are answered all the same: dali tells "
             "the model of them in words, for which it was not trained."
         )
-    with _set_by_signals(stop):
+    with _set_by_signals(stop), explaining(llm, explain) as explained:
         service = Service(llm, serving.options.parallel, serving.options.queue)
+        service.explained = explained
         serving.open(service)
         passing_note()
         log.info(

@@ -9,11 +9,11 @@ from typing import Literal
 
 import dali
 from dali.cli.flags.always import Always
-from dali.cli.flags.explained import EXPLAIN, FILES, TABLE, write_explained
+from dali.cli.flags.explained import EXPLAIN, TABLE, check_explain, write_explained
 from dali.cli.flags.kinds import COUNTS, FILE, NAMES, whole
 from dali.cli.flags.option import SWITCH, Kind, flag
 from dali.cli.flags.verb import Verb
-from dali.cli.flags.written import check_suffix, check_written, write_whole
+from dali.cli.flags.written import check_written, write_whole
 from dali.cli.importing import importing
 from dali.cli.terminal import log, passing_note
 from dali.errors import UsageError
@@ -39,6 +39,7 @@ class Settings(Always):
         NAMES,
         "policies of `dali run --list-policies` and files that end in .py, with commas between them, or all (default) of dali's "
         "own; their lossy parts off",
+        variable="DALI_SIMULATE_POLICY",
     )
     cache_slots: tuple[str, ...] | None = flag(
         "comparison", NAMES, "residents a layer, as shares of its experts or numbers (default: 25%%,50%%)"
@@ -49,6 +50,7 @@ class Settings(Always):
         "experts on disk, and so much RAM for them, as sizes (8GiB,16GiB) or shares of all experts (25%%,50%%). Policies are "
         "then those of the pool in RAM (default, balanced, fading, lfu, lru) and files that end in .py; the CPU computes all, "
         "unless --cache-slots says how many residents an accelerator has above it, under dali's default",
+        variable="DALI_SIMULATE_RAM",
     )
     batch: tuple[int, ...] | None = flag(
         "comparison", COUNTS, "sequences side by side in a step (default: 1)"
@@ -57,6 +59,7 @@ class Settings(Always):
         "comparison",
         NAMES,
         f"hardware profiles, by name or file (default: {OWN}, this machine as `dali bench hw` measured it, else {PROFILE})",
+        variable="DALI_SIMULATE_PROFILE",
     )
     shape: tuple[str, ...] | None = flag(
         "comparison", NAMES, "whose sizes the experts have (default: own, the recorded model's)"
@@ -66,14 +69,19 @@ class Settings(Always):
     )
     cache_only: bool = flag("comparison", SWITCH, "hit rates of a cache alone, without a timeline")
     seed: int | None = flag(
-        "comparison", whole(0), "of the first residents and of random eviction (default: 0)"
+        "comparison",
+        whole(0),
+        "of the first residents and of random eviction (default: 0)",
+        variable="DALI_SIMULATE_SEED",
     )
     workers: int | Literal["ray"] | None = flag(
         "work",
         WORKERS,
         f"processes to share the work, at most (default: all cores), or {RAY} for those of a Ray cluster",
     )
-    json: str | None = flag("output", FILE, 'write the rows here, as {"rows": [...]}')
+    json: str | None = flag(
+        "output", FILE, 'write the rows here, as {"rows": [...]}', variable="DALI_SIMULATE_JSON"
+    )
     html: str | None = flag("output", FILE, "write a self-contained report with plots here")
     explain: str | None = flag(
         "output",
@@ -149,7 +157,7 @@ def main(settings: Settings) -> int:
 
 def _check_explained(settings: Settings) -> None:
     assert settings.explain is not None
-    check_suffix(settings.explain, "explain", FILES)
+    check_explain(settings.explain)
     for name in ("cache_only", "ram"):
         if getattr(settings, name):
             raise UsageError(

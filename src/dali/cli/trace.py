@@ -5,15 +5,15 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dali.cli.chat.conversation import check_prompt
 from dali.cli.flags.accelerator import Accelerator
 from dali.cli.flags.always import Always
 from dali.cli.flags.kinds import COUNTS, FILE, whole
-from dali.cli.flags.option import SWITCH, flag
+from dali.cli.flags.option import SWITCH, flag, options_of
 from dali.cli.flags.sampling import Sampling
-from dali.cli.flags.verb import Verb
+from dali.cli.flags.verb import Verb, refuse_unheeded
 from dali.cli.flags.written import check_suffix, check_written, write_whole
 from dali.cli.model import find_model, load_model
 from dali.cli.plain_text import plain_text
@@ -31,7 +31,7 @@ TOKENS = 128  # of an answer, unless told otherwise
 
 @dataclass(frozen=True)
 class Settings(Always, Accelerator, Sampling):
-    output: str | None = flag("trace", FILE, "the trace to write", "-o")
+    output: str | None = flag("trace", FILE, "the trace to write", "-o", variable="DALI_TRACE_OUTPUT")
     prompts: str | None = flag("trace", FILE, "prompts, one a line (default: stdin)")
     plot: str | None = flag("trace", FILE, "draw the routing, and what caches make of it, into an .html file")
     hidden: bool = flag("trace", SWITCH, "record gate inputs, embeddings and predictions too")
@@ -42,6 +42,9 @@ class Settings(Always, Accelerator, Sampling):
     experts: int | None = flag("import", whole(1), "experts a layer, where the imported file does not say")
     predict: int | None = flag("answer", whole(1), f"most tokens to answer with (default: {TOKENS})", "-n")
     raw: bool = flag("answer", SWITCH, "give the prompt to the model as it is, without a chat template")
+
+    def _parameters(self) -> dict[str, Any]:
+        return super()._parameters() | {"parallel": max(self.batch or (1,))}
 
 
 VERB = Verb(
@@ -77,15 +80,14 @@ def main(settings: Settings) -> int:
         )
     model = settings.words[0] if settings.words else settings.model or DEFAULT_MODEL
     options = settings.load_options()
-    if options.device_kind == "cuda":
-        raise UsageError(
-            f"On {options.device} no router can be watched.",
-            "Leave --device out: tokens are routed alike wherever experts are computed.",
-        )
     directory = find_model(model, settings)
     prompts = _prompts(settings.prompts)
 
     llm = load_model(model, directory, options, chat=not settings.raw)
+    if options.device_kind == "cuda":
+        log.info(
+            "For a trace, plans for the GPU are made in Python, not in compiled code: steps take longer."
+        )
     from dali.measure.recorder import record
     from dali.replay.traces import trace
 
@@ -106,9 +108,8 @@ def main(settings: Settings) -> int:
 
 def _convert(settings: Settings, foreign: str, output: Path) -> int:
     """Make a trace of what another tool recorded."""
-    for name in ("prompts", "hidden", "batch", "predict"):
-        if getattr(settings, name):
-            raise UsageError(f"--import records nothing, so no --{name}.", "Leave it out.")
+    heeded = {"output", "plot", "import_", "experts", *(option.key for option in options_of(Always))}
+    refuse_unheeded(settings, lambda key: key not in heeded, "--import records nothing")
     from dali.replay.traces import trace
     from dali.replay.traces.convert import convert
 

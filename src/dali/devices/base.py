@@ -21,11 +21,15 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
 from operator import attrgetter
+from typing import TYPE_CHECKING
 
 import torch
 
 from dali.devices.dependencies import Dependencies, Operation, Sides, Stream
 from dali.errors import DaliError
+
+if TYPE_CHECKING:
+    from dali.devices.clock import Span
 
 
 class OutOfDeviceMemoryError(DaliError):
@@ -170,6 +174,13 @@ class Device(ABC):
     def busy_seconds(self) -> dict[str, float]:
         """Seconds each stream was busy since the last call; {} where nothing measures it."""
         return {}
+
+    def watch(self) -> None:  # noqa: B027 (only some devices tell)
+        """From now on tell by `spans` what the streams do."""
+
+    def spans(self, wait: bool = False) -> list[Span]:
+        """What has ended since `watch` or the last call; with `wait` that which is under way, too. [] where nothing tells."""
+        return []
 
     # Queues
 

@@ -18,10 +18,12 @@ from torch import Tensor
 
 from dali.compiled import library
 from dali.devices.base import Buffer, Device, Event, MisuseError, OutOfDeviceMemoryError
-from dali.devices.dependencies import Operation, Stream
+from dali.devices.clock import Span
+from dali.devices.dependencies import COMPUTE, HOST, Operation, Stream
 from dali.errors import DaliError, parameter
 
 Fetch = tuple[int, int, int]  # layer, expert, slot
+STREAMS = {"dense": COMPUTE, "experts": COMPUTE, "join": COMPUTE, "copy": "copy", "cpu": HOST}
 OLDEST_DRIVER = 12000  # as the driver numbers CUDA's versions
 LEAST_SM = 75  # compute capability: integer tensor cores
 
@@ -180,12 +182,39 @@ class GpuSlots(Device):
         with gpu_errors(self.name):
             self.layers.place(fetches)
 
+    def watch(self) -> None:
+        with gpu_errors(self.name):
+            self.layers.watch(True)
+
+    def spans(self, wait: bool = False) -> list[Span]:
+        """As measured: by events in the queues; of the CPU's experts, by the host's clock. Labels name layer and experts, as in
+        "experts 3.7,9"; "dense 3" is all that the model computes between two layers' experts."""
+        with gpu_errors(self.name):
+            spans = self.layers.spans(wait)
+        return [
+            Span(
+                STREAMS[work],
+                f"{work} {layer}" + (f".{','.join(map(str, experts))}" if experts else ""),
+                begin,
+                end,
+            )
+            for work, layer, experts, begin, end in spans
+        ]
+
     def recover(self) -> None:
         """After a failure: wait until the queues are empty, and forget what was asked for."""
         self.asked.clear()
         self._copies = 0
         with gpu_errors(self.name):
             self.layers.recover()
+
+    def alloc(self, nbytes: int) -> Buffer:
+        """The slots. Executors that take turns have the same ones, the later no more than the first."""
+        if "layers" in self.__dict__ and nbytes <= self.used:
+            again = Buffer(torch.empty(nbytes, dtype=torch.uint8, device="meta"), 0)
+            again.allocated = True
+            return again
+        return super().alloc(nbytes)
 
     def _memory(self, nbytes: int) -> Tensor:
         self._slots = nbytes // self.slot_bytes

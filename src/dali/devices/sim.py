@@ -13,12 +13,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Collection, Sequence
+from itertools import takewhile
 from random import Random
 
 import torch
 
 from dali.devices.base import Buffer, Device, MisuseError, host_memory
-from dali.devices.clock import VirtualClock
+from dali.devices.clock import Span, VirtualClock
 from dali.devices.dependencies import Dependencies, Operation, Stream
 from dali.devices.races import RaceDetector
 from dali.errors import DaliError
@@ -57,6 +58,7 @@ class SimDevice(Device):
         self._copies = 0
         self._races = races or RaceDetector()
         self._queues: dict[Stream, deque[Operation]] = {}
+        self._told = 0.0  # the end of the last span that `spans` gave
 
     def now(self) -> float:
         return self.clock.now
@@ -67,6 +69,15 @@ class SimDevice(Device):
     def busy_seconds(self) -> dict[str, float]:
         busy, self.clock.busy = self.clock.busy, {}
         return busy
+
+    def watch(self) -> None:
+        self._told = self.clock.now
+
+    def spans(self, wait: bool = False) -> list[Span]:
+        ended = list(takewhile(lambda span: span.end > self._told, reversed(self.clock.timeline)))
+        if ended:
+            self._told = ended[0].end
+        return ended[::-1]
 
     def free(self, buffer: Buffer) -> None:
         memory = buffer.tensor

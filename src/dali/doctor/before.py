@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import tempfile
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from threading import Timer
 from typing import TYPE_CHECKING
 
 from dali.errors import DaliError, UsageError
@@ -15,10 +15,13 @@ from dali.hardware.gpu import check_gpu
 from dali.loading.locate import Remote
 from dali.options import LoadOptions
 from dali.store.cache import cache_root
+from dali.store.folders import existing
 from dali.units import size
 
 if TYPE_CHECKING:
     from dali.doctor.here import Here
+
+MOMENT = 2.0  # seconds for which nothing is said of a hub that does not answer
 
 
 def before_download(options: LoadOptions, notify: Callable[[str], None]) -> Callable[[Remote], None]:
@@ -31,12 +34,15 @@ def before_download(options: LoadOptions, notify: Callable[[str], None]) -> Call
             read_remote,
         )
         from dali.doctor.here import device_of, look
+        from dali.doctor.remote import scratch
         from dali.doctor.sizes import CannotTell
         from dali.doctor.verdict import of
 
-        with tempfile.TemporaryDirectory(prefix="dali-doctor-") as folder:
+        with ExitStack() as stack:
             try:
-                outline, there = read_remote(remote, Path(folder))
+                folder = stack.enter_context(scratch())
+                with _told_after(MOMENT, notify, remote):
+                    outline, there = read_remote(remote, folder)
             except UsageError:
                 raise
             except DaliError:
@@ -53,7 +59,7 @@ def before_download(options: LoadOptions, notify: Callable[[str], None]) -> Call
         if isinstance(found.refusal, CannotTell):
             return
         if found.refusal is not None:
-            raise found.refusal.about(folder, remote.name)
+            raise found.refusal.about(str(folder), remote.name)
         way = found.ways[0]
         notify(
             f"{remote}: {found.verdict.word}, {of(way.prediction.decode.expected)} tokens/s modelled, {way.name}; "
@@ -63,12 +69,24 @@ def before_download(options: LoadOptions, notify: Callable[[str], None]) -> Call
     return check
 
 
+@contextmanager
+def _told_after(seconds: float, notify: Callable[[str], None], remote: Remote) -> Iterator[None]:
+    """Say what is waited for, if that takes longer."""
+    waits = f"Waiting for the Hugging Face hub, which has not told yet what {remote} is made of."
+    timer = Timer(seconds, notify, [waits])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
 def _beside(remote: Remote, nbytes: int, here: Here) -> Here:
     """This machine once so many bytes were downloaded. DaliError: its disk has no room for them."""
     import huggingface_hub.constants
 
     from dali.doctor.here import free_disk
-    from dali.store.folders import existing
 
     hub = Path(huggingface_hub.constants.HF_HUB_CACHE)
     blobs = hub / f"models--{remote.name.replace('/', '--')}" / "blobs"

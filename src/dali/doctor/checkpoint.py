@@ -12,6 +12,7 @@ from dali.doctor.refusals import check_config, check_experts, quantization
 from dali.doctor.sizes import FEWEST_ROWS, CannotTell, Dense, Kept, ModelSizes
 from dali.doctor.windows import windows
 from dali.loading.further_tokens import BLOCK
+from dali.loading.room import MOST_LAYERS
 
 LAYER = re.compile(r"^(?P<decoder>(?:[\w]+\.)*?)(?:layers|h|blocks)\.(?P<number>\d+)\.(?P<part>.+)$")
 EXPERT = re.compile(r"^(?P<module>.*?\.experts)\.(?:(?P<number>\d+)\.)?(?P<part>.+)$")
@@ -40,6 +41,7 @@ USED = (
     "num_selected_experts",
 )
 KINDS = ("layer_types", "layers_block_type", "hybrid_override_pattern")
+MOST = 2**32  # what no size of a model reaches
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -68,7 +70,12 @@ def sizes_of(outline: SafetensorsOutline) -> ModelSizes:
     }
     experts = {name: one for name, one in tensors.items() if _is_expert(name, one)}
     check_experts(outline, bool(experts))
-    found = _experts(experts, text)
+    found, top_k = _experts(experts, text), _top_k(text)
+    if top_k > found.count:
+        raise CannotTell(
+            f"The config.json routes a token to {top_k} experts, and a layer has {found.count}.",
+            "Download it again.",
+        )
     dense = {name: one for name, one in tensors.items() if name not in experts}
     return ModelSizes(
         name=outline.name,
@@ -76,7 +83,7 @@ def sizes_of(outline: SafetensorsOutline) -> ModelSizes:
         layers=layers,
         moe_layers=found.layers,
         experts=found.count,
-        top_k=_top_k(text),
+        top_k=top_k,
         hidden=found.hidden,
         intermediate=found.intermediate,
         gated=found.gated,
@@ -95,7 +102,7 @@ def sizes_of(outline: SafetensorsOutline) -> ModelSizes:
 
 def _number(config: dict[str, Any], *names: str, default: int | None = None) -> int:
     for name in names:
-        if type(value := config.get(name)) is int and value > 0:
+        if type(value := config.get(name)) is int and 0 < value < MOST:
             return value
     if default is None:
         raise CannotTell(
@@ -108,7 +115,13 @@ def _number(config: dict[str, Any], *names: str, default: int | None = None) -> 
 def _layers(text: dict[str, Any]) -> int:
     """Some models say a kind of each layer in the place of their number."""
     kinds = next((text[name] for name in KINDS if isinstance(text.get(name), list | str)), ())
-    return _number(text, "num_hidden_layers", "n_layer", "num_layers", default=len(kinds) or None)
+    layers = _number(text, "num_hidden_layers", "n_layer", "num_layers", default=len(kinds) or None)
+    if layers > MOST_LAYERS:
+        raise CannotTell(
+            f"The config.json says {layers} layers, and no model has more than {MOST_LAYERS}.",
+            "Download it again.",
+        )
+    return layers
 
 
 def _tied(outline: SafetensorsOutline) -> bool:

@@ -17,6 +17,7 @@ from dali.doctor.speed import Prediction, predict
 from dali.doctor.verdict import Verdict, of_refusal, of_speed
 from dali.errors import DaliError
 from dali.hardware import own
+from dali.hardware.profile import Profile
 from dali.loading.locate import Remote
 from dali.loading.room import HEADROOM, most_tokens
 from dali.options import LoadOptions
@@ -101,6 +102,9 @@ def examine(
             raise
         return Examination(outline.name, sizes, (), of_refusal(error), refusal=error)
     ways = [Way(_name(plan), plan, predict(sizes, here.profile, plan))]
+    if _reads(plan) and (other := here.profile.read_otherwise()) is not None:
+        name = "by reads past the page cache" if here.profile.reads_plainly else "by plain reading"
+        ways.append(Way(f"the same {name}", plan, predict(sizes, other, plan)))
     if device is None and here.other is not None and plan.where == RAM:
         beside = make_plan(sizes, options, here.free, here.compiled, here.other)
         ways.append(Way(_name(beside), beside, predict(sizes, here.profile, beside)))
@@ -114,6 +118,12 @@ def examine(
         tuple(_more(sizes, options, here, device, ways[0])),
         _basis(here, device),
     )
+
+
+def _reads(plan: Plan) -> bool:
+    """Whether experts are read from this machine's disk while a step computes, and by its times."""
+    real = plan.device is None or not plan.device.simulated
+    return real and plan.where == DISK and plan.slots < plan.all_slots
 
 
 def _basis(here: Here, device: Device | None) -> str:
@@ -145,6 +155,11 @@ def _choices(
     if plan.device is not None:
         place += f", {plan.resident} of {plan.all_slots} on {plan.device.name}, too"
     packed = "linears as the file has them" if sizes.gguf else "linears in w8"
+    shared = []
+    if plan.device is not None:
+        contexts = "a context" if plan.sequences == 1 else f"{plan.sequences} contexts"
+        value = f"{size(plan.vram)} for experts, {size(plan.kept)} for {contexts}"
+        shared = [Choice("its memory", value, _shared_by(options, origins))]
     shortened = plan.where == DISK and options.ctx_size is None
     return [
         Choice("experts", plan.format, origin("quant", "default: auto")),
@@ -159,10 +174,31 @@ def _choices(
             origin("ctx_size", "measured: the room there is" if shortened else "model"),
         ),
         Choice("experts are", place, origin("vram" if plan.device else "ram", f"measured: {free}")),
+        *(_choices_of_reading(here.profile) if _reads(plan) else ()),
         Choice("memory", f"at most {size(plan.allowed)}", origin("ram", f"measured: {free}")),
         Choice("device", options.device, origin("device", "default")),
+        *shared,
         Choice("threads", str(options.threads or here.cores), origin("threads", "default: all cores")),
     ]
+
+
+def _shared_by(options: LoadOptions, origins: Mapping[str, str]) -> str:
+    """What has split an accelerator's memory between experts and sequences."""
+    for name in ("vram", "n_cpu_moe"):
+        if getattr(options, name) is not None:
+            return origins.get(name, name)
+    return (
+        "modelled time" if options.parallel > 1 else origins.get("parallel", "default: one answer at a time")
+    )
+
+
+def _choices_of_reading(profile: Profile) -> list[Choice]:
+    how = "through the page cache" if profile.reads_plainly else "past the page cache"
+    share = profile.plain_share
+    why = "default: plain reading was not measured"
+    if share is not None:
+        why = f"measured: plain reading is {share:.2f} times as fast"
+    return [Choice("experts are read", how, why)]
 
 
 def _notes(sizes: ModelSizes, plan: Plan, options: LoadOptions, here: Here) -> list[str]:

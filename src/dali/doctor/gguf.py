@@ -9,6 +9,7 @@ from math import prod
 from dali.doctor.outline import GgufOutline
 from dali.doctor.sizes import FEWEST_ROWS, Dense, Kept, ModelSizes
 from dali.doctor.windows import windows
+from dali.loading.gguf.checks import check
 from dali.loading.gguf.families import Family, family_of
 from dali.loading.gguf.keys import Fields, Keys
 from dali.loading.gguf.parts import Made
@@ -32,8 +33,8 @@ def sizes_of(outline: GgufOutline) -> ModelSizes:
     """DaliError for a file that loading would refuse, as far as its header tells."""
     gguf = outline.gguf
     family = family_of(gguf)
-    gguf.check_types()
     keys = Keys(gguf, family.architecture)
+    check(keys, family)
     layers = keys.layers
     fields = family.fields(keys)
     by_layer: dict[int, dict[str, GgufTensor]] = {}
@@ -53,7 +54,6 @@ def sizes_of(outline: GgufOutline) -> ModelSizes:
     down = parts.get("down weight")
     if down is None:
         raise damaged(gguf.path, "it lacks the tensors of experts")
-    rows = gguf.tensors["token_embd.weight"].shape[0] if keys.has("token_embd.weight") else 0
     return ModelSizes(
         name=outline.name,
         family=family.model_type,
@@ -68,7 +68,7 @@ def sizes_of(outline: GgufOutline) -> ModelSizes:
         dense=tuple(_dense(dense, family)),
         kept=tuple(_kept(dense, keys, fields)),
         context=keys.required("context_length"),
-        vocab=rows,
+        vocab=gguf.tensors["token_embd.weight"].shape[0],
         dtype="float32",
         file_bytes=outline.nbytes,
         rope=keys.rope(),

@@ -112,11 +112,11 @@ def _profile() -> Finding:
 
 
 def _folders() -> Iterator[Finding]:
-    from huggingface_hub.constants import HF_HUB_CACHE
+    import huggingface_hub.constants
 
     for what, folder, variable in (
         ("cache", cache_root(), "DALI_CACHE_DIR"),
-        ("models from the hub", Path(HF_HUB_CACHE), "HF_HUB_CACHE"),
+        ("models from the hub", Path(huggingface_hub.constants.HF_HUB_CACHE), "HF_HUB_CACHE"),
         ("settings", own.config_root(), "DALI_CONFIG_DIR"),
     ):
         yield _folder(what, folder, variable)
@@ -126,7 +126,7 @@ def _folder(what: str, folder: Path, variable: str) -> Finding:
     there = existing(folder)
     free = shutil.disk_usage(there).free
     value = f"{folder}, {size(_held(folder))}; {size(free)} free"
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+    if not os.path.isdir(there) or not os.access(there, os.W_OK | os.X_OK):
         return Finding(
             what,
             value,

@@ -6,17 +6,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from dali.doctor.sizes import ExpertFormat, ModelSizes, quantized
-from dali.errors import DaliError, UsageError, parameter
-from dali.hardware.cost import disk_costs
+from dali.doctor.sizes import ITEM, ExpertFormat, ModelSizes, quantized
+from dali.errors import DaliError, parameter
+from dali.hardware.cost import CostModel, ExpertSize, disk_costs
 from dali.hardware.profile import Profile
 from dali.loading.context import check_range
 from dali.loading.room import (
-    DEVICE_HEADROOM,
+    DEVICE_WORK,
     FEWEST_TOKENS,
     LOADED,
     LOGIT_ROWS,
     MARGIN,
+    MOST_STEP,
+    Keeps,
     NoRoom,
     first_that_fits,
     least_bytes,
@@ -27,6 +29,8 @@ from dali.loading.room import (
     nothing_to_fetch,
     out_of_memory,
     share,
+    simulated_room,
+    split_memory,
     staged_bytes,
     step_bytes,
     step_tokens,
@@ -34,11 +38,15 @@ from dali.loading.room import (
 )
 from dali.loading.rope import scale_rope
 from dali.options import LoadOptions
+from dali.policies.once.vram import Experts
+from dali.step.size import Reservation
 from dali.units import size
 
 # Bytes of Python, torch and transformers with a small model's modules; doctor_speed.json has `imported_mib`, without these.
 IMPORTED = 400 * 2**20
 STEP_TOKENS = 512  # prompt tokens of a step with all experts in RAM
+MOST_TOKENS = 512  # of an expert, for which times are tabulated
+KERNELS = 12  # of a layer's dense part, on an accelerator
 RAM, DISK = "RAM", "disk"
 
 
@@ -60,7 +68,7 @@ class Device(NamedTuple):
 @dataclass(frozen=True)
 class Plan:
     """One way to run a model. `slots`: of `all_slots` experts those that RAM holds, of a plan by disk; `resident`: those that an
-    accelerator holds. Sizes in bytes."""
+    accelerator holds, in `vram`, beside what `sequences` of the whole context keep there, `kept`. Sizes in bytes."""
 
     where: str  # "RAM" or "disk"
     layouts: Sequence[ExpertFormat]
@@ -76,9 +84,12 @@ class Plan:
     prefixes: int = 0
     resident: int = 0
     vram: int = 0
+    kept: int = 0
+    sequences: int = 1
     device: Device | None = None
     store: int = 0  # bytes that packed experts take on disk
     chunk: int = STEP_TOKENS  # tokens of a prompt that a step computes
+    in_q8: bool = False  # whether keys and values are kept in 8 bits
 
     @property
     def format(self) -> str:
@@ -90,6 +101,12 @@ class Plan:
         """Bytes of RAM that it takes once it runs with its whole context."""
         held = self.experts if self.where == RAM else self.slots * self.slot
         return held + self.dense + self.states
+
+    @property
+    def contexts(self) -> str:
+        """What an accelerator has room for beside experts, for people."""
+        each = f"of {self.context} tokens"
+        return f"a context {each}" if self.sequences == 1 else f"{self.sequences} contexts {each}"
 
     @property
     def slot(self) -> int:
@@ -133,6 +150,7 @@ def make_plan(
         allowed,
         all_slots=sizes.moe_layers * sizes.experts,
         store=0 if sizes.gguf and fits is not None else experts[chosen],
+        in_q8=options.in_q8,
     )
     if fits is None:
         misfit = out_of_memory(
@@ -225,19 +243,44 @@ def _on_disk(
 
 
 def _accelerated(sizes: ModelSizes, options: LoadOptions, plan: Plan, device: Device) -> Plan:
-    """The same with as many experts on the accelerator as its memory has room for."""
-    room = max(int(device.profile["gpu_memory"]) - plan.dense, 0)
-    if not device.simulated:
-        room = max(room - plan.states, 0)
-    if options.vram_bytes is not None and device.simulated and options.vram_bytes > room:
-        raise UsageError(
-            f"{parameter('vram')} asks for {size(options.vram_bytes)}; {device.profile.name} has "
-            f"{size(room)} beside dense weights.",
-            f"Give {parameter('vram')} {room // 2**20}MiB or less, or choose another profile.",
-        )
-    budget = max(room - DEVICE_HEADROOM, 0) if options.vram_bytes is None else min(options.vram_bytes, room)
-    resident = min(budget // plan.slot, plan.all_slots)
-    return replace(plan, device=device, vram=budget, resident=resident)
+    """The same with the accelerator's memory split between experts and what sequences keep, as dali.offload has it."""
+    simulated, profile = device.simulated, device.profile
+    one = Reservation(plan.context, MOST_STEP if simulated else STEP_TOKENS)
+    states = sizes.states(plan.dtype, options.in_q8)
+    keeps = Keeps(plan.context, states.nbytes(one), states.moving(one))
+    if simulated:
+        dense = sizes.dense_bytes(plan.dtype, plan.packed and sizes.gguf)
+        room = simulated_room(options, profile, sizes.name, dense, keeps)
+    else:  # whose kernels need less than is counted here, so that nothing is refused
+        room = max(int(profile["gpu_memory"]) - plan.dense - DEVICE_WORK - keeps.moving, keeps.whole)
+    split = split_memory(options, room, keeps.whole, _experts(sizes, plan, profile))
+    return replace(
+        plan,
+        device=device,
+        vram=min(split.experts, plan.all_slots * plan.slot),
+        resident=min(split.experts // plan.slot, plan.all_slots),
+        kept=split.states,
+        sequences=split.sequences,
+        states=plan.states if simulated else 0,
+    )
+
+
+def _experts(sizes: ModelSizes, plan: Plan, profile: Profile) -> Experts:
+    """What competes for an accelerator's memory."""
+    layers, costs = sizes.moe_layers, cost_model(sizes, plan.layouts, profile, MOST_TOKENS)
+    weights = sum(one.elements for one in sizes.dense if one.kind != "embedding") // layers
+    dense = costs.dense_seconds(weights * ITEM[plan.dtype], weights, KERNELS)
+    return Experts(layers, sizes.experts, sizes.top_k, plan.slot, costs.costs, dense)
+
+
+def cost_model(
+    sizes: ModelSizes, layouts: Sequence[ExpertFormat], profile: Profile, most: int, accelerator: bool = True
+) -> CostModel:
+    """Times of a model's experts, of up to so many tokens each."""
+    weights = sum(layout.weights for layout in layouts) // len(layouts)
+    name = layouts[0].name
+    shape = ExpertSize(sizes.hidden, sizes.intermediate, 3 if sizes.gated else 2, {name: weights})
+    return CostModel(profile, shape, name, most, accelerator=accelerator)
 
 
 def _check_disk(sizes: ModelSizes, plan: Plan, free: Free) -> None:

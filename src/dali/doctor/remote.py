@@ -7,9 +7,11 @@ then examined as any local ones.
 from __future__ import annotations
 
 import json
+import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from fnmatch import fnmatch
 from importlib import import_module
 from pathlib import Path
@@ -37,6 +39,20 @@ class Outlined(NamedTuple):
     quants: dict[str, int]
 
 
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """A folder for an outline, for a while. DaliError: there is no place for one."""
+    try:
+        folder = tempfile.TemporaryDirectory(prefix="dali-doctor-")
+    except OSError as error:
+        raise DaliError(
+            f"Headers have no place to be looked at ({error.strerror or error}).",
+            "Set TMPDIR to a folder that can be written.",
+        ) from error
+    with folder as name:
+        yield Path(name)
+
+
 def fetch_outline(remote: Remote, folder: Path) -> Outlined:
     """Into `folder`, which must be empty. DaliError: the hub cannot be reached, has no such model, or no ranges of its files."""
     with hub_errors(remote.name, False):
@@ -52,21 +68,22 @@ class _Hub:
         self.name = name
         self._ends = time.monotonic() + DEADLINE
         info = huggingface_hub.HfApi().model_info(name, files_metadata=True, timeout=PATIENCE)
-        self.files = {file.rfilename: int(file.size or 0) for file in info.siblings or ()}
+        sizes = {file.rfilename: int(file.size or 0) for file in info.siblings or ()}
+        # None that would be written beside the folder.
+        self.files = {file: size for file, size in sizes.items() if not {"..", "/"} & {*Path(file).parts}}
         utils: Any = import_module("huggingface_hub.utils")
         self._check = utils.hf_raise_for_status
         self._session = utils.get_session()
         self._headers = utils.build_hf_headers()
 
     def outline(self, quant: str | None, folder: Path) -> Outlined:
-        models = models_of(self.files)
+        where = "on the Hugging Face hub"
         quants = {
-            quant_of(files[0]): sum(self.files[file] for file in files)
-            for files in models.values()
-            if not Path(files[0]).name.startswith("mmproj")
+            each: sum(self.files[file] for file in files_of_quant(self.files, self.name, each, where))
+            for each in sorted({quant_of(stem) for stem in models_of(self.files)})
         }
         if quant is not None:
-            files = files_of_quant(self.files, self.name, quant, "on the Hugging Face hub")
+            files = files_of_quant(self.files, self.name, quant, where)
             self._each(self._gguf, files, folder)
             return Outlined(folder / files[0], self._missing(files), quants)
         shards = [
@@ -79,8 +96,9 @@ class _Hub:
                 f"{self.name} holds GGUF files, and no safetensors weights.",
                 f"Name a quantization, as in {self.name}:{min(quants)}; it has {', '.join(sorted(quants))}.",
             )
-        if not shards or "config.json" not in self.files:
-            lacks = "config.json" if shards else "weights"
+        needed = ["config.json"] if SINGLE in shards else ["config.json", INDEX]
+        if not shards or not self.files.keys() >= {*needed}:
+            lacks = next(file for file in needed if file not in self.files) if shards else "weights"
             raise UsageError(
                 f"{self.name} is not a model that dali can load: it has no {lacks}.", "Pick another."
             )

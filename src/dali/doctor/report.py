@@ -55,14 +55,16 @@ def _count(weights: int) -> str:
 def _memory(way: Way) -> list[tuple[str, str, str]]:
     plan = way.plan
     held = f"{size(plan.slots * plan.slot)} of {size(plan.experts)}" if plan.slots else size(plan.experts)
-    rows = [
-        ("experts", held, plan.format),
-        ("everything else", size(plan.dense), ""),
-        ("keys and values", size(plan.states), f"{plan.context} tokens"),
-        ("in all", size(plan.memory), f"of {size(plan.allowed)}"),
-    ]
+    rows = [("experts", held, plan.format), ("everything else", size(plan.dense), "")]
+    if plan.states:
+        rows.append(("keys and values", size(plan.states), f"{plan.context} tokens"))
+    rows.append(("in all", size(plan.memory), f"of {size(plan.allowed)}"))
     if plan.device is not None:
-        rows.append((plan.device.name, size(plan.resident * plan.slot), f"{plan.resident} experts"))
+        there = f"on {plan.device.name}, "
+        rows.append(
+            (f"{there}experts", size(plan.resident * plan.slot), f"{plan.resident} of {plan.all_slots}")
+        )
+        rows.append((f"{there}keys and values", size(plan.kept), plan.contexts))
     if plan.store:
         rows.append(("on dali's disk", size(plan.store), "packed once"))
     return rows
@@ -70,7 +72,8 @@ def _memory(way: Way) -> list[tuple[str, str, str]]:
 
 def _speed(way: Way) -> tuple[str, str, str, str]:
     prediction = way.prediction
-    return way.name, _interval(prediction.decode), _interval(prediction.prompt), _interval(prediction.load)
+    load = "not known" if prediction.load is None else _interval(prediction.load)
+    return way.name, _interval(prediction.decode), _interval(prediction.prompt), load
 
 
 def _interval(interval: Interval) -> str:
@@ -148,8 +151,14 @@ def _way(way: Way) -> dict[str, Any]:
             "slots",
             "all_slots",
             "resident",
+            "vram",
+            "kept",
+            "sequences",
             "store",
         )
     }
-    speeds = {name: getattr(prediction, name)._asdict() for name in ("decode", "prompt", "load")}
+    speeds = {
+        name: None if (interval := getattr(prediction, name)) is None else interval._asdict()
+        for name in ("decode", "prompt", "load")
+    }
     return {"name": way.name, "where": plan.where, "format": plan.format, **memory, **speeds}

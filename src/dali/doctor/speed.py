@@ -20,16 +20,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from dali.doctor.plan import DISK, Plan
+from dali.doctor.plan import DISK, KERNELS, Plan, cost_model
 from dali.doctor.sizes import ITEM, ModelSizes
-from dali.hardware.cost import CostModel, ExpertSize, disk_costs
+from dali.hardware.cost import disk_costs
 from dali.hardware.host import NORMED, ROTATED, SUMMED, HostCosts
 from dali.hardware.profile import Profile
 
 PROMPT = 512  # tokens
 TYPICAL = 2048  # tokens of a conversation
 MEASURED, ROUGH = 0.25, 1.0  # errors of predictions, as shares
-KERNELS = 12  # of a layer's dense part, on an accelerator
 FEWEST = 1e-9
 
 
@@ -43,11 +42,12 @@ class Interval(NamedTuple):
 
 @dataclass(frozen=True)
 class Prediction:
-    """Tokens a second of decoding (all sequences together) and of a prompt, and seconds of loading the second time."""
+    """Tokens a second of decoding (all sequences together) and of a prompt, and seconds of loading the second time, None where
+    the profile does not say how fast a disk is."""
 
     decode: Interval
     prompt: Interval
-    load: Interval
+    load: Interval | None
 
 
 class _Misses(NamedTuple):
@@ -80,7 +80,7 @@ def predict(
     return Prediction(
         _widened(decode, error),
         _widened(Interval(prefill, prefill, prefill), error),
-        _widened(Interval(load, load, load), error),
+        None if load is None else _widened(Interval(load, load, load), error),
     )
 
 
@@ -126,13 +126,9 @@ class _Speed:
     def __init__(self, sizes: ModelSizes, profile: Profile, plan: Plan) -> None:
         self.sizes, self.profile, self.plan = sizes, profile, plan
         self.host = HostCosts(profile)
-        size = sum(layout.weights for layout in plan.layouts) // len(plan.layouts)
-        name = plan.layouts[0].name
-        shape = ExpertSize(sizes.hidden, sizes.intermediate, 3 if sizes.gated else 2, {name: size})
         self.on_device = plan.device is not None
-        self.costs = CostModel(profile, shape, name, PROMPT * sizes.top_k, accelerator=self.on_device)
-        self.weights = size
-        self.states = sizes.states(plan.dtype, False)
+        self.costs = cost_model(sizes, plan.layouts, profile, PROMPT * sizes.top_k, self.on_device)
+        self.states = sizes.states(plan.dtype, plan.in_q8)
 
     def step(self, tokens: int, attended: int, missing: float) -> float:
         """Of a decoding step of so many sequences, which attend to so many tokens in all."""
@@ -238,10 +234,10 @@ class _Speed:
             / max(disk_costs(self.profile).bandwidth, FEWEST)
         )
 
-    def load(self) -> float:
-        """Of reading what RAM holds from disk, once experts are packed."""
+    def load(self) -> float | None:
+        """Of reading what RAM holds from disk, once experts are packed; None: nobody knows."""
         if not self.profile.has_disk:
-            return 0.0
+            return None
         held = self.plan.experts if self.plan.where != DISK else self.plan.slots * self.plan.slot
         files = (
             self.sizes.file_bytes if self.sizes.gguf and self.plan.where != DISK else held + self.plan.dense

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dali.step.size import StateSize
 
@@ -13,3 +13,7 @@ class StateBudget:
 
     nbytes: int
     size: StateSize
+
+    def within(self, nbytes: int) -> StateBudget:
+        """The same, of no more than that."""
+        return replace(self, nbytes=min(self.nbytes, nbytes))

@@ -46,14 +46,10 @@ class Engine:
         self.embeddings = False  # whether they are told the tokens' embeddings
         self.decoder: Decoder | None = None  # takes the model's place in steps that it serves
         self.drafts: Drafts | None = None  # guesses tokens, which steps then check
-        self.attention_seconds = (
-            0.0  # spent in torch's attention, measured; the native kernels count their own
-        )
+        self.attention_seconds = 0.0  # measured, in torch's attention; the native kernels count their own
         self._highest: Any = None  # the decoder's, where the latest logits are its own
         self._native = native.enabled()
-        self.in_q8 = (
-            False  # whether keys and values are kept in 8 bits; to be said before any sequence is added
-        )
+        self.in_q8 = False  # whether keys and values are kept in 8 bits; said before any sequence is added
         self._budget: StateBudget | None = None  # None: states take what they need
         self.prefixes = Prefixes(0)  # what earlier sequences have left
         self.last = Last()  # finished sequence, whose state serves a prompt that continues it as it is
@@ -125,7 +121,7 @@ class Engine:
     def step(self) -> bool:
         """Advance live sequences; False when there are none, and nothing is read from disk for one. DaliError where memory runs
         out: the step then was not made."""
-        with MemoryErrors(self.model, self.prefixes.forget):
+        with MemoryErrors(self.model, self.forget):
             return self._step()
 
     def _step(self) -> bool:
@@ -187,6 +183,8 @@ class Engine:
             assert taken_back, "a draft goes no further than all layers can go back"
             sequence.draft = []
         sequence.computed = place + accepted
+        if sequence.error is None and sequence.recording is not None:
+            sequence.recording.prove()
         if draft and self.drafts is not None:
             self.drafts.note(sequence, len(draft), accepted)
 
@@ -204,7 +202,7 @@ class Engine:
         self._reserve(sequence)
         while sequence.pending:
             tokens = min(sequence.pending, self.scheduler.step_tokens)
-            with MemoryErrors(self.model, self.prefixes.forget):
+            with MemoryErrors(self.model, self.forget):
                 logits = self._forward([(sequence, tokens)], every_row=True)
             yield logits
             sequence.computed += tokens
@@ -299,6 +297,8 @@ class Engine:
             self.last.sequence = sequence
         else:
             sequence.state.clear()
+            if sequence.recording is not None:
+                sequence.recording.undo()
 
     def _record_from_here(self, sequence: Sequence, places: Iterable[int]) -> None:
         """Leave to others what is computed of a sequence from now on: at borders, and at `places` where no border is near."""

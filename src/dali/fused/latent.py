@@ -46,6 +46,12 @@ def keep_latents(model: nn.Module, format: Format | None, losses: Losses | None 
             setattr(module, LINEAR, SharedLatents(heads))
 
 
+def kept_widths(model: nn.Module) -> list[int]:
+    """Of every attention module that by its parts can keep latents: values of a token's, with what is rotated."""
+    known: list[Any] = [module for module in model.modules() if _known(module)]
+    return [getattr(module, LINEAR).in_features + module.qk_rope_head_dim for module in known]
+
+
 def _known(module: Any) -> bool:
     """Whether a module has the parts of attention to latents."""
     parts = dict(module.named_children())

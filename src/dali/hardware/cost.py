@@ -13,6 +13,9 @@ flops = 2 x hidden x intermediate x matrices a token; bandwidths and rates are t
     read           = disk_latency + bytes / disk_bandwidth, bytes in whole pages; reads under way at once hide the latency
                      of those behind them
 
+The CPU's experts are one call, which takes some time by itself (experts_call, where it was measured): the first one that it
+computes costs more than another.
+
 Without an accelerator the CPU computes the dense part as well, at its experts' bandwidth and rate, and nothing is launched or
 handed over. A profile may be of a machine that has none; what would be its times are then endless.
 
@@ -59,7 +62,10 @@ class ExpertCosts:
     link: float  # copying one expert while the CPU is idle
     link_contended: float  # copying one expert while the CPU computes; never below `link`
     launch: float  # launching one expert, or one group of experts
-    handover: float = 0.0  # activations down and outputs up, once a layer in which the CPU computes at all
+    handover: float = (
+        0.0  # activations down, outputs up, and `call`: once a layer in which the CPU computes at all
+    )
+    call: float = 0.0  # of its experts, beside what they take
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,16 +82,16 @@ class DiskCosts:
 
 
 def disk_costs(profile: Profile) -> DiskCosts:
-    """UsageError: the profile has no disk."""
+    """By whichever way of reading experts it has faster. UsageError: the profile has no disk."""
     if not profile.has_disk:
         others = [name for name in known() if load(name).has_disk]
         raise UsageError(
             f"The hardware profile {profile.name} does not say how fast its disk is.",
             f"Add {', '.join(DISK)} to its figures, or use one of {', '.join(others)}.",
         )
-    return DiskCosts(
-        profile["disk_bandwidth"], profile["disk_latency"], max(int(profile["disk_queue_depth"]), 1)
-    )
+    way = "plain" if profile.reads_plainly else "disk"
+    depth = max(int(profile[f"{way}_queue_depth"]), 1)
+    return DiskCosts(profile[f"{way}_bandwidth"], profile["disk_latency"], depth)
 
 
 class CostModel:
@@ -115,13 +121,15 @@ class CostModel:
         there = profile.has_accelerator
         self._contended = _contended_bandwidth(profile) if there else 0.0
         size = shape.bytes[format]
+        call = profile["experts_call"] if "experts_call" in profile.figures else 0.0
         self.costs = ExpertCosts(
             cpu=self._table("cpu", max_tokens),
             gpu=self._table("gpu", max_tokens) if there else [0.0] + [NEVER] * max_tokens,
             link=self.copy(size) if there else NEVER,
             link_contended=self.copy(size, contended=True) if there else NEVER,
             launch=KERNELS_AN_EXPERT * profile["launch"] if accelerator else 0.0,
-            handover=2 * self.activation_copy(1) if accelerator else 0.0,
+            handover=call + (2 * self.activation_copy(1) if accelerator else 0.0),
+            call=call,
         )
         self.sync = profile["sync"] if accelerator else 0.0
         self._dense_on = "gpu" if accelerator else "cpu"

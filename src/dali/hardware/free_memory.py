@@ -12,8 +12,13 @@ import psutil
 
 GROUPS = Path("/sys/fs/cgroup")
 OWN = Path("/proc/self/cgroup")  # which control groups this process is in
-# Of a control group, version 2 and version 1: what it may use and what it uses.
-LIMITS = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes"))
+# Of a control group, version 2 and version 1: what it may use and what it uses. Beyond `memory.high` a process is not killed, but
+# slowed down until it hardly runs.
+LIMITS = (
+    ("memory.max", "memory.current"),
+    ("memory.high", "memory.current"),
+    ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+)
 # What the kernel gives back at once when memory is asked for, though it counts as used. In version 1 these are without what lies
 # below the group, which "total_" before them includes.
 RECLAIMABLE = ("inactive_file", "active_file", "slab_reclaimable")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from dali.errors import DaliError, UsageError
 from dali.hardware.machine import Machine, differences, this_machine
-from dali.hardware.profile import ACCELERATOR, DISK, Figure, Profile, Table
+from dali.hardware.profile import ACCELERATOR, DISK, PLAIN, Figure, Profile, Table
 from dali.store import whole
 from dali.store.cache import cache_root
 from dali.store.folders import expanded, user_folder
@@ -123,7 +123,7 @@ def _of_here(profile: Profile) -> Profile:
 
 
 def _figures(profile: Profile, measured: Machine, here: Machine) -> dict[str, Figure]:
-    gone: tuple[str, ...] = () if measured.disk == here.disk else DISK
+    gone: tuple[str, ...] = () if measured.disk == here.disk else (*DISK, *PLAIN)
     if measured.gpu != here.gpu:
         gone += (*ACCELERATOR, "link_contended")
     return {name: figure for name, figure in profile.figures.items() if name not in gone}

@@ -15,7 +15,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.resources import files
 from itertools import pairwise
 from pathlib import Path
@@ -44,7 +44,10 @@ UNITS = {
     "disk_bandwidth": "B/s",  # large aligned reads past the page cache
     "disk_latency": "s",  # from a read's begin to its first byte
     "disk_queue_depth": "reads",  # of whole experts, under way at once
+    "plain_bandwidth": "B/s",  # the same reads through the page cache, which is emptied of each
+    "plain_queue_depth": "reads",
     "cpu_call": "s",  # time of a call over all threads that has next to nothing to compute
+    "experts_call": "s",  # of a call that computes experts, beside what they take; where it is there, their tables are without it
     "layer_overhead": "s",  # of a decoding layer, beside its weights, keys and values
     "step_overhead": "s",  # of a decoding step outside all kernels: Python, sampling, text
     "attention_bandwidth": "B/s",  # keys and values that decoding reads, all cores
@@ -54,6 +57,7 @@ UNITS = {
     "prompt_layer": "s",  # of a layer of a prompt's step, however many tokens it has: Python, and calls of torch and kernels
 }
 DISK = ("disk_bandwidth", "disk_latency", "disk_queue_depth")  # all of them, or none
+PLAIN = ("plain_bandwidth", "plain_queue_depth")  # likewise
 ACCELERATOR = (
     "gpu_memory",
     "gpu_bandwidth",
@@ -65,6 +69,7 @@ ACCELERATOR = (
 )  # likewise
 STEP = (
     "cpu_call",
+    "experts_call",
     "layer_overhead",
     "step_overhead",
     "attention_bandwidth",
@@ -73,10 +78,16 @@ STEP = (
     "attention_query",
     "prompt_layer",
 )
-OPTIONAL = {"link_contended", *DISK, *STEP}
+OPTIONAL = {"link_contended", *DISK, *PLAIN, *STEP}
 KINDS = ("experts", "linear", "router")
 BESIDE = ("", "copies", "reads")
+PLAIN_GAIN = 1.1  # times as fast plain reading must be, at least, before experts are read so
 APART = 10  # times: what no two readings of one thing can differ by
+LEAST, MOST = (
+    1e-15,
+    1e18,
+)  # what figures and times lie between, in any unit, so that nothing made of them overflows
+MOST_READS = 1024  # under way at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +176,32 @@ class Profile:
         return DISK[0] in self.figures
 
     @property
+    def plain_share(self) -> float | None:
+        """How many times as fast as past the page cache the disk is through it; None where that was not measured."""
+        if not self.has_disk or PLAIN[0] not in self.figures:
+            return None
+        return self[PLAIN[0]] / self[DISK[0]]
+
+    @property
+    def reads_plainly(self) -> bool:
+        """Whether experts are read through the page cache: where that was measured to be faster, by more than its readings
+        differ."""
+        share = self.plain_share
+        if share is None:
+            return False
+        spread = self.figures[DISK[0]].spread + self.figures[PLAIN[0]].spread
+        return share > max(PLAIN_GAIN, 1 + spread)
+
+    def read_otherwise(self) -> Profile | None:
+        """The same with experts read the slower way, through the page cache or past it; None where only one was measured."""
+        if self.plain_share is None:
+            return None
+        figures = {name: figure for name, figure in self.figures.items() if name not in PLAIN}
+        if not self.reads_plainly:
+            figures |= {name.replace("plain", "disk"): self.figures[name] for name in PLAIN}
+        return replace(self, figures=figures)
+
+    @property
     def has_accelerator(self) -> bool:
         """Whether it says anything of an accelerator."""
         return ACCELERATOR[0] in self.figures
@@ -188,9 +225,9 @@ class Profile:
         try:
             data = json.loads(text)
             schema = data["schema"]
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise _broken(origin, f"it is not a JSON object with a schema ({error})") from None
-        if schema not in READ:
+        if type(schema) is not int or schema not in READ:
             raise DaliError(
                 f"The hardware profile {origin} has schema {schema!r}; this version reads schema {SCHEMA} and those before it.",
                 "Measure the machine again with this version, by `dali bench hw`, or use one of the shipped profiles: "
@@ -209,7 +246,7 @@ class Profile:
                 notes=tuple(map(str, data.get("notes", ()))),
                 error=float(data.get("error", 0.0)),
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise _broken(origin, f"an entry is missing or malformed: {error}") from None
         _check(profile, origin)
         return profile
@@ -268,10 +305,11 @@ def _check(profile: Profile, origin: str) -> None:
             raise _broken(origin, f"the figure {name!r} is missing")
         if name in figures and figures[name].unit != unit:
             raise _broken(origin, f"{name} is in {figures[name].unit!r}, not in {unit!r}")
-    there = [name for name in DISK if name in figures]
-    if there and len(there) < len(DISK):
-        missing = next(name for name in DISK if name not in there)
-        raise _broken(origin, f"it has the figure {there[0]!r} and not {missing!r}")
+    for group in (DISK, PLAIN):
+        there = [name for name in group if name in figures]
+        if there and len(there) < len(group):
+            missing = next(name for name in group if name not in there)
+            raise _broken(origin, f"it has the figure {there[0]!r} and not {missing!r}")
     for name, figure in figures.items():
         _check_figure(name, figure, origin)
     for table in profile.tables:
@@ -279,9 +317,12 @@ def _check(profile: Profile, origin: str) -> None:
     memory, experts = profile["memory_bandwidth"], profile["cpu_bandwidth"]
     if experts > APART * memory:
         raise _broken(origin, f"cpu_bandwidth is {experts / memory:.0f} times memory_bandwidth")
+    if not _share(profile.error):
+        raise _broken(origin, f"its error is {profile.error!r}")
     for curve in profile.curves:
         xs = [x for x, _ in curve.points]
-        if not curve.points or xs != sorted(set(xs)) or not all(_positive(y) for _, y in curve.points):
+        rises = bool(xs) and xs == sorted(set(xs)) and all(map(math.isfinite, xs))
+        if not rises or not all(_positive(y) for _, y in curve.points):
             raise _broken(origin, f"the curve {curve.name!r} needs positive values over a count that rises")
 
 
@@ -289,10 +330,13 @@ def _check_figure(name: str, figure: Figure, origin: str) -> None:
     if name not in UNITS:
         raise _broken(origin, f"the figure {name!r} is unknown")
     if not (_positive(figure.value) and _positive(figure.efficiency) and figure.efficiency <= 1):
-        raise _broken(origin, f"{name} is {figure.value!r} x {figure.efficiency!r}, not a positive number")
-    if name == "disk_queue_depth" and (figure.effective < 1 or figure.effective % 1):
-        raise _broken(origin, f"{name} is {figure.effective!r}, not a whole number from 1")
-    if not (figure.spread == 0 or _positive(figure.spread)):
+        raise _broken(
+            origin,
+            f"{name} is {figure.value!r} x {figure.efficiency!r}, not a positive number below {MOST:.0e}",
+        )
+    if UNITS[name] == "reads" and (not 1 <= figure.effective <= MOST_READS or figure.effective % 1):
+        raise _broken(origin, f"{name} is {figure.effective!r}, not a whole number from 1 to {MOST_READS}")
+    if not _share(figure.spread):
         raise _broken(origin, f"{name} has a spread of {figure.spread!r}")
     _sourced(origin, name, figure.label, figure.source)
     if figure.efficiency != 1 and not figure.efficiency_source:
@@ -302,6 +346,8 @@ def _check_figure(name: str, figure: Figure, origin: str) -> None:
 def _check_table(table: Table, origin: str) -> None:
     name = f"the {table.device} table for {table.format}"
     tokens = [point[0] for point in table.points]
+    if not isinstance(table.format, str):
+        raise _broken(origin, f"{name} is of no format")
     if table.device not in ("cpu", "gpu") or tokens[:1] != [1] or sorted(set(tokens)) != tokens:
         raise _broken(origin, f"{name} needs a device cpu or gpu and token counts that rise from 1")
     if not all(_positive(seconds) for _, seconds in table.points):
@@ -310,17 +356,29 @@ def _check_table(table: Table, origin: str) -> None:
         if after * APART < before:
             raise _broken(origin, f"{name} has {more} tokens take {before / after:.0f} times less than {few}")
     sizes = table.hidden, table.intermediate, table.matrices
-    if not all(isinstance(size, int) and size > 0 for size in sizes) or not isinstance(table.bytes, int):
-        raise _broken(origin, f"{name} is of a matrix of {' x '.join(map(repr, sizes))}")
+    if not all(_whole(size, 1) for size in sizes) or not _whole(table.bytes, 0):
+        raise _broken(
+            origin, f"{name} is of a matrix of {' x '.join(map(repr, sizes))} in {table.bytes!r} bytes"
+        )
+    if not _share(table.spread):
+        raise _broken(origin, f"{name} has a spread of {table.spread!r}")
     if table.kind not in KINDS or table.beside not in BESIDE:
         raise _broken(origin, f"{name} is of {table.kind!r} beside {table.beside!r}")
     _sourced(origin, name, table.label, table.source)
 
 
 def _positive(value: object) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value) and value > 0
+    return type(value) in (int, float) and LEAST <= value < MOST  # type: ignore[operator]
+
+
+def _share(value: object) -> bool:
+    return type(value) in (int, float) and 0 <= value < MOST  # type: ignore[operator]
+
+
+def _whole(value: object, least: int) -> bool:
+    return type(value) is int and least <= value < MOST
 
 
 def _sourced(origin: str, name: str, label: str, source: str) -> None:
-    if label not in LABELS or not source:
+    if label not in LABELS or not isinstance(source, str) or not source:
         raise _broken(origin, f"{name} needs a source and a label out of {', '.join(LABELS)}")

@@ -122,11 +122,14 @@ def is_cached(remote: Remote) -> bool:
 
 def _linked(name: str) -> str | None:
     """The model that a link to the Hugging Face hub leads to, as `locate` takes it; None for what is no such link."""
-    link = re.fullmatch(r"(?:https?://)?(?:hf\.co|huggingface\.co)/([^/?]+/[^/?]+)(?:/(.*))?", name)
+    link = re.fullmatch(
+        r"(?:https?://)?(?:hf\.co|huggingface\.co)/([^/?#]+/[^/?#]+)(?:/([^?#]*))?(?:[?#].*)?", name
+    )
     if link is None:
         return None
-    file = link[2] or ""
-    return f"{link[1]}:{quant_of(file)}" if file.lower().endswith(".gguf") else link[1]
+    file = Path(link[2] or "").name
+    # The whole name: of two files, the end of one's may be that of the other's, too.
+    return f"{link[1]}:{stem_of(file)}" if file.lower().endswith(".gguf") else link[1]
 
 
 def _check_reachable(path: Path) -> None:
@@ -199,14 +202,24 @@ def gguf_models(directory: Path) -> list[Path]:
         file
         for pattern in ("*.gguf", "*/*.gguf")
         for file in directory.glob(pattern)
-        if not file.name.startswith("mmproj") and file.is_file()
+        if not projects_images(file.name) and file.is_file()
     )
     return [file for file in files if split_files(file)[0] == file]
 
 
+def stem_of(name: str) -> str:
+    """A GGUF file's name without its number and suffix."""
+    return re.sub(r"(-\d{5}-of-\d{5})?\.gguf$", "", name, flags=re.IGNORECASE)
+
+
 def quant_of(name: str) -> str:
     """The quantization that a GGUF file's name ends in, its number and suffix apart."""
-    return re.split(r"[-./]", re.sub(r"(-\d{5}-of-\d{5})?\.gguf$", "", name, flags=re.IGNORECASE))[-1]
+    return re.split(r"[-./]", stem_of(name))[-1]
+
+
+def projects_images(name: str) -> bool:
+    """Whether a GGUF file is no model but what turns images into tokens of one, by its name, as for llama.cpp."""
+    return "mmproj" in name.rpartition("/")[2].lower()
 
 
 def _starts_as_gguf(path: Path) -> bool:
@@ -234,8 +247,8 @@ def models_of(listed: Iterable[str]) -> dict[str, list[str]]:
     """Of a repository's files those of GGUF models: stem -> files, in order."""
     models: dict[str, list[str]] = {}
     for file in sorted(listed):
-        if match := re.fullmatch(r"(?P<stem>.+?)(-\d{5}-of-\d{5})?\.gguf", file, re.IGNORECASE):
-            models.setdefault(match["stem"], []).append(file)
+        if file.lower().endswith(".gguf") and not projects_images(file):
+            models.setdefault(stem_of(file), []).append(file)
     return models
 
 
@@ -289,7 +302,7 @@ def _from_hub(name: str, offline: bool) -> Path:
         files: list[str] = []
         with suppress(Exception):  # what else there is only makes the error more helpful
             files, _ = _files(name, offline)
-        if quants := sorted({quant_of(file) for file in files if file.lower().endswith(".gguf")}):
+        if quants := sorted({quant_of(stem) for stem in models_of(files)}):
             raise UsageError(
                 f"{name} holds GGUF files, and no safetensors weights.",
                 f"Name a quantization, as in {name}:{quants[0]}; it has {', '.join(quants)}.",

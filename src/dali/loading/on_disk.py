@@ -123,17 +123,20 @@ def open_pool(store: Path, plan: DiskPlan, notify: Callable[[str], None]) -> Dis
     with StoreReader(store) as reader:
         header = reader.header
     most = min(header.records, max(plan.ram // header.record_bytes, plan.least_slots))
-    return DiskPool(store, min(plan.least_slots, most), most, _depth(store, header, notify))
+    return DiskPool(store, min(plan.least_slots, most), most, *_reading(store, header, notify))
 
 
-def _depth(store: Path, header: StoreHeader, notify: Callable[[str], None]) -> int:
-    """Reads under way at once: as many as this machine's profile says of the disk that stores lie on, else as a trial finds."""
+def _reading(store: Path, header: StoreHeader, notify: Callable[[str], None]) -> tuple[int, bool]:
+    """Reads under way at once, and whether they go through the page cache: as this machine's profile says of the disk that stores
+    lie on; else past it, and as many as a trial finds."""
     mine = own.find(notify)
     if mine is not None and mine.has_disk:
-        depth = int(mine["disk_queue_depth"])
-        notify(f"The disk gets {depth} {'reads' if depth > 1 else 'read'} at once, by {own.origin(mine)}.")
-        return depth
+        depth, plain = disk_costs(mine).depth, mine.reads_plainly
+        how = f" through the page cache, {mine.plain_share:.1f} times as fast as past it" if plain else ""
+        reads = "reads" if depth > 1 else "read"
+        notify(f"The disk gets {depth} {reads} at once{how}, by {own.origin(mine)}.")
+        return depth, plain
     try:
-        return measure_speed(store, header).depth
+        return measure_speed(store, header).depth, False
     except (OSError, ReadError) as error:
         raise DamagedStore(store, str(error)) from error

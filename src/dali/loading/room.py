@@ -7,6 +7,9 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from dali.errors import DaliError, UsageError, parameter
+from dali.hardware.profile import Profile
+from dali.options import LoadOptions
+from dali.policies.once.vram import Experts, Split, split_as_asked, split_by_time
 from dali.units import enough, size
 
 if TYPE_CHECKING:
@@ -33,7 +36,9 @@ MOST_PREFIX = 2**30
 BUFFERS = 4  # of outputs by (token, choice) pair, that the runtime over an accelerator has on the host
 STEP_SHARE = 12  # of the budget, for what a step takes for a while
 MOST_STEP = 4096  # prompt tokens, in which others wait for theirs
-DEVICE_HEADROOM = 2**30  # accelerator bytes for keys, values and activations, where nothing says better
+DEVICE_WORK = 2**29  # an accelerator's bytes for logits, graphs, and what predicts routing
+# Of a model. They are built, and counted, one after another: a damaged number would take hours.
+MOST_LAYERS = 2000
 FEWEST_TOKENS = 512  # of context, below which a budget is refused
 
 
@@ -219,3 +224,60 @@ def most_tokens(most: int, room: int, states: Callable[[int], int]) -> int:
         tokens = (low + high) // 2
         low, high = (tokens, high) if states(tokens) <= room else (low, tokens)
     return low
+
+
+class Keeps(NamedTuple):
+    """What a sequence of the whole context keeps, `tokens` in `whole` bytes, and what is there beside it while a layer moves."""
+
+    tokens: int
+    whole: int
+    moving: int
+
+
+def split_memory(options: LoadOptions, room: int, whole: int, experts: Experts) -> Split:
+    """`room` bytes beside everything else, enough for one sequence that keeps `whole`: as options ask, else by modelled time."""
+    asked = options.vram_bytes
+    if asked is None and options.n_cpu_moe is not None:  # whole layers are there, or refused
+        asked = max(experts.layers - options.n_cpu_moe, 0) * experts.experts * experts.slot
+    if asked is not None:
+        return split_as_asked(room, whole, options.parallel, asked)
+    return split_by_time(room, whole, options.parallel, experts)
+
+
+def simulated_room(options: LoadOptions, profile: Profile, name: str, dense: int, keeps: Keeps) -> int:
+    """Bytes that a simulated accelerator has for experts and for what sequences keep, beside `dense` of weights of the model
+    `name`. DaliError: too few for one whole context; UsageError: experts shall have more than that leaves."""
+    asked = options.vram_bytes
+    working = (
+        DEVICE_WORK + keeps.moving if asked is None else 0
+    )  # who says what experts shall have reckons with it
+    memory = int(profile["gpu_memory"])
+    room = memory - dense - working
+    if room < keeps.whole:
+        raise no_device_room(
+            f"{profile.name} has {size(memory)}",
+            name,
+            dense,
+            keeps._replace(moving=0),
+            working,
+            "choose another profile",
+        )
+    left = room - keeps.whole
+    if asked is not None and asked > left:
+        raise UsageError(
+            f"{parameter('vram')} asks for {size(asked)}; {profile.name} has {size(left)} beside dense weights and the keys and "
+            f"values of {keeps.tokens} tokens.",
+            f"Give {parameter('vram')} {left // 2**20}MiB or less, lower {parameter('ctx_size')}, or choose another profile.",
+        )
+    return room
+
+
+def no_device_room(
+    there: str, what: object, dense: int, keeps: Keeps, working: int, otherwise: str
+) -> DaliError:
+    """An accelerator without room for a model. there: what it has, in words; otherwise: what helps beside a shorter context."""
+    return DaliError(
+        f"{there}; {what} needs {size(dense)} for dense weights, {size(keeps.whole + keeps.moving)} for the keys and values of "
+        f"{keeps.tokens} tokens, and {size(working)} to work in.",
+        f"Lower {parameter('ctx_size')}, {otherwise}, or use {parameter('device')} cpu.",
+    )

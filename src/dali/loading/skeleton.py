@@ -14,6 +14,7 @@ from transformers.utils import logging as transformers_logging
 
 from dali.errors import DaliError, reason
 from dali.hooks import seam
+from dali.loading.room import MOST_LAYERS
 
 
 def text_model(config: Any) -> tuple[Any, Any] | None:
@@ -32,7 +33,6 @@ def text_model(config: Any) -> tuple[Any, Any] | None:
 
 
 VISION = "vision"  # how what is for images is called within a decoder
-MOST_LAYERS = 2000  # they are built one after another: a damaged number would take hours
 
 
 def build_skeleton(config: Any, path: Path) -> nn.Module:

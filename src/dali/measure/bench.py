@@ -22,7 +22,7 @@ from dali.fused.dense import PackedLinear
 from dali.hardware.free_memory import available_ram
 from dali.kernels import native
 from dali.llm import LLM
-from dali.offload.gpu import state_size
+from dali.offload.vram import state_size
 from dali.units import size
 
 READ_BYTES = 2**28  # of a read that measures bandwidth: far beyond any cache, some 10 ms

@@ -16,8 +16,10 @@ from dali.errors import DaliError
 from dali.fused.model import DecodingModel
 from dali.hooks import seam
 from dali.llm import LLM, Prompt
-from dali.offload.build import dense_size
+from dali.measure.gpu_routing import GpuRouting, Routed
 from dali.offload.calibrate import load_predictor
+from dali.offload.dense import dense_size
+from dali.offload.gpu_model import GpuModel
 from dali.progress import Meter, silent
 from dali.replay.shapes import Shape
 from dali.replay.traces.trace import Array, Trace
@@ -48,13 +50,19 @@ class _Watch:
     def __init__(self, model: Any, routers: Many[Any], hidden: bool) -> None:
         self.step: StepContext | None = None
         self.embeddings: Tensor | None = None
-        self.seen: list[tuple[Tensor, tuple[Tensor, Tensor, Tensor]]] = []
+        self._seen: list[Routed] = []
+        self._config = model.config.get_text_config()
         self._last: tuple[Tensor, tuple[Tensor, Tensor, Tensor]] | None = None
         self._handles = [router.register_forward_hook(self._routed) for router in routers]
         experts = seam.experts_modules(model).values()
         self._handles += [module.register_forward_pre_hook(self._run) for module in experts]
         if hidden:
             self._handles.append(model.get_input_embeddings().register_forward_hook(self._embedded))
+
+    def take(self) -> list[Routed]:
+        """Of each MoE layer in the latest step; given once."""
+        seen, self._seen = self._seen, []
+        return seen
 
     def close(self) -> None:
         for handle in self._handles:
@@ -68,7 +76,8 @@ class _Watch:
     def _run(self, experts: Any, inputs: tuple[Tensor, ...]) -> None:
         assert self._last is not None, "experts ran before any router"
         self.step = current_step()
-        self.seen.append(self._last)
+        given, (logits, weights, ids) = self._last
+        self._seen.append(Routed(given, seam.router_scores(logits, self._config), weights, ids))
 
     def _embedded(self, embedding: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         self.embeddings = output.reshape(-1, output.shape[-1])
@@ -96,10 +105,14 @@ def record(
     sequences = [llm.sequence(prompt, **sampling) for prompt in prompts]
     recordings = {sequence.number: _Recording() for sequence in sequences}
     advance = meter("Recording", len(sequences))
-    watch = _Watch(llm.model, routers, hidden)
+    watch: _Watch | GpuRouting
+    if isinstance(llm.engine.decoder, GpuModel):
+        watch = GpuRouting(llm, seam.scores(routers, llm.model.config.get_text_config()), hidden)
+    else:
+        watch = _Watch(llm.model, routers, hidden)
 
     def keep(live: list[Sequence]) -> None:
-        _keep(watch, live, recordings, llm.model.config.get_text_config(), hidden)
+        _keep(watch, live, recordings, hidden)
         advance(sum(sequence.finish_reason is not None for sequence in live))
 
     try:
@@ -111,16 +124,16 @@ def record(
 
 
 def _keep(
-    watch: _Watch, live: Many[Sequence], recordings: Mapping[int, _Recording], config: Any, hidden: bool
+    watch: _Watch | GpuRouting, live: Many[Sequence], recordings: Mapping[int, _Recording], hidden: bool
 ) -> None:
     """Give each sequence its rows of the step that just ran."""
     step, watch.step = watch.step, None
-    seen, watch.seen = watch.seen, []
+    seen = watch.take()
     assert step is not None, "no router ran in this step"
-    ids = torch.stack([out[2] for _, out in seen], dim=1).cpu().numpy()
-    weights = torch.stack([out[1] for _, out in seen], dim=1).float().cpu().numpy()
-    scores = torch.stack([seam.router_scores(out[0], config) for _, out in seen], dim=1).cpu().numpy()
-    inputs = torch.stack([inputs for inputs, _ in seen], dim=1).float().cpu().numpy() if hidden else None
+    ids = torch.stack([one.ids for one in seen], dim=1).cpu().numpy()
+    weights = torch.stack([one.weights for one in seen], dim=1).float().cpu().numpy()
+    scores = torch.stack([one.scores for one in seen], dim=1).cpu().numpy()
+    inputs = torch.stack([one.inputs for one in seen], dim=1).float().cpu().numpy() if hidden else None
     embeddings = watch.embeddings.float().cpu().numpy() if hidden and watch.embeddings is not None else None
     for segment in step.segments:
         sequence = next(sequence for sequence in live if sequence.state is segment.state)
@@ -219,6 +232,8 @@ def _predicted(predictor: Predictor, distance: int, llm: LLM, gate_inputs: Array
 def _norms(llm: LLM, layers: int) -> list[Tensor] | None:
     """The weights of the norm before each router, where decoding in one call knows them."""
     decoder = llm.engine.decoder
+    if isinstance(decoder, GpuModel):
+        decoder = decoder.described_by
     parts = [layer.parts for layer in decoder.layers] if isinstance(decoder, DecodingModel) else []
     norms = [one.norms.before_mlp for one in parts if one.routed is not None and one.beside is None]
     weights = [norm[0] for norm in norms if norm is not None]

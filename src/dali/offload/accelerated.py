@@ -10,8 +10,11 @@ from torch import Tensor, nn
 
 from dali.engine.budget import StateBudget
 from dali.hooks import seam
+from dali.offload.gpu_model import GpuModel
 from dali.policies.signals import Step
 from dali.runtime.executor import Executor
+from dali.runtime.gpu import GpuExecutor
+from dali.runtime.prefetch import Predictor
 from dali.step.decoder import Decoder
 from dali.telemetry import Telemetry
 
@@ -37,6 +40,14 @@ class AcceleratedExperts:
     decoder: Decoder | None = (
         None  # computes whole steps, with the experts; then the model's layers stay the CPU's
     )
+    predictor: Predictor | None = None  # by which it prefetches
+
+    def resume(self) -> None:
+        """After the turn of others over the same GPU: have its slots again, filled anew."""
+        if isinstance(self.executor, GpuExecutor):
+            self.executor.resume()
+            if isinstance(self.decoder, GpuModel):
+                self.decoder.follow(self.executor, self.predictor)
 
     def install(self, model: nn.Module, telemetry: Telemetry) -> None:
         """Take the place of the CPU's layers in `model`; `telemetry` begins anew."""

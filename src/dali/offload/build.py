@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,31 +10,30 @@ from torch import Tensor, nn
 from dali import systems, units
 from dali.devices import Device, OutOfDeviceMemoryError, SimDevice
 from dali.devices.cuda import Gpu, GpuSlots
-from dali.devices.dependencies import dependencies
 from dali.engine.budget import StateBudget
 from dali.engine.engine import Engine
 from dali.errors import UsageError, parameter
-from dali.fused.dense import PackedLinear
 from dali.fused.model import DecodingModel
 from dali.fused.release import release
 from dali.hardware.cost import CostModel, ExpertSize
-from dali.hardware.profile import Profile
 from dali.hooks import seam
 from dali.hooks.shared import early_shared
 from dali.loading.loaded import LoadedModel
-from dali.loading.room import DEVICE_HEADROOM
 from dali.offload.accelerated import AcceleratedExperts
 from dali.offload.calibrate import load_predictor
+from dali.offload.dense import dense_seconds, dense_size, predict_seconds
 from dali.offload.gpu import check_native, gpu_model, move_dense, open_gpu, tell_pinned, unnamed_profile
 from dali.offload.gpu_model import GpuModel
 from dali.offload.lending import lend
 from dali.offload.lossy import CpuExperts, LossyLayers, Scores, cpu_experts
 from dali.offload.low_bits import reduce_bits
+from dali.offload.simulated import open_simulated
 from dali.offload.worth import tell_loss
 from dali.options import LoadOptions
 from dali.policies import Policies
+from dali.policies.once.prefill import prefill_chunk
+from dali.policies.once.vram import Experts, residents
 from dali.policies.prefetch import PrefetchPolicy
-from dali.policies.prefill import prefill_chunk
 from dali.policies.whole_layers import WholeLayers
 from dali.progress import Meter
 from dali.runtime.executor import Executor
@@ -45,7 +43,6 @@ from dali.runtime.look_ahead import LookAhead
 from dali.runtime.prefetch import Predictor
 from dali.runtime.residency import Residency
 
-MOST_SCRATCH = 16  # slots demanded and prefetched experts pass through; more of them hide nothing more
 MOST_TOKENS = 8192  # of one step, for which times are tabulated
 
 
@@ -61,21 +58,6 @@ def check_device(options: LoadOptions) -> None:
             )
 
 
-def _simulate(options: LoadOptions, profile: Profile, model: nn.Module) -> Device:
-    """The simulated device with its budget for experts: `vram`, at most what it has beside the dense weights."""
-    packed: list[Any] = [module.packed for module in model.modules() if isinstance(module, PackedLinear)]
-    dense_bytes: int = sum(tensor.nbytes for tensor in (*model.parameters(), *packed))
-    room = max(int(profile["gpu_memory"]) - dense_bytes, 0)
-    if options.vram_bytes is not None and options.vram_bytes > room:
-        raise UsageError(
-            f"{parameter('vram')} asks for {units.size(options.vram_bytes)}; {profile.name} has "
-            f"{units.size(room)} beside dense weights.",
-            f"Give {parameter('vram')} {room // 2**20}MiB or less, or choose another profile.",
-        )
-    budget = max(room - DEVICE_HEADROOM, 0) if options.vram_bytes is None else options.vram_bytes
-    return SimDevice(budget, name=options.device, seed=options.seed, dependencies=dependencies())
-
-
 def accelerate(
     loaded: LoadedModel,
     engine: Engine,
@@ -85,22 +67,23 @@ def accelerate(
     device: Device | None = None,
     room: int | None = None,
     decoder: DecodingModel | None = None,
+    taking_turns_with: AcceleratedExperts | None = None,
 ) -> AcceleratedExperts:
     """The runtime for a model that runs on the CPU so far, on `engine`, which predictors are calibrated with.
 
     `device` stands in for the one `options` names; `room`: bytes of host memory that a second set of experts may take, None for
-    what is free; `decoder`: the CPU's way to decode the model in one call, by which a GPU's kernels go.
+    what is free; `decoder`: the CPU's way to decode the model in one call, by which a GPU's kernels go; `taking_turns_with`: what
+    has the GPU already, and its slots: the one whose turn comes then calls `resume`.
     """
     model = loaded.model
-    on_gpu: GpuModel | None = None
-    budget = None
-    if device is None:
-        device, on_gpu, budget = _open(options, loaded, engine, decoder, notify)
-    profile = options.planning_profile() or _unnamed_profile(device, notify)
-    costs = _costs(loaded, profile)
+    device, on_gpu, budget, costs = _opened(
+        device, taking_turns_with, options, loaded, engine, decoder, notify
+    )
     routers = seam.routers(model, loaded.layout.shape.hidden)
     scores = None if routers is None else seam.scores(routers, model.config.get_text_config())
-    residency, policies = _residency(loaded, device, lend(loaded, device, profile), options, costs, notify)
+    residency, policies = _residency(
+        loaded, device, lend(loaded, device, costs.profile), options, costs, notify
+    )
     parts = options.lossy_parts()
     beside, fingerprint = _make_lossy(parts, loaded, costs, scores is not None, room, meter)
     _tell_budget(loaded, device, options, notify)
@@ -110,19 +93,14 @@ def accelerate(
     system = _system(options, scores is not None, type(model).__name__, notify)
     if isinstance(device, GpuSlots) and on_gpu is None:  # only now: calibration ran on the CPU
         predictor = move_dense(loaded, device, predictor)
-    beside_each = [] if on_gpu else _beside(loaded)
+    starts = [] if on_gpu else _beside(loaded)
     executor = _executor(
-        loaded, device, residency, policies, predictor, costs, routers, scores, system, beside_each
+        loaded, device, residency, policies, predictor, costs, routers, scores, system, starts
     )
     if on_gpu is not None and isinstance(executor, GpuExecutor):
         on_gpu.follow(executor, predictor)
     tell_pinned(device, notify)
-    runner: Executor | LossyLayers = executor
-    lossy: dict[str, Any] = {}
-    if system is not None and parts is not None:
-        lossy["parts"] = list(system.lossy)
-        if beside is not None:
-            runner = LossyLayers(executor, parts, beside, scores, loaded.telemetry, lossy)
+    runner, lossy = _runner(executor, system, parts, beside, scores, loaded)
     return AcceleratedExperts(
         executor,
         [runner.layer(index) for index in range(loaded.pool.layers)],
@@ -135,6 +113,7 @@ def accelerate(
         budget,
         lossy,
         on_gpu,
+        predictor,
     )
 
 
@@ -165,19 +144,56 @@ def _make_lossy(
     return beside, fingerprint
 
 
-def _open(
+def _runner(
+    executor: Executor,
+    system: systems.System | None,
+    parts: systems.LossyParts | None,
+    beside: CpuExperts | None,
+    scores: Scores | None,
+    loaded: LoadedModel,
+) -> tuple[Executor | LossyLayers, dict[str, Any]]:
+    """What runs the layers, with lossy parts where some are on, and what there is to say of those."""
+    if system is None or parts is None:
+        return executor, {}
+    lossy: dict[str, Any] = {"parts": list(system.lossy)}
+    if beside is None:
+        return executor, lossy
+    return LossyLayers(executor, parts, beside, scores, loaded.telemetry, lossy), lossy
+
+
+def _opened(
+    given: Device | None,
+    other: AcceleratedExperts | None,
     options: LoadOptions,
     loaded: LoadedModel,
     engine: Engine,
     decoder: DecodingModel | None,
     notify: Callable[[str], None],
-) -> tuple[Device, GpuModel | None, StateBudget | None]:
-    """The device that `options` name; the whole model on it where that is a GPU with kernels for all of it; and its memory for
-    what sequences keep, where that is counted."""
+) -> tuple[Device, GpuModel | None, StateBudget | None, CostModel]:
+    """As `_open`, unless no device is given and `other` has a GPU."""
+    if given is not None or other is None or not isinstance(device := other.executor.device, GpuSlots):
+        return _open(options, loaded, engine, decoder, given, notify)
+    on_gpu = other.decoder if isinstance(other.decoder, GpuModel) else None
+    return device, on_gpu, other.budget, _costs(loaded, options, device.gpu, notify)
+
+
+def _open(
+    options: LoadOptions,
+    loaded: LoadedModel,
+    engine: Engine,
+    decoder: DecodingModel | None,
+    device: Device | None,
+    notify: Callable[[str], None],
+) -> tuple[Device, GpuModel | None, StateBudget | None, CostModel]:
+    """The device that `options` name, or the one given; the whole model on it where that is a GPU with kernels for all of it; its
+    memory for what sequences keep, where that is counted; and what plans go by."""
+    if device is not None:
+        own = device.gpu if isinstance(device, GpuSlots) else None
+        return device, None, None, _costs(loaded, options, own, notify)
     if options.device_kind != "cuda":
-        profile = options.planning_profile()
-        assert profile is not None
-        return _simulate(options, profile, loaded.model), None, None
+        costs = _costs(loaded, options, None, notify)
+        simulated, budget = open_simulated(options, loaded, engine, costs.profile, _experts(loaded, costs))
+        return simulated, None, budget, costs
     gpu = Gpu(options.device)
     on_gpu = gpu_model(gpu, loaded, decoder)
     if on_gpu is None:
@@ -185,10 +201,11 @@ def _open(
         notify(
             f"{loaded.name} has parts that dali's GPU kernels lack: torch computes all but its experts, and more slowly."
         )
-    device, budget = open_gpu(options, loaded, engine, gpu, on_gpu)
+    costs = _costs(loaded, options, gpu, notify)
+    slots, budget = open_gpu(options, loaded, engine, gpu, on_gpu, _experts(loaded, costs))
     if on_gpu is not None:
         on_gpu.put()
-    return device, on_gpu, budget
+    return slots, on_gpu, budget, costs
 
 
 def _system(
@@ -201,11 +218,6 @@ def _system(
     if "scores" in system.signals and not scored:
         notify(f"{system.title} decides without router scores: the routers of {model} give none.")
     return system
-
-
-def _unnamed_profile(device: Device, notify: Callable[[str], None]) -> Profile:
-    assert isinstance(device, GpuSlots)
-    return unnamed_profile(device.gpu, notify)
 
 
 def _executor(
@@ -240,12 +252,32 @@ def _executor(
     )
 
 
-def _costs(loaded: LoadedModel, profile: Profile) -> CostModel:
+def _costs(
+    loaded: LoadedModel, options: LoadOptions, gpu: Gpu | None, notify: Callable[[str], None]
+) -> CostModel:
+    """What plans go by: the profile that `options` name, else the one for a GPU that they do not name."""
+    profile = options.planning_profile()
+    if profile is None:
+        assert gpu is not None
+        profile = unnamed_profile(gpu, notify)
     layout, shape = loaded.layout, loaded.layout.shape
     size = ExpertSize(
         shape.hidden, shape.intermediate, len(shape.matrices), {layout.format_name: layout.weight_bytes}
     )
     return CostModel(profile, size, layout.format_name, MOST_TOKENS)
+
+
+def _experts(loaded: LoadedModel, costs: CostModel) -> Experts:
+    """What competes for an accelerator's memory."""
+    layers = loaded.pool.layers
+    return Experts(
+        layers,
+        loaded.pool.experts,
+        loaded.top_k,
+        loaded.layout.record_bytes,
+        costs.costs,
+        dense_seconds(loaded.model, costs, layers),
+    )
 
 
 def _step_tokens(loaded: LoadedModel, costs: CostModel, residency: Residency) -> int:
@@ -323,7 +355,7 @@ def _residency(
     slots = min(device.budget // size, layers * experts)
     link = costs.costs.link, costs.costs.link_contended
     while True:
-        capacity = split(slots, layers, experts)
+        capacity = residents(slots, layers, experts)
         policies = options.policies(layers, experts, loaded.top_k, capacity)
         resident_slots = sum(len(policies.cache.initial(layer)) for layer in range(layers))
         if isinstance(policies.cache, WholeLayers):
@@ -339,43 +371,3 @@ def _residency(
             slots = fewer
         else:
             return residency, policies
-
-
-def split(slots: int, layers: int, experts: int) -> int:
-    """Residents a layer, of `slots` in all: as many as there can be once a few slots are left as scratch."""
-    if slots >= layers * experts:
-        return experts
-    return (slots - min(MOST_SCRATCH, max(slots // 4, 1), slots)) // layers
-
-
-def dense_size(model: Any) -> tuple[int, int, int]:
-    """Bytes and number of all dense weights but the embeddings, unpacked as an accelerator has them, and one kernel a
-    leaf module."""
-    embeddings = model.get_input_embeddings()
-    nbytes = count = kernels = 0
-    for module in model.modules():
-        if isinstance(module, PackedLinear):
-            size = module.in_features * module.out_features
-            nbytes, count, kernels = nbytes + size * embeddings.weight.itemsize, count + size, kernels + 1
-        elif module is not embeddings:  # a tied output layer still counts
-            weights = [p for p in module._parameters.values() if p is not None]
-            nbytes += sum(p.nbytes for p in weights)
-            count += sum(p.numel() for p in weights)
-            kernels += bool(weights) and not module._modules
-    return nbytes, count, kernels
-
-
-def dense_seconds(model: Any, costs: CostModel, layers: int) -> Callable[[int], float]:
-    """tokens -> modelled seconds of a layer's dense part: all of it spread over the MoE layers."""
-    nbytes, count, kernels = dense_size(model)
-    return costs.dense_seconds(nbytes // layers, count // layers, kernels // layers)
-
-
-def predict_seconds(
-    routers: Sequence[nn.Module] | None, costs: CostModel, depth: int = 1
-) -> Callable[[int], float]:
-    """tokens -> modelled seconds of predicting `depth` layers: each one kernel over a router's weights, which a ridge map equals
-    in size."""
-    weights = list(routers[0].parameters()) if routers else []
-    nbytes, count = sum(p.nbytes for p in weights), sum(p.numel() for p in weights)
-    return functools.cache(lambda tokens: depth * costs.dense(nbytes, count, tokens, kernels=1))

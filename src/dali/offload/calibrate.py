@@ -16,6 +16,7 @@ from dali.engine.request import Request
 from dali.engine.sequence import Sequence
 from dali.errors import DaliError, parameter
 from dali.offload.fit import CALIBRATED, FITS
+from dali.offload.gpu_model import own_layers
 from dali.progress import Meter
 from dali.runtime.predict import GateShift, LinearMap
 from dali.runtime.prefetch import Predictor
@@ -49,7 +50,9 @@ def load_predictor(
     path = cache_root() / "calibration" / model / f"{kind}-{distance}.safetensors"
     found = _read(path, key)
     if found is None:
-        found = calibrate(kind, distance, engine, tokenizer(text, verbose=False)["input_ids"], routers, meter)
+        tokens = tokenizer(text, verbose=False)["input_ids"]
+        with own_layers(engine):
+            found = calibrate(kind, distance, engine, tokens, routers, meter)
         _write(path, key, found)
     like = next(engine.model.parameters())
     if kind == "residual":

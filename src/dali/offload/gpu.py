@@ -13,8 +13,6 @@ from dali.devices import Device
 from dali.devices.cuda import Gpu, GpuSlots, gpu_errors
 from dali.engine.budget import StateBudget
 from dali.engine.engine import Engine
-from dali.engine.request import Request
-from dali.engine.sequence import Sequence
 from dali.errors import DaliError, parameter
 from dali.fused.model import DecodingModel
 from dali.hardware import own
@@ -28,17 +26,19 @@ from dali.kernels.gpu.experts import PASSES, experts_macros
 from dali.kernels.native.experts import native_layout
 from dali.kernels.native.library import DTYPES
 from dali.loading.loaded import LoadedModel
+from dali.loading.room import DEVICE_WORK, no_device_room, split_memory
 from dali.offload.gpu_model import GpuModel
+from dali.offload.vram import state_size, whole_context
 from dali.options import LoadOptions
+from dali.policies.once.vram import Experts
 from dali.runtime.gpu import GpuExecutor
 from dali.runtime.prefetch import Predictor
-from dali.step.size import Reservation, StateSize
 from dali.store.cache import cache_root
 from dali.units import size
 
 MOST_AHEAD = 64  # ids that are predicted of later layers, a token
 TEMPORARIES = 2**30  # bytes left to torch: activations, libraries' workspaces, fragmentation
-LOGITS = 2**29  # bytes where torch has but the logits; the driver's graphs and what predicts routing, too
+LOGITS = DEVICE_WORK  # where torch has but the logits
 
 
 def check_native(options: LoadOptions) -> None:
@@ -62,24 +62,27 @@ def gpu_model(gpu: Gpu, loaded: LoadedModel, decoder: DecodingModel | None) -> G
 
 
 def open_gpu(
-    options: LoadOptions, loaded: LoadedModel, engine: Engine, gpu: Gpu, model: GpuModel | None
+    options: LoadOptions,
+    loaded: LoadedModel,
+    engine: Engine,
+    gpu: Gpu,
+    model: GpuModel | None,
+    experts: Experts,
 ) -> tuple[GpuSlots, StateBudget]:
     """The slots of a GPU, for a model that still is on the CPU, and what all sequences together may keep there: as much as one of
-    the whole context. DaliError where it has no memory left for experts beside that, the dense part, and temporaries."""
-    whole, keeps = Reservation(loaded.ctx_size, GpuExecutor.most_tokens), state_size(engine)
-    states = StateBudget(keeps.nbytes(whole), keeps)
-    free, kept = gpu.free_bytes(), states.nbytes + keeps.moving(whole)
+    the whole context, or as several where that is worth it. DaliError where it has no memory left for experts beside that, the
+    dense part, and temporaries."""
+    size_of = state_size(engine)
+    keeps = whole_context(size_of, loaded.ctx_size, GpuExecutor.most_tokens, options)
     dense, temporaries = (loaded.dense_bytes, TEMPORARIES) if model is None else (model.bytes, LOGITS)
-    room = free - dense - kept - temporaries
-    if room < 0:
-        raise DaliError(
-            f"{gpu.name} has {size(free)} free; {loaded.name} needs {size(dense)} for dense weights, {size(kept)} for the keys "
-            f"and values of {loaded.ctx_size} tokens, and {size(temporaries)} to work in.",
-            f"Lower {parameter('ctx_size')}, close other programs that use the GPU, or use {parameter('device')} cpu.",
-        )
-    asked = options.vram_bytes
-    budget = room if asked is None else min(asked, room)
-    return GpuSlots(gpu, layers_maker(gpu, loaded), loaded.layout.record_bytes, budget), states
+    free = gpu.free_bytes()
+    room = free - dense - keeps.moving - temporaries
+    if room < keeps.whole:
+        there, close = f"{gpu.name} has {size(free)} free", "close other programs that use the GPU"
+        raise no_device_room(there, loaded.name, dense, keeps, temporaries, close)
+    split = split_memory(options, room, keeps.whole, experts)
+    slots = GpuSlots(gpu, layers_maker(gpu, loaded), loaded.layout.record_bytes, split.experts)
+    return slots, StateBudget(split.states, size_of)
 
 
 def module_maker(gpu: Gpu) -> Callable[[str, dict[str, int]], Any]:
@@ -126,14 +129,6 @@ def layers_maker(gpu: Gpu, loaded: LoadedModel) -> Callable[[int], Any]:
         return layers
 
     return make
-
-
-def state_size(engine: Engine) -> StateSize:
-    """What sequences keep, told by a short one."""
-    short = Sequence(Request((0, 1), limit=3))
-    for _ in engine.score(short):
-        pass
-    return short.state.size
 
 
 def nearest_profile(gpu_bytes: int) -> Profile:

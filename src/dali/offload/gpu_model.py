@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import accumulate
 from typing import Any
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from dali.compiled import library
 from dali.devices.cuda import Gpu, gpu_errors
+from dali.engine.engine import Engine
 from dali.errors import DaliError
 from dali.fused.attention import DecodingAttention
 from dali.fused.dense import PackedLinear
@@ -50,7 +52,7 @@ class GpuModel:
         ctx_size: int,
     ) -> None:
         """`module(name, macros)`: the compiled kernels of a file. ValueError for a model with parts that there are none for."""
-        self._gpu, self._decoder = gpu, decoder
+        self._gpu, self.described_by = gpu, decoder
         attention = [layer.mixer for layer in decoder.layers if isinstance(layer.mixer, DecodingAttention)]
         if len(attention) < len(decoder.layers):
             raise ValueError("there are no kernels for recurrent layers")
@@ -90,7 +92,7 @@ class GpuModel:
         routers = [(distance, [router._router for router in ahead]) for distance, ahead in self._foresight]
         with gpu_errors(self._gpu.name):
             self._native.follow(executor.device.layers, routers)
-        layers, dtype = executor.device.layers, self._decoder.dtype
+        layers, dtype = executor.device.layers, self.described_by.dtype
         most, router = executor.most_tokens, self._routers[0]
         self._x = _there(layers.x, dtype, most, router.weight.shape[1])
         self._weights = _there(layers.weights, torch.float32, most, router.routing.top_k)
@@ -98,7 +100,7 @@ class GpuModel:
     def serves(self, step: StepContext) -> bool:
         """All steps: the model's own forward knows nothing of the GPU. DaliError where somebody has changed or watches a part
         of the model, which would not be seen; found out in steps with a prompt, as it takes as long as a few layers."""
-        if any(segment.prefill for segment in step.segments) and not self._decoder.watch.untouched:
+        if any(segment.prefill for segment in step.segments) and not self.described_by.watch.untouched:
             raise DaliError(
                 "A part of the model was changed, or is watched, since it was loaded; on a GPU it would not be seen.",
                 "Take the hook away, or load the model on the CPU.",
@@ -108,7 +110,7 @@ class GpuModel:
     def decode(self, step: StepContext, ids: list[int], positions: list[int], wanted: list[int]) -> Tensor:
         """As Decoder.decode; logits are on the GPU."""
         logits = torch.empty(
-            len(wanted), self._decoder.vocabulary, dtype=self._decoder.dtype, device=self._gpu.place
+            len(wanted), self.described_by.vocabulary, dtype=self.described_by.dtype, device=self._gpu.place
         )
         with self._executor.whole_step():
             pieces = list(self._pieces(step.segments))
@@ -153,7 +155,7 @@ class GpuModel:
     def _step(
         self, segments: list[Segment], ids: list[int], positions: list[int], rows: list[int], logits: Tensor
     ) -> None:
-        rotations = [kind.of(positions) for kind in self._decoder.rotations]
+        rotations = [kind.of(positions) for kind in self.described_by.rotations]
         runs = [keep.runs(segments) for keep in self._keeps]
         queue, executor = self._gpu.queue(), self._executor
         if executor.planner is None:
@@ -177,6 +179,18 @@ class GpuModel:
         count = tokens * sum(router.routing.top_k for router in ahead)
         posted = Posted(self._x[:tokens], self._weights[:tokens], moe + distance if ahead else None, count)
         self._executor.execute_posted(moe, posted, self._native.part)
+
+
+@contextmanager
+def own_layers(engine: Engine) -> Iterator[None]:
+    """Where a GPU's kernels take the model's place, give it its own layers back, on the CPU: calibration watches routers."""
+    decoder = engine.decoder
+    if isinstance(decoder, GpuModel):
+        engine.decoder = None
+    try:
+        yield
+    finally:
+        engine.decoder = decoder
 
 
 class Keeper:

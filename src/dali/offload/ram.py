@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from weakref import ref
 
 from dali.devices import Device, SimDevice
 from dali.devices.cuda import GpuSlots
@@ -21,7 +22,8 @@ from dali.loading.room import (
     step_tokens,
     too_small,
 )
-from dali.offload.gpu import state_size, tell_pinned
+from dali.offload.gpu import tell_pinned
+from dali.offload.vram import drafted, state_size
 from dali.options import LoadOptions
 from dali.step.size import Reservation, StateSize
 from dali.store.disk_pool import DiskPlan, DiskPool
@@ -49,12 +51,12 @@ def share_out(
     if keeps is not None and loaded.layout.format.quantized:  # a GPU's memory is for no more
         shortest = loaded.ctx_size if options.ctx_size is not None else min(FEWEST_TOKENS, loaded.ctx_size)
         step = engine.scheduler.step_tokens = _step_tokens(
-            loaded, min(step, STEP), plan.ram - held, keeps, shortest, device
+            loaded, min(step, STEP), plan.ram - held - pool.cached_bytes, keeps, shortest, device
         )
-    used = held + _step_bytes(loaded, step, device)
+    used = held + pool.cached_bytes + _step_bytes(loaded, step, device)
 
     def states(tokens: int) -> int:
-        return 0 if keeps is None else keeps.nbytes(Reservation(tokens, step))
+        return 0 if keeps is None else keeps.nbytes(Reservation(tokens, step, drafted(options)))
 
     try:
         shares = share(
@@ -76,16 +78,35 @@ def share_out(
                 f"The context is {shares.context} tokens of {loaded.ctx_size}, as many as the budget of RAM has room for."
             )
         loaded.ctx_size = shares.context
-        engine.limit_states(StateBudget(shares.states, keeps))
+        budget = StateBudget(shares.states, keeps)
+        simulated = engine.budget  # of the accelerator's memory, where they are supposed to be
+        engine.limit_states(budget if simulated is None else budget.within(simulated.nbytes))
     pool.grow(shares.slots)
     if options.prefetch == "none":
         pool.rest()
-    if device is not None:
-        device.pin(pool.memory)
-        tell_pinned(device, notify)
+    _prepare(pool, engine, device, notify)
     loaded.telemetry.clear()  # of what was tried here
     _tell(loaded, pool, plan, notify)
     return shares.prefixes
+
+
+def _prepare(pool: DiskPool, engine: Engine, device: Device | None, notify: Callable[[str], None]) -> None:
+    """Have the system provide the slots' memory: page-locked for an accelerator, else beside whatever else is done."""
+    if device is None:
+        pool.prepare_memory(_until_asked(engine))
+    else:
+        device.pin(pool.memory)
+        tell_pinned(device, notify)
+
+
+def _until_asked(engine: Engine) -> Callable[[], bool]:
+    """Whether somebody has asked the engine for something, or it has gone."""
+    scheduler = ref(engine.scheduler)
+
+    def asked() -> bool:
+        return (found := scheduler()) is None or bool(found.live or found.waiting)
+
+    return asked
 
 
 def _step_tokens(
@@ -113,7 +134,7 @@ def _step_bytes(loaded: LoadedModel, tokens: int, device: Device | None) -> int:
 
 def _tell(loaded: LoadedModel, pool: DiskPool, plan: DiskPlan, notify: Callable[[str], None]) -> None:
     held, all_of_them = pool.slots, pool.layers * pool.experts
-    where = "" if pool.direct else ", whose file system reads through the page cache"
+    where = "" if pool.direct or pool.plain else ", whose file system reads through the page cache"
     all_fit = f"RAM has room for all {held} experts, read from {pool.path}{where} as they are wanted."
     part = (
         f"RAM has room for {held} of {all_of_them} experts ({size(pool.nbytes)} of {size(pool.stored_bytes)}): the others are "

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dali.errors import parameter
 from dali.hardware.cost import CostModel
 from dali.loading.loaded import LoadedModel
-from dali.policies.alone import experts_seconds, loses
+from dali.policies.once.alone import experts_seconds, loses
 from dali.runtime.residency import Residency
 
 
@@ -28,7 +28,7 @@ def tell_loss(
     resident = min(residency.resident_slots // layers, experts)
     routed = experts_seconds(costs.costs, experts, top_k, resident, residency.scratch_slots)
     beside = layers * (costs.dense_seconds(*parts)(1) + routed + costs.costs.launch)
-    without = layers * (alone.dense_seconds(*parts)(1) + top_k * alone.costs.cpu[1])
+    without = layers * (alone.dense_seconds(*parts)(1) + top_k * alone.costs.cpu[1] + alone.costs.call)
     if loses(beside, without):
         notify(
             f"By the profile {costs.profile.name} a token is modelled to take {1000 * beside:.3g} ms with {name}, and "

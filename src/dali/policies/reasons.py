@@ -51,31 +51,37 @@ def _each(
     for expert in plan.cpu:
         there = expert in view.resident
         if not (there or view.slots or expert in view.in_flight):
-            yield Reason(expert, CPU, "not there, and no slot to copy it into", None)
+            yield Reason(expert, CPU, "not on the accelerator, which has no slot to copy it into", None)
             continue
         otherwise = makespan(_on_accelerator(plan, expert, view), workload, view, costs)
-        sooner = otherwise < planned
+        when = "sooner" if otherwise < planned else "no sooner"
         if there:
-            why = f"there, {'though that' if sooner else 'but it'} would end {_when(sooner)}"
+            why = f"on the accelerator, too, where the layer would end {when}"
         elif expert in view.in_flight:
-            why = f"on its way, {'though that' if sooner else 'but it'} would end {_when(sooner)}"
+            why = f"on its way to the accelerator, where the layer would end {when}"
         else:
-            why = f"not there, {'though' if sooner else 'and'} a copy would end {_when(sooner)}"
+            why = f"not on the accelerator: with a copy the layer would end {when}"
         yield Reason(expert, CPU, why, otherwise)
     for expert in plan.gpu:
         otherwise = makespan(_on_cpu(plan, expert), workload, view, costs)
         if expert in plan.fetch:
-            cheaper = "cheaper than the CPU" if otherwise >= planned else "though the CPU would end sooner"
-            yield Reason(expert, COPIED, f"copied, {cheaper}", otherwise)
+            sooner = otherwise < planned
+            why = (
+                "though on the CPU the layer would end sooner"
+                if sooner
+                else "as on the CPU the layer would end no sooner"
+            )
+            yield Reason(expert, COPIED, f"copied when it was wanted, {why}", otherwise)
         elif expert in waiting:
-            yield Reason(expert, AHEAD, "foreseen, and fetched ahead", otherwise)
+            yield Reason(expert, AHEAD, "predicted, and fetched ahead of its layer", otherwise)
         else:
             landing = expert in view.in_flight
-            yield Reason(expert, RESIDENT, "on its way to stay" if landing else "resident", otherwise)
-
-
-def _when(sooner: bool) -> str:
-    return "sooner" if sooner else "no sooner"
+            yield Reason(
+                expert,
+                RESIDENT,
+                "resident from now on: its copy is on its way" if landing else "resident",
+                otherwise,
+            )
 
 
 def _on_cpu(plan: LayerPlan, expert: int) -> LayerPlan:

@@ -52,9 +52,10 @@ def call_seconds(clock: Clock) -> Reading:
     return repeat("a call's own time", seconds, clock)
 
 
-def decoding_attention(pool: Arena, clock: Clock) -> tuple[Reading, Reading]:
-    """While decoding: bytes a second of keys and values that a token attends to, and seconds of a score beside that. Two shapes
-    tell them apart, with as many queries' heads as those of keys and with more: seconds = bytes x a + scores x b."""
+def decoding_attention(pool: Arena, clock: Clock) -> tuple[Reading, Reading, str]:
+    """While decoding: bytes a second of keys and values that a token attends to, seconds of a score beside that, and what is to
+    be said of them, "" for nothing. Two shapes tell them apart, with as many queries' heads as those of keys and with more:
+    seconds = bytes x a + scores x b."""
     (one, bytes_one, scores_one), (more, bytes_more, scores_more) = (
         (_decoding(pool, clock, heads, groups), 4 * groups * CONTEXT * WIDTH, heads * CONTEXT)
         for heads, groups in DECODING
@@ -62,9 +63,14 @@ def decoding_attention(pool: Arena, clock: Clock) -> tuple[Reading, Reading]:
     both = bytes_one * scores_more - bytes_more * scores_one
     a = (one.value * scores_more - more.value * scores_one) / both
     b = (bytes_one * more.value - bytes_more * one.value) / both
-    if a <= 0 or b <= 0:  # noise: all of it by bytes
+    note = ""
+    if a <= 0 or b <= 0:
         a, b = more.value / bytes_more, NOTHING
-    return Reading(1 / a, one.spread, one.count), Reading(b, more.spread, more.count)
+        note = (
+            "The two shapes of decoding's attention contradict each other, so that all of its time was put down to the bytes of "
+            "keys and values. The machine was not quiet."
+        )
+    return Reading(1 / a, one.spread, one.count), Reading(b, more.spread, more.count), note
 
 
 def _decoding(pool: Arena, clock: Clock, heads: int, groups: int) -> Reading:

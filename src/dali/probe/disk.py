@@ -1,13 +1,15 @@
-"""The disk that dali's cache lies on: whole records at random places past the page cache, by reads under way at once."""
+"""The disk that dali's cache lies on: whole records at random places, past the page cache and through it, by reads under way at
+once."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -17,13 +19,15 @@ from torch import Tensor
 
 from dali.probe.reading import Clock, Reading, reading_of, repeat
 from dali.store.arena import Arena
-from dali.store.direct_io import PAGE, DirectFile, ReadError
+from dali.store.direct_io import PAGE, DirectFile, PlainFile, ReadError
 from dali.store.packed.speed import DEPTHS, GAIN
 
 FILE = 2**29  # bytes that are written, and read at random places
 SPARE = 4  # times as many must be free
 RECORD = 2_654_208 // PAGE * PAGE  # bytes of a read: an expert of Qwen3-30B-A3B in w4
 SMALL = 32  # reads of a page, of which a reading of the latency is made
+NAME = "measuring-"
+LEFT = 3600  # seconds after which a file of that name is one that somebody was killed over
 TRIAL, ROUNDS = 0.15, 5  # seconds of one reading of the bandwidth, and readings of each
 
 
@@ -33,24 +37,31 @@ class NotMeasured(Exception):
 
 @dataclass
 class Disk:
-    """By reads under way at once, bytes a second and seconds of each read; `latency` of a page; `direct`: past the page cache."""
+    """By reads under way at once, bytes a second and seconds of each read; `latency` of a page; `direct`: past the page cache;
+    `plain`: bytes a second through it, none where it cannot be told to forget."""
 
     direct: bool
     latency: Reading
     bandwidths: dict[int, Reading] = field(default_factory=dict)
+    plain: dict[int, Reading] = field(default_factory=dict)
 
     @property
     def depth(self) -> int:
         """The least with which the disk is about as fast as with more."""
-        best = min(self.bandwidths)
-        for depth, reading in self.bandwidths.items():
-            if reading.value > GAIN * self.bandwidths[best].value:
-                best = depth
-        return best
+        return least(self.bandwidths)
 
     def seconds(self, depth: int) -> float:
         """Of one read while so many are under way."""
         return depth * RECORD / self.bandwidths[depth].value
+
+
+def least(bandwidths: dict[int, Reading]) -> int:
+    """Of reads under way at once, with which the disk is about as fast as with more."""
+    best = min(bandwidths)
+    for depth, reading in bandwidths.items():
+        if reading.value > GAIN * bandwidths[best].value:
+            best = depth
+    return best
 
 
 @contextmanager
@@ -58,12 +69,13 @@ def trial_file(folder: Path) -> Iterator[Path]:
     """A file of FILE bytes that no cache holds, gone afterwards whatever happens. NotMeasured: it cannot be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        _clear(folder)
         free = shutil.disk_usage(folder).free
         if free < SPARE * FILE:
             raise NotMeasured(
                 f"The disk of {folder} has {free / 2**30:.1f} GiB free, and measuring it takes {SPARE * FILE / 2**30:.0f}."
             )
-        descriptor, name = tempfile.mkstemp(prefix="measuring-", dir=folder)
+        descriptor, name = tempfile.mkstemp(prefix=NAME, dir=folder)
     except OSError as error:
         raise NotMeasured(f"Nothing can be written to {folder} ({error.strerror or error}).") from error
     try:
@@ -82,26 +94,29 @@ def trial_file(folder: Path) -> Iterator[Path]:
 
 def measure(path: Path, clock: Clock) -> Disk:
     """NotMeasured: it cannot be read."""
+    files: list[DirectFile] = []
     try:
-        file = DirectFile(path)
+        files.append(DirectFile(path))
+        if hasattr(os, "posix_fadvise"):
+            files.append(PlainFile(path))
+        ways = [Reads(file, path, clock) for file in files]
+        found = Disk(files[0].direct, repeat("the disk's latency", ways[0].latency, clock))
+        speeds: dict[tuple[int, int], list[float]] = {}
+        for _ in range(ROUNDS):  # in turn, so that what others do to the disk meanwhile hits all alike
+            for depth in DEPTHS:
+                for way, reads in enumerate(ways):
+                    speeds.setdefault((way, depth), []).append(reads.bandwidth(depth))
+        for (way, depth), values in speeds.items():
+            what = f"the disk's bandwidth{', through the page cache' * way}, {depth} reads at once"
+            (found.plain if way else found.bandwidths)[depth] = reading_of(what, values)
+        return found
     except OSError as error:
         raise NotMeasured(f"{path} cannot be read ({error.strerror or error}).") from error
-    try:
-        reads = Reads(file, path, clock)
-        found = Disk(file.direct, repeat("the disk's latency", reads.latency, clock))
-        speeds: dict[int, list[float]] = {depth: [] for depth in DEPTHS}
-        for _ in range(
-            ROUNDS
-        ):  # in turn, so that what others do to the disk meanwhile hits all of them alike
-            for depth in DEPTHS:
-                speeds[depth].append(reads.bandwidth(depth))
-        for depth, values in speeds.items():
-            found.bandwidths[depth] = reading_of(f"the disk's bandwidth, {depth} reads at once", values)
-        return found
     except ReadError as error:
         raise NotMeasured(f"{path}: {error}.") from error
     finally:
-        file.close()
+        for file in files:
+            file.close()
 
 
 class Reads:
@@ -152,6 +167,14 @@ class Reads:
     def _forget(self) -> None:
         if not self._file.direct:
             _drop(self._path)
+
+
+def _clear(folder: Path) -> None:
+    """Delete what measurements that were killed have left."""
+    for file in folder.glob(f"{NAME}*"):
+        with suppress(OSError):  # another's
+            if time.time() - file.stat().st_mtime > LEFT:
+                file.unlink()
 
 
 def _fill(descriptor: int) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -26,6 +27,7 @@ OTHERS = ((2048, 1024), (1536, 512), (4096, 1536))  # that are predicted, and me
 CHECKED = (1, 8, 64)  # tokens of those
 CHECKED_FORMATS = ("w4", "q6k")
 TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 512)
+TURNS = 60  # calls of a reading of what a call takes
 LONGEST = 0.2  # seconds of one call; longer ones are left out
 MATRICES = 3
 
@@ -79,6 +81,19 @@ def at_once(tokens: int) -> int:
     return 8 if tokens <= 8 else 4 if tokens <= 32 else 2
 
 
+def call_seconds(pool: Arena, clock: Clock) -> Reading:
+    """Of a call, beside what its experts take: calls of one and of several in turn, of small ones that it shows beside."""
+    some, several = Experts(pool, layout_of("w4", *SHAPES[-1]), clock), at_once(1)
+
+    def difference() -> float:
+        turns = [(some.seconds(1, 1), some.seconds(several, 1)) for _ in range(TURNS)]
+        one, each = (statistics.median(found) for found in zip(*turns, strict=True))
+        return float(one - each) * several / (several - 1)
+
+    difference()  # memory for the step, and threads awake
+    return repeat("a call of experts", difference, clock)
+
+
 def layout_of(format: str, hidden: int, intermediate: int) -> ExpertLayout:
     return ExpertLayout(ExpertShape(hidden, intermediate, Activation("silu")), get_format(format))
 
@@ -113,11 +128,11 @@ def _scale(dtype: torch.dtype, values: int) -> Tensor:
     return torch.full((TILE_ROWS, values), value, dtype=dtype)
 
 
-def tables(format: str, pool: Arena, clock: Clock, source: str) -> Iterator[Callable[[], Table]]:
-    """What measures a table, by all threads: for each shape."""
+def tables(format: str, pool: Arena, clock: Clock, source: str, call: float) -> Iterator[Callable[[], Table]]:
+    """What measures a table, by all threads: for each shape. `call`: as `without_call` takes it."""
 
     def measure(layout: ExpertLayout) -> Table:
-        return table(layout, read_points(Experts(pool, layout, clock).read), source)
+        return table(layout, without_call(read_points(Experts(pool, layout, clock).read), call), source)
 
     for hidden, intermediate in SHAPES:
         yield partial(measure, layout_of(format, hidden, intermediate))
@@ -133,6 +148,14 @@ def read_points(read: Callable[[int], Reading], tokens: Sequence[int] = TOKENS) 
                 break
         found[count] = read(count)
     return found
+
+
+def without_call(found: Measured, call: float) -> Measured:
+    """What an expert adds to a call that has others, which takes `call` seconds by itself; half of what was read at least."""
+    return {
+        tokens: replace(reading, value=max(reading.value - call / at_once(tokens), reading.value / 2))
+        for tokens, reading in found.items()
+    }
 
 
 def table(layout: ExpertLayout, found: Measured, source: str, device: str = "cpu", beside: str = "") -> Table:
@@ -153,7 +176,7 @@ def table(layout: ExpertLayout, found: Measured, source: str, device: str = "cpu
     )
 
 
-def check(format: str, tables: Sequence[Table], pool: Arena, clock: Clock) -> list[float]:
+def check(format: str, tables: Sequence[Table], pool: Arena, clock: Clock, call: float) -> list[float]:
     """Errors of what `tables` predict for shapes they were not measured with, each as a share of what was measured; none where
     there is no table of the format. Best done right after the tables, so that it is the rule that is judged, and not the day."""
     errors: list[float] = []
@@ -162,5 +185,6 @@ def check(format: str, tables: Sequence[Table], pool: Arena, clock: Clock) -> li
         points = rates.points(rates.alone(tables, "cpu", "experts"), format, parameters, layout.weight_bytes)
         if points is not None:
             some, predicted = Experts(pool, layout, clock), interpolate(points, max(CHECKED))
-            errors += [abs(predicted[tokens] / some.read(tokens).value - 1) for tokens in CHECKED]
+            found = without_call({tokens: some.read(tokens) for tokens in CHECKED}, call)
+            errors += [abs(predicted[tokens] / found[tokens].value - 1) for tokens in CHECKED]
     return errors

@@ -63,6 +63,11 @@ class Draft:
             readings=found.count,
         )
 
+    @property
+    def call(self) -> float:
+        """Seconds that the tables of experts are without; 0 where they were not measured."""
+        return self.figures["experts_call"].value if "experts_call" in self.figures else 0.0
+
     @contextmanager
     def optional(self) -> Iterator[None]:
         """What fails in here is left out, and said. DaliError: too much was."""
@@ -138,19 +143,29 @@ def _memory(draft: Draft, pool: Arena, count: int, clock: Clock) -> None:
 def _experts(draft: Draft, pool: Arena, clock: Clock) -> None:
     how = f"{draft.source}: calls of 8 experts each of up to 8 tokens, and of fewer with more, from memory that no cache holds."
     errors: list[float] = []
+    with draft.optional():
+        draft.figure("experts_call", experts.call_seconds(pool, clock), "one expert a call and 8 in turn")
+    call = draft.call
     for format in experts.FORMATS:
-        for measured in experts.tables(format, pool, clock, how):
+        for measured in experts.tables(format, pool, clock, how, call):
             with draft.optional() if draft.tables else nullcontext():  # all else needs the first
                 draft.tables.append(measured())
         if format in experts.CHECKED_FORMATS:
             with draft.optional():
-                errors += experts.check(format, draft.tables, pool, clock)
+                errors += experts.check(format, draft.tables, pool, clock, call)
     draft.error = statistics.median(errors) if errors else 0.0
     first = draft.tables[0]
     named = f"{first.format} experts of {first.hidden} x {first.intermediate}"
     once, most = first.points[0][1], first.points[-1]
-    bandwidth = min(first.bytes / once, draft.figures["memory_bandwidth"].value)
-    draft.figure("cpu_bandwidth", Reading(bandwidth, first.spread, 1), f"8 {named}, a token each")
+    bandwidth, most_read = first.bytes / once, draft.figures["memory_bandwidth"].value
+    if bandwidth > most_read:
+        draft.notes.append(
+            f"Experts on the CPU were read at {bandwidth / 1e9:.1f} GB/s, faster than memory alone, {most_read / 1e9:.1f} GB/s, "
+            "which stands for both. The machine was not quiet."
+        )
+    draft.figure(
+        "cpu_bandwidth", Reading(min(bandwidth, most_read), first.spread, 1), f"8 {named}, a token each"
+    )
     rate = 2 * first.parameters * most[0] / most[1]
     draft.figure("cpu_rate", Reading(rate, first.spread, 1), f"{named}, {most[0]} tokens each")
 
@@ -166,7 +181,8 @@ def _dense(draft: Draft, pool: Arena, clock: Clock) -> None:
     with draft.optional():
         draft.figure("cpu_call", dense.call_seconds(clock), "a linear of 16 rows and 32 columns")
     with draft.optional():
-        bandwidth, score = dense.decoding_attention(pool, clock)
+        bandwidth, score, note = dense.decoding_attention(pool, clock)
+        draft.notes += [note] if note else []
         shapes = f"a token over {context}, and with 8 heads of each"
         draft.figure("attention_bandwidth", bandwidth, shapes)
         draft.figure("attention_score", score, shapes)
@@ -198,20 +214,23 @@ def _disk(draft: Draft, pool: Arena, clock: Clock) -> None:
             with reading(path, clock):
                 layout = experts.layout_of("w4", *experts.SHAPES[0])
                 some = experts.Experts(pool, layout, clock)
-                points = {tokens: some.read(tokens) for tokens in BESIDE}
+                points = experts.without_call({tokens: some.read(tokens) for tokens in BESIDE}, draft.call)
     except (disk.NotMeasured, DaliError) as why:
         draft.notes.append(f"The disk was not measured. {str(why).splitlines()[0]}")
         return
     reads = f"records of {size(disk.RECORD)} at random places of {size(disk.FILE)}"
     draft.figure("disk_bandwidth", found.bandwidths[found.depth], f"{reads}, {found.depth} under way at once")
     draft.figure("disk_latency", found.latency, "pages of 4 KiB, one after another")
-    draft.figure(
-        "disk_queue_depth",
-        Reading(found.depth, 0.0, 1),
-        "the least with which it is about as fast as with more",
-    )
+    how = "the least with which it is about as fast as with more"
+    draft.figure("disk_queue_depth", Reading(found.depth, 0.0, 1), how)
     speeds = {depth: speed.value for depth, speed in found.bandwidths.items()}
     draft.curve("disk", "reads under way", "B/s", speeds, reads)
+    if found.plain:
+        depth, plainly = disk.least(found.plain), f"{reads} through the page cache, which is emptied of each"
+        draft.figure("plain_bandwidth", found.plain[depth], f"{plainly}, {depth} under way at once")
+        draft.figure("plain_queue_depth", Reading(depth, 0.0, 1), how)
+        speeds = {each: speed.value for each, speed in found.plain.items()}
+        draft.curve("disk, through the page cache", "reads under way", "B/s", speeds, plainly)
     waits = {depth: found.seconds(depth) for depth in found.bandwidths}
     draft.curve("a read of the disk", "reads under way", "s", waits, reads)
     draft.tables.append(

@@ -21,7 +21,6 @@ import torch
 from torch import Tensor
 
 from dali.devices import COMPUTE, HOST, Device
-from dali.devices.clock import VirtualClock
 from dali.errors import DaliError
 from dali.hardware.cost import CostModel
 from dali.kernels.dispatch import compute_experts
@@ -111,9 +110,9 @@ class Executor:
         """MoE layer `index` as transformers calls an experts module."""
         return partial(self.run, index)
 
-    def keep_journal(self, clock: VirtualClock) -> Journal:
+    def keep_journal(self) -> Journal:
         """Take note of each layer's step from now on."""
-        self.journal = Journal(self._costs, clock)
+        self.journal = Journal(self._costs, self.device)
         return self.journal
 
     def run(self, layer: int, hidden: Tensor, ids: Tensor, weights: Tensor) -> Tensor:

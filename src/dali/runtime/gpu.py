@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,10 +22,18 @@ from dali.devices.cuda import GpuSlots, gpu_error, gpu_errors
 from dali.policies.correction import Correction
 from dali.policies.plan import LayerPlan, ResidencyView
 from dali.runtime.executor import Executor
+from dali.runtime.journal import Journal
 from dali.runtime.loans import by_arrival
 from dali.runtime.planner import planner, plans
 from dali.telemetry import LayerCounters
 
+IN_PYTHON = (
+    "residency",
+    "replacement",
+    "guards",
+    "decisions",
+    "period",
+)  # what the planner takes the place of
 Launch = tuple[list[int], list[int], bool]  # experts, their slots, whether they are fetched
 
 
@@ -60,6 +68,9 @@ class GpuExecutor(Executor):
     _cpu_seconds = 0.0  # of the CPU's experts, in the last step
     planner: Any = None  # the compiled one, where it decides as the policies do
     correction: Correction  # of the CPU's times, by which it plans
+    routed: Callable[[int, Tensor, Tensor, Tensor], None] | None = (
+        None  # is told a posted layer, its x, weights and ids
+    )
 
     def __init__(self, *parts: Any, **options: Any) -> None:
         """As Executor's."""
@@ -73,7 +84,25 @@ class GpuExecutor(Executor):
         )
         self.correction = Correction()
         # From here on they are not told of steps: nobody shall ask them.
-        del self.residency, self.replacement, self.guards, self.decisions, self.period
+        self._in_python = {name: vars(self).pop(name) for name in IN_PYTHON}
+
+    def plan_in_python(self) -> None:
+        """From now on let the policies themselves decide where compiled code does, for whoever asks why, or which experts were
+        chosen. Slots are filled anew. For who lets no step run meanwhile."""
+        if self.planner is not None:
+            self.planner = None
+            vars(self).update(self._in_python)
+            self._failed = True  # until what slots hold, which was the planner's to know, is known here
+            self._recover()
+
+    def resume(self) -> None:
+        """Have the device's slots again after another executor had them; what they are to hold is copied anew."""
+        self._recover()
+
+    def keep_journal(self) -> Journal:
+        """As Executor's; from here on plans are made in Python."""
+        self.plan_in_python()
+        return super().keep_journal()
 
     def run(self, layer: int, hidden: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
         """As Executor.run; a step larger than the native layers were made for is cut."""
@@ -89,16 +118,12 @@ class GpuExecutor(Executor):
         with gpu_errors(self.device.name):
             routed, foreseen = layers.routing(ids, posted.ahead)
         ahead = None if posted.later is None else torch.tensor(foreseen).view(-1, posted.weights.shape[1])
+        chosen = torch.tensor(routed).view(posted.weights.shape)
+        if self.routed is not None:
+            self.routed(layer, posted.x, posted.weights, chosen)
         self._out = out
         try:
-            self._execute(
-                layer,
-                posted.x,
-                torch.tensor(routed).view(posted.weights.shape),
-                posted.weights,
-                posted.later,
-                ahead,
-            )
+            self._execute(layer, posted.x, chosen, posted.weights, posted.later, ahead)
         finally:
             self._out = None
 
@@ -191,8 +216,11 @@ class GpuExecutor(Executor):
         plan: LayerPlan,
         view: ResidencyView,
     ) -> GpuStep:
-        missing = self._loans.note(layer, [*plan.cpu, *plan.fetch])
-        plan, _ = by_arrival(plan, missing, workload, self._costs)
+        plan, missing = by_arrival(
+            plan, self._loans.note(layer, [*plan.cpu, *plan.fetch]), workload, self._costs
+        )
+        if self.journal is not None:
+            self.journal.arrange(plan, missing)
         step = GpuStep(layer, list(plan.cpu))
         self._start_present(step, plan, view)
         self._fetch(step, plan.fetch, view)

@@ -1,4 +1,4 @@
-"""What was decided in each layer's step, and what the lanes of a virtual clock did meanwhile: kept for those who ask why.
+"""What was decided in each layer's step, and what a device's streams did meanwhile: kept for those who ask why.
 
 Nothing of it is kept unless somebody asks before the steps begin, and asking changes no decision and no result.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import takewhile
 from typing import TYPE_CHECKING
 
 from dali.hardware.cost import ExpertCosts
@@ -16,7 +15,8 @@ from dali.policies.plan import LayerPlan, ResidencyView
 from dali.policies.reasons import Reason, reasons
 
 if TYPE_CHECKING:  # a replay needs no torch, which devices import
-    from dali.devices.clock import Span, VirtualClock
+    from dali.devices import Device
+    from dali.devices.clock import Span
 
 REMEMBERED = 20_000  # layers' steps: some 400 tokens of a model with 48 layers
 
@@ -42,15 +42,16 @@ class Note:
 
 
 class Journal:
-    """The last layers' steps. `clock`: whose spans belong to them; None where there is none, as in a replay."""
+    """The last layers' steps. `device`: whose spans belong to them; None where there is none, as in a replay."""
 
-    def __init__(self, costs: ExpertCosts, clock: VirtualClock | None = None) -> None:
+    def __init__(self, costs: ExpertCosts, device: Device | None = None) -> None:
         self.costs = costs
         self.notes: deque[Note] = deque(maxlen=REMEMBERED)
-        self.steps = 0  # begun so far, forgotten ones included
-        self._clock = clock
+        self.begun = 0  # steps so far, forgotten ones included
+        self._device = device
         self._last = -1  # layer
-        self._seen = clock.now if clock else 0.0
+        if device is not None:
+            device.watch()
 
     def note(
         self,
@@ -63,21 +64,22 @@ class Journal:
     ) -> None:
         """A layer's step was planned; `waiting`: experts in scratch slots that wait for it."""
         self.gather()
-        self.steps += layer <= self._last or not self.steps
+        self.begun += layer <= self._last or not self.begun
         self._last = layer
         active = {expert for expert in (*plan.cpu, *plan.gpu) if expert in view.resident}
         seen = ResidencyView(active, dict(view.in_flight), view.slots, view.link_free)
-        self.notes.append(Note(self.steps, layer, workload, seen, plan, tuple(waiting), now))
+        self.notes.append(Note(self.begun, layer, workload, seen, plan, tuple(waiting), now))
 
     def arrange(self, plan: LayerPlan, read: Sequence[int]) -> None:
         """Of the last note: the plan in the order in which its experts are carried out, those last that are `read` from disk."""
         self.notes[-1].plan, self.notes[-1].read = plan, tuple(read)
 
-    def gather(self) -> None:
-        """Give the last note what has ended since."""
-        if self._clock is None or not self.notes:
-            return
-        ended = list(takewhile(lambda span: span.end > self._seen, reversed(self._clock.timeline)))
-        self.notes[-1].spans += reversed(ended)
-        if ended:
-            self._seen = ended[0].end
+    def since(self, step: int) -> list[Note]:
+        """The notes of steps after that one, with all that their streams did. For who lets no step run meanwhile."""
+        self.gather(wait=True)
+        return [note for note in self.notes if note.step > step]
+
+    def gather(self, wait: bool = False) -> None:
+        """Give the last note what has ended since; `wait`: also what is under way."""
+        if self._device is not None and self.notes:
+            self.notes[-1].spans += self._device.spans(wait)

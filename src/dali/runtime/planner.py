@@ -52,6 +52,7 @@ def planner(
         costs.link_contended,
         costs.launch,
         costs.handover,
+        costs.call,
         predicts,
         workload.ctypes.data,
     )

@@ -18,7 +18,7 @@ from dali.serve.openai import chat, completions, embeddings
 from dali.serve.page import files
 from dali.serve.responses import route as responses
 from dali.serve.serving import Serving
-from dali.serve.watch import metrics, stats
+from dali.serve.watch import explain, metrics, stats
 
 ROUTES = [
     *files.ROUTES,
@@ -31,6 +31,7 @@ ROUTES = [
     *embeddings.ROUTES,
     *stats.ROUTES,
     *metrics.ROUTES,
+    *explain.ROUTES,
 ]
 
 

@@ -22,6 +22,7 @@ from dali.serve.watch.traffic import Traffic
 
 if TYPE_CHECKING:
     from dali.llm import LLM
+    from dali.measure.explained import Explained
 
 log = logging.getLogger("dali")
 
@@ -38,6 +39,8 @@ class Service:
         self.slots = slots
         self.queue = queue
         self.traffic = Traffic()
+        self.explained: Explained | None = None  # where somebody asked for it before the first step
+        self.latest = 0  # steps there were when the latest answer began, where they are explained
         self._changed = Condition()
         self._waiting: deque[Choice] = deque()
         self._live: list[Choice] = []
@@ -136,6 +139,8 @@ class Service:
     def _join(self, choices: Iterable[Choice]) -> None:
         for choice in choices:
             self._began[choice] = time.monotonic()
+            if self.explained is not None:
+                self.latest = self.explained.begun
             try:
                 with self.llm.loop.between_steps() as engine:
                     engine.add(choice.sequence)

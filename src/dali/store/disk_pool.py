@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 from typing import Any
+from weakref import ref
 
 from torch import Tensor
 
 from dali.kernels.native import ExpertCache
-from dali.store.arena import Arena
+from dali.store.arena import Arena, populate
 from dali.store.expert_pool import ExpertPool, Lease
 from dali.store.packed.reader import StoreReader
 from dali.telemetry import DiskCounters
@@ -28,17 +30,18 @@ class DiskPlan:
 class DiskPool(ExpertPool):
     """The experts of the store at `path`, of which slots in RAM hold as many as there is room for, whichever layers they are of.
 
-    Steps compute what is there while the rest is read, past the page cache (src/native/disk); the answers do not depend on what
-    that is. DamagedStore: there is no store that can be used.
+    Steps compute what is there while the rest is read, past the page cache unless told otherwise (src/native/disk); the answers
+    do not depend on what that is. DamagedStore: there is no store that can be used.
     """
 
     bounded = True
 
-    def __init__(self, path: Path, slots: int, most_slots: int, depth: int) -> None:
-        """`slots`: those to begin with; `most_slots`: as many as `grow` may ever be asked for; `depth`: reads at a time."""
+    def __init__(self, path: Path, slots: int, most_slots: int, depth: int, plain: bool = False) -> None:
+        """`slots`: those to begin with; `most_slots`: as many as `grow` may ever be asked for; `depth`: reads at a time; `plain`:
+        through the page cache, where that is faster."""
         with StoreReader(path) as reader:
             header, checksums = reader.header, reader.checksums
-        self.path, self.header, self.depth = path, header, depth
+        self.path, self.header, self.depth, self.plain = path, header, depth, plain
         self.layouts = header.layouts
         self.records: Sequence[Any] = ()  # none has a place of its own
         self.slot_bytes = max(layout.record_bytes for layout in self.layouts)
@@ -47,7 +50,9 @@ class DiskPool(ExpertPool):
             (header.record_offset(layer * header.experts), layout.record_bytes)
             for layer, layout in enumerate(self.layouts)
         ]
-        self._cache = ExpertCache(path, header.experts, places, checksums, self._arena.all, slots, depth)
+        self._cache = ExpertCache(
+            path, header.experts, places, checksums, self._arena.all, slots, depth, not plain
+        )
         handles = [self._cache.layer(layer, layout) for layer, layout in enumerate(self.layouts)]
         self._leases = [Lease(*pair) for pair in zip(self.layouts, [()] * len(handles), handles, strict=True)]
 
@@ -66,7 +71,6 @@ class DiskPool(ExpertPool):
 
     @property
     def stored_bytes(self) -> int:
-        """Bytes of all experts in the store."""
         return sum(layout.record_bytes * self.experts for layout in self.layouts)
 
     @property
@@ -95,12 +99,24 @@ class DiskPool(ExpertPool):
 
     @property
     def direct(self) -> bool:
-        """Whether the file system lets experts be read past the page cache."""
+        """Whether experts are read past the page cache: as was asked for, where the file system allows that."""
         return self._cache.direct
+
+    @property
+    def cached_bytes(self) -> int:
+        """Bytes of the page cache that reads under way take, at most."""
+        return 0 if self.direct else self.depth * self.slot_bytes
 
     def grow(self, slots: int) -> None:
         """Use so many slots, at most `most_slots`, from here on; never fewer than before."""
         self._cache.grow(slots)
+
+    def prepare_memory(self, until: Callable[[], bool]) -> Thread:
+        """Have the system provide the memory of all slots, for which whoever fills them first waits otherwise, on a thread that
+        ends when `until` says so, or the pool has gone: it takes a core from whoever computes."""
+        thread = Thread(target=_prepare, args=(ref(self), until), name="dali-memory", daemon=True)
+        thread.start()
+        return thread
 
     def rest(self) -> None:
         """Read on demand alone, from here on."""
@@ -134,3 +150,12 @@ class DiskPool(ExpertPool):
         held = self._cache.hold(layer, [int(expert) for expert in ids], noted)
         size = self.layouts[layer].record_bytes
         return Lease(self.layouts[layer], [self._arena.alone(slot)[:size] for slot in held.slots], held=held)
+
+
+def _prepare(of: ref[DiskPool], until: Callable[[], bool]) -> None:
+    """Slot by slot, in the order in which they are taken."""
+    slot = 0
+    while (pool := of()) is not None and slot < pool.slots and not until():
+        populate(pool._arena.alone(slot))
+        slot += 1
+        del pool

@@ -66,6 +66,11 @@ class ExpertPool:
         return sum(record.nbytes for layer in self.records for record in layer)
 
     @property
+    def stored_bytes(self) -> int:
+        """Bytes of all experts, wherever they are."""
+        return self.nbytes
+
+    @property
     def at_once(self) -> int:
         """The most experts of a layer that may be leased by their ids together."""
         return self.experts

@@ -20,6 +20,7 @@ from dali.policies import Policies, create, plugins
 from dali.policies.cache import CachePolicy
 from dali.policies.decisions import Decisions, blame, ours, place, shown, wrong
 from dali.policies.plugins import MEND, PluginError, first_line
+from dali.policies.pool import PoolPolicy
 from dali.policies.prefetch import PREDICTORS, PrefetchPolicy
 from dali.policies.registry import DEFAULT
 from dali.policies.signals import Signals
@@ -83,6 +84,12 @@ def _system_of(found: Any, title: str, file: str) -> System:
 def _over_default(policy: type, title: str, file: str) -> System:
     """Dali's default with the class's kind of policy replaced."""
     kind = _kind(policy)
+    if PoolPolicy in policy.__mro__:
+        raise PluginError(
+            f"The class {policy.__name__} in {shown(file)}, line {first_line(policy)}, is a policy of who stays in RAM over a "
+            "disk, which replays take and runs do not.",
+            "Give it to `dali simulate --ram SIZE --policy`.",
+        )
     if kind is None:
         raise PluginError(
             f"The class {policy.__name__} in {shown(file)}, line {first_line(policy)}, is no CachePolicy, no PrefetchPolicy, "

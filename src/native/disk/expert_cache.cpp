@@ -24,7 +24,7 @@ std::vector<double> costs_of(const Store& store) {
 
 void (*ExpertCache::on_waiting)() = nullptr;
 
-ExpertCache::ExpertCache(Store store, uint8_t* memory, size_t slot_bytes, int slots, int depth)
+ExpertCache::ExpertCache(Store store, uint8_t* memory, size_t slot_bytes, int slots, int depth, bool direct)
     : store_(std::move(store)),
       memory_(memory),
       slot_bytes_(slot_bytes),
@@ -32,7 +32,7 @@ ExpertCache::ExpertCache(Store store, uint8_t* memory, size_t slot_bytes, int sl
       slot_of_(store_.layers.size() * store_.experts, -1),
       rates_(costs_of(store_), store_.experts),
       ahead_(int(store_.layers.size())),
-      reader_(store_.path, depth, [this](int record, const std::string& problem) { arrive(record, problem); }) {
+      reader_(store_.path, depth, direct, [this](int record, const std::string& problem) { arrive(record, problem); }) {
     counters_.hits.resize(store_.layers.size());
     counters_.misses.resize(store_.layers.size());
     grow(slots);

@@ -39,8 +39,8 @@ struct CacheCounters {
 class ExpertCache {
   public:
     // `memory`: room for all slots there will ever be, of `slot_bytes` each; the first `slots` are used. `depth`: reads under way at
-    // once. StoreFailure: the store cannot be opened.
-    ExpertCache(Store store, uint8_t* memory, size_t slot_bytes, int slots, int depth);
+    // once; `direct`: past the page cache. StoreFailure: the store cannot be opened.
+    ExpertCache(Store store, uint8_t* memory, size_t slot_bytes, int slots, int depth, bool direct);
 
     // Experts of one layer's step, in memory while somebody computes them. Of several at a time each may wait for others' slots. A step
     // that wants nearly all of a layer, as a prompt's does, has those of the next one read as soon as its own are under way.

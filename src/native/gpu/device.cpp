@@ -70,9 +70,9 @@ StreamHandle create_stream(const Device& device) {
     return {device, stream};
 }
 
-EventHandle create_event(const Device& device) {
+EventHandle create_event(const Device& device, bool timed) {
     Handle event = nullptr;
-    DALI_CUDA(device.driver, create_event, &event, NO_TIMING);
+    DALI_CUDA(device.driver, create_event, &event, timed ? 0 : NO_TIMING);
     return {device, event};
 }
 

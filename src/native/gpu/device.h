@@ -68,7 +68,7 @@ DeviceMemory allocate(const Device& device, size_t bytes);
 HostMemory allocate_host(const Device& device, size_t bytes);  // page-locked, at the same address on the device
 Registered register_host(const Device& device, void* memory, size_t bytes);
 StreamHandle create_stream(const Device& device);
-EventHandle create_event(const Device& device);
+EventHandle create_event(const Device& device, bool timed = false);
 
 // A compiled file of kernels, each called with one struct and a number of warps.
 class Module {

@@ -1,7 +1,6 @@
 #include "gpu/layers.h"
 
 #include <algorithm>
-#include <chrono>
 #include <string>
 
 #include "gpu/cut.h"
@@ -14,13 +13,11 @@ namespace {
 
 constexpr size_t MOST_POSTED = 8192;  // bytes of activations that one warp posts; more are copied
 
-double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
-
 }  // namespace
 
 Layers::Layers(const Device& device, const Sizes& sizes, const Module& common)
     : device_(device), sizes_(sizes), join_(common.function("join")), post_(common.function("post")), copy_stream_(create_stream(device)),
-      compute_(device), copies_(device), pairs_of_(sizes.experts) {
+      compute_(device), copies_(device), times_(device), pairs_of_(sizes.experts) {
     copies_.follow(copy_stream_.get());
     arena_ = sizes.slots ? allocate(device, sizes.slots * sizes.slot_bytes) : DeviceMemory();
     for (int slot = 0; slot < sizes.slots; slot++) slots_.push_back({arena_.get() + slot * sizes.slot_bytes});
@@ -92,7 +89,9 @@ void Layers::copy(const Fetch& fetch) {
     const uint8_t* from = leased ? leased->at(0) : layer.experts.at.at(fetch.expert);
     Slot& slot = slots_.at(fetch.slot);
     compute_.before(copies_.stream(), copies_waited_, slot.read);
+    const LaneTimes::Mark begin = times_.mark(copies_.stream());
     DALI_CUDA(device_.driver, copy_up, slot.at, from, layer.record_bytes, copies_.stream());
+    if (begin) times_.queued(Timed::copy, fetch.layer, {fetch.expert}, begin, copies_.stream());
     slot.filled = copies_.here();
     flying_.push_back({slot.filled, std::move(leased)});
 }
@@ -152,6 +151,7 @@ void Layers::begin(int layer, const Posted& posted, Handle stream) {
 }
 
 const int64_t* Layers::routing() {
+    times_.dense(layer_, compute_.stream());
     wait_for(device_, flag_, expected_, compute_.stream());
     tables_used_ = 0;  // what was queued before has run
     for (auto& pairs : pairs_of_) pairs.clear();
@@ -207,8 +207,11 @@ void Layers::launch(const Layer& layer, const Launch& launch, size_t first, size
     begin[count] = done;
     if (work.records) put_tables(tables);
     const bool many = all > count * 8;
+    const LaneTimes::Mark started = times_.mark(compute_.stream());
     gpu::launch(device_, layer.inner[many], int64_t(count) * (call.inner.columns / GROUP), compute_.stream(), call);
     gpu::launch(device_, layer.down[many], int64_t(count) * ((sizes_.hidden + 31) / 32), compute_.stream(), call);
+    const auto from = launch.experts.begin() + first;
+    if (started) times_.queued(Timed::experts, layer_, {from, from + count}, started, compute_.stream());
     for (size_t i = first; i < first + count; i++) slots_[launch.slots[i]].read = compute_.here();
 }
 
@@ -229,10 +232,12 @@ void Layers::start(const Layer& layer, const StepPlan& plan) {
 // On the caller's thread; the seconds it takes.
 double Layers::compute(const Layer& layer, const OnCpu& work) {
     const double started = now();
-    if (!work.records.empty())
-        compute_experts(layer.layout, {int(work.records.size()), work.records.data(), work.offsets.data(), work.pairs.data(), sizes_.top_k, x_host_,
-                                       sizes_.dtype, above_});
-    return now() - started;
+    if (work.records.empty()) return 0;
+    compute_experts(layer.layout, {int(work.records.size()), work.records.data(), work.offsets.data(), work.pairs.data(), sizes_.top_k, x_host_,
+                                   sizes_.dtype, above_});
+    const double ended = now();
+    times_.on_host(layer_, work.experts, started, ended);
+    return ended - started;
 }
 
 // Lets copies end until so many slots of memory are without a lease, beside those that the experts would take, or no copy is left.
@@ -275,6 +280,7 @@ double Layers::start_from_disk(const Layer& layer, const StepPlan& plan) {
         if (!waiting.empty()) {
             OnCpu work;
             for (const size_t place : waiting) {
+                if (times_.on()) work.experts.push_back(wanted[place]);
                 for (const int pair : pairs_of_.at(wanted[place])) work.pairs.push_back(pair);
                 work.offsets.push_back(int64_t(work.pairs.size()));
                 work.records.push_back(lease.at(int(place)));
@@ -332,6 +338,7 @@ double Layers::execute(const StepPlan& plan, Address out) {
             else join.on_cpu[pair / 32] |= 1u << pair % 32;
         }
         work.offsets.push_back(int64_t(work.pairs.size()));
+        if (times_.on()) work.experts.push_back(expert);
         if (!on_disk) work.records.push_back(layer.experts.at.at(expert));
     }
     if (places) put_tables(tables);
@@ -345,7 +352,9 @@ double Layers::execute(const StepPlan& plan, Address out) {
     join.hidden = sizes_.hidden;
     join.dtype = int(sizes_.dtype);
     join.weights_dtype = int(sizes_.weights_dtype);
+    const LaneTimes::Mark begin = times_.mark(compute_.stream());
     gpu::launch(device_, join_, int64_t(tokens_) * ((sizes_.hidden + 31) / 32), compute_.stream(), join);
+    times_.queued(Timed::join, layer_, {}, begin, compute_.stream());
     return seconds;
 }
 
@@ -375,6 +384,7 @@ void Layers::recover() {
     device_.driver.finish_stream_(compute_.stream());
     compute_.forget();
     copies_.forget();
+    times_.forget();
     for (Slot& slot : slots_) slot.filled = slot.read = 0;
     flying_.clear();
     landed_ = 0;

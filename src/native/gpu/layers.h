@@ -11,6 +11,7 @@
 #include "calls.h"
 #include "disk/expert_cache.h"
 #include "gpu/points.h"
+#include "gpu/timing/lane_times.h"
 #include "model/layer.h"
 #include "ops/experts.h"
 #include "plan/planner.h"
@@ -81,6 +82,10 @@ class Layers {
 
     Handle copy_stream() const { return copy_stream_.get(); }
 
+    // When what is queued from now on, and the CPU's experts, began and ended.
+    void watch(bool on) { times_.watch(on, copies_.stream()); }
+    std::vector<LaneSpan> spans(bool wait) { return times_.take(wait); }
+
     // How many copies are over, of all that were queued since the start or the last recover(); in the order they were queued.
     uint64_t landed();
 
@@ -107,6 +112,7 @@ class Layers {
 
     // What a plan computes on the CPU: pairs by expert, and where each one's begin.
     struct OnCpu {
+        std::vector<int> experts;  // told where times are asked for
         std::vector<int64_t> pairs, offsets{0};
         std::vector<const uint8_t*> records;
     };
@@ -129,6 +135,7 @@ class Layers {
     Handle join_, post_;
     StreamHandle copy_stream_;
     Points compute_, copies_;
+    LaneTimes times_;
     uint64_t copies_waited_ = 0, compute_waited_ = 0;  // for places in the other's queue
     DeviceMemory arena_, work_;
     HostMemory host_;

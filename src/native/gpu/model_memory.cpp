@@ -148,6 +148,12 @@ void Model::follow(Layers& experts, const std::vector<Foresight>& foresight) {
     device_.enter();
     experts_ = &experts;
     foresight_ = foresight;
+    if (!graphs_.empty()) {  // it has followed others, whose foresight is in its graphs
+        DALI_CUDA(device_.driver, finish_stream, stream_);
+        graphs_.clear();
+        foresight_weights_ = Uploads();
+        foresight_work_ = DeviceMemory();
+    }
     size_t most = 0;
     for (size_t moe = 0; moe < foresight.size(); moe++) {
         for (const Router* router : foresight[moe].routers) {

@@ -64,7 +64,7 @@ StepPlan Planner::plan(int layer, const int64_t* ids, int64_t pairs, const Predi
             counts.copied_swaps++;
         }
     guards_.queued(counts.ahead, counts.copied_swaps);
-    planned_ = 0;
+    planned_ = plan.cpu.empty() ? 0 : call_;
     for (const int expert : plan.cpu) planned_ += cpu_[workload.tokens[expert]];
     found.cpu = std::move(plan.cpu);
     return found;

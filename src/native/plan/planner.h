@@ -33,10 +33,11 @@ using InRam = std::function<bool(int layer, int expert)>;
 class Planner {
   public:
     // `residents`: each layer's (expert, slot), landed; `predicts`: whether predictions may come. `totals` [layers, experts]: tokens that
-    // each expert got in all steps, to be added to; null: nobody counts.
-    Planner(const std::vector<std::vector<std::pair<int, int>>>& residents, int experts, int slots, ExpertCosts costs, bool predicts,
-            int64_t* totals)
-        : costs_(std::move(costs)), cpu_(costs_.cpu), experts_(experts), residency_(residents, experts, slots, costs_.link),
+    // each expert got in all steps, to be added to; null: nobody counts. `call`: seconds of a call of the CPU's experts beside what they
+    // take, of the costs' handover.
+    Planner(const std::vector<std::vector<std::pair<int, int>>>& residents, int experts, int slots, ExpertCosts costs, double call,
+            bool predicts, int64_t* totals)
+        : costs_(std::move(costs)), cpu_(costs_.cpu), call_(call), experts_(experts), residency_(residents, experts, slots, costs_.link),
           fading_(int(residents.size()), experts), guards_(costs_, int(residents.size()), experts, predicts), totals_(totals) {}
     Planner(const Planner&) = delete;
 
@@ -51,7 +52,7 @@ class Planner {
 
     // Plans go by the CPU's times multiplied by this from now on.
     void correct(double cpu);
-    // Of the last plan: the seconds its experts on the CPU take by the times it was made with, uncorrected.
+    // Of the last plan: the seconds its experts on the CPU take in their call, by the times it was made with, uncorrected.
     double planned() const { return planned_; }
 
     const Residency& residency() const { return residency_; }
@@ -67,6 +68,7 @@ class Planner {
 
     ExpertCosts costs_;
     const std::vector<double> cpu_;  // as they were given
+    const double call_;
     double planned_ = 0;
     const int experts_;
     Residency residency_;

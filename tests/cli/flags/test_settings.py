@@ -275,6 +275,21 @@ def test_a_config_file_serves_verbs_that_mean_different_things_by_a_name(config:
     assert (read("--config", str(config)).system, read("--config", str(config)).seed) == ("lru", 3)
 
 
+def test_no_variable_means_two_things(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is set for a server must not change what another verb does without a word."""
+    kinds: dict[str, set[str]] = {}
+    for verb in verbs.VERBS:
+        for option in verbs.module(verb).VERB.options:
+            for variable in option.variables:
+                kinds.setdefault(variable, set()).add(option.kind.metavar)
+    assert {variable: kind for variable, kind in kinds.items() if len(kind) > 1} == {}
+    monkeypatch.setenv("DALI_RAM", "8GiB")
+    monkeypatch.setenv("DALI_SIMULATE_POLICY", "lru,lfu")
+    assert (read().ram, read().system) == (8 * 2**30, None)
+    settings = simulate.VERB.settings(["t.npz"])
+    assert (settings.ram, settings.policy) == (None, ("lru", "lfu"))
+
+
 @pytest.mark.parametrize("verb", verbs.VERBS)
 def test_every_flag_of_a_verb_is_shown_under_one_of_its_headings(verb, capsys) -> None:
     known = verbs.module(verb).VERB

@@ -13,7 +13,7 @@ from dali.engine.draft import drafts
 from dali.engine.sequence import Sequence
 from dali.kernels import native
 from dali.llm import LLM
-from dali.offload.gpu import state_size
+from dali.offload.vram import state_size
 from dali.step.recurrent import RecurrentState
 from decoding_families import DECODING, decoding_model
 from drafting import Always, Told

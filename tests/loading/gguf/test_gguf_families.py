@@ -13,6 +13,7 @@ from dali.cli.chat.answer import Answer
 from families import FAMILIES
 from gguf_models import encode_as, gguf_model, rewrite, save_gguf
 from logits import Forced
+from on_disk import load_on_disk
 
 TOKENS = torch.randint(3, 97, (23,), generator=torch.Generator().manual_seed(7)).tolist()
 DECODED = 4
@@ -222,6 +223,27 @@ def test_an_expert_a_tensor_as_before_2024(tmp_path):
     model = gguf_model("mixtral")
     path = rewrite(save_gguf(model, tmp_path / "m.gguf"), tensors=apart)
     assert_close(logits_of(dali.load(path)), expected(model))
+
+
+@pytest.mark.parametrize("disk", [False, True])
+def test_what_one_expert_loses_that_is_in_another_type_than_the_first_is_said(tmp_path, monkeypatch, disk):
+    def apart(name, values):
+        if "_exps" not in name:
+            return [(name, values)]
+        return [(name.replace("_exps", f".{expert}"), one) for expert, one in enumerate(values)]
+
+    def encode(name, values):
+        kind = Type.Q8_0 if "ffn_down." in name and "ffn_down.3" not in name else Type.F32
+        return gguf.quantize(values, kind), kind
+
+    path = save_gguf(gguf_model("olmoe", intermediate_size=64), tmp_path / "m.gguf")
+    rewrite(path, tensors=apart, encode=encode)
+    monkeypatch.delenv("DALI_KERNELS")
+    monkeypatch.setenv("DALI_CACHE_DIR", str(tmp_path))
+    llm = load_on_disk(monkeypatch, path, 8) if disk else dali.load(path)
+    ((conversion, error),) = llm.loaded.converted.items()
+    assert conversion == "F32 to w8"
+    assert 0.001 < error < 0.01
 
 
 def test_gate_and_up_in_one_tensor(tmp_path):

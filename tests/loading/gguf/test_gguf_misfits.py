@@ -10,6 +10,7 @@ import pytest
 import transformers
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+import dali
 from dali.errors import DaliError
 from gguf_models import rewrite
 from tiny_architectures import TINY, Unstepped
@@ -147,3 +148,13 @@ def test_deepseeks_older_files_have_keys_and_values_together(converted):
 def test_a_family_that_transformers_lacks(converted, monkeypatch):
     monkeypatch.setattr("dali.loading.gguf.config.CONFIG_MAPPING", {})
     assert "is a qwen3_moe model, which transformers" in refusal(converted("qwen3moe"))
+
+
+def test_decay_rates_that_would_grow(converted):
+    """A model keeps the logarithm of what its file has as a negative number."""
+    path = converted("qwen35moe")
+    rewrite(path, tensors=lambda name, values: [(name, -values if name == "blk.1.ssm_a" else values)])
+    with pytest.raises(
+        DaliError, match=r"of its ssm_a, .*layers\.1\.linear_attn\.A_log has values that are NaN"
+    ):
+        dali.load(path)

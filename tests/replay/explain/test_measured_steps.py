@@ -65,7 +65,7 @@ def test_a_failed_step_is_none(watched: Watch) -> None:
 
 def test_they_are_shown_as_others_are(watched: Watch) -> None:
     told = summary(list(watched.steps), watched.begun, "measured").splitlines()
-    assert told[1].split() == ["layer", "experts", "on", "CPU", "read", "ms", "CPU"]
+    assert told[1].split() == ["layer", "experts", "on", "CPU", "read", "ms", "CPU", "ms"]
     assert told[4].split() == ["all", "10", "10", "2", "6.000", "6.000"]
     assert "measured; step 2, layers 0 to 1" in picture.picture(list(watched.steps), "measured")
-    assert events.explained(list(watched.steps), "x").count('"ph": "X"') == 4
+    assert events.explained(list(watched.steps), "x").count('"ph": "X"') == 4 + 4 + 2

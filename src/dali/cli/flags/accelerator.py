@@ -60,7 +60,7 @@ class Accelerator(Model):
         "cpu (default), cuda, cuda:N, or sim:PROFILE: same answers, modelled times (see --list-devices)",
     )
     vram: int | None = flag(
-        HEADING, SIZE, "accelerator memory for experts (default: what the dense weights leave)"
+        HEADING, SIZE, "accelerator memory for experts (default: what dense weights, keys and values leave)"
     )
     profile: str | None = flag(
         HEADING,

@@ -11,17 +11,18 @@ from dali.cli.flags.option import SWITCH, Kind
 from dali.cli.flags.written import check_suffix, write_whole
 from dali.cli.terminal import log
 from dali.errors import UsageError
-from dali.options import LoadOptions
 
 if TYPE_CHECKING:
     from dali.llm import LLM
+    from dali.measure.explained import Explained
     from dali.replay.explain.slices import LayerStep
 
 TABLE = ""  # no file
 EVENTS, PICTURE = ".json", ".svg"
 FILES = {EVENTS: "trace events", PICTURE: "a picture of one step"}
+PIXELS = (".png", ".jpg", ".jpeg", ".gif", ".webp", ".pdf")
 # A word after the flag is its file if it ends in one of these; else it is the next argument.
-FILE_LIKE = (*FILES, ".png", ".html", ".txt", ".pdf", ".jpg", ".csv", ".md")
+FILE_LIKE = (*FILES, *PIXELS, ".html", ".txt", ".csv", ".md")
 
 
 def _is_file(word: str) -> bool:
@@ -37,28 +38,35 @@ def _explain(text: str) -> str | None:
 EXPLAIN = Kind("[FILE]", "nothing, or a file that ends in .json or .svg", _explain, takes=_is_file)
 
 
-def check_explain(explain: str, options: LoadOptions) -> None:
-    """UsageError for what cannot be explained, or written."""
-    if explain != TABLE:
-        check_suffix(explain, "explain", FILES)
-    if options.device_kind == "cuda":
+def check_explain(name: str) -> None:
+    """UsageError for a file that cannot be written, or is of no kind that is."""
+    if name == TABLE:
+        return
+    suffix = Path(name).suffix.lower()
+    if suffix in PIXELS:
+        vectors = Path(name).with_suffix(PICTURE)
         raise UsageError(
-            f"--explain tells of the CPU and of simulated accelerators so far, and the device is {options.device}.",
-            "Leave it out, or give --device sim:PROFILE.",
+            f"--explain draws {PICTURE}, not {suffix}, as in {name!r}.",
+            f"Give {vectors}, which browsers show; `rsvg-convert` and Inkscape make PNG and PDF of it.",
         )
+    check_suffix(name, "explain", FILES)
 
 
 @contextmanager
-def explaining(llm: LLM, explain: str | None) -> Iterator[None]:
+def explaining(llm: LLM, explain: str | None) -> Iterator[Explained | None]:
     """Tell at the end, however it comes, what experts did meanwhile."""
     if explain is None:
-        yield
+        yield None
         return
     from dali.measure.explained import Explained
 
     explained = Explained(llm)
+    if explained.slows:
+        log.info(
+            "With --explain, plans for the GPU are made in Python and not in compiled code: steps take longer."
+        )
     try:
-        yield
+        yield explained
     finally:
         if explain == TABLE:
             log.info(explained.table())

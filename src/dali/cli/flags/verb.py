@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, NoReturn, TypeVar
 
@@ -119,6 +119,13 @@ class Verb(Generic[Settings]):
         return parser
 
 
+def refuse_unheeded(settings: always.Always, unheeded: Callable[[str], bool], why: str) -> None:
+    """UsageError for a flag of the command line whose key is `unheeded`: the environment and a file may speak to other verbs."""
+    for key, origin in settings.origins.items():
+        if origin.startswith("--") and unheeded(key):
+            raise UsageError(f"{why}, so no {origin}.", "Leave it out.")
+
+
 def _with_values(arguments: Sequence[str], options: Sequence[Option]) -> Iterator[str]:
     """The arguments, with a value for each flag that may go without one and is followed by what is none."""
     takes = {f"--{option.name}": option.kind.takes for option in options if option.kind.takes is not None}
@@ -129,9 +136,8 @@ def _with_values(arguments: Sequence[str], options: Sequence[Option]) -> Iterato
 def _add(group: argparse._ArgumentGroup, option: Option) -> None:
     flags = [*filter(None, [option.short]), *(f"--{name}" for name in option.names)]
     nargs, metavar = (0, None) if option.kind is SWITCH else (None, option.kind.metavar)
-    group.add_argument(
-        *flags, action=_Collect, dest=option.key, nargs=nargs, metavar=metavar, help=option.help
-    )
+    help = option.help if option.variable is None else f"{option.help}; in the environment {option.variable}"
+    group.add_argument(*flags, action=_Collect, dest=option.key, nargs=nargs, metavar=metavar, help=help)
 
 
 def _from_flags(option: Option, given: argparse.Namespace) -> Texts:

@@ -39,7 +39,7 @@ class Folder:
         self._told: set[str] = set()
         self._waiting: dict[str, tuple[list[int], Kept]] = {}  # by name, to be written in order
         self._bytes = 0  # of those
-        self._written = 0  # entries that are being written
+        self._writing: str | None = None  # the entry that is being written
         self._changed = Condition()
         self._writer: Thread | None = None
         self._known_bytes: int | None = None  # of all files when they were last looked at
@@ -93,12 +93,23 @@ class Folder:
             self._bytes += kept.nbytes
             self._start_writer()
 
+    def remove(self, names: Iterable[str]) -> None:
+        """Delete entries, and write none of them that waits."""
+        names = set(names)
+        with self._changed:
+            for name in names & self._waiting.keys():
+                self._bytes -= self._waiting.pop(name)[1].nbytes
+            self._changed.wait_for(lambda: self._writing not in names)
+        for name in names:
+            with suppress(OSError):  # evicted, or another's
+                os.unlink(os.path.join(self.path, name))
+
     def flush(self) -> None:
         """Wait until all is written."""
         with self._changed:
             if self._waiting:
                 self._start_writer()
-            self._changed.wait_for(lambda: not self._waiting and not self._written)
+            self._changed.wait_for(lambda: not self._waiting and self._writing is None)
 
     def _start_writer(self) -> None:
         """Let a thread write what waits. No daemon: when the process ends, it waits for that."""
@@ -115,7 +126,7 @@ class Folder:
                 name = next(iter(self._waiting))
                 tokens, kept = self._waiting.pop(name)
                 self._bytes -= kept.nbytes
-                self._written += 1
+                self._writing = name
             try:
                 self._write(name, entry_file.pieces(name, tokens, kept))
             except Exception as error:  # whatever it is, the answers need no disk
@@ -127,7 +138,7 @@ class Folder:
                 self._tell("write", message)
             finally:
                 with self._changed:
-                    self._written -= 1
+                    self._writing = None
                     self._changed.notify_all()
 
     def _write(self, name: str, pieces: list[bytes | memoryview]) -> None:

@@ -119,6 +119,14 @@ class Prefixes:
         if self.folder is not None and name is not None:
             self.folder.write(name, list(tokens), kept)
 
+    def remove(self, entries: Iterable[Entry], names: list[str]) -> None:
+        """Keep those entries no longer, nor what follows them in RAM, nor files of those names."""
+        for entry in entries:
+            if not entry.gone:
+                self.tree.drop(entry)
+        if self.folder is not None:
+            self.folder.remove(names)
+
     def use(self, tokens: Tokens, regime: int) -> None:
         """A sequence with these tokens was here: on disk, too, what comes later goes first."""
         if self.folder is None:

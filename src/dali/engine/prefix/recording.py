@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
+from weakref import ref
 
 from dali.engine.prefix.names import BLOCK, PLACE, Names
-from dali.engine.prefix.tree import Leaf, Node, Tokens
+from dali.engine.prefix.tree import Entry, Leaf, Node, Tokens
+from dali.step.kept import Kept
 from dali.step.state import MOST_PLACES, SequenceState
 
 if TYPE_CHECKING:
@@ -33,6 +35,9 @@ class Recording:
         self._places = frozenset(places)
         self._seen = computed  # tokens up to which all is kept that shall be
         self._done = False  # whether nothing more can be kept
+        # What was kept since a token was chosen last, weakly, as what is evicted takes no memory; and its names on disk.
+        self._unproven: list[ref[Entry]] = []
+        self._names: list[str] = []
         node = prefixes.tree.walk(regime, tuple(tokens[:computed]), prefixes.block)
         names = None
         if prefixes.folder is not None:
@@ -71,6 +76,18 @@ class Recording:
         self._prefixes.use(tuple(self._tokens[:computed]), self._regime)
         self._done = True
 
+    def prove(self) -> None:
+        """A token was chosen: what is kept so far has led to logits that are finite."""
+        self._unproven.clear()
+        self._names.clear()
+
+    def undo(self) -> None:
+        """No token could be chosen: take out what was kept for it, and all that others have added behind it."""
+        entries = [entry for one in self._unproven if (entry := one()) is not None]
+        self._prefixes.remove(entries, self._names)
+        self.prove()
+        self._done = True
+
     def _blocks(self, state: SequenceState, computed: int) -> None:
         while not self._done and self._at.end + self._prefixes.block <= computed:
             self._keep_block(state)
@@ -89,11 +106,11 @@ class Recording:
             return
         name = None if at.names is None else at.names.name(BLOCK, tokens)
         if node is None:
-            self._prefixes.write(name, tokens, kept)
+            self._write(name, tokens, kept)
             self._advance(None)
             return
         child = Node(node, tokens, kept, name)
-        self._prefixes.add(child)
+        self._add(child)
         for leaf in [leaf for leaf in node.leaves.values() if _contains(child, leaf)]:
             self._prefixes.tree.drop(leaf)
         self._advance(None if child.gone else child)
@@ -114,9 +131,20 @@ class Recording:
             return
         name = None if at.names is None else at.names.name(PLACE, tokens)
         if node is None:
-            self._prefixes.write(name, tokens, kept)
+            self._write(name, tokens, kept)
         else:
-            self._prefixes.add(Leaf(node, tokens, kept, name))
+            self._add(Leaf(node, tokens, kept, name))
+
+    def _add(self, entry: Entry) -> None:
+        self._unproven.append(ref(entry))
+        if entry.name is not None:
+            self._names.append(entry.name)
+        self._prefixes.add(entry)
+
+    def _write(self, name: str | None, tokens: Tokens, kept: Kept) -> None:
+        if name is not None:
+            self._names.append(name)
+        self._prefixes.write(name, tokens, kept)
 
     @property
     def _block(self) -> Tokens:

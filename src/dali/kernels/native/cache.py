@@ -16,7 +16,8 @@ from dali.kernels.native.experts import LayerHandle, native_layout
 class ExpertCache:
     """`layers`: each one's offset in the file `path` and bytes of a record; `checksums`: XXH3 of each record, layer by layer;
     `memory`: uint8 [slots, slot bytes], page-aligned, for as many slots as there will ever be; `slots`: those to begin with;
-    `depth`: reads at a time. StoreError: the store cannot be opened."""
+    `depth`: reads at a time; `direct`: past the page cache, where the file system allows that. StoreError: the store cannot be
+    opened."""
 
     def __init__(
         self,
@@ -27,6 +28,7 @@ class ExpertCache:
         memory: Tensor,
         slots: int,
         depth: int,
+        direct: bool,
     ) -> None:
         assert memory.is_contiguous() and slots <= memory.shape[0]
         assert all(size <= memory.shape[1] for _, size in layers) and len(checksums) == experts * len(layers)
@@ -40,6 +42,7 @@ class ExpertCache:
             memory.shape[1],
             slots,
             depth,
+            direct,
             memory,
         )
 

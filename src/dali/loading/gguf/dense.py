@@ -279,6 +279,10 @@ class GgufDense:
         part, by_leaf = self._part(name), {_leaf(t): values[t.name] for t in self._sources[name]}
         if isinstance(part, Made):
             value = part.make(self.config, *(by_leaf[leaf] for leaf in part.tensors))
+            if value.isnan().any():
+                raise damaged(
+                    self.gguf.path, f"of its {', '.join(part.tensors)}, {name} has values that are NaN"
+                )
             return value.reshape(self._shapes[name]).to(torch.float32 if name in self._exact else dtype)
         (value,) = by_leaf.values()
         value = value.reshape(self._shapes[name])

@@ -23,6 +23,7 @@ from transformers import PreTrainedTokenizerFast
 from transformers.tokenization_utils_base import generate_merges
 
 from dali.errors import DaliError, reason
+from dali.loading.gguf.checks import TOKENS
 from dali.loading.gguf.families import family_of
 from dali.loading.gguf.splits import SPLITS
 from dali.loading.panic import panics_as_errors
@@ -37,7 +38,6 @@ UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4  # ggml's token types: those that text 
 NOT_STRIPPED = {"<unk>", "<s>", "<|endoftext|>"}
 NO_BYTES = {chr(byte) for byte in (0xC0, 0xC1, *range(0xF5, 0x100))}  # would spell bytes that UTF-8 never has
 KINDS = ("gpt2", "llama", "gemma4")
-TOKENS = "tokenizer.ggml.tokens"
 SPACE = "\u2581"  # how sentencepiece writes one
 
 

@@ -41,7 +41,7 @@ def from_clock(note: Note, costs: ExpertCosts) -> Iterator[Piece]:
         else:
             yield lane, note.layer, word, start, end
             continue
-        yield from _cut(lane, int(layer or note.layer), mine, start, end)
+        yield from cut(lane, int(layer or note.layer), mine, start, end)
 
 
 def _within(experts: Sequence[tuple[int, float]], seconds: float) -> list[tuple[int, float]]:
@@ -64,7 +64,7 @@ def _together(fetch: Sequence[int], first: int, layer: str, labels: set[str]) ->
         yield expert
 
 
-def _cut(
+def cut(
     lane: str, layer: int, experts: Sequence[tuple[int, float]], start: float, end: float
 ) -> Iterator[Piece]:
     """One slice an expert, in proportion to what each takes."""

@@ -9,10 +9,16 @@ from typing import Any, NamedTuple
 from dali.hardware.cost import ExpertCosts
 from dali.policies.reasons import AHEAD, COPIED, CPU, RESIDENT, Reason
 from dali.replay.spans import timeline
-from dali.runtime.journal import Journal, Note
+from dali.runtime.journal import Note
 
+PLACES = {CPU: "on CPU", RESIDENT: "resident", AHEAD: "ahead", COPIED: "copied", "read": "read"}
 OF_EXPERTS = {"expert", "experts"}
 BACKGROUND = "in the background: ahead of its layer, or to stay"
+
+
+def microseconds(seconds: float) -> float:
+    """To the nanosecond."""
+    return round(1e6 * seconds, 3)
 
 
 class Slice(NamedTuple):
@@ -45,6 +51,11 @@ class LayerStep:
     reasons: list[Reason] = field(default_factory=list)
     planned: float = 0.0
 
+    @property
+    def experts(self) -> int:
+        """All of them."""
+        return sum(number for place, number in self.counts.items() if place != "read")
+
     def lane_seconds(self, lane: str, own: bool = False) -> float:
         """In which the lane did experts until the next layer's began; `own`: only those that this layer's step waited for, and
         not what the link copies in the background."""
@@ -63,10 +74,11 @@ def planned(note: Note, costs: ExpertCosts) -> Iterator[Piece]:
             yield one.lane, note.layer, one.expert, note.began + one.start, note.began + one.end
 
 
-def explain(journal: Journal, top_k: int, pieces: Pieces = planned) -> list[LayerStep]:
-    """Every layer's step that a journal remembers; `top_k`: experts a token; `pieces`: what its lanes did."""
-    journal.gather()
-    return [_explained(note, journal.costs, top_k, pieces) for note in journal.notes]
+def explain(
+    notes: Iterable[Note], costs: ExpertCosts, top_k: int, pieces: Pieces = planned
+) -> list[LayerStep]:
+    """Layers' steps of which a journal took note; `top_k`: experts a token; `pieces`: what their lanes did."""
+    return [_explained(note, costs, top_k, pieces) for note in notes]
 
 
 def _explained(note: Note, costs: ExpertCosts, top_k: int, pieces: Pieces) -> LayerStep:
@@ -93,8 +105,11 @@ def _explained(note: Note, costs: ExpertCosts, top_k: int, pieces: Pieces) -> La
         }
         if expert in note.read:
             found["from"] = "disk"
-        found |= {"why": reason.why, "layer_seconds": seconds}
-        return found if reason.otherwise is None else found | {"layer_seconds_elsewhere": reason.otherwise}
+        found |= {"why": reason.why, "planned_us": microseconds(seconds)}
+        if reason.otherwise is None:
+            return found
+        elsewhere = "accelerator" if reason.place == CPU else "CPU"
+        return found | {"elsewhere": elsewhere, "elsewhere_us": microseconds(reason.otherwise)}
 
     if summed := [span.end for span in note.spans if span.label == f"join {note.layer}"]:
         step.seconds = summed[0] - note.began

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from dali.policies.reasons import AHEAD, COPIED, CPU, RESIDENT
-from dali.replay.explain.slices import LayerStep
+from dali.replay.explain.slices import PLACES, LayerStep
 
 LAYERS, WORST, REASONS = 24, 5, 8  # lines, at most
-PLACES = {CPU: "on CPU", RESIDENT: "resident", AHEAD: "ahead", COPIED: "copied", "read": "read"}
 LANES = {"cpu": "CPU", "gpu": "accelerator", "link": "link", "disk": "disk"}
-HEAD = ("layer", "experts", *PLACES.values(), "ms", *LANES.values())
+HEAD = ("layer", "experts", *PLACES.values(), "ms", *(f"{lane} ms" for lane in LANES.values()))
+MEANINGS = {
+    CPU: "on CPU: computed there",
+    RESIDENT: "resident: on the accelerator anyhow",
+    AHEAD: "ahead: copied there before its layer",
+    COPIED: "copied: when it was wanted",
+    "read": "read: from disk, as RAM did not have it",
+}
+WHY = "Why, and how much longer a layer would take, as modelled, with one such expert in the other place (a minus: shorter)"
 
 
 def summary(steps: Sequence[LayerStep], begun: int, times: str) -> str:
@@ -22,18 +29,21 @@ def summary(steps: Sequence[LayerStep], begun: int, times: str) -> str:
     steps_seen = len({step.step for step in steps})
     said = f"{steps_seen:,} steps" if steps_seen == begun else f"the last {steps_seen:,} of {begun:,} steps"
     parts = [f"Experts of {said}; times are {times}, and lanes run side by side.", _layers(steps)]
-    if why := _reasons(steps):
-        parts += ["", "Why", *why]
+    kinds = [place for place in PLACES if any(step.counts[place] for step in steps)]
+    if kinds != [CPU]:
+        parts.append(f"({'; '.join(MEANINGS[place] for place in kinds)})")
+    if any(step.reasons for step in steps):
+        parts += ["", WHY, _reasons(steps)]
     return "\n".join([*parts, "", "Longest layers", *_worst(steps)])
 
 
-def table(rows: Iterable[Sequence[str]]) -> str:
-    """Columns to the right of one another, all but the first set right."""
+def table(rows: Iterable[Sequence[str]], left: Collection[int] = (0,)) -> str:
+    """Columns beside one another, set right but for those that are `left`."""
     lines = list(rows)
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
         "  ".join(
-            cell.rjust(width) if at else cell.ljust(width)
+            cell.ljust(width) if at in left else cell.rjust(width)
             for at, (cell, width) in enumerate(zip(line, widths, strict=True))
         ).rstrip()
         for line in lines
@@ -67,19 +77,21 @@ def _row(name: str, steps: Sequence[LayerStep]) -> tuple[str, ...]:
     return (name, *(f"{number:,}" for number in numbers), *(f"{1e3 * seconds:,.3f}" for seconds in times))
 
 
-def _reasons(steps: Sequence[LayerStep]) -> list[str]:
+def _reasons(steps: Sequence[LayerStep]) -> str:
     times: Counter[tuple[str, str]] = Counter()
-    saved: dict[tuple[str, str], float] = {}
+    longer: dict[tuple[str, str], list[float]] = {}
     for step in steps:
         for reason in step.reasons:
             key = "CPU" if reason.place == CPU else "accelerator", reason.why
             times[key] += 1
-            otherwise = step.planned if reason.otherwise is None else reason.otherwise
-            saved[key] = saved.get(key, 0.0) + otherwise - step.planned
-    return [
-        f"  {many:>9,}  {place}: {why}; elsewhere the layer would take {1e6 * saved[place, why] / many:+,.1f} us"
-        for (place, why), many in times.most_common(REASONS)
-    ]
+            if reason.otherwise is not None:
+                longer.setdefault(key, []).append(reason.otherwise - step.planned)
+    rows = [("where", "experts", "elsewhere", "why")]
+    for key, many in times.most_common(REASONS):
+        there = longer.get(key)
+        mean = f"{1e6 * sum(there) / len(there):+,.1f} us" if there else "-"
+        rows.append((key[0], f"{many:,}", mean, key[1]))
+    return table(rows, left=(0, 3))
 
 
 def _worst(steps: Sequence[LayerStep]) -> list[str]:
@@ -90,7 +102,7 @@ def _worst(steps: Sequence[LayerStep]) -> list[str]:
         many = ", ".join(f"{number} {PLACES[place]}" for place, number in step.counts.items() if number)
         tokens = "1 token" if step.tokens == 1 else f"{step.tokens:,} tokens"
         told.append(
-            f"  step {step.step}, layer {step.layer}, {tokens}: {1e6 * step.seconds:,.0f} us, the longest lane the "
-            f"{busiest} with {1e6 * lanes[busiest]:,.0f} ({many})"
+            f"  step {step.step}, layer {step.layer}, {tokens}: {1e6 * step.seconds:,.0f} us, of which the {busiest} was busy "
+            f"{1e6 * lanes[busiest]:,.0f}; {many}"
         )
     return told

@@ -33,7 +33,7 @@ class Place(NamedTuple):
 @dataclass(frozen=True)
 class Loaded:
     """Experts in RAM: records [layer][expert]; and for each conversion that lost something ("Q6_K to w8") the relative L2
-    error, measured on the first expert of each matrix."""
+    error, measured on the first expert of each matrix, and of each type that its experts are in."""
 
     records: list[list[Tensor]]
     converted: dict[str, float]
@@ -122,10 +122,12 @@ class GgufExperts:
         records = self._allocate(layouts)
         losses = Losses()
         jobs = [
-            Job(*place, partial(_pack, place, part, expert, layouts[layer], records[layer][expert], losses))
+            Job(*place, partial(_pack, place, part, expert, layouts[layer], records[layer][expert], told))
             for layer, places in enumerate(self.places)
             for part, by_expert in places.items()
+            for firsts in (_firsts(by_expert),)
             for expert, place in enumerate(by_expert)
+            for told in (losses if expert in firsts else None,)
         ]
         in_order = [record for layer in records for record in layer]
         return Reading(jobs, lambda: Loaded(records, losses.relative()), in_order)
@@ -139,18 +141,19 @@ class OneByOne:
 
     def read(self, layer: int, expert: int) -> Callable[[Tensor], None]:
         """What packs an expert into a record of zeros. DaliError: its bytes cannot be read."""
-        return self._packing(layer, expert, Losses())
+        return self._packing(layer, expert, None)
 
     def losses(self) -> dict[str, float]:
         """What conversions lose, as Loaded has it."""
         losses = Losses()
         for layer, (layout, places) in enumerate(zip(self._layouts, self._experts.places, strict=True)):
-            types = {part: places[part][0].tensor.type for part in layout.formats}
-            if not all(keeps(type, layout.formats[part]) for part, type in types.items()):
-                self._packing(layer, 0, losses)(torch.zeros(layout.record_bytes, dtype=torch.uint8))
+            for expert in sorted(set().union(*(_firsts(places[part]) for part in layout.formats))):
+                types = {part: places[part][expert].tensor.type for part in layout.formats}
+                if not all(keeps(type, layout.formats[part]) for part, type in types.items()):
+                    self._packing(layer, expert, losses)(torch.zeros(layout.record_bytes, dtype=torch.uint8))
         return losses.relative()
 
-    def _packing(self, layer: int, expert: int, losses: Losses) -> Callable[[Tensor], None]:
+    def _packing(self, layer: int, expert: int, losses: Losses | None) -> Callable[[Tensor], None]:
         layout, parts = self._layouts[layer], []
         for part, places in self._experts.places[layer].items():
             parts.append((part, places[expert], np.copy(self._reader.rows(*places[expert]))))
@@ -162,16 +165,21 @@ class OneByOne:
         return pack
 
 
+def _firsts(places: Sequence[Place]) -> set[int]:
+    """The first expert in each of the types that a matrix has: one, but in files with a tensor an expert."""
+    return set({place.tensor.type.name: expert for expert, place in reversed([*enumerate(places)])}.values())
+
+
 def _pack(
     place: Place,
     part: str,
     expert: int,
     layout: ExpertLayout,
     record: Tensor,
-    losses: Losses,
+    losses: Losses | None,
     raw: Bytes,
 ) -> None:
-    """One part of one expert into its record."""
+    """One part of one expert into its record; `losses`, if there are any, are told what that costs."""
     tensor, target = place.tensor, layout.part(record, part)
     try:
         if part.endswith("_bias"):
@@ -182,7 +190,7 @@ def _pack(
             return
         format = layout.formats[part]
         pack_blocks(raw, tensor.type, format, target)
-        if expert == 0:
+        if losses is not None:
             losses.packed(raw, tensor.type, target, format)
     except DaliError as error:
         raise DaliError(

@@ -148,7 +148,7 @@ def read_gguf(path: Path) -> Gguf:
 def split_files(path: Path) -> list[Path]:
     """All files of the model that `path` belongs to, by its name."""
     match = SPLIT.fullmatch(path.name)
-    if match is None:
+    if match is None or not 1 <= int(match["number"]) <= int(match["count"]):  # not one of its own model's
         return [path]
     stem, count = match["stem"], int(match["count"])
     return [path.with_name(f"{stem}-{i + 1:05}-of-{count:05}.gguf") for i in range(min(count, MOST_FILES))]

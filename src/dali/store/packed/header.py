@@ -82,13 +82,12 @@ class StoreHeader:
 
     def record_offset(self, index: int) -> int:
         """Byte offset of record `index` = layer * experts + expert; a multiple of 4096."""
-        return len(self.encode()) + self._place(index)[0]
-
-    def _place(self, index: int) -> tuple[int, int]:
-        """Offset behind the header, and bytes, of record `index`."""
         layer, expert = divmod(index, self.experts)
-        size = self.mixed[layer].record_bytes if self.mixed else self.record_bytes
-        return self._begin(layer) + expert * size, size
+        return len(self.encode()) + self._begin(layer) + expert * self.size_of(index)
+
+    def size_of(self, index: int) -> int:
+        """Bytes of record `index`."""
+        return self.layouts[index // self.experts].record_bytes if self.mixed else self.record_bytes
 
     def encode(self) -> bytes:
         """The file's first bytes: length, JSON, padding."""
@@ -115,7 +114,7 @@ class StoreHeader:
         begin = 0
         for index in range(self.records):
             layer, expert = divmod(index, self.experts)
-            size = self.mixed[layer].record_bytes if self.mixed else self.record_bytes
+            size = self.size_of(index)
             tensors[f"layer.{layer}.expert.{expert}"] = {
                 "dtype": "U8",
                 "shape": [size],

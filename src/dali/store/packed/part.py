@@ -127,7 +127,7 @@ class Part:
         arena, records = Arena(READERS, self._header.record_bytes), DirectFile(self.path)
 
         def is_right(index: int) -> bool:
-            view = arena[index % READERS].numpy().data[: self._size(index)]
+            view = arena[index % READERS].numpy().data[: self._header.size_of(index)]
             try:
                 records.read(view, self._header.record_offset(index), f"record {index}")
             except ReadError:
@@ -140,7 +140,7 @@ class Part:
                 for index, right in zip(batch, pool.map(is_right, batch), strict=True):
                     if not right:
                         return sums[:index]
-                    progress(self._size(index))
+                    progress(self._header.size_of(index))
         return sums
 
     def _claimed(self) -> list[int]:
@@ -155,10 +155,6 @@ class Part:
             return []
         count = min(len(beside) // CHECKSUM_BYTES, self._header.records)
         return [int(checksum) for checksum in np.frombuffer(beside, "<u8", count)]
-
-    def _size(self, index: int) -> int:
-        """Bytes of a record."""
-        return self._header.layouts[index // self._header.experts].record_bytes
 
 
 def sync_folder(folder: Path) -> None:

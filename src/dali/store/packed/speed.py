@@ -31,7 +31,7 @@ def measure_speed(path: Path, header: StoreHeader) -> Speed:
 
     OSError: it cannot be opened. ReadError: it cannot be read.
     """
-    if header.records * header.record_bytes < LEAST:
+    if header.nbytes < LEAST:
         return Speed(4, None)
     file, arena, chance = DirectFile(path), Arena(DEPTHS[-1], header.record_bytes), Random(0)
     try:
@@ -55,6 +55,7 @@ def _read(file: DirectFile, header: StoreHeader, arena: Arena, place: int, first
     """Records from the `first` on, one after another but at least one, until it is time; their bytes."""
     nbytes, memory, step = 0, arena[place].numpy().data, header.records // 7 or 1
     while not nbytes or time.perf_counter() < until:
-        file.read(memory, header.record_offset(first), f"record {first}")
-        nbytes, first = nbytes + header.record_bytes, (first + step) % header.records
+        size = header.size_of(first)
+        file.read(memory[:size], header.record_offset(first), f"record {first}")
+        nbytes, first = nbytes + size, (first + step) % header.records
     return nbytes

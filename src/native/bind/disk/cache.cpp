@@ -38,12 +38,12 @@ void bind_cache(nb::module_& m) {
     nb::class_<ExpertCache>(m, "ExpertCache")
         .def("__init__",
              [](ExpertCache* self, const std::string& path, int experts, const Layers& layers, const std::vector<uint64_t>& checksums,
-                uintptr_t memory, size_t slot_bytes, int slots, int depth, nb::handle) {
+                uintptr_t memory, size_t slot_bytes, int slots, int depth, bool direct, nb::handle) {
                  Store store{path, experts, {}, checksums};
                  for (const auto& [offset, bytes] : layers) store.layers.push_back({offset, bytes});
-                 new (self) ExpertCache(std::move(store), pointer<uint8_t>(memory), slot_bytes, slots, depth);
+                 new (self) ExpertCache(std::move(store), pointer<uint8_t>(memory), slot_bytes, slots, depth, direct);
              },
-             nb::keep_alive<1, 10>())  // whoever owns the memory, into which threads read until the cache has gone
+             nb::keep_alive<1, 11>())  // whoever owns the memory, into which threads read until the cache has gone
         .def("note", &ExpertCache::note)
         .def("holds", &ExpertCache::holds)
         .def("room", &ExpertCache::room)

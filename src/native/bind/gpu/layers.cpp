@@ -91,6 +91,19 @@ void bind_gpu(nb::module_& m) {
         .def_prop_ro("x", [](const gpu::Layers& self) { return reinterpret_cast<uintptr_t>(self.x()); })
         .def_prop_ro("weights", [](const gpu::Layers& self) { return reinterpret_cast<uintptr_t>(self.weights()); })
         .def_prop_ro("copy_stream", [](const gpu::Layers& self) { return reinterpret_cast<uintptr_t>(self.copy_stream()); })  // for measuring
+        // spans(): (what, layer, experts, begin, end) of all that is over and was not given yet, by the host's clock in seconds.
+        .def("watch", &gpu::Layers::watch, nb::call_guard<nb::gil_scoped_release>())
+        .def("spans", [](gpu::Layers& self, bool wait) {
+            constexpr const char* NAMES[] = {"dense", "experts", "copy", "cpu", "join"};
+            std::vector<gpu::LaneSpan> spans;
+            {
+                nb::gil_scoped_release unlocked;
+                spans = self.spans(wait);
+            }
+            std::vector<std::tuple<std::string, int, std::vector<int>, double, double>> all;
+            for (const gpu::LaneSpan& span : spans) all.emplace_back(NAMES[int(span.work)], span.layer, span.experts, span.begin, span.end);
+            return all;
+        })
         .def("landed", &gpu::Layers::landed, nb::call_guard<nb::gil_scoped_release>())
         .def("recover", &gpu::Layers::recover, nb::call_guard<nb::gil_scoped_release>());
     bind_gpu_model(m);

@@ -21,9 +21,9 @@ void bind_planner(nb::module_& m) {
     nb::class_<Planner>(m, "Planner")
         .def("__init__", [](Planner* self, const std::vector<std::vector<std::pair<int, int>>>& residents, int experts, int slots,
                             std::vector<double> cpu, std::vector<double> gpu, double link, double link_contended, double launch,
-                            double handover, bool predicts, uintptr_t totals) {
+                            double handover, double call, bool predicts, uintptr_t totals) {
             ExpertCosts costs{std::move(cpu), std::move(gpu), link, link_contended, launch, handover};
-            new (self) Planner(residents, experts, slots, std::move(costs), predicts, pointer<int64_t>(totals));
+            new (self) Planner(residents, experts, slots, std::move(costs), call, predicts, pointer<int64_t>(totals));
         })
         .def_prop_ro("prefetches", &Planner::prefetches)
         // A step planned alone -> cpu, launches and fetches as GpuLayers.execute() takes them, and counts.

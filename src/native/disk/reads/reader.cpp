@@ -18,8 +18,8 @@ std::deque<ReadJob>::iterator found(std::deque<ReadJob>& jobs, int record) {
 
 }  // namespace
 
-Reader::Reader(const std::string& path, int threads, Done done)
-    : file_(path), done_(std::move(done)), kernel_(file_.direct_file(), 2 * threads) {
+Reader::Reader(const std::string& path, int threads, bool direct, Done done)
+    : file_(path, direct), done_(std::move(done)), kernel_(file_.direct_file(), 2 * threads) {
     for (int i = 0; i < threads; i++) threads_.emplace_back(&Reader::serve, this);
 }
 

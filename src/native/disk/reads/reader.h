@@ -26,8 +26,9 @@ class Reader {
     // Told on one of the threads, or in collect(): the record, and what is wrong with it, empty where its bytes are there.
     using Done = std::function<void(int record, const std::string& problem)>;
 
-    // `threads`: reads of theirs under way at once, and half of those that others may have begun. StoreFailure: the file cannot be opened.
-    Reader(const std::string& path, int threads, Done done);
+    // `threads`: reads of theirs under way at once, and half of those that others may have begun; `direct`: past the page cache.
+    // StoreFailure: the file cannot be opened.
+    Reader(const std::string& path, int threads, bool direct, Done done);
     ~Reader();  // waits for reads under way, and forgets the others
 
     void ask(const ReadJob& job, bool demanded);

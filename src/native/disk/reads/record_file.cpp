@@ -24,16 +24,19 @@ constexpr auto PAUSE = std::chrono::milliseconds(20);
 }  // namespace
 
 #ifdef _WIN32
-RecordFile::RecordFile(const std::string&) { throw StoreFailure("it is on Windows, where no experts are read from disk"); }
+RecordFile::RecordFile(const std::string&, bool) { throw StoreFailure("it is on Windows, where no experts are read from disk"); }
 RecordFile::~RecordFile() {}
 void RecordFile::read(uint8_t*, size_t, int64_t) const {}
 #else
 
-RecordFile::RecordFile(const std::string& path) {
+RecordFile::RecordFile(const std::string& path, bool direct) {
     plain_ = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
     if (plain_ < 0) throw StoreFailure(std::string("it cannot be opened (") + std::strerror(errno) + ")");
+#ifdef POSIX_FADV_RANDOM
+    ::posix_fadvise(plain_, 0, 0, POSIX_FADV_RANDOM);  // what the kernel reads beyond a record would stay
+#endif
 #ifdef O_DIRECT
-    direct_ = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_DIRECT);  // not every file system has it
+    if (direct) direct_ = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_DIRECT);  // not every file system has it
 #endif
 }
 
@@ -45,6 +48,9 @@ RecordFile::~RecordFile() {
 void RecordFile::read(uint8_t* into, size_t bytes, int64_t offset) const {
     size_t done = 0;
     bool direct = direct_ >= 0;
+#ifdef POSIX_FADV_WILLNEED
+    if (!direct) ::posix_fadvise(plain_, offset, off_t(bytes), POSIX_FADV_WILLNEED);
+#endif
     while (done < bytes) {
         done += read_some(into + done, bytes - done, offset + int64_t(done), direct);
         if (direct && done % PAGE) direct = false;  // a short read: what is left begins amid a page

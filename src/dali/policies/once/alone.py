@@ -14,18 +14,27 @@ from dali.policies.lanes import makespan
 from dali.policies.plan import ResidencyView
 
 MARGIN = 1.05  # times: what the CPU alone has to be faster, as residents are found more often than by chance
+NEGLIGIBLE = 1e-6  # odds
 
 
-def experts_seconds(costs: ExpertCosts, experts: int, top_k: int, resident: int, slots: int) -> float:
-    """Modelled seconds of a token's experts in one layer of `experts`, any of which it may be routed to, when `resident` of them
-    are on the accelerator and others pass through `slots`. A chance hit is worth what the others leave to save."""
+def experts_seconds(
+    costs: ExpertCosts, experts: int, top_k: int, resident: int, slots: int, tokens: int = 1
+) -> float:
+    """Modelled seconds of a step's experts in one layer of `experts`, any of which each of its `tokens` may be routed to, when
+    `resident` of them are on the accelerator and others pass through `slots`. A chance hit is worth what the others leave to
+    save; of several tokens' experts, as many differ as do on average."""
     view = ResidencyView(frozenset(range(resident)), {}, slots)
+    active = round(experts * (1 - (1 - top_k / experts) ** tokens))
+    routed = tokens * top_k
+    loads = [routed * (at + 1) // active - routed * at // active for at in range(active)]
     seconds = 0.0
-    for hits in range(max(0, top_k - experts + resident), min(top_k, resident) + 1):
+    for hits in range(max(0, active - experts + resident), min(active, resident) + 1):
+        odds = comb(resident, hits) * comb(experts - resident, active - hits) / comb(experts, active)
+        if odds < NEGLIGIBLE:
+            continue
         workload = [0] * experts
-        workload[:hits] = [1] * hits
-        workload[resident : resident + top_k - hits] = [1] * (top_k - hits)
-        odds = comb(resident, hits) * comb(experts - resident, top_k - hits) / comb(experts, top_k)
+        workload[:hits] = loads[:hits]
+        workload[resident : resident + active - hits] = loads[hits:]
         seconds += odds * makespan(two_lane(workload, view, costs), workload, view, costs)
     return seconds
 

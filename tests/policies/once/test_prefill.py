@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from dali.hardware.cost import ExpertCosts
-from dali.policies.prefill import CHUNKS, prefill_chunk
+from dali.policies.once.prefill import CHUNKS, prefill_chunk
 
 
 def costs(link: float) -> ExpertCosts:

@@ -1,0 +1,1 @@
+"""What is decided once, when a model is loaded on an accelerator, by modelled time."""
