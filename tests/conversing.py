@@ -194,13 +194,13 @@ class Conversations:
     def _fresh(self, prompt: list[int], answer: int) -> list[torch.Tensor]:
         """The logits of an engine that knows nothing else."""
         engine = self.llm.engine
-        last, engine._last = engine._last, None
+        last, engine.last.sequence = engine.last.sequence, None
         engine.scheduler.step_tokens = 512
         sequence = _sequence(prompt, answer)
         engine.add(sequence, fresh=True)
         while engine.step():
             pass
-        engine._last = last
+        engine.last.sequence = last
         assert sequence.cached_tokens == 0
         return sequence.sampler.logits  # type: ignore[attr-defined, no-any-return]
 

@@ -22,8 +22,11 @@ def test_parts_of_text_are_joined():
 
 def test_an_assistant_may_say_nothing():
     asked = {"role": "user", "content": "Hi"}
-    calls = {"role": "assistant", "content": None, "tool_calls": []}
+    calls = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f"}}]}
     assert plain_messages([asked, calls]) == [asked, calls]
+    for nothing in ({"content": None}, {}, {"content": None, "tool_calls": []}):
+        said = {"role": "assistant"} | nothing
+        assert plain_messages([asked, said]) == [asked, said | {"content": ""}]  # templates want a text
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ directory, quant, repetitions, threads = sys.argv[1:]
 llm = dali.load(directory, quant=quant, threads=int(threads) or None)
 (found,) = measure(llm, [Test(0, 64)], int(repetitions))
 rss = next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmRSS"))
-kept = llm.expert_bytes + llm.dense_bytes + llm.engine._last.state.nbytes
+kept = llm.expert_bytes + llm.dense_bytes + llm.engine.last.sequence.state.nbytes
 print(json.dumps([found.speeds, found.bandwidths, found.token_bytes, found.roofline, found.shares, rss, kept]))
 """
 

@@ -26,8 +26,8 @@ def _plain(message: Any) -> Message:
     content = message.get("content")
     if isinstance(content, str):
         return message | {"content": encodable(content)}
-    if content is None and message["role"] == "assistant":  # one that only calls tools
-        return message
+    if content is None and message["role"] == "assistant":
+        return message if message.get("tool_calls") else message | {"content": ""}  # none: it said nothing
     if isinstance(content, Sequence):
         return message | {"content": encodable("\n".join(_text_of(part) for part in content))}
     raise UsageError(

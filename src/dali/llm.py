@@ -6,34 +6,30 @@ import gc
 from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterable, Iterator, Mapping
 from collections.abc import Sequence as Many
 from contextlib import aclosing, closing
-from dataclasses import fields, replace
 from operator import index
 from textwrap import shorten
-from threading import Lock
 from typing import Any, Literal, Self, Unpack, overload
 
-import numpy as np
-
-from dali.conversation import Message, encodable, plain_messages
+from dali.conversation import Message, plain_messages
 from dali.engine.asynchronous import in_threads
 from dali.engine.completion import Completion, completion
 from dali.engine.constraint.grammars import Grammars
 from dali.engine.constraint.lark import Schema
 from dali.engine.constraint.shape import Shape
+from dali.engine.encoder import Encoder
 from dali.engine.engine import Engine
 from dali.engine.loop import Loop
 from dali.engine.request import Request
-from dali.engine.sampling import Sampling, SamplingParams
+from dali.engine.sampling import FALLBACK, Sampling, SamplingParams, params_of
 from dali.engine.sequence import Sequence
 from dali.engine.text.answer import constraint_of
-from dali.engine.text.ends import end_ids, take_for_control
-from dali.engine.text.length import check_texts, too_long
+from dali.engine.text.ends import eos_of, take_for_control
+from dali.engine.text.length import too_long
 from dali.engine.text.piece import Piece
-from dali.engine.text.prompt import Tool, begun_answer, chat_prompt, plain_prompt, schema_of
+from dali.engine.text.prompt import Tool, begun_answer, schema_of
 from dali.engine.text.structure import Plain, Structure, calling_structure_of, structure_of, tells_calls
 from dali.engine.text.text import Text
 from dali.errors import UsageError
-from dali.loading.chat_template import no_chat_template
 from dali.loading.loaded import LoadedModel
 from dali.offload.accelerated import AcceleratedExperts
 from dali.runtime.executor import Executor
@@ -65,14 +61,14 @@ class LLM:
         self.expert_bytes = loaded.expert_bytes
         self.ctx_size = loaded.ctx_size
         self._most: int = self.model.config.get_text_config().max_position_embeddings
-        self.defaults = _FALLBACK_SAMPLING | loaded.sampling
+        self.defaults = FALLBACK | loaded.sampling
         self.variables: dict[str, Any] = {}  # of the chat template, where a call does not say otherwise
+        self.encoder = Encoder(self.tokenizer, self.name)
         self.controls = take_for_control(self.tokenizer)  # tokens that the model's files take for text
-        self.eos = _eos(self.model, self.tokenizer)
+        self.eos = eos_of(self.model, self.tokenizer)
         self.grammars = Grammars(self.tokenizer, self.eos)
         self.engine = Engine(self.model, STEP_TOKENS)
         self.loop = Loop(self.engine)
-        self._encoding = Lock()  # a fast tokenizer refuses a second thread while it changes its own settings
 
     def __enter__(self) -> Self:
         return self
@@ -239,13 +235,8 @@ class LLM:
         template: Mapping[str, Any] | None = None,
     ) -> list[int]:
         """Token ids of a conversation, ready for the assistant's answer."""
-        plain = plain_messages(messages)
-        if not self.tokenizer.chat_template:
-            raise no_chat_template(self.name)
-        with self._encoding:
-            return chat_prompt(
-                self.tokenizer, self.name, plain, tools, {**self.variables, **(template or {})}
-            )
+        variables = {**self.variables, **(template or {})}
+        return self.encoder.conversation(plain_messages(messages), tools, variables)
 
     def chat_sequence(
         self,
@@ -330,48 +321,24 @@ class LLM:
         return Sequence(Request(tuple(ids), limit, params, self.eos, borders), text, constraint)
 
     def _check_texts(self, texts: Iterable[object]) -> None:
-        with self._encoding:
-            check_texts(self.tokenizer, texts, self.ctx_size, self._most)
+        self.encoder.check(texts, self.ctx_size, self._most)
 
     def sampling_params(self, **sampling: Unpack[Sampling]) -> SamplingParams:
         """What is given, over the model's own defaults or `params`; None is as good as not given. UsageError: no such parameter,
         or value."""
-        params = sampling.pop("params", None)
-        if not isinstance(params, SamplingParams | None):
-            raise UsageError(
-                f"params cannot be {params!r:.60}.", "Give dali.SamplingParams(...), or its fields by name."
-            )
-        known = [field.name for field in fields(SamplingParams)]
-        if unknown := set(sampling).difference(known):
-            raise UsageError(
-                f"Unknown sampling parameter {min(unknown)!r}.", f"Known parameters: {', '.join(known)}."
-            )
-        plain = {
-            name: value.item() if isinstance(value, np.generic) else value for name, value in sampling.items()
-        }
-        given: dict[str, Any] = {name: value for name, value in plain.items() if value is not None}
-        return SamplingParams(**(self.defaults | given)) if params is None else replace(params, **given)
+        return params_of(sampling, self.defaults)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of plain text that is to be continued, after what the tokenizer begins a text with."""
-        with self._encoding:
-            return plain_prompt(self.tokenizer, text)
+        return self.encoder.plain(text)
 
     def encode_further(self, text: str) -> list[int]:
         """Token ids of text amid a text, which nothing is put before; what spells a control token is one."""
-        with self._encoding:
-            ids: list[int] = self.tokenizer(encodable(text), add_special_tokens=False, verbose=False)[
-                "input_ids"
-            ]
-            return ids
+        return self.encoder.further(text)
 
     def decode(self, ids: Many[int]) -> str:
         """The text of token ids, control tokens spelt out."""
-        with self._encoding:
-            text: str = self.tokenizer.decode(
-                [*ids], skip_special_tokens=False, clean_up_tokenization_spaces=False
-            )
-            return text
+        return self.encoder.text(ids)
 
     def _complete(self, sequences: list[Sequence]) -> list[Completion]:
         self.loop.complete(sequences)
@@ -387,14 +354,3 @@ def _texts(pieces: Generator[Piece, None, None]) -> Iterator[str]:
 def _are_ids(prompts: Many[Any]) -> bool:
     """Whether these are one prompt's token ids, of whatever integer type, and not prompts."""
     return bool(prompts) and not isinstance(prompts[0], str) and hasattr(prompts[0], "__index__")
-
-
-# llama.cpp's defaults, for models whose files do not say how to sample.
-_FALLBACK_SAMPLING: dict[str, Any] = {"temperature": 0.8, "top_k": 40, "top_p": 0.95, "min_p": 0.05}
-
-
-def _eos(model: Any, tokenizer: Any) -> frozenset[int]:
-    own = model.config.get_text_config().eos_token_id
-    ids = [model.generation_config.eos_token_id, own, tokenizer.eos_token_id]
-    named = {i for entry in ids for i in (entry if isinstance(entry, list) else [entry]) if i is not None}
-    return end_ids(tokenizer) | named

@@ -77,6 +77,19 @@ def test_a_home_that_cannot_be_written_is_refused_before_anything_is_measured(re
     assert "--output" in fix
 
 
+@pytest.mark.parametrize("flag", ["--output", "--html"])
+@pytest.mark.parametrize("name", ["{}", "{}/none/a.json", "{}/" + "a" * 300])
+def test_a_file_that_cannot_be_written_is_refused_before_anything_is_measured(
+    refused, monkeypatch, tmp_path, flag, name
+):
+    monkeypatch.setattr(whole, "measure", None)
+    code, problem, fix = refused("bench", "hw", flag, name.format(tmp_path))
+    assert code == 2
+    assert "no file that can be written" in problem
+    assert fix == "Name one in a writable folder."
+    assert not own.config_root().exists()
+
+
 def test_it_takes_no_model(refused):
     code, problem, _ = refused("bench", "hw", "some-model")
     assert code == 2
@@ -87,11 +100,3 @@ def test_a_note_is_said_beside_the_table(run, monkeypatch):
     noted = json.loads(measured().to_json()) | {"notes": ["Other programs took 50 % of the processors."]}
     monkeypatch.setattr(whole, "measure", lambda advance: Profile.from_json(json.dumps(noted), "it"))
     assert "Other programs took 50 %" in run("bench", "hw")[2]
-
-
-def test_a_page_that_cannot_be_written_is_refused_before_anything_is_measured(refused, tmp_path, monkeypatch):
-    monkeypatch.setattr(whole, "measure", lambda advance: pytest.fail("it measured"))
-    code, problem, fix = refused("bench", "hw", "--html", str(tmp_path / "none" / "a.html"))
-    assert code == 2
-    assert "a.html' is no file that can be written" in problem
-    assert "--output" not in fix

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import lzma
-import os
 import re
 import shutil
 import subprocess
@@ -18,7 +17,7 @@ from types import SimpleNamespace
 import huggingface_hub
 import pytest
 
-from dali.doctor import before, here, machine, remote
+from dali.doctor import before, here, remote
 from dali.doctor.before import before_download
 from dali.errors import DaliError, UsageError
 from dali.hardware import own
@@ -321,42 +320,6 @@ def test_a_download_without_room_is_refused(hub, monkeypatch, free, what):
     monkeypatch.setattr(here, "free_disk", lambda folder: free)
     with pytest.raises(DaliError, match=what):
         before_download(LoadOptions(), print)(Remote(TINY))
-
-
-def test_the_machine_is_told_with_what_mends_it(run, monkeypatch):
-    monkeypatch.setattr(machine, "LOW_DISK", 2**60)
-    code, out, _ = run("doctor")
-    assert code == 0
-    assert "`dali bench hw`" in out
-    assert "DALI_CACHE_DIR" in out
-
-
-def test_a_folder_that_cannot_be_written_is_broken(run, monkeypatch, tmp_path):
-    (tmp_path / "file").touch()
-    monkeypatch.setenv("DALI_CACHE_DIR", str(tmp_path / "file"))
-    code, out, _ = run("doctor", "--json")
-    assert code == 1
-    assert any(row["broken"] and row["fix"] for row in json.loads(out))
-
-
-def test_a_folder_that_may_not_be_looked_into_is_broken(run, monkeypatch, tmp_path):
-    private, stat = tmp_path / "private", os.stat
-    private.mkdir()
-
-    def refuse(path, *arguments, **options):
-        if str(path).startswith(f"{private}/"):
-            raise PermissionError(errno.EACCES, "Permission denied", str(path))
-        return stat(path, *arguments, **options)
-
-    monkeypatch.setattr("os.stat", refuse)
-    monkeypatch.setattr("os.access", lambda path, mode: str(path) != str(private))
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(private / "hub"))
-    code, out, _ = run("doctor")
-    assert code == 1
-    assert (
-        f"{private / 'hub'} cannot be written.\nMake it writable, or name another: `export HF_HOME=DIR`."
-        in out
-    )
 
 
 def test_torch_is_not_imported(dali_tiny, tmp_path):

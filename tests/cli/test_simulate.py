@@ -237,7 +237,7 @@ def own_profile(monkeypatch):
 
     def write(**values):
         monkeypatch.setattr("dali.hardware.own.this_machine", lambda folder: MACHINE)
-        own.write(measured(MACHINE, **values), own.own_path())
+        own.write(measured(MACHINE, **values))
 
     return write
 

@@ -165,11 +165,11 @@ def test_what_was_kept_is_given_up_for_whom_it_is_in_the_way_of_and_for_no_other
     for sequence in waiting:
         llm.engine.add(sequence)
     llm.engine.step()
-    assert llm.engine._last is kept
+    assert llm.engine.last.sequence is kept
     while llm.engine.step():
         pass
     assert kept.state.nbytes == waiting[0].state.nbytes == 0  # though they are held here
-    assert llm.engine._last is waiting[1]
+    assert llm.engine.last.sequence is waiting[1]
 
 
 def test_one_that_never_fits_is_refused_before_anything_is_computed(llm, limit):

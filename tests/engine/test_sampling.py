@@ -236,6 +236,20 @@ def test_penalties_on_round_numbers() -> None:
     assert logits.tolist() == [1.0, 1.0, 3.0, -2.0, 4.0]
 
 
+@pytest.mark.parametrize(
+    ("params", "token"),
+    [
+        ({"repeat_penalty": 1e-300}, 1),
+        ({"repeat_penalty": 1e300}, 2),
+        ({"frequency_penalty": -1e300}, 1),
+        ({"frequency_penalty": 1e300, "presence_penalty": -1e300}, 2),  # the penalties of two uses, less one
+    ],
+)
+def test_no_penalty_is_taken_for_damage_of_the_model(params, token):
+    sampler = Sampler(SamplingParams(temperature=0, repeat_last_n=-1, **params))
+    assert sampler.sample(torch.tensor([1.0, 2.0, 3.0]), [1, 1]) == token
+
+
 @settings(deadline=None)
 @given(logits_rows, st.floats(0.1, 3), st.data())
 def test_the_repeat_penalty_over_all_tokens_is_transformers(

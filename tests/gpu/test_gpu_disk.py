@@ -77,7 +77,7 @@ def test_slots_in_ram_are_page_locked(driver, directory, monkeypatch):
 
 def test_a_profile_that_cannot_be_used_is_said_once_whoever_asks_for_it(driver, directory, monkeypatch):
     """The disk's reads at once and a GPU's plans both go by it."""
-    own.write(measured(), own.own_path())  # of another machine
+    own.write(measured())  # of another machine
     notes: list[str] = []
     load(monkeypatch, directory, 3, notify=notes.append).close()
     assert sum("is of another machine" in note for note in notes) == 1

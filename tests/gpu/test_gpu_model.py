@@ -104,7 +104,7 @@ def test_defaults_need_no_profile_and_say_which_one_plans_go_by(driver, director
 def test_a_gpu_that_was_measured_is_planned_by_its_own_profile(driver, directory, monkeypatch, memory, used):
     monkeypatch.setattr("dali.hardware.own.this_machine", lambda folder: MACHINE)
     figures = {**ACCELERATED, "gpu_memory": memory * (1 << 30)}  # the stand-in has 1 GiB
-    own.write(measured(MACHINE, **figures), own.own_path())
+    own.write(measured(MACHINE, **figures))
     notes: list[str] = []
     dali.load(directory, quant="w4", device="cuda", notify=notes.append)
     assert any("Plans go by this machine, measured on 2026-11-30" in note for note in notes) == used

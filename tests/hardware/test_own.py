@@ -33,7 +33,7 @@ def test_nothing_is_said_where_nothing_was_measured(said):
 
 
 def test_what_was_written_is_found(here, said):
-    own.write(measured(), own.own_path())
+    own.write(measured())
     assert own.find(said.append) == measured() == profiles.load(profiles.OWN)
     assert said == []
     assert os.listdir(own.config_root()) == ["machine.json"]
@@ -56,7 +56,7 @@ def test_one_that_was_asked_for_and_is_not_there_is_refused():
     ],
 )
 def test_one_of_another_machine_is_left_alone_and_said(here, said, change, told):
-    own.write(measured(), own.own_path())
+    own.write(measured())
     here["machine"] = replace(MACHINE, **change)
     assert own.find(said.append) is None
     assert len(said) == 1
@@ -69,13 +69,13 @@ def test_one_of_another_machine_is_left_alone_and_said(here, said, change, told)
 
 
 def test_memory_may_differ_by_what_the_system_keeps_for_itself(here, said):
-    own.write(measured(), own.own_path())
+    own.write(measured())
     here["machine"] = replace(MACHINE, memory=MACHINE.memory - 2**29)
     assert own.find(said.append) is not None
 
 
 def test_figures_of_a_disk_or_gpu_that_is_no_longer_there_are_left_out(here, said):
-    own.write(measured(replace(MACHINE, gpu="GPU A"), **ACCELERATED), own.own_path())
+    own.write(measured(replace(MACHINE, gpu="GPU A"), **ACCELERATED))
     here["machine"] = replace(MACHINE, gpu="GPU A", disk="sda")
     found = own.find(said.append)
     assert found is not None
@@ -127,39 +127,47 @@ def test_absurd_figures_are_set_aside(here, said, value):
 
 
 def test_what_another_disk_reads_through_the_page_cache_says_nothing_of_this_one(here, said):
-    own.write(measured(plain_bandwidth=6e9, plain_queue_depth=4.0), own.own_path())
+    own.write(measured(plain_bandwidth=6e9, plain_queue_depth=4.0))
     assert own.find(said.append).reads_plainly
     here["machine"] = replace(MACHINE, disk="sda another disk")
     assert own.find(said.append).plain_share is None
 
 
 def test_one_without_a_machine_is_nobodys(here, said):
-    own.write(without_machine(measured()), own.own_path())
+    own.write(without_machine(measured()))
     assert own.find(said.append) is None
     assert "does not say which machine" in said[0]
 
 
 def test_a_folder_in_the_way_or_a_home_that_cannot_be_written_is_refused_before_anything_is_measured(
-    tmp_path,
+    tmp_path, monkeypatch
 ):
     (tmp_path / "file").write_text("")
-    for path in (tmp_path, tmp_path / "file" / "machine.json"):
+    (tmp_path / "machine.json").mkdir()
+    for folder in (tmp_path, tmp_path / "file"):
+        monkeypatch.setenv("DALI_CONFIG_DIR", str(folder))
         with pytest.raises(DaliError, match="Cannot write") as caught:
-            own.check_writable(path)
+            own.check_writable()
         assert "--output" in caught.value.fix
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(here, monkeypatch):
-    own.write(measured(), own.own_path())
+    own.write(measured())
 
     def full(descriptor):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("dali.hardware.own.os.fsync", full)
+    monkeypatch.setattr("dali.store.whole.os.fsync", full)
     with pytest.raises(DaliError, match="No space left"):
-        own.write(measured(cpu_rate=2e12), own.own_path())
+        own.write(measured(cpu_rate=2e12))
     assert os.listdir(own.config_root()) == ["machine.json"]
     assert profiles.load(profiles.OWN) == measured()
+
+
+def test_a_home_that_nobody_has_is_said_and_harms_nothing(said, monkeypatch):
+    monkeypatch.setenv("DALI_CONFIG_DIR", "~nobody-here")
+    assert own.find(said.append) is None
+    assert "DALI_CONFIG_DIR would be ~nobody-here" in said[0]
 
 
 def test_where_it_lies(monkeypatch, tmp_path):

@@ -1,5 +1,6 @@
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -40,6 +41,17 @@ def test_an_unknown_name_lists_the_known_ones():
     with pytest.raises(UsageError, match="no hardware profile 'rtx5090'") as caught:
         load("rtx5090")
     assert all(name in caught.value.fix for name in SHIPPED)
+
+
+def test_what_no_path_can_be_is_no_profile():
+    with pytest.raises(UsageError, match="no hardware profile"):
+        load("a" * 300)
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="a file that is there and cannot be read")
+def test_one_that_cannot_be_read_is_said():
+    with pytest.raises(DaliError, match=r"Cannot read /proc/self/mem"):
+        load("/proc/self/mem")
 
 
 def test_a_profile_comes_back_from_its_json(tmp_path):

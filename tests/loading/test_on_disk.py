@@ -182,7 +182,7 @@ def test_what_a_conversion_loses_is_said_each_time(tmp_path, monkeypatch):
 
 def test_a_disk_that_was_measured_is_read_as_deep_as_it_is_worth(saved, monkeypatch):
     monkeypatch.setattr("dali.hardware.own.this_machine", lambda folder: MACHINE)
-    own.write(measured(disk_queue_depth=7.0), own.own_path())
+    own.write(measured(disk_queue_depth=7.0))
     notes: list[str] = []
     llm = load_on_disk(monkeypatch, saved, 6, quant="w8", notify=notes.append)
     assert isinstance(llm.loaded.pool, DiskPool)
@@ -192,7 +192,7 @@ def test_a_disk_that_was_measured_is_read_as_deep_as_it_is_worth(saved, monkeypa
 
 def test_a_disk_that_plain_reading_was_measured_to_be_faster_on_is_read_plainly(saved, monkeypatch):
     monkeypatch.setattr("dali.hardware.own.this_machine", lambda folder: MACHINE)
-    own.write(measured(plain_bandwidth=4.5e9, plain_queue_depth=3.0), own.own_path())
+    own.write(measured(plain_bandwidth=4.5e9, plain_queue_depth=3.0))
     notes: list[str] = []
     wanted = decoded(dali.load(saved, quant="w8"))
     llm = load_on_disk(monkeypatch, saved, 6, quant="w8", notify=notes.append)

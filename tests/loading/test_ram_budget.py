@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -37,22 +38,34 @@ print(json.dumps({"ram": parse_size(ram), "experts": llm.loaded.pool.slots, "pro
 """
 
 
-def test_no_more_than_the_budget_is_taken(tmp_path):
+@pytest.fixture(scope="module")
+def told(tmp_path_factory):
+    """What a process with the least budget says of itself; "group", what the kernel counted of it with the page cache, or why it
+    cannot here."""
+    folder = tmp_path_factory.mktemp("budget")
     sizes = {"moe_intermediate_size": 256, "num_experts": 32, "num_hidden_layers": 4, "hidden_size": 512}
     model = random_model("qwen3_moe", dtype=torch.bfloat16, max_position_embeddings=2048, **sizes)
-    path = save_model(model, tmp_path / "model")
-    environment = os.environ | {"DALI_CACHE_DIR": str(tmp_path / "cache")}
-    try:
-        group = MemoryGroup()
-    except OSError as reason:
-        pytest.skip(str(reason))
-    with group:
-        command = [sys.executable, "-c", ANSWERS, str(path)]
-        done = subprocess.run(
-            command, env=environment, capture_output=True, text=True, preexec_fn=group.join()
-        )
-        peak = group.peak
+    command = [sys.executable, "-c", ANSWERS, str(save_model(model, folder / "model"))]
+    with ExitStack() as stack:
+        try:
+            group = stack.enter_context(MemoryGroup())
+            join = group.join()
+        except OSError as error:
+            group, join, counted = None, None, str(error)
+        environment = os.environ | {"DALI_CACHE_DIR": str(folder / "cache")}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, preexec_fn=join)
+        if group is not None:
+            counted = group.peak
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
+    return json.loads(done.stdout) | {"group": counted}
+
+
+def test_a_process_takes_no_more_than_its_budget(told):
     assert told["experts"] < 4 * 32  # so that the budget is what they have to keep to
-    assert max(peak, told["process"]) <= told["ram"]
+    assert told["process"] <= told["ram"]
+
+
+def test_nor_does_it_with_its_share_of_the_page_cache(told):
+    if isinstance(told["group"], str):
+        pytest.skip(told["group"])
+    assert told["group"] <= told["ram"]

@@ -50,6 +50,8 @@ def test_sound_plans(plan):
         (LayerPlan((0, 1, 2, 3, 4, 5), (), ()), "places 1, which is no expert that a token was routed to"),
         (LayerPlan((0, 2, 3, 4, -1), (), ()), "places -1"),
         (LayerPlan((0, 2, 3, 4, "5"), (), ()), "places '5'"),
+        (LayerPlan((0, 2, 3, 4, 5.0), (), ()), "places 5.0, which is no expert"),
+        (LayerPlan((False, 2, 3, 4, 5), (), ()), "places False, which is no expert"),
         (LayerPlan((2, 3, 4), (0, 5), ()), "runs expert 5 on the accelerator, where it is not"),
         (LayerPlan((2, 3), (0, 4, 5), (5, 4)), "does not end in what it fetches"),
         (LayerPlan((0, 2, 4), (3, 5), (3, 5)), "fetches expert 3, which is there or on its way"),
@@ -92,6 +94,8 @@ def test_sound_swaps():
         ([Swap(-1, 3)], "swaps -1"),
         ([Swap(0, "3")], "swaps '3'"),
         ([Swap(0, None)], "swaps None"),
+        ([Swap(True, 3)], "swaps True"),
+        ([Swap(5, 3, False)], "takes a slot of layer False"),
         ([Swap(2, 3)], "swaps expert 2, which is protected"),
         ([Swap(0, 7)], "swaps expert 7, which is protected"),
         ([Swap(5, 3, 2)], "takes a slot of layer 2, of 2"),
@@ -116,6 +120,7 @@ def chosen(*experts, free=2):
         ([(3, 0)], "asks for expert 0 of layer 3, which is there or on its way"),
         ([(3, 2)], "asks for expert 2 of layer 3, which is there or on its way"),
         ([(2, 4)], "asks for an expert of layer 2, of which it was told nothing"),
+        ([(3.0, 4)], "asks for an expert of layer 3.0, of which it was told nothing"),
         ([4], "which is no list of (layer, expert)"),
     ],
 )
@@ -128,11 +133,19 @@ def test_forecasts_are_of_later_layers_and_all_their_experts():
     assert forecasts_fault([(2, [0.0] * 6)], 1, 3, 6) is None
     assert "layer 1" in (forecasts_fault([(1, [0.0] * 6)], 1, 3, 6) or "")
     assert "layer 3" in (forecasts_fault([(3, [0.0] * 6)], 1, 3, 6) or "")
+    assert "layer 2.0" in (forecasts_fault([(2.0, [0.0] * 6)], 1, 3, 6) or "")
+    assert "layer True" in (forecasts_fault([(True, [0.0] * 6)], 0, 3, 6) or "")
     assert "of 5 experts" in (forecasts_fault([(2, [0.0] * 5)], 1, 3, 6) or "")
 
 
 @pytest.mark.parametrize(
-    ("ids", "fault"), [((0, 0), "expert 0 twice"), ((0, 6), "starts with 6"), ((0.5,), "starts with 0.5")]
+    ("ids", "fault"),
+    [
+        ((0, 0), "expert 0 twice"),
+        ((0, 6), "starts with 6"),
+        ((0.5,), "starts with 0.5"),
+        ((True,), "starts with True"),
+    ],
 )
 def test_the_first_residents(ids, fault):
     assert initial_fault((0, 5), 6) is None

@@ -66,6 +66,12 @@ def test_a_step_is_shared_out_between_its_layers_and_the_rest():
     assert found.prompt_layer.value == pytest.approx(0.06)  # 500 ms without those 20, of 8 layers
 
 
+def test_steps_ten_times_apart_are_refused():
+    apart = SimpleNamespace(seconds=[1.0, 11.0, 1.0, 11.0, 11.0])
+    with pytest.raises(DaliError, match="11 times apart"):
+        overheads(lambda: (decoded(), apart, 8))
+
+
 def test_a_profile_is_whole_and_says_where_each_figure_is_from(small):
     parts = []
     threads = native.threads()

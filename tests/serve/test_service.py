@@ -179,7 +179,30 @@ def test_what_fails_between_steps_ends_all_and_the_thread_goes_on(service, steps
         patch.setattr(service.llm.engine, "add", fail)
         finish = asyncio.run(ask())
     assert (finish.reason, "secret" in str(finish.error)) == ("error", False)
+    assert service.traffic.finished["error"] == 1
     assert asyncio.run(ask()).reason == "length"
+
+
+@pytest.mark.parametrize("service", [{"slots": 1, "queue": 8}], indirect=True)
+def test_whoever_left_is_told_so_though_the_turn_fails(service, steps, monkeypatch):
+    def fail(sequences):
+        raise KeyError("secret")
+
+    async def leave():
+        generations = [await service.begin(story()) for _ in range(2)]
+        stream = generations[0].deltas()
+        steps.allow(1)
+        await anext(stream)
+        monkeypatch.setattr(service.llm.loop, "abort", fail)
+        with service._changed:  # both at once
+            for generation in generations:
+                generation.cancel()
+        steps.allow()
+        async with asyncio.timeout(20):
+            (waited,) = await generations[1].answers()
+            return waited.finish.reason, [delta async for delta in stream][-1].finish.reason
+
+    assert asyncio.run(leave()) == ("error", "error")
 
 
 def test_clients_are_told_of_failures(tiny, steps):

@@ -23,7 +23,7 @@ def test_the_environment_names_the_cache(monkeypatch, tmp_path):
 def test_without_it_the_platform_does(monkeypatch, tmp_path):
     monkeypatch.delenv("DALI_CACHE_DIR", raising=False)
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr(sys, "platform", "linux")
     assert cache_root() == tmp_path / ".cache" / "dali"
     monkeypatch.setattr(sys, "platform", "darwin")

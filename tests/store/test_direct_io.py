@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dali.store.arena import Arena
@@ -27,6 +27,7 @@ def path(tmp_path_factory):
 
 
 @pytest.mark.parametrize("unless_cached", [True, False])
+@settings(deadline=None)
 @given(begin=st.integers(0, len(BYTES)), end=st.integers(0, len(BYTES)))
 def test_any_range_is_read(path, unless_cached, begin, end):
     begin, end = sorted((begin, end))

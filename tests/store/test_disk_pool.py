@@ -7,6 +7,7 @@ import random
 import signal
 import sys
 import threading
+import time
 import weakref
 from types import SimpleNamespace
 
@@ -110,14 +111,30 @@ def test_the_least_used_leave_first(path):
 
 
 def test_what_is_read_ahead_is_there_when_it_is_asked_for(path):
-    pool = DiskPool(path, 4, 4, depth=1)
-    pool.look_ahead(1, [0, 2, 3])
-    assert_leased(pool, 1, [2, 4])  # of two that were not wanted, one or both may have been read
+    pool = DiskPool(path, 15, 15, depth=8)
+    assert_leased(
+        pool, 0, list(range(EXPERTS))
+    )  # a step that wants a whole layer has the next one read ahead, too
+    assert_leased(pool, 1, [2, 4])
     counters = pool.counters()
-    assert counters.ahead_used + counters.ahead_late == 1
-    assert counters.ahead_wasted == 2
-    assert counters.reads == 4
+    assert counters.ahead_used + counters.ahead_late == 2
+    assert counters.ahead_wasted == 3
+    assert counters.reads == 2 * EXPERTS
     assert_leased(pool, 1, [0, 2, 3])
+
+
+def test_a_disk_that_nobody_waits_for_is_not_busy_until_somebody_looks(path):
+    pool = DiskPool(path, 15, 15, depth=2)
+    for expert in (0, 1, 2, 3, 4, 5, 6, 7, 8):  # which tell how long reads take
+        assert_leased(pool, expert // EXPERTS, [expert % EXPERTS])
+    before = pool.counters()
+    lease = library.ExpertLease(pool._cache._cache, 2, [0])
+    time.sleep(0.1)  # of computing what is there
+    lease.hold(1)
+    now = pool.counters()
+    assert now.reads == before.reads + 1
+    assert 0 < now.busy_seconds - before.busy_seconds < 0.1
+    assert 0 < now.reading_seconds - before.reading_seconds < 0.1
 
 
 def test_several_threads_lease_at_once(path):
@@ -296,8 +313,7 @@ def test_memory_stays_until_nothing_is_read_into_it(path):
     for _ in range(20):
         pool = DiskPool(path, 15, 15, depth=4)
         arena, cache = weakref.ref(pool._arena._map), pool._cache._cache
-        for layer in range(LAYERS):
-            pool.look_ahead(layer, range(EXPERTS))
+        pool.lease(0, range(EXPERTS))  # and the next layer is being read
         del pool
         gc.collect()
         assert arena() is not None

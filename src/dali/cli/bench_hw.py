@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import date
-from pathlib import Path
 
 import dali
 from dali.cli.flags.always import Always
@@ -44,20 +43,27 @@ VERB = Verb(
 
 
 def main(settings: Settings) -> int:
-    path = own.own_path() if settings.output is None else Path(settings.output)
-    own.check_writable(path)
-    if settings.html is not None:
-        check_written(settings.html)
+    for name in (settings.output, settings.html):
+        if name is not None:
+            check_written(name)
+    if settings.output is None:
+        own.check_writable()
     with importing():
         from dali.probe import report, whole
     with share_bar("Measuring", sum(whole.PARTS.values())) as advance:
         profile = whole.measure(advance)
-    own.write(profile, path)
+    if settings.output is None:
+        own.write(profile)
+    else:
+        write_whole(settings.output, profile.to_json())
     if settings.html is not None:
         made = f"Measured on {date.today()} by dali {dali.__version__}: dali bench hw."
         write_whole(settings.html, report.page(profile, made))
     print(profile.to_json() if settings.json else report.text(profile), end="" if settings.json else "\n")
     for note in profile.notes:
         log.warning(note)
-    log.info(f"Kept in {path}." if settings.output is None else f"Written to {path}: give it to --profile.")
+    if settings.output is None:
+        log.info(f"Kept in {own.own_path()}.")
+    else:
+        log.info(f"Written to {settings.output}: give it to --profile.")
     return 0

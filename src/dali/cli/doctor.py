@@ -19,9 +19,8 @@ from dali.doctor.here import device_of, look
 from dali.doctor.outline import read_outline
 from dali.doctor.remote import scratch
 from dali.doctor.verdict import Verdict
-from dali.errors import DaliError, UsageError, parameter
-from dali.loading.locate import Remote, find, is_cached, locate
-from dali.options import LoadOptions
+from dali.errors import UsageError
+from dali.loading.locate import find, is_cached, locate
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ def _examine(model: str, settings: Settings) -> tuple[Examination, list[Quant]]:
         log.info(note)
     device = device_of(options, here.profile)
     place = find(model)
-    if isinstance(place, Path) or is_cached(place) or _offline(place, options):
+    if isinstance(place, Path) or options.offline or is_cached(place):
         outline = read_outline(place if isinstance(place, Path) else locate(model, offline=True))
         return examine(outline, options, here, device, settings.origins), []
     with scratch() as folder:
@@ -85,20 +84,6 @@ def _examine(model: str, settings: Settings) -> tuple[Examination, list[Quant]]:
             found = replace(found, refusal=found.refusal.about(str(folder), place.name))
     quants = {} if place.quant is None else there.quants
     return found, of_quants(quants, found, options, here, device)
-
-
-def _offline(place: Remote, options: LoadOptions) -> bool:
-    """Whether nothing but the local cache may be asked. DaliError where it lacks the model."""
-    import huggingface_hub.constants
-
-    if not (options.offline or huggingface_hub.constants.HF_HUB_OFFLINE):
-        return False
-    if not is_cached(place):
-        raise DaliError(
-            f"{place} is not in the local Hugging Face cache, and dali is offline.",
-            f"Drop {parameter('offline')} (and HF_HUB_OFFLINE) to ask for its headers, or give a directory.",
-        )
-    return True
 
 
 def _machine(as_json: bool) -> int:

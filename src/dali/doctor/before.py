@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 from dali.errors import DaliError, UsageError
 from dali.hardware.gpu import check_gpu
-from dali.hardware.machine import existing
 from dali.loading.locate import Remote
 from dali.options import LoadOptions
 from dali.store.cache import cache_root
+from dali.store.folders import existing
 from dali.units import size
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def _beside(remote: Remote, nbytes: int, here: Here) -> Here:
     if wanted > free:
         raise DaliError(
             f"{remote} takes {size(wanted)}, and {size(free)} are free where the Hugging Face cache lies.",
-            "Free some, or set HF_HOME to a folder on another disk.",
+            "Free some, or set HF_HUB_CACHE to a folder on another disk.",
         )
     same = os.stat(existing(hub)).st_dev == os.stat(existing(cache_root())).st_dev
     disk = here.free.disk if here.free.disk is None or not same else max(here.free.disk - wanted, 0)

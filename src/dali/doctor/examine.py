@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -62,22 +61,15 @@ class Examination:
 def read_remote(remote: Remote, folder: Path) -> tuple[Outline, Outlined]:
     """The outline of a model on the hub, by way of `folder`, which must be empty. Errors speak of the model by its name."""
     there = fetch_outline(remote, folder)
-    with renamed(folder, remote):
+    try:
         return replace(read_outline(there.path), name=str(remote)), there
+    except DaliError as error:
+        raise error.about(f"{folder}", remote.name) from None
 
 
 def is_packed(path: Path) -> bool:
     """Whether experts of a model that lies there were packed before, so that they take no more of the disk."""
     return any(store_path(path, "any").parent.glob("*.safetensors"))
-
-
-@contextmanager
-def renamed(folder: Path, remote: Remote) -> Iterator[None]:
-    """Errors about what lies in `folder` are about the model on the hub."""
-    try:
-        yield
-    except DaliError as error:
-        raise error.about(f"{folder}", remote.name) from None
 
 
 def sizes_of(outline: Outline) -> ModelSizes:

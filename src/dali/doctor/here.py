@@ -13,11 +13,11 @@ from dali.doctor.plan import Device, Free
 from dali.errors import DaliError, parameter
 from dali.hardware.free_memory import available_ram
 from dali.hardware.gpu import check_gpu
-from dali.hardware.machine import existing
 from dali.hardware.profile import DISK, Profile, load
 from dali.hardware.quick import BASE, quick_profile
 from dali.options import LoadOptions
 from dali.store.cache import cache_root
+from dali.store.folders import existing
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,10 @@ from dali.errors import DaliError
 from dali.hardware import own
 from dali.hardware.free_memory import available_ram
 from dali.hardware.gpu import check_gpu
-from dali.hardware.machine import existing, this_machine
+from dali.hardware.machine import this_machine
 from dali.hardware.profile import Profile
 from dali.store.cache import cache_root
+from dali.store.folders import existing
 from dali.units import size
 
 LOW_DISK = 10 * 2**30  # bytes, fewer than most models' files take
@@ -115,7 +116,7 @@ def _folders() -> Iterator[Finding]:
 
     for what, folder, variable in (
         ("cache", cache_root(), "DALI_CACHE_DIR"),
-        ("models from the hub", Path(huggingface_hub.constants.HF_HUB_CACHE), "HF_HOME"),
+        ("models from the hub", Path(huggingface_hub.constants.HF_HUB_CACHE), "HF_HUB_CACHE"),
         ("settings", own.config_root(), "DALI_CONFIG_DIR"),
     ):
         yield _folder(what, folder, variable)

@@ -7,21 +7,22 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 
 from dali.engine.budget import StateBudget
 from dali.engine.draft.drafts import Drafts
+from dali.engine.last import Last
 from dali.engine.memory import MemoryErrors, ran_out
 from dali.engine.prefix.prefixes import Prefixes
 from dali.engine.prefix.reading import Reading
+from dali.engine.row import Plan, row_of
 from dali.engine.scheduler import Scheduler
 from dali.engine.sequence import Sequence
 from dali.errors import DaliError
 from dali.hooks import recurrent, rope
 from dali.kernels import native
 from dali.policies.signals import Step
-from dali.step.context import Segment, StepContext, running
+from dali.step.context import StepContext
 from dali.step.decoder import Decoder
 from dali.step.size import Reservation
 from dali.step.state import SequenceState
@@ -51,7 +52,7 @@ class Engine:
         self.in_q8 = False  # whether keys and values are kept in 8 bits; said before any sequence is added
         self._budget: StateBudget | None = None  # None: states take what they need
         self.prefixes = Prefixes(0)  # what earlier sequences have left
-        self._last: Sequence | None = None  # finished; its state serves a prompt that continues it as it is
+        self.last = Last()  # finished sequence, whose state serves a prompt that continues it as it is
         rope.bind_to_step(model)
         recurrent.bind_to_step(model)
 
@@ -93,13 +94,8 @@ class Engine:
 
     def forget(self) -> None:
         """Give up what memory has of earlier sequences: unless a disk has it, the next prompt is computed in full."""
-        self._give_up_last()
+        self.last.give_up()
         self.prefixes.forget()
-
-    def _give_up_last(self) -> None:
-        last, self._last = self._last, None
-        if last is not None:
-            last.state.clear()  # somebody may hold the sequence still
 
     def abort(self, sequence: Sequence) -> None:
         if sequence in self.scheduler.live:
@@ -230,8 +226,8 @@ class Engine:
         return Reservation(tokens, self.scheduler.step_tokens, drafted)
 
     def _make_room(self, sequence: Sequence) -> None:
-        if self._last is not None and not self.scheduler.has_room(sequence, self._last.state_bytes):
-            self._give_up_last()
+        if not self.scheduler.has_room(sequence, self.last.state_bytes):
+            self.last.give_up()
 
     def _reserve(self, sequence: Sequence) -> None:
         if sequence.reservation is not None:
@@ -259,53 +255,23 @@ class Engine:
             scheduler.join()
 
     @torch.inference_mode()
-    def _forward(self, plan: list[tuple[Sequence, int]], every_row: bool = False) -> torch.Tensor:
+    def _forward(self, plan: Plan, every_row: bool = False) -> torch.Tensor:
         """Run the model on the planned tokens; logits [rows, vocabulary] of each sequence's last token, if it was computed,
         and of those drafted behind it."""
-        ids: list[int] = []
-        positions: list[int] = []
-        segments: list[Segment] = []
-        last_rows: list[int] = []
-        for sequence, tokens in plan:
-            begin, end = sequence.computed, sequence.computed + tokens
-            segments.append(Segment(sequence.state, len(ids), tokens, begin, sequence.in_prefill))
-            ids += sequence.tokens[begin:end]
-            ids += sequence.draft[: max(end - len(sequence.tokens), 0)]
-            positions += range(begin, end)
-            last_rows += range(len(ids) - 1 - (end - len(sequence.tokens)), len(ids))
-        longest = max(len(sequence.tokens) for sequence, _ in plan)
+        row = row_of(plan)
         if self.begin is not None:
-            tokens_of = [tokens for _, tokens in plan]
-            numbers = np.repeat([sequence.number for sequence, _ in plan], tokens_of)
-            prefill = np.repeat([sequence.in_prefill for sequence, _ in plan], tokens_of)
-            embeddings = None
-            if self.embeddings:
-                table = self.model.get_input_embeddings()
-                embeddings = table(torch.tensor(ids, device=self.model.device)).float().cpu().numpy()
-            self.begin(Step(numbers, prefill, embeddings))
-        step = StepContext(segments, longest, self._native)
+            self.begin(row.told(self.model, self.embeddings))
+        step = StepContext(row.segments, row.longest, self._native)
         self._highest = None
         if self.decoder is not None and self.decoder.serves(step):
             self._highest = self.decoder.highest
-            return self.decoder.decode(
-                step, ids, positions, list(range(len(ids))) if every_row else last_rows
-            )
-        # One way to the model's device for all three.
-        sent = torch.tensor([*ids, *positions, *last_rows], dtype=torch.long).to(self.model.device)
-        there = sent[None, : 2 * len(ids)]
-        with running(step):
-            out = self.model(
-                input_ids=there[:, : len(ids)],
-                position_ids=there[:, len(ids) :],
-                use_cache=False,
-                logits_to_keep=0 if every_row else sent[2 * len(ids) :],
-            )
+            wanted = list(range(len(row.ids))) if every_row else row.last
+            return self.decoder.decode(step, row.ids, row.positions, wanted)
+        logits = row.through(self.model, step, every_row)
         self.attention_seconds += step.attention_seconds
-        logits: torch.Tensor = out.logits[0]
-        # Some models have no such argument, and answer for every row.
-        return logits if every_row or len(logits) == len(last_rows) else logits[last_rows]
+        return logits
 
-    def _roll_back(self, plan: list[tuple[Sequence, int]], before: list[int]) -> None:
+    def _roll_back(self, plan: Plan, before: list[int]) -> None:
         """An interrupted step has left its mark on some layers only, or sequences without their token: take it back, so that the
         step can be tried again."""
         for (sequence, _), tokens in zip(plan, before, strict=True):
@@ -326,9 +292,9 @@ class Engine:
 
     def _retire(self, sequence: Sequence) -> None:
         self.scheduler.remove(sequence)
-        self._give_up_last()
+        self.last.give_up()
         if sequence.error is None:
-            self._last = sequence
+            self.last.sequence = sequence
         else:
             sequence.state.clear()
             if sequence.recording is not None:
@@ -369,16 +335,13 @@ class Engine:
         reading = sequence.reading = sequence.reading or Reading(self.prefixes.folder)
         if not reading.wait():
             return False
-        last, place = self._last, self._shared_with_last(sequence)
+        place = self.last.shared(sequence)
         found = self.prefixes.find(tuple(sequence.tokens[:-1]), sequence.regime, place, reading)
         if reading.under_way:
             return False
         sequence.reading = None
-        if found is None and last is not None and place:
-            self._last = None  # first: an interrupted rollback must leave nobody a state halfway
-            last.state.rollback(place)
-            sequence.state, last.state = last.state, SequenceState()
-            sequence.computed = sequence.cached_tokens = place
+        if found is None and place:
+            self.last.hand_over(sequence, place)
         self._make_room(sequence)
         self._reserve(sequence)
         if found is not None:
@@ -386,15 +349,3 @@ class Engine:
             sequence.state.resume(found.place, found.kept, room, self.model.device)
             sequence.computed = sequence.cached_tokens = found.place
         return True
-
-    def _shared_with_last(self, sequence: Sequence) -> int:
-        """How many of a sequence's tokens the state of the last finished one can go back to."""
-        last = self._last
-        if last is None or last.regime != sequence.regime:
-            return 0
-        shared = 0
-        for ours, theirs in zip(sequence.tokens[:-1], last.tokens[: last.computed], strict=False):
-            if ours != theirs:
-                break
-            shared += 1
-        return last.state.nearest(shared) or 0

@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TypedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypedDict
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from dali.errors import DaliError, UsageError
 
+FAR = 1e24  # of penalties: beyond, all is the same, and float32 has no room for it
 PIECE = 2**14  # logits; torch shares out operations on twice as many
 
 
@@ -119,6 +121,30 @@ class Sampling(TypedDict, total=False):
     logprobs: int | None
 
 
+# llama.cpp's defaults, for models whose files do not say how to sample.
+FALLBACK: dict[str, Any] = {"temperature": 0.8, "top_k": 40, "top_p": 0.95, "min_p": 0.05}
+
+
+def params_of(sampling: Sampling, defaults: Mapping[str, Any]) -> SamplingParams:
+    """What is given, over the model's `defaults` or over its `params`. UsageError: no such parameter, or value."""
+    given: dict[str, Any] = {
+        name: value.item() if isinstance(value, np.generic) else value
+        for name, value in sampling.items()
+        if name != "params" and value is not None
+    }
+    params = sampling.get("params")
+    if not isinstance(params, SamplingParams | None):
+        raise UsageError(
+            f"params cannot be {params!r:.60}.", "Give dali.SamplingParams(...), or its fields by name."
+        )
+    known = [field.name for field in fields(SamplingParams)]
+    if unknown := set(sampling).difference(known, {"params"}):
+        raise UsageError(
+            f"Unknown sampling parameter {min(unknown)!r}.", f"Known parameters: {', '.join(known)}."
+        )
+    return SamplingParams(**{**defaults, **given}) if params is None else replace(params, **given)
+
+
 def penalised(logits: Tensor, tokens: Sequence[int], params: SamplingParams) -> Tensor:
     """`logits` [vocab], float32, after the penalties for `tokens`, which are all of the sequence so far."""
     last = tokens if params.repeat_last_n < 0 else tokens[-params.repeat_last_n :]
@@ -126,8 +152,12 @@ def penalised(logits: Tensor, tokens: Sequence[int], params: SamplingParams) -> 
     ids = torch.tensor(list(counts), dtype=torch.int64)
     times = torch.tensor(list(counts.values()), dtype=torch.float32)
     own = logits[ids]
-    own = torch.where(own > 0, own / params.repeat_penalty, own * params.repeat_penalty)
-    return logits.index_put((ids,), own - (times * params.frequency_penalty + params.presence_penalty))
+    repeat = min(max(params.repeat_penalty, 1 / FAR), FAR)
+    frequency, presence = (
+        min(max(penalty, -FAR), FAR) for penalty in (params.frequency_penalty, params.presence_penalty)
+    )
+    own = torch.where(own > 0, own / repeat, own * repeat)
+    return logits.index_put((ids,), own - (times * frequency + presence))
 
 
 def distribution(logits: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 
 from dali import compiled
+from dali.store.folders import existing
 
 PROCESSORS = Path("/proc/cpuinfo")
 GPUS = Path("/proc/driver/nvidia/gpus")
@@ -87,12 +88,6 @@ def disk_of(folder: Path) -> str:
             if fields.split()[2:3] == [known]:
                 return " ".join(rest.split()[:2])
     return "unknown"
-
-
-def existing(folder: Path) -> Path:
-    """The folder, or the nearest one around it that is there, as far as one may look."""
-    folder = folder.absolute()
-    return next(path for path in (folder, *folder.parents) if os.path.exists(path))
 
 
 def _cpu() -> str:

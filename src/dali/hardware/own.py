@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import os
 import sys
-import tempfile
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 from dali.errors import DaliError, UsageError
 from dali.hardware.machine import Machine, differences, this_machine
-from dali.hardware.profile import ACCELERATOR, DISK, PLAIN, Figure, Profile, Table, read_text
+from dali.hardware.profile import ACCELERATOR, DISK, PLAIN, Figure, Profile, Table
+from dali.store import whole
 from dali.store.cache import cache_root
+from dali.store.folders import expanded, user_folder
 
 AGAIN = "Measure again: `dali bench hw`."
 
@@ -26,12 +26,12 @@ def config_root() -> Path:
     """DALI_CONFIG_DIR, else the platform's folder for a user's settings."""
     override = os.environ.get("DALI_CONFIG_DIR")
     if override:
-        return Path(override).expanduser()
+        return expanded(override, "DALI_CONFIG_DIR")
     if sys.platform == "win32":
-        return _folder("APPDATA", "AppData/Roaming") / "dali"
+        return user_folder("APPDATA", "AppData/Roaming") / "dali"
     if sys.platform == "darwin":
-        return Path.home() / "Library" / "Application Support" / "dali"
-    return _folder("XDG_CONFIG_HOME", ".config") / "dali"
+        return expanded("~/Library/Application Support/dali", "DALI_CONFIG_DIR")
+    return user_folder("XDG_CONFIG_HOME", ".config") / "dali"
 
 
 def own_path() -> Path:
@@ -45,18 +45,21 @@ def read() -> Profile:
         raise UsageError(
             f"This machine was never measured: there is no {path}.", "Measure it: `dali bench hw`."
         )
-    return _of_here(Profile.from_json(read_text(path), str(path)))
+    return _of_here(Profile.from_file(path))
 
 
 def find(notify: Callable[[str], None]) -> Profile | None:
     """The profile of this machine, if there is one that can be used; `notify` is told of one that cannot, and why."""
-    path = own_path()
     try:
+        path = own_path()
         if not path.is_file():
             return None
         text = path.read_text(encoding="utf-8", errors="replace")
-    except (OSError, RuntimeError) as error:  # no home, or one that nobody may look into
+    except OSError as error:  # a folder that nobody may look into
         notify(f"This machine's profile cannot be read ({error}). {AGAIN}")
+        return None
+    except DaliError as error:  # no home
+        notify(f"This machine's profile is not looked for: {error.problem} {error.fix}")
         return None
     try:
         profile = Profile.from_json(text, str(path))
@@ -77,36 +80,23 @@ def origin(profile: Profile) -> str:
     return f"this machine, measured on {profile.date} by dali {profile.dali}"
 
 
-def write(profile: Profile, path: Path) -> None:
-    """A whole file or none, and the folder with it. DaliError: it cannot be."""
-    temporary = None
+def write(profile: Profile) -> None:
+    """Keep it as this machine's: a whole file or none. DaliError: it cannot be."""
+    path = own_path()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
-        ) as file:
-            temporary = Path(file.name)
-            file.write(profile.to_json())
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
+        with whole.written(path) as file:
+            file.write_text(profile.to_json(), encoding="utf-8")
     except OSError as error:
         raise _unwritable(path, error) from error
-    finally:
-        if temporary is not None:
-            with suppress(OSError):  # it was renamed
-                temporary.unlink()
 
 
-def check_writable(path: Path) -> None:
-    """DaliError, before a minute is spent, where `write` could not write."""
+def check_writable() -> None:
+    """Make its folder. DaliError, before a minute is spent, where `write` could not write."""
+    path = own_path()
     try:
-        if path.is_dir():
-            raise IsADirectoryError(21, "it is a folder")
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
+        whole.check_writable(path)
     except OSError as error:
         raise _unwritable(path, error) from error
 
@@ -151,8 +141,3 @@ def _set_aside(path: Path) -> str:
     except OSError:
         return "It is not used."
     return f"It was set aside as {aside.name}."
-
-
-def _folder(variable: str, default: str) -> Path:
-    """What the variable names, else the platform's default below the home folder."""
-    return Path(os.environ.get(variable, "").strip() or Path.home() / default)

@@ -210,6 +210,15 @@ class Profile:
         return json.dumps({"schema": SCHEMA, **asdict(self)}, indent=2) + "\n"
 
     @classmethod
+    def from_file(cls, path: Path) -> Profile:
+        """As `from_json`. DaliError: it cannot be read."""
+        try:
+            text = path.read_text(encoding="utf-8", errors="replace")
+        except OSError as error:
+            raise unreadable(path, error) from error
+        return cls.from_json(text, str(path))
+
+    @classmethod
     def from_json(cls, text: str, origin: str) -> Profile:
         """Read a profile; `origin` names it in errors. DaliError: not JSON, another schema, a missing or bad
         entry."""
@@ -260,20 +269,12 @@ def load(name_or_path: str | Path) -> Profile:
     if name in known():
         return Profile.from_json((_shipped() / f"{name}.json").read_text(encoding="utf-8"), name)
     path = Path(name_or_path)
-    if not os.path.isfile(path):  # False, not an error, for what no file can be called
+    if not os.path.isfile(path):  # Path's raises for what no path can be
         raise UsageError(
             f"There is no hardware profile {name!r}.",
             f"Name one of {', '.join(known())}, {OWN} for what `dali bench hw` measured here, or a profile's JSON file.",
         )
-    return Profile.from_json(read_text(path), str(path))
-
-
-def read_text(path: Path) -> str:
-    """A profile's file. DaliError: it cannot be read."""
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError as error:
-        raise unreadable(path, error) from error
+    return Profile.from_file(path)
 
 
 def _shipped() -> Any:

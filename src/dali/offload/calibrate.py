@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence as Many
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,7 @@ from dali.offload.gpu_model import own_layers
 from dali.progress import Meter
 from dali.runtime.predict import GateShift, LinearMap
 from dali.runtime.prefetch import Predictor
+from dali.store import whole
 from dali.store.cache import cache_root
 
 VERSION = "1"
@@ -102,17 +101,13 @@ def _read(path: Path, key: str) -> list[Tensor] | None:
 
 
 def _write(path: Path, key: str, tensors: list[Tensor]) -> None:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         named = {str(layer): tensor.contiguous() for layer, tensor in enumerate(tensors)}
-        save_file(named, temporary, {"dali_calibration": key})
-        temporary.replace(path)
+        with whole.written(path) as temporary:
+            save_file(named, temporary, {"dali_calibration": key})
     except (OSError, SafetensorError) as error:
         raise DaliError(
             f"Cannot keep the calibration in {path.parent} ({error}).",
             f"Make the folder writable, set DALI_CACHE_DIR to another one, or use {parameter('prefetch')} none.",
         ) from error
-    finally:
-        with suppress(OSError):  # it was renamed, or never made
-            temporary.unlink()

@@ -84,14 +84,19 @@ def share_out(
     pool.grow(shares.slots)
     if options.prefetch == "none":
         pool.rest()
+    _prepare(pool, engine, device, notify)
+    loaded.telemetry.clear()  # of what was tried here
+    _tell(loaded, pool, plan, notify)
+    return shares.prefixes
+
+
+def _prepare(pool: DiskPool, engine: Engine, device: Device | None, notify: Callable[[str], None]) -> None:
+    """Have the system provide the slots' memory: page-locked for an accelerator, else beside whatever else is done."""
     if device is None:
         pool.prepare_memory(_until_asked(engine))
     else:
         device.pin(pool.memory)
         tell_pinned(device, notify)
-    loaded.telemetry.clear()  # of what was tried here
-    _tell(loaded, pool, plan, notify)
-    return shares.prefixes
 
 
 def _until_asked(engine: Engine) -> Callable[[], bool]:

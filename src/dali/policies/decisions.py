@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Collection, Iterable, Sequence, Set
+from operator import index
 from traceback import walk_tb
 from typing import Any, NoReturn
 
@@ -122,7 +123,7 @@ class Decisions:
 def initial_fault(chosen: Sequence[int], experts: int) -> str | None:
     """What is wrong with a layer's residents to start with."""
     for expert in chosen:
-        if not _is_expert(expert, experts):
+        if not is_index(expert, experts):
             return f"starts with {expert!r}, which is no expert: they are 0 to {experts - 1}"
     twice = _twice(chosen)
     return None if twice is None else f"starts with expert {twice} twice"
@@ -173,10 +174,10 @@ def swaps_fault(
     evicted, loaded = set(), set()
     for evict, load, donor in swaps:
         home = layer if donor is None else donor
-        if not _is_expert(home, layers):
+        if not is_index(home, layers):
             return f"takes a slot of layer {home!r}, of {layers} (0 to {layers - 1})"
         for expert in (evict, load):
-            if not _is_expert(expert, experts):
+            if not is_index(expert, experts):
                 return f"swaps {expert!r}, which is no expert: they are 0 to {experts - 1}"
         if home != layer and load not in fetched:
             return f"takes a slot of layer {home} for expert {load}, which was not fetched"
@@ -200,8 +201,8 @@ def forecasts_fault(
 ) -> str | None:
     """What is wrong with forecasts made while `layer` runs."""
     for target, expected in forecasts:
-        if not layer < target < layers:
-            return f"foresees layer {target}, which is none of those after layer {layer} of {layers}"
+        if not is_index(target, layers) or target <= layer:
+            return f"foresees layer {target!r}, which is none of those after layer {layer} of {layers}"
         if len(expected) != experts:
             return f"foresees the workload of {len(expected)} experts, of {experts}"
     return None
@@ -219,9 +220,9 @@ def prefetch_fault(
         return f"asks for {len(chosen)} experts where {free} slots are free"
     views = {forecast.layer: forecast.view for forecast in forecasts}
     for target, expert in chosen:
-        if target not in views:
+        if not is_index(target, sys.maxsize) or target not in views:
             return f"asks for an expert of layer {target!r}, of which it was told nothing"
-        if not _is_expert(expert, experts):
+        if not is_index(expert, experts):
             return f"asks for {expert!r}, which is no expert: they are 0 to {experts - 1}"
         if expert in views[target].resident or expert in views[target].in_flight:
             return f"asks for expert {expert} of layer {target}, which is there or on its way"
@@ -242,6 +243,15 @@ def blame(kind: str, function: Any, error: Exception, when: str) -> NoReturn:
     line = line_of(error, file)
     where = f"{shown(file)}, line {line}," if line else place(function)
     raise DaliError(f"The {kind} policy at {where} raises {reason(error)} ({when}).", MEND) from error
+
+
+def is_index(value: Any, count: int) -> bool:
+    """Whether it is a whole number below `count`; numpy's are no int, and do as well. True and False are none: they say that
+    something else was meant."""
+    try:
+        return not isinstance(value, bool) and 0 <= index(value) < count
+    except Exception:  # whatever it is
+        return False
 
 
 def ours(function: Any) -> bool:
@@ -294,7 +304,7 @@ def _covers(placed: tuple[int, ...], workload: Sequence[int]) -> bool:
     """Whether each active expert is placed once. It is asked of every layer in every step, so it looks at what is placed, not at
     all experts one by one."""
     many = len(placed)
-    if many != len(workload) - workload.count(0) or many != len(set(placed)):
+    if many != len(workload) - workload.count(0) or many != len(set(placed)) or bool in map(type, placed):
         return False
     try:
         return not many or (min(placed) >= 0 and all(map(workload.__getitem__, placed)))
@@ -308,17 +318,9 @@ def _misplaced(placed: tuple[int, ...], workload: Sequence[int]) -> str:
     if twice is not None:
         return f"places expert {twice!r} twice"
     for expert in placed:
-        if expert not in active:
+        if expert not in active or not is_index(expert, len(workload)):
             return f"places {expert!r}, which is no expert that a token was routed to"
     return f"places {len(placed)} experts and leaves out {sorted(active.difference(placed))}"
-
-
-def _is_expert(expert: object, experts: int) -> bool:
-    """An index below `experts`; numpy's integers are no int, and do as well."""
-    try:
-        return hasattr(expert, "__index__") and 0 <= expert < experts  # type: ignore[operator, unused-ignore]
-    except Exception:  # whatever it is, it does not compare
-        return False
 
 
 def _twice(things: Iterable[Any]) -> Any:

@@ -3,12 +3,11 @@ nothing."""
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from dali.measure.bench import Measurement, Test, measure
-from dali.probe.reading import Reading
+from dali.probe.reading import Reading, reading_of
 
 TOKENS, PROMPT, REPETITIONS = 48, 8, 5
 
@@ -26,19 +25,14 @@ def overheads(run: Callable[[], tuple[Measurement, Measurement, int]]) -> Overhe
     """`run`: a measurement of generated tokens, one of a short prompt, and the model's layers."""
     found, prompted, layers = run()
     shares = found.shares or {"rest": 0.0}
-    token = _reading([each / found.test.generate for each in found.seconds])
-    prompt = _reading(prompted.seconds)
+    token = reading_of("a step of the shipped model", [each / found.test.generate for each in found.seconds])
+    prompt = reading_of("a short prompt of the shipped model", prompted.seconds)
     outside = shares["rest"] * token.value
     return Overheads(
         _share(token, (1 - shares["rest"]) * token.value / layers),
         _share(token, outside),
         _share(prompt, (prompt.value - outside) / layers),
     )
-
-
-def _reading(seconds: list[float]) -> Reading:
-    median = statistics.median(seconds)
-    return Reading(median, statistics.median(abs(each - median) for each in seconds) / median, len(seconds))
 
 
 def _share(of: Reading, value: float) -> Reading:

@@ -45,6 +45,7 @@ class Service:
         self._waiting: deque[Choice] = deque()
         self._live: list[Choice] = []
         self._leaving: list[Generation] = []  # cancelled since the last step
+        self._gone: list[Choice] = []  # of those, what had not had its turn, and was not told
         self._stopping = False
         self._seconds = 1.0  # that a choice took of late, a moving average
         self._began: dict[Choice, float] = {}
@@ -120,8 +121,8 @@ class Service:
             if self._stopping and not self._live and not self._waiting:
                 return False
             leaving, self._leaving = self._leaving, []
-            gone = [choice for choice in self._waiting if choice.generation in leaving]
-            for choice in gone:
+            self._gone = [choice for choice in self._waiting if choice.generation in leaving]
+            for choice in self._gone:
                 self._waiting.remove(choice)
                 choice.sequence.abort()
             free = self.slots - len(self._live)
@@ -132,7 +133,7 @@ class Service:
             self.llm.loop.abort([choice.sequence for choice in self._live if choice.generation in leaving])
         if any(choice.sequence.finish_reason is None for choice in self._live):
             self._step()
-        self._tell(gone)
+        self._tell()
         return True
 
     def _join(self, choices: Iterable[Choice]) -> None:
@@ -156,15 +157,16 @@ class Service:
                 last.sequence.fail(error if isinstance(error, DaliError) else _unexpected(error))
                 engine.abort(last.sequence)
 
-    def _tell(self, gone: list[Choice]) -> None:
+    def _tell(self) -> None:
         """Hand each event loop what is new for it, all at once."""
         modelled = self.llm.telemetry.modelled
         mail: dict[asyncio.AbstractEventLoop, list[tuple[Generation, Delta]]] = {}
-        for choice in (*gone, *self._live):
+        for choice in (*self._gone, *self._live):
             delta = choice.take(modelled)
             self.traffic.note(choice, delta)
             if delta is not None:
                 mail.setdefault(choice.generation.loop, []).append((choice.generation, delta))
+        self._gone = []
         self._retire()
         for loop, deltas in mail.items():
             try:
@@ -176,7 +178,8 @@ class Service:
     def _drop_all(self, error: DaliError) -> None:
         """End all there is with `error`."""
         with self._changed:
-            choices = [*self._live, *self._waiting]
+            choices = [*self._gone, *self._live, *self._waiting]
+            self._gone = []
             self._live.clear()
             self._waiting.clear()
             self._began.clear()
@@ -184,6 +187,7 @@ class Service:
             choice.sequence.fail(error)
             with suppress(Exception), self.llm.loop.between_steps() as engine:
                 engine.abort(choice.sequence)
+            self.traffic.drop(choice)
             finish = Delta(choice.index, finish=Finish("error", error=error))
             with suppress(RuntimeError):
                 choice.generation.loop.call_soon_threadsafe(choice.generation.deliver, finish)

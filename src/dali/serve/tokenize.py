@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from dali.llm import LLM
 
 
-MOST_LETTERS = 2**22  # a tokenizer takes seconds for so many, and others wait for it
+MOST = 2**22  # letters or tokens: a tokenizer takes seconds for so many, and others wait for it
 
 
 async def tokenize(request: Request) -> Response:
@@ -31,8 +31,8 @@ async def tokenize(request: Request) -> Response:
     content = fields.text("content")
     if content is None:
         raise invalid("There is no content.", "content")
-    if len(content) > MOST_LETTERS:
-        raise invalid(f"The content has more than {MOST_LETTERS} letters.", "content")
+    if len(content) > MOST:
+        raise invalid(f"The content has more than {MOST} letters.", "content")
     ids = await asyncio.to_thread(_ids, llm, content, bool(fields.flag("add_special")))
     if fields.flag("with_pieces"):
         return JSONResponse({"tokens": [{"id": id, "piece": _piece(llm.tokenizer, id)} for id in ids]})
@@ -45,6 +45,8 @@ async def detokenize(request: Request) -> Response:
     vocabulary = llm.model.config.get_text_config().vocab_size
     if ids is None or not all(type(id) is int and 0 <= id < vocabulary for id in ids):
         raise fields.wrong("tokens", f"an array of whole numbers from 0 to {vocabulary - 1}")
+    if len(ids) > MOST:
+        raise invalid(f"There are more than {MOST} tokens.", "tokens")
     text = await asyncio.to_thread(llm.decode, ids)
     return JSONResponse({"content": text})
 

@@ -8,22 +8,19 @@ from pathlib import Path
 
 import xxhash
 
+from dali.store.folders import expanded, user_folder
+
 
 def cache_root() -> Path:
     """DALI_CACHE_DIR, else the platform's user cache folder."""
     override = os.environ.get("DALI_CACHE_DIR")
     if override:
-        return Path(override).expanduser()
+        return expanded(override, "DALI_CACHE_DIR")
     if sys.platform == "win32":
-        return _folder("LOCALAPPDATA", "AppData/Local") / "dali" / "Cache"
+        return user_folder("LOCALAPPDATA", "AppData/Local") / "dali" / "Cache"
     if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "dali"
-    return _folder("XDG_CACHE_HOME", ".cache") / "dali"
-
-
-def _folder(variable: str, default: str) -> Path:
-    """What the variable names, else the platform's default below the home folder."""
-    return Path(os.environ.get(variable, "").strip() or Path.home() / default)
+        return expanded("~/Library/Caches/dali", "DALI_CACHE_DIR")
+    return user_folder("XDG_CACHE_HOME", ".cache") / "dali"
 
 
 def store_path(model: Path, format: str) -> Path:

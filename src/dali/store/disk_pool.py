@@ -118,10 +118,6 @@ class DiskPool(ExpertPool):
         thread.start()
         return thread
 
-    def look_ahead(self, layer: int, experts: Sequence[int]) -> None:
-        """Read what a later step of a layer may want, in that order, none twice."""
-        self._cache.look_ahead(layer, experts)
-
     def rest(self) -> None:
         """Read on demand alone, from here on."""
         self._cache.rest()

@@ -185,11 +185,6 @@ void ExpertCache::rest() {
     rests_ = true;
 }
 
-void ExpertCache::look_ahead(int layer, const std::vector<int>& experts) {
-    std::lock_guard<std::mutex> lock(mutex_);
-    read_ahead(layer, experts);
-}
-
 void ExpertCache::read_ahead(int layer, const std::vector<int>& experts) {
     std::vector<int> absent;
     for (const int expert : experts)

@@ -90,8 +90,6 @@ class ExpertCache {
 
     // Use more slots from here on.
     void grow(int slots);
-    // Read experts that the next step of `layer` may want, in this order, none twice.
-    void look_ahead(int layer, const std::vector<int>& experts);
     // Whether the step that has begun is to look ahead: where that has been found to pay, or is being tried.
     bool looks_ahead() const;
     // Of what a layer may choose, ids [tokens][top_k], read as much as the disk has time for. Told when the layer before it has asked

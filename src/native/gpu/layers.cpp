@@ -58,7 +58,11 @@ void Layers::add(const ExpertLayout& layout, const LayerExperts& experts, const 
     call.alpha = layout.gate_kind.alpha;
     call.limit = layout.gate_kind.limit;
     layers_.push_back(layer);
-    if (ExpertCache* cache = experts.cache) in_ram_ = [cache](int at, int expert) { return cache->holds(at, expert); };
+    if (experts.cache)
+        in_ram_ = [this](int at, int expert) {
+            const LayerExperts& of = layers_.at(at).experts;
+            return !of.cache || of.cache->holds(of.layer, expert);
+        };
     const int inner = padded_columns(layout.intermediate), outer = padded_columns(layout.hidden);
     if (inner <= inner_.columns && outer <= outer_.columns) return;
     // Work memory for the largest layer so far; nothing runs yet.

@@ -147,7 +147,7 @@ class Layers {
     std::vector<Layer> layers_;
     std::vector<Slot> slots_;
     std::deque<Flight> flying_;
-    InRam in_ram_;  // of the cache, where there is one
+    InRam in_ram_;  // of these layers, where any has its experts in a cache
     uint64_t landed_ = 0;
     CopyTimer timer_;
 

@@ -50,6 +50,12 @@ def test_which_lines_are_told_the_chat(text, told):
         ("/set temp", "/set temp cannot be ''."),
         ("/save", "/save needs the name of a file."),
         ("/save /no/such/folder/f", "Cannot write /no/such/folder/f (No such file or directory)."),
+        ("/save ~nobody-here/f", "Cannot write ~nobody-here/f (No such file or directory)."),
+        ("/save /dev/null", "Cannot write /dev/null (it is no plain file)."),
+        (
+            "/load ~nobody-here/f",
+            "Cannot load a conversation from ~nobody-here/f (No such file or directory).",
+        ),
         ("/load no-such", "Cannot load a conversation from no-such (No such file or directory)."),
         ("/stats", "There was no answer yet."),
     ],

@@ -97,6 +97,14 @@ def test_an_installed_package_brings_one(trace, tmp_path, monkeypatch):
             "bad.py, line 16, names layer 1, of 0 to 0 (layer 0, step 1)",
         ),
         (
+            LRU + "\n    def donors(self, layer, counts):\n        return [0.0]\n",
+            "bad.py, line 16, names layer 0.0, of 0 to 0 (layer 0, step 1)",
+        ),
+        (
+            LRU + "\n    def donors(self, layer, counts):\n        return [count == 0 for count in counts]\n",
+            "bad.py, line 16, names layer False, of 0 to 0 (layer 0, step 1)",
+        ),
+        (
             LRU + "\n    def worth(self, rank, wait):\n        return rank / 0.0\n",
             "bad.py, line 17, raises ZeroDivisionError",
         ),

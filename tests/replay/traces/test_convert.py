@@ -172,3 +172,5 @@ def test_files_that_are_no_text_or_not_there(tmp_path):
         convert(tmp_path / "x")
     with pytest.raises(UsageError, match="There is no file"):
         convert(tmp_path / "y")
+    with pytest.raises(UsageError, match="There is no file"):
+        convert(tmp_path / ("y" * 300))

@@ -148,6 +148,8 @@ def test_pickles_are_refused(file):
 def test_there_is_no_such_file(tmp_path):
     with pytest.raises(UsageError, match="There is no trace"):
         traces.read(tmp_path / "none.npz")
+    with pytest.raises(UsageError, match="There is no trace"):
+        traces.read(tmp_path / f"{'a' * 300}.npz")  # a name that no file system takes
 
 
 def test_nothing_is_left_where_nothing_can_be_written(tmp_path):

@@ -216,7 +216,8 @@ def test_reasons_to_stop(caller):
                 {"type": "tool_result", "tool_use_id": "1", "content": [{"type": "image"}]}
             ]}]},
         ),
-        ("tool_use", {"messages": [{"role": "user", "content": [{"type": "tool_use"}]}]}),
+        ("of the assistant", {"messages": [{"role": "user", "content": [{"type": "tool_use"}]}]}),
+        ("of the user", {"messages": [{"role": "assistant", "content": [{"type": "tool_result"}]}]}),
         ("tool_use_id", {"messages": [{"role": "user", "content": [{"type": "tool_result"}]}]}),
         ("system", {"system": 5}),
         ("max_tokens", {"max_tokens": 0}),

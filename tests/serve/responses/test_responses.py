@@ -130,6 +130,7 @@ def test_a_turn_is_one_message():
             "summary": [{"type": "summary_text", "text": "Hm."}],
             "encrypted_content": None,
         },
+        {"type": "reasoning", "summary": [{"type": "summary_text", "text": "Well."}]},
         {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "I look."}]},
         call,
         {"type": "custom_tool_call", "call_id": "2", "name": "patch", "input": "+a"},
@@ -147,7 +148,7 @@ def test_a_turn_is_one_message():
         {
             "role": "assistant",
             "content": "I look.",
-            "reasoning_content": "Hm.",
+            "reasoning_content": "Hm.\nWell.",
             "tool_calls": [function, patch],
         },
         {"role": "tool", "content": "c", "tool_call_id": "1"},

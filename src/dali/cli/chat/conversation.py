@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from dali.cli.plain_text import plain_text
 from dali.cli.terminal import log
 from dali.conversation import Message, plain_messages
 from dali.errors import DaliError, UsageError
+from dali.store import whole
 
 if TYPE_CHECKING:
     from dali.engine.sequence import Sequence
@@ -70,10 +72,13 @@ class Conversation:
         self._said, self._said_that_it_is_full = [], False
 
     def save(self, name: str) -> None:
-        """Write the messages to a file, as JSON. DaliError: it cannot be written."""
+        """Write the messages to a file, as JSON, all or none. DaliError: it cannot be written."""
         text = json.dumps(self.messages, ensure_ascii=False, indent=1)
+        path = Path(os.path.expanduser(name))
         try:
-            Path(name).expanduser().write_text(f"{text}\n", encoding="utf-8")
+            whole.check_writable(path)
+            with whole.written(path) as file:
+                file.write_text(f"{text}\n", encoding="utf-8")
         except OSError as error:
             raise DaliError(
                 f"Cannot write {name} ({error.strerror or error}).", "Name a file in a writable folder."
@@ -82,7 +87,7 @@ class Conversation:
     def load(self, name: str) -> None:
         """Go on with the messages of a file, in place of those here. DaliError: there are none in it."""
         try:
-            messages = plain_messages(json.loads(plain_text(Path(name).expanduser().read_bytes())))
+            messages = plain_messages(json.loads(plain_text(Path(os.path.expanduser(name)).read_bytes())))
         except (OSError, ValueError, DaliError) as error:
             why = error.problem if isinstance(error, DaliError) else getattr(error, "strerror", None) or error
             raise DaliError(

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 
 from dali.errors import DaliError, UsageError
+from dali.store import whole
 
 
 def check_written(name: str) -> None:
     """UsageError for a file that cannot be written."""
-    path = Path(name)
-    if (path.exists() and not path.is_file()) or not os.access(path.parent, os.W_OK):
-        raise UsageError(f"{name!r} is no file that can be written.", "Name one in a writable folder.")
+    try:
+        whole.check_writable(Path(name))
+    except OSError as error:
+        raise UsageError(
+            f"{name!r} is no file that can be written ({error.strerror or error}).",
+            "Name one in a writable folder.",
+        ) from error
 
 
 def check_suffix(name: str, flag: str, kinds: Mapping[str, str]) -> None:
@@ -29,22 +31,11 @@ def check_suffix(name: str, flag: str, kinds: Mapping[str, str]) -> None:
 
 
 def write_whole(name: str, text: str) -> None:
-    """A whole file or none."""
-    path = Path(name)
-    temporary = None
+    """A whole file or none. DaliError: it cannot be."""
     try:
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
-        ) as file:
-            temporary = Path(file.name)
-            file.write(text)
-        os.chmod(temporary, 0o644)
-        temporary.replace(path)
+        with whole.written(Path(name)) as file:
+            file.write_text(text, encoding="utf-8")
     except OSError as error:
         raise DaliError(
             f"Cannot write {name} ({error.strerror or error}).", "Name a file in a writable folder."
         ) from error
-    finally:
-        if temporary is not None:
-            with suppress(OSError):  # it was renamed
-                temporary.unlink()

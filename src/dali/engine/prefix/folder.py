@@ -12,13 +12,13 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from pathlib import Path
 from threading import Condition, Thread
 
 from dali.engine.prefix import entry_file
 from dali.engine.prefix.names import PATTERN
 from dali.errors import DaliError, UsageError, parameter, reason
 from dali.step.kept import Kept
+from dali.store.folders import expanded
 from dali.units import size
 
 MOST_WAITING = 256 << 20  # bytes to be written; what comes on top is lost
@@ -198,8 +198,8 @@ def _is_unfinished(name: str) -> bool:
 
 def prepare_folder(given: str | os.PathLike[str], limit: int) -> str:
     """The folder's path, made if it was not there. UsageError or DaliError where entries cannot be kept there."""
-    path = Path(given).expanduser().absolute()
     name = parameter("cache_dir")
+    path = expanded(given, name).absolute()
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(prefix=".dali.", suffix=UNFINISHED, dir=path):

@@ -28,6 +28,14 @@ def end_ids(tokenizer: Any) -> frozenset[int]:
     return frozenset(id for token, id in special.items() if token in ends)
 
 
+def eos_of(model: Any, tokenizer: Any) -> frozenset[int]:
+    """The tokens that end an answer: those that the model's files name, and those of `end_ids`."""
+    own = model.config.get_text_config().eos_token_id
+    ids = [model.generation_config.eos_token_id, own, tokenizer.eos_token_id]
+    named = {i for entry in ids for i in (entry if isinstance(entry, list) else [entry]) if i is not None}
+    return end_ids(tokenizer) | named
+
+
 def turn_end(tokenizer: Any) -> str | None:
     """The token that the chat template writes right after an answer, if it writes one."""
     conversation = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": SAID}]

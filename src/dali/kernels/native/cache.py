@@ -51,10 +51,6 @@ class ExpertCache:
         assert slots <= self.memory.shape[0]
         self._cache.grow(slots)
 
-    def look_ahead(self, layer: int, experts: Sequence[int]) -> None:
-        """Read what a later step of a layer may want, in that order, none twice, in the place of what is of the least worth."""
-        self._cache.look_ahead(layer, list(experts))
-
     def rest(self) -> None:
         """Read on demand alone, from here on."""
         self._cache.rest()

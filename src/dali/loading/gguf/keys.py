@@ -165,6 +165,14 @@ class Keys:
             raise damaged(self.gguf.path, "it lacks the tensors of experts")
         return shape[-1]
 
+    def grouped_routing(self) -> Fields:
+        """How DeepSeek's router, and those made after it, choose: among the best groups of experts, weighted by a factor."""
+        return {
+            "n_group": self.key("expert_group_count", 1),
+            "topk_group": self.key("expert_group_used_count", 1),
+            "routed_scaling_factor": float(self.key("expert_weights_scale", 1.0, NUMBER)),
+        }
+
     def has(self, tensor: str) -> bool:
         return tensor in self.gguf.tensors
 

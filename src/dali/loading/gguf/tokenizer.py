@@ -112,19 +112,26 @@ def _merges(gguf: Gguf, vocabulary: dict[str, int]) -> list[tuple[str, str]]:
     return merges
 
 
-def _merged_pieces(gguf: Gguf, tokens: list[str]) -> Tokenizer:
-    """Gemma 4's: merges in order, of letters and not of their bytes; no text is split before, none begins with a space more."""
-    vocabulary = {token: i for i, token in enumerate(tokens)}
+def _pieces(
+    gguf: Gguf, tokens: list[str], vocabulary: dict[str, int], merges: list[tuple[str, str]]
+) -> Tokenizer:
+    """Merges letters; what is no token is spelt in bytes, or is unknown."""
     unknown = special_id(gguf, "unknown")
-    backend = Tokenizer(
+    return Tokenizer(
         models.BPE(
             vocabulary,
-            _merges(gguf, vocabulary),
+            merges,
             unk_token=None if unknown is None else tokens[unknown],
             fuse_unk=True,
             byte_fallback=True,
         )
     )
+
+
+def _merged_pieces(gguf: Gguf, tokens: list[str]) -> Tokenizer:
+    """Gemma 4's: merges in order, of letters and not of their bytes; no text is split before, none begins with a space more."""
+    vocabulary = {token: i for i, token in enumerate(tokens)}
+    backend = _pieces(gguf, tokens, vocabulary, _merges(gguf, vocabulary))
     backend.normalizer = normalizers.Replace(" ", SPACE)
     pieces = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
     backend.decoder = decoders.Sequence(pieces)
@@ -150,16 +157,7 @@ def _sentencepiece(gguf: Gguf, tokens: list[str]) -> Tokenizer:
     one space more."""
     vocabulary = {token: i for i, token in enumerate(tokens)}
     scores = dict(zip(tokens, gguf.require("tokenizer.ggml.scores", list), strict=False))
-    unknown = special_id(gguf, "unknown")
-    backend = Tokenizer(
-        models.BPE(
-            vocabulary,
-            generate_merges(vocabulary, scores),
-            unk_token=None if unknown is None else tokens[unknown],
-            fuse_unk=True,
-            byte_fallback=True,
-        )
-    )
+    backend = _pieces(gguf, tokens, vocabulary, generate_merges(vocabulary, scores))
     prefixed = gguf.optional("tokenizer.ggml.add_space_prefix", bool, True)
     prefix = [normalizers.Prepend(SPACE)] if prefixed else []
     backend.normalizer = normalizers.Sequence([*prefix, normalizers.Replace(" ", SPACE)])

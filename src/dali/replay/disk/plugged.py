@@ -7,7 +7,7 @@ from math import isfinite
 from typing import Any
 
 from dali.policies import plugins
-from dali.policies.decisions import blame, shown, wrong
+from dali.policies.decisions import blame, is_index, shown, wrong
 from dali.policies.plugins import MEND, PluginError, first_line
 from dali.policies.pool import PoolPolicy
 
@@ -85,7 +85,7 @@ class Checked(PoolPolicy):
         except Exception as error:
             blame("pool", self._policy.donors, error, when)
         for donor in found:
-            if donor not in range(self.layers):
+            if not is_index(donor, self.layers):
                 raise wrong(
                     "pool", self._policy.donors, f"names layer {donor!r}, of 0 to {self.layers - 1}", when
                 )

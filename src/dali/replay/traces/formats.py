@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
 from array import array
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -57,7 +58,7 @@ def read_rows(path: str | Path) -> Rows:
     """The rows of a file in any of the formats, told apart by its first line. UsageError: there is none. DaliError: a field is
     missing or means nothing, by row and column."""
     path = Path(path)
-    if not path.is_file():
+    if not os.path.isfile(path):  # Path's raises for what no path can be
         raise UsageError(
             f"There is no file {str(path)!r}.", "Give one that holds routing; see docs/TRACES.md."
         )

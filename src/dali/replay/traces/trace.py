@@ -19,7 +19,6 @@ import re
 import zipfile
 import zlib
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dali.errors import DaliError, UsageError
+from dali.store import whole
 
 FORMAT = "dali-trace-v1"
 PREDICTED = re.compile(r"predicted_([a-z_]+)_([1-9])")
@@ -81,7 +81,7 @@ class Trace:
 def read(path: str | Path) -> Trace:
     """The trace in a file. DaliError: it is no trace of this version, or its fields contradict each other."""
     path = Path(path)
-    if not path.is_file():
+    if not os.path.isfile(path):  # Path's raises for what no path can be
         raise UsageError(
             f"There is no trace {str(path)!r}.", "Record one with `dali trace MODEL -o FILE.npz`."
         )
@@ -121,21 +121,14 @@ def write(path: str | Path, trace: Trace) -> None:
     arrays |= {name: getattr(trace, name) for name in sorted(trace.signals)}
     arrays |= {f"predicted_{kind}_{ahead}": ids for (kind, ahead), ids in sorted(trace.predicted.items())}
     _checked(trace.name, arrays)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
+        with whole.written(path) as temporary, temporary.open("wb") as file:
             np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # its stub takes no mapping
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
     except OSError as error:
         reason = error.strerror or error
         raise DaliError(
             f"Cannot write the trace {path} ({reason}).", "Name a file in a writable folder."
         ) from error
-    finally:
-        with suppress(OSError):  # it was renamed, or never made
-            temporary.unlink()
 
 
 class _Contradiction(Exception):

@@ -10,6 +10,7 @@ from dali.serve.http.errors import UNSUPPORTED, ApiError
 from dali.serve.http.fields import Fields
 
 ROLES = ("user", "assistant", "system")
+WHOSE = {"tool_result": "user", "tool_use": "assistant", "thinking": "assistant"}
 BILLING = re.compile(r"\s*x-anthropic-billing-header:[^\n]*\n*")
 
 
@@ -76,6 +77,8 @@ class Conversation:
         elif kind == "thinking" and role == "assistant":
             turn, text = self.turn(role), block.text("thinking") or ""
             turn["reasoning_content"] = "\n".join(filter(None, (turn.get("reasoning_content"), text)))
+        elif kind in WHOSE:
+            raise block.wrong("type", f"in a message of the {WHOSE[kind]}")
         elif kind != "redacted_thinking":
             raise unread(kind)
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import re
+import sys
 from typing import Any, NoReturn
 
 from starlette.requests import ClientDisconnect, Request
@@ -62,7 +64,7 @@ def _too_large() -> ApiError:
 
 def _parsed(body: bytes) -> Any:
     try:
-        value = json.loads(body.decode(), parse_constant=_refuse_constant)
+        value = json.loads(body.decode(), parse_constant=_refuse_constant, parse_float=_float)
     except UnicodeDecodeError as error:
         raise invalid(f"The body is not UTF-8: byte {body[error.start]:#04x} at {error.start}.") from error
     except RecursionError as error:
@@ -78,6 +80,15 @@ def _parsed(body: bytes) -> Any:
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(name)  # NaN and Infinity are no JSON
+
+
+def _float(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):  # JSON has no infinity to repeat it with
+        raise invalid(
+            f"The body has the number {text[:40]}, and numbers of at most {sys.float_info.max:.1e} are read."
+        )
+    return value
 
 
 def _check_depth(value: Any) -> None:

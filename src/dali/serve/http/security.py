@@ -75,7 +75,7 @@ class Guard:
                 code="unknown_host",
             )
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != host:
+        if origin is not None and _host_of(origin) != host:
             raise ApiError(
                 403,
                 f"Pages of {origin[:80]} may not ask this server, unless it has an API key.",
@@ -97,6 +97,13 @@ class Guard:
         except ValueError:
             return False
         return is_loopback(name) or name == self._options.host.lower()
+
+
+def _host_of(origin: str) -> str | None:
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:  # it is no address at all
+        return None
 
 
 def _log(error: Exception) -> None:

@@ -50,7 +50,8 @@ class Items:
         if kind == "message":
             self._message(item)
         elif kind == "reasoning":
-            self._turn(new=True)["reasoning_content"] = text_of(item, "content") or text_of(item, "summary")
+            turn, text = self._turn(new=True), text_of(item, "content") or text_of(item, "summary")
+            turn["reasoning_content"] = "\n".join(filter(None, (turn.get("reasoning_content"), text)))
         elif kind == "function_call":
             self._call(item, item.text("arguments") or "{}")
         elif kind == "custom_tool_call":

@@ -63,6 +63,11 @@ class Traffic:
         for choice in choices:
             self._under_way[choice] = _UnderWay(asked)
 
+    def drop(self, choice: Choice) -> None:
+        """An answer has ended with an error that is not its own."""
+        if self._under_way.pop(choice, None) is not None:
+            self.finished["error"] += 1
+
     def note(self, choice: Choice, delta: Delta | None) -> None:
         """What a step did for an answer."""
         sequence, one = choice.sequence, self._under_way[choice]

@@ -48,7 +48,6 @@ void bind_cache(nb::module_& m) {
         .def("holds", &ExpertCache::holds)
         .def("room", &ExpertCache::room)
         .def("grow", &ExpertCache::grow)
-        .def("look_ahead", &ExpertCache::look_ahead)
         .def("rest", &ExpertCache::rest)
         .def_prop_ro("looks_ahead", &ExpertCache::looks_ahead)
         .def_prop_ro("slots", &ExpertCache::slots)

@@ -17,7 +17,7 @@ namespace {
 
 constexpr int ENOUGH = 8;  // reads that tell how the file system goes about them
 
-double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+double clock() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
 }  // namespace
 
@@ -37,10 +37,10 @@ KernelReads::~KernelReads() {
     if (context_) ::syscall(SYS_io_destroy, context_);
 }
 
-bool KernelReads::begin(const ReadJob& job) {
+bool KernelReads::begin(const ReadJob& job, double now) {
     std::lock_guard<std::mutex> lock(mutex_);
     if (!usable() || under_way_.size() == most_) return false;
-    auto read = std::make_unique<Read>(Read{job, {}, now(), 0});
+    auto read = std::make_unique<Read>(Read{job, {}, now, 0});
     iocb* asked = &read->asked;
     asked->aio_data = uint64_t(reinterpret_cast<uintptr_t>(read.get()));
     asked->aio_lio_opcode = IOCB_CMD_PREAD;
@@ -49,7 +49,7 @@ bool KernelReads::begin(const ReadJob& job) {
     asked->aio_nbytes = job.bytes;
     asked->aio_offset = job.offset;
     if (::syscall(SYS_io_submit, context_, 1L, &asked) != 1) return false;
-    read->begun = now();
+    read->begun = clock();
     under_way_.push_back(std::move(read));
     return true;
 }
@@ -57,19 +57,32 @@ bool KernelReads::begin(const ReadJob& job) {
 std::vector<KernelReads::Outcome> KernelReads::collect(std::chrono::milliseconds patience) {
     constexpr long AT_ONCE = 16;
     io_event events[AT_ONCE];
-    timespec until{patience.count() / 1000, patience.count() % 1000 * 1000000};
-    const long count = ::syscall(SYS_io_getevents, context_, 1L, AT_ONCE, events, &until);
+    timespec none{}, until{patience.count() / 1000, patience.count() % 1000 * 1000000};
+    long count = ::syscall(SYS_io_getevents, context_, 0L, AT_ONCE, events, &none);
+    const bool awaited = count <= 0;
+    if (awaited) count = ::syscall(SYS_io_getevents, context_, 1L, AT_ONCE, events, &until);
     std::vector<Outcome> ended;
     std::unique_lock<std::mutex> lock(mutex_);
     for (long i = 0; i < count; i++) {
         const Read* read = reinterpret_cast<const Read*>(uintptr_t(events[i].data));
-        ended.push_back({read->job, events[i].res == int64_t(read->job.bytes), read->began});
-        learn(read->begun - read->began, now() - read->began);
+        const double end = end_of(*read, awaited);
+        ended.push_back({read->job, events[i].res == int64_t(read->job.bytes), read->began, end});
+        learn(read->begun - read->began, end - read->began);
         under_way_.erase(std::find_if(under_way_.begin(), under_way_.end(), [&](const auto& one) { return one.get() == read; }));
     }
     lock.unlock();
     for (Outcome& one : ended) one.good = one.good && xxh3(one.job.into, one.job.bytes) == one.job.checksum;
     return ended;
+}
+
+double KernelReads::end_of(const Read& read, bool awaited) {
+    const double now = clock(), bytes = double(read.job.bytes);
+    if (awaited) {
+        awaited_ += now - read.began;
+        awaited_bytes_ += bytes;
+        return now;
+    }
+    return awaited_bytes_ > 0 ? std::min(now, std::max(read.begun, read.began + bytes * awaited_ / awaited_bytes_)) : now;
 }
 
 #else
@@ -78,7 +91,7 @@ struct KernelReads::Read {};
 
 KernelReads::KernelReads(int file, int most) : file_(file), most_(most) {}
 KernelReads::~KernelReads() {}
-bool KernelReads::begin(const ReadJob&) { return false; }
+bool KernelReads::begin(const ReadJob&, double) { return false; }
 std::vector<KernelReads::Outcome> KernelReads::collect(std::chrono::milliseconds) { return {}; }
 
 #endif

@@ -43,8 +43,9 @@ void Reader::ask(const ReadJob& job, bool demanded) {
 void Reader::begin(const ReadJob& job) {
     {
         std::lock_guard<std::mutex> lock(mutex_);  // until it is counted nobody may count its end
-        if (kernel_.begin(job)) {
-            note_begin();
+        const double began = now();
+        if (kernel_.begin(job, began)) {
+            note_begin(began);
             return;
         }
     }
@@ -56,7 +57,7 @@ bool Reader::collect(std::chrono::milliseconds patience) {
     for (const KernelReads::Outcome& one : ended) {
         {
             std::lock_guard<std::mutex> lock(mutex_);
-            note_end(one.began);
+            note_end(one.began, one.ended);
         }
         if (one.good) done_(one.job.record, "");
         else ask(one.job, true);  // anew
@@ -92,16 +93,14 @@ Reader::Spent Reader::spent() const {
 }
 
 // These two under the lock.
-double Reader::note_begin() {
-    const double began = now();
-    if (running_++ == 0) busy_since_ = began;
-    return began;
+void Reader::note_begin(double began) {
+    if (running_++ == 0) busy_since_ = last_end_ = began;
 }
 
-void Reader::note_end(double began) {
-    const double ended = now();
+void Reader::note_end(double began, double ended) {
     spent_.reading += ended - began;
-    if (--running_ == 0) spent_.busy += ended - busy_since_;
+    last_end_ = std::max(last_end_, ended);
+    if (--running_ == 0) spent_.busy += last_end_ - busy_since_;
 }
 
 void Reader::serve() {
@@ -114,11 +113,12 @@ void Reader::serve() {
         std::deque<ReadJob>& jobs = demanded_.empty() ? ahead_ : demanded_;
         const ReadJob job = jobs.front();
         jobs.pop_front();
-        const double began = note_begin();
+        const double began = now();
+        note_begin(began);
         lock.unlock();
         const std::string problem = fetch(job);
         lock.lock();
-        note_end(began);
+        note_end(began, now());
         lock.unlock();
         done_(job.record, problem);
         asked_.notify_one();  // where a read ahead has waited for its turn

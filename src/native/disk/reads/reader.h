@@ -21,7 +21,7 @@ class Reader {
   public:
     struct Spent {
         double reading = 0;  // seconds that reads took, those of all threads added up
-        double busy = 0;     // seconds in which any was under way, or over and not collected yet
+        double busy = 0;     // seconds in which any was under way
     };
     // Told on one of the threads, or in collect(): the record, and what is wrong with it, empty where its bytes are there.
     using Done = std::function<void(int record, const std::string& problem)>;
@@ -48,8 +48,8 @@ class Reader {
   private:
     void serve();
     std::string fetch(const ReadJob& job) const;
-    double note_begin();
-    void note_end(double began);
+    void note_begin(double began);
+    void note_end(double began, double ended);
 
     const RecordFile file_;
     const Done done_;
@@ -58,7 +58,7 @@ class Reader {
     std::deque<ReadJob> demanded_, ahead_;
     bool stopping_ = false;
     int running_ = 0;
-    double busy_since_ = 0;
+    double busy_since_ = 0, last_end_ = 0;
     Spent spent_;
     KernelReads kernel_;
     std::vector<std::thread> threads_;

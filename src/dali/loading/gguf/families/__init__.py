@@ -40,6 +40,11 @@ class Family:
     strips_after_tokens: bool = False  # white space after a control token is dropped
 
 
+def shared_experts(at: str = "mlp.shared_experts") -> dict[str, str]:
+    """Of `Family.blocks`: the expert that every token takes, a module of that name."""
+    return {f"ffn_{part}_shexp": f"{at}.{part}_proj" for part in ("gate", "up", "down")}
+
+
 @cache
 def families() -> dict[str, Family]:
     """By architecture."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dali.loading.gguf.families import Family
+from dali.loading.gguf.families import Family, shared_experts
 from dali.loading.gguf.keys import NUMBER, SIGMOID, Fields, Keys
 
 
@@ -33,9 +33,7 @@ FAMILY = Family(
         "post_ffw_norm": "post_mlp_layernorm",
         "ffn_gate_inp": "mlp.router.gate",
         "exp_probs_b.bias": "mlp.expert_bias",
-        "ffn_gate_shexp": "mlp.shared_experts.gate_proj",
-        "ffn_up_shexp": "mlp.shared_experts.up_proj",
-        "ffn_down_shexp": "mlp.shared_experts.down_proj",
+        **shared_experts(),
     },
     gating=SIGMOID,
 )

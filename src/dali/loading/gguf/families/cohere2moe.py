@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dali.loading.gguf.families import Family
+from dali.loading.gguf.families import Family, shared_experts
 from dali.loading.gguf.keys import NUMBER, SIGMOID, SOFTMAX, Fields, Keys
 from dali.store.gguf.header import damaged
 
@@ -38,8 +38,6 @@ FAMILY = Family(
     "num_experts",
     _fields,
     blocks={
-        "ffn_gate_shexp": "mlp.shared_experts.gate_proj",
-        "ffn_up_shexp": "mlp.shared_experts.up_proj",
-        "ffn_down_shexp": "mlp.shared_experts.down_proj",
+        **shared_experts(),
     },
 )

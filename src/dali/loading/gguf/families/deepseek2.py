@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from dali.errors import DaliError
-from dali.loading.gguf.families import Family
+from dali.loading.gguf.families import Family, shared_experts
 from dali.loading.gguf.keys import NUMBER, SIGMOID, SOFTMAX, Fields, Keys
 from dali.loading.gguf.parts import SPLIT_KV
 
@@ -26,9 +26,7 @@ def latent(keys: Keys) -> Fields:
         "qk_rope_head_dim": rotary,
         "qk_nope_head_dim": key_length - rotary,
         "v_head_dim": keys.key("attention.value_length_mla") or keys.required("attention.value_length"),
-        "routed_scaling_factor": float(keys.key("expert_weights_scale", 1.0, NUMBER)),
-        "n_group": keys.key("expert_group_count", 1),
-        "topk_group": keys.key("expert_group_used_count", 1),
+        **keys.grouped_routing(),
         "rope_parameters": keys.rope(mscale=scaled, mscale_all_dim=scaled),
     }
 
@@ -67,9 +65,7 @@ LATENT = {
     "attn_kv_a_mqa": "self_attn.kv_a_proj_with_mqa",
     "attn_kv_a_norm": "self_attn.kv_a_layernorm",
     "attn_kv_b": "self_attn.kv_b_proj",
-    "ffn_gate_shexp": "mlp.shared_experts.gate_proj",
-    "ffn_up_shexp": "mlp.shared_experts.up_proj",
-    "ffn_down_shexp": "mlp.shared_experts.down_proj",
+    **shared_experts(),
     "exp_probs_b.bias": "mlp.gate.e_score_correction_bias",
 }
 SPLIT = {"self_attn.kv_b_proj.weight": SPLIT_KV}

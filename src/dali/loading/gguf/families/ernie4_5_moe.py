@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dali.loading.gguf.families import Family
+from dali.loading.gguf.families import Family, shared_experts
 from dali.loading.gguf.keys import Fields, Keys
 
 
@@ -25,8 +25,6 @@ FAMILY = Family(
     used="moe_k",
     blocks={
         "exp_probs_b.bias": "mlp.gate.moe_statics.e_score_correction_bias",
-        "ffn_gate_shexp": "mlp.shared_experts.gate_proj",
-        "ffn_up_shexp": "mlp.shared_experts.up_proj",
-        "ffn_down_shexp": "mlp.shared_experts.down_proj",
+        **shared_experts(),
     },
 )

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dali.loading.gguf.families import Family
-from dali.loading.gguf.keys import NUMBER, SIGMOID, Fields, Keys
+from dali.loading.gguf.families import Family, shared_experts
+from dali.loading.gguf.keys import SIGMOID, Fields, Keys
 
 
 def _fields(keys: Keys) -> Fields:
@@ -13,9 +13,7 @@ def _fields(keys: Keys) -> Fields:
         "moe_intermediate_size": keys.expert_width(),
         "n_shared_experts": keys.required("expert_shared_count"),
         "first_k_dense_replace": keys.key("leading_dense_block_count", 0),
-        "n_group": keys.key("expert_group_count", 1),
-        "topk_group": keys.key("expert_group_used_count", 1),
-        "routed_scaling_factor": float(keys.key("expert_weights_scale", 1.0, NUMBER)),
+        **keys.grouped_routing(),
         "norm_topk_prob": keys.key("expert_weights_norm", True, bool),
         "use_qk_norm": keys.has("blk.0.attn_q_norm.weight"),
         "attention_bias": keys.has("blk.0.attn_q.bias"),
@@ -31,9 +29,7 @@ FAMILY = Family(
     blocks={
         "post_attention_norm": "post_attention_layernorm",
         "exp_probs_b.bias": "mlp.gate.e_score_correction_bias",
-        "ffn_gate_shexp": "mlp.shared_experts.gate_proj",
-        "ffn_up_shexp": "mlp.shared_experts.up_proj",
-        "ffn_down_shexp": "mlp.shared_experts.down_proj",
+        **shared_experts(),
     },
     gating=SIGMOID,
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dali.loading.gguf.families import Family
+from dali.loading.gguf.families import Family, shared_experts
 from dali.loading.gguf.keys import Fields, Keys
 
 
@@ -24,8 +24,6 @@ FAMILY = Family(
         "attn_q_norm": "self_attn.query_layernorm",
         "attn_k_norm": "self_attn.key_layernorm",
         "ffn_gate_inp": "mlp.gate.wg",
-        "ffn_gate_shexp": "mlp.shared_mlp.gate_proj",
-        "ffn_up_shexp": "mlp.shared_mlp.up_proj",
-        "ffn_down_shexp": "mlp.shared_mlp.down_proj",
+        **shared_experts("mlp.shared_mlp"),
     },
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dali.loading.gguf.families import Family
+from dali.loading.gguf.families import Family, shared_experts
 from dali.loading.gguf.keys import NUMBER, SIGMOID, Fields, Keys
 
 
@@ -28,9 +28,7 @@ FAMILY = Family(
     blocks={
         "exp_probs_b": "mlp.e_score_correction_bias",
         "exp_probs_b.bias": "mlp.e_score_correction_bias",
-        "ffn_gate_shexp": "mlp.shared_experts.gate_proj",
-        "ffn_up_shexp": "mlp.shared_experts.up_proj",
-        "ffn_down_shexp": "mlp.shared_experts.down_proj",
+        **shared_experts(),
     },
     gating=SIGMOID,
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dali.loading.gguf.families import Family
+from dali.loading.gguf.families import Family, shared_experts
 from dali.loading.gguf.keys import NUMBER, SIGMOID, Fields, Keys
 
 
@@ -36,9 +36,7 @@ FAMILY = Family(
     blocks={
         "attn_gate": "self_attn.g_proj",
         "exp_probs_b.bias": "mlp.gate.e_score_correction_bias",
-        "ffn_gate_shexp": "mlp.shared_experts.gate_proj",
-        "ffn_up_shexp": "mlp.shared_experts.up_proj",
-        "ffn_down_shexp": "mlp.shared_experts.down_proj",
+        **shared_experts(),
     },
     gating=SIGMOID,
 )

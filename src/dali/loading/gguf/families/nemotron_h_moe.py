@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from dali.loading.gguf.families import Family
-from dali.loading.gguf.keys import NUMBER, Fields, Keys
+from dali.loading.gguf.keys import Fields, Keys
 from dali.loading.gguf.parts import Made, log_of_negative, pairwise
 from dali.store.gguf.header import damaged
 
@@ -51,9 +51,7 @@ def _fields(keys: Keys) -> Fields:
         "moe_shared_expert_intermediate_size": (keys.shape("ffn_up_shexp") or (0,))[0],
         "moe_latent_size": keys.key("moe_latent_size") or None,
         "n_shared_experts": keys.key("expert_shared_count", 1),
-        "n_group": keys.key("expert_group_count", 1),
-        "topk_group": keys.key("expert_group_used_count", 1),
-        "routed_scaling_factor": float(keys.key("expert_weights_scale", 1.0, NUMBER)),
+        **keys.grouped_routing(),
         "norm_topk_prob": keys.key("expert_weights_norm", True, bool),
     }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dali.loading.gguf.families import Family
+from dali.loading.gguf.families import Family, shared_experts
 from dali.loading.gguf.keys import Fields, Keys
 
 
@@ -21,8 +21,6 @@ FAMILY = Family(
     _fields,
     blocks={
         "ffn_gate_inp_shexp": "mlp.shared_expert_gate",
-        "ffn_gate_shexp": "mlp.shared_expert.gate_proj",
-        "ffn_up_shexp": "mlp.shared_expert.up_proj",
-        "ffn_down_shexp": "mlp.shared_expert.down_proj",
+        **shared_experts("mlp.shared_expert"),
     },
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from dali.loading.gguf.families import Family
+from dali.loading.gguf.families import Family, shared_experts
 from dali.loading.gguf.keys import Fields, Keys
 from dali.loading.gguf.parts import Made, Part, Shape, less_one, log_of_negative
 
@@ -62,9 +62,7 @@ BLOCKS = {
     "ssm_norm": "linear_attn.norm",
     "ssm_out": "linear_attn.out_proj",
     "ffn_gate_inp_shexp": "mlp.shared_expert_gate",
-    "ffn_gate_shexp": "mlp.shared_expert.gate_proj",
-    "ffn_up_shexp": "mlp.shared_expert.up_proj",
-    "ffn_down_shexp": "mlp.shared_expert.down_proj",
+    **shared_experts("mlp.shared_expert"),
 }
 FAMILY = Family(
     "qwen3next",
