@@ -97,12 +97,9 @@ def accelerate(
     system = _system(options, scores is not None, type(model).__name__, notify)
     if isinstance(device, GpuSlots) and on_gpu is None:  # only now: calibration ran on the CPU
         predictor = move_dense(loaded, device, predictor)
-    starts = [] if on_gpu else _beside(loaded)
     executor = _executor(
-        loaded, device, residency, policies, predictor, costs, routers, scores, system, starts
+        loaded, device, residency, policies, predictor, costs, routers, scores, system, on_gpu
     )
-    if on_gpu is not None and isinstance(executor, GpuExecutor):
-        on_gpu.follow(executor, predictor)
     doubt(executor, residency, loaded, options, notify)
     tell_pinned(device, notify)
     runner, lossy = _runner(executor, system, parts, beside, scores, loaded)
@@ -254,13 +251,13 @@ def _executor(
     routers: Sequence[nn.Module] | None,
     scores: Scores | None,
     system: systems.System | None,
-    beside: Sequence[Callable[[Tensor], None] | None],
+    on_gpu: GpuModel | None,
 ) -> Executor:
     model, layers = loaded.model, loaded.pool.layers
     for layer in loaded.pool.records:
         device.pin(layer[0])  # its whole arena, once
     kind: type[Executor] = GpuExecutor if isinstance(device, GpuSlots) else Executor
-    return kind(
+    made = kind(
         device,
         loaded.pool,
         residency,
@@ -270,10 +267,13 @@ def _executor(
         loaded.telemetry,
         dense_seconds(model, costs, layers),
         predict_seconds(routers, costs, policies.prefetch.depth),
-        beside,
+        [] if on_gpu else _beside(loaded),
         scores=scores,
         guarded=system is None or system.guarded,
     )
+    if on_gpu is not None and isinstance(made, GpuExecutor):
+        on_gpu.follow(made, predictor)
+    return made
 
 
 def _costs(
