@@ -95,10 +95,12 @@ def prompt_attention(clock: Clock) -> tuple[Reading, Reading]:
     """Of prompts: operations a second of their attention, and seconds of a value of a query beside that. Tokens that attend to
     many before them and tokens that have none tell them apart: seconds = operations / rate + values x b."""
     late, early = (_prompt(clock, before) for before in (CONTEXT - PROMPT, 0))
-    operations = 4 * HEADS * WIDTH * PROMPT * (CONTEXT - PROMPT)  # that the one has more
-    rate = operations / max(late.value - early.value, NOTHING)
-    own = 2 * HEADS * WIDTH * PROMPT * (PROMPT + 1)
-    query = max((early.value - own / rate) / (HEADS * WIDTH * PROMPT), NOTHING)
+    more, own = 4 * HEADS * WIDTH * PROMPT * (CONTEXT - PROMPT), 2 * HEADS * WIDTH * PROMPT * (PROMPT + 1)
+    values, slower = HEADS * WIDTH * PROMPT, late.value - early.value
+    if slower > 0 and (query := (early.value - slower * own / more) / values) > 0:
+        rate = more / slower
+    else:  # noise: all of it by operations
+        rate, query = (more + own) / late.value, NOTHING
     return Reading(rate, late.spread, late.count), Reading(query, early.spread, early.count)
 
 
