@@ -10,13 +10,16 @@ from torch import Tensor
 
 import dali
 from accelerated import calibration_text, load
+from dali.engine.budget import StateBudget
 from dali.hooks import seam
 from dali.hooks.seam import dali_layer, set_dali_layer
 from dali.llm import LLM
 from dali.offload import calibrate
 from dali.offload.calibrate import load_predictor
+from dali.offload.vram import state_size
 from dali.progress import silent
 from dali.runtime.predict import GateShift, LinearMap
+from dali.step.size import Reservation
 from families import random_model, save_model
 
 TOKENS = 150
@@ -271,3 +274,12 @@ def test_a_folder_in_the_files_place_is_an_error(llm: LLM, cache: Path) -> None:
 def test_bfloat16_models_get_bfloat16_shifts(directory: Path, cache: Path) -> None:
     predictor = ask(load(directory, dtype="bfloat16"))
     assert predictor.shifts[0].dtype == torch.bfloat16
+
+
+def test_a_budget_for_what_sequences_keep_does_not_hold_it_up(llm: LLM, cache: Path) -> None:
+    """Another system may run on the accelerator already, whose memory it is of."""
+    size = state_size(llm.engine)
+    budget = StateBudget(size.nbytes(Reservation(2, 2)), size)
+    llm.engine.limit_states(budget)
+    assert ask(llm) is not None
+    assert llm.engine.budget is budget

@@ -10,6 +10,7 @@ import pytest
 from dali.probe import disk
 from dali.probe.disk import Disk, NotMeasured, measure, trial_file
 from dali.probe.reading import Reading
+from dali.store.direct_io import PlainFile
 
 
 @pytest.fixture
@@ -87,3 +88,16 @@ def test_a_file_system_without_direct_reads_is_measured_all_the_same(small, tmp_
     monkeypatch.delattr("os.O_DIRECT")
     with trial_file(tmp_path) as path:
         assert not measure(path, clock()).direct
+
+
+def test_plain_readings_far_apart_leave_the_others_as_they_are(small, tmp_path, monkeypatch):
+    speeds = count(1)
+
+    def bandwidth(reads, depth):
+        return 1e8 * 30 ** (next(speeds) % 2) if isinstance(reads._file, PlainFile) else 1e9
+
+    monkeypatch.setattr(disk.Reads, "bandwidth", bandwidth)
+    with trial_file(tmp_path) as path:
+        found = measure(path, clock())
+    assert {reading.value for reading in found.bandwidths.values()} == {1e9}
+    assert len(found.plain) < len(found.bandwidths)

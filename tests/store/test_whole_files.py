@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 
 import pytest
 
@@ -50,3 +51,22 @@ def test_what_cannot_be_written_is_known_before(tmp_path):
         with pytest.raises(OSError, match=r"."):
             whole.check_writable(path)
     assert sorted(os.listdir(tmp_path)) == ["file", "pipe"]
+
+
+def test_a_file_keeps_its_mode_and_a_link_leads_where_it_did(tmp_path):
+    path, link = tmp_path / "a.txt", tmp_path / "link"
+    path.write_text("before")
+    path.chmod(0o600)
+    link.symlink_to(path)
+    with whole.written(link) as file:
+        file.write_text("after")
+    assert link.is_symlink()
+    assert path.read_text() == "after"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_a_new_file_has_the_mode_that_others_have(tmp_path):
+    (tmp_path / "other").write_text("")
+    with whole.written(tmp_path / "new") as file:
+        file.write_text("")
+    assert (tmp_path / "new").stat().st_mode == (tmp_path / "other").stat().st_mode

@@ -52,7 +52,7 @@ def main(settings: Settings) -> int:
         )
     model = settings.words[0] if settings.words else settings.model
     if model is None:
-        of_models = {option.key for option in options_of(Prefixes)}
+        of_models = {option.key for option in options_of(Prefixes)} | {"parallel"}
         refuse_unheeded(settings, lambda key: key in of_models, "Without MODEL, this machine is told of")
         return _machine(settings.json)
     passing_note(f"Looking at {model} ...")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from collections.abc import Sequence as Many
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -51,13 +53,24 @@ def load_predictor(
     found = _read(path, key)
     if found is None:
         tokens = tokenizer(text, verbose=False)["input_ids"]
-        with own_layers(engine):
+        with own_layers(engine), _unlimited(engine):
             found = calibrate(kind, distance, engine, tokens, routers, meter)
         _write(path, key, found)
     like = next(engine.model.parameters())
     if kind == "residual":
         return GateShift(routers, distance, [shift.to(like) for shift in found])
     return LinearMap([weights.to(like.device) for weights in found], distance, top_k)
+
+
+@contextmanager
+def _unlimited(engine: Engine) -> Iterator[None]:
+    """Let states take what they need meanwhile: a budget is of what is computed on an accelerator, and this is not."""
+    budget = engine.budget
+    engine.limit_states(None)
+    try:
+        yield
+    finally:
+        engine.limit_states(budget)
 
 
 def calibrate(

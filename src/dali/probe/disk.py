@@ -17,6 +17,7 @@ from random import Random
 import torch
 from torch import Tensor
 
+from dali.errors import DaliError
 from dali.probe.reading import Clock, Reading, reading_of, repeat
 from dali.store.arena import Arena
 from dali.store.direct_io import PAGE, DirectFile, PlainFile, ReadError
@@ -108,7 +109,11 @@ def measure(path: Path, clock: Clock) -> Disk:
                     speeds.setdefault((way, depth), []).append(reads.bandwidth(depth))
         for (way, depth), values in speeds.items():
             what = f"the disk's bandwidth{', through the page cache' * way}, {depth} reads at once"
-            (found.plain if way else found.bandwidths)[depth] = reading_of(what, values)
+            if not way:
+                found.bandwidths[depth] = reading_of(what, values)
+                continue
+            with suppress(DaliError):  # too far apart: it is then as if it had not been measured
+                found.plain[depth] = reading_of(what, values)
         return found
     except OSError as error:
         raise NotMeasured(f"{path} cannot be read ({error.strerror or error}).") from error

@@ -334,7 +334,8 @@ def chooses_cpu(trace: Trace, shape: Shape, beside: CostModel, alone: CostModel,
     them, as `policies.once.alone` has it before the first step."""
     routed = experts_seconds(beside.costs, trace.experts, trace.top_k, slots, SCRATCH if slots else 0)
     with_it = routed + dense_seconds(shape, beside)(1) + beside.costs.launch
-    return loses(with_it, trace.top_k * alone.costs.cpu[1] + dense_seconds(shape, alone)(1))
+    without = trace.top_k * alone.costs.cpu[1] + alone.costs.call + dense_seconds(shape, alone)(1)
+    return loses(with_it, without)
 
 
 def _rates(found: Any, lookups: Any) -> list[float]:

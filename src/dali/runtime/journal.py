@@ -5,6 +5,7 @@ Nothing of it is kept unless somebody asks before the steps begin, and asking ch
 
 from __future__ import annotations
 
+from array import array
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -28,7 +29,7 @@ class Note:
 
     step: int
     layer: int
-    workload: list[int]
+    workload: Sequence[int]
     view: ResidencyView
     plan: LayerPlan
     waiting: tuple[int, ...]  # fetched ahead
@@ -68,7 +69,7 @@ class Journal:
         self._last = layer
         active = {expert for expert in (*plan.cpu, *plan.gpu) if expert in view.resident}
         seen = ResidencyView(active, dict(view.in_flight), view.slots, view.link_free)
-        self.notes.append(Note(self.begun, layer, workload, seen, plan, tuple(waiting), now))
+        self.notes.append(Note(self.begun, layer, array("I", workload), seen, plan, tuple(waiting), now))
 
     def arrange(self, plan: LayerPlan, read: Sequence[int]) -> None:
         """Of the last note: the plan in the order in which its experts are carried out, those last that are `read` from disk."""

@@ -56,6 +56,7 @@ def test_it_is_a_table_for_people_and_a_picture(asked):
     [
         ("format=png", "format cannot be 'png'. It is one of text, json, svg."),
         ("steps=0", "steps cannot be '0'. It is a whole number from 1."),
+        pytest.param(f"steps={'9' * 5000}", "steps cannot be '9999", id="digits"),
         ("steps=-1", "steps cannot be '-1'"),
         ("step=1", "There is no parameter 'step' here"),
     ],

@@ -62,5 +62,5 @@ def cpu_seconds(
         if not step.prefill:
             flat = trace.ids[step.rows].astype(np.int64) + base
             workload = np.bincount(flat.ravel(), minlength=trace.layers * trace.experts)
-            seconds += float(cpu[workload].sum()) + trace.layers * dense(len(step.rows))
+            seconds += float(cpu[workload].sum()) + trace.layers * (dense(len(step.rows)) + model.costs.call)
     return seconds

@@ -16,6 +16,7 @@ from dali.serve.serving import serving
 if TYPE_CHECKING:
     from dali.measure.explained import Explained
 
+MOST_DIGITS = 9  # of a number of steps
 FORMS = {"text": "text/plain", "json": "application/json", "svg": "image/svg+xml"}
 
 
@@ -55,7 +56,7 @@ def _since(request: Request, begun: int, latest: int) -> int:
     steps = request.query_params.get("steps")
     if steps is None:
         return latest
-    if not (steps.isdecimal() and int(steps)):
+    if not (steps.isdecimal() and len(steps) <= MOST_DIGITS and int(steps)):
         raise invalid(f"steps cannot be {steps[:40]!r}. It is a whole number from 1.", param="steps")
     return max(begun - int(steps), 0)
 
