@@ -106,8 +106,8 @@ def prompt_attention(clock: Clock) -> tuple[Reading, Reading, str]:
     else:
         rate, query = (operations + own) / late.value, NOTHING
         note = (
-            "A prompt's attention took hardly longer with many tokens before it than with none, so that all of its time was put down "
-            "to its operations. The machine was not quiet."
+            "A prompt's attention took hardly longer with many tokens before it than with none, so that all of its time was put "
+            "down to its operations. The machine was not quiet."
         )
     return Reading(rate, late.spread, late.count), Reading(query, early.spread, early.count), note
 
