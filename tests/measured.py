@@ -19,6 +19,7 @@ VALUES = {
     "cpu_call": 2e-6,
     "layer_overhead": 2e-5,
     "step_overhead": 4e-4,
+    "sequence_overhead": 5e-5,
     "attention_bandwidth": 30e9,
     "attention_score": 1e-9,
     "attention_rate": 2e11,

@@ -25,11 +25,12 @@ def over_gpu(llm: LLM, share: float, profile: str | None) -> Iterator[None]:
     pool, record = llm.loaded.pool, llm.loaded.layout.record_bytes
     layers, experts = pool.layers, pool.experts
     slots = 0 if share == 0 else layers * int(experts * share) + (0 if share == 1 else MOST_SCRATCH)
-    options = LoadOptions(device="cuda", vram=slots * record, profile=profile)
+    # Named, the policy is kept to, whatever it costs.
+    options = LoadOptions(device="cuda", vram=slots * record, profile=profile, assign="two_lane")
     with patch("dali.offload.build.load_predictor", next_gate):
-        llm.accelerate(
-            accelerate(llm.loaded, llm.engine, options, silent, lambda message: None, decoder=decoder)
-        )
+        experts = accelerate(llm.loaded, llm.engine, options, silent, lambda message: None, decoder=decoder)
+    assert experts is not None
+    llm.accelerate(experts)
     try:
         yield
     finally:

@@ -2,10 +2,10 @@
 figure is the modelled decoding speed of what dali would choose over the best of the systems that stay the same.
 
 All times are modelled. The machines are the profile `paper` with other figures for the CPU and the link; in the throttling ones
-the CPU computes and reads at a third of its pace in the second half of the steps, and nobody is told. What dali would choose:
-the CPU alone where policies.once.alone says so at the start, else the default, its plans corrected by the times of experts as
-they are observed (policies.correction). "cpu alone" has no accelerator at all, "all-cpu" one for all but the experts; "static"
-are residents that stay, under the default's assignment. The second half of the trace's sequences is replayed.
+the CPU computes and reads at a third of its pace in the second half of the steps, and nobody is told. What dali would choose: the
+CPU alone where `dali simulate` says so, else the default, its plans corrected by the times of experts as they are observed
+(policies.correction). "cpu alone" has no accelerator at all, "all-cpu" one for all but the experts; "static" are
+residents that stay, under the default's assignment. The second half of the trace's sequences is replayed.
 
     python benchmarks/policies/machines.py TRACE[:SHAPE] ... [--tokens 160] [--batch 1 8] [--slots 25%]
 """
@@ -29,13 +29,13 @@ from dali.hardware import profile as profiles
 from dali.hardware.cost import CostModel, ExpertCosts
 from dali.hardware.profile import Profile
 from dali.policies import Policies, create
-from dali.policies.correction import Correction
-from dali.policies.once.alone import experts_seconds, loses
+from dali.policies.correction import CorrectedCosts
 from dali.policies.plan import LayerPlan, ResidencyView
 from dali.replay.cells import slots_of
 from dali.replay.shapes import Shape, shape_of
 from dali.replay.steps import CHUNK, Forward, forwards
-from dali.replay.timeline import SCRATCH, Timeline, dense_seconds
+from dali.replay.sweep import chooses_cpu
+from dali.replay.timeline import Timeline, dense_seconds
 from dali.replay.traces.trace import Trace
 from default_policy import routing
 
@@ -71,18 +71,17 @@ class Planned:
 
     def __init__(self, policy: Any, foreseen: ExpertCosts, corrected: bool) -> None:
         self.policy, self.foreseen, self.planned = policy, foreseen, foreseen
-        self.correction = Correction() if corrected else None
+        self.costs = CorrectedCosts(foreseen) if corrected else None
 
     def assign(
         self, layer: int, workload: Sequence[int], view: ResidencyView, costs: ExpertCosts
     ) -> LayerPlan:
         plan: LayerPlan = self.policy.assign(layer, workload, view, self.planned)
-        if self.correction is not None:
+        if self.costs is not None:
             expected = sum(self.foreseen.cpu[workload[expert]] for expert in plan.cpu)
             observed = sum(costs.cpu[workload[expert]] for expert in plan.cpu)
-            if self.correction.note(expected, observed):
-                times = [self.correction.applied * seconds for seconds in self.foreseen.cpu]
-                self.planned = replace(self.foreseen, cpu=times)
+            if self.costs.note_cpu(expected, observed):
+                self.planned = self.costs.now
         return plan
 
 
@@ -130,14 +129,11 @@ def cell(
     paces = (1.0, float(THROTTLED) if throttles else 1.0)
     beside = tuple(shape.costs(machine(cpu, link, pace), most) for pace in paces)
     alone = tuple(shape.costs(machine(cpu, link, pace), most, accelerator=False) for pace in paces)
-    with_it = experts_seconds(beside[0].costs, trace.experts, trace.top_k, capacity, SCRATCH)
-    with_it += dense_seconds(shape, beside[0])(1) + beside[0].costs.launch
-    without = trace.top_k * alone[0].costs.cpu[1] + dense_seconds(shape, alone[0])(1)
     speeds = {
         name: speed(trace, steps, shape, alone if name == "cpu alone" else beside, capacity, name)
         for name in OTHERS
     }
-    if loses(with_it, without):
+    if chooses_cpu(trace, shape, beside[0], alone[0], capacity):
         choice, chosen = "cpu alone", speeds["cpu alone"]
     else:
         choice, chosen = "default", speed(trace, steps, shape, beside, capacity, "default", corrected=True)

@@ -164,12 +164,18 @@ def _fuse(
     """Let the model compute where it shall, by the fastest way that gives its bits."""
     if options.device_kind == "cuda":  # whose kernels go by what the CPU's have told of the model
         decoder = _join(llm, linears, notify)
-        llm.accelerate(accelerate(llm.loaded, llm.engine, options, meter, notify, decoder=decoder))
+        experts = accelerate(llm.loaded, llm.engine, options, meter, notify, decoder=decoder)
+        if experts is None:  # the CPU alone is faster
+            llm.engine.decoder = decoder
+        else:
+            llm.accelerate(experts)
         return
     if options.device != "cpu":
         ram = options.ram_bytes
         room = None if ram is None else ram - llm.expert_bytes - llm.dense_bytes - HEADROOM
-        llm.accelerate(accelerate(llm.loaded, llm.engine, options, meter, notify, room=room))
+        experts = accelerate(llm.loaded, llm.engine, options, meter, notify, room=room)
+        assert experts is not None  # a simulated device is always used
+        llm.accelerate(experts)
     if compiled:  # a simulated accelerator's dense work is the CPU's, too
         llm.engine.decoder = _join(llm, linears, notify)
 

@@ -69,7 +69,8 @@ class LoadOptions:
     offline: bool = False
     """Never touch the network."""
     device: str = "cpu"
-    """ "cpu", "cuda", "cuda:N", or "sim:PROFILE": same results, modelled times."""
+    """ "cpu", "cuda", "cuda:N", or "sim:PROFILE": same results, modelled times. A GPU that makes answers slower by what was
+    measured of this machine is not used, unless it is said how experts are to be split."""
     vram: int | str | None = None
     """Accelerator memory for experts, bytes or "8GiB"; None for what the dense weights, and keys and values,
     leave."""
@@ -128,6 +129,12 @@ class LoadOptions:
     def in_q8(self) -> bool:
         """Whether keys and values are kept in 8 bits."""
         return self.cache_type in ("q8", "q8_0")
+
+    @property
+    def splits(self) -> bool:
+        """Whether somebody said how experts are to be split between an accelerator and the CPU: then nothing else decides it."""
+        said = (self.assign, self.prefetch, self.cache, self.n_cpu_moe, self.policy)
+        return any(part is not None for part in said)
 
     @property
     def device_kind(self) -> str:

@@ -111,6 +111,12 @@ class Telemetry:
     plan_seconds: float = 0.0  # host time spent in the assignment policy or the compiled planner, measured
     draft_accepted: int = 0  # tokens that were guessed and then chosen
     draft_rejected: int = 0  # and those that were computed for nothing
+    worth: dict[str, Any] | None = (
+        None  # of an accelerator, as modelled when the model was loaded (offload/worth.py)
+    )
+    steps_on_cpu: int = 0  # decoding steps whose experts were all the CPU's, as that was faster or was tried
+    reverts: int = 0  # how often that was found to be faster
+    reverted: bool = False  # whether it is now
     workload: NDArray[np.int64] = field(default_factory=lambda: np.zeros((0, 0), np.int64), compare=False)
     _disk: Callable[[], DiskCounters] | None = None
     _disk_before: DiskCounters | None = None
@@ -149,6 +155,7 @@ class Telemetry:
         """Begin anew."""
         self.layers.clear()
         self.draft_accepted = self.draft_rejected = 0
+        self.steps_on_cpu = self.reverts = 0
         self.workload[:] = 0
         if self._disk is not None:
             self._disk_before = self._disk()
@@ -175,6 +182,10 @@ class Telemetry:
             "plan_seconds": self.plan_seconds,
             "draft_accepted": self.draft_accepted,
             "draft_rejected": self.draft_rejected,
+            "worth": self.worth,
+            "steps_on_cpu": self.steps_on_cpu,
+            "reverts": self.reverts,
+            "reverted": self.reverted,
             "total": _as_dict(self.total()),
             "layers": [_as_dict(layer) for layer in self.layers],
             "tiers": self.tiers,

@@ -141,6 +141,13 @@ def test_both_parts_of_an_accelerators_memory_are_told_and_who_has_split_it(run,
     assert {choice["what"]: choice["origin"] for choice in found["plan"]}["its memory"] == "--vram"
 
 
+def test_beside_an_accelerator_the_cpu_alone_is_told(run, dali_tiny):
+    code, found = told(run, str(dali_tiny), "--device", "sim:paper")
+    names = [way["name"] for way in found["ways"]]
+    assert (code, names) == (0, ["experts in RAM and on sim:paper", "all in RAM, on the CPU alone"])
+    assert found["ways"][1]["resident"] == 0
+
+
 def test_a_load_of_unknown_speed_is_not_told_as_0(run, dali_tiny, tmp_path):
     figures = json.loads(load("paper").to_json())
     figures["figures"] = {name: one for name, one in figures["figures"].items() if name not in DISK}

@@ -56,6 +56,10 @@ class FakeDriver:
         """From now on be a driver for this CUDA, as it numbers them, and a GPU of this compute capability."""
         self.library.fake_describe(version, sm)
 
+    def elapse(self, milliseconds: float) -> None:
+        """From now on this long lies between any two events."""
+        self.library.fake_elapse(ctypes.c_float(milliseconds))
+
     def route(self, ids: torch.Tensor, ahead: torch.Tensor) -> None:
         """ids and ahead, int64 [posts, pairs]: what an idle GPU posts from now on, in turn, over and over."""
         self._routing = ids.contiguous(), ahead.contiguous()  # which the library only points at

@@ -99,6 +99,7 @@ struct State {
     int version = 13000, sm = 89;
     int held = 0;  // that was made and not given back: memory, streams, events, modules, graphs, contexts
     int captures = 0;
+    float elapsed = 0;  // between any two events, milliseconds; 0: as it was
     std::string failing;
     int failing_in = 0, failing_code = 0;
 };
@@ -360,12 +361,15 @@ void fake_reset(unsigned seed, int eager, size_t total) {
     s.copied.clear();
     s.failing.clear();
     s.version = 13000, s.sm = 89;
+    s.elapsed = 0;
     for (Stream* stream : s.capturing) stream->capture.reset();
     s.capturing.clear();
 }
 // From now on nothing is done but counting, posting what the host waits for, and putting zeros where outputs go; memory is zeros, and
 // "cubins" are not read.
 void fake_idle() { state().idle = true; }
+// What lies between any two events from now on.
+void fake_elapse(float milliseconds) { state().elapsed = milliseconds; }
 // What it says of itself from now on.
 void fake_describe(int version, int sm) { state().version = version, state().sm = sm; }
 // The ids, and the ids ahead, that posts in turn say from now on where nothing is done; the caller keeps them.
@@ -611,6 +615,7 @@ int cuEventElapsedTime(float* milliseconds, void* from, void* to) {
     if (!begin->timed || !end->timed || !begin->latest || !end->latest) return INVALID_HANDLE;
     progress(1);
     if (!begin->latest->done || !end->latest->done) return 600;
+    if (state().elapsed > 0) return *milliseconds = state().elapsed, 0;
     *milliseconds = std::chrono::duration<float, std::milli>(end->latest->at - begin->latest->at).count();
     return 0;
 }

@@ -20,6 +20,7 @@ from dali.fused.release import release
 from dali.hardware import own
 from dali.kernels import native
 from dali.llm import LLM
+from dali.policies.correction import Correction
 from dali.step.kv import LayerKV
 from dali.units import size
 from families import random_model, save_model
@@ -108,6 +109,64 @@ def test_a_gpu_that_was_measured_is_planned_by_its_own_profile(driver, directory
     dali.load(directory, quant="w4", device="cuda", notify=notes.append)
     assert any("Plans go by this machine, measured on 2026-11-30" in note for note in notes) == used
     assert any("never measured" in note for note in notes) != used
+
+
+def test_a_gpu_that_loses_by_what_was_measured_here_is_not_used_unless_named_with_a_policy(
+    driver, directory, expected, monkeypatch
+):
+    monkeypatch.setattr("dali.hardware.own.this_machine", lambda folder: MACHINE)
+    own.write(measured(MACHINE, **{**ACCELERATED, "gpu_memory": 1 << 30}), own.own_path())
+    notes: list[str] = []
+    used = driver.used
+    llm = load(directory, notes)  # 6 KiB an expert: launches and waits take longer than computing
+    assert llm.executor is None
+    assert driver.used == used
+    assert any("on the CPU alone, which does all" in note for note in notes)
+    assert llm.stats()["worth"]["used"] is False
+    assert answers(llm) == expected
+    assert llm.engine.decoder is not None
+
+    llm = load(directory, notes, assign="two_lane")
+    assert llm.executor.planner is not None
+    assert llm.executor.steps is None
+    assert llm.stats()["worth"]["used"] is True
+    assert answers(llm) == expected
+
+
+def test_steps_that_are_left_to_the_cpu_give_the_same_answers(driver, directory, expected, planned):
+    llm = load(directory)
+    steps = llm.executor.steps
+    turns = itertools.cycle([False, True, True])
+
+    class Turns:
+        @property
+        def on_cpu(self) -> bool:
+            return next(turns)
+
+        def step(self, seconds: float, modelled: float) -> bool:
+            assert seconds > 0
+            assert modelled > 0
+            return False
+
+    steps._doubt = Turns()
+    assert answers(llm) == expected
+    assert 0 < llm.stats()["steps_on_cpu"] < llm.stats()["layers"][0]["steps"]
+    assert driver.races == []
+
+
+def test_copies_are_timed_by_the_gpus_own_events_and_correct_the_links_times(
+    driver, directory, expected, planned
+):
+    llm = load(directory)
+    executor = llm.executor
+    executor.expected.link = Correction(weight=1 / 4, rest=8)
+    driver.elapse(2e6 * executor.expected.given.link_contended)  # two thousand times as long
+    assert answers(llm) == expected
+    assert answers(llm) == expected
+    assert executor.expected.link.applied > 4
+    assert executor.expected.now.link > 4 * executor.expected.given.link
+    assert executor.expected.now.gpu is executor.expected.given.gpu
+    assert driver.races == []
 
 
 @pytest.mark.parametrize("call", ["cuLaunchKernel", "cuMemcpyHtoDAsync_v2", "cuEventRecord", "cuEventQuery"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from pathlib import Path
@@ -79,6 +80,29 @@ def expected(on_cpu: dict[str, Any]) -> Any:
 def record(saved: dict[str, Path]) -> int:
     """Bytes of one expert's slot."""
     return load(saved["qwen3_moe"]).layout.record_bytes
+
+
+def test_a_step_in_three_that_is_left_to_the_cpu_changes_no_bit(
+    directory: Path, expected: Any, machine: str, record: int
+) -> None:
+    llm = load(directory, device=machine, vram=12 * record)
+    assert llm.executor is not None
+    steps: Any = llm.executor.steps
+    turns = itertools.cycle([False, True, False])
+
+    class Turns:
+        @property
+        def on_cpu(self) -> bool:
+            return next(turns)
+
+        def step(self, seconds: float, modelled: float) -> bool:
+            return False
+
+    steps._doubt = Turns()
+    assert same(answers(llm, CHUNK), expected)
+    assert 0 < llm.stats()["steps_on_cpu"] < llm.stats()["layers"][0]["steps"]
+    assert llm.stats()["worth"]["used"]
+    assert not llm.stats()["reverted"]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

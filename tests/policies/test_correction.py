@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dali.policies.correction import Correction
+from dali.hardware.cost import ExpertCosts
+from dali.policies.correction import CorrectedCosts, Correction
 
 
 def changes(correction, ratios):
@@ -89,3 +90,32 @@ def test_what_is_no_time_is_ignored(bad):
     assert not correction.note(bad, 1.0)
     assert not correction.note(1.0, bad)
     assert correction.applied == 1.0
+
+
+COSTS = ExpertCosts([0.0, 2.0, 3.0], [0.0, 1.0, 1.0], 4.0, 6.0, launch=0.5, handover=0.25)
+
+
+def test_what_is_observed_changes_the_cpus_times_and_the_links_alone():
+    costs = CorrectedCosts(COSTS)
+    assert sum(costs.note_cpu(2.0, 6.0) for _ in range(1000)) == 1
+    assert costs.now.cpu == pytest.approx([0.0, 6.0, 9.0], rel=1e-3)
+    assert (costs.now.link, costs.now.link_contended) == (4.0, 6.0)
+    assert sum(costs.note_copies(3, 36.0) for _ in range(1000)) == 1  # 12 each, at most 6
+    assert costs.now.link == pytest.approx(8.0, rel=1e-3)
+    assert costs.now.link_contended == pytest.approx(12.0, rel=1e-3)
+    assert costs.now.cpu == pytest.approx([0.0, 6.0, 9.0], rel=1e-3)
+    assert (costs.now.gpu, costs.now.launch, costs.now.handover) == (COSTS.gpu, 0.5, 0.25)
+    assert costs.given is COSTS
+
+
+def test_copies_that_take_what_they_take_alone_or_beside_a_cpu_that_computes_are_as_predicted():
+    costs = CorrectedCosts(COSTS)
+    assert not any(costs.note_copies(1 + i % 3, (1 + i % 3) * (4.0 + i % 2 * 2.0)) for i in range(5000))
+    assert not any(costs.note_copies(0, 0.0) for _ in range(1000))
+    assert costs.now is COSTS
+
+
+def test_a_link_that_is_faster_than_it_takes_alone_is_believed():
+    costs = CorrectedCosts(COSTS)
+    assert sum(costs.note_copies(2, 4.0) for _ in range(1000)) == 1
+    assert costs.link.applied == pytest.approx(0.5, rel=1e-3)

@@ -41,7 +41,7 @@ def small(monkeypatch):
     ]:
         monkeypatch.setattr(module, name, value)
     monkeypatch.setattr("dali.probe.memory.native.read_seconds", lambda memory: 0.01)
-    monkeypatch.setattr("dali.probe.step.shipped_model", lambda: (decoded(), prompted(), 8))
+    monkeypatch.setattr("dali.probe.step.shipped_model", lambda: (decoded(), decoded(6.0, 8), prompted(), 8))
     monkeypatch.setattr("dali.probe.whole.check_gpu", _no_gpu)
     return lambda: next(times) / 100
 
@@ -50,8 +50,9 @@ def _no_gpu(device):
     raise DaliError("There is none.", "Buy one.")
 
 
-def decoded():
-    return SimpleNamespace(seconds=[1.0, 1.0, 1.0], shares={"rest": 0.2}, test=SimpleNamespace(generate=10))
+def decoded(seconds=1.0, batch=1):
+    test = SimpleNamespace(generate=10, batch=batch)
+    return SimpleNamespace(seconds=[seconds] * 3, shares={"rest": 0.2}, test=test)
 
 
 def prompted():
@@ -60,16 +61,17 @@ def prompted():
 
 def test_a_step_is_shared_out_between_its_layers_and_the_rest():
     # 100 ms a token: 20 of the rest, and 10 of each layer
-    found = overheads(lambda: (decoded(), prompted(), 8))
+    found = overheads(lambda: (decoded(), decoded(6.0, 8), prompted(), 8))
     assert found.step.value == pytest.approx(0.02)
     assert found.layer.value == pytest.approx(0.01)
+    assert found.sequence.value == pytest.approx((0.12 - 0.02) / 7)  # 600 ms a step of 8, a fifth of it
     assert found.prompt_layer.value == pytest.approx(0.06)  # 500 ms without those 20, of 8 layers
 
 
 def test_steps_ten_times_apart_are_refused():
     apart = SimpleNamespace(seconds=[1.0, 11.0, 1.0, 11.0, 11.0])
     with pytest.raises(DaliError, match="11 times apart"):
-        overheads(lambda: (decoded(), apart, 8))
+        overheads(lambda: (decoded(), decoded(6.0, 8), apart, 8))
 
 
 def test_a_profile_is_whole_and_says_where_each_figure_is_from(small):

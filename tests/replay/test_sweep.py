@@ -121,6 +121,17 @@ def test_the_cpu_alone_computes_all_of_it(path):
     assert row["cpu_alone_tokens_per_second"] == pytest.approx(1 / token, rel=1e-5)
 
 
+def test_where_launches_take_longer_than_experts_dali_chooses_the_cpu_alone(path):
+    """Those of the trace have 3 KiB, of Qwen3-30B-A3B 2.5 MiB."""
+    small, large = sweep.sweep(
+        planned(path, policies=["lru"], batches=[1], cache_slots=["4"], shapes=["own", "qwen3-30b-a3b"])
+    )
+    assert small.row["cpu_alone_chosen"]
+    assert not large.row["cpu_alone_chosen"]
+    assert "(cpu alone, dali's choice)" in table([small])
+    assert "(cpu alone)" in table([large])
+
+
 def test_a_cold_start_forgets_what_other_sequences_taught(path):
     lru = sweep.sweep(planned(path, policies=["lru"], batches=[1], cache_only=True))
     assert all(one.row["cold_hit_rate"] < one.row["hit_rate"] for one in lru)

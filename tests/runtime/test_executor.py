@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from dali.devices import Dependencies, Operation, SimDevice
+from dali.hardware.cost import CostModel
+from dali.hardware.profile import load
 from dali.kernels.reference import compute_experts
 from dali.policies.cache import CachePolicy, Swap
 from dali.policies.plan import LayerPlan
@@ -15,6 +17,7 @@ from dali.runtime.executor import Executor
 from runtime.tiny_runtime import (
     EXPERTS,
     HIDDEN,
+    SIZE,
     TOP_K,
     Setting,
     inputs,
@@ -143,7 +146,8 @@ def test_the_timeline_of_a_step(make: Callable[..., Executor]) -> None:
     spans = {span.label: (span.start, span.end) for span in clock.timeline if span.start >= start}
     assert spans["experts 0.0"] == pytest.approx((start, start + costs.launch + 2 * costs.gpu[1]))
     assert spans["copy 0.2"][0] == pytest.approx(start)
-    assert spans["cpu 0"][0] == pytest.approx(start + executor._activation_copy(4))
+    down = CostModel(load("paper"), SIZE, "w8", 4).activation_copy(4)
+    assert spans["cpu 0"][0] == pytest.approx(start + down)
     assert spans["cpu 0"][1] - spans["cpu 0"][0] == pytest.approx(5 * costs.cpu[1])
     assert spans["experts 0.2"][0] == pytest.approx(spans["copy 0.2"][1])
     assert spans["join 0"][0] == pytest.approx(max(spans["experts 0.2"][1], spans["activations up"][1]))

@@ -6,7 +6,7 @@ from __future__ import annotations
 import sys
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from random import Random
 from types import SimpleNamespace
@@ -26,6 +26,7 @@ from dali.policies.cache import fading
 from dali.policies.guard import Guards
 from dali.policies.prefetch import ridge
 from dali.runtime import executor, gpu, prefetch
+from dali.runtime.decoding_steps import MOST_TOKENS, DecodingSteps
 from dali.runtime.gpu import GpuExecutor
 from dali.runtime.loans import Loans
 from dali.runtime.planner import plans
@@ -35,7 +36,6 @@ from dali.telemetry import Telemetry
 
 pytestmark = pytest.mark.skipif(not native.enabled(), reason="needs the compiled planner")
 RECORD = 16  # bytes
-CPU_SECONDS = 0.25  # of each step
 
 
 class InPython:
@@ -88,10 +88,10 @@ class Case:
 class ScriptedLayers:
     """Stands in for the native layers: knows which copy is over when, and that launches find what they read."""
 
-    slower = 1.0  # the CPU, than was planned
+    slower = link_slower = 1.0  # the CPU and the link, than the profile says
 
-    def __init__(self, case: Case, clock: Clock) -> None:
-        self.random, self.case, self.clock = Random(case.seed), case, clock
+    def __init__(self, case: Case, costs: ExpertCosts, clock: Clock) -> None:
+        self.random, self.case, self.costs, self.clock = Random(case.seed), case, costs, clock
         self.holds: dict[int, tuple[int, int]] = {}  # by slot
         self.ends: list[float] = []  # of copies, ascending
         self.demanded = 0  # of them, by the last step or before
@@ -134,7 +134,11 @@ class ScriptedLayers:
             self.copy(*fetch)
         launched = [(experts, fetched) for experts, _, fetched in launches]
         self.plans.append((cpu, launched, [fetch[:2] for fetch in fetches]))
-        return CPU_SECONDS
+        tokens = Counter(self.routed[0])
+        return self.slower * sum(self.costs.cpu[tokens[expert]] for expert in cpu)
+
+    def timed(self) -> tuple[int, float]:
+        return 1, self.link_slower * self.costs.link_contended
 
     def step(self, planner, layer, tokens, x, ids, weights, ahead, count, queue, later, seconds, out) -> Any:
         self.layer = layer
@@ -144,7 +148,7 @@ class ScriptedLayers:
             layer, routed, later, foreseen, seconds, self.clock.now, self.landed(), self.case.holds
         )
         spent = self.execute(*plan, out)
-        return (*counts, 0.0, 0.0, spent, 0.0, spent / self.slower)
+        return (*counts, 0.0, 0.0, spent, 0.0, planner.planned, planner.all_on_cpu)
 
     def recover(self) -> None:
         self.ends.clear()
@@ -173,7 +177,7 @@ class Side:
 
     def __init__(self, case: Case, costs: ExpertCosts, kinds: Any) -> None:
         self.clock = Clock()
-        self.layers = ScriptedLayers(case, self.clock)
+        self.layers = ScriptedLayers(case, costs, self.clock)
         stand_in = SimpleNamespace(name="a stand-in", queue=lambda: 0, hand_over=lambda: None)
         slots = case.layers * case.residents + case.scratch
         device: Any = GpuSlots(stand_in, lambda slots: self.layers, RECORD, slots * RECORD)  # type: ignore[arg-type]
@@ -258,9 +262,9 @@ def costs_of(case: Case) -> ExpertCosts:
     return ExpertCosts(cpu, accelerator, 1.0, case.contended, 0.02, 0.05)
 
 
-def states(guards: Guards) -> tuple[Any, Any]:
+def states(guards: Guards, exact: bool) -> tuple[Any, Any]:
     """Of both, as the planner has them. Python's own sum rounds otherwise from 3.12 on."""
-    exact = sys.version_info < (3, 12)
+    exact = exact and sys.version_info < (3, 12)
     found = []
     for guard in (guards.prefetch, guards.swap):
         seconds = (guard._cost, guard._benefit)
@@ -269,13 +273,17 @@ def states(guards: Guards) -> tuple[Any, Any]:
     return found[0], found[1]
 
 
-def run_both(case: Case, monkeypatch, failing: float = 0.0) -> Counter[str]:
+def run_both(
+    case: Case, monkeypatch, failing: float = 0.0, prepare: Callable[[Side], None] = lambda side: None
+) -> Counter[str]:
     """Steps both sides side by side; returns how often what happened."""
     seen: Counter[str] = Counter()
     costs, routing = costs_of(case), Routing(case)
     reference, compiled = Side(case, costs, InPython), Side(case, costs, Compiled)
     assert reference.executor.planner is None
     assert compiled.executor.planner is not None
+    prepare(reference)
+    prepare(compiled)
     now = reference.clock.now
     for _ in range(case.steps):
         ids = routing.step()
@@ -296,8 +304,10 @@ def run_both(case: Case, monkeypatch, failing: float = 0.0) -> Counter[str]:
             plan = reference.layers.plans.pop()
             assert compiled.layers.plans.pop() == plan
             guards = reference.executor.guards
-            assert compiled.executor.planner.prefetches == guards.prefetch.on
-            assert compiled.executor.planner.guards == states(guards)
+            wanted = guards.prefetch.on and not reference.executor.prefetcher.rests
+            assert compiled.executor.planner.prefetches == wanted
+            given = compiled.executor.expected.now is compiled.executor.expected.given  # else sums may round
+            assert compiled.executor.planner.guards == states(guards, exact=given)
             assert compiled.executor.planner.residents(layer) == sorted(
                 reference.executor.residency.residents(layer)
             )
@@ -399,6 +409,84 @@ def test_only_the_defaults_themselves_are_decided_so():
     assert not plans(deeper, guarded=True)
 
 
+class Chance:
+    """Leaves a third of all decoding steps to the CPU."""
+
+    def __init__(self) -> None:
+        self.random, self.on_cpu, self.left = Random(5), False, 0
+        self.modelled: list[float] = []
+
+    def step(self, seconds: float, modelled: float) -> bool:
+        self.on_cpu = self.random.random() < 1 / 3
+        self.left += self.on_cpu
+        self.modelled.append(modelled)
+        return False
+
+
+def test_steps_that_are_left_to_the_cpu_are_decided_as_in_python(monkeypatch):
+    doubts = []
+
+    def doubted(side: Side) -> None:
+        doubt: Any = Chance()
+        doubts.append(doubt)
+        executor = side.executor
+        executor.steps = DecodingSteps(
+            doubt, 4, executor.expected, lambda tokens: 0.1 * tokens, side.telemetry, "", print
+        )
+
+    seen = run_both(Case(20, contended=2.0, scratch=9, cpu=1.5), monkeypatch, prepare=doubted)
+    assert seen["prefetched"] > 0
+    assert seen["swaps"] > 0
+    assert doubts[0].left > 50
+    assert doubts[0].modelled == pytest.approx(doubts[1].modelled)
+
+
+def test_a_step_that_is_left_to_the_cpu_moves_nothing(monkeypatch):
+    case = Case(21, scratch=9, cpu=1.5)
+    side, routing, now = Side(case, costs_of(case), Compiled), Routing(case), 1e3
+    steps: Any = SimpleNamespace(begin=lambda tokens: None, add=lambda *layer: None)
+    side.executor.steps = steps
+    for step in range(60):
+        steps.on_cpu = step % 2 == 1
+        for layer, ids in enumerate(routing.step()):
+            now = max(now + case.between, side.layers.finished())
+            ahead = routing.foresee(ids) if layer + 1 < case.layers else None
+            side.step(monkeypatch, now, layer, ids, ahead)
+            if steps.on_cpu:
+                assert not side.executor.planner.prefetches
+                cpu, launches, fetches = side.layers.plans[-1]
+                assert cpu == sorted(set(ids.flatten().tolist()))
+                assert launches == fetches == []
+    assert any(launches for _, launches, _ in side.layers.plans)
+
+
+def test_a_step_that_is_cut_has_no_piece_that_looks_like_decoding():
+    side, told = Side(Case(0), costs_of(Case(0)), Compiled), []
+    steps: Any = SimpleNamespace(on_cpu=False, begin=told.append, add=lambda *layer: None)
+    side.executor.steps = steps
+    side.layers.routed = [1, 2, 3], []  # whatever they are
+    ids = torch.zeros(GpuExecutor.most_tokens + 1, 3, dtype=torch.int64)
+    out = side.executor.run(0, torch.zeros(len(ids), 4), ids, torch.zeros(ids.shape))
+    assert out.shape == (len(ids), 4)
+    assert told == [257, 256]
+    assert min(told) > MOST_TOKENS
+
+
+@pytest.mark.parametrize(("cpu", "link"), [(4.0, 1.0), (1.0, 3.0), (0.6, 0.4)])
+def test_what_is_observed_corrects_both_alike(monkeypatch, cpu, link):
+    sides = []
+
+    def slower(side: Side) -> None:
+        sides.append(side)
+        side.layers.slower, side.layers.link_slower = cpu, link
+
+    run_both(Case(22), monkeypatch, prepare=slower)
+    for side in sides:
+        assert side.executor.expected.cpu.applied == pytest.approx(cpu, rel=0.01)
+        uncontended = min(link * 1.3, 1.0) if link < 1 else link
+        assert side.executor.expected.link.applied == pytest.approx(uncontended, rel=0.01)
+
+
 def alone(side: Side, case: Case, monkeypatch) -> list[Any]:
     """The plans of one side, whatever they do."""
     routing, now = Routing(case), 1e3
@@ -413,8 +501,14 @@ def test_corrected_times_are_planned_with_as_if_they_had_been_given(monkeypatch)
     case = Case(3)
     costs = costs_of(case)
     corrected = Side(case, costs, Compiled)
-    corrected.executor.planner.correct(3.0)
-    given = Side(case, replace(costs, cpu=[3.0 * seconds for seconds in costs.cpu]), Compiled)
+    corrected.executor.planner.correct(3.0, 2.0)
+    slower = replace(
+        costs,
+        cpu=[3.0 * seconds for seconds in costs.cpu],
+        link=2.0 * costs.link,
+        link_contended=2.0 * costs.link_contended,
+    )
+    given = Side(case, slower, Compiled)
     plans = alone(corrected, case, monkeypatch)
     assert plans == alone(given, case, monkeypatch)
     assert plans != alone(Side(case, costs, Compiled), case, monkeypatch)
@@ -430,8 +524,8 @@ def test_a_cpu_slower_than_planned_gets_less_to_do_and_plans_then_stay(monkeypat
     usual, fewer = (
         sum(len(cpu) for cpu, *_ in alone(side, case, monkeypatch)[-800:]) for side in (as_planned, slow)
     )
-    assert as_planned.executor.correction.applied == 1.0
-    assert slow.executor.correction.applied == pytest.approx(4.0, rel=0.01)
+    assert as_planned.executor.expected.cpu.applied == 1.0
+    assert slow.executor.expected.cpu.applied == pytest.approx(4.0, rel=0.01)
     assert fewer < usual
 
 

@@ -24,7 +24,8 @@ from dali.kernels.expert import ExpertLayout, ExpertShape, ExpertWeights
 from dali.kernels.formats import get_format
 from dali.offload.fit import FITS
 from dali.policies import Policies, create, names
-from dali.runtime.executor import Executor, Kernel
+from dali.runtime.executor import Executor
+from dali.runtime.host import Kernel
 from dali.runtime.loans import Loans
 from dali.runtime.predict import GateShift, LinearMap
 from dali.runtime.residency import Residency

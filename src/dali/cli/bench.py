@@ -172,7 +172,8 @@ def _ways(llm: LLM, options: LoadOptions, systems: list[str]) -> list[Callable[[
         accelerate(llm.loaded, llm.engine, one, meter, log.info, taking_turns_with=first) for one in others
     ]
     first.resume()  # the others' first residents are in the slots
-    return [partial(under, experts) for experts in (first, *made)]
+    every = [first, *made]
+    return [partial(under, one) for one in every if one is not None]  # as all are, where they are named
 
 
 def _row(llm: LLM, measurement: Measurement, batch: int, system: str | None) -> dict[str, Any]:

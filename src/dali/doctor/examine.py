@@ -108,6 +108,10 @@ def examine(
     if device is None and here.other is not None and plan.where == RAM:
         beside = make_plan(sizes, options, here.free, here.compiled, here.other)
         ways.append(Way(_name(beside), beside, predict(sizes, here.profile, beside)))
+    if device is not None and plan.where == RAM:
+        alone = make_plan(sizes, options, here.free, here.compiled)
+        profile = device.profile if device.simulated else here.profile
+        ways.append(Way(f"{_name(alone)} alone", alone, predict(sizes, profile, alone)))
     return Examination(
         outline.name,
         sizes,

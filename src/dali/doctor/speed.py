@@ -136,6 +136,7 @@ class _Speed:
         nbytes = sum(each * count for (each, _), count in zip(self.states.layers, seen, strict=True))
         scores = sum(kept.queries * count for kept, count in zip(self.sizes.kept, seen, strict=True))
         dense = self.dense(tokens, tokens) + self.host.decoding_attention(nbytes, scores)
+        dense += (tokens - 1) * self.host.sequence
         return dense + self.sizes.moe_layers * self.experts(tokens) + self.reads(tokens, missing)
 
     def prompt(self, tokens: int, missing: float) -> float:

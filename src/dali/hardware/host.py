@@ -3,8 +3,9 @@ rate where it has none.
 
     a step = step + for each layer (layer + its linears + its router + attention + its experts, CostModel's) + the head's linear
 
-`layer` and `step` are what a decoding step takes whatever the weights: calls, norms, waits of threads for each other, Python. A
-linear's own call is in them, and so not in its time. Published profiles do not say them: there they are 0.
+`layer` and `step`, and `sequence` for each sequence beyond the first, are what a decoding step takes whatever the weights: calls,
+norms, waits of threads for each other, Python. A linear's own call is in them, and so not in its time. Published profiles do not
+say them: there they are 0.
 
 A step of a prompt has activations that do not stay in caches. A layer of it takes
 
@@ -36,6 +37,7 @@ class HostCosts:
         self._profile = profile
         self.layer = self._said("layer_overhead")
         self.step = self._said("step_overhead")
+        self.sequence = self._said("sequence_overhead")
         self.prompt_layer = self._said("prompt_layer") or self.layer
         curves = [curve.points for curve in profile.curves if curve.name == PASSES]
         self._passes = curves[0] if curves else ()

@@ -49,6 +49,7 @@ UNITS = {
     "cpu_call": "s",  # time of a call over all threads that has next to nothing to compute
     "experts_call": "s",  # of a call that computes experts, beside what they take; where it is there, their tables are without it
     "layer_overhead": "s",  # of a decoding layer, beside its weights, keys and values
+    "sequence_overhead": "s",  # of each further sequence of a decoding step, likewise
     "step_overhead": "s",  # of a decoding step outside all kernels: Python, sampling, text
     "attention_bandwidth": "B/s",  # keys and values that decoding reads, all cores
     "attention_score": "s",  # while decoding, of a query's head and a token that it attends to, beside reading that
@@ -72,6 +73,7 @@ STEP = (
     "experts_call",
     "layer_overhead",
     "step_overhead",
+    "sequence_overhead",
     "attention_bandwidth",
     "attention_score",
     "attention_rate",

@@ -19,6 +19,7 @@ from dali.hardware.cost import CostModel, ExpertSize
 from dali.hooks import seam
 from dali.hooks.shared import early_shared
 from dali.loading.loaded import LoadedModel
+from dali.loading.room import DEVICE_WORK
 from dali.offload.accelerated import AcceleratedExperts
 from dali.offload.calibrate import load_predictor
 from dali.offload.dense import dense_seconds, dense_size, predict_seconds
@@ -28,7 +29,7 @@ from dali.offload.lending import lend
 from dali.offload.lossy import CpuExperts, LossyLayers, Scores, cpu_experts
 from dali.offload.low_bits import reduce_bits
 from dali.offload.simulated import open_simulated
-from dali.offload.worth import tell_loss
+from dali.offload.worth import Worth, decide, doubt, expert_room, weigh
 from dali.options import LoadOptions
 from dali.policies import Policies
 from dali.policies.once.prefill import prefill_chunk
@@ -68,16 +69,21 @@ def accelerate(
     room: int | None = None,
     decoder: DecodingModel | None = None,
     taking_turns_with: AcceleratedExperts | None = None,
-) -> AcceleratedExperts:
-    """The runtime for a model that runs on the CPU so far, on `engine`, which predictors are calibrated with.
+) -> AcceleratedExperts | None:
+    """The runtime for a model that runs on the CPU so far, on `engine`, which predictors are calibrated with; None where the CPU
+    alone is faster, as far as is known, and nothing was said of how experts are to be split.
 
     `device` stands in for the one `options` names; `room`: bytes of host memory that a second set of experts may take, None for
     what is free; `decoder`: the CPU's way to decode the model in one call, by which a GPU's kernels go; `taking_turns_with`: what
     has the GPU already, and its slots: the one whose turn comes then calls `resume`.
     """
     model = loaded.model
-    device, on_gpu, budget, costs = _opened(
-        device, taking_turns_with, options, loaded, engine, decoder, notify
+    gpu = _gpu(options, device, taking_turns_with)
+    costs = _costs(loaded, options, gpu, notify)
+    if not decide(_weigh(loaded, costs, device, options), loaded, options, costs.profile, notify):
+        return None
+    device, on_gpu, budget = _opened(
+        device, taking_turns_with, options, loaded, engine, decoder, costs, gpu, notify
     )
     routers = seam.routers(model, loaded.layout.shape.hidden)
     scores = None if routers is None else seam.scores(routers, model.config.get_text_config())
@@ -87,18 +93,14 @@ def accelerate(
     parts = options.lossy_parts()
     beside, fingerprint = _make_lossy(parts, loaded, costs, scores is not None, room, meter)
     _tell_budget(loaded, device, options, notify)
-    if isinstance(device, GpuSlots):
-        tell_loss(loaded, device.name, costs, residency, dense_size(loaded.model), notify)
     predictor = _predictor(loaded, fingerprint, engine, policies.prefetch, residency, routers, meter, notify)
     system = _system(options, scores is not None, type(model).__name__, notify)
     if isinstance(device, GpuSlots) and on_gpu is None:  # only now: calibration ran on the CPU
         predictor = move_dense(loaded, device, predictor)
-    starts = [] if on_gpu else _beside(loaded)
     executor = _executor(
-        loaded, device, residency, policies, predictor, costs, routers, scores, system, starts
+        loaded, device, residency, policies, predictor, costs, routers, scores, system, on_gpu
     )
-    if on_gpu is not None and isinstance(executor, GpuExecutor):
-        on_gpu.follow(executor, predictor)
+    doubt(executor, residency, loaded, options, notify)
     tell_pinned(device, notify)
     runner, lossy = _runner(executor, system, parts, beside, scores, loaded)
     return AcceleratedExperts(
@@ -161,6 +163,14 @@ def _runner(
     return LossyLayers(executor, parts, beside, scores, loaded.telemetry, lossy), lossy
 
 
+def _gpu(options: LoadOptions, given: Device | None, other: AcceleratedExperts | None) -> Gpu | None:
+    """The GPU that `options` name, or that is given or has been opened already."""
+    device = given or (None if other is None else other.executor.device)
+    if isinstance(device, GpuSlots):
+        return device.gpu
+    return Gpu(options.device) if device is None and options.device_kind == "cuda" else None
+
+
 def _opened(
     given: Device | None,
     other: AcceleratedExperts | None,
@@ -168,13 +178,17 @@ def _opened(
     loaded: LoadedModel,
     engine: Engine,
     decoder: DecodingModel | None,
+    costs: CostModel,
+    gpu: Gpu | None,
     notify: Callable[[str], None],
-) -> tuple[Device, GpuModel | None, StateBudget | None, CostModel]:
-    """As `_open`, unless no device is given and `other` has a GPU."""
-    if given is not None or other is None or not isinstance(device := other.executor.device, GpuSlots):
-        return _open(options, loaded, engine, decoder, given, notify)
+) -> tuple[Device, GpuModel | None, StateBudget | None]:
+    """As `_open`, unless a device is given, or `other` has a GPU."""
+    if given is not None:
+        return given, None, None
+    if other is None or not isinstance(other.executor.device, GpuSlots):
+        return _open(options, loaded, engine, decoder, costs, gpu, notify)
     on_gpu = other.decoder if isinstance(other.decoder, GpuModel) else None
-    return device, on_gpu, other.budget, _costs(loaded, options, device.gpu, notify)
+    return other.executor.device, on_gpu, other.budget
 
 
 def _open(
@@ -182,30 +196,26 @@ def _open(
     loaded: LoadedModel,
     engine: Engine,
     decoder: DecodingModel | None,
-    device: Device | None,
+    costs: CostModel,
+    gpu: Gpu | None,
     notify: Callable[[str], None],
-) -> tuple[Device, GpuModel | None, StateBudget | None, CostModel]:
-    """The device that `options` name, or the one given; the whole model on it where that is a GPU with kernels for all of it; its
-    memory for what sequences keep, where that is counted; and what plans go by."""
-    if device is not None:
-        own = device.gpu if isinstance(device, GpuSlots) else None
-        return device, None, None, _costs(loaded, options, own, notify)
-    if options.device_kind != "cuda":
-        costs = _costs(loaded, options, None, notify)
-        simulated, budget = open_simulated(options, loaded, engine, costs.profile, _experts(loaded, costs))
-        return simulated, None, budget, costs
-    gpu = Gpu(options.device)
+) -> tuple[Device, GpuModel | None, StateBudget | None]:
+    """The device that `options` name; the whole model on it where that is a GPU with kernels for all of it; and its memory for
+    what sequences keep, where that is counted."""
+    experts = _experts(loaded, costs)
+    if gpu is None:
+        simulated, budget = open_simulated(options, loaded, engine, costs.profile, experts)
+        return simulated, None, budget
     on_gpu = gpu_model(gpu, loaded, decoder)
     if on_gpu is None:
         release(loaded.model)
         notify(
             f"{loaded.name} has parts that dali's GPU kernels lack: torch computes all but its experts, and more slowly."
         )
-    costs = _costs(loaded, options, gpu, notify)
-    slots, budget = open_gpu(options, loaded, engine, gpu, on_gpu, _experts(loaded, costs))
+    slots, budget = open_gpu(options, loaded, engine, gpu, on_gpu, experts)
     if on_gpu is not None:
         on_gpu.put()
-    return slots, on_gpu, budget, costs
+    return slots, on_gpu, budget
 
 
 def _system(
@@ -220,6 +230,17 @@ def _system(
     return system
 
 
+def _weigh(loaded: LoadedModel, costs: CostModel, device: Device | None, options: LoadOptions) -> Worth:
+    """By as many slots as a device has room for; one that is not open yet, by its profile."""
+    room = expert_room(costs.profile, loaded.model)
+    budget = max(room - DEVICE_WORK, 0) if options.vram_bytes is None else min(options.vram_bytes, room)
+    layers, experts = loaded.pool.layers, loaded.pool.experts
+    nbytes = budget if device is None else device.budget
+    slots = min(nbytes // loaded.layout.record_bytes, layers * experts)
+    resident = layers * residents(slots, layers, experts)
+    return weigh(loaded, costs, (resident, slots - resident), dense_size(loaded.model))
+
+
 def _executor(
     loaded: LoadedModel,
     device: Device,
@@ -230,13 +251,13 @@ def _executor(
     routers: Sequence[nn.Module] | None,
     scores: Scores | None,
     system: systems.System | None,
-    beside: Sequence[Callable[[Tensor], None] | None],
+    on_gpu: GpuModel | None,
 ) -> Executor:
     model, layers = loaded.model, loaded.pool.layers
     for layer in loaded.pool.records:
         device.pin(layer[0])  # its whole arena, once
     kind: type[Executor] = GpuExecutor if isinstance(device, GpuSlots) else Executor
-    return kind(
+    made = kind(
         device,
         loaded.pool,
         residency,
@@ -246,10 +267,13 @@ def _executor(
         loaded.telemetry,
         dense_seconds(model, costs, layers),
         predict_seconds(routers, costs, policies.prefetch.depth),
-        beside,
+        [] if on_gpu else _beside(loaded),
         scores=scores,
         guarded=system is None or system.guarded,
     )
+    if on_gpu is not None and isinstance(made, GpuExecutor):
+        on_gpu.follow(made, predictor)
+    return made
 
 
 def _costs(

@@ -158,6 +158,7 @@ class GpuModel:
         rotations = [kind.of(positions) for kind in self.described_by.rotations]
         runs = [keep.runs(segments) for keep in self._keeps]
         queue, executor = self._gpu.queue(), self._executor
+        executor.begin_step(len(ids))
         if executor.planner is None:
             self._native.start(ids, rotations, runs, rows, queue)
             for layer, moe in enumerate(self._moe):

@@ -26,7 +26,8 @@ from dali.kernels.reference import reduce_choices
 from dali.loading.loaded import LoadedModel
 from dali.offload.low_bits import low_precision
 from dali.progress import Meter
-from dali.runtime.executor import CPU, DOWN, UP, Executor
+from dali.runtime.executor import Executor
+from dali.runtime.host import CPU, DOWN, UP
 from dali.runtime.workspace import Workspace
 from dali.step.context import current_step
 from dali.store.expert_pool import ExpertPool
@@ -60,6 +61,7 @@ class LossyLayers:
         """`scores`: for parts that predict. `counts` takes how many (token, choice) pairs there were, and what became of them."""
         assert parts.reroute is not None
         self._executor = executor
+        executor.corrects = False  # what is computed here no plan knows of
         self._reroute = parts.reroute
         self._beside = beside
         self._scores = scores if parts.predicts else None

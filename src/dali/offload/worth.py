@@ -1,36 +1,106 @@
-"""Whether an accelerator makes answers faster at all, as far as a profile tells."""
+"""Whether an accelerator makes answers faster at all: as a profile tells before it is used, and as steps tell while it is."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from dali.errors import parameter
+from dali.fused.dense import PackedLinear
 from dali.hardware.cost import CostModel
+from dali.hardware.profile import OWN, Profile
 from dali.loading.loaded import LoadedModel
+from dali.options import LoadOptions
+from dali.policies.doubt import Doubt
 from dali.policies.once.alone import experts_seconds, loses
+from dali.runtime.decoding_steps import DecodingSteps
+from dali.runtime.executor import Executor
 from dali.runtime.residency import Residency
 
 
-def tell_loss(
-    loaded: LoadedModel,
-    name: str,
-    costs: CostModel,
-    residency: Residency,
-    dense: tuple[int, int, int],
-    notify: Callable[[str], None],
-) -> None:
-    """Say where a token is modelled to be slower with the device `name` than on the CPU alone; whoever named it gets it all the
-    same. `dense`: bytes, weights and kernels of the model's dense part."""
-    pool, top_k = loaded.pool, loaded.top_k
-    layers, experts = pool.layers, pool.experts
+class Worth(NamedTuple):
+    """A token's modelled seconds with an accelerator, and on the CPU alone."""
+
+    beside: float
+    alone: float
+
+
+def weigh(
+    loaded: LoadedModel, costs: CostModel, slots: tuple[int, int], dense: tuple[int, int, int]
+) -> Worth:
+    """`slots`: residents of all layers, and what others pass through; `dense`: bytes, weights and kernels of the dense part."""
+    layers, experts, top_k = loaded.pool.layers, loaded.pool.experts, loaded.top_k
     parts = [size // layers for size in dense]
     alone = CostModel(costs.profile, costs.shape, costs.format, 1, accelerator=False)
-    resident = min(residency.resident_slots // layers, experts)
-    routed = experts_seconds(costs.costs, experts, top_k, resident, residency.scratch_slots)
-    beside = layers * (costs.dense_seconds(*parts)(1) + routed + costs.costs.launch)
-    without = layers * (alone.dense_seconds(*parts)(1) + top_k * alone.costs.cpu[1] + alone.costs.call)
-    if loses(beside, without):
-        notify(
-            f"By the profile {costs.profile.name} a token is modelled to take {1000 * beside:.3g} ms with {name}, and "
-            f"{1000 * without:.3g} ms on the CPU alone. Leave {parameter('device')} out, or try both."
+    routed = experts_seconds(costs.costs, experts, top_k, min(slots[0] // layers, experts), slots[1])
+    return Worth(
+        layers * (costs.dense_seconds(*parts)(1) + routed + costs.costs.launch),
+        layers * (alone.dense_seconds(*parts)(1) + top_k * alone.costs.cpu[1] + alone.costs.call),
+    )
+
+
+def decide(
+    worth: Worth, loaded: LoadedModel, options: LoadOptions, profile: Profile, notify: Callable[[str], None]
+) -> bool:
+    """Whether the device that `options` name is used. One that loses is not, where this very machine was measured and nobody said
+    how experts are to be split; a published profile may be wrong, and a simulated device is there to be tried. `notify` is told
+    of a loss, and the telemetry of both times."""
+    beside, alone = worth
+    loss, here = loses(beside, alone), measured_here(options, profile)
+    used = not loss or not here or options.splits or options.device_kind == "sim" or loaded.disk is not None
+    loaded.telemetry.worth = {
+        "profile": profile.name,
+        "accelerator_seconds": beside,
+        "cpu_seconds": alone,
+        "used": used,
+    }
+    if loss:
+        of = "what was measured of this machine" if here else f"the profile {profile.name}"
+        times = f"{1000 * beside:.3g} ms with {options.device}, and {1000 * alone:.3g} ms on the CPU alone"
+        notify(f"By {of} a token is modelled to take {times}{_so(used, options)}.")
+    return used
+
+
+def measured_here(options: LoadOptions, profile: Profile) -> bool:
+    """Whether it is this machine's own, and no figure of it is a published one."""
+    return options.profile in (None, OWN) and profile.machine is not None and profile.label == "measured"
+
+
+def _so(used: bool, options: LoadOptions) -> str:
+    if not used:
+        return (
+            f", which does all. To use {options.device} all the same, say how: {parameter('assign')} two_lane"
         )
+    if options.device_kind == "sim":
+        return ". It is simulated all the same"
+    return f". Leave {parameter('device')} out, or try both"
+
+
+def expert_room(profile: Profile, model: Any) -> int:
+    """Bytes that a profile's accelerator has beside the dense weights of a model."""
+    packed: list[Any] = [module.packed for module in model.modules() if isinstance(module, PackedLinear)]
+    dense_bytes: int = sum(tensor.nbytes for tensor in (*model.parameters(), *packed))
+    return max(int(profile["gpu_memory"]) - dense_bytes, 0)
+
+
+def doubt(
+    executor: Executor,
+    residency: Residency,
+    loaded: LoadedModel,
+    options: LoadOptions,
+    notify: Callable[[str], None],
+) -> None:
+    """Let steps be left to the CPU where they are faster so, unless somebody said how experts are to be split, or all are anyway,
+    as there are no slots. With experts on disk such steps would read those that the accelerator has."""
+    slots = residency.resident_slots + residency.scratch_slots
+    if options.splits or slots == 0 or loaded.disk is not None:
+        return
+    executor.steps = DecodingSteps(
+        Doubt(),
+        loaded.pool.layers,
+        executor.expected,
+        executor.dense_seconds,
+        loaded.telemetry,
+        executor.device.name,
+        notify,
+    )

@@ -10,6 +10,9 @@ from there on.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+
+from dali.hardware.cost import ExpertCosts
 
 
 class Correction:
@@ -46,3 +49,32 @@ class Correction:
         self._rest = min(2 * self._rest, self._longest)
         self._left = self._rest
         return True
+
+
+class CorrectedCosts:
+    """What plans go by: a profile's costs, the CPU's experts and the link's copies each multiplied by their correction."""
+
+    def __init__(self, given: ExpertCosts) -> None:
+        self.given = self.now = given
+        self.cpu, self.link = Correction(), Correction()
+
+    def note_cpu(self, predicted: float, observed: float) -> bool:
+        """Seconds of experts that the CPU has computed, by what was given and as observed; whether `now` has changed."""
+        return self._apply(self.cpu.note(predicted, observed))
+
+    def note_copies(self, copies: int, seconds: float) -> bool:
+        """Experts that were copied, and the seconds that took; whether `now` has changed. Between what the link takes alone and
+        what it takes beside a CPU that computes they are as predicted."""
+        alone, contended = copies * self.given.link, copies * self.given.link_contended
+        return self._apply(self.link.note(min(max(seconds, alone), contended), seconds))
+
+    def _apply(self, changed: bool) -> bool:
+        if changed:
+            given, cpu, link = self.given, self.cpu.applied, self.link.applied
+            self.now = replace(
+                given,
+                cpu=[cpu * seconds for seconds in given.cpu],
+                link=link * given.link,
+                link_contended=link * given.link_contended,
+            )
+        return changed

@@ -92,7 +92,7 @@ class Guards:
         """`guarded`: whether the guards may rest anything at all; `predicts`: whether there are predictions to rest."""
         self.prefetch, self.swap = Guard(), Guard()
         self.prefetches = self.swaps = 0  # copies that may still be on the link
-        self._assign, self._costs = assign, costs
+        self._assign, self.costs = assign, costs
         self.guarded, self.predicts = guarded, predicts
         self._copied = [CopiedSwaps() for _ in range(layers)]
         self._steps = 0
@@ -103,7 +103,7 @@ class Guards:
         """The swaps that may be made now: while the guard rests or more than one copy is on the link, those that copy nothing."""
         if not self.guarded or not swaps:
             return swaps
-        if not self.swap.on or link_free > self._costs.link:
+        if not self.swap.on or link_free > self.costs.link:
             swaps = [swap for swap in swaps if swap.load in fetched]
         for swap in swaps:
             self._copied[layer].note(swap, swap.load not in fetched)
@@ -131,9 +131,9 @@ class Guards:
         seconds = (
             self._makespan(layer, workload, idle)
             if view.link_free
-            else makespan(plan, workload, idle, self._costs)
+            else makespan(plan, workload, idle, self.costs)
         )
-        delay = (makespan(plan, workload, view, self._costs) - seconds) / max(prefetches + swaps, 1)
+        delay = (makespan(plan, workload, view, self.costs) - seconds) / max(prefetches + swaps, 1)
         if self.predicts:
             saved = 0.0
             if self.prefetch.on and waiting:
@@ -152,7 +152,7 @@ class Guards:
                 self._copied = [CopiedSwaps() for _ in self._copied]
 
     def _makespan(self, layer: int, workload: Sequence[int], view: ResidencyView) -> float:
-        return makespan(self._assign(layer, workload, view, self._costs), workload, view, self._costs)
+        return makespan(self._assign(layer, workload, view, self.costs), workload, view, self.costs)
 
 
 class Period:

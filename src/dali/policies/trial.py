@@ -16,36 +16,51 @@ PAIRS, WON = (
 )  # of steps that are compared, and at least that are better with it; by chance one time in seven
 
 
+class Pairs:
+    """Steps without something and with it, in turn: `on` says which comes next, `won` of how many pairs the second was better."""
+
+    def __init__(self) -> None:
+        self._left, self.won = 2 * PAIRS, 0
+
+    @property
+    def on(self) -> bool:
+        return self._left % 2 == 1
+
+    def step(self, better: bool) -> bool:
+        """A step is over; if it was a pair's second, whether it was `better`. Whether it was the last."""
+        self.won += self.on and better
+        self._left -= 1
+        return self._left == 0
+
+
 class Trial:
     """`on` says whether to look ahead in the step that has begun."""
 
     def __init__(self) -> None:
-        self._pays = self._comparing = False
+        self._pays = False
+        self._pairs: Pairs | None = None  # where it is compared
         self._left, self._rest = FIRST, SHORTEST
         self._seconds, self._wanted = 0.0, 0  # as told last
-        self._without = 0.0, 0  # the same of the pair's first step alone
-        self._won = 0  # pairs
+        self._before = 0.0, 0  # the same of the step before the last alone
 
     @property
     def on(self) -> bool:
-        return self._left % 2 == 1 if self._comparing else self._pays
+        return self._pays if self._pairs is None else self._pairs.on
 
     def step(self, seconds: float, waited: float, wanted: int) -> None:
         """A step begins. Of all steps before: the `seconds` they took, those in which they `waited` for the disk, and the experts
         that had to be read for them, ahead or not."""
         last = seconds - self._seconds, wanted - self._wanted
+        without, self._before = self._before, last
         self._seconds, self._wanted = seconds, wanted
-        if self._comparing and self.on:
-            mean = waited / wanted if wanted else 0.0
-            self._won += last[0] - mean * last[1] < self._without[0] - mean * self._without[1]
-        self._without = last
-        self._left -= 1
-        if self._left > 0:
+        if self._pairs is None:
+            self._left -= 1
+            if self._left == 0:
+                self._pairs = Pairs()
             return
-        if self._comparing:
-            pays = self._won >= WON
-            self._rest = min(2 * self._rest, LONGEST) if pays == self._pays else SHORTEST
-            self._pays, self._left = pays, self._rest
-        else:
-            self._left, self._won = 2 * PAIRS, 0
-        self._comparing = not self._comparing
+        mean = waited / wanted if wanted else 0.0
+        if not self._pairs.step(last[0] - mean * last[1] < without[0] - mean * without[1]):
+            return
+        pays = self._pairs.won >= WON
+        self._rest = min(2 * self._rest, LONGEST) if pays == self._pays else SHORTEST
+        self._pays, self._left, self._pairs = pays, self._rest, None

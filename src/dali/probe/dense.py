@@ -97,17 +97,15 @@ def prompt_attention(clock: Clock) -> tuple[Reading, Reading, str]:
     them, "" for nothing. Tokens that attend to many before them and tokens that have none tell them apart:
     seconds = operations / rate + values x b."""
     late, early = (_prompt(clock, before) for before in (CONTEXT - PROMPT, 0))
-    operations = 4 * HEADS * WIDTH * PROMPT * (CONTEXT - PROMPT)  # that the one has more
-    own = 2 * HEADS * WIDTH * PROMPT * (PROMPT + 1)
-    note = ""
-    if late.value > LONGER * early.value:
-        rate = operations / (late.value - early.value)
-        query = max((early.value - own / rate) / (HEADS * WIDTH * PROMPT), NOTHING)
-    else:
-        rate, query = (operations + own) / late.value, NOTHING
+    more, own = 4 * HEADS * WIDTH * PROMPT * (CONTEXT - PROMPT), 2 * HEADS * WIDTH * PROMPT * (PROMPT + 1)
+    values, slower, note = HEADS * WIDTH * PROMPT, late.value - early.value, ""
+    if late.value > LONGER * early.value and (query := (early.value - slower * own / more) / values) > 0:
+        rate = more / slower
+    else:  # noise: all of it by operations
+        rate, query = (more + own) / late.value, NOTHING
         note = (
-            "A prompt's attention took hardly longer with many tokens before it than with none, so that all of its time was put "
-            "down to its operations. The machine was not quiet."
+            "A prompt's attention took hardly longer, or far too long, with many tokens before it, so that all of its time was "
+            "put down to its operations. The machine was not quiet."
         )
     return Reading(rate, late.spread, late.count), Reading(query, early.spread, early.count), note
 

@@ -23,6 +23,7 @@ TITLES = {
     "experts_call": "a call of experts",
     "layer_overhead": "a layer beside its weights",
     "step_overhead": "a step outside of kernels",
+    "sequence_overhead": "a further sequence there",
     "prompt_layer": "a layer of a prompt, however short",
     "disk_bandwidth": "disk",
     "disk_latency": "disk, a page",

@@ -270,6 +270,11 @@ def _overheads(draft: Draft) -> None:
     draft.figure("layer_overhead", found.layer, f"a layer of {how}")
     draft.figure("step_overhead", found.step, f"what is outside of kernels of {how}")
     draft.figure(
+        "sequence_overhead",
+        found.sequence,
+        f"what {step.BATCH} sequences have outside of kernels more than one, each, of {how}",
+    )
+    draft.figure(
         "prompt_layer", found.prompt_layer, f"a layer of the shipped model's step of {step.PROMPT} tokens"
     )
 

@@ -15,13 +15,14 @@ import numpy as np
 from dali import systems
 from dali.hardware import profile as profiles
 from dali.hardware.cost import CostModel, ExpertCosts, disk_costs
+from dali.policies.once.alone import experts_seconds, loses
 from dali.replay import eviction
 from dali.replay.bounds import LeastSeconds, pooled_belady
 from dali.replay.cells import Cell, read_trace, slots_of, steps_of
 from dali.replay.disk import columns, pools
 from dali.replay.explain.slices import LayerStep, explain
 from dali.replay.ray_pool import ray_map
-from dali.replay.shapes import shape_of
+from dali.replay.shapes import Shape, shape_of
 from dali.replay.spans import timeline
 from dali.replay.steps import CHUNK, Forward
 from dali.replay.timeline import SCRATCH, Result, Timeline, dense_seconds
@@ -138,6 +139,7 @@ def _warm(cell: Cell, trace: Trace, steps: Sequence[Forward]) -> Outcome:
         "cpu_alone_tokens_per_second": _cpu_alone(
             cell.trace, cell.batch, cell.tokens, cell.profile, cell.shape
         ),
+        "cpu_alone_chosen": _cpu_alone_chosen(cell.trace, cell.profile, cell.shape, cell.cache_slots),
         "accelerator_share": _rounded(result.on_accelerator / int(result.lookups.sum())),
         "prefetched_share": _rounded(result.prefetched / int(result.lookups.sum())),
         "copies_per_token": _rounded(result.copies / (result.tokens + result.prefill_tokens)),
@@ -316,6 +318,23 @@ def _cpu_alone(path: str, batch: int, tokens: int | None, profile: str, shape_na
     model = shape.costs(profiles.load(profile), max(CHUNK, batch), accelerator=False)
     seconds = columns.cpu_seconds(trace, steps, model, dense_seconds(shape, model))
     return _rate(sum(len(step.rows) for step in steps if not step.prefill), seconds)
+
+
+@lru_cache(maxsize=64)
+def _cpu_alone_chosen(path: str, profile: str, shape_name: str, cache_slots: str) -> bool:
+    """Whether a live run on that machine would do without its accelerator, were it measured."""
+    trace = read_trace(path)
+    shape, machine = shape_of(trace, shape_name), profiles.load(profile)
+    beside, alone = (shape.costs(machine, CHUNK, accelerator=there) for there in (True, False))
+    return chooses_cpu(trace, shape, beside, alone, slots_of(cache_slots, trace))
+
+
+def chooses_cpu(trace: Trace, shape: Shape, beside: CostModel, alone: CostModel, slots: int) -> bool:
+    """Whether a token takes too long with an accelerator (`beside`) that has so many residents a layer, where it may find any of
+    them, as `policies.once.alone` has it before the first step."""
+    routed = experts_seconds(beside.costs, trace.experts, trace.top_k, slots, SCRATCH if slots else 0)
+    with_it = routed + dense_seconds(shape, beside)(1) + beside.costs.launch
+    return loses(with_it, trace.top_k * alone.costs.cpu[1] + dense_seconds(shape, alone)(1))
 
 
 def _rates(found: Any, lookups: Any) -> list[float]:

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,13 +27,16 @@ from dali.kernels.dispatch import compute_experts
 from dali.kernels.expert import ExpertLayout
 from dali.kernels.pairs import count_pairs, order_pairs
 from dali.policies import Policies
+from dali.policies.correction import CorrectedCosts
 from dali.policies.decisions import Decisions
 from dali.policies.guard import Guards, Period
 from dali.policies.lanes import group_size
 from dali.policies.plan import LayerPlan, ResidencyView
 from dali.policies.signals import Signals
+from dali.runtime.decoding_steps import DecodingSteps
+from dali.runtime.host import CPU, HostExperts, Kernel
 from dali.runtime.journal import Journal
-from dali.runtime.layer_step import Staged, Step, join
+from dali.runtime.layer_step import Step, join
 from dali.runtime.loans import by_arrival
 from dali.runtime.prefetch import Predictor, Prefetcher
 from dali.runtime.replacement import Replacement
@@ -41,11 +44,6 @@ from dali.runtime.residency import COPY, Residency
 from dali.runtime.workspace import Workspace
 from dali.store.expert_pool import ExpertPool
 from dali.telemetry import LayerCounters, Telemetry
-
-CPU = torch.device("cpu")
-DOWN, UP = "down", "up"  # streams of activations, so that they never queue behind experts
-
-Kernel = Callable[[ExpertLayout, Sequence[Tensor], Sequence[int], Tensor, Tensor, Tensor], None]
 
 
 class Executor:
@@ -79,16 +77,19 @@ class Executor:
         self._pool = pool
         self._loans = residency.loans
         self._layouts = pool.layouts
-        self._activation_copy = cache(cost_model.activation_copy)
         self._costs = cost_model.costs
+        self.expected = CorrectedCosts(cost_model.costs)
+        self.corrects = True  # unless others use the host stream, too
+        self._landed, self._copying = 0, 0.0  # copies that were noted, and seconds that were not yet
+        self._ended = 0.0  # the layer before
         self._telemetry = telemetry
-        self._dense_seconds = dense_seconds
+        self.dense_seconds = dense_seconds
         self._beside = beside or [None] * pool.layers
         self._kernel = kernel
         self._scores = scores if "scores" in policies.cache.signals else None
-        self._compute, self._host = device.stream(COMPUTE), device.stream(HOST)
-        self._down, self._up = device.stream(DOWN), device.stream(UP)
-        self._workspace = Workspace(device)
+        self._compute = device.stream(COMPUTE)
+        self._workspace = workspace = Workspace(device)
+        self._host_experts = HostExperts(device, residency.loans, workspace, cost_model, kernel)
         self._experts = pool.experts
         self._workload = telemetry.count_experts(pool.layers, pool.experts)
         self.decisions = decisions = Decisions(policies, pool.layers, pool.experts)
@@ -100,6 +101,7 @@ class Executor:
         )
         self.replacement = Replacement(decisions, guards, residency)
         self.period = Period()
+        self.steps: DecodingSteps | None = None  # where its plans may be doubted
         self.journal: Journal | None = None  # where somebody asks why
         self._failed = False
         for layer in range(pool.layers):
@@ -109,6 +111,16 @@ class Executor:
     def layer(self, index: int) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
         """MoE layer `index` as transformers calls an experts module."""
         return partial(self.run, index)
+
+    def begin_step(self, tokens: int) -> None:
+        """A step of so many tokens begins, before its first MoE layer."""
+        if self.steps is not None:
+            self.steps.begin(tokens)
+            self.prefetcher.rests = self.steps.on_cpu
+
+    @property
+    def _on_cpu(self) -> bool:
+        return self.steps is not None and self.steps.on_cpu
 
     def keep_journal(self) -> Journal:
         """Take note of each layer's step from now on."""
@@ -137,7 +149,9 @@ class Executor:
         self._failed = False
 
     def _run(self, layer: int, hidden: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
-        self.device.charge(self._compute, self._dense_seconds(len(hidden)), "dense")
+        if layer == 0:
+            self.begin_step(len(hidden))
+        self.device.charge(self._compute, self.dense_seconds(len(hidden)), "dense")
         predicted = self.prefetcher.predict(layer, hidden)
         routed, ahead = self._routing(
             layer, hidden, ids, weights, None if predicted is None else predicted[1]
@@ -155,27 +169,15 @@ class Executor:
         ahead: Tensor | None,
     ) -> Tensor:
         """Plan a layer's step and carry it out. routed: its ids, and `ahead` those predicted of layer `later`, on the host."""
-        residency, counters = self.residency, self._telemetry.layer(layer)
+        counters = self._telemetry.layer(layer)
         workload = count_pairs(routed, self._experts)
         self._workload[layer] += np.bincount(routed.numpy().reshape(-1), minlength=self._experts)
 
         started = self._tick(layer, counters)
-        view = residency.view(layer)
-        planning = time.perf_counter()
-        plan = self.decisions.assign(layer, workload, view, self._costs)
-        self._telemetry.plan_seconds += time.perf_counter() - planning
-        self.prefetcher.count(layer, workload, plan, counters)
-        self.guards.settle(
-            layer,
-            workload,
-            view,
-            plan,
-            residency.scratch(layer),
-            residency.residents(layer),
-            self.prefetcher.predict_seconds,
-        )
+        before, view = counters.cpu_seconds, self.residency.view(layer)
+        plan = self._plan(layer, workload, view, counters)
         if self.journal is not None:
-            self.journal.note(layer, workload, view, plan, residency.scratch(layer), started)
+            self.journal.note(layer, workload, view, plan, self.residency.scratch(layer), started)
 
         step = self._queue(layer, hidden, routed, workload, plan, view)
         if (work := self._beside[layer]) is not None:
@@ -185,15 +187,62 @@ class Executor:
         if self.policies.cache.signals:
             scores = None if self._scores is None else self._scores(layer, hidden).cpu().numpy()
             signals = Signals(routed.numpy(), weights.float().cpu().numpy(), scores)
-        swaps = self.replacement.swap_roles(layer, workload, view.link_free, counters, signals)
-        expected = self._expected(layer, len(routed), later, ahead, workload, signals)
+        swaps = self.replacement.swap_roles(layer, workload, view.link_free, counters, signals, self._on_cpu)
+        expected = self._foreseen(layer, len(routed), later, ahead, workload, signals)
         if expected:
             self.prefetcher.queue(layer, expected, self.period.seconds, self._layouts)
         self.replacement.queue(layer, swaps, counters, self._layouts[layer].record_bytes)
 
         result = self._sum(step, weights, hidden)
         self.account(counters, started)
+        self._observe(layer, workload, plan, counters.cpu_seconds - before, started)
         return result
+
+    def _plan(
+        self, layer: int, workload: list[int], view: ResidencyView, counters: LayerCounters
+    ) -> LayerPlan:
+        """The layer's plan; what it says of prefetches and swaps is counted, and their guards are told."""
+        residency, planning = self.residency, time.perf_counter()
+        if self._on_cpu:
+            plan = LayerPlan(tuple([expert for expert, tokens in enumerate(workload) if tokens]), (), ())
+        else:
+            plan = self.decisions.assign(layer, workload, view, self.expected.now)
+        self._telemetry.plan_seconds += time.perf_counter() - planning
+        self.prefetcher.count(layer, workload, plan, counters)
+        if not self._on_cpu:
+            self.guards.settle(
+                layer,
+                workload,
+                view,
+                plan,
+                residency.scratch(layer),
+                residency.residents(layer),
+                self.prefetcher.predict_seconds,
+            )
+        return plan
+
+    def _observe(
+        self, layer: int, workload: list[int], plan: LayerPlan, cpu_seconds: float, started: float
+    ) -> None:
+        """Hold what a layer took, and the CPU's experts in it, against what plans go by."""
+        expected, cpu = self.expected, self.expected.given.cpu
+        if self.corrects:
+            computing = expected.given.call + sum([cpu[workload[expert]] for expert in plan.cpu])
+            changed = bool(plan.cpu) and expected.note_cpu(computing, cpu_seconds)
+            if expected.note_copies(*self._copies()) or changed:
+                costs = expected.now
+                self.guards.costs = self.prefetcher.costs = costs
+                self.residency.expect(costs.link)
+        if self.steps is not None:
+            begun, self._ended = self._ended if layer else started, self.device.now()
+            self.steps.add(layer, self._ended - begun, sum([cpu[tokens] for tokens in workload if tokens]))
+
+    def _copies(self) -> tuple[int, float]:
+        """Experts whose copies were seen to end since this was last asked, and the seconds these took."""
+        self.residency.unsettled(0)
+        before, self._landed = self._landed, self.residency.landed
+        seconds, self._copying = self._copying, 0.0
+        return self._landed - before, seconds
 
     def _queue(
         self,
@@ -206,7 +255,7 @@ class Executor:
     ) -> Any:
         """Queue the CPU's experts and the accelerator's, with the copies these need. Returns what `_sum` wants of it."""
         plan, missing = by_arrival(
-            plan, self._loans.note(layer, [*plan.cpu, *plan.fetch]), workload, self._costs
+            plan, self._loans.note(layer, [*plan.cpu, *plan.fetch]), workload, self.expected.now
         )
         if self.journal is not None:
             self.journal.arrange(plan, missing)
@@ -215,10 +264,10 @@ class Executor:
         step = Step(layer, workload, pairs, offsets, self.device.adopt(hidden.contiguous()), rows)
         step.turn, begun = len(plan.cpu), False
         if plan.cpu:
-            step.staged = self._stage(step, len(plan.cpu))
+            step.staged = self._host_experts.stage(step, len(plan.cpu))
         for on_cpu, fetched in self._loans.portions(layer, plan, missing):
             if on_cpu:
-                self._start_cpu(step, on_cpu)
+                self._host_experts.start(step, on_cpu)
             if not begun:
                 self._start_present(step, plan, view)
                 begun = True
@@ -229,8 +278,7 @@ class Executor:
         """Queue the way up of what the CPU computes, and the weighted sum of all rows: the layer's output, like hidden."""
         device, rows, staged = self.device, step.rows, step.staged
         if staged is not None:  # only now: a queue that waits for a thread may hold up whoever fills it
-            seconds = self._activation_copy(len(staged.pairs))
-            device.copy(self._up, staged.rows, staged.packed, seconds, label="activations up")
+            self._host_experts.bring_up(staged)
         out = device.adopt(torch.empty_like(hidden))
         device.launch(
             self._compute,
@@ -244,7 +292,7 @@ class Executor:
         device.release(step.x)
         return result
 
-    def _expected(
+    def _foreseen(
         self,
         layer: int,
         tokens: int,
@@ -260,7 +308,9 @@ class Executor:
                 [ahead] if len(ahead) == tokens else list(ahead.view(-1, tokens, ahead.shape[1]))
             )  # a layer each
             return [(later + i, count_pairs(part, self._experts)) for i, part in enumerate(parts)]
-        return self.decisions.foresee(layer, workload, signals) if self.residency.scratch_slots else ()
+        if self._on_cpu or not self.residency.scratch_slots:
+            return ()
+        return self.decisions.foresee(layer, workload, signals)
 
     def _routing(
         self, layer: int, hidden: Tensor, ids: Tensor, weights: Tensor, predicted: Tensor | None
@@ -271,44 +321,6 @@ class Executor:
             ids, predicted = both[: len(ids)], both[len(ids) :]
         self.device.synchronize(self.device.mark(self._compute))
         return ids.cpu().contiguous(), None if predicted is None else predicted.contiguous()
-
-    def _stage(self, step: Step, experts: int) -> Staged:
-        """Queue the activations' way down, for the CPU's experts, the first so many; where their outputs go."""
-        hidden, take = step.x.tensor, self._workspace.take
-        tokens, width = hidden.shape
-        count = step.offsets[experts]
-        below = take("below", tokens, width, hidden.dtype, CPU)
-        packed = take("packed", count, width, torch.float32, CPU)
-        above = take("above", count, width, torch.float32, hidden.device)
-        seconds = self._activation_copy(tokens)
-        self.device.copy(self._down, below, step.x, seconds, label="activations down")
-        return Staged(step.pairs[:count], below, packed, above)
-
-    def _start_cpu(self, step: Step, experts: Sequence[int]) -> None:
-        """Queue the next of the CPU's experts as one call on the host stream."""
-        device, kernel, staged = self.device, self._kernel, step.staged
-        assert staged is not None
-        lease = self._loans.lease(step.layer, experts)
-        offsets = step.offsets[step.computed : step.computed + len(experts) + 1]
-        step.computed += len(experts)
-        begin, end = offsets[0], offsets[-1]
-        mine, into = step.pairs[begin:end], staged.packed.tensor[begin:end]
-        shape = len(step.pairs), staged.packed.tensor.shape[1]
-        offsets = [offset - begin for offset in offsets]
-        layout, records, below = lease.layout, lease.records, staged.below
-
-        def compute() -> None:
-            full = torch.empty(shape)
-            kernel(layout, records, offsets, mine, below.tensor, full)
-            torch.index_select(full, 0, mine, out=into)
-
-        costs = self._costs.cpu
-        seconds = sum([costs[step.workload[expert]] for expert in experts])
-        read = [device.adopt(record) for record in records] if self._pool.bounded else []
-        device.launch(
-            self._host, compute, (below, *read), (staged.packed,), seconds, label=f"cpu {step.layer}"
-        )
-        self._loans.lend(lease, device.mark(self._host))
 
     def _start_present(self, step: Any, plan: LayerPlan, view: ResidencyView) -> None:
         """Queue launches of residents and of experts in flight."""
@@ -356,8 +368,13 @@ class Executor:
         now = self.device.now()
         self.period.start(layer, now)
         # What the streams did until now was not this layer's experts, but for those that a lossy system put off to it.
-        counters.cpu_seconds += self.device.busy_seconds().get(HOST, 0.0)
+        counters.cpu_seconds += self._busy().get(HOST, 0.0)
         return now
+
+    def _busy(self) -> dict[str, float]:
+        busy = self.device.busy_seconds()
+        self._copying += busy.get(COPY, 0.0)
+        return busy
 
     @staticmethod
     def _count(counters: LayerCounters, pairs: int, plan: LayerPlan, layout: ExpertLayout) -> None:
@@ -371,7 +388,7 @@ class Executor:
     def account(self, counters: LayerCounters, started: float) -> None:
         """Count the time since `started`, and what the streams did in it."""
         counters.seconds += self.device.now() - started
-        for stream, seconds in self.device.busy_seconds().items():
+        for stream, seconds in self._busy().items():
             if stream == COPY:
                 counters.link_seconds += seconds
             elif stream == HOST:

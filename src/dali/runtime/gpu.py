@@ -19,7 +19,6 @@ from torch import Tensor
 
 from dali.compiled import library
 from dali.devices.cuda import GpuSlots, gpu_error, gpu_errors
-from dali.policies.correction import Correction
 from dali.policies.plan import LayerPlan, ResidencyView
 from dali.runtime.executor import Executor
 from dali.runtime.journal import Journal
@@ -67,7 +66,6 @@ class GpuExecutor(Executor):
     _out: int | None = None  # where the sum of a posted step goes
     _cpu_seconds = 0.0  # of the CPU's experts, in the last step
     planner: Any = None  # the compiled one, where it decides as the policies do
-    correction: Correction  # of the CPU's times, by which it plans
     routed: Callable[[int, Tensor, Tensor, Tensor], None] | None = (
         None  # is told a posted layer, its x, weights and ids
     )
@@ -82,7 +80,6 @@ class GpuExecutor(Executor):
         self.planner = planner(
             self.residency, slot, layers, experts, self._costs, self.guards.predicts, self._workload
         )
-        self.correction = Correction()
         # From here on they are not told of steps: nobody shall ask them.
         self._in_python = {name: vars(self).pop(name) for name in IN_PYTHON}
 
@@ -105,10 +102,11 @@ class GpuExecutor(Executor):
         return super().keep_journal()
 
     def run(self, layer: int, hidden: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
-        """As Executor.run; a step larger than the native layers were made for is cut."""
+        """As Executor.run; a step larger than the native layers were made for is cut, into pieces that are no decoding steps."""
         if len(hidden) <= self.most_tokens:
             return super().run(layer, hidden, ids, weights)
-        pieces = zip(*(torch.split(part, self.most_tokens) for part in (hidden, ids, weights)), strict=True)
+        count = -(-len(hidden) // self.most_tokens)
+        pieces = zip(*(torch.tensor_split(part, count) for part in (hidden, ids, weights)), strict=True)
         return torch.cat([super(GpuExecutor, self).run(layer, *piece) for piece in pieces])
 
     def execute_posted(self, layer: int, posted: Posted, out: int) -> None:
@@ -154,6 +152,8 @@ class GpuExecutor(Executor):
     def _run(self, layer: int, hidden: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
         if self.planner is None:
             return super()._run(layer, hidden, ids, weights)
+        if layer == 0:
+            self.begin_step(len(hidden))
         device, layers, seconds, later = self.device, self.device.layers, 0.0, 0
         predicted = None
         if self.planner.prefetches:
@@ -175,6 +175,15 @@ class GpuExecutor(Executor):
         device.gpu.hand_over()
         self.count_step(layer, ids.numel(), later, outcome)
         return out
+
+    def begin_step(self, tokens: int) -> None:
+        super().begin_step(tokens)
+        if self.planner is not None:
+            self.planner.put_all_on_cpu(self._on_cpu)
+
+    def _copies(self) -> tuple[int, float]:
+        timed: tuple[int, float] = self.device.layers.timed()
+        return timed
 
     def _tick(self, layer: int, counters: LayerCounters) -> float:
         now = time.perf_counter()
@@ -216,9 +225,8 @@ class GpuExecutor(Executor):
         plan: LayerPlan,
         view: ResidencyView,
     ) -> GpuStep:
-        plan, missing = by_arrival(
-            plan, self._loans.note(layer, [*plan.cpu, *plan.fetch]), workload, self._costs
-        )
+        missing = self._loans.note(layer, [*plan.cpu, *plan.fetch])
+        plan, missing = by_arrival(plan, missing, workload, self.expected.now)
         if self.journal is not None:
             self.journal.arrange(plan, missing)
         step = GpuStep(layer, list(plan.cpu))
@@ -269,8 +277,13 @@ class GpuExecutor(Executor):
         if ahead:
             self._telemetry.layer(later).link_bytes += ahead * self._layouts[later].record_bytes
         self._telemetry.plan_seconds += seconds[1]
-        if self.correction.note(seconds[4], seconds[2]):
-            self.planner.correct(self.correction.applied)
+        expected = self.expected
+        changed = expected.note_cpu(seconds[4], seconds[2])
+        copies, copying = self._copies()
+        if (copies and expected.note_copies(copies, copying)) or changed:
+            self.planner.correct(expected.cpu.applied, expected.link.applied)
+        if self.steps is not None:
+            self.steps.add(layer, seconds[0] + seconds[3], seconds[5])
 
     def account(self, counters: LayerCounters, started: float) -> None:
         counters.seconds += time.perf_counter() - started

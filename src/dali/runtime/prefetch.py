@@ -51,15 +51,16 @@ class Prefetcher:
         self._guards = guards
         self._predictor = predictor
         self._residency = residency
-        self._costs = costs
+        self.costs = costs  # that plans go by
         self._telemetry = telemetry
         self._modelled_seconds = modelled_seconds
         self.predict_seconds = 0.0  # of the present layer
+        self.rests = False  # whatever its guard says
 
     @property
     def wanted(self) -> bool:
         """Whether a prediction is: there is a slot for what it names, and prefetching does not rest."""
-        return self._guards.prefetch.on and self._residency.scratch_slots > 0
+        return not self.rests and self._guards.prefetch.on and self._residency.scratch_slots > 0
 
     def predict(self, layer: int, hidden: Tensor) -> tuple[int, Tensor] | None:
         """The later layer and its predicted ids, unless prefetching rests."""
@@ -91,7 +92,7 @@ class Prefetcher:
             idle = max(period * (target - layer) - view.link_free, 0.0)
             forecasts.append(Forecast(target, workload, view, idle))
         free = self._residency.free_slots()
-        for target, expert in self._decisions.prefetch(layer, forecasts, self._costs, free):
+        for target, expert in self._decisions.prefetch(layer, forecasts, self.costs, free):
             if not self._residency.loans.holds(target, expert):  # its read would make others wait
                 continue
             self._residency.fetch(target, expert)

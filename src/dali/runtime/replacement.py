@@ -27,15 +27,21 @@ class Replacement:
         link_free: float,
         counters: LayerCounters,
         signals: Signals | None = None,
+        none: bool = False,
     ) -> list[Swap]:
         """Apply the swaps whose expert sits in scratch, then free the layer's scratch. Returns the swaps that need a copy, of an
-        expert in RAM, as far as a link that is busy for `link_free` seconds may be given any."""
+        expert in RAM, as far as a link that is busy for `link_free` seconds may be given any. `none`: no swap may be made,
+        whatever the policy says."""
         residency = self._residency
         residents, scratch = residency.residents(layer), residency.scratch(layer)
         swaps = self._decisions.observe(
             layer, workload, residents, scratch, residency.unsettled(layer), signals, residency.residents
         )
-        swaps = [swap for swap in swaps if swap.load in scratch or residency.loans.holds(layer, swap.load)]
+        swaps = [
+            swap
+            for swap in swaps
+            if not none and (swap.load in scratch or residency.loans.holds(layer, swap.load))
+        ]
         swaps = self._guards.allow(layer, swaps, scratch, link_free)
         counters.swaps += len(swaps)
         for swap in swaps:

@@ -51,6 +51,8 @@ class Residency:
         self.copies = 0
         self.link_free = 0.0  # when the copies queued so far are expected to be done, on the device's clock
         self._link_seconds = link_seconds
+        self._expected = link_seconds[0]  # of one copy alone
+        self.landed = 0  # copies that were seen to
         self._stream = device.stream(COPY)
         self._memory = device.alloc(slots * record_bytes) if slots else None
         self._free: deque[Buffer] = deque(self._memory.split(record_bytes) if self._memory else ())
@@ -90,6 +92,10 @@ class Residency:
             self._unsettled[layer].intersection_update(residents)
             self.place(layer, list(residents))
 
+    def expect(self, link_seconds: float) -> None:
+        """From now on expect a copy to take so long."""
+        self._expected = link_seconds
+
     def view(self, layer: int) -> ResidencyView:
         """The layer's experts as a policy sees them now, good until the layer's next swap."""
         now = self.device.now()
@@ -121,6 +127,7 @@ class Residency:
                 holding.landed = True
                 if self._residents[holding.layer].get(holding.expert) is holding:
                     self._unsettled[holding.layer].discard(holding.expert)
+            self.landed += len(flying[0][1])
             flying.popleft()  # last: an interrupt before it costs nothing
         return self._unsettled[layer]
 
@@ -172,7 +179,7 @@ class Residency:
         )
         self.copies += count
         self.loans.lend(lease, event)
-        self.link_free = due = max(self.link_free, device.now(), lease.ready) + count * alone
+        self.link_free = due = max(self.link_free, device.now(), lease.ready) + count * self._expected
         held = [Holding(layer, *held, due) for held in zip(experts, slots, strict=True)]
         self._flying.append((event, held))
         return held

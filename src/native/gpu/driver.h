@@ -55,7 +55,7 @@ constexpr int OUT_OF_MEMORY = 2, NOT_READY = 600;
     call(record_event, "cuEventRecord", Handle, Handle)                                                                    \
     call(query_event, "cuEventQuery", Handle)                                                                              \
     call(finish_event, "cuEventSynchronize", Handle)                                                                       \
-    call(elapsed, "cuEventElapsedTime", float*, Handle, Handle)                                                             \
+    call(elapsed, "cuEventElapsedTime", float*, Handle, Handle)                                                            \
     call(begin_capture, "cuStreamBeginCapture_v2", Handle, int)                                                            \
     call(end_capture, "cuStreamEndCapture", Handle, Handle*)                                                               \
     call(make_graph, "cuGraphInstantiateWithFlags", Handle*, Handle, unsigned long long)                                   \

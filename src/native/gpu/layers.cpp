@@ -17,7 +17,7 @@ constexpr size_t MOST_POSTED = 8192;  // bytes of activations that one warp post
 
 Layers::Layers(const Device& device, const Sizes& sizes, const Module& common)
     : device_(device), sizes_(sizes), join_(common.function("join")), post_(common.function("post")), copy_stream_(create_stream(device)),
-      compute_(device), copies_(device), times_(device), pairs_of_(sizes.experts) {
+      compute_(device), copies_(device), times_(device), timer_(device), pairs_of_(sizes.experts) {
     copies_.follow(copy_stream_.get());
     arena_ = sizes.slots ? allocate(device, sizes.slots * sizes.slot_bytes) : DeviceMemory();
     for (int slot = 0; slot < sizes.slots; slot++) slots_.push_back({arena_.get() + slot * sizes.slot_bytes});
@@ -90,10 +90,12 @@ void Layers::copy(const Fetch& fetch) {
     Slot& slot = slots_.at(fetch.slot);
     compute_.before(copies_.stream(), copies_waited_, slot.read);
     const LaneTimes::Mark begin = times_.mark(copies_.stream());
+    const bool timed = timer_.begin(copies_.stream());
     DALI_CUDA(device_.driver, copy_up, slot.at, from, layer.record_bytes, copies_.stream());
+    if (timed) timer_.ended(copies_.stream());
     if (begin) times_.queued(Timed::copy, fetch.layer, {fetch.expert}, begin, copies_.stream());
     slot.filled = copies_.here();
-    flying_.push_back({slot.filled, std::move(leased)});
+    flying_.push_back({slot.filled, std::move(leased), timed});
 }
 
 void Layers::place(const std::vector<Fetch>& fetches) {
@@ -368,13 +370,17 @@ StepOutcome Layers::finish(Planner& planner, int ahead_layer, double ahead_secon
                                        landed(), outcome.counts, in_ram_ ? &in_ram_ : nullptr);
     outcome.plan_seconds = now() - started;
     outcome.cpu_planned = planner.planned();
+    outcome.all_on_cpu = planner.all_on_cpu();
     outcome.cpu_seconds = execute(plan, out);
     outcome.seconds = now() - started;
     return outcome;
 }
 
 uint64_t Layers::landed() {
-    for (; !flying_.empty() && copies_.reached(flying_.front().place); landed_++) flying_.pop_front();
+    for (; !flying_.empty() && copies_.reached(flying_.front().place); landed_++) {
+        if (flying_.front().timed) timer_.over();
+        flying_.pop_front();
+    }
     return landed_;
 }
 
@@ -387,6 +393,7 @@ void Layers::recover() {
     times_.forget();
     for (Slot& slot : slots_) slot.filled = slot.read = 0;
     flying_.clear();
+    timer_.forget();
     landed_ = 0;
 }
 

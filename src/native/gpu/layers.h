@@ -32,7 +32,7 @@ struct Sizes {
 struct StepOutcome {
     StepCounts counts;
     double seconds, plan_seconds, cpu_seconds, waited_seconds;
-    double cpu_planned;  // seconds of the CPU's experts by the planner's times, uncorrected
+    double cpu_planned, all_on_cpu;  // by the planner's times, uncorrected, of the CPU's experts, and of all of them there
 };
 
 // What the host is told of a step: x [tokens, hidden], ids int64 and weights [tokens, top_k], ahead int64 [ahead_count], on the GPU, as
@@ -89,6 +89,9 @@ class Layers {
     // How many copies are over, of all that were queued since the start or the last recover(); in the order they were queued.
     uint64_t landed();
 
+    // As CopyTimer's.
+    std::pair<int, double> timed() { return timer_.take(); }
+
     // After a failure: waits until all queues are empty or broken, and forgets what slots hold and how many copies there were.
     void recover();
 
@@ -104,6 +107,7 @@ class Layers {
     struct Flight {
         uint64_t place;
         std::unique_ptr<ExpertCache::Lease> lease;
+        bool timed;
     };
     struct Slot {
         Address at;
@@ -122,6 +126,7 @@ class Layers {
     void launch_all(const Layer& layer, const Launch& one);
     void start(const Layer& layer, const StepPlan& plan);
     double compute(const Layer& layer, const OnCpu& work);
+
     double start_from_disk(const Layer& layer, const StepPlan& plan);
     void let_copies_end(ExpertCache& cache, int layer, const std::vector<int>& experts, int more);
     void launch(const Layer& layer, const Launch& launch, size_t first, size_t count);
@@ -144,6 +149,7 @@ class Layers {
     std::deque<Flight> flying_;
     InRam in_ram_;  // of these layers, where any has its experts in a cache
     uint64_t landed_ = 0;
+    CopyTimer timer_;
 
     // In the memory above.
     gpu::Panel outer_{}, inner_{};

@@ -29,17 +29,18 @@ StepPlan Planner::plan(int layer, const int64_t* ids, int64_t pairs, const Predi
     period_.start(layer, now);
     residency_.settle(landed);
     const LayerView view = residency_.view(layer, now);
-    LayerPlan plan = assign(workload, view, costs_);
+    LayerPlan plan = all_on_cpu_ ? LayerPlan{workload.active, {}, {}} : assign(workload, view, costs_);
     const Planned decided{layer, workload, view, plan};
     const std::vector<int> waiting = residency_.scratch(layer);
     counts = count(decided, waiting);
-    guards_.settle(decided, waiting, residency_.residents(layer), ahead.seconds);
+    if (!all_on_cpu_) guards_.settle(decided, waiting, residency_.residents(layer), ahead.seconds);
     if (in_ram) order_by_arrival(layer, workload, *in_ram, plan);
     const Planned step{layer, workload, view, plan};
 
     StepPlan found{{}, place(step, now), {}};
     const std::vector<int> fetched = residency_.scratch(layer);
     std::vector<Swap> swaps = fading_.observe(layer, workload, residency_.residents(layer), fetched, residency_.unsettled(layer));
+    if (all_on_cpu_) swaps.clear();
     if (in_ram)
         swaps.erase(std::remove_if(swaps.begin(), swaps.end(), [&](const Swap& swap) {
             return !contains(fetched, swap.load) && !(*in_ram)(layer, swap.load);
@@ -65,7 +66,9 @@ StepPlan Planner::plan(int layer, const int64_t* ids, int64_t pairs, const Predi
         }
     guards_.queued(counts.ahead, counts.copied_swaps);
     planned_ = plan.cpu.empty() ? 0 : call_;
-    for (const int expert : plan.cpu) planned_ += cpu_[workload.tokens[expert]];
+    all_on_cpu_seconds_ = 0;
+    for (const int expert : plan.cpu) planned_ += given_.cpu[workload.tokens[expert]];
+    for (const int expert : workload.active) all_on_cpu_seconds_ += given_.cpu[workload.tokens[expert]];
     found.cpu = std::move(plan.cpu);
     return found;
 }
@@ -88,8 +91,11 @@ void Planner::order_by_arrival(int layer, const Workload& workload, const InRam&
     plan = std::move(ordered);
 }
 
-void Planner::correct(double cpu) {
-    for (size_t tokens = 0; tokens < cpu_.size(); tokens++) costs_.cpu[tokens] = cpu * cpu_[tokens];
+void Planner::correct(double cpu, double link) {
+    for (size_t tokens = 0; tokens < given_.cpu.size(); tokens++) costs_.cpu[tokens] = cpu * given_.cpu[tokens];
+    costs_.link = link * given_.link;
+    costs_.link_contended = link * given_.link_contended;
+    residency_.expect(costs_.link);
 }
 
 // As src/dali/runtime/executor.py starts the accelerator.

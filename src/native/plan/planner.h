@@ -37,12 +37,15 @@ class Planner {
     // take, of the costs' handover.
     Planner(const std::vector<std::vector<std::pair<int, int>>>& residents, int experts, int slots, ExpertCosts costs, double call,
             bool predicts, int64_t* totals)
-        : costs_(std::move(costs)), cpu_(costs_.cpu), call_(call), experts_(experts), residency_(residents, experts, slots, costs_.link),
+        : costs_(std::move(costs)), given_(costs_), call_(call), experts_(experts), residency_(residents, experts, slots, costs_.link),
           fading_(int(residents.size()), experts), guards_(costs_, int(residents.size()), experts, predicts), totals_(totals) {}
     Planner(const Planner&) = delete;
 
     // Whether a prediction is wanted: prefetching does not rest.
-    bool prefetches() const { return guards_.prefetch().on(); }
+    bool prefetches() const { return !all_on_cpu_ && guards_.prefetch().on(); }
+    // From now on the CPU has all experts, or what pays again: steps on the CPU copy nothing, prefetch nothing and swap nothing, and tell
+    // the guards nothing.
+    void put_all_on_cpu(bool all) { all_on_cpu_ = all; }
 
     // A layer's step that starts `now`, seconds on any clock, when `landed` copies are over: of all that plans asked for, and the first
     // residents', in the order they were asked for. Failure: an id is no expert.
@@ -50,10 +53,12 @@ class Planner {
     StepPlan plan(int layer, const int64_t* ids, int64_t pairs, const Prediction& ahead, double now, uint64_t landed, StepCounts& counts,
                   const InRam* in_ram = nullptr);
 
-    // Plans go by the CPU's times multiplied by this from now on.
-    void correct(double cpu);
-    // Of the last plan: the seconds its experts on the CPU take in their call, by the times it was made with, uncorrected.
+    // Plans go by the CPU's times and the link's multiplied by these from now on.
+    void correct(double cpu, double link);
+    // Of the last plan, by the CPU's times as they were given: the seconds of its experts on the CPU in their call, and of all experts
+    // there, without the call.
     double planned() const { return planned_; }
+    double all_on_cpu() const { return all_on_cpu_seconds_; }
 
     const Residency& residency() const { return residency_; }
     const Guards& guards() const { return guards_; }
@@ -67,9 +72,10 @@ class Planner {
     std::vector<int> choose(const Prediction& ahead, int layer, double now);
 
     ExpertCosts costs_;
-    const std::vector<double> cpu_;  // as they were given
+    const ExpertCosts given_;
     const double call_;
-    double planned_ = 0;
+    double planned_ = 0, all_on_cpu_seconds_ = 0;
+    bool all_on_cpu_ = false;
     const int experts_;
     Residency residency_;
     Fading fading_;

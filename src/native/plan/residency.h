@@ -18,6 +18,8 @@ class Residency {
     // `residents`: each layer's (expert, slot); the other slots are free. `link_seconds`: of one copy.
     Residency(const std::vector<std::vector<std::pair<int, int>>>& residents, int experts, int slots, double link_seconds);
 
+    // From now on a copy is expected to take so long.
+    void expect(double link_seconds) { link_seconds_ = link_seconds; }
     // `landed`: copies that are over, of all there ever were or since the last reset(), the residents' first ones included.
     void settle(uint64_t landed) { landed_ = landed; }
     LayerView view(int layer, double now);
@@ -62,7 +64,7 @@ class Residency {
     int take_free();
 
     const int experts_, slots_;
-    const double link_seconds_;
+    double link_seconds_;
     double link_free_ = 0;
     uint64_t queued_ = 0, landed_ = 0;  // copies
     std::vector<std::vector<Place>> places_;

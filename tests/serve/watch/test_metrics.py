@@ -89,6 +89,13 @@ def test_experts_are_those_of_the_telemetry(asked):
     assert found["dali_overlap_ratio", ("clock", "measured")] == 1.0
 
 
+def test_steps_that_were_left_to_the_cpu_are_told():
+    telemetry = Telemetry(steps_on_cpu=7, reverted=True)
+    found = {one.name: one.value for metric in Experts(telemetry).collect() for one in metric.samples}
+    assert found["dali_steps_on_cpu_total"] == 7
+    assert found["dali_accelerator_reverted"] == 1
+
+
 def test_openmetrics_comes_where_it_is_asked_for(asked):
     server, _ = asked
     answer = server.http.get("/metrics", headers={"Accept": "application/openmetrics-text; version=1.0.0"})

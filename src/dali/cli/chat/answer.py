@@ -25,6 +25,7 @@ class Answer:
         self._bytes_before = llm.telemetry.total().expert_bytes
         self._tiers_before = llm.telemetry.tiers
         self._disk_before = llm.telemetry.disk
+        self._on_cpu_before = llm.telemetry.steps_on_cpu
 
     def stream(self) -> None:
         """Show the answer. Ctrl-C, like any exception, ends it; `text` is what was shown."""
@@ -90,6 +91,8 @@ class Answer:
             parts.append(
                 f"hits {100 * total.hit_rate:.0f} %, CPU {on_cpu:.0f} %, {size(total.link_bytes)} copied"
             )
+            if on_cpu := llm.telemetry.steps_on_cpu - self._on_cpu_before:
+                parts.append(f"{on_cpu} steps all on the CPU")
             prefetched = (total.prefetch_used, total.prefetch_late, total.prefetch_wasted)
             if any(prefetched):
                 parts.append("prefetched {} used, {} late, {} wasted".format(*prefetched))

@@ -36,7 +36,8 @@ NOTES = (
     "expert out.",
     "tok/s, bound: generated tokens of all sequences together, modelled; no policy with so many slots a layer exceeds the bound. "
     "It lets each step find the residents that suit it best, so more slots than a step's experts need do not raise it.",
-    "cpu alone: the same machine without its accelerator; what is slower than that had better not be used.",
+    "cpu alone: the same machine without its accelerator; what is slower than that had better not be used. dali's choice: a live "
+    "run would not use it, had `dali bench hw` measured this.",
     "regret: time lost against the best policy of the group in hindsight.",
 )
 ON_DISK = (
@@ -135,7 +136,8 @@ def _bounds(group: Sequence[Row], names: Sequence[str]) -> list[list[str]]:
     lines, row = [], group[0]
     for bound, (key, under) in BOUNDS.items():
         if row.get(key) is not None and bound not in {row["policy"] for row in group}:
-            said = {"policy": f"({bound})", under: cell(row[key])}
+            chosen = ", dali's choice" if bound == "cpu alone" and row.get("cpu_alone_chosen") else ""
+            said = {"policy": f"({bound}{chosen})", under: cell(row[key])}
             lines.append([said.get(name, "") for name in names])
     return lines
 

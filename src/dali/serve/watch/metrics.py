@@ -92,6 +92,16 @@ class Experts:
         for outcome in PREFETCHES:
             fetched.add_metric([outcome], getattr(total, f"prefetch_{outcome}"))
         yield fetched
+        yield _counter(
+            "dali_steps_on_cpu",
+            "Decoding steps whose experts were all the CPU's, as that was faster, or to compare.",
+            self._telemetry.steps_on_cpu,
+        )
+        yield _gauge(
+            "dali_accelerator_reverted",
+            "1 while decoding is faster with all experts on the CPU, and done so.",
+            self._telemetry.reverted,
+        )
         clock = "modelled" if self._telemetry.modelled else "measured"
         if (disk := self._telemetry.disk) is not None:
             yield from _disk(disk, clock)

@@ -104,6 +104,8 @@ void bind_gpu(nb::module_& m) {
             for (const gpu::LaneSpan& span : spans) all.emplace_back(NAMES[int(span.work)], span.layer, span.experts, span.begin, span.end);
             return all;
         })
+        // Copies that were measured, and their seconds, since last asked.
+        .def("timed", &gpu::Layers::timed)
         .def("landed", &gpu::Layers::landed, nb::call_guard<nb::gil_scoped_release>())
         .def("recover", &gpu::Layers::recover, nb::call_guard<nb::gil_scoped_release>());
     bind_gpu_model(m);

@@ -9,10 +9,10 @@
 namespace dali {
 
 // Counts as Planner.plan() has them, then seconds from the routing's arrival: all, to plan, of the CPU's experts; those waited for it; and
-// those that were planned for the CPU's experts.
+// by the planner's times those of the CPU's experts, and of all experts there.
 inline auto outcome_of(const gpu::StepOutcome& outcome) {
     return std::tuple_cat(counts_of(outcome.counts), std::make_tuple(outcome.seconds, outcome.plan_seconds, outcome.cpu_seconds,
-                                                                  outcome.waited_seconds, outcome.cpu_planned));
+                                                                  outcome.waited_seconds, outcome.cpu_planned, outcome.all_on_cpu));
 }
 
 }  // namespace dali

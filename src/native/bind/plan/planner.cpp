@@ -37,8 +37,10 @@ void bind_planner(nb::module_& m) {
             return std::make_tuple(plan.cpu, launches, parts_of(plan.fetches), counts_of(counts));
         }, nb::arg("layer"), nb::arg("ids"), nb::arg("ahead_layer"), nb::arg("ahead"), nb::arg("ahead_seconds"), nb::arg("now"),
              nb::arg("landed"), nb::arg("in_ram") = nb::none())
-        .def("correct", &Planner::correct)
+        .def("correct", &Planner::correct, nb::arg("cpu"), nb::arg("link"))
+        .def("put_all_on_cpu", &Planner::put_all_on_cpu)
         .def_prop_ro("planned", &Planner::planned)
+        .def_prop_ro("all_on_cpu", &Planner::all_on_cpu)
         // Of prefetches and of swaps: (on, trial, next rest, rest that is left, steps, cost, benefit).
         .def_prop_ro("guards", [](const Planner& self) {
             return std::make_tuple(state_of(self.guards().prefetch()), state_of(self.guards().swap()));
