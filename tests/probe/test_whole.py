@@ -114,6 +114,20 @@ def test_what_was_clamped_is_said(small, monkeypatch):
     assert sum("attention contradict each other" in note for note in profile.notes) == 1
 
 
+@pytest.mark.parametrize("alone", [1.5, 1.0 - 1e-15])
+def test_a_prompt_that_takes_no_longer_for_more_is_said(monkeypatch, alone):
+    monkeypatch.setattr(dense, "_prompt", lambda clock, before: Reading(1.0 if before else alone, 0, 3))
+    rate, query, note = dense.prompt_attention(None)
+    earlier, each = (
+        dense.CONTEXT - dense.PROMPT,
+        4 * dense.HEADS * dense.WIDTH,
+    )  # operations of a token with one before it
+    own = sum(range(1, dense.PROMPT + 1))
+    assert rate.value == pytest.approx(each * (dense.PROMPT * earlier + own))
+    assert query.value == dense.NOTHING
+    assert "took hardly longer" in note
+
+
 def test_a_disk_that_cannot_be_measured_is_said_and_the_rest_is_kept(small, monkeypatch):
     monkeypatch.setattr("dali.probe.disk.SPARE", 2**40)
     profile = whole.measure(lambda part, share: None, small, MACHINE)

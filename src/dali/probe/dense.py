@@ -24,6 +24,7 @@ HEADS, KV_HEADS, WIDTH = 32, 4, 128
 CONTEXT, PROMPT = 4096, 256
 DECODING = ((8, 8), (HEADS, KV_HEADS))  # heads, and those of keys and values
 NOTHING = 1e-15  # seconds
+LONGER = 1.01  # times as long, at least, as what takes longer by more than noise
 ROUTED, HIDDEN = 128, 2048  # experts that a router chooses from, and what of
 TINY = (16, 32)
 PASSED = (8, 32, 128, 256, 512)  # tokens of a tensor in float32: 128 KiB to 8 MiB
@@ -91,17 +92,22 @@ def _decoding(pool: Arena, clock: Clock, heads: int, groups: int) -> Reading:
     return repeat("decoding's attention", many(seconds), clock)
 
 
-def prompt_attention(clock: Clock) -> tuple[Reading, Reading]:
-    """Of prompts: operations a second of their attention, and seconds of a value of a query beside that. Tokens that attend to
-    many before them and tokens that have none tell them apart: seconds = operations / rate + values x b."""
+def prompt_attention(clock: Clock) -> tuple[Reading, Reading, str]:
+    """Of prompts: operations a second of their attention, seconds of a value of a query beside that, and what is to be said of
+    them, "" for nothing. Tokens that attend to many before them and tokens that have none tell them apart:
+    seconds = operations / rate + values x b."""
     late, early = (_prompt(clock, before) for before in (CONTEXT - PROMPT, 0))
     more, own = 4 * HEADS * WIDTH * PROMPT * (CONTEXT - PROMPT), 2 * HEADS * WIDTH * PROMPT * (PROMPT + 1)
-    values, slower = HEADS * WIDTH * PROMPT, late.value - early.value
-    if slower > 0 and (query := (early.value - slower * own / more) / values) > 0:
+    values, slower, note = HEADS * WIDTH * PROMPT, late.value - early.value, ""
+    if late.value > LONGER * early.value and (query := (early.value - slower * own / more) / values) > 0:
         rate = more / slower
     else:  # noise: all of it by operations
         rate, query = (more + own) / late.value, NOTHING
-    return Reading(rate, late.spread, late.count), Reading(query, early.spread, early.count)
+        note = (
+            "A prompt's attention took hardly longer, or far too long, with many tokens before it, so that all of its time was "
+            "put down to its operations. The machine was not quiet."
+        )
+    return Reading(rate, late.spread, late.count), Reading(query, early.spread, early.count), note
 
 
 def _prompt(clock: Clock, before: int) -> Reading:

@@ -196,7 +196,8 @@ def _dense(draft: Draft, pool: Arena, clock: Clock) -> None:
             "norms of a tensor in float32, a read and a write each",
         )
     with draft.optional():
-        rate, query = dense.prompt_attention(clock)
+        rate, query, note = dense.prompt_attention(clock)
+        draft.notes += [note] if note else []
         shapes = f"{dense.PROMPT} tokens at the end of {context}, and alone"
         draft.figure("attention_rate", rate, shapes)
         draft.figure("attention_query", query, shapes)

@@ -12,9 +12,8 @@ import pytest
 from dali.cli import simulate, verbs
 from dali.cli.main import main
 from dali.cli.run import VERB, Settings
-from dali.engine.sampling import SamplingParams
+from dali.engine.sampling import FALLBACK, SamplingParams
 from dali.errors import UsageError
-from dali.llm import _FALLBACK_SAMPLING
 from dali.loading.locate import DEFAULT_MODEL
 from dali.options import QUANTS
 from dali.policies import registry
@@ -205,10 +204,9 @@ def test_flags_are_refused_and_help_is_shown_without_torch() -> None:
 
 
 def test_names_written_out_are_the_engines() -> None:
-    from dali import llm
 
     for name, flag in {"temperature": "temp", "top_k": "top-k", "top_p": "top-p", "min_p": "min-p"}.items():
-        assert f"or else {llm._FALLBACK_SAMPLING[name]})" in OPTIONS[flag].help
+        assert f"or else {FALLBACK[name]})" in OPTIONS[flag].help
 
 
 def test_llama_cpps_flags_for_model_and_prompt(run):
@@ -239,7 +237,7 @@ def test_verbs_without_an_accelerator_say_so(refused, verb, given):
 
 
 def test_the_sampling_defaults_that_help_names_are_the_engines():
-    for name, value in _FALLBACK_SAMPLING.items():
+    for name, value in FALLBACK.items():
         option = OPTIONS["temp" if name == "temperature" else name.replace("_", "-")]
         assert option.help.endswith(f"(default: the model's, or else {value})")
 
