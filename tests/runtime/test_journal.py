@@ -26,7 +26,7 @@ from trace_events import of, read
 
 
 def explained(journal):
-    return explain(journal.since(0), journal.costs, TOP_K, from_clock)
+    return explain(journal.since(0), TOP_K, from_clock)
 
 
 def noted(batch: int, **setting: object):

@@ -168,11 +168,10 @@ def _ways(llm: LLM, options: LoadOptions, systems: list[str]) -> list[Callable[[
         )
     first = llm.accelerated
     others = [replace(options, policy=system) for system in systems[1:]]
-    made = [
-        accelerate(llm.loaded, llm.engine, one, meter, log.info, taking_turns_with=first) for one in others
-    ]
-    first.resume()  # the others' first residents are in the slots
-    every = [first, *made]
+    every: list[AcceleratedExperts | None] = [first]
+    for one in others:
+        every.append(accelerate(llm.loaded, llm.engine, one, meter, log.info, taking_turns_with=first))
+        first.resume()  # the other's first residents are in the slots, and the next is calibrated by these layers
     return [partial(under, one) for one in every if one is not None]  # as all are, where they are named
 
 

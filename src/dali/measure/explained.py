@@ -63,7 +63,7 @@ class Explained:
             assert self._journal is not None
             notes = self._journal.since(since)
         pieces = from_clock if self.times == "modelled" else from_events
-        return explain(notes, self._journal.costs, self._llm.loaded.top_k, pieces)
+        return explain(notes, self._llm.loaded.top_k, pieces)
 
     def table(self, since: int = 0) -> str:
         """A summary that fits a screen, of the same steps."""

@@ -19,7 +19,6 @@ from dali.hardware.cost import CostModel, ExpertSize
 from dali.hooks import seam
 from dali.hooks.shared import early_shared
 from dali.loading.loaded import LoadedModel
-from dali.loading.room import DEVICE_WORK
 from dali.offload.accelerated import AcceleratedExperts
 from dali.offload.calibrate import load_predictor
 from dali.offload.dense import dense_seconds, dense_size, predict_seconds
@@ -29,7 +28,7 @@ from dali.offload.lending import lend
 from dali.offload.lossy import CpuExperts, LossyLayers, Scores, cpu_experts
 from dali.offload.low_bits import reduce_bits
 from dali.offload.simulated import open_simulated
-from dali.offload.worth import Worth, decide, doubt, expert_room, weigh
+from dali.offload.worth import decide, doubt, slots_of, weigh
 from dali.options import LoadOptions
 from dali.policies import Policies
 from dali.policies.once.prefill import prefill_chunk
@@ -80,7 +79,9 @@ def accelerate(
     model = loaded.model
     gpu = _gpu(options, device, taking_turns_with)
     costs = _costs(loaded, options, gpu, notify)
-    if not decide(_weigh(loaded, costs, device, options), loaded, options, costs.profile, notify):
+    slots = slots_of(loaded, engine, costs.profile, device, options)
+    worth = weigh(loaded, costs, slots, dense_size(model))
+    if not decide(worth, loaded, options, costs.profile, notify):
         return None
     device, on_gpu, budget = _opened(
         device, taking_turns_with, options, loaded, engine, decoder, costs, gpu, notify
@@ -228,17 +229,6 @@ def _system(
     if "scores" in system.signals and not scored:
         notify(f"{system.title} decides without router scores: the routers of {model} give none.")
     return system
-
-
-def _weigh(loaded: LoadedModel, costs: CostModel, device: Device | None, options: LoadOptions) -> Worth:
-    """By as many slots as a device has room for; one that is not open yet, by its profile."""
-    room = expert_room(costs.profile, loaded.model)
-    budget = max(room - DEVICE_WORK, 0) if options.vram_bytes is None else min(options.vram_bytes, room)
-    layers, experts = loaded.pool.layers, loaded.pool.experts
-    nbytes = budget if device is None else device.budget
-    slots = min(nbytes // loaded.layout.record_bytes, layers * experts)
-    resident = layers * residents(slots, layers, experts)
-    return weigh(loaded, costs, (resident, slots - resident), dense_size(loaded.model))
 
 
 def _executor(

@@ -145,7 +145,8 @@ class LossyLayers:
             compute_experts(lease.layout, lease.records, offsets, pairs, below.tensor, rows)
             sums.tensor.copy_(reduce_choices(rows, share))
 
-        seconds = sum(cost_model.costs.cpu[end - begin] for begin, end in pairwise(offsets))
+        costs = cost_model.costs
+        seconds = costs.call + sum(costs.cpu[end - begin] for begin, end in pairwise(offsets))
         device.launch(device.stream(HOST), compute, (below,), (sums,), seconds, label=f"lossy {layer}")
         counters = self._telemetry.layer(layer)
         counters.cpu += len(experts)

@@ -5,14 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from dali.devices import Device
+from dali.engine.engine import Engine
 from dali.errors import parameter
 from dali.fused.dense import PackedLinear
 from dali.hardware.cost import CostModel
 from dali.hardware.profile import OWN, Profile
 from dali.loading.loaded import LoadedModel
+from dali.loading.room import DEVICE_WORK, MOST_STEP
+from dali.offload.vram import state_size, whole_context
 from dali.options import LoadOptions
 from dali.policies.doubt import Doubt
 from dali.policies.once.alone import experts_seconds, loses
+from dali.policies.once.vram import residents
 from dali.runtime.decoding_steps import DecodingSteps
 from dali.runtime.executor import Executor
 from dali.runtime.residency import Residency
@@ -37,6 +42,27 @@ def weigh(
         layers * (costs.dense_seconds(*parts)(1) + routed + costs.costs.launch),
         layers * (alone.dense_seconds(*parts)(1) + top_k * alone.costs.cpu[1] + alone.costs.call),
     )
+
+
+def slots_of(
+    loaded: LoadedModel, engine: Engine, profile: Profile, device: Device | None, options: LoadOptions
+) -> tuple[int, int]:
+    """Residents of all layers, and what others pass through: as a device has room for; one that is not open yet, by its profile
+    and beside one whole context."""
+    layers, experts = loaded.pool.layers, loaded.pool.experts
+    nbytes = _room(loaded, engine, profile, options) if device is None else device.budget
+    slots = min(nbytes // loaded.layout.record_bytes, layers * experts)
+    resident = layers * residents(slots, layers, experts)
+    return resident, slots - resident
+
+
+def _room(loaded: LoadedModel, engine: Engine, profile: Profile, options: LoadOptions) -> int:
+    """Bytes that experts will have of the accelerator's memory, if one whole context is kept there."""
+    room = _beside_dense(profile, loaded.model)
+    if options.vram_bytes is not None:
+        return min(options.vram_bytes, room)
+    keeps = whole_context(state_size(engine), loaded.ctx_size, MOST_STEP, options)
+    return max(room - DEVICE_WORK - keeps.whole - keeps.moving, 0)
 
 
 def decide(
@@ -76,7 +102,7 @@ def _so(used: bool, options: LoadOptions) -> str:
     return f". Leave {parameter('device')} out, or try both"
 
 
-def expert_room(profile: Profile, model: Any) -> int:
+def _beside_dense(profile: Profile, model: Any) -> int:
     """Bytes that a profile's accelerator has beside the dense weights of a model."""
     packed: list[Any] = [module.packed for module in model.modules() if isinstance(module, PackedLinear)]
     dense_bytes: int = sum(tensor.nbytes for tensor in (*model.parameters(), *packed))

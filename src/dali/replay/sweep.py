@@ -122,7 +122,7 @@ def explained(cell: Cell) -> list[LayerStep]:
     replay = _timeline(cell, trace)
     replay.journal = Journal(replay.costs)
     replay.run(steps_of(cell.trace, cell.batch, cell.tokens))
-    return explain(replay.journal.notes, replay.costs, trace.top_k)
+    return explain(replay.journal.notes, trace.top_k)
 
 
 def _warm(cell: Cell, trace: Trace, steps: Sequence[Forward]) -> Outcome:

@@ -177,6 +177,7 @@ class Executor:
         before, view = counters.cpu_seconds, self.residency.view(layer)
         plan = self._plan(layer, workload, view, counters)
         if self.journal is not None:
+            self.journal.costs = self.expected.now
             self.journal.note(layer, workload, view, plan, self.residency.scratch(layer), started)
 
         step = self._queue(layer, hidden, routed, workload, plan, view)

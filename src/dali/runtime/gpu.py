@@ -89,6 +89,8 @@ class GpuExecutor(Executor):
         if self.planner is not None:
             self.planner = None
             vars(self).update(self._in_python)
+            self.guards.costs = self.prefetcher.costs = self.expected.now
+            self.residency.expect(self.expected.now.link)
             self._failed = True  # until what slots hold, which was the planner's to know, is known here
             self._recover()
 

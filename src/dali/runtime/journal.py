@@ -33,17 +33,19 @@ class Note:
     view: ResidencyView
     plan: LayerPlan
     waiting: tuple[int, ...]  # fetched ahead
+    costs: ExpertCosts  # by which it was planned
     began: float
     read: tuple[int, ...] = ()  # from disk
     spans: list[Span] = field(default_factory=list)
 
-    def reasons(self, costs: ExpertCosts) -> tuple[float, list[Reason]]:
+    def reasons(self) -> tuple[float, list[Reason]]:
         """Seconds as planned, and why each expert is where it is."""
-        return reasons(self.plan, self.workload, self.view, self.waiting, costs)
+        return reasons(self.plan, self.workload, self.view, self.waiting, self.costs)
 
 
 class Journal:
-    """The last layers' steps. `device`: whose spans belong to them; None where there is none, as in a replay."""
+    """The last layers' steps. `costs`: by which plans are made, until somebody corrects them. `device`: whose spans belong to
+    them; None where there is none, as in a replay."""
 
     def __init__(self, costs: ExpertCosts, device: Device | None = None) -> None:
         self.costs = costs
@@ -69,7 +71,9 @@ class Journal:
         self._last = layer
         active = {expert for expert in (*plan.cpu, *plan.gpu) if expert in view.resident}
         seen = ResidencyView(active, dict(view.in_flight), view.slots, view.link_free)
-        self.notes.append(Note(self.begun, layer, array("I", workload), seen, plan, tuple(waiting), now))
+        self.notes.append(
+            Note(self.begun, layer, array("I", workload), seen, plan, tuple(waiting), self.costs, now)
+        )
 
     def arrange(self, plan: LayerPlan, read: Sequence[int]) -> None:
         """Of the last note: the plan in the order in which its experts are carried out, those last that are `read` from disk."""

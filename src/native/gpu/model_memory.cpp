@@ -146,9 +146,10 @@ void Model::put() {
 
 void Model::follow(Layers& experts, const std::vector<Foresight>& foresight) {
     device_.enter();
+    const bool follows_others = experts_;
     experts_ = &experts;
     foresight_ = foresight;
-    if (!graphs_.empty()) {  // it has followed others, whose foresight is in its graphs
+    if (follows_others) {  // whose foresight is in its graphs, and among its weights
         DALI_CUDA(device_.driver, finish_stream, stream_);
         graphs_.clear();
         foresight_weights_ = Uploads();

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from dali.devices.dependencies import COMPUTE, HOST
-from dali.hardware.cost import ExpertCosts
 from dali.replay.explain.slices import Piece
 from dali.runtime.journal import Note
 from dali.runtime.modelled_reads import DISK
@@ -15,9 +14,9 @@ from dali.runtime.residency import COPY
 LANES = {HOST: "cpu", COMPUTE: "gpu", COPY: "link", DISK: "disk"}
 
 
-def from_clock(note: Note, costs: ExpertCosts) -> Iterator[Piece]:
+def from_clock(note: Note) -> Iterator[Piece]:
     """The spans of a clock, those of several experts in one cut into each's."""
-    plan, workload = note.plan, note.workload
+    plan, workload, costs = note.plan, note.workload, note.costs
     cpu = [(expert, costs.cpu[workload[expert]]) for expert in plan.cpu]
     gpu = [(expert, costs.gpu[workload[expert]]) for expert in plan.gpu]
     firsts = {span.label for span in note.spans if span.stream == COPY}

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from dali.hardware.cost import ExpertCosts
 from dali.policies.reasons import AHEAD, COPIED, CPU, RESIDENT, Reason
 from dali.replay.spans import timeline
 from dali.runtime.journal import Note
@@ -64,25 +63,23 @@ class LayerStep:
 
 
 Piece = tuple[str, int, int | str, float, float]  # lane, layer, expert or word, start, end
-Pieces = Callable[[Note, ExpertCosts], Iterable[Piece]]
+Pieces = Callable[[Note], Iterable[Piece]]
 
 
-def planned(note: Note, costs: ExpertCosts) -> Iterator[Piece]:
+def planned(note: Note) -> Iterator[Piece]:
     """What a layer's lanes do as planned: all that is known where nothing was carried out."""
-    for one in timeline(note.plan, note.workload, note.view, costs):
+    for one in timeline(note.plan, note.workload, note.view, note.costs):
         if one.lane != "link" or one.expert in note.plan.fetch:
             yield one.lane, note.layer, one.expert, note.began + one.start, note.began + one.end
 
 
-def explain(
-    notes: Iterable[Note], costs: ExpertCosts, top_k: int, pieces: Pieces = planned
-) -> list[LayerStep]:
+def explain(notes: Iterable[Note], top_k: int, pieces: Pieces = planned) -> list[LayerStep]:
     """Layers' steps of which a journal took note; `top_k`: experts a token; `pieces`: what their lanes did."""
-    return [_explained(note, costs, top_k, pieces) for note in notes]
+    return [_explained(note, top_k, pieces) for note in notes]
 
 
-def _explained(note: Note, costs: ExpertCosts, top_k: int, pieces: Pieces) -> LayerStep:
-    seconds, why = note.reasons(costs)
+def _explained(note: Note, top_k: int, pieces: Pieces) -> LayerStep:
+    seconds, why = note.reasons()
     tokens = -(-sum(note.workload) // top_k)
     step = LayerStep(note.step, note.layer, tokens, note.began, seconds, reasons=why, planned=seconds)
     by_expert = {reason.expert: reason for reason in why}
@@ -113,7 +110,7 @@ def _explained(note: Note, costs: ExpertCosts, top_k: int, pieces: Pieces) -> La
 
     if summed := [span.end for span in note.spans if span.label == f"join {note.layer}"]:
         step.seconds = summed[0] - note.began
-    for lane, layer, what, start, end in pieces(note, costs):
+    for lane, layer, what, start, end in pieces(note):
         said = told(lane, layer, what) if isinstance(what, int) else {"layer": layer}
         step.slices.append(Slice(lane, str(what), start, end, said))
     step.counts["read"] = len(note.read)

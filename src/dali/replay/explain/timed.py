@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from dali.hardware.cost import ExpertCosts
 from dali.replay.explain.clocked import LANES, cut
 from dali.replay.explain.slices import Piece
 from dali.runtime.journal import Note
 
 
-def from_events(note: Note, costs: ExpertCosts) -> Iterator[Piece]:
+def from_events(note: Note) -> Iterator[Piece]:
     """The spans of a device that names all experts of each. Those of several are cut into each's by what they would take, as only
     all together are measured."""
     for stream, label, start, end in note.spans:
@@ -19,7 +18,9 @@ def from_events(note: Note, costs: ExpertCosts) -> Iterator[Piece]:
         if not named:
             yield LANES[stream], int(layer), word, start, end
             continue
-        mine = {"cpu": costs.cpu, "experts": costs.gpu}.get(word) if int(layer) == note.layer else None
+        mine = (
+            {"cpu": note.costs.cpu, "experts": note.costs.gpu}.get(word) if int(layer) == note.layer else None
+        )
         takes = [
             (expert, 1.0 if mine is None else mine[note.workload[expert]])
             for expert in map(int, named.split(","))
