@@ -115,7 +115,7 @@ def test_a_gpu_that_loses_by_what_was_measured_here_is_not_used_unless_named_wit
     driver, directory, expected, monkeypatch
 ):
     monkeypatch.setattr("dali.hardware.own.this_machine", lambda folder: MACHINE)
-    own.write(measured(MACHINE, **{**ACCELERATED, "gpu_memory": 1 << 30}), own.own_path())
+    own.write(measured(MACHINE, **{**ACCELERATED, "gpu_memory": 1 << 30}))
     notes: list[str] = []
     used = driver.used
     llm = load(directory, notes)  # 6 KiB an expert: launches and waits take longer than computing

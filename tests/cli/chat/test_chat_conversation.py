@@ -19,7 +19,9 @@ class Counting:
 
     def __init__(self) -> None:
         self.asked: list[list[str]] = []
-        self.telemetry = SimpleNamespace(disk=None, tiers={}, total=lambda: SimpleNamespace(expert_bytes=0))
+        self.telemetry = SimpleNamespace(
+            disk=None, tiers={}, steps_on_cpu=0, total=lambda: SimpleNamespace(expert_bytes=0)
+        )
 
     def chat_prompt(self, messages, template=None):
         return [0] * sum(len(message["content"]) for message in messages)
