@@ -125,17 +125,21 @@ def _prompt(clock: Clock, before: int) -> Reading:
     return repeat("a prompt's attention", many(seconds), clock)
 
 
-def pass_bandwidths(clock: Clock) -> dict[int, Reading]:
-    """Bytes a second by the bytes of a tensor: of norms of heads, from one tensor to another that both stay where they are."""
-    found = {}
+def pass_bandwidths(pool: Arena, clock: Clock) -> dict[int, Reading]:
+    """Bytes a second by the bytes of a tensor: of norms of heads, from one tensor to another, at one place after another, as
+    what a prompt's layers hand on is too large for the nearest caches, and is another core's."""
+    values, found = pool.all.flatten().view(torch.float32), {}
+    values.fill_(0.01)
     for tokens in PASSED:
-        x, weight = torch.randn(tokens, HEADS, WIDTH), torch.ones(WIDTH)
-        seconds = repeat("norms", many(partial(_norming, x, weight, torch.empty_like(x), clock)), clock)
-        found[x.nbytes] = seconds.under(NORMED * x.nbytes)
+        each = tokens * HEADS * WIDTH
+        tensors = cycle(values[: len(values) // each * each].view(-1, tokens, HEADS, WIDTH))
+        seconds = repeat("norms", many(partial(_norming, tensors, torch.ones(WIDTH), clock)), clock)
+        found[4 * each] = seconds.under(NORMED * 4 * each)
     return found
 
 
-def _norming(x: Tensor, weight: Tensor, out: Tensor, clock: Clock) -> float:
+def _norming(tensors: Iterator[Tensor], weight: Tensor, clock: Clock) -> float:
+    x, out = next(tensors), next(tensors)
     begin = clock()
     native.rms_norm(x, weight, 1e-6, out)
     return clock() - begin

@@ -187,7 +187,7 @@ def _dense(draft: Draft, pool: Arena, clock: Clock) -> None:
         draft.figure("attention_bandwidth", bandwidth, shapes)
         draft.figure("attention_score", score, shapes)
     with draft.optional():
-        values = {nbytes: each.value for nbytes, each in dense.pass_bandwidths(clock).items()}
+        values = {nbytes: each.value for nbytes, each in dense.pass_bandwidths(pool, clock).items()}
         draft.curve(
             PASSES,
             "bytes of a tensor",
