@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,6 +22,23 @@ from dali.progress import silent
 
 LAYERS = {"qwen3_moe": 3, "deepseek_v2": 2, "gpt_oss": 3}  # that have experts
 PROMPTS = [[5, 9, 17, 33, 21, 8, 40, 3, 77, 61, 12], [88, 4, 50], [7, 23, 23, 64, 31, 90, 14]]
+
+
+class Turns:
+    """In a Doubt's place: which decoding steps are left to the CPU, over and over; `told` has the seconds of each, and those
+    modelled."""
+
+    def __init__(self, *pattern: bool) -> None:
+        self._turns = itertools.cycle(pattern)
+        self.told: list[tuple[float, float]] = []
+
+    @property
+    def on_cpu(self) -> bool:
+        return next(self._turns)
+
+    def step(self, seconds: float, modelled: float) -> bool:
+        self.told.append((seconds, modelled))
+        return False
 
 
 def slow_machine(directory: Path) -> Path:

@@ -13,6 +13,7 @@ import torch
 from gguf import GGMLQuantizationType as Type
 
 import dali
+from accelerated import Turns
 from dali.compiled import library
 from dali.devices.base import MisuseError
 from dali.errors import DaliError, UsageError
@@ -136,20 +137,9 @@ def test_a_gpu_that_loses_by_what_was_measured_here_is_not_used_unless_named_wit
 def test_steps_that_are_left_to_the_cpu_give_the_same_answers(driver, directory, expected, planned):
     llm = load(directory)
     steps = llm.executor.steps
-    turns = itertools.cycle([False, True, True])
-
-    class Turns:
-        @property
-        def on_cpu(self) -> bool:
-            return next(turns)
-
-        def step(self, seconds: float, modelled: float) -> bool:
-            assert seconds > 0
-            assert modelled > 0
-            return False
-
-    steps._doubt = Turns()
+    steps._doubt = turns = Turns(False, True, True)
     assert answers(llm) == expected
+    assert min(min(times) for times in turns.told) > 0
     assert 0 < llm.stats()["steps_on_cpu"] < llm.stats()["layers"][0]["steps"]
     assert driver.races == []
 

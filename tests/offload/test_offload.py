@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import re
 from pathlib import Path
@@ -16,6 +15,7 @@ import dali
 from accelerated import (
     LAYERS,
     PROMPTS,
+    Turns,
     accelerate,
     answers,
     calibration_text,
@@ -88,18 +88,9 @@ def test_a_step_in_three_that_is_left_to_the_cpu_changes_no_bit(
     llm = load(directory, device=machine, vram=12 * record)
     assert llm.executor is not None
     steps: Any = llm.executor.steps
-    turns = itertools.cycle([False, True, False])
-
-    class Turns:
-        @property
-        def on_cpu(self) -> bool:
-            return next(turns)
-
-        def step(self, seconds: float, modelled: float) -> bool:
-            return False
-
-    steps._doubt = Turns()
+    steps._doubt = turns = Turns(False, True, False)
     assert same(answers(llm, CHUNK), expected)
+    assert min(min(times) for times in turns.told) > 0
     assert 0 < llm.stats()["steps_on_cpu"] < llm.stats()["layers"][0]["steps"]
     assert llm.stats()["worth"]["used"]
     assert not llm.stats()["reverted"]

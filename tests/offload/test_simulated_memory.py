@@ -41,7 +41,8 @@ class Sizes:
         self.whole, self.moving = (
             each(whole) for each in (llm.engine.budget.size.nbytes, llm.engine.budget.size.moving)
         )
-        self.dense = sum(one.nbytes for one in random_model("qwen3_moe").parameters()) - self._experts(llm)
+        model = random_model("qwen3_moe")
+        self.dense = sum(one.nbytes for one in (*model.parameters(), *model.buffers())) - self._experts(llm)
         self.record, self.experts = llm.layout.record_bytes, llm.loaded.pool.experts * llm.loaded.pool.layers
 
     @staticmethod

@@ -100,4 +100,5 @@ def test_plain_readings_far_apart_leave_the_others_as_they_are(small, tmp_path, 
     with trial_file(tmp_path) as path:
         found = measure(path, clock())
     assert {reading.value for reading in found.bandwidths.values()} == {1e9}
-    assert len(found.plain) < len(found.bandwidths)
+    assert len(found.left_out) == len(found.bandwidths) - len(found.plain) > 0
+    assert all("through the page cache" in why for why in found.left_out)

@@ -28,11 +28,12 @@ from dali.offload.lending import lend
 from dali.offload.lossy import CpuExperts, LossyLayers, Scores, cpu_experts
 from dali.offload.low_bits import reduce_bits
 from dali.offload.simulated import open_simulated
-from dali.offload.worth import decide, doubt, slots_of, weigh
+from dali.offload.vram import experts_of, state_size
+from dali.offload.worth import decide, doubt, room_of, slots_of, weigh
 from dali.options import LoadOptions
 from dali.policies import Policies
 from dali.policies.once.prefill import prefill_chunk
-from dali.policies.once.vram import Experts, residents
+from dali.policies.once.vram import residents
 from dali.policies.prefetch import PrefetchPolicy
 from dali.policies.whole_layers import WholeLayers
 from dali.progress import Meter
@@ -42,6 +43,7 @@ from dali.runtime.loans import Loans
 from dali.runtime.look_ahead import LookAhead
 from dali.runtime.prefetch import Predictor
 from dali.runtime.residency import Residency
+from dali.step.size import StateSize
 
 MOST_TOKENS = 8192  # of one step, for which times are tabulated
 
@@ -77,15 +79,9 @@ def accelerate(
     has the GPU already, and its slots: the one whose turn comes then calls `resume`.
     """
     model = loaded.model
-    gpu = _gpu(options, device, taking_turns_with)
-    costs = _costs(loaded, options, gpu, notify)
-    slots = slots_of(loaded, engine, costs.profile, device, options)
-    worth = weigh(loaded, costs, slots, dense_size(model))
-    if not decide(worth, loaded, options, costs.profile, notify):
+    costs, device, on_gpu, budget = _used(device, taking_turns_with, options, loaded, engine, decoder, notify)
+    if device is None:
         return None
-    device, on_gpu, budget = _opened(
-        device, taking_turns_with, options, loaded, engine, decoder, costs, gpu, notify
-    )
     routers = seam.routers(model, loaded.layout.shape.hidden)
     scores = None if routers is None else seam.scores(routers, model.config.get_text_config())
     residency, policies = _residency(
@@ -164,6 +160,33 @@ def _runner(
     return LossyLayers(executor, parts, beside, scores, loaded.telemetry, lossy), lossy
 
 
+def _used(
+    given: Device | None,
+    other: AcceleratedExperts | None,
+    options: LoadOptions,
+    loaded: LoadedModel,
+    engine: Engine,
+    decoder: DecodingModel | None,
+    notify: Callable[[str], None],
+) -> tuple[CostModel, Device | None, GpuModel | None, StateBudget | None]:
+    """What plans go by, and the device as `_open` has it; none where the CPU alone is faster."""
+    gpu = _gpu(options, given, other)
+    costs = _costs(loaded, options, gpu, notify)
+    device, on_gpu, budget = _there(given, other, gpu, options, loaded, engine, costs)
+    if device is None:
+        size = state_size(engine)
+        nbytes = room_of(loaded, size, costs.profile, options)
+    else:
+        nbytes = device.budget
+    worth = weigh(loaded, costs, slots_of(loaded, nbytes), dense_size(loaded.model))
+    if not decide(worth, loaded, options, costs.profile, notify):
+        return costs, None, None, None
+    if device is None:
+        assert gpu is not None
+        device, on_gpu, budget = _open(gpu, size, decoder, options, loaded, costs, notify)
+    return costs, device, on_gpu, budget
+
+
 def _gpu(options: LoadOptions, given: Device | None, other: AcceleratedExperts | None) -> Gpu | None:
     """The GPU that `options` name, or that is given or has been opened already."""
     device = given or (None if other is None else other.executor.device)
@@ -172,48 +195,45 @@ def _gpu(options: LoadOptions, given: Device | None, other: AcceleratedExperts |
     return Gpu(options.device) if device is None and options.device_kind == "cuda" else None
 
 
-def _opened(
+def _there(
     given: Device | None,
     other: AcceleratedExperts | None,
+    gpu: Gpu | None,
     options: LoadOptions,
     loaded: LoadedModel,
     engine: Engine,
-    decoder: DecodingModel | None,
     costs: CostModel,
-    gpu: Gpu | None,
-    notify: Callable[[str], None],
-) -> tuple[Device, GpuModel | None, StateBudget | None]:
-    """As `_open`, unless a device is given, or `other` has a GPU."""
+) -> tuple[Device | None, GpuModel | None, StateBudget | None]:
+    """As `_open`, of what is given, what `other` has opened, or what is simulated; None for a GPU that nobody has opened yet."""
     if given is not None:
         return given, None, None
-    if other is None or not isinstance(other.executor.device, GpuSlots):
-        return _open(options, loaded, engine, decoder, costs, gpu, notify)
-    on_gpu = other.decoder if isinstance(other.decoder, GpuModel) else None
-    return other.executor.device, on_gpu, other.budget
+    if other is not None and isinstance(other.executor.device, GpuSlots):
+        on_gpu = other.decoder if isinstance(other.decoder, GpuModel) else None
+        return other.executor.device, on_gpu, other.budget
+    if gpu is not None:
+        return None, None, None
+    simulated, budget = open_simulated(options, loaded, engine, costs.profile, experts_of(loaded, costs))
+    return simulated, None, budget
 
 
 def _open(
+    gpu: Gpu,
+    size: StateSize,
+    decoder: DecodingModel | None,
     options: LoadOptions,
     loaded: LoadedModel,
-    engine: Engine,
-    decoder: DecodingModel | None,
     costs: CostModel,
-    gpu: Gpu | None,
     notify: Callable[[str], None],
 ) -> tuple[Device, GpuModel | None, StateBudget | None]:
-    """The device that `options` name; the whole model on it where that is a GPU with kernels for all of it; and its memory for
-    what sequences keep, where that is counted."""
-    experts = _experts(loaded, costs)
-    if gpu is None:
-        simulated, budget = open_simulated(options, loaded, engine, costs.profile, experts)
-        return simulated, None, budget
+    """The slots of a GPU, the whole model on it where it has kernels for all of it, and its memory for what sequences keep, each
+    of such a `size`."""
     on_gpu = gpu_model(gpu, loaded, decoder)
     if on_gpu is None:
         release(loaded.model)
         notify(
             f"{loaded.name} has parts that dali's GPU kernels lack: torch computes all but its experts, and more slowly."
         )
-    slots, budget = open_gpu(options, loaded, engine, gpu, on_gpu, experts)
+    slots, budget = open_gpu(options, loaded, size, gpu, on_gpu, experts_of(loaded, costs))
     if on_gpu is not None:
         on_gpu.put()
     return slots, on_gpu, budget
@@ -279,19 +299,6 @@ def _costs(
         shape.hidden, shape.intermediate, len(shape.matrices), {layout.format_name: layout.weight_bytes}
     )
     return CostModel(profile, size, layout.format_name, MOST_TOKENS)
-
-
-def _experts(loaded: LoadedModel, costs: CostModel) -> Experts:
-    """What competes for an accelerator's memory."""
-    layers = loaded.pool.layers
-    return Experts(
-        layers,
-        loaded.pool.experts,
-        loaded.top_k,
-        loaded.layout.record_bytes,
-        costs.costs,
-        dense_seconds(loaded.model, costs, layers),
-    )
 
 
 def _step_tokens(loaded: LoadedModel, costs: CostModel, residency: Residency) -> int:

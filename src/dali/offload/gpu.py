@@ -12,7 +12,6 @@ from dali.compiled import library
 from dali.devices import Device
 from dali.devices.cuda import Gpu, GpuSlots, gpu_errors
 from dali.engine.budget import StateBudget
-from dali.engine.engine import Engine
 from dali.errors import DaliError, parameter
 from dali.fused.model import DecodingModel
 from dali.hardware import own
@@ -28,11 +27,12 @@ from dali.kernels.native.library import DTYPES
 from dali.loading.loaded import LoadedModel
 from dali.loading.room import DEVICE_WORK, no_device_room, split_memory
 from dali.offload.gpu_model import GpuModel
-from dali.offload.vram import state_size, whole_context
+from dali.offload.vram import whole_context
 from dali.options import LoadOptions
 from dali.policies.once.vram import Experts
 from dali.runtime.gpu import GpuExecutor
 from dali.runtime.prefetch import Predictor
+from dali.step.size import StateSize
 from dali.store.cache import cache_root
 from dali.units import size
 
@@ -64,16 +64,15 @@ def gpu_model(gpu: Gpu, loaded: LoadedModel, decoder: DecodingModel | None) -> G
 def open_gpu(
     options: LoadOptions,
     loaded: LoadedModel,
-    engine: Engine,
+    state: StateSize,
     gpu: Gpu,
     model: GpuModel | None,
     experts: Experts,
 ) -> tuple[GpuSlots, StateBudget]:
     """The slots of a GPU, for a model that still is on the CPU, and what all sequences together may keep there: as much as one of
     the whole context, or as several where that is worth it. DaliError where it has no memory left for experts beside that, the
-    dense part, and temporaries."""
-    size_of = state_size(engine)
-    keeps = whole_context(size_of, loaded.ctx_size, GpuExecutor.most_tokens, options)
+    dense part, and temporaries. `state`: the size of a sequence's."""
+    keeps = whole_context(state, loaded.ctx_size, GpuExecutor.most_tokens, options)
     dense, temporaries = (loaded.dense_bytes, TEMPORARIES) if model is None else (model.bytes, LOGITS)
     free = gpu.free_bytes()
     room = free - dense - keeps.moving - temporaries
@@ -82,7 +81,7 @@ def open_gpu(
         raise no_device_room(there, loaded.name, dense, keeps, temporaries, close)
     split = split_memory(options, room, keeps.whole, experts)
     slots = GpuSlots(gpu, layers_maker(gpu, loaded), loaded.layout.record_bytes, split.experts)
-    return slots, StateBudget(split.states, size_of)
+    return slots, StateBudget(split.states, state)
 
 
 def module_maker(gpu: Gpu) -> Callable[[str, dict[str, int]], Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import torch
 
@@ -12,7 +11,6 @@ from dali.devices.dependencies import dependencies
 from dali.engine.budget import StateBudget
 from dali.engine.engine import Engine
 from dali.fused import latent
-from dali.fused.dense import PackedLinear
 from dali.hardware.profile import Profile
 from dali.kernels import native
 from dali.kernels.kept_rows import row_bytes
@@ -29,13 +27,9 @@ def open_simulated(
 ) -> tuple[SimDevice, StateBudget]:
     """The device with its budget for experts, and what all sequences together may keep beside them. DaliError where it has no
     memory for one whole context beside the dense weights; UsageError where experts shall have more than that leaves."""
-    packed: list[Any] = [
-        module.packed for module in loaded.model.modules() if isinstance(module, PackedLinear)
-    ]
-    dense: int = sum(tensor.nbytes for tensor in (*loaded.model.parameters(), *packed))
     size = _state_size(engine, options)
     keeps = whole_context(size, loaded.ctx_size, MOST_STEP, options)
-    room = simulated_room(options, profile, loaded.name, dense, keeps)
+    room = simulated_room(options, profile, loaded.name, loaded.dense_bytes, keeps)
     split = split_memory(options, room, keeps.whole, experts)
     device = SimDevice(split.experts, name=options.device, seed=options.seed, dependencies=dependencies())
     return device, StateBudget(split.states, size)

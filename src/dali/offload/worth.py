@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from dali.devices import Device
-from dali.engine.engine import Engine
 from dali.errors import parameter
-from dali.fused.dense import PackedLinear
 from dali.hardware.cost import CostModel
 from dali.hardware.profile import OWN, Profile
 from dali.loading.loaded import LoadedModel
 from dali.loading.room import DEVICE_WORK, MOST_STEP
-from dali.offload.vram import state_size, whole_context
+from dali.offload.vram import whole_context
 from dali.options import LoadOptions
 from dali.policies.doubt import Doubt
 from dali.policies.once.alone import experts_seconds, loses
@@ -21,6 +18,7 @@ from dali.policies.once.vram import residents
 from dali.runtime.decoding_steps import DecodingSteps
 from dali.runtime.executor import Executor
 from dali.runtime.residency import Residency
+from dali.step.size import StateSize
 
 
 class Worth(NamedTuple):
@@ -44,24 +42,21 @@ def weigh(
     )
 
 
-def slots_of(
-    loaded: LoadedModel, engine: Engine, profile: Profile, device: Device | None, options: LoadOptions
-) -> tuple[int, int]:
-    """Residents of all layers, and what others pass through: as a device has room for; one that is not open yet, by its profile
-    and beside one whole context."""
+def slots_of(loaded: LoadedModel, nbytes: int) -> tuple[int, int]:
+    """Residents of all layers, and what others pass through, of so many bytes for experts."""
     layers, experts = loaded.pool.layers, loaded.pool.experts
-    nbytes = _room(loaded, engine, profile, options) if device is None else device.budget
     slots = min(nbytes // loaded.layout.record_bytes, layers * experts)
     resident = layers * residents(slots, layers, experts)
     return resident, slots - resident
 
 
-def _room(loaded: LoadedModel, engine: Engine, profile: Profile, options: LoadOptions) -> int:
-    """Bytes that experts will have of the accelerator's memory, if one whole context is kept there."""
-    room = _beside_dense(profile, loaded.model)
+def room_of(loaded: LoadedModel, size: StateSize, profile: Profile, options: LoadOptions) -> int:
+    """Bytes that experts will have of the memory of an accelerator that is not open yet, by its profile, if one sequence of the
+    whole context, whose state is of such a `size`, is kept there."""
+    room = max(int(profile["gpu_memory"]) - loaded.dense_bytes, 0)
     if options.vram_bytes is not None:
         return min(options.vram_bytes, room)
-    keeps = whole_context(state_size(engine), loaded.ctx_size, MOST_STEP, options)
+    keeps = whole_context(size, loaded.ctx_size, MOST_STEP, options)
     return max(room - DEVICE_WORK - keeps.whole - keeps.moving, 0)
 
 
@@ -100,13 +95,6 @@ def _so(used: bool, options: LoadOptions) -> str:
     if options.device_kind == "sim":
         return ". It is simulated all the same"
     return f". Leave {parameter('device')} out, or try both"
-
-
-def _beside_dense(profile: Profile, model: Any) -> int:
-    """Bytes that a profile's accelerator has beside the dense weights of a model."""
-    packed: list[Any] = [module.packed for module in model.modules() if isinstance(module, PackedLinear)]
-    dense_bytes: int = sum(tensor.nbytes for tensor in (*model.parameters(), *packed))
-    return max(int(profile["gpu_memory"]) - dense_bytes, 0)
 
 
 def doubt(

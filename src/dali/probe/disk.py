@@ -45,6 +45,7 @@ class Disk:
     latency: Reading
     bandwidths: dict[int, Reading] = field(default_factory=dict)
     plain: dict[int, Reading] = field(default_factory=dict)
+    left_out: list[str] = field(default_factory=list)  # of `plain`, and why
 
     @property
     def depth(self) -> int:
@@ -112,8 +113,10 @@ def measure(path: Path, clock: Clock) -> Disk:
             if not way:
                 found.bandwidths[depth] = reading_of(what, values)
                 continue
-            with suppress(DaliError):  # too far apart: it is then as if it had not been measured
+            try:
                 found.plain[depth] = reading_of(what, values)
+            except DaliError as error:  # too far apart: the others stand all the same
+                found.left_out.append(error.problem)
         return found
     except OSError as error:
         raise NotMeasured(f"{path} cannot be read ({error.strerror or error}).") from error

@@ -212,6 +212,7 @@ def _disk(draft: Draft, pool: Arena, clock: Clock) -> None:
                     f"The file system of {cache_root()} cannot read past the page cache, which was emptied before each reading: "
                     "what reads find there makes the disk look faster."
                 )
+            draft.notes += found.left_out
             with reading(path, clock):
                 layout = experts.layout_of("w4", *experts.SHAPES[0])
                 some = experts.Experts(pool, layout, clock)
