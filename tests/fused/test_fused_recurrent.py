@@ -10,6 +10,7 @@ import torch
 from test_fused_attention import load
 
 from dali.fused.recurrent import FusedRecurrent, _fused
+from dali.fused.release import release
 from dali.kernels import native
 from decoding_families import DECODING, decoding_model
 from families_sweep.tiny import Variant, folders, random_model
@@ -56,6 +57,21 @@ def test_it_is_what_transformers_computes(tmp_path, monkeypatch, family):
         # Activations are rounded to 8 bits between the layers: a difference in the last bit may be one of those.
         assert (ours - theirs).abs().max() < 0.1 * theirs.abs().max()
         assert (ours - theirs).abs().median() < 0.01 * theirs.abs().max()
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, *(family for family in ("nemotron_h",) if family in DECODING)])
+def test_released_it_still_goes_on_from_earlier_tokens(tmp_path, monkeypatch, family):
+    llm = load(tmp_path, monkeypatch, model_of(family))
+    natively = dali_logits(llm, PROMPTS, 5)
+    release(llm.model)
+    llm.engine.decoder, llm.engine._native = None, False
+    assert not recurrent(llm)
+    by_torch = dali_logits(llm, PROMPTS, 512)
+    for others in (natively, dali_logits(llm, PROMPTS, 1), dali_logits(llm, PROMPTS, 5)):
+        for ours, theirs in zip(
+            others, by_torch, strict=True
+        ):  # linears and experts round activations to 8 bits
+            assert torch.cosine_similarity(ours, theirs).min() > 0.95
 
 
 @pytest.mark.parametrize("family", FAMILIES)

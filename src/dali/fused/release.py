@@ -25,8 +25,9 @@ def release(model: Any) -> None:
     in the model's own dtype."""
     dtype: torch.dtype = model.get_input_embeddings().weight.dtype
     for module in model.modules():
-        if isinstance(module.__dict__.get("forward"), DecodingAttention | DecodingLayer | FusedRecurrent):
-            del module.forward
+        fused = module.__dict__.get("forward")
+        if isinstance(fused, DecodingAttention | DecodingLayer | FusedRecurrent):
+            module.forward = fused.plain  # not the class's: a recurrent module's is bound to the step
     tables: dict[int, Tensor] = {}  # by where they lay packed: an output head may share one
     for path, module in list(model.named_modules()):
         packed: Any = getattr(module, "packed", None)

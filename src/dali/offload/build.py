@@ -43,7 +43,6 @@ from dali.runtime.loans import Loans
 from dali.runtime.look_ahead import LookAhead
 from dali.runtime.prefetch import Predictor
 from dali.runtime.residency import Residency
-from dali.step.size import StateSize
 
 MOST_TOKENS = 8192  # of one step, for which times are tabulated
 
@@ -173,17 +172,13 @@ def _used(
     gpu = _gpu(options, given, other)
     costs = _costs(loaded, options, gpu, notify)
     device, on_gpu, budget = _there(given, other, gpu, options, loaded, engine, costs)
-    if device is None:
-        size = state_size(engine)
-        nbytes = room_of(loaded, size, costs.profile, options)
-    else:
-        nbytes = device.budget
+    nbytes = room_of(loaded, state_size(engine), costs.profile, options) if device is None else device.budget
     worth = weigh(loaded, costs, slots_of(loaded, nbytes), dense_size(loaded.model))
     if not decide(worth, loaded, options, costs.profile, notify):
         return costs, None, None, None
     if device is None:
         assert gpu is not None
-        device, on_gpu, budget = _open(gpu, size, decoder, options, loaded, costs, notify)
+        device, on_gpu, budget = _open(gpu, engine, decoder, options, loaded, costs, notify)
     return costs, device, on_gpu, budget
 
 
@@ -218,21 +213,21 @@ def _there(
 
 def _open(
     gpu: Gpu,
-    size: StateSize,
+    engine: Engine,
     decoder: DecodingModel | None,
     options: LoadOptions,
     loaded: LoadedModel,
     costs: CostModel,
     notify: Callable[[str], None],
 ) -> tuple[Device, GpuModel | None, StateBudget | None]:
-    """The slots of a GPU, the whole model on it where it has kernels for all of it, and its memory for what sequences keep, each
-    of such a `size`."""
+    """The slots of a GPU, the whole model on it where it has kernels for all of it, and its memory for what sequences keep."""
     on_gpu = gpu_model(gpu, loaded, decoder)
     if on_gpu is None:
         release(loaded.model)
         notify(
             f"{loaded.name} has parts that dali's GPU kernels lack: torch computes all but its experts, and more slowly."
         )
+    size = state_size(engine)  # only now: torch's attention keeps more of a token than latents
     slots, budget = open_gpu(options, loaded, size, gpu, on_gpu, experts_of(loaded, costs))
     if on_gpu is not None:
         on_gpu.put()
