@@ -32,7 +32,7 @@ def samples(answer, parse=text):
     }
 
 
-DISK = DiskCounters((3, 4), (1, 2), 5, 500, 400, 2, 1, 1, 0.5, 3.0, 1.5)
+DISK = DiskCounters((3, 4), (1, 2), 5, 500, 400, 2, 1, 1, 0.5, 3.0, 1.5, 4, True)
 
 
 def test_the_disk_is_told_of_where_experts_are_on_one():
