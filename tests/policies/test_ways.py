@@ -64,7 +64,9 @@ def test_on_constant_timings_no_more_than_a_fiftieth_is_lost(ratio, right):
         took += COMPUTING + wanted * (other if was else usual)
         best += COMPUTING + wanted * min(usual, other)
         assert took <= best / 0.98
-    assert sum(was != (not right) for was, _ in seen) >= (6 if right else FIRST + WON + 3)  # it was asked again
+    assert sum(was != (not right) for was, _ in seen) >= (
+        6 if right else FIRST + WON + 3
+    )  # it was asked again
 
 
 def test_a_disk_that_changes_is_found_out_in_both_directions():
@@ -131,7 +133,8 @@ def test_whatever_is_observed_the_promise_holds(parts):
 
 
 @pytest.mark.parametrize(
-    "bad", [(0.0, 0.0, 1), (-1.0, 0.0, 1), (math.nan, 0.0, 1), (math.inf, 0.0, 1), (1.0, 2.0, 1), (1.0, 0.5, 0)]
+    "bad",
+    [(0.0, 0.0, 1), (-1.0, 0.0, 1), (math.nan, 0.0, 1), (math.inf, 0.0, 1), (1.0, 2.0, 1), (1.0, 0.5, 0)],
 )
 def test_what_is_no_time_or_read_nothing_is_ignored(bad):
     ways = Ways()

@@ -33,6 +33,6 @@ class PlainReads:
         plain, past = (1000 * self._ways.mean * ratio for ratio in self._ways.ratios)
         now = "past it" if self._ways.reverted else "through it again"
         return (
-            f"Decoding steps take {plain:.3g} ms with experts read through the page cache and {past:.3g} ms with experts read past "
-            f"it (measured, taking turns): from here on they are read {now}."
+            f"Decoding steps take {plain:.3g} ms with experts read through the page cache and {past:.3g} ms with experts "
+            f"read past it (measured, taking turns): from here on they are read {now}."
         )

@@ -4,8 +4,8 @@ The usual way was measured to be the faster one, on another day. While decoding,
 the other way take turns, as `trial` has it, and pairs are counted; a comparison ends as soon as the pairs that are left cannot
 change what it says. The way that is taken changes where the other one wins most pairs.
 
-After each comparison nothing is compared for a rest, which doubles each time, so that nothing can swing however steps are timed; and
-which is so long that the next comparison, if it finds what this one found, costs no more than a fraction of the time since.
+After each comparison nothing is compared for a rest. It doubles each time, so that nothing can swing however steps are timed; and
+it is so long that the next comparison, if it finds what this one found, costs no more than a fraction of the time since.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ class Ways:
         return (self._computed + self._waited) / self._steps
 
     def step(self, seconds: float, waited: float, wanted: int) -> bool:
-        """A decoding step has taken so many `seconds`, in `waited` of which it waited for the disk, for which `wanted` experts had to
-        be read; whether `reverted` has changed. Steps are compared by what they took over what so many experts take on average, as no
-        two want the same. One that wanted none tells nothing, and what is not a time is ignored."""
+        """A decoding step has taken so many `seconds`, in `waited` of which it waited for the disk, and `wanted` experts had to be
+        read for it; whether `reverted` has changed. Steps are compared by what they took over what one that wants so many takes on
+        average, as no two want the same. One that wanted none tells nothing, and what is not a time is ignored."""
         if not (0 < seconds < math.inf and 0 <= waited <= seconds) or wanted < 1:
             return False
         self._steps += 1

@@ -104,7 +104,7 @@ class DiskPool(ExpertPool):
 
     @property
     def has_both_ways(self) -> bool:
-        """Whether they may be read through the page cache and past it: there is room for that, and the file system allows this."""
+        """Whether they may be read through the page cache, for which there is room, and past it, as the file system allows."""
         return self.plain and self._cache.reads_past
 
     @property
@@ -113,14 +113,14 @@ class DiskPool(ExpertPool):
         return self.depth * self.slot_bytes if self.plain or not self._cache.reads_past else 0
 
     def read_past(self, direct: bool, in_steps: bool, held: bool) -> None:
-        """Read past the page cache from here on, or through it, and so, for themselves, in steps that decode; whether looking ahead
-        pays is not compared while it is `held`. For pools that have both ways."""
+        """Read past the page cache from here on, or through it; and so, for themselves, `in_steps` that decode. `held`: meanwhile it
+        is not compared whether looking ahead pays. For pools that have both ways."""
         assert self.has_both_ways
         self._cache.read_past(direct, in_steps, held)
 
     def decoded(self) -> tuple[float, float, int] | None:
-        """Of all steps so far that decode: seconds, those in which they waited for the disk, and experts that had to be read. None
-        while looking ahead is compared with not doing so, when no two steps are alike."""
+        """Of all steps so far that decode: seconds, those in which they waited for the disk, and experts that had to be read.
+        None while looking ahead is compared with not doing so, when no two steps are alike."""
         return None if self._cache.compares else self._cache.decoded()
 
     def grow(self, slots: int) -> None:

@@ -116,5 +116,6 @@ class Answer:
         if not long:
             return told
         ahead = f"read ahead {disk.ahead_used} used, {disk.ahead_late} late, {disk.ahead_wasted} wasted"
-        plainly = f"{100 * disk.plain_reads / max(disk.reads, 1):.0f} % through the page cache"
-        return f"{told}, {disk.queue_depth:.1f} reads at a time, {plainly}, {ahead}"
+        share = 100 * disk.plain_reads / max(disk.reads, 1)
+        plainly = f", {share:.0f} % of them through the page cache" if disk.plain_reads else ""
+        return f"{told}, {disk.queue_depth:.1f} reads at a time{plainly}, {ahead}"
