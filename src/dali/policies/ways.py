@@ -45,9 +45,9 @@ class Ways:
         return (self._computed + self._waited) / self._steps
 
     def step(self, seconds: float, waited: float, wanted: int) -> bool:
-        """A decoding step has taken so many `seconds`, in `waited` of which it waited for the disk, and `wanted` experts had to be
-        read for it; whether `reverted` has changed. Steps are compared by what they took over what one that wants so many takes on
-        average, as no two want the same. One that wanted none tells nothing, and what is not a time is ignored."""
+        """A decoding step has taken so many `seconds`, in `waited` of which it waited for the disk, and `wanted` experts had to
+        be read for it; whether `reverted` has changed. Steps are compared by what they took over what one that wants so many
+        takes on average, as no two want the same. One that wanted none tells nothing, and what is no time is ignored."""
         if not (0 < seconds < math.inf and 0 <= waited <= seconds) or wanted < 1:
             return False
         self._steps += 1

@@ -113,8 +113,8 @@ class DiskPool(ExpertPool):
         return self.depth * self.slot_bytes if self.plain or not self._cache.reads_past else 0
 
     def read_past(self, direct: bool, in_steps: bool, held: bool) -> None:
-        """Read past the page cache from here on, or through it; and so, for themselves, `in_steps` that decode. `held`: meanwhile it
-        is not compared whether looking ahead pays. For pools that have both ways."""
+        """Read past the page cache from here on, or through it; and so, for themselves, `in_steps` that decode. `held`: meanwhile
+        it is not compared whether looking ahead pays. For pools that have both ways."""
         assert self.has_both_ways
         self._cache.read_past(direct, in_steps, held)
 
