@@ -206,7 +206,7 @@ def _dense(draft: Draft, pool: Arena, clock: Clock) -> None:
 def _disk(draft: Draft, pool: Arena, clock: Clock) -> None:
     try:
         with disk.trial_file(cache_root()) as path:
-            found = disk.measure(path, clock)
+            found = disk.measure(path, clock, pool)
             if not found.direct:
                 draft.notes.append(
                     f"The file system of {cache_root()} cannot read past the page cache, which was emptied before each reading: "
@@ -222,6 +222,7 @@ def _disk(draft: Draft, pool: Arena, clock: Clock) -> None:
         return
     reads = f"records of {size(disk.RECORD)} at random places of {size(disk.FILE)}"
     draft.figure("disk_bandwidth", found.bandwidths[found.depth], f"{reads}, {found.depth} under way at once")
+    draft.figure("check_bandwidth", found.check, "checksums of records that were just read, by one thread")
     draft.figure("disk_latency", found.latency, "pages of 4 KiB, one after another")
     how = "the least with which it is about as fast as with more"
     draft.figure("disk_queue_depth", Reading(found.depth, 0.0, 1), how)
@@ -244,7 +245,8 @@ def _disk(draft: Draft, pool: Arena, clock: Clock) -> None:
 def reading(path: Path, clock: Clock) -> Iterator[None]:
     """One thread reads the file at random places meanwhile."""
     file = DirectFile(path)
-    reads, over = disk.Reads(file, path, clock), Event()
+    memory = Arena(disk.DEPTHS[-1], disk.RECORD)
+    reads, over = disk.Reads(file, path, clock, memory.all.flatten()), Event()
 
     def run() -> None:
         while not over.is_set():
