@@ -9,7 +9,7 @@ at first, as by `dali bench hw`, unless --profile gives a profile; it is left in
 Each case runs in a process of its own, as a budget of RAM is one of a whole process. Cells of a case take turns, --rounds times;
 measured is the median over rounds, and `spread` half the distance between the slowest and the fastest, as a share of it. Of a
 budget the table tells the slots that loading found room for, the result also those that doctor plans, and `hits`, the share of
-experts that steps found in RAM. Speed is predicted with the slots and hits that were found,
+experts that steps did not have to read. Speed is predicted with the slots and hits that were found,
 so that an error is one of speed. `inside`: whether the interval that doctor tells holds what was measured.
 """
 
@@ -97,7 +97,7 @@ class Cell:
     spent: dict[str, float] = field(default_factory=dict)  # seconds by part
     seconds: float = 0.0
     active: float = 0.0  # experts of a layer that a decoding step computed, the latest round's mean
-    found: list[float] = field(default_factory=list)  # shares of experts that were in RAM
+    found: list[float] = field(default_factory=list)  # shares of experts that were not read
 
     @property
     def name(self) -> str:
@@ -178,9 +178,10 @@ def counters(llm: LLM) -> DiskCounters | None:
 
 
 def note_found(cell: Cell, llm: LLM, before: DiskCounters | None) -> None:
-    """Of a budget the share of experts that were in RAM since then."""
+    """Of a budget the share of experts that were not read since then."""
     if before is not None and (now := counters(llm)) is not None:
-        cell.found.append(now.since(before).hit_rate)
+        counted = now.since(before)
+        cell.found.append(1 - counted.reads / (sum(counted.hits) + sum(counted.misses)))
 
 
 class Drawn:
@@ -262,6 +263,7 @@ def run_case(case: Case, profile: Profile, rounds: int, minutes: float) -> list[
     found = cells(plan, min(llm.ctx_size, sizes.context))
     settling = DISK_SETTLING if plan.where == DISK else SETTLING
     for number in range(rounds):
+        run_prompt(llm, Cell(0, 8), 0)  # gives back what the last sequence kept, which takes as long as a short prompt
         for cell in found:
             if number == 0 and not cell.batch:
                 for seed in range(WARMING):  # unmeasured: memory for the step

@@ -7,7 +7,8 @@ as `hardware.host` and `hardware.cost` have their times. From disk, the experts 
 the slow end as many as if routing were even (hits = the share of experts in RAM), at the fast end as if half of that share's
 misses were caught (hits = its square root), and in between by the mean. A decoding layer's reads begin when its router has
 spoken, and go as `hardware.disk_lane` has them. Those of a step that wants nearly all experts, as a prompt's does, go on beside
-the dense part, twice as many as may be under way, and what is computed beside reads is slower by as much as was measured. With an accelerator its experts and the CPU's are
+the dense part, twice as many as may be under way; what is computed beside reads is slower by as much as was measured, and checks
+take cores from it. With an accelerator its experts and the CPU's are
 computed side by side, and the dense part is the accelerator's; what it lacks is computed by the CPU or copied, whichever is
 sooner.
 
@@ -167,10 +168,11 @@ class _Speed:
     def passes(self, tokens: int) -> float:
         """Over the activations of a prompt's step: two norms and sums a layer, keys and queries turned and perhaps normed,
         experts' rows summed."""
-        sizes, host, item = self.sizes, self.host, ITEM[self.plan.dtype] * tokens
-        hidden = 2 * host.passes(sizes.hidden * item, NORMED + SUMMED)
+        sizes, host, dtype = self.sizes, self.host, self.plan.dtype
+        item = ITEM[dtype] * tokens
+        hidden = 2 * host.passes(sizes.hidden * item, NORMED + SUMMED, dtype)
         turned = sum(
-            host.passes(heads * kept.key * item, ROTATED + NORMED * kept.normed)
+            host.passes(heads * kept.key * item, ROTATED + NORMED * kept.normed, dtype)
             for kept in sizes.kept
             for heads in (kept.heads, kept.queries)
         )
@@ -240,7 +242,8 @@ class _Speed:
             return _between(seconds, absent)
         reading = absent * slot / disk.bandwidth
         before = min(reading, dense / self.sizes.layers, 2 * disk.depth * slot / disk.bandwidth)
-        return max(computed * rates.slower(self.profile.tables, "reads", routed), reading - before)
+        computed *= rates.slower(self.profile.tables, "reads", routed)
+        return max(computed + absent * slot * disk.check, reading - before)
 
     def load(self) -> float | None:
         """Of reading what RAM holds from disk, once experts are packed; None: nobody knows."""

@@ -18,7 +18,7 @@ import dali
 from dali.errors import DaliError
 from dali.hardware import profile as profiles
 from dali.hardware.gpu import check_gpu
-from dali.hardware.host import PASSES
+from dali.hardware.host import curve_of
 from dali.hardware.machine import Machine, this_machine
 from dali.hardware.profile import UNITS, Curve, Figure, Profile, Table
 from dali.kernels import native
@@ -186,15 +186,12 @@ def _dense(draft: Draft, pool: Arena, clock: Clock) -> None:
         shapes = f"a token over {context}, and with 8 heads of each"
         draft.figure("attention_bandwidth", bandwidth, shapes)
         draft.figure("attention_score", score, shapes)
-    with draft.optional():
-        values = {nbytes: each.value for nbytes, each in dense.pass_bandwidths(pool, clock).items()}
-        draft.curve(
-            PASSES,
-            "bytes of a tensor",
-            "B/s",
-            values,
-            "norms of a tensor in float32, a read and a write each",
-        )
+    for dtype in dense.PASSED_AS:
+        with draft.optional():
+            found, name = dense.pass_bandwidths(pool, dtype, clock), str(dtype).removeprefix("torch.")
+            values = {nbytes: each.value for nbytes, each in found.items()}
+            norms = f"norms of a tensor in {name}, a read and a write each"
+            draft.curve(curve_of(name), "bytes of a tensor", "B/s", values, norms)
     with draft.optional():
         rate, query, note = dense.prompt_attention(clock)
         draft.notes += [note] if note else []
