@@ -263,7 +263,9 @@ def run_case(case: Case, profile: Profile, rounds: int, minutes: float) -> list[
     found = cells(plan, min(llm.ctx_size, sizes.context))
     settling = DISK_SETTLING if plan.where == DISK else SETTLING
     for number in range(rounds):
-        run_prompt(llm, Cell(0, 8), 0)  # gives back what the last sequence kept, which takes as long as a short prompt
+        run_prompt(
+            llm, Cell(0, 8), 0
+        )  # gives back what the last sequence kept, which takes as long as a short prompt
         for cell in found:
             if number == 0 and not cell.batch:
                 for seed in range(WARMING):  # unmeasured: memory for the step

@@ -75,8 +75,8 @@ def test_a_token_takes_as_long_as_reading_what_it_needs():
 def test_from_disk_what_ram_lacks_is_read():
     on_disk = replace(PLAN, where=DISK, slots=2)
     found = predict(SIZES, profile(), on_disk, context=0)
-    # A layer's expert takes 1 ms; one that is read 0.1 and 10 before. Of a token's two 1.5 are read, by hits of a quarter: half of
-    # the layers read one, half two, one after the other. By hits of its root each layer reads one.
+    # A layer's expert takes 1 ms; one that is read 0.1 and 10 before. Of a token's two 1.5 are read, by hits of a quarter: half
+    # of the layers read one, half two, one after the other. By hits of its root each layer reads one.
     even = 2.2e-3 + 2 * (11.1e-3 + 21.2e-3) / 2
     kind = 2.2e-3 + 2 * 11.1e-3
     assert found.decode.low == pytest.approx(1 / even / (1 + ROUGH))

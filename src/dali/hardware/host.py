@@ -11,10 +11,10 @@ A step of a prompt has activations that do not stay in caches. A layer of it tak
 
     prompt_layer + passes (norms, rotations, residual sums) + rows of experts, written and summed
 
-A pass is a read or a write of every value of a tensor; its bandwidth is the profile's curve of the tensor's dtype, which goes with
-the tensor's bytes: values that are not float32 are made so, and rounded again, which takes longer than to read them. Without a
-curve of theirs they go by float32's, without any by memory. A prompt's attention takes time by its operations, and by the values of its queries,
-which are brought into place and merged, and whose blocks see a few keys in vain.
+A pass is a read or a write of every value of a tensor; its bandwidth is the profile's curve of the tensor's dtype, which goes
+with the tensor's bytes: values that are not float32 are made so and rounded again, which takes longer than reading them. Without
+a curve of theirs they go by float32's, without any by memory. A prompt's attention takes time by its operations, and by the
+values of its queries, which are brought into place and merged, and whose blocks see a few keys in vain.
 """
 
 from __future__ import annotations

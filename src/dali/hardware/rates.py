@@ -38,7 +38,11 @@ def slower(tables: Sequence[Table], beside: str, tokens: float) -> float:
         if (table.device, table.kind, table.beside) == ("cpu", "experts", beside):
             count, seconds = min(table.points, key=lambda point: abs(point[0] - tokens))
             for other in alone(tables, "cpu", "experts"):
-                same = (other.format, other.hidden, other.intermediate) == (table.format, table.hidden, table.intermediate)
+                same = (other.format, other.hidden, other.intermediate) == (
+                    table.format,
+                    table.hidden,
+                    table.intermediate,
+                )
                 if same and count in dict(other.points):
                     return max(seconds / dict(other.points)[count], 1.0)
     return 1.0

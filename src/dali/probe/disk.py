@@ -40,8 +40,8 @@ class NotMeasured(Exception):
 
 @dataclass
 class Disk:
-    """By reads under way at once, bytes a second and seconds of each read; `latency` of a page; `check`: bytes a second of checksums;
-    `direct`: past the page cache; `plain`: bytes a second through it, none where it cannot be told to forget."""
+    """By reads under way at once, bytes a second and seconds of each read; `latency` of a page; `check`: bytes a second of
+    checksums; `direct`: past the page cache; `plain`: bytes a second through it, none where it cannot be told to forget."""
 
     direct: bool
     latency: Reading

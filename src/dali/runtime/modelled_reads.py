@@ -35,7 +35,9 @@ class ModelledReads:
             )
             seconds = reads[0].landed - max(idle, now)
             self._busy += seconds
-            together = tuple(into[expert] for expert in some)  # nobody has one of them before the last has landed
+            together = tuple(
+                into[expert] for expert in some
+            )  # nobody has one of them before the last has landed
             for read in reads:
                 expert = self._lane.take().expert[1]
                 ends[expert] = read.landed

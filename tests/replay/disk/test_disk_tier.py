@@ -198,7 +198,9 @@ def no_place_twice(log, places, depth):
         assert len(held) <= places
         assert read.begun >= before
         assert sum(landed > read.begun for landed in landings) < depth
-        assert not landings or read.first >= landings[-1] or (read.begun, read.landed) == (before, landings[-1])
+        assert (
+            not landings or read.first >= landings[-1] or (read.begun, read.landed) == (before, landings[-1])
+        )
         landings.append(read.landed)
         before = read.begun
 

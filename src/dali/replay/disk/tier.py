@@ -2,7 +2,8 @@
 
 A layer's routing is known: its experts that hold a place in RAM compute; each other one is read once, those with the most to do
 first, into a free place or another's, as many together as may be under way; the first ones compute while the next ones are read.
-Experts in use stay until they are computed or copied. Reads ahead begin where none is demanded, and put out nobody of the layer at work nor anybody foreseen.
+Experts in use stay until they are computed or copied. Reads ahead begin where none is demanded, and put out nobody of the layer
+at work nor anybody foreseen.
 
 A copy to the accelerator that is queued no longer needs its expert in RAM.
 """
@@ -201,7 +202,9 @@ class Tier:
             expert = self._queue.popleft()
             if expert[1] in self._places.held(expert[0]):
                 continue
-            if not self._begin([expert], at, self._at_work | self._foreseen | self._coming.keys(), ahead=True):
+            if not self._begin(
+                [expert], at, self._at_work | self._foreseen | self._coming.keys(), ahead=True
+            ):
                 self._queue.clear()
         self._landed(now)
 
