@@ -33,6 +33,7 @@ from dali.units import size
 PARTS = {"memory": 2, "experts": 22, "linears": 6, "disk": 9, "steps": 6, "GPU": 10}
 """What is measured, and about how many seconds each takes."""
 BESIDE = (1, 8, 64)  # tokens of experts that are measured beside reads
+BUFFERS = 16  # records that are read into meanwhile, in turn
 GPU = "cuda"
 WIDE = 0.2  # spread that is said
 LEFT_OUT = 6  # figures that may be missing
@@ -242,8 +243,8 @@ def _disk(draft: Draft, pool: Arena, clock: Clock) -> None:
 def reading(path: Path, clock: Clock) -> Iterator[None]:
     """One thread reads the file at random places meanwhile."""
     file = DirectFile(path)
-    memory = Arena(disk.DEPTHS[-1], disk.RECORD)
-    reads, over = disk.Reads(file, path, clock, memory.all.flatten()), Event()
+    into = Arena(BUFFERS, disk.RECORD).all.flatten()
+    reads, over = disk.Reads(file, path, clock, into), Event()
 
     def run() -> None:
         while not over.is_set():
