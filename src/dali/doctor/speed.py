@@ -3,14 +3,14 @@
     a decoding step = step + head + layers x (layer + linears + attention) + MoE layers x (router + top_k experts)
     a prompt's step = the same with prompt_layer in layer's place, and passes over its activations
 
-as `hardware.host` and `hardware.cost` have their times. From disk, the experts of a token that RAM does not hold are read: at
-the slow end as many as if routing were even (hits = the share of experts in RAM), at the fast end as if half of that share's
-misses were caught (hits = its square root), and in between by the mean. A decoding layer's reads begin when its router has
-spoken, and go as `hardware.disk_lane` has them. Those of a step that wants nearly all experts, as a prompt's does, go on beside
-the dense part, twice as many as may be under way; what is computed beside reads is slower by as much as was measured, and checks
-take cores from it. With an accelerator its experts and the CPU's are
-computed side by side, and the dense part is the accelerator's; what it lacks is computed by the CPU or copied, whichever is
-sooner.
+as `hardware.host` and `hardware.cost` have their times. From disk, the experts of a token that RAM does not hold are
+read: at the slow end as many as if routing were even (hits = the share of experts in RAM), at the fast end as if half
+of that share's misses were caught (hits = its square root), and in between by the mean. A decoding layer's reads begin
+when its router has spoken, and go as `hardware.disk_lane` has them. Of a step that wants nearly all experts, as a
+prompt's does, twice as many as may be under way go on beside the dense part, as many while those in RAM are computed,
+and then each as another has come; what is computed beside reads is slower by as much as was measured. With an
+accelerator its experts and the CPU's are computed side by side, and the dense part is the accelerator's; what it lacks
+is computed by the CPU or copied, whichever is sooner.
 
 An interval is what is predicted divided and multiplied by 1 + error: MEASURED where tables were measured here, plus their
 spread; ROUGH where nobody measured, and for models that are not packed: torch computes them part by part, which was not measured.
@@ -240,10 +240,12 @@ class _Speed:
             counts = range(int(absent) + 2)
             seconds = [disk_lane.layer_seconds(disk, slot, there, count, each) for count in counts]
             return _between(seconds, absent)
-        reading = absent * slot / disk.bandwidth
-        before = min(reading, dense / self.sizes.layers, 2 * disk.depth * slot / disk.bandwidth)
-        computed *= rates.slower(self.profile.tables, "reads", routed)
-        return max(computed + absent * slot * disk.check, reading - before)
+        reading, most = disk.each(slot), 2 * disk.depth
+        each *= rates.slower(self.profile.tables, "reads", routed)
+        ahead = min(absent, most, dense / self.sizes.layers / reading)
+        left, there = absent - ahead, (active - absent + ahead) * each
+        first = min(left, most)  # no more are asked for until those in RAM are computed
+        return max(there, first * reading) + max((left - first) * reading, left * each)
 
     def load(self) -> float | None:
         """Of reading what RAM holds from disk, once experts are packed; None: nobody knows."""
