@@ -3,11 +3,14 @@
     a decoding step = step + head + layers x (layer + linears + attention) + MoE layers x (router + top_k experts)
     a prompt's step = the same with prompt_layer in layer's place, and passes over its activations
 
-as `hardware.host` and `hardware.cost` have their times. From disk, the experts of a token that RAM does not hold are read: at
-the slow end as many as if routing were even (hits = the share of experts in RAM), at the fast end as if half of that share's
-misses were caught (hits = its square root), and in between by the mean. With an accelerator its experts and the CPU's are
-computed side by side, and the dense part is the accelerator's; what it lacks is computed by the CPU or copied, whichever is
-sooner.
+as `hardware.host` and `hardware.cost` have their times. From disk, the experts of a token that neither RAM nor an accelerator
+holds are read: at the slow end as many as if routing were even (hits = the share of experts held), at the fast end as if half of
+that share's misses were caught (hits = its square root), and in between by the mean.
+
+With an accelerator the dense part and attention are its, and its experts and the CPU's are computed side by side, as the
+assignment policy of a live run decides, by the timeline that live runs and replays have (`policies.once.alone`). Residents follow
+what is used: as many hits are expected as the root of their share, and at the fast end as the root of that, which is what replays
+of real models come to (benchmarks/policies/doctor_order.py). Where whole layers are on the accelerator, all of theirs are found.
 
 An interval is what is predicted divided and multiplied by 1 + error: MEASURED where tables were measured here, plus their
 spread; ROUGH where nobody measured, and for models that are not packed: torch computes them part by part, which was not measured.
@@ -18,18 +21,27 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
-from dali.doctor.plan import DISK, KERNELS, Plan, cost_model
+import numpy as np
+
+from dali.doctor.plan import DISK, Plan, cost_model, dense_size
 from dali.doctor.sizes import ITEM, ModelSizes
-from dali.hardware.cost import disk_costs
+from dali.hardware.cost import CostModel, DiskCosts, disk_costs
 from dali.hardware.host import NORMED, ROTATED, SUMMED, HostCosts
 from dali.hardware.profile import Profile
+from dali.policies.decisions import Decisions
+from dali.policies.once.alone import experts_seconds
+from dali.policies.once.vram import residents
+from dali.policies.signals import Step
+from dali.policies.whole_layers import WholeLayers
 
 PROMPT = 512  # tokens
 TYPICAL = 2048  # tokens of a conversation
 MEASURED, ROUGH = 0.25, 1.0  # errors of predictions, as shares
 FEWEST = 1e-9
+EVEN, EXPECTED, LUCKY = 0.0, 0.5, 1.0  # how far from even routing to the most hits
 
 
 class Interval(NamedTuple):
@@ -50,14 +62,6 @@ class Prediction:
     load: Interval | None
 
 
-class _Misses(NamedTuple):
-    """Shares of a token's experts that are not in RAM."""
-
-    few: float
-    expected: float
-    many: float
-
-
 def predict(
     sizes: ModelSizes,
     profile: Profile,
@@ -72,10 +76,9 @@ def predict(
     profile = plan.device.profile if plan.device is not None and plan.device.simulated else profile
     error = _error(profile) if plan.packed else ROUGH
     speed = _Speed(sizes, profile, plan)
-    misses = _misses(plan)
-    step = [speed.step(batch, batch * tokens, share) for share in misses]
-    decode = Interval(*(batch / seconds for seconds in (step[2], step[1], step[0])))
-    prefill = prompt / speed.prompt(prompt, misses.many)
+    steps = [speed.step(batch, batch * tokens, luck) for luck in (EVEN, EXPECTED, LUCKY)]
+    decode = Interval(*(batch / seconds for seconds in (max(steps), steps[1], min(steps))))
+    prefill = prompt / speed.prompt(prompt)
     load = speed.load()
     return Prediction(
         _widened(decode, error),
@@ -84,12 +87,15 @@ def predict(
     )
 
 
-def _misses(plan: Plan) -> _Misses:
-    if plan.where != DISK or plan.slots >= plan.all_slots:
-        return _Misses(0.0, 0.0, 0.0)
-    held = plan.slots / plan.all_slots
-    few, many = 1 - math.sqrt(held), 1 - held
-    return _Misses(few, (few + many) / 2, many)
+def _found(held: float, luck: float) -> float:
+    """The share of experts that are found where such a share is held: that share itself where routing is even, and its root."""
+    return held + luck * (math.sqrt(held) - held)
+
+
+def _on_accelerator(there: float, wanted: float, luck: float) -> float:
+    """The same of residents that follow what a layer is routed to, of whose experts a token wants such a share: the share that is
+    there, its root, and that one's root. No more are found than are there."""
+    return max(min(there ** (4**-luck), there / wanted), there)
 
 
 def _error(profile: Profile) -> float:
@@ -120,6 +126,34 @@ def _between(seconds: Sequence[float], tokens: float) -> float:
     return seconds[below] + (seconds[below + 1] - seconds[below]) * (tokens - below)
 
 
+class _Beside:
+    """Seconds of routed experts with an accelerator, by the policies of a live run. Layers with as many residents are alike."""
+
+    def __init__(self, sizes: ModelSizes, plan: Plan, costs: CostModel) -> None:
+        self.sizes, self.costs = sizes, costs.costs
+        layers, experts, slots = sizes.moe_layers, sizes.experts, plan.resident
+        capacity = residents(slots, layers, experts)
+        self.policies = plan.options.policies(layers, experts, sizes.top_k, capacity)
+        self.decisions = decisions = Decisions(self.policies, layers, experts)
+        there = [len(decisions.initial(layer)) if slots else 0 for layer in range(layers)]
+        self.whole = isinstance(self.policies.cache, WholeLayers)
+        self.scratch = 0 if self.whole else slots - sum(there)
+        self.alike = {count: (there.index(count), there.count(count)) for count in set(there)}
+
+    def seconds(self, tokens: int, luck: float, prompt: bool) -> float:
+        """Of all layers' experts in a step of so many tokens."""
+        if (begin := self.policies.begin) is not None:
+            begin(Step(np.arange(tokens) * (not prompt), np.full(tokens, prompt)))
+        experts, top_k = self.sizes.experts, self.sizes.top_k
+        luck, seconds = EVEN if self.whole else luck, 0.0
+        for there, (layer, layers) in sorted(self.alike.items()):
+            found = round(experts * _on_accelerator(there / experts, top_k / experts, luck))
+            assign = partial(self.decisions.assign, layer)
+            each = experts_seconds(self.costs, experts, top_k, found, self.scratch, tokens, assign)
+            seconds += layers * (each + self.costs.launch)
+        return seconds
+
+
 class _Speed:
     """Seconds of the parts of a step."""
 
@@ -128,37 +162,39 @@ class _Speed:
         self.host = HostCosts(profile)
         self.on_device = plan.device is not None
         self.costs = cost_model(sizes, plan.layouts, profile, PROMPT * sizes.top_k, self.on_device)
+        self.beside = _Beside(sizes, plan, self.costs) if self.on_device else None
         self.states = sizes.states(plan.dtype, plan.in_q8)
 
-    def step(self, tokens: int, attended: int, missing: float) -> float:
+    def step(self, tokens: int, attended: int, luck: float) -> float:
         """Of a decoding step of so many sequences, which attend to so many tokens in all."""
         seen = [min(attended, tokens * kept.window) if kept.window else attended for kept in self.sizes.kept]
         nbytes = sum(each * count for (each, _), count in zip(self.states.layers, seen, strict=True))
-        scores = sum(kept.queries * count for kept, count in zip(self.sizes.kept, seen, strict=True))
-        dense = self.dense(tokens, tokens) + self.host.decoding_attention(nbytes, scores)
-        dense += (tokens - 1) * self.host.sequence
-        return dense + self.sizes.moe_layers * self.experts(tokens) + self.reads(tokens, missing)
+        dense = self.dense(tokens, tokens)
+        if self.on_device:
+            dense += self.costs.dense(nbytes, 0, tokens, kernels=0)
+        else:
+            scores = sum(kept.queries * count for kept, count in zip(self.sizes.kept, seen, strict=True))
+            dense += self.host.decoding_attention(nbytes, scores) + (tokens - 1) * self.host.sequence
+        return dense + self.experts(tokens, luck) + self.reads(tokens, luck)
 
-    def prompt(self, tokens: int, missing: float) -> float:
+    def prompt(self, tokens: int) -> float:
         """Of a prompt of so many tokens, in steps of a chunk each."""
         chunk = self.plan.chunk
-        return sum(
-            self._chunk(before, min(chunk, tokens - before), missing) for before in range(0, tokens, chunk)
-        )
+        return sum(self._chunk(before, min(chunk, tokens - before)) for before in range(0, tokens, chunk))
 
-    def _chunk(self, before: int, tokens: int, missing: float) -> float:
+    def _chunk(self, before: int, tokens: int) -> float:
         """Of a step of so many tokens of a prompt, after those before."""
         flops = sum(
             2 * kept.queries * (kept.key + kept.value) * _pairs(before, tokens, kept.window)
             for kept in self.sizes.kept
         )
-        values = tokens * sum(kept.queries * kept.key for kept in self.sizes.kept)
-        layer = 0.0 if self.on_device else self.host.prompt_layer
-        dense = self.dense(tokens, 1, layer) + self.host.prompt_attention(flops, values)
-        if not self.on_device:
-            dense += self.passes(tokens)
-        computed = self.sizes.moe_layers * self.experts(tokens)
-        return dense + max(computed, self.reads(tokens, missing))
+        if self.on_device:
+            dense = self.dense(tokens, 1) + self.costs.dense(0, flops // 2, 1, kernels=0)
+        else:
+            values = tokens * sum(kept.queries * kept.key for kept in self.sizes.kept)
+            dense = self.dense(tokens, 1, self.host.prompt_layer) + self.passes(tokens)
+            dense += self.host.prompt_attention(flops, values)
+        return dense + max(self.experts(tokens, EVEN, prompt=True), self.reads(tokens, EVEN))
 
     def passes(self, tokens: int) -> float:
         """Over the activations of a prompt's step: two norms and sums a layer, keys and queries turned and perhaps normed,
@@ -178,9 +214,7 @@ class _Speed:
         itself, None: while decoding."""
         sizes, plan = self.sizes, self.plan
         if self.on_device:
-            weights = sum(one.elements for one in sizes.dense if one.kind != "embedding")
-            layer = self.costs.dense(plan.dense // sizes.layers, weights // sizes.layers, tokens, KERNELS)
-            return sizes.layers * (layer + self.costs.sync)
+            return sizes.moe_layers * self.costs.dense_seconds(*dense_size(sizes, plan))(tokens)
         seconds = self.host.step + sizes.layers * (self.host.layer if layer is None else layer)
         head = False
         for one in sizes.dense:
@@ -203,18 +237,12 @@ class _Speed:
         nbytes = rows * columns * (2 if self.plan.dtype == "bfloat16" else 1 if self.plan.packed else 4)
         return self.host.linear("w8" if self.plan.packed else "bf16", rows, columns, nbytes, tokens)
 
-    def experts(self, tokens: int) -> float:
-        """Of a layer's routed experts, routed to evenly."""
+    def experts(self, tokens: int, luck: float, prompt: bool = False) -> float:
+        """Of all layers' routed experts."""
+        if self.beside is not None:
+            return self.beside.seconds(tokens, luck, prompt)
         active, each = self._active(tokens)
-        costs = self.costs.costs
-        if not self.on_device:
-            return active * _between(costs.cpu, each)
-        there = self.plan.resident / self.plan.all_slots
-        inside, outside = active * there, active * (1 - there)
-        gpu = inside * (_between(costs.gpu, each) + costs.launch)
-        by_cpu = max(gpu, outside * _between(costs.cpu, each) + (costs.handover if outside > 0 else 0.0))
-        by_link = max(gpu + outside * (_between(costs.gpu, each) + costs.launch), outside * costs.link)
-        return min(by_cpu, by_link)
+        return self.sizes.moe_layers * active * _between(self.costs.costs.cpu, each)
 
     def _active(self, tokens: int) -> tuple[float, float]:
         """Experts that some of so many tokens are routed to, evenly, and how many tokens each of them gets on average."""
@@ -222,18 +250,19 @@ class _Speed:
         active = sizes.experts * (1 - (1 - sizes.top_k / sizes.experts) ** tokens)
         return active, max(tokens * sizes.top_k / active, 1.0)
 
-    def reads(self, tokens: int, missing: float) -> float:
+    def reads(self, tokens: int, luck: float) -> float:
         """Of experts that come from disk."""
-        if missing <= 0:
+        plan = self.plan
+        there = plan.slots + plan.resident  # those on an accelerator need no place in RAM
+        if plan.where != DISK or there >= plan.all_slots:
             return 0.0
         active, _ = self._active(tokens)
-        return (
-            self.sizes.moe_layers
-            * active
-            * missing
-            * self.plan.slot
-            / max(disk_costs(self.profile).bandwidth, FEWEST)
-        )
+        missing = active * (1 - _found(there / plan.all_slots, luck))
+        return self.sizes.moe_layers * missing * plan.slot / max(self._disk().bandwidth, FEWEST)
+
+    def _disk(self) -> DiskCosts:
+        """As the plan has experts read, where the profile says how fast that is."""
+        return disk_costs(self.profile, self.plan.plain and self.profile.plain_share is not None)
 
     def load(self) -> float | None:
         """Of reading what RAM holds from disk, once experts are packed; None: nobody knows."""
@@ -243,4 +272,4 @@ class _Speed:
         files = (
             self.sizes.file_bytes if self.sizes.gguf and self.plan.where != DISK else held + self.plan.dense
         )
-        return files / disk_costs(self.profile).bandwidth
+        return files / self._disk().bandwidth

@@ -70,28 +70,32 @@ class ExpertCosts:
 
 @dataclass(frozen=True, slots=True)
 class DiskCosts:
-    """The disk lane's figures: bytes a second, seconds until a read's first byte, reads under way at once."""
+    """The disk lane's figures: bytes a second, seconds until a read's first byte, reads under way at once, and whether they go
+    through the page cache."""
 
     bandwidth: float
     latency: float
     depth: int
+    plain: bool = False
 
     def read(self, nbytes: int) -> float:
         """Seconds of a read of so many bytes on an idle disk."""
         return self.latency + nbytes / self.bandwidth
 
 
-def disk_costs(profile: Profile) -> DiskCosts:
-    """By whichever way of reading experts it has faster. UsageError: the profile has no disk."""
+def disk_costs(profile: Profile, plain: bool | None = None) -> DiskCosts:
+    """Of reading experts through the page cache (`plain`) or past it, None: whichever way the profile has faster. UsageError: it
+    has no disk."""
     if not profile.has_disk:
         others = [name for name in known() if load(name).has_disk]
         raise UsageError(
             f"The hardware profile {profile.name} does not say how fast its disk is.",
             f"Add {', '.join(DISK)} to its figures, or use one of {', '.join(others)}.",
         )
-    way = "plain" if profile.reads_plainly else "disk"
+    plain = profile.reads_plainly if plain is None else plain
+    way = "plain" if plain else "disk"
     depth = max(int(profile[f"{way}_queue_depth"]), 1)
-    return DiskCosts(profile[f"{way}_bandwidth"], profile["disk_latency"], depth)
+    return DiskCosts(profile[f"{way}_bandwidth"], profile["disk_latency"], depth, plain)
 
 
 class CostModel:

@@ -131,11 +131,13 @@ def _reading(store: Path, header: StoreHeader, notify: Callable[[str], None]) ->
     lie on; else past it, and as many as a trial finds."""
     mine = own.find(notify)
     if mine is not None and mine.has_disk:
-        depth, plain = disk_costs(mine).depth, mine.reads_plainly
-        how = f" through the page cache, {mine.plain_share:.1f} times as fast as past it" if plain else ""
-        reads = "reads" if depth > 1 else "read"
-        notify(f"The disk gets {depth} {reads} at once{how}, by {own.origin(mine)}.")
-        return depth, plain
+        disk = disk_costs(mine)
+        how = (
+            f" through the page cache, {mine.plain_share:.1f} times as fast as past it" if disk.plain else ""
+        )
+        reads = "reads" if disk.depth > 1 else "read"
+        notify(f"The disk gets {disk.depth} {reads} at once{how}, by {own.origin(mine)}.")
+        return disk.depth, disk.plain
     try:
         return measure_speed(store, header).depth, False
     except (OSError, ReadError) as error:

@@ -16,6 +16,7 @@ from dali.loading.room import (
     FEWEST_TOKENS,
     STEP,
     NoRoom,
+    cached_bytes,
     no_context,
     share,
     staged_bytes,
@@ -46,14 +47,15 @@ def share_out(
     pool, plan = loaded.pool, loaded.disk
     assert isinstance(pool, DiskPool) and plan is not None
     keeps = None if isinstance(device, GpuSlots) else state_size(engine)  # of RAM
+    cached = cached_bytes(pool.direct, pool.depth, pool.slot_bytes)
     held = own_memory() - pool.held * pool.slot_bytes - (device.used if isinstance(device, SimDevice) else 0)
     step = engine.scheduler.step_tokens
     if keeps is not None and loaded.layout.format.quantized:  # a GPU's memory is for no more
         shortest = loaded.ctx_size if options.ctx_size is not None else min(FEWEST_TOKENS, loaded.ctx_size)
         step = engine.scheduler.step_tokens = _step_tokens(
-            loaded, min(step, STEP), plan.ram - held - pool.cached_bytes, keeps, shortest, device
+            loaded, min(step, STEP), plan.ram - held - cached, keeps, shortest, device
         )
-    used = held + pool.cached_bytes + _step_bytes(loaded, step, device)
+    used = held + cached + _step_bytes(loaded, step, device)
 
     def states(tokens: int) -> int:
         return 0 if keeps is None else keeps.nbytes(Reservation(tokens, step, drafted(options)))

@@ -102,11 +102,6 @@ class DiskPool(ExpertPool):
         """Whether experts are read past the page cache: as was asked for, where the file system allows that."""
         return self._cache.direct
 
-    @property
-    def cached_bytes(self) -> int:
-        """Bytes of the page cache that reads under way take, at most."""
-        return 0 if self.direct else self.depth * self.slot_bytes
-
     def grow(self, slots: int) -> None:
         """Use so many slots, at most `most_slots`, from here on; never fewer than before."""
         self._cache.grow(slots)
