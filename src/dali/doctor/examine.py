@@ -26,10 +26,7 @@ from dali.policies.registry import DEFAULT
 from dali.store.cache import store_path
 from dali.units import size
 
-AHEAD = (
-    "Whether reading ahead of a step pays is found out by steps, and not known before: these are speeds without it. `--ram SIZE "
-    "--prefetch none` keeps it off."
-)
+AHEAD = "Whether reading ahead pays is found out by steps: these are speeds without it. `{}--prefetch none` keeps it off."
 MORE = 2**30  # bytes, of what one more GiB would bring
 
 
@@ -197,7 +194,8 @@ def _choices_of_reading(profile: Profile) -> list[Choice]:
 
 def _notes(sizes: ModelSizes, plan: Plan, options: LoadOptions, here: Here) -> list[str]:
     if plan.where == DISK:
-        return [AHEAD] if plan.device is None and plan.slots < plan.all_slots else []
+        tried = plan.device is None and plan.slots < plan.all_slots and options.prefetch is None
+        return [AHEAD.format("" if options.ram else "--ram SIZE ")] if tried else []
     room = plan.allowed - plan.dense - plan.experts - HEADROOM // 2
     if plan.states <= room:
         return []

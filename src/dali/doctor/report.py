@@ -30,7 +30,7 @@ def text(found: Examination, flag: Callable[[str], str], quants: Sequence[Quant]
         lines += ["", *_table([("the plan", "", "by"), *found.choices])]
     if found.ways:
         lines += ["", *_table([_HEAD, *(_speed(way, flag) for way in found.ways)])]
-        lines.append(f"Modelled, after 2,048 tokens at most, by {found.basis}.")
+        lines.append(f"Modelled, after 2,048 tokens at most and of a prompt of {PROMPT}, by {found.basis}.")
     lines += [*found.notes, *found.more]
     if quants:
         lines += [
@@ -46,7 +46,7 @@ def text(found: Examination, flag: Callable[[str], str], quants: Sequence[Quant]
     return "\n".join(lines)
 
 
-_HEAD = ("how", "by", "decoding, tokens/s", f"prompt of {PROMPT}, tokens/s", "loading again, s")
+_HEAD = ("how", "flags", "decoding, tokens/s", "a prompt, tokens/s", "loading again, s")
 
 
 def _count(weights: int) -> str:
@@ -74,7 +74,7 @@ def _memory(way: Way) -> list[tuple[str, str, str]]:
 def _speed(way: Way, flag: Callable[[str], str]) -> tuple[str, ...]:
     prediction = way.prediction
     load = "not known" if prediction.load is None else _interval(prediction.load)
-    asked = "taken" if way.taken else _asked(way, flag) or "`dali bench hw`"
+    asked = "taken" if way.taken else _asked(way, flag) or "-"
     return way.policy or way.name, asked, _interval(prediction.decode), _interval(prediction.prompt), load
 
 

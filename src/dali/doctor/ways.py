@@ -50,7 +50,9 @@ def ways_of(sizes: ModelSizes, options: LoadOptions, here: Here, device: Device 
     found = [_way(sizes, here.profile, plan)]
     for change, other, profile in _others(sizes, plan, here, device):
         way = _way(sizes, profile, other)._replace(**_asked(change, options))
-        if device is not None and other.device is None:
+        if device is None:  # told by its place, as the first one is
+            way = way._replace(policy="")
+        elif other.device is None:
             way = way._replace(name=f"{way.name} alone")
         elif any(_same(way, one) for one in found):
             continue
@@ -59,7 +61,7 @@ def ways_of(sizes: ModelSizes, options: LoadOptions, here: Here, device: Device 
         found[0] = found[0]._replace(added={"assign": DEFAULT["assign"]})
         found.sort(key=lambda way: way.plan.device is not None)
     found[0] = found[0]._replace(taken=True, added={}, dropped=())
-    return found + _other_reads(sizes, found[0], here)
+    return [found[0], *_other_reads(sizes, found[0], here), *found[1:]]
 
 
 def plan_of(sizes: ModelSizes, options: LoadOptions, free: Free, here: Here, device: Device | None) -> Plan:
@@ -101,6 +103,8 @@ def _policy(sizes: ModelSizes, plan: Plan) -> str:
         return f"by {options.policy}"
     if options.n_cpu_moe is not None:
         return f"{options.n_cpu_moe} of {sizes.moe_layers} layers on the CPU"
+    if assign == "cpu" or not plan.resident:
+        return "experts on the CPU"
     if assign not in MISSES:
         return f"by {assign}"
     return MISSES[assign] if plan.resident < plan.all_slots else ""
