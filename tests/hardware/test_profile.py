@@ -199,7 +199,11 @@ def test_plain_reading_is_for_where_it_was_measured_to_be_clearly_faster(plain, 
     profile = replace(profile, figures=figures)
     assert profile.plain_share == pytest.approx(plain / 3e9)
     assert profile.reads_plainly == plainly
-    ways = {way: (each.bandwidth, each.depth, each.plain) for way in (None, True, False) if (each := disk_costs(profile, way))}
+    ways = {
+        way: (each.bandwidth, each.depth, each.plain)
+        for way in (None, True, False)
+        if (each := disk_costs(profile, way))
+    }
     assert ways[True] == (plain, 4, True)
     assert ways[False] == (3e9, 2, False)
     assert ways[None] == ways[plainly]

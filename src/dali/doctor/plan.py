@@ -272,6 +272,7 @@ def _accelerated(sizes: ModelSizes, options: LoadOptions, plan: Plan, device: De
     cache = options.policies(sizes.moe_layers, sizes.experts, sizes.top_k, there).cache
     if isinstance(cache, WholeLayers):
         cache.check(slots, plan.slot, device.name)
+        slots = (sizes.moe_layers - cache.cpu_layers) * sizes.experts
     return replace(
         plan,
         device=device,

@@ -81,9 +81,7 @@ def _way(sizes: ModelSizes, profile: Profile, plan: Plan) -> Way:
 def _asked(change: Mapping[str, Any], options: LoadOptions) -> dict[str, Any]:
     """A change of options, as a way has it."""
     added = {name: value for name, value in change.items() if value and value != getattr(options, name)}
-    dropped = [
-        name for name, value in change.items() if not value and getattr(options, name) not in (None, False)
-    ]
+    dropped = [name for name, value in change.items() if not value and getattr(options, name) is not value]
     return {"added": added, "dropped": dropped}
 
 
