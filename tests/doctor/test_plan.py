@@ -14,10 +14,10 @@ from dali.doctor.outline import read_outline
 from dali.doctor.plan import Free, make_plan
 from dali.errors import DaliError
 from dali.hardware import own
-from dali.hardware.cost import disk_costs
+from dali.hardware.cost import reading
 from dali.kernels import native
 from dali.loading import on_disk
-from dali.loading.room import HEADROOM, cached_bytes
+from dali.loading.room import HEADROOM
 from dali.loading.safetensors import SafetensorsModel
 from dali.offload import ram as offload_ram
 from dali.options import LoadOptions
@@ -94,7 +94,7 @@ def test_as_many_experts_have_room_in_ram_as_loading_gives_by_either_way_of_read
     profile = measured(plain_bandwidth=6e9 if plain else 2e9, plain_queue_depth=5.0)
     own.write(profile)
     path = save_model(random_model("olmoe"), tmp_path / "model")
-    sizes, free = checkpoint.sizes_of(read_outline(path)), Free(0, reads=disk_costs(profile))
+    sizes, free = checkpoint.sizes_of(read_outline(path)), Free(0, reads=reading(profile))
     options: dict[str, Any] = {"quant": "w8", "ctx_size": 64, "cache_ram": 0}
 
     def found(ram: int) -> int:
@@ -111,7 +111,7 @@ def test_as_many_experts_have_room_in_ram_as_loading_gives_by_either_way_of_read
         pytest.skip("the file system here reads through the page cache alone")
     assert (pool.plain, pool.slot_bytes) == (plain, 12288)
     assert pool.slots == found(ram) < 24
-    assert cached_bytes(pool.direct, pool.depth, pool.slot_bytes) == (5 * 12288 if plain else 0)
+    assert pool.cached_bytes == (5 * 12288 if plain else 0)
 
 
 def least_of(found: Callable[[int], int]) -> int:

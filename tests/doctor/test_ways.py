@@ -13,7 +13,7 @@ from dali.doctor.sizes import Dense, Kept, ModelSizes
 from dali.doctor.ways import Way, ways_of
 from dali.errors import UsageError
 from dali.hardware import profile as profiles
-from dali.hardware.cost import disk_costs
+from dali.hardware.cost import reading
 from dali.hardware.profile import Profile
 from dali.options import LoadOptions
 from measured import ACCELERATED, measured
@@ -48,7 +48,7 @@ def ways(
 ) -> list[Way]:
     """Of a simulated accelerator, or one that was measured here."""
     here = measured(**ACCELERATED) if profile is None else profile
-    reads = disk_costs(here)
+    reads = reading(here)
     machine = Here(here, Free(ram, None, reads), compiled=True, cores=8)
     asked = LoadOptions(quant="w4", **options)
     device = None

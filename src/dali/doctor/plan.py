@@ -21,7 +21,6 @@ from dali.loading.room import (
     Keeps,
     NoRoom,
     accelerates,
-    cached_bytes,
     first_that_fits,
     least_bytes,
     least_step,
@@ -44,6 +43,7 @@ from dali.policies.once.alone import weigh
 from dali.policies.once.vram import Experts, residents
 from dali.policies.whole_layers import WholeLayers
 from dali.step.size import Reservation
+from dali.store.page_cache import cached_bytes
 from dali.units import size
 
 # Bytes of Python, torch and transformers with a small model's modules; doctor_speed.json has `imported_mib`, without these.
@@ -219,7 +219,7 @@ def _on_disk(
     if least > allowed:
         raise too_small(sizes.name, least, ram, allowed)
     reads = free.reads
-    cached = 0 if reads is None else cached_bytes(not reads.plain, reads.depth, plan.slot)
+    cached = 0 if reads is None else cached_bytes(reads.plain, reads.depth, plan.slot)
     on_gpu = device is not None and not device.simulated  # which keeps keys and values itself
     asked = plan.context if options.ctx_size is not None else shortest
 

@@ -95,7 +95,7 @@ def _found(held: float, luck: float) -> float:
 def _on_accelerator(there: float, wanted: float, luck: float) -> float:
     """The same of residents that follow what a layer is routed to, of whose experts a token wants such a share: the share that is
     there, its root, and that one's root. No more are found than are there."""
-    return max(min(there ** (4**-luck), there / wanted), there)
+    return max(min(math.pow(there, 4**-luck), there / wanted), there)
 
 
 def _error(profile: Profile) -> float:

@@ -16,7 +16,7 @@ from dali.doctor.plan import DISK, RAM, Device, Free, Plan, is_taken, make_plan
 from dali.doctor.sizes import ModelSizes
 from dali.doctor.speed import Prediction, predict
 from dali.errors import DaliError
-from dali.hardware.cost import disk_costs
+from dali.hardware.cost import reading
 from dali.hardware.profile import Profile
 from dali.options import ACCELERATOR, LoadOptions
 from dali.policies.registry import DEFAULT
@@ -158,7 +158,7 @@ def _other_reads(sizes: ModelSizes, taken: Way, here: Here) -> list[Way]:
     plan, plain = taken.plan, here.profile.reads_plainly
     if not reads(plan) or here.profile.plain_share is None:
         return []
-    free = here.free._replace(reads=disk_costs(here.profile, not plain))
+    free = here.free._replace(reads=reading(here.profile, not plain))
     try:
         other = make_plan(sizes, plan.options, free, here.compiled, plan.device)
     except DaliError:

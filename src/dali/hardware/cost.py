@@ -25,7 +25,7 @@ Every time from here is modelled; print it with that word.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import pairwise
 
@@ -96,6 +96,15 @@ def disk_costs(profile: Profile, plain: bool | None = None) -> DiskCosts:
     way = "plain" if plain else "disk"
     depth = max(int(profile[f"{way}_queue_depth"]), 1)
     return DiskCosts(profile[f"{way}_bandwidth"], profile["disk_latency"], depth, plain)
+
+
+def reading(profile: Profile, plain: bool | None = None) -> DiskCosts:
+    """As `disk_costs`, with as many reads at once as loading allows: where they go through the page cache, steps may find that
+    past it is faster, so as many as the way that wants more."""
+    disk = disk_costs(profile, plain)
+    if not disk.plain:
+        return disk
+    return replace(disk, depth=max(disk.depth, disk_costs(profile, False).depth))
 
 
 class CostModel:

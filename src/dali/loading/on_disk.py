@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from dali.hardware import own
-from dali.hardware.cost import disk_costs
+from dali.hardware.cost import disk_costs, reading
 from dali.hardware.free_memory import available_ram, own_memory
 from dali.hooks.calls import ModelCalls
 from dali.kernels.expert import ExpertLayout
@@ -131,7 +131,7 @@ def _reading(store: Path, header: StoreHeader, notify: Callable[[str], None]) ->
     lie on; else past it, and as many as a trial finds."""
     mine = own.find(notify)
     if mine is not None and mine.has_disk:
-        disk = disk_costs(mine)
+        disk = reading(mine)
         how = (
             f" through the page cache, {mine.plain_share:.1f} times as fast as past it" if disk.plain else ""
         )

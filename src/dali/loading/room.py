@@ -227,11 +227,6 @@ def most_tokens(most: int, room: int, states: Callable[[int], int]) -> int:
     return low
 
 
-def cached_bytes(direct: bool, depth: int, slot_bytes: int) -> int:
-    """Bytes of the page cache that reads of experts under way take, at most: so many at once, unless they go past it."""
-    return 0 if direct else depth * slot_bytes
-
-
 def accelerates(worth: Worth, options: LoadOptions, profile: Profile, on_disk: bool) -> bool:
     """Whether the device that `options` name is used. One that loses is not, where this very machine was measured and nobody said
     how experts are to be split; a published profile may be wrong, a simulated device is there to be tried, and beside experts on

@@ -16,7 +16,6 @@ from dali.loading.room import (
     FEWEST_TOKENS,
     STEP,
     NoRoom,
-    cached_bytes,
     no_context,
     share,
     staged_bytes,
@@ -24,6 +23,7 @@ from dali.loading.room import (
     too_small,
 )
 from dali.offload.gpu import tell_pinned
+from dali.offload.plain_reads import PlainReads
 from dali.offload.vram import drafted, state_size
 from dali.options import LoadOptions
 from dali.step.size import Reservation, StateSize
@@ -47,15 +47,14 @@ def share_out(
     pool, plan = loaded.pool, loaded.disk
     assert isinstance(pool, DiskPool) and plan is not None
     keeps = None if isinstance(device, GpuSlots) else state_size(engine)  # of RAM
-    cached = cached_bytes(pool.direct, pool.depth, pool.slot_bytes)
     held = own_memory() - pool.held * pool.slot_bytes - (device.used if isinstance(device, SimDevice) else 0)
     step = engine.scheduler.step_tokens
     if keeps is not None and loaded.layout.format.quantized:  # a GPU's memory is for no more
         shortest = loaded.ctx_size if options.ctx_size is not None else min(FEWEST_TOKENS, loaded.ctx_size)
         step = engine.scheduler.step_tokens = _step_tokens(
-            loaded, min(step, STEP), plan.ram - held - cached, keeps, shortest, device
+            loaded, min(step, STEP), plan.ram - held - pool.cached_bytes, keeps, shortest, device
         )
-    used = held + cached + _step_bytes(loaded, step, device)
+    used = held + pool.cached_bytes + _step_bytes(loaded, step, device)
 
     def states(tokens: int) -> int:
         return 0 if keeps is None else keeps.nbytes(Reservation(tokens, step, drafted(options)))
@@ -86,6 +85,8 @@ def share_out(
     pool.grow(shares.slots)
     if options.prefetch == "none":
         pool.rest()
+    if pool.has_both_ways and not isinstance(device, SimDevice):  # whose reads are modelled
+        engine.ended = PlainReads(pool, notify).end_step
     _prepare(pool, engine, device, notify)
     loaded.telemetry.clear()  # of what was tried here
     _tell(loaded, pool, plan, notify)
