@@ -170,7 +170,7 @@ def _other_reads(sizes: ModelSizes, taken: Way, here: Here) -> list[Way]:
 def reads(plan: Plan) -> bool:
     """Whether experts are read from this machine's disk while a step computes, and by its times."""
     real = plan.device is None or not plan.device.simulated
-    return real and plan.where == DISK and plan.slots < plan.all_slots
+    return real and plan.where == DISK and plan.slots + plan.resident < plan.all_slots
 
 
 def _same(way: Way, other: Way) -> bool:
