@@ -31,7 +31,7 @@ from hub import Hub, serving
 SHARDS, LAYERS, EXPERTS, HIDDEN, INNER, VOCABULARY = 60, 94, 128, 4096, 1536, 151936
 HEADS, GROUPS, WIDTH = 64, 4, 128
 DELAY, RUNS = 0.05, 5
-ACCELERATED = ("--ram", "200GiB", "-c", "8192", "--device", "sim:rtx3060-desktop")
+ACCELERATED = ("--ram", "200GiB", "-c", "8192", "--device", "sim:rtx4090-desktop")
 CONFIG = {
     "model_type": "qwen3_moe",
     "dtype": "bfloat16",
