@@ -1,10 +1,10 @@
 """How long `dali doctor` takes to tell of a large model, here and on a hub that answers each request after 50 ms.
 
 The model has the shape of Qwen3-235B-A22B in 60 safetensors files, and a GGUF file of that shape with a vocabulary of 151,936
-tokens and as many merges: headers alone, in sparse files. With an accelerator every policy is told, of as many `ways`. The hub is a
-server of this machine that sends parts of files (tests/hub.py). Each row is a process of its own, from its start to its end;
-`cpu_seconds` is what it computed. The first row's `imported_mib` is what Python takes with all that a model is loaded by, before one
-is opened: dali.doctor.plan.IMPORTED.
+tokens and as many merges: headers alone, in sparse files. With an accelerator every policy is told, of as many `ways`. The hub is
+a server of this machine that sends parts of files (tests/hub.py). Each row is a process of its own, from its start to its end;
+`cpu_seconds` is what it computed. `imported_mib` is what Python takes with all that a model is loaded by, before one is opened:
+dali.doctor.plan.IMPORTED.
 
     python benchmarks/models/doctor_speed.py
 """
