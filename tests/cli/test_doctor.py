@@ -148,6 +148,28 @@ def test_beside_an_accelerator_the_cpu_alone_is_told(run, dali_tiny):
     assert found["ways"][1]["resident"] == 0
 
 
+def test_a_row_says_which_flags_ask_for_it(run, dali_tiny):
+    arguments = str(dali_tiny), "--device", "sim:rtx3060-desktop", "--vram", "200KiB", "--system", "fiddler"
+    _, found = told(run, *arguments)
+    rows = {way["policy"]: (way["taken"], way["flags"]) for way in found["ways"]}
+    assert rows["by fiddler"] == (True, "")
+    assert rows["misses on the CPU"] == (False, "--assign cpu_on_miss, no --system")
+    assert rows[""] == (False, "--device cpu, no --vram, no --system")
+    assert {choice["what"]: choice["origin"] for choice in found["plan"]}["its policy"] == "--system"
+    _, out, _ = run("doctor", *arguments)
+    assert re.search(r"^by fiddler +taken +\d", out, re.MULTILINE)
+    assert re.search(r"^misses by the faster way +no --system +\d", out, re.MULTILINE)
+
+
+def test_whole_layers_without_room_are_a_usage_error(refused, dali_tiny):
+    code, problem, fix = refused(
+        "doctor", str(dali_tiny), "--device", "sim:rtx3060-desktop", "--vram", "1MiB", "--n-cpu-moe", "0"
+    )
+    assert code == 2
+    assert problem.startswith("--n-cpu-moe 0 leaves 8 MoE layers")
+    assert "--n-cpu-moe" in fix
+
+
 def test_a_load_of_unknown_speed_is_not_told_as_0(run, dali_tiny, tmp_path):
     figures = json.loads(load("paper").to_json())
     figures["figures"] = {name: one for name, one in figures["figures"].items() if name not in DISK}
@@ -333,7 +355,8 @@ def test_torch_is_not_imported(dali_tiny, tmp_path):
     (tmp_path / "a.gguf").write_bytes(converted("qwen3moe"))
     program = (
         "import sys; from dali.cli.main import main; "
-        f"main(['doctor', {str(dali_tiny)!r}]); main(['doctor', {str(tmp_path / 'a.gguf')!r}]); main(['doctor']); "
+        f"main(['doctor', {str(dali_tiny)!r}, '--device', 'sim:paper', '--vram', '1MiB']); "
+        f"main(['doctor', {str(tmp_path / 'a.gguf')!r}]); main(['doctor']); "
         "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
+import dali
 from dali.doctor import checkpoint, plan
 from dali.doctor.outline import read_outline
 from dali.doctor.plan import Free, make_plan
 from dali.errors import DaliError
+from dali.hardware import own
+from dali.hardware.cost import reading
+from dali.kernels import native
+from dali.loading import on_disk
 from dali.loading.room import HEADROOM
 from dali.loading.safetensors import SafetensorsModel
+from dali.offload import ram as offload_ram
 from dali.options import LoadOptions
+from dali.store.disk_pool import DiskPool
+from families import random_model, save_model
+from measured import MACHINE, measured
 
 
 @pytest.fixture
@@ -70,3 +81,48 @@ def test_a_disk_that_is_too_small_is_refused(sizes):
 def test_without_compiled_kernels_nothing_is_read_from_disk(sizes):
     with pytest.raises(DaliError, match="of memory with w4 experts"):
         make_plan(sizes, LoadOptions(ram=2**29), Free(0), compiled=False)
+
+
+@pytest.mark.skipif(not native.AVAILABLE, reason="the kernels were not compiled")
+@pytest.mark.parametrize("plain", [False, True])
+def test_as_many_experts_have_room_in_ram_as_loading_gives_by_either_way_of_reading(
+    tmp_path, monkeypatch, plain
+):
+    """Beside a process of a size that is said: what is being read through the page cache counts for both."""
+    monkeypatch.setenv("DALI_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr("dali.hardware.own.this_machine", lambda folder: MACHINE)
+    profile = measured(plain_bandwidth=6e9 if plain else 2e9, plain_queue_depth=5.0)
+    own.write(profile)
+    path = save_model(random_model("olmoe"), tmp_path / "model")
+    sizes, free = checkpoint.sizes_of(read_outline(path)), Free(0, reads=reading(profile))
+    options: dict[str, Any] = {"quant": "w8", "ctx_size": 64, "cache_ram": 0}
+
+    def found(ram: int) -> int:
+        return make_plan(sizes, LoadOptions(ram=ram, **options), free, compiled=True).slots
+
+    ram = least_of(found) + 6 * 12288  # room for as many experts more
+    dense = make_plan(sizes, LoadOptions(ram=ram, **options), free, compiled=True).dense
+    monkeypatch.setattr(on_disk, "own_memory", lambda: plan.IMPORTED)
+    monkeypatch.setattr(offload_ram, "own_memory", lambda: plan.IMPORTED + plan.LOADED + dense)
+    monkeypatch.setattr(DiskPool, "held", 0)  # of that process
+    pool = dali.load(path, ram=ram, **options).loaded.pool
+    assert isinstance(pool, DiskPool)
+    if not (plain or pool.direct):
+        pytest.skip("the file system here reads through the page cache alone")
+    assert (pool.plain, pool.slot_bytes) == (plain, 12288)
+    assert pool.slots == found(ram) < 24
+    assert pool.cached_bytes == (5 * 12288 if plain else 0)
+
+
+def least_of(found: Callable[[int], int]) -> int:
+    """The least budget that is not refused."""
+    low, high = 2**28, 2**30
+    while high - low > 2**12:
+        ram = (low + high) // 2
+        try:
+            found(ram)
+        except DaliError:
+            low = ram
+        else:
+            high = ram
+    return high

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
+import numpy as np
 import pytest
 
-from dali.doctor.plan import DISK, RAM, Plan
+from dali.doctor.plan import DISK, KERNELS, RAM, Device, Plan
 from dali.doctor.sizes import Dense, ExpertFormat, Kept, ModelSizes
 from dali.doctor.speed import MEASURED, ROUGH, predict
 from dali.doctor.verdict import of_speed
-from dali.hardware.profile import Figure, Profile, Table
+from dali.hardware.profile import Figure, Profile, Table, load
+from dali.options import LoadOptions
+from dali.replay.shapes import Shape
+from dali.replay.steps import forwards
+from dali.replay.timeline import Timeline
+from dali.replay.traces.trace import Trace
 
 BANDWIDTH, RATE, DISK_BANDWIDTH = 1e9, 1e15, 1e8  # so fast a processor that bytes alone count
 
@@ -154,3 +161,78 @@ def test_verdicts_go_by_decoding(speed, word):
     found = predict(SIZES, profile(), PLAN)
     interval = found.decode._replace(expected=speed)
     assert of_speed(replace(found, decode=interval)).word == word
+
+
+MACHINE = load("rtx3060-desktop")
+SPARSE = replace(SIZES, layers=4, moe_layers=4, experts=32, top_k=4, kept=SIZES.kept[:1] * 4)
+FORMAT = ExpertFormat("w4", 843_776, 843_750)
+
+
+def beside(resident: int, **options: Any) -> Plan:
+    """With so many experts on a simulated accelerator."""
+    asked = LoadOptions(device="sim:rtx3060-desktop", **options)
+    plan = replace(PLAN, layouts=[FORMAT] * 4, all_slots=4 * 32, packed=True)
+    return replace(plan, resident=resident, device=Device(asked.device, MACHINE, True), options=asked)
+
+
+def replayed(capacity: int, tokens: int = 400, **options: Any) -> float:
+    """Tokens a second of a replay in which every expert is as likely, whatever came before, with so many residents a layer."""
+    generator = np.random.default_rng(0)
+    ids = generator.random((tokens, 4, 32)).argsort(axis=2)[..., :4].astype(np.uint8)
+    meta = {"model": "even", "n_experts": 32, "top_k": 4, "n_layers": 4}
+    trace = Trace("even", meta, ids, np.array([0, tokens]), np.ones(tokens, np.uint8))
+    weights = SPARSE.computed // 4
+    shape = Shape(1000, 500, 3, "w4", FORMAT.weights, weights, 2 * weights, KERNELS)
+    asked = LoadOptions(device="sim:rtx3060-desktop", **options)
+    policies = asked.policies(4, 32, 4, capacity)
+    replay = Timeline(trace, policies, shape, shape.costs(MACHINE, 512), capacity, guarded=True)
+    result = replay.run(forwards(trace, 1))
+    return result.tokens / result.seconds
+
+
+@pytest.mark.parametrize("assign", ["two_lane", "cpu_on_miss", "gpu", "greedy"])
+def test_a_policy_takes_as_long_as_its_replay_where_routing_is_even(assign):
+    """The slow end, with residents that stay; 16 of the slots are what others pass through."""
+    wanted = replayed(16, assign=assign, cache="static", prefetch="none")
+    found = predict(SPARSE, MACHINE, beside(4 * 16 + 16, assign=assign), context=0)
+    assert found.decode.low * (1 + ROUGH) == pytest.approx(wanted, rel=0.02)  # which is chance's
+    assert found.decode.low < found.decode.expected < found.decode.high
+
+
+@pytest.mark.parametrize("cpu_layers", [0, 1, 3, 4])
+def test_whole_layers_take_as_long_as_their_replay(cpu_layers):
+    wanted = replayed(32 if cpu_layers < 4 else 0, tokens=20, n_cpu_moe=cpu_layers)
+    found = predict(SPARSE, MACHINE, beside(32 * (4 - cpu_layers), n_cpu_moe=cpu_layers), context=0)
+    assert found.decode.expected == pytest.approx(wanted)
+    assert found.decode.high == pytest.approx(wanted * (1 + ROUGH))  # nothing depends on what is routed to
+
+
+def test_a_prompt_goes_by_the_policy_too():
+    """Every expert is wanted: those that are not there are copied behind one another, or computed by the CPU."""
+    found = {
+        name: predict(SPARSE, MACHINE, beside(80, assign=name)).prompt.expected
+        for name in ("cpu_on_miss", "gpu")
+    }
+    there = predict(SPARSE, MACHINE, beside(128)).prompt.expected
+    assert found["cpu_on_miss"] < found["gpu"] < there
+
+
+def test_a_system_is_told_whether_a_step_is_of_a_prompt():
+    """Collaborative compression computes prompts on the CPU, answers where its residents are."""
+    system = predict(SPARSE, MACHINE, beside(80, policy="collaborative"))
+    alone = predict(SPARSE, MACHINE, beside(80, assign="cpu"))
+    assert system.prompt == alone.prompt
+    assert system.decode.expected > alone.decode.expected
+
+
+def test_keys_and_values_on_an_accelerator_are_read_there():
+    plan = beside(128)
+    short, long = (1 / predict(SPARSE, MACHINE, plan, context=each).decode.expected for each in (0, 1000))
+    assert long - short == pytest.approx(4 * 1000 * 1000 / MACHINE["gpu_bandwidth"])
+
+
+def test_experts_on_an_accelerator_need_no_place_in_ram():
+    plan = replace(beside(80), where=DISK, slots=48)
+    assert predict(SPARSE, MACHINE, plan).decode == predict(SPARSE, MACHINE, beside(80)).decode
+    fewer = predict(SPARSE, MACHINE, replace(plan, slots=40)).decode
+    assert fewer.expected < predict(SPARSE, MACHINE, plan).decode.expected

@@ -199,13 +199,17 @@ def test_plain_reading_is_for_where_it_was_measured_to_be_clearly_faster(plain, 
     profile = replace(profile, figures=figures)
     assert profile.plain_share == pytest.approx(plain / 3e9)
     assert profile.reads_plainly == plainly
-    costs, other = disk_costs(profile), profile.read_otherwise()
-    assert (costs.bandwidth, costs.depth) == ((plain, 4) if plainly else (3e9, 2))
-    assert disk_costs(other).bandwidth == (3e9 if plainly else plain)
-    assert other.plain_share is None
+    ways = {
+        way: (each.bandwidth, each.depth, each.plain)
+        for way in (None, True, False)
+        if (each := disk_costs(profile, way))
+    }
+    assert ways[True] == (plain, 4, True)
+    assert ways[False] == (3e9, 2, False)
+    assert ways[None] == ways[plainly]
 
 
 def test_without_a_measurement_nothing_is_said_of_plain_reading():
     assert measured().plain_share is None
     assert not measured().reads_plainly
-    assert measured().read_otherwise() is None
+    assert not disk_costs(measured()).plain

@@ -61,9 +61,9 @@ def main(settings: Settings) -> int:
         found = replace(found, verdict=Verdict("NO", *found.refusal.told(as_flag)))
     passing_note()
     if settings.json:
-        print(json.dumps(report.as_json(found, quants), indent=2))
+        print(json.dumps(report.as_json(found, as_flag, quants), indent=2))
     else:
-        print(report.text(found, quants))
+        print(report.text(found, as_flag, quants))
     return 0 if found.verdict.fits else 1
 
 

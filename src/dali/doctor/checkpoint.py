@@ -7,10 +7,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from dali.doctor.outline import SafetensorsOutline, Stored
+from dali.doctor.outline import SafetensorsOutline, Stored, windows
 from dali.doctor.refusals import check_config, check_experts, quantization
 from dali.doctor.sizes import FEWEST_ROWS, CannotTell, Dense, Kept, ModelSizes
-from dali.doctor.windows import windows
 from dali.loading.further_tokens import BLOCK
 from dali.loading.room import MOST_LAYERS
 

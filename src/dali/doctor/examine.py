@@ -10,20 +10,23 @@ from typing import NamedTuple
 from dali.doctor import checkpoint, gguf
 from dali.doctor.here import Here
 from dali.doctor.outline import GgufOutline, Outline, read_outline
-from dali.doctor.plan import DISK, RAM, Device, Plan, make_plan
+from dali.doctor.plan import DISK, Device, Plan
 from dali.doctor.remote import Outlined, fetch_outline
 from dali.doctor.sizes import CannotTell, ModelSizes
-from dali.doctor.speed import Prediction, predict
+from dali.doctor.speed import predict
 from dali.doctor.verdict import Verdict, of_refusal, of_speed
+from dali.doctor.ways import Way, plan_of, reads, ways_of
 from dali.errors import DaliError
 from dali.hardware import own
 from dali.hardware.profile import Profile
 from dali.loading.locate import Remote
 from dali.loading.room import HEADROOM, most_tokens
 from dali.options import LoadOptions
+from dali.policies.registry import DEFAULT
 from dali.store.cache import store_path
 from dali.units import size
 
+AHEAD = "Whether reading ahead pays is found out by steps: these are speeds without it. `{}--prefetch none` keeps it off."
 MORE = 2**30  # bytes, of what one more GiB would bring
 
 
@@ -35,17 +38,9 @@ class Choice(NamedTuple):
     origin: str
 
 
-class Way(NamedTuple):
-    """A way to run the model, and how fast it is."""
-
-    name: str
-    plan: Plan
-    prediction: Prediction
-
-
 @dataclass(frozen=True)
 class Examination:
-    """`ways`: that which `dali run` would take first; none where it would refuse. `more`: what one more GiB would bring."""
+    """`ways`: the one that `dali run` takes comes first; none where it would refuse. `more`: what one more GiB would bring."""
 
     name: str
     sizes: ModelSizes | None
@@ -96,38 +91,22 @@ def examine(
         sizes = sizes_of(outline)
         if is_packed(outline.path):
             here = replace(here, free=here.free._replace(disk=None))
-        plan = make_plan(sizes, options, here.free, here.compiled, device)
+        ways = ways_of(sizes, options, here, device)
     except DaliError as error:
         if error.exit_code == 2:
             raise
         return Examination(outline.name, sizes, (), of_refusal(error), refusal=error)
-    ways = [Way(_name(plan), plan, predict(sizes, here.profile, plan))]
-    if _reads(plan) and (other := here.profile.read_otherwise()) is not None:
-        name = "by reads past the page cache" if here.profile.reads_plainly else "by plain reading"
-        ways.append(Way(f"the same {name}", plan, predict(sizes, other, plan)))
-    if device is None and here.other is not None and plan.where == RAM:
-        beside = make_plan(sizes, options, here.free, here.compiled, here.other)
-        ways.append(Way(_name(beside), beside, predict(sizes, here.profile, beside)))
-    if device is not None and plan.where == RAM:
-        alone = make_plan(sizes, options, here.free, here.compiled)
-        profile = device.profile if device.simulated else here.profile
-        ways.append(Way(f"{_name(alone)} alone", alone, predict(sizes, profile, alone)))
+    taken = ways[0]
     return Examination(
         outline.name,
         sizes,
         tuple(ways),
-        of_speed(ways[0].prediction),
-        tuple(_choices(sizes, plan, options, here, origins or {})),
-        tuple(_notes(sizes, plan, options, here)),
-        tuple(_more(sizes, options, here, device, ways[0])),
+        of_speed(taken.prediction),
+        tuple(_choices(sizes, taken, options, here, origins or {})),
+        tuple(_notes(sizes, taken.plan, options, here)),
+        tuple(_more(sizes, options, here, device, taken)),
         _basis(here, device),
     )
-
-
-def _reads(plan: Plan) -> bool:
-    """Whether experts are read from this machine's disk while a step computes, and by its times."""
-    real = plan.device is None or not plan.device.simulated
-    return real and plan.where == DISK and plan.slots < plan.all_slots
 
 
 def _basis(here: Here, device: Device | None) -> str:
@@ -137,16 +116,11 @@ def _basis(here: Here, device: Device | None) -> str:
     return own.origin(here.profile) if here.measured else "a quick look at memory, and published figures"
 
 
-def _name(plan: Plan) -> str:
-    if plan.device is not None:
-        first = "experts on disk, in RAM" if plan.where == DISK else "experts in RAM"
-        return f"{first} and on {plan.device.name}"
-    return "all in RAM, on the CPU" if plan.where == RAM else "experts on disk, on the CPU"
-
-
 def _choices(
-    sizes: ModelSizes, plan: Plan, options: LoadOptions, here: Here, origins: Mapping[str, str]
+    sizes: ModelSizes, way: Way, options: LoadOptions, here: Here, origins: Mapping[str, str]
 ) -> list[Choice]:
+    plan = way.plan
+
     def origin(key: str, otherwise: str) -> str:
         return origins.get(key, otherwise)
 
@@ -160,10 +134,15 @@ def _choices(
         place += f", {plan.resident} of {plan.all_slots} on {plan.device.name}, too"
     packed = "linears as the file has them" if sizes.gguf else "linears in w8"
     shared = []
+    used, why = options.device, origin("device", "default")
+    if plan.device is None and options.device != "cpu":
+        used, why = "cpu", f"modelled: faster than {options.device}"
     if plan.device is not None:
         contexts = "a context" if plan.sequences == 1 else f"{plan.sequences} contexts"
         value = f"{size(plan.vram)} for experts, {size(plan.kept)} for {contexts}"
         shared = [Choice("its memory", value, _shared_by(options, origins))]
+        if way.policy:
+            shared.append(Choice("its policy", way.policy, _decided_by(options, origins)))
     shortened = plan.where == DISK and options.ctx_size is None
     return [
         Choice("experts", plan.format, origin("quant", "default: auto")),
@@ -178,9 +157,9 @@ def _choices(
             origin("ctx_size", "measured: the room there is" if shortened else "model"),
         ),
         Choice("experts are", place, origin("vram" if plan.device else "ram", f"measured: {free}")),
-        *(_choices_of_reading(here.profile) if _reads(plan) else ()),
+        *(_choices_of_reading(here.profile) if reads(plan) else ()),
         Choice("memory", f"at most {size(plan.allowed)}", origin("ram", f"measured: {free}")),
-        Choice("device", options.device, origin("device", "default")),
+        Choice("device", used, why),
         *shared,
         Choice("threads", str(options.threads or here.cores), origin("threads", "default: all cores")),
     ]
@@ -196,6 +175,14 @@ def _shared_by(options: LoadOptions, origins: Mapping[str, str]) -> str:
     )
 
 
+def _decided_by(options: LoadOptions, origins: Mapping[str, str]) -> str:
+    """Who has said what an accelerator computes."""
+    for name, key in (("policy", "system"), ("n_cpu_moe", "n_cpu_moe"), ("assign", "assign")):
+        if getattr(options, name) is not None:
+            return origins.get(key, name)
+    return f"default: {DEFAULT['assign']}"
+
+
 def _choices_of_reading(profile: Profile) -> list[Choice]:
     how = "through the page cache" if profile.reads_plainly else "past the page cache"
     share = profile.plain_share
@@ -206,8 +193,11 @@ def _choices_of_reading(profile: Profile) -> list[Choice]:
 
 
 def _notes(sizes: ModelSizes, plan: Plan, options: LoadOptions, here: Here) -> list[str]:
+    if plan.where == DISK:
+        tried = plan.device is None and plan.slots < plan.all_slots and options.prefetch is None
+        return [AHEAD.format("" if options.ram else "--ram SIZE ")] if tried else []
     room = plan.allowed - plan.dense - plan.experts - HEADROOM // 2
-    if plan.where != RAM or plan.states <= room:
+    if plan.states <= room:
         return []
     tokens = most_tokens(
         plan.context, max(room, 0), lambda n: sizes.state_bytes(n, plan.dtype, options.in_q8)
@@ -226,13 +216,14 @@ def _more(sizes: ModelSizes, options: LoadOptions, here: Here, device: Device | 
         free = here.free._replace(memory=here.free.memory + MORE)
         given = options if options.ram_bytes is None else replace(options, ram=options.ram_bytes + MORE)
         found.append(("RAM", free, given, device))
-    if device is not None and way.plan.resident < way.plan.all_slots:
+    if way.plan.device is not None and way.plan.resident < way.plan.all_slots and options.n_cpu_moe is None:
+        assert device is not None
         given = options if options.vram_bytes is None else replace(options, vram=options.vram_bytes + MORE)
         found.append(("accelerator memory", here.free, given, _larger(device)))
     told = []
     for what, free, given, on in found:
         try:
-            plan = make_plan(sizes, given, free, here.compiled, on)
+            plan = plan_of(sizes, given, free, here, on)
         except DaliError:
             continue
         speed = predict(sizes, here.profile, plan).decode.expected
@@ -264,7 +255,7 @@ def of_quants(
         assert sizes is not None
         other = sizes.requantized(nbytes)
         try:
-            plan = make_plan(other, options, here.free, here.compiled, device)
+            plan = plan_of(other, options, here.free, here, device)
         except DaliError:
             rows.append(Quant(name, nbytes, "NO", 0.0))
             continue

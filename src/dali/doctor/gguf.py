@@ -6,9 +6,8 @@ import re
 from collections.abc import Iterable, Mapping
 from math import prod
 
-from dali.doctor.outline import GgufOutline
+from dali.doctor.outline import GgufOutline, windows
 from dali.doctor.sizes import FEWEST_ROWS, Dense, Kept, ModelSizes
-from dali.doctor.windows import windows
 from dali.loading.gguf.checks import check
 from dali.loading.gguf.families import Family, family_of
 from dali.loading.gguf.keys import Fields, Keys

@@ -11,6 +11,7 @@ from dali import compiled
 from dali.doctor.machine import own_profile
 from dali.doctor.plan import Device, Free
 from dali.errors import DaliError, parameter
+from dali.hardware.cost import reading
 from dali.hardware.free_memory import available_ram
 from dali.hardware.gpu import check_gpu
 from dali.hardware.profile import DISK, Profile, load
@@ -50,6 +51,7 @@ def look(options: LoadOptions) -> Here:
     if not profile.has_disk:  # its measurement was dropped, or the cache has moved since
         published = load(BASE).figures
         profile = replace(profile, figures={**profile.figures, **{name: published[name] for name in DISK}})
+    free = free._replace(reads=reading(profile))
     other = Device("the GPU", profile, False) if profile.has_accelerator and _has_gpu() else None
     return Here(profile, free, compiled.enabled(), cores, other)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -113,6 +113,19 @@ def _object(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise DaliError(f"Cannot read {path} (it holds {found!r:.60}, and no object).", "Download it again.")
     return found
+
+
+def windows(config: Mapping[str, Any], layers: int) -> list[int | None]:
+    """How far back each layer attends, as a configuration says it: tokens that a query sees, itself included; None for all."""
+    window = config.get("sliding_window")
+    if type(window) is not int or window < 1 or config.get("use_sliding_window") is False:
+        return [None] * layers
+    kinds = config.get("layer_types")
+    if isinstance(kinds, list) and len(kinds) >= layers:
+        return [window if kind == "sliding_attention" else None for kind in kinds[:layers]]
+    if type(first := config.get("max_window_layers")) is int and "use_sliding_window" in config:
+        return [window if layer >= first else None for layer in range(layers)]
+    return [window] * layers
 
 
 def header_length(start: bytes) -> int | None:

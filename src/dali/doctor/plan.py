@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from dali.doctor.sizes import ITEM, ExpertFormat, ModelSizes, quantized
 from dali.errors import DaliError, parameter
-from dali.hardware.cost import CostModel, ExpertSize, disk_costs
+from dali.hardware.cost import CostModel, DiskCosts, ExpertSize, disk_costs
 from dali.hardware.profile import Profile
 from dali.loading.context import check_range
 from dali.loading.room import (
@@ -20,6 +20,7 @@ from dali.loading.room import (
     MOST_STEP,
     Keeps,
     NoRoom,
+    accelerates,
     first_that_fits,
     least_bytes,
     least_step,
@@ -38,8 +39,11 @@ from dali.loading.room import (
 )
 from dali.loading.rope import scale_rope
 from dali.options import LoadOptions
-from dali.policies.once.vram import Experts
+from dali.policies.once.alone import weigh
+from dali.policies.once.vram import Experts, residents
+from dali.policies.whole_layers import WholeLayers
 from dali.step.size import Reservation
+from dali.store.page_cache import cached_bytes
 from dali.units import size
 
 # Bytes of Python, torch and transformers with a small model's modules; doctor_speed.json has `imported_mib`, without these.
@@ -51,10 +55,12 @@ RAM, DISK = "RAM", "disk"
 
 
 class Free(NamedTuple):
-    """What this machine has left: bytes of memory, and of the disk of dali's cache (None: not known)."""
+    """What this machine has left: bytes of memory, and of the disk of dali's cache (None: not known). `reads`: how experts are
+    read from it; None: past the page cache."""
 
     memory: int
     disk: int | None = None
+    reads: DiskCosts | None = None
 
 
 class Device(NamedTuple):
@@ -90,6 +96,8 @@ class Plan:
     store: int = 0  # bytes that packed experts take on disk
     chunk: int = STEP_TOKENS  # tokens of a prompt that a step computes
     in_q8: bool = False  # whether keys and values are kept in 8 bits
+    plain: bool = False  # whether experts are read through the page cache
+    options: LoadOptions = field(default_factory=LoadOptions)  # which it is made by
 
     @property
     def format(self) -> str:
@@ -151,6 +159,7 @@ def make_plan(
         all_slots=sizes.moe_layers * sizes.experts,
         store=0 if sizes.gguf and fits is not None else experts[chosen],
         in_q8=options.in_q8,
+        options=options,
     )
     if fits is None:
         misfit = out_of_memory(
@@ -209,18 +218,20 @@ def _on_disk(
     least = least_bytes(IMPORTED, loading, step(least_step(shrinks)), sizes.top_k * plan.slot, fewest)
     if least > allowed:
         raise too_small(sizes.name, least, ram, allowed)
+    reads = free.reads
+    cached = 0 if reads is None else cached_bytes(reads.plain, reads.depth, plan.slot)
     on_gpu = device is not None and not device.simulated  # which keeps keys and values itself
     asked = plan.context if options.ctx_size is not None else shortest
 
     def slots(tokens: int) -> int:
         states = sizes.state_bytes(asked, plan.dtype, options.in_q8, tokens)
-        return (allowed - IMPORTED - LOADED - plan.dense - step(tokens) - states) // plan.slot
+        return (allowed - IMPORTED - LOADED - plan.dense - cached - step(tokens) - states) // plan.slot
 
     wanted = sizes.top_k, min(sizes.top_k * sizes.moe_layers, plan.all_slots)
     chunk = STEP_TOKENS
     if not on_gpu and quantized(plan.layouts[0].name):
         chunk = step_tokens(chunk, allowed, step, slots if shrinks else None, wanted)
-    used = IMPORTED + LOADED + plan.dense + step(chunk)
+    used = IMPORTED + LOADED + plan.dense + cached + step(chunk)
 
     def states(tokens: int) -> int:
         return 0 if on_gpu else sizes.state_bytes(tokens, plan.dtype, options.in_q8, chunk)
@@ -239,7 +250,9 @@ def _on_disk(
         if none.tokens:
             raise no_context(plan.context, states(plan.context), none) from None
         raise too_small(sizes.name, none.least, ram, allowed) from None
-    return replace(plan, where=DISK, allowed=allowed, store=plan.experts, chunk=chunk, **shares._asdict())
+    plain = reads is not None and reads.plain
+    plan = replace(plan, where=DISK, allowed=allowed, store=plan.experts, chunk=chunk, plain=plain)
+    return replace(plan, **shares._asdict())
 
 
 def _accelerated(sizes: ModelSizes, options: LoadOptions, plan: Plan, device: Device) -> Plan:
@@ -254,11 +267,17 @@ def _accelerated(sizes: ModelSizes, options: LoadOptions, plan: Plan, device: De
     else:  # whose kernels need less than is counted here, so that nothing is refused
         room = max(int(profile["gpu_memory"]) - plan.dense - DEVICE_WORK - keeps.moving, keeps.whole)
     split = split_memory(options, room, keeps.whole, _experts(sizes, plan, profile))
+    slots = min(split.experts // plan.slot, plan.all_slots)
+    there = residents(slots, sizes.moe_layers, sizes.experts)
+    cache = options.policies(sizes.moe_layers, sizes.experts, sizes.top_k, there).cache
+    if isinstance(cache, WholeLayers):
+        cache.check(slots, plan.slot, device.name)
+        slots = (sizes.moe_layers - cache.cpu_layers) * sizes.experts
     return replace(
         plan,
         device=device,
         vram=min(split.experts, plan.all_slots * plan.slot),
-        resident=min(split.experts // plan.slot, plan.all_slots),
+        resident=slots,
         kept=split.states,
         sequences=split.sequences,
         states=plan.states if simulated else 0,
@@ -267,10 +286,28 @@ def _accelerated(sizes: ModelSizes, options: LoadOptions, plan: Plan, device: De
 
 def _experts(sizes: ModelSizes, plan: Plan, profile: Profile) -> Experts:
     """What competes for an accelerator's memory."""
-    layers, costs = sizes.moe_layers, cost_model(sizes, plan.layouts, profile, MOST_TOKENS)
-    weights = sum(one.elements for one in sizes.dense if one.kind != "embedding") // layers
-    dense = costs.dense_seconds(weights * ITEM[plan.dtype], weights, KERNELS)
-    return Experts(layers, sizes.experts, sizes.top_k, plan.slot, costs.costs, dense)
+    costs = cost_model(sizes, plan.layouts, profile, MOST_TOKENS)
+    dense = costs.dense_seconds(*dense_size(sizes, plan))
+    return Experts(sizes.moe_layers, sizes.experts, sizes.top_k, plan.slot, costs.costs, dense)
+
+
+def dense_size(sizes: ModelSizes, plan: Plan) -> tuple[int, int, int]:
+    """Bytes, weights and kernels of what an accelerator computes beside routed experts, spread over the MoE layers as
+    dali.offload has it: unpacked."""
+    weights = sizes.computed // sizes.moe_layers
+    return weights * ITEM[plan.dtype], weights, KERNELS
+
+
+def is_taken(sizes: ModelSizes, plan: Plan) -> bool:
+    """Whether loading would use the plan's accelerator, or leave all to the CPU, which it then has found to be faster."""
+    device = plan.device
+    if device is None or device.simulated:
+        return True
+    there = residents(plan.resident, sizes.moe_layers, sizes.experts)
+    slots = there, plan.resident - there * sizes.moe_layers
+    costs = cost_model(sizes, plan.layouts, device.profile, MOST_TOKENS)
+    worth = weigh(costs, sizes.moe_layers, sizes.experts, sizes.top_k, slots, dense_size(sizes, plan))
+    return accelerates(worth, plan.options, device.profile, plan.where == DISK)
 
 
 def cost_model(

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from dali.doctor.examine import Examination, Quant, Way, best_of
+from dali.doctor.examine import Examination, Quant, best_of
 from dali.doctor.machine import Finding
 from dali.doctor.speed import PROMPT, Interval
 from dali.doctor.verdict import of
+from dali.doctor.ways import Way
 from dali.units import size
 
 
-def text(found: Examination, quants: Sequence[Quant] = ()) -> str:
-    """For people. quants: of a repository of GGUF files."""
+def text(found: Examination, flag: Callable[[str], str], quants: Sequence[Quant] = ()) -> str:
+    """For people. flag: what the command line calls an option; quants: of a repository of GGUF files."""
     lines = [f"{found.name}: {found.verdict.word}. {found.verdict.why}"]
     if found.verdict.fix:
         lines.append(found.verdict.fix)
@@ -28,8 +29,8 @@ def text(found: Examination, quants: Sequence[Quant] = ()) -> str:
         lines += ["", *_table([("memory", "", ""), *_memory(way)])]
         lines += ["", *_table([("the plan", "", "by"), *found.choices])]
     if found.ways:
-        lines += ["", *_table([_HEAD, *(_speed(way) for way in found.ways)])]
-        lines.append(f"Modelled, after 2,048 tokens at most, by {found.basis}.")
+        lines += ["", *_table([_HEAD, *(_speed(way, flag) for way in found.ways)])]
+        lines.append(f"Modelled, after 2,048 tokens at most and of a prompt of {PROMPT}, by {found.basis}.")
     lines += [*found.notes, *found.more]
     if quants:
         lines += [
@@ -45,7 +46,7 @@ def text(found: Examination, quants: Sequence[Quant] = ()) -> str:
     return "\n".join(lines)
 
 
-_HEAD = ("how", "decoding, tokens/s", f"a prompt of {PROMPT}, tokens/s", "loading again, s")
+_HEAD = ("how", "flags", "decoding, tokens/s", "a prompt, tokens/s", "loading again, s")
 
 
 def _count(weights: int) -> str:
@@ -70,10 +71,17 @@ def _memory(way: Way) -> list[tuple[str, str, str]]:
     return rows
 
 
-def _speed(way: Way) -> tuple[str, str, str, str]:
+def _speed(way: Way, flag: Callable[[str], str]) -> tuple[str, ...]:
     prediction = way.prediction
     load = "not known" if prediction.load is None else _interval(prediction.load)
-    return way.name, _interval(prediction.decode), _interval(prediction.prompt), load
+    asked = "taken" if way.taken else _asked(way, flag) or "-"
+    return way.policy or way.name, asked, _interval(prediction.decode), _interval(prediction.prompt), load
+
+
+def _asked(way: Way, flag: Callable[[str], str]) -> str:
+    """The flags that ask for a way beside those given: what is added, and what is left out."""
+    given = [f"{flag(name)} {value}" for name, value in way.added.items()]
+    return ", ".join([" ".join(given)] * bool(given) + [f"no {flag(name)}" for name in way.dropped])
 
 
 def _interval(interval: Interval) -> str:
@@ -103,7 +111,7 @@ def findings(rows: Sequence[Finding]) -> str:
     return "\n".join(lines)
 
 
-def as_json(found: Examination, quants: Sequence[Quant] = ()) -> dict[str, Any]:
+def as_json(found: Examination, flag: Callable[[str], str], quants: Sequence[Quant] = ()) -> dict[str, Any]:
     """For machines: bytes, tokens a second, seconds."""
     sizes = found.sizes
     return {
@@ -129,7 +137,7 @@ def as_json(found: Examination, quants: Sequence[Quant] = ()) -> dict[str, Any]:
             )
         },
         "plan": [choice._asdict() for choice in found.choices],
-        "ways": [_way(way) for way in found.ways],
+        "ways": [_way(way, flag) for way in found.ways],
         "notes": list(found.notes),
         "more": list(found.more),
         "basis": found.basis,
@@ -137,7 +145,7 @@ def as_json(found: Examination, quants: Sequence[Quant] = ()) -> dict[str, Any]:
     }
 
 
-def _way(way: Way) -> dict[str, Any]:
+def _way(way: Way, flag: Callable[[str], str]) -> dict[str, Any]:
     plan, prediction = way.plan, way.prediction
     memory = {
         name: getattr(plan, name)
@@ -161,4 +169,5 @@ def _way(way: Way) -> dict[str, Any]:
         name: None if (interval := getattr(prediction, name)) is None else interval._asdict()
         for name in ("decode", "prompt", "load")
     }
-    return {"name": way.name, "where": plan.where, "format": plan.format, **memory, **speeds}
+    told = {"name": way.name, "policy": way.policy, "taken": way.taken, "flags": _asked(way, flag)}
+    return {**told, "where": plan.where, "format": plan.format, **memory, **speeds}

@@ -100,6 +100,12 @@ class ModelSizes:
         )
 
     @property
+    def computed(self) -> int:
+        """Weights beside routed experts that a token is multiplied with: of embeddings those alone that are the output's, too."""
+        heads = any(one.head for one in self.dense)
+        return sum(one.elements for one in self.dense if one.kind != "embedding" or not heads)
+
+    @property
     def widest(self) -> int:
         """Rows of the widest linear but that of logits."""
         return max(

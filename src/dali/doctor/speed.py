@@ -3,14 +3,17 @@
     a decoding step = step + head + layers x (layer + linears + attention) + MoE layers x (router + top_k experts)
     a prompt's step = the same with prompt_layer in layer's place, and passes over its activations
 
-as `hardware.host` and `hardware.cost` have their times. From disk, the experts of a token that RAM does not hold are
-read: at the slow end as many as if routing were even (hits = the share of experts in RAM), at the fast end as if half
-of that share's misses were caught (hits = its square root), and in between by the mean. A decoding layer's reads begin
-when its router has spoken, and go as `hardware.disk_lane` has them. Of a step that wants nearly all experts, as a
-prompt's does, twice as many as may be under way go on beside the dense part, as many while those in RAM are computed,
-and then each as another has come; what is computed beside reads is slower by as much as was measured. With an
-accelerator its experts and the CPU's are computed side by side, and the dense part is the accelerator's; what it lacks
-is computed by the CPU or copied, whichever is sooner.
+as `hardware.host` and `hardware.cost` have their times. From disk, the experts of a token that neither RAM nor an accelerator
+holds are read: at the slow end as many as if routing were even (hits = the share of experts held), at the fast end as if half of
+that share's misses were caught (hits = its square root), and in between by the mean. A decoding layer's reads begin when its
+router has spoken, and go as `hardware.disk_lane` has them. Of a step that wants nearly all experts, as a prompt's does, twice as
+many as may be under way go on beside the dense part, as many while those in RAM are computed, and then each as another has come;
+what is computed beside reads is slower by as much as was measured.
+
+With an accelerator the dense part and attention are its, and its experts and the CPU's are computed side by side, as the
+assignment policy of a live run decides, by the timeline that live runs and replays have (`policies.once.alone`). Residents follow
+what is used: as many hits are expected as the root of their share, and at the fast end as the root of that, which is what replays
+of real models come to (benchmarks/policies/doctor_order.py). Where whole layers are on the accelerator, all of theirs are found.
 
 An interval is what is predicted divided and multiplied by 1 + error: MEASURED where tables were measured here, plus their
 spread; ROUGH where nobody measured, and for models that are not packed: torch computes them part by part, which was not measured.
@@ -21,19 +24,28 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
-from dali.doctor.plan import DISK, KERNELS, Plan, cost_model
+import numpy as np
+
+from dali.doctor.plan import DISK, Plan, cost_model, dense_size
 from dali.doctor.sizes import ITEM, ModelSizes
 from dali.hardware import disk_lane, rates
-from dali.hardware.cost import disk_costs
+from dali.hardware.cost import CostModel, DiskCosts, disk_costs
 from dali.hardware.host import NORMED, ROTATED, SUMMED, HostCosts
 from dali.hardware.profile import Profile
+from dali.policies.decisions import Decisions
+from dali.policies.once.alone import experts_seconds
+from dali.policies.once.vram import residents
+from dali.policies.signals import Step
+from dali.policies.whole_layers import WholeLayers
 
 PROMPT = 512  # tokens
 TYPICAL = 2048  # tokens of a conversation
 WIDE = 0.75  # of a layer's experts: a step that wants more reads on for the next layer (src/native/disk/expert_cache.h)
 MEASURED, ROUGH = 0.25, 1.0  # errors of predictions, as shares
+EVEN, EXPECTED, LUCKY = 0.0, 0.5, 1.0  # how far from even routing to the most hits
 
 
 class Interval(NamedTuple):
@@ -54,14 +66,6 @@ class Prediction:
     load: Interval | None
 
 
-class _Misses(NamedTuple):
-    """Shares of a token's experts that are not in RAM."""
-
-    few: float
-    expected: float
-    many: float
-
-
 def predict(
     sizes: ModelSizes,
     profile: Profile,
@@ -77,11 +81,10 @@ def predict(
     tokens = min(plan.context, TYPICAL) if context is None else context
     profile = plan.device.profile if plan.device is not None and plan.device.simulated else profile
     error = _error(profile) if plan.packed else ROUGH
-    speed = _Speed(sizes, profile, plan)
-    misses = _misses(plan) if hits is None else _Misses(1 - hits, 1 - hits, 1 - hits)
-    step = [speed.step(batch, batch * tokens, share) for share in misses]
-    decode = Interval(*(batch / seconds for seconds in (step[2], step[1], step[0])))
-    prefill = prompt / speed.prompt(prompt, misses.many)
+    speed = _Speed(sizes, profile, plan, hits)
+    steps = [speed.step(batch, batch * tokens, luck) for luck in (EVEN, EXPECTED, LUCKY)]
+    decode = Interval(*(batch / seconds for seconds in (max(steps), steps[1], min(steps))))
+    prefill = prompt / speed.prompt(prompt)
     load = speed.load()
     return Prediction(
         _widened(decode, error),
@@ -90,12 +93,15 @@ def predict(
     )
 
 
-def _misses(plan: Plan) -> _Misses:
-    if plan.where != DISK or plan.slots >= plan.all_slots:
-        return _Misses(0.0, 0.0, 0.0)
-    held = plan.slots / plan.all_slots
-    few, many = 1 - math.sqrt(held), 1 - held
-    return _Misses(few, (few + many) / 2, many)
+def _found(held: float, luck: float) -> float:
+    """The share of experts that are found where such a share is held: that share itself where routing is even, and its root."""
+    return held + luck * (math.sqrt(held) - held)
+
+
+def _on_accelerator(there: float, wanted: float, luck: float) -> float:
+    """The same of residents that follow what a layer is routed to, of whose experts a token wants such a share: the share that is
+    there, its root, and that one's root. No more are found than are there."""
+    return max(min(math.pow(there, 4**-luck), there / wanted), there)
 
 
 def _error(profile: Profile) -> float:
@@ -126,44 +132,75 @@ def _between(seconds: Sequence[float], tokens: float) -> float:
     return seconds[below] + (seconds[below + 1] - seconds[below]) * (tokens - below)
 
 
+class _Beside:
+    """Seconds of routed experts with an accelerator, by the policies of a live run. Layers with as many residents are alike."""
+
+    def __init__(self, sizes: ModelSizes, plan: Plan, costs: CostModel) -> None:
+        self.sizes, self.costs = sizes, costs.costs
+        layers, experts, slots = sizes.moe_layers, sizes.experts, plan.resident
+        capacity = residents(slots, layers, experts)
+        self.policies = plan.options.policies(layers, experts, sizes.top_k, capacity)
+        self.decisions = decisions = Decisions(self.policies, layers, experts)
+        there = [len(decisions.initial(layer)) if slots else 0 for layer in range(layers)]
+        self.whole = isinstance(self.policies.cache, WholeLayers)
+        self.scratch = 0 if self.whole else slots - sum(there)
+        self.alike = {count: (there.index(count), there.count(count)) for count in set(there)}
+
+    def seconds(self, tokens: int, luck: float, prompt: bool) -> float:
+        """Of all layers' experts in a step of so many tokens."""
+        if (begin := self.policies.begin) is not None:
+            begin(Step(np.arange(tokens) * (not prompt), np.full(tokens, prompt)))
+        experts, top_k = self.sizes.experts, self.sizes.top_k
+        luck, seconds = EVEN if self.whole else luck, 0.0
+        for there, (layer, layers) in sorted(self.alike.items()):
+            found = round(experts * _on_accelerator(there / experts, top_k / experts, luck))
+            assign = partial(self.decisions.assign, layer)
+            each = experts_seconds(self.costs, experts, top_k, found, self.scratch, tokens, assign)
+            seconds += layers * (each + self.costs.launch)
+        return seconds
+
+
 class _Speed:
     """Seconds of the parts of a step."""
 
-    def __init__(self, sizes: ModelSizes, profile: Profile, plan: Plan) -> None:
-        self.sizes, self.profile, self.plan = sizes, profile, plan
+    def __init__(self, sizes: ModelSizes, profile: Profile, plan: Plan, hits: float | None) -> None:
+        self.sizes, self.profile, self.plan, self.hits = sizes, profile, plan, hits
         self.host = HostCosts(profile)
         self.on_device = plan.device is not None
         self.costs = cost_model(sizes, plan.layouts, profile, PROMPT * sizes.top_k, self.on_device)
+        self.beside = _Beside(sizes, plan, self.costs) if self.on_device else None
         self.states = sizes.states(plan.dtype, plan.in_q8)
 
-    def step(self, tokens: int, attended: int, missing: float) -> float:
+    def step(self, tokens: int, attended: int, luck: float) -> float:
         """Of a decoding step of so many sequences, which attend to so many tokens in all."""
         seen = [min(attended, tokens * kept.window) if kept.window else attended for kept in self.sizes.kept]
         nbytes = sum(each * count for (each, _), count in zip(self.states.layers, seen, strict=True))
-        scores = sum(kept.queries * count for kept, count in zip(self.sizes.kept, seen, strict=True))
-        dense = self.dense(tokens, tokens) + self.host.decoding_attention(nbytes, scores)
-        dense += (tokens - 1) * self.host.sequence
-        return dense + self.sizes.moe_layers * self.from_disk(tokens, missing, dense)
+        dense = self.dense(tokens, tokens)
+        if self.on_device:
+            dense += self.costs.dense(nbytes, 0, tokens, kernels=0)
+        else:
+            scores = sum(kept.queries * count for kept, count in zip(self.sizes.kept, seen, strict=True))
+            dense += self.host.decoding_attention(nbytes, scores) + (tokens - 1) * self.host.sequence
+        return dense + self.from_disk(tokens, luck, dense, self.experts(tokens, luck))
 
-    def prompt(self, tokens: int, missing: float) -> float:
+    def prompt(self, tokens: int) -> float:
         """Of a prompt of so many tokens, in steps of a chunk each."""
         chunk = self.plan.chunk
-        return sum(
-            self._chunk(before, min(chunk, tokens - before), missing) for before in range(0, tokens, chunk)
-        )
+        return sum(self._chunk(before, min(chunk, tokens - before)) for before in range(0, tokens, chunk))
 
-    def _chunk(self, before: int, tokens: int, missing: float) -> float:
+    def _chunk(self, before: int, tokens: int) -> float:
         """Of a step of so many tokens of a prompt, after those before."""
         flops = sum(
             2 * kept.queries * (kept.key + kept.value) * _pairs(before, tokens, kept.window)
             for kept in self.sizes.kept
         )
-        values = tokens * sum(kept.queries * kept.key for kept in self.sizes.kept)
-        layer = 0.0 if self.on_device else self.host.prompt_layer
-        dense = self.dense(tokens, 1, layer) + self.host.prompt_attention(flops, values)
-        if not self.on_device:
-            dense += self.passes(tokens)
-        return dense + self.sizes.moe_layers * self.from_disk(tokens, missing, dense)
+        if self.on_device:
+            dense = self.dense(tokens, 1) + self.costs.dense(0, flops // 2, 1, kernels=0)
+        else:
+            values = tokens * sum(kept.queries * kept.key for kept in self.sizes.kept)
+            dense = self.dense(tokens, 1, self.host.prompt_layer) + self.passes(tokens)
+            dense += self.host.prompt_attention(flops, values)
+        return dense + self.from_disk(tokens, EVEN, dense, self.experts(tokens, EVEN, prompt=True))
 
     def passes(self, tokens: int) -> float:
         """Over the activations of a prompt's step: two norms and sums a layer, keys and queries turned and perhaps normed,
@@ -184,9 +221,7 @@ class _Speed:
         itself, None: while decoding."""
         sizes, plan = self.sizes, self.plan
         if self.on_device:
-            weights = sum(one.elements for one in sizes.dense if one.kind != "embedding")
-            layer = self.costs.dense(plan.dense // sizes.layers, weights // sizes.layers, tokens, KERNELS)
-            return sizes.layers * (layer + self.costs.sync)
+            return sizes.moe_layers * self.costs.dense_seconds(*dense_size(sizes, plan))(tokens)
         seconds = self.host.step + sizes.layers * (self.host.layer if layer is None else layer)
         head = False
         for one in sizes.dense:
@@ -209,18 +244,12 @@ class _Speed:
         nbytes = rows * columns * (2 if self.plan.dtype == "bfloat16" else 1 if self.plan.packed else 4)
         return self.host.linear("w8" if self.plan.packed else "bf16", rows, columns, nbytes, tokens)
 
-    def experts(self, tokens: int) -> float:
-        """Of a layer's routed experts, routed to evenly."""
+    def experts(self, tokens: int, luck: float, prompt: bool = False) -> float:
+        """Of all layers' routed experts."""
+        if self.beside is not None:
+            return self.beside.seconds(tokens, luck, prompt)
         active, each = self._active(tokens)
-        costs = self.costs.costs
-        if not self.on_device:
-            return active * _between(costs.cpu, each)
-        there = self.plan.resident / self.plan.all_slots
-        inside, outside = active * there, active * (1 - there)
-        gpu = inside * (_between(costs.gpu, each) + costs.launch)
-        by_cpu = max(gpu, outside * _between(costs.cpu, each) + (costs.handover if outside > 0 else 0.0))
-        by_link = max(gpu + outside * (_between(costs.gpu, each) + costs.launch), outside * costs.link)
-        return min(by_cpu, by_link)
+        return self.sizes.moe_layers * active * _between(self.costs.costs.cpu, each)
 
     def _active(self, tokens: int) -> tuple[float, float]:
         """Experts that some of so many tokens are routed to, evenly, and how many tokens each of them gets on average."""
@@ -228,24 +257,47 @@ class _Speed:
         active = sizes.experts * (1 - (1 - sizes.top_k / sizes.experts) ** tokens)
         return active, max(tokens * sizes.top_k / active, 1.0)
 
-    def from_disk(self, tokens: int, missing: float, dense: float) -> float:
-        """Of a layer's routed experts, of which that share is read, in a step whose dense parts take so long."""
-        computed = self.experts(tokens)
+    def from_disk(self, tokens: int, luck: float, dense: float, computed: float) -> float:
+        """Of all layers' routed experts, which take `computed` where none has to be read, in a step whose dense parts take so
+        long."""
+        missing = self._missing(luck)
         if missing <= 0:
             return computed
-        disk, slot, (active, routed) = disk_costs(self.profile), self.plan.slot, self._active(tokens)
-        absent, each = active * missing, computed / active
+        layers, (active, routed) = self.sizes.moe_layers, self._active(tokens)
+        return layers * self._layer_from_disk(
+            active, active * missing, computed / layers / active, routed, dense / self.sizes.layers
+        )
+
+    def _layer_from_disk(
+        self, active: float, absent: float, each: float, routed: float, dense: float
+    ) -> float:
+        """Of a layer's experts: so many have work, `routed` tokens and `each` seconds of it; so many of those are to be read."""
+        disk, slot = self._disk(), self.plan.slot
         if active <= WIDE * self.sizes.experts:
-            there = computed * (1 - missing)
+            there = (active - absent) * each
             counts = range(int(absent) + 2)
             seconds = [disk_lane.layer_seconds(disk, slot, there, count, each) for count in counts]
             return _between(seconds, absent)
         reading, most = disk.each(slot), 2 * disk.depth
         each *= rates.slower(self.profile.tables, "reads", routed)
-        ahead = min(absent, most, dense / self.sizes.layers / reading)
+        ahead = min(absent, most, dense / reading)
         left, there = absent - ahead, (active - absent + ahead) * each
         first = min(left, most)  # no more are asked for until those in RAM are computed
         return max(there, first * reading) + max((left - first) * reading, left * each)
+
+    def _missing(self, luck: float) -> float:
+        """The share of experts that are to be read; those on an accelerator need no place in RAM."""
+        plan = self.plan
+        if self.hits is not None:
+            return 1 - self.hits
+        there = plan.slots + plan.resident
+        if plan.where != DISK or there >= plan.all_slots:
+            return 0.0
+        return 1 - _found(there / plan.all_slots, luck)
+
+    def _disk(self) -> DiskCosts:
+        """As the plan has experts read, where the profile says how fast that is."""
+        return disk_costs(self.profile, self.plan.plain and self.profile.plain_share is not None)
 
     def load(self) -> float | None:
         """Of reading what RAM holds from disk, once experts are packed; None: nobody knows."""
@@ -255,4 +307,4 @@ class _Speed:
         files = (
             self.sizes.file_bytes if self.sizes.gguf and self.plan.where != DISK else held + self.plan.dense
         )
-        return files / disk_costs(self.profile).bandwidth
+        return files / self._disk().bandwidth

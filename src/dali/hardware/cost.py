@@ -25,7 +25,7 @@ Every time from here is modelled; print it with that word.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import pairwise
 
@@ -70,13 +70,14 @@ class ExpertCosts:
 
 @dataclass(frozen=True, slots=True)
 class DiskCosts:
-    """The disk lane's figures: bytes a second, seconds until a read's first byte, reads under way at once, and seconds of
-    checking a byte that has been read."""
+    """The disk lane's figures: bytes a second, seconds until a read's first byte, reads under way at once, seconds of checking a
+    byte that has been read, and whether reads go through the page cache."""
 
     bandwidth: float
     latency: float
     depth: int
     check: float = 0.0
+    plain: bool = False
 
     def each(self, nbytes: int) -> float:
         """Seconds that a read of so many bytes takes of the disk and of whoever checks it, behind another."""
@@ -87,18 +88,29 @@ class DiskCosts:
         return self.latency + self.each(nbytes)
 
 
-def disk_costs(profile: Profile) -> DiskCosts:
-    """By whichever way of reading experts it has faster. UsageError: the profile has no disk."""
+def disk_costs(profile: Profile, plain: bool | None = None) -> DiskCosts:
+    """Of reading experts through the page cache (`plain`) or past it, None: whichever way the profile has faster. UsageError: it
+    has no disk."""
     if not profile.has_disk:
         others = [name for name in known() if load(name).has_disk]
         raise UsageError(
             f"The hardware profile {profile.name} does not say how fast its disk is.",
             f"Add {', '.join(DISK)} to its figures, or use one of {', '.join(others)}.",
         )
-    way = "plain" if profile.reads_plainly else "disk"
+    plain = profile.reads_plainly if plain is None else plain
+    way = "plain" if plain else "disk"
     depth = max(int(profile[f"{way}_queue_depth"]), 1)
     check = 1 / profile["check_bandwidth"] if "check_bandwidth" in profile.figures else 0.0
-    return DiskCosts(profile[f"{way}_bandwidth"], profile["disk_latency"], depth, check)
+    return DiskCosts(profile[f"{way}_bandwidth"], profile["disk_latency"], depth, check, plain)
+
+
+def reading(profile: Profile, plain: bool | None = None) -> DiskCosts:
+    """As `disk_costs`, with as many reads at once as loading allows: where they go through the page cache, steps may find that
+    past it is faster, so as many as the way that wants more."""
+    disk = disk_costs(profile, plain)
+    if not disk.plain:
+        return disk
+    return replace(disk, depth=max(disk.depth, disk_costs(profile, False).depth))
 
 
 class CostModel:

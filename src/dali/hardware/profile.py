@@ -15,7 +15,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from importlib.resources import files
 from itertools import pairwise
 from pathlib import Path
@@ -194,15 +194,6 @@ class Profile:
             return False
         spread = self.figures[DISK[0]].spread + self.figures[PLAIN[0]].spread
         return share > max(PLAIN_GAIN, 1 + spread)
-
-    def read_otherwise(self) -> Profile | None:
-        """The same with experts read the slower way, through the page cache or past it; None where only one was measured."""
-        if self.plain_share is None:
-            return None
-        figures = {name: figure for name, figure in self.figures.items() if name not in PLAIN}
-        if not self.reads_plainly:
-            figures |= {name.replace("plain", "disk"): self.figures[name] for name in PLAIN}
-        return replace(self, figures=figures)
 
     @property
     def has_accelerator(self) -> bool:

@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from dali.errors import DaliError, UsageError, parameter
-from dali.hardware.profile import Profile
+from dali.hardware.profile import OWN, Profile
 from dali.options import LoadOptions
+from dali.policies.once.alone import Worth, loses
 from dali.policies.once.vram import Experts, Split, split_as_asked, split_by_time
 from dali.units import enough, size
 
@@ -224,6 +225,19 @@ def most_tokens(most: int, room: int, states: Callable[[int], int]) -> int:
         tokens = (low + high) // 2
         low, high = (tokens, high) if states(tokens) <= room else (low, tokens)
     return low
+
+
+def accelerates(worth: Worth, options: LoadOptions, profile: Profile, on_disk: bool) -> bool:
+    """Whether the device that `options` name is used. One that loses is not, where this very machine was measured and nobody said
+    how experts are to be split; a published profile may be wrong, a simulated device is there to be tried, and beside experts on
+    disk nobody has weighed the reads."""
+    free = measured_here(options, profile) and not options.splits and not on_disk
+    return not (free and options.device_kind != "sim" and loses(*worth))
+
+
+def measured_here(options: LoadOptions, profile: Profile) -> bool:
+    """Whether it is this machine's own, and no figure of it is a published one."""
+    return options.profile in (None, OWN) and profile.machine is not None and profile.label == "measured"
 
 
 class Keeps(NamedTuple):

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 from dali.errors import parameter
 from dali.hardware.cost import CostModel
-from dali.hardware.profile import OWN, Profile
+from dali.hardware.profile import Profile
 from dali.loading.loaded import LoadedModel
-from dali.loading.room import DEVICE_WORK, MOST_STEP
+from dali.loading.room import DEVICE_WORK, MOST_STEP, accelerates, measured_here
 from dali.offload.vram import whole_context
 from dali.options import LoadOptions
 from dali.policies.doubt import Doubt
-from dali.policies.once.alone import experts_seconds, loses
+from dali.policies.once import alone
+from dali.policies.once.alone import Worth, loses
 from dali.policies.once.vram import residents
 from dali.runtime.decoding_steps import DecodingSteps
 from dali.runtime.executor import Executor
@@ -21,25 +21,14 @@ from dali.runtime.residency import Residency
 from dali.step.size import StateSize
 
 
-class Worth(NamedTuple):
-    """A token's modelled seconds with an accelerator, and on the CPU alone."""
-
-    beside: float
-    alone: float
-
-
 def weigh(
     loaded: LoadedModel, costs: CostModel, slots: tuple[int, int], dense: tuple[int, int, int]
 ) -> Worth:
     """`slots`: residents of all layers, and what others pass through; `dense`: bytes, weights and kernels of the dense part."""
-    layers, experts, top_k = loaded.pool.layers, loaded.pool.experts, loaded.top_k
-    parts = [size // layers for size in dense]
-    alone = CostModel(costs.profile, costs.shape, costs.format, 1, accelerator=False)
-    routed = experts_seconds(costs.costs, experts, top_k, min(slots[0] // layers, experts), slots[1])
-    return Worth(
-        layers * (costs.dense_seconds(*parts)(1) + routed + costs.costs.launch),
-        layers * (alone.dense_seconds(*parts)(1) + top_k * alone.costs.cpu[1] + alone.costs.call),
-    )
+    layers, experts = loaded.pool.layers, loaded.pool.experts
+    each = min(slots[0] // layers, experts), slots[1]
+    nbytes, weights, kernels = (size // layers for size in dense)
+    return alone.weigh(costs, layers, experts, loaded.top_k, each, (nbytes, weights, kernels))
 
 
 def slots_of(loaded: LoadedModel, nbytes: int) -> tuple[int, int]:
@@ -63,28 +52,21 @@ def room_of(loaded: LoadedModel, size: StateSize, profile: Profile, options: Loa
 def decide(
     worth: Worth, loaded: LoadedModel, options: LoadOptions, profile: Profile, notify: Callable[[str], None]
 ) -> bool:
-    """Whether the device that `options` name is used. One that loses is not, where this very machine was measured and nobody said
-    how experts are to be split; a published profile may be wrong, and a simulated device is there to be tried. `notify` is told
-    of a loss, and the telemetry of both times."""
-    beside, alone = worth
-    loss, here = loses(beside, alone), measured_here(options, profile)
-    used = not loss or not here or options.splits or options.device_kind == "sim" or loaded.disk is not None
+    """Whether the device that `options` name is used, as `room.accelerates` has it. `notify` is told of a loss, and the telemetry
+    of both times."""
+    loss, here = loses(*worth), measured_here(options, profile)
+    used = accelerates(worth, options, profile, loaded.disk is not None)
     loaded.telemetry.worth = {
         "profile": profile.name,
-        "accelerator_seconds": beside,
-        "cpu_seconds": alone,
+        "accelerator_seconds": worth.beside,
+        "cpu_seconds": worth.alone,
         "used": used,
     }
     if loss:
         of = "what was measured of this machine" if here else f"the profile {profile.name}"
-        times = f"{1000 * beside:.3g} ms with {options.device}, and {1000 * alone:.3g} ms on the CPU alone"
+        times = f"{1000 * worth.beside:.3g} ms with {options.device}, and {1000 * worth.alone:.3g} ms on the CPU alone"
         notify(f"By {of} a token is modelled to take {times}{_so(used, options)}.")
     return used
-
-
-def measured_here(options: LoadOptions, profile: Profile) -> bool:
-    """Whether it is this machine's own, and no figure of it is a published one."""
-    return options.profile in (None, OWN) and profile.machine is not None and profile.label == "measured"
 
 
 def _so(used: bool, options: LoadOptions) -> str:

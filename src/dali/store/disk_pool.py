@@ -15,6 +15,7 @@ from dali.kernels.native import ExpertCache
 from dali.store.arena import Arena, populate
 from dali.store.expert_pool import ExpertPool, Lease
 from dali.store.packed.reader import StoreReader
+from dali.store.page_cache import cached_bytes
 from dali.telemetry import DiskCounters
 
 
@@ -110,7 +111,7 @@ class DiskPool(ExpertPool):
     @property
     def cached_bytes(self) -> int:
         """Bytes of the page cache that reads under way may take, at most."""
-        return self.depth * self.slot_bytes if self.plain or not self._cache.reads_past else 0
+        return cached_bytes(self.plain or not self._cache.reads_past, self.depth, self.slot_bytes)
 
     def read_past(self, direct: bool, in_steps: bool, held: bool) -> None:
         """Read past the page cache from here on, or through it; and so, for themselves, `in_steps` that decode. `held`: meanwhile
