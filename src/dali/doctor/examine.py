@@ -151,11 +151,10 @@ def _choices(
         return origins.get(key, otherwise)
 
     free = f"{size(here.free.memory)} are free"
-    place = (
-        f"{plan.slots} of {plan.all_slots} experts in RAM, the others on disk"
-        if plan.where == DISK
-        else "in RAM"
-    )
+    place = "in RAM"
+    if plan.where == DISK:
+        part = f"{plan.slots} of {plan.all_slots} experts in RAM, the others on disk"
+        place = part if plan.slots < plan.all_slots else "in RAM, read from disk as they are wanted"
     if plan.device is not None:
         place += f", {plan.resident} of {plan.all_slots} on {plan.device.name}, too"
     packed = "linears as the file has them" if sizes.gguf else "linears in w8"

@@ -136,7 +136,6 @@ def make_plan(
     loading = sizes.dense_bytes(dtype, packed and sizes.gguf)
     allowed = free.memory if options.ram_bytes is None else options.ram_bytes
     fits = first_that_fits(experts, loading, allowed)
-    running = sum(sizes.read_dense(one, dtype, packed)[1] for one in sizes.dense) if packed else loading
     chosen = len(layouts) - 1 if fits is None else fits
     plan = Plan(
         RAM,
@@ -144,7 +143,7 @@ def make_plan(
         dtype,
         packed,
         context,
-        running,
+        sizes.running_bytes(dtype, packed),
         experts[chosen],
         sizes.state_bytes(context, dtype, options.in_q8, STEP_TOKENS),
         allowed,

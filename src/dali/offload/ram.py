@@ -136,8 +136,8 @@ def _tell(loaded: LoadedModel, pool: DiskPool, plan: DiskPlan, notify: Callable[
     held, all_of_them = pool.slots, pool.layers * pool.experts
     where = "" if pool.direct or pool.plain else ", whose file system reads through the page cache"
     all_fit = f"RAM has room for all {held} experts, read from {pool.path}{where} as they are wanted."
-    part = (
-        f"RAM has room for {held} of {all_of_them} experts ({size(pool.nbytes)} of {size(pool.stored_bytes)}): the others are "
-        f"read from {pool.path}{where} when they are wanted, which is slower."
+    part = (  # a slot has room for the largest expert
+        f"RAM has room for {held} of {all_of_them} experts ({size(pool.nbytes)} of {size(all_of_them * pool.slot_bytes)}): the "
+        f"others are read from {pool.path}{where} when they are wanted, which is slower."
     )
     notify(f"{all_fit if held == all_of_them else part} dali takes {size(plan.ram)} in all.")
