@@ -69,9 +69,10 @@ def share_out(
             states,
         )
     except NoRoom as none:
+        asked = plan.ram if plan.asked else None
         if none.tokens:
-            raise no_context(loaded.ctx_size, states(loaded.ctx_size), none) from None
-        raise too_small(loaded.name, none.least, plan.ram if plan.asked else None, plan.ram) from None
+            raise no_context(loaded.ctx_size, states(loaded.ctx_size), none, asked) from None
+        raise too_small(loaded.name, none.least, asked, plan.ram) from None
     if keeps is not None:
         if shares.context < loaded.ctx_size:
             notify(
@@ -124,7 +125,7 @@ def _step_tokens(
         return (room - step(tokens) - keeps.nbytes(Reservation(context, tokens))) // pool.slot_bytes
 
     wanted = plan.least_slots, min(plan.least_slots * pool.layers, pool.most_slots)
-    return step_tokens(usual, plan.ram, step, slots if device is None else None, wanted)
+    return step_tokens(usual, plan.ram, step, slots, wanted, shrinks=device is None)
 
 
 def _step_bytes(loaded: LoadedModel, tokens: int, device: Device | None) -> int:
