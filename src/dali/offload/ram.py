@@ -9,6 +9,7 @@ from dali.devices import Device, SimDevice
 from dali.devices.cuda import GpuSlots
 from dali.engine.budget import StateBudget
 from dali.engine.engine import Engine
+from dali.errors import DaliError
 from dali.hardware.free_memory import own_memory
 from dali.loading.loaded import LoadedModel
 from dali.loading.on_disk import step_bytes
@@ -70,10 +71,7 @@ def share_out(
             states,
         )
     except NoRoom as none:
-        asked = plan.ram if plan.asked else None
-        if none.tokens:
-            raise no_context(loaded.ctx_size, states(loaded.ctx_size), none, asked) from None
-        raise too_small(loaded.name, none.least, asked, plan.ram) from None
+        raise _no_room(none, loaded, plan, states) from None
     if keeps is not None:
         if shares.context < loaded.ctx_size:
             notify(
@@ -92,6 +90,14 @@ def share_out(
     loaded.telemetry.clear()  # of what was tried here
     _tell(loaded, pool, plan, notify)
     return shares.prefixes
+
+
+def _no_room(none: NoRoom, loaded: LoadedModel, plan: DiskPlan, states: Callable[[int], int]) -> DaliError:
+    """What is said of a budget that is too small. states: bytes that sequences of so many tokens keep."""
+    asked = plan.ram if plan.asked else None
+    if none.tokens:
+        return no_context(loaded.ctx_size, states(loaded.ctx_size), none, asked)
+    return too_small(loaded.name, none.least, asked, plan.ram)
 
 
 def _prepare(pool: DiskPool, engine: Engine, device: Device | None, notify: Callable[[str], None]) -> None:
