@@ -221,7 +221,7 @@ def _more(sizes: ModelSizes, options: LoadOptions, here: Here, device: Device | 
     """What one more GiB of RAM, and of accelerator memory, would bring."""
     found = []
     now = way.prediction.decode.expected
-    if way.plan.where == DISK:
+    if way.plan.where == DISK and way.plan.slots < way.plan.all_slots:
         free = here.free._replace(memory=here.free.memory + MORE)
         given = options if options.ram_bytes is None else replace(options, ram=options.ram_bytes + MORE)
         found.append(("RAM", free, given, device))
