@@ -87,6 +87,20 @@ def test_experts_beyond_ram_are_on_disk(run, dali_tiny, monkeypatch):
     assert way["slots"] <= way["all_slots"] == 160
 
 
+def test_experts_that_ram_has_room_for_want_no_more_of_it(run, dali_tiny, monkeypatch):
+    monkeypatch.setattr("dali.doctor.plan.IMPORTED", 0)
+    _, some = told(run, str(dali_tiny), "--ram", "148MiB", "--quant", "f32")
+    _, all_of_them = told(run, str(dali_tiny), "--ram", "600MiB", "--quant", "f32")
+    (way,) = all_of_them["ways"]
+    assert (way["where"], way["slots"]) == ("disk", way["all_slots"])
+    assert [any("GiB of RAM" in line for line in found["more"]) for found in (some, all_of_them)] == [
+        True,
+        False,
+    ]
+    (choice,) = [choice for choice in all_of_them["plan"] if choice["what"] == "experts are"]
+    assert choice["value"] == "in RAM, read from disk as they are wanted"
+
+
 @pytest.mark.parametrize(
     ("plain", "how", "other"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -15,6 +16,7 @@ from dali.doctor.plan import Free, make_plan
 from dali.errors import DaliError
 from dali.hardware import own
 from dali.hardware.cost import reading
+from dali.hardware.profile import load
 from dali.kernels import native
 from dali.loading import on_disk
 from dali.loading.room import HEADROOM
@@ -60,6 +62,30 @@ def test_a_shorter_context_is_kept_before_experts_go_to_disk(sizes):
     assert longer.context == 2 * found.context
     with pytest.raises(DaliError, match="keys and values of 1048576 tokens"):
         make_plan(large, LoadOptions(ram=ram, quant="f32", ctx_size=2**20), Free(0), compiled=True)
+
+
+@pytest.mark.parametrize("device", ["cpu", "sim:laptop-8gb"])
+@pytest.mark.parametrize("ram", [2**26, 3 * 2**28])
+@pytest.mark.parametrize("quant", ["w4", "f32"])
+@pytest.mark.parametrize("window", [None, 128])
+def test_the_budget_that_a_refusal_names_is_taken(sizes, window, quant, ram, device):
+    """With the whole context that was asked for, whose keys and values are what is large here."""
+    kept = tuple(
+        each._replace(heads=8, key=256, value=256, window=window if i % 2 else None)
+        for i, each in enumerate(sizes.kept)
+    )
+    large = replace(sizes, context=2**14, kept=kept)
+    accelerator = None if device == "cpu" else plan.Device(device, load("laptop-8gb"), simulated=True)
+
+    def planned(ram):
+        options = LoadOptions(ram=ram, quant=quant, ctx_size=2**14, device=device)
+        return make_plan(large, options, Free(2**36), True, accelerator)
+
+    with pytest.raises(DaliError) as refused:
+        planned(ram)
+    enough = re.search(r"ive ram (\d+MiB) or more", refused.value.fix)
+    assert enough is not None
+    assert planned(enough[1]).context == 2**14
 
 
 @pytest.mark.parametrize("kind", ["q8", "model"])

@@ -6,20 +6,24 @@ import lzma
 from pathlib import Path
 
 import pytest
+from gguf import GGMLQuantizationType
 
 import dali
 from dali.doctor import checkpoint, gguf
 from dali.doctor.outline import read_outline
+from dali.doctor.plan import Free, make_plan
 from dali.errors import DaliError
+from dali.kernels import native
 from dali.kernels.expert import ExpertLayout
 from dali.kernels.formats import get_format
 from dali.loading.budget import count_dense_bytes
 from dali.loading.gguf.model import GgufModel
 from dali.loading.safetensors import SafetensorsModel
 from dali.offload.vram import state_size
+from dali.options import LoadOptions
 from dali.step.size import Reservation
 from families import FAMILIES, random_model, save_fp8_model, save_model, save_mxfp4_model
-from gguf_models import gguf_model, rewrite, save_gguf
+from gguf_models import encode_as, gguf_model, rewrite, save_gguf
 
 CONVERTED = Path(__file__).parents[1] / "loading" / "gguf" / "converted"
 CLOSE = 0.03  # corrections of routers and such, which headers do not tell from weights
@@ -57,6 +61,31 @@ def test_a_checkpoint_is_as_large_as_loading_finds(family, tmp_path):
     for tokens in (16, 64):
         reservation = Reservation(tokens, 8)
         assert told.nbytes(reservation) == keeps.nbytes(reservation)
+
+
+def dense_of(path: Path, sizes) -> tuple[int, int]:
+    """Bytes of everything but experts that are told, and that are there once it is loaded."""
+    told = make_plan(sizes, LoadOptions(ctx_size=64), Free(2**34), compiled=True).dense
+    with dali.load(path, ctx_size=64) as llm:
+        return told, llm.dense_bytes
+
+
+@pytest.mark.skipif(not native.AVAILABLE, reason="the kernels were not compiled")
+@pytest.mark.parametrize("tied", [False, True])
+def test_packed_embeddings_are_told_as_they_lie_in_memory(tmp_path, tied):
+    model = gguf_model("qwen3_moe", tie_word_embeddings=tied)
+    path = save_gguf(model, tmp_path / "m.gguf", encode_as(GGMLQuantizationType.Q8_0))
+    told, there = dense_of(path, gguf.sizes_of(read_outline(path)))
+    assert told == pytest.approx(there, rel=0.005)  # but for the frequencies of positions
+
+
+@pytest.mark.skipif(not native.AVAILABLE, reason="the kernels were not compiled")
+def test_a_head_that_is_packed_beside_the_embeddings_it_is_made_of_is_told(dali_tiny):
+    sizes = checkpoint.sizes_of(read_outline(dali_tiny))
+    told, there = dense_of(dali_tiny, sizes)
+    assert told == pytest.approx(there, rel=0.005)
+    (head,) = sizes.tied
+    assert sizes.read_dense(head, "float32", packed=True)[0] == "w8"
 
 
 NAMES = sorted(path.name.removesuffix(".gguf.xz") for path in CONVERTED.glob("*.xz"))

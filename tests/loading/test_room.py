@@ -17,6 +17,7 @@ def step(tokens: int) -> int:
     ("ram", "free", "chunk"),
     [
         (4000, 4000, 1024),  # 12 steps of 1,024 tokens take 3,840 MiB
+        (4000, 340, 512),  # which leave 5 experts of 4 MiB, where a token has 8 in a layer
         (1000, 704, 512),  # 512 tokens take 192 MiB: 128 experts of 4 MiB have room
         (1000, 703, 256),  # one has not
         (1000, 160, 256),  # 128 MiB leave 8 experts
@@ -29,6 +30,8 @@ def test_chunks_are_smaller_for_a_token_s_experts_and_before_a_budget_is_refused
     def slots(tokens: int) -> int:
         return (free * MIB - step(tokens)) // (4 * MIB)
 
-    assert step_tokens(512, ram * MIB, step, slots, (8, 128)) == chunk
-    assert step_tokens(512, ram * MIB, step) >= 512  # over an accelerator
+    assert step_tokens(512, ram * MIB, step, slots, (8, 128), shrinks=True) == chunk
+    assert step_tokens(512, ram * MIB, step, slots, (8, 128), shrinks=False) == max(
+        chunk, 512
+    )  # over an accelerator
     assert least_step(True) <= chunk

@@ -125,11 +125,10 @@ def _choices(
         return origins.get(key, otherwise)
 
     free = f"{size(here.free.memory)} are free"
-    place = (
-        f"{plan.slots} of {plan.all_slots} experts in RAM, the others on disk"
-        if plan.where == DISK
-        else "in RAM"
-    )
+    place = "in RAM"
+    if plan.where == DISK:
+        part = f"{plan.slots} of {plan.all_slots} experts in RAM, the others on disk"
+        place = part if plan.slots < plan.all_slots else "in RAM, read from disk as they are wanted"
     if plan.device is not None:
         place += f", {plan.resident} of {plan.all_slots} on {plan.device.name}, too"
     packed = "linears as the file has them" if sizes.gguf else "linears in w8"
@@ -212,7 +211,7 @@ def _more(sizes: ModelSizes, options: LoadOptions, here: Here, device: Device | 
     """What one more GiB of RAM, and of accelerator memory, would bring."""
     found = []
     now = way.prediction.decode.expected
-    if way.plan.where == DISK:
+    if way.plan.where == DISK and way.plan.slots < way.plan.all_slots:
         free = here.free._replace(memory=here.free.memory + MORE)
         given = options if options.ram_bytes is None else replace(options, ram=options.ram_bytes + MORE)
         found.append(("RAM", free, given, device))

@@ -144,7 +144,6 @@ def make_plan(
     loading = sizes.dense_bytes(dtype, packed and sizes.gguf)
     allowed = free.memory if options.ram_bytes is None else options.ram_bytes
     fits = first_that_fits(experts, loading, allowed)
-    running = sum(sizes.read_dense(one, dtype, packed)[1] for one in sizes.dense) if packed else loading
     chosen = len(layouts) - 1 if fits is None else fits
     plan = Plan(
         RAM,
@@ -152,7 +151,7 @@ def make_plan(
         dtype,
         packed,
         context,
-        running,
+        sizes.running_bytes(dtype, packed),
         experts[chosen],
         sizes.state_bytes(context, dtype, options.in_q8, STEP_TOKENS),
         allowed,
@@ -213,15 +212,18 @@ def _on_disk(
         loading -= replace(sizes, dense=sizes.stored).dense_bytes(plan.dtype, True)
         running = sum(sizes.read_dense(one, plan.dtype, True)[1] for one in sizes.stored)
         plan = replace(plan, dense=plan.dense - running)
-    shortest = min(FEWEST_TOKENS, plan.context)
-    fewest = sizes.state_bytes(shortest, plan.dtype, options.in_q8)
-    least = least_bytes(IMPORTED, loading, step(least_step(shrinks)), sizes.top_k * plan.slot, fewest)
-    if least > allowed:
-        raise too_small(sizes.name, least, ram, allowed)
     reads = free.reads
     cached = 0 if reads is None else cached_bytes(reads.plain, reads.depth, plan.slot)
     on_gpu = device is not None and not device.simulated  # which keeps keys and values itself
+    shortest = min(FEWEST_TOKENS, plan.context)
     asked = plan.context if options.ctx_size is not None else shortest
+    chunk = least_step(shrinks)
+    fewest, whole = (
+        sizes.state_bytes(tokens, plan.dtype, options.in_q8, chunk) for tokens in (shortest, asked)
+    )
+    least = least_bytes(IMPORTED, loading, step(chunk), sizes.top_k * plan.slot, fewest)
+    if least > allowed:
+        raise too_small(sizes.name, least + (0 if on_gpu else whole - fewest), ram, allowed)
 
     def slots(tokens: int) -> int:
         states = sizes.state_bytes(asked, plan.dtype, options.in_q8, tokens)
@@ -230,7 +232,7 @@ def _on_disk(
     wanted = sizes.top_k, min(sizes.top_k * sizes.moe_layers, plan.all_slots)
     chunk = STEP_TOKENS
     if not on_gpu and quantized(plan.layouts[0].name):
-        chunk = step_tokens(chunk, allowed, step, slots if shrinks else None, wanted)
+        chunk = step_tokens(chunk, allowed, step, slots, wanted, shrinks)
     used = IMPORTED + LOADED + plan.dense + cached + step(chunk)
 
     def states(tokens: int) -> int:
@@ -248,7 +250,7 @@ def _on_disk(
         )
     except NoRoom as none:
         if none.tokens:
-            raise no_context(plan.context, states(plan.context), none) from None
+            raise no_context(plan.context, states(plan.context), none, ram) from None
         raise too_small(sizes.name, none.least, ram, allowed) from None
     plain = reads is not None and reads.plain
     plan = replace(plan, where=DISK, allowed=allowed, store=plan.experts, chunk=chunk, plain=plain)

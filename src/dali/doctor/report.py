@@ -55,7 +55,9 @@ def _count(weights: int) -> str:
 
 def _memory(way: Way) -> list[tuple[str, str, str]]:
     plan = way.plan
-    held = f"{size(plan.slots * plan.slot)} of {size(plan.experts)}" if plan.slots else size(plan.experts)
+    held = size(plan.experts)
+    if plan.slots:  # each as large as the largest expert
+        held = f"{size(plan.slots * plan.slot)} of {size(plan.all_slots * plan.slot)}"
     rows = [("experts", held, plan.format), ("everything else", size(plan.dense), "")]
     if plan.states:
         rows.append(("keys and values", size(plan.states), f"{plan.context} tokens"))

@@ -174,10 +174,26 @@ class ModelSizes:
 
     def read_dense(self, one: Dense, dtype: str, packed: bool) -> tuple[str, int]:
         """The format that a matrix is computed in, and its bytes."""
-        if packed and one.kind == "linear":
+        if packed and (one.kind == "linear" or (one.kind == "embedding" and one.own)):
             format = get_format(one.own or LINEARS)
             return format.name, format.matrix_bytes(one.rows, one.columns)
         return FLOATS[dtype], one.elements * ITEM[dtype]
+
+    @property
+    def tied(self) -> tuple[Dense, ...]:
+        """The linear of logits, where it is the embeddings' matrix."""
+        if any(one.head for one in self.dense):
+            return ()
+        tables = [one for one in self.dense if one.kind == "embedding"]
+        return (
+            (max(tables, key=lambda one: one.elements)._replace(kind="linear", head=True),) if tables else ()
+        )
+
+    def running_bytes(self, dtype: str, packed: bool) -> int:
+        """Of everything but experts once it runs. Embeddings in floats stay beside a `packed` linear of logits that is made of
+        them."""
+        made = [one for one in self.tied if packed and not one.own]
+        return sum(self.read_dense(one, dtype, packed)[1] for one in (*self.dense, *made))
 
     def states(self, dtype: str, in_q8: bool) -> StateSize:
         """What a sequence keeps."""

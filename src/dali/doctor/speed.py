@@ -223,26 +223,15 @@ class _Speed:
         if self.on_device:
             return sizes.moe_layers * self.costs.dense_seconds(*dense_size(sizes, plan))(tokens)
         seconds = self.host.step + sizes.layers * (self.host.layer if layer is None else layer)
-        head = False
-        for one in sizes.dense:
+        for one in (*sizes.dense, *sizes.tied):
             if one.kind in ("linear", "router"):
                 if one.kind == "router":
                     seconds += self.host.router(one.columns, one.rows, tokens)
                     continue
                 format, nbytes = sizes.read_dense(one, plan.dtype, plan.packed)
-                head = head or one.head
                 rows = logits if one.head else tokens
                 seconds += self.host.linear(format, one.rows, one.columns, nbytes, rows)
-        if not head:  # it is the embeddings' matrix
-            seconds += max(
-                (self._head(one.rows, one.columns, logits) for one in sizes.dense if one.kind == "embedding"),
-                default=0.0,
-            )
         return seconds
-
-    def _head(self, rows: int, columns: int, tokens: int) -> float:
-        nbytes = rows * columns * (2 if self.plan.dtype == "bfloat16" else 1 if self.plan.packed else 4)
-        return self.host.linear("w8" if self.plan.packed else "bf16", rows, columns, nbytes, tokens)
 
     def experts(self, tokens: int, luck: float, prompt: bool = False) -> float:
         """Of all layers' routed experts."""

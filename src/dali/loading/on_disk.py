@@ -88,7 +88,8 @@ def _plan(
     step = step_bytes(layout, top_k, skeleton, chunk)
     least = least_bytes(used, misfit.dense_bytes, step, top_k * layout.record_bytes, fewest * kept)
     if least > allowed:
-        more = ((options.ctx_size or fewest) - fewest) * kept if alone and not windows else 0
+        in_ram = options.device_kind != "cuda"  # whose own memory has keys and values
+        more = ((options.ctx_size or fewest) - fewest) * kept if in_ram and not windows else 0
         raise too_small(what, least + more, ram, allowed)
     return DiskPlan(allowed, ram is not None, top_k)
 

@@ -137,12 +137,17 @@ def too_small(what: object, least: int, ram: int | None, allowed: int) -> DaliEr
     return DaliError(problem, f"Give {parameter('ram')} {enough(least + SPREAD)} or more.")
 
 
-def no_context(tokens: int, nbytes: int, none: NoRoom) -> DaliError:
-    """A budget of RAM in which the context that was asked for, and takes so many bytes, has no room."""
+def no_context(tokens: int, nbytes: int, none: NoRoom, ram: int | None) -> DaliError:
+    """A budget of RAM, `ram` if somebody asked for it, in which the context that was asked for, and takes so many bytes, has no
+    room."""
+    more = nbytes - none.states + SPREAD
+    otherwise = (
+        "close other programs" if ram is None else f"give {parameter('ram')} {enough(ram + more)} or more"
+    )
     return DaliError(
         f"The keys and values of {tokens} tokens may take {size(nbytes)}, and the budget of RAM has {size(none.states)} for "
         "them.",
-        f"Lower {parameter('ctx_size')} to {none.tokens}, or raise {parameter('ram')}.",
+        f"Lower {parameter('ctx_size')} to {none.tokens}, or {otherwise}.",
     )
 
 
@@ -166,22 +171,24 @@ def step_tokens(
     usual: int,
     ram: int,
     step: Callable[[int], int],
-    slots: Callable[[int], int] | None = None,
-    wanted: tuple[int, int] = (0, 0),
+    slots: Callable[[int], int],
+    wanted: tuple[int, int],
+    shrinks: bool,
 ) -> int:
     """Prompt tokens a step, of a model with quantized experts on disk: each chunk reads every expert that it needs once, so they
-    are large, as long as what a step takes for a while, `step(tokens)` bytes, is a small part of the budget.
+    are large, as long as what a step takes for a while, `step(tokens)` bytes, is a small part of the budget, and all else
+    has room beside it.
 
-    Without an accelerator, `slots(tokens)` tells how many experts then have room; `wanted`: those of a token in a layer, and in
-    all. Where a token's do not all have room, next to none is there when the next token wants it: chunks are smaller then, and
-    where the budget would be refused, as small as may be.
+    `slots(tokens)` tells how many experts then have room; `wanted`: those of a token in a layer, and in all. Without an
+    accelerator (`shrinks`), where a token's do not all have room, next to none is there when the next token wants it: chunks are
+    smaller then, and where the budget would be refused, as small as may be.
     """
     tokens = usual
-    while 2 * tokens <= MOST_STEP and STEP_SHARE * step(2 * tokens) <= ram:
-        tokens *= 2
-    if slots is None:
-        return tokens
     least, whole = wanted
+    while 2 * tokens <= MOST_STEP and STEP_SHARE * step(2 * tokens) <= ram and slots(2 * tokens) >= least:
+        tokens *= 2
+    if not shrinks:
+        return tokens
     while tokens > SMALL_STEP and STEP_SHARE * step(tokens) > ram and slots(tokens) < whole:
         tokens //= 2
     while tokens > LEAST_STEP and slots(tokens) < least:

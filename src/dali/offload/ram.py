@@ -9,6 +9,7 @@ from dali.devices import Device, SimDevice
 from dali.devices.cuda import GpuSlots
 from dali.engine.budget import StateBudget
 from dali.engine.engine import Engine
+from dali.errors import DaliError
 from dali.hardware.free_memory import own_memory
 from dali.loading.loaded import LoadedModel
 from dali.loading.on_disk import step_bytes
@@ -70,9 +71,7 @@ def share_out(
             states,
         )
     except NoRoom as none:
-        if none.tokens:
-            raise no_context(loaded.ctx_size, states(loaded.ctx_size), none) from None
-        raise too_small(loaded.name, none.least, plan.ram if plan.asked else None, plan.ram) from None
+        raise _no_room(none, loaded, plan, states) from None
     if keeps is not None:
         if shares.context < loaded.ctx_size:
             notify(
@@ -91,6 +90,14 @@ def share_out(
     loaded.telemetry.clear()  # of what was tried here
     _tell(loaded, pool, plan, notify)
     return shares.prefixes
+
+
+def _no_room(none: NoRoom, loaded: LoadedModel, plan: DiskPlan, states: Callable[[int], int]) -> DaliError:
+    """What is said of a budget that is too small. states: bytes that sequences of so many tokens keep."""
+    asked = plan.ram if plan.asked else None
+    if none.tokens:
+        return no_context(loaded.ctx_size, states(loaded.ctx_size), none, asked)
+    return too_small(loaded.name, none.least, asked, plan.ram)
 
 
 def _prepare(pool: DiskPool, engine: Engine, device: Device | None, notify: Callable[[str], None]) -> None:
@@ -127,7 +134,7 @@ def _step_tokens(
         return (room - step(tokens) - keeps.nbytes(Reservation(context, tokens))) // pool.slot_bytes
 
     wanted = plan.least_slots, min(plan.least_slots * pool.layers, pool.most_slots)
-    return step_tokens(usual, plan.ram, step, slots if device is None else None, wanted)
+    return step_tokens(usual, plan.ram, step, slots, wanted, shrinks=device is None)
 
 
 def _step_bytes(loaded: LoadedModel, tokens: int, device: Device | None) -> int:
@@ -139,8 +146,8 @@ def _tell(loaded: LoadedModel, pool: DiskPool, plan: DiskPlan, notify: Callable[
     held, all_of_them = pool.slots, pool.layers * pool.experts
     where = "" if pool.direct or pool.plain else ", whose file system reads through the page cache"
     all_fit = f"RAM has room for all {held} experts, read from {pool.path}{where} as they are wanted."
-    part = (
-        f"RAM has room for {held} of {all_of_them} experts ({size(pool.nbytes)} of {size(pool.stored_bytes)}): the others are "
-        f"read from {pool.path}{where} when they are wanted, which is slower."
+    part = (  # a slot has room for the largest expert
+        f"RAM has room for {held} of {all_of_them} experts ({size(pool.nbytes)} of {size(all_of_them * pool.slot_bytes)}): the "
+        f"others are read from {pool.path}{where} when they are wanted, which is slower."
     )
     notify(f"{all_fit if held == all_of_them else part} dali takes {size(plan.ram)} in all.")
