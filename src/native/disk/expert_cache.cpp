@@ -365,10 +365,8 @@ void ExpertCache::Lease::ask() {
     absent_.erase(absent_.begin(), absent_.begin() + int64_t(slots.size()));
 }
 
-// Tells what is there by now.
-void ExpertCache::Lease::collect() {
-    told_.insert(told_.end(), there_.begin(), there_.end());
-    there_.clear();
+// Tells what is there by now, until so many are told.
+void ExpertCache::Lease::collect(size_t most) {
     for (size_t i = 0; i < waiting_.size();) {
         const Slot& slot = cache_.slots_[slots_[waiting_[i]]];
         if (slot.state == State::failed)
@@ -377,9 +375,12 @@ void ExpertCache::Lease::collect() {
             i++;
             continue;
         }
-        told_.push_back(waiting_[i]);
+        there_.push_back(waiting_[i]);
         waiting_.erase(waiting_.begin() + int64_t(i));
     }
+    const auto end = there_.begin() + int64_t(std::min(most - std::min(most, told_.size()), there_.size()));
+    told_.insert(told_.end(), there_.begin(), end);
+    there_.erase(there_.begin(), end);
 }
 
 // Until something may have arrived, `PATIENCE` at most; whether it may. Of those that wait one collects what steps have begun to read.
@@ -402,16 +403,16 @@ bool ExpertCache::wait(std::unique_lock<std::mutex>& lock, bool wide) {
 
 const std::vector<int>& ExpertCache::Lease::next(bool kept) {
     std::unique_lock<std::mutex> lock(cache_.mutex_);
-    const size_t before = kept ? told_.size() : 0;
+    const size_t before = kept ? told_.size() : 0, most = wide() ? before + cache_.few() : experts_.size();
     if (!kept) {
         for (const int place : told_) give_back(place);
         told_.clear();
         cache_.arrived_.notify_all();  // who waits for a slot
     }
     for (bool stuck = false;;) {
-        collect();
+        collect(most);
         ask();
-        if (!there_.empty()) collect();  // what somebody else has read meanwhile, which ask() has found
+        if (!there_.empty()) collect(most);  // what somebody else has read meanwhile, which ask() has found
         if (told_.size() > before || (waiting_.empty() && absent_.empty())) return told_;
         const auto reading = [](const Slot& slot) { return slot.state == State::reading; };
         const bool none = waiting_.empty() && std::none_of(cache_.slots_.begin(), cache_.slots_.end(), reading);

@@ -1,6 +1,7 @@
 // The experts of a model of which memory holds a part, in slots, and a store on disk all.
 #pragma once
 
+#include <algorithm>
 #include <condition_variable>
 #include <cstdint>
 #include <mutex>
@@ -56,7 +57,8 @@ class ExpertCache {
         Lease& operator=(const Lease&) = delete;
 
         // Which of `experts`, by their places, are in memory and were not told before, as soon as there are any; none: all were
-        // told. Those told before are given back, unless all shall be `kept`. StoreFailure: one cannot be read.
+        // told. Those told before are given back, unless all shall be `kept`. Of a step that wants nearly all of a layer a few at a
+        // time, so that the disk is not left without slots to fill until all are computed. StoreFailure: one cannot be read.
         const std::vector<int>& next(bool kept = false);
 
         // Gives one that next() told back before the others. By its place, once.
@@ -70,7 +72,7 @@ class ExpertCache {
         bool join(int place);
         void ask();
         bool wide() const { return noted_ && cache_.wide(experts_.size()); }
-        void collect();
+        void collect(size_t most);
         void give_back(int place);
 
         ExpertCache& cache_;
@@ -120,6 +122,8 @@ class ExpertCache {
     const uint8_t* at(int slot) const { return memory_ + size_t(slot) * slot_bytes_; }
     int record(int layer, int expert) const { return layer * store_.experts + expert; }
     bool wide(size_t experts) const { return 4 * experts > 3 * size_t(store_.experts); }
+    // Experts of a wide lease that are told at a time: computed while as many are read, and as many wait to be.
+    size_t few() const { return size_t(std::max(reader_.threads() / 2, FEWEST)); }
     std::vector<int> note_locked(int layer, const std::vector<int>& experts);
     [[noreturn]] void fail(const std::string& problem) const;  // StoreFailure
     // The slot of a layer's expert that goes first, -1: none of them may go. Found anew where the layer has changed since.
@@ -150,6 +154,7 @@ class ExpertCache {
     std::vector<Slot> slots_;
     std::vector<int> empty_;        // slots
     static constexpr int UNKNOWN = -2;
+    static constexpr int FEWEST = 2;  // a call's cost is little beside theirs
     std::vector<int> first_to_go_;  // by layer: slots, -1: none
     std::vector<int> slot_of_;  // by record; -1: absent
     Rates rates_;
