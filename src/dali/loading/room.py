@@ -172,8 +172,9 @@ def step_tokens(
     are large, as long as what a step takes for a while, `step(tokens)` bytes, is a small part of the budget.
 
     Without an accelerator, `slots(tokens)` tells how many experts then have room; `wanted`: those of a token in a layer, and in
-    all. Where a token's do not all have room, next to none is there when the next token wants it: chunks are smaller then, and
-    where the budget would be refused, as small as may be.
+    all. Where a token's do not all have room, next to none is there when the next token wants it: chunks are smaller where that
+    gives them room, and where the budget would be refused, as small as may be. A chunk of half the tokens reads all of a prompt's
+    experts twice, for which a few slots more are no compensation.
     """
     tokens = usual
     while 2 * tokens <= MOST_STEP and STEP_SHARE * step(2 * tokens) <= ram:
@@ -181,8 +182,11 @@ def step_tokens(
     if slots is None:
         return tokens
     least, whole = wanted
-    while tokens > SMALL_STEP and STEP_SHARE * step(tokens) > ram and slots(tokens) < whole:
-        tokens //= 2
+    smaller = tokens
+    while smaller > SMALL_STEP and STEP_SHARE * step(smaller) > ram and slots(smaller) < whole:
+        smaller //= 2
+    if slots(smaller) >= whole:
+        tokens = smaller
     while tokens > LEAST_STEP and slots(tokens) < least:
         tokens //= 2
     return tokens

@@ -236,16 +236,20 @@ void ExpertCache::begin_layer(int layer, const std::vector<int>& experts) {
 
 // Reads absent experts of a layer in the disk's order, so that at most so many of its reads are under way.
 void ExpertCache::read_on(int layer, int most) {
-    if (layer >= int(store_.layers.size())) return;
     std::vector<int> absent;
     for (int expert = 0; expert < store_.experts; expert++) {
         const int at = slot_of_[record(layer, expert)];
-        if (at < 0) absent.push_back(record(layer, expert));
+        if (at < 0) absent.push_back(expert);
         else most -= slots_[at].state == State::reading;
     }
-    if (most <= 0 || absent.empty()) return;
-    const std::vector<int> slots = take(std::min(most, int(absent.size())), true);
-    for (size_t i = 0; i < slots.size(); i++) begin(slots[i], absent[i], Why::ahead);
+    absent.resize(size_t(std::clamp(most, 0, int(absent.size()))));
+    read_ahead(layer, absent);
+}
+
+// Reads ahead of a layer that keep the disk busy until its router has spoken. More would take the slots of others that stay.
+int ExpertCache::far_enough(int layer) const {
+    const double read = read_seconds(layer);
+    return 2 * reader_.threads() + (read > 0 ? int(std::min(between_ / read, double(store_.experts))) : 0);
 }
 
 std::vector<int> ExpertCache::note_locked(int layer, const std::vector<int>& experts) {
@@ -253,6 +257,7 @@ std::vector<int> ExpertCache::note_locked(int layer, const std::vector<int>& exp
     rates_.note(layer, experts);
     first_to_go_[layer] = UNKNOWN;
     wide_ = wide(experts.size());
+    if (wide_ && layer == left_ + 1) between_ = now() - left_at_;
     if (wide_) layer_ = NO_LAYER;
     else begin_layer(layer, experts);
     std::vector<int> missing;
@@ -329,6 +334,7 @@ ExpertCache::Lease::~Lease() {
         std::lock_guard<std::mutex> lock(cache_.mutex_);
         for (const std::vector<int>* places : {&told_, &there_, &waiting_})
             for (const int place : *places) give_back(place);
+        if (wide()) cache_.left_ = layer_, cache_.left_at_ = now();
     }
     cache_.arrived_.notify_all();
 }
@@ -352,7 +358,8 @@ void ExpertCache::Lease::ask() {
     cache_.unasked_ = std::max(int(absent_.size()) - std::max(most, 0), 0);
     if (most <= 0) return;
     if (absent_.empty()) {
-        if (wide()) cache_.read_on(layer_ + 1, most);
+        const int next = layer_ + 1;
+        if (wide() && next < int(cache_.store_.layers.size())) cache_.read_on(next, cache_.far_enough(next));
         return;
     }
     const std::vector<int> slots = cache_.take(std::min(most, int(absent_.size())));

@@ -138,6 +138,7 @@ class ExpertCache {
     void empty(Slot& slot);
     void release(Slot& slot);
     void read_on(int layer, int most);
+    int far_enough(int layer) const;
     void settle_ahead(int layer, const std::vector<int>& experts);
     void begin_layer(int layer, const std::vector<int>& experts);
     void read_ahead(int layer, const std::vector<int>& experts);
@@ -163,6 +164,8 @@ class ExpertCache {
     DiskTime time_;
     static constexpr int NO_LAYER = -2;  // none comes right after it
     int layer_ = NO_LAYER;  // that began last, of a step that is not wide
+    int left_ = NO_LAYER;   // whose wide lease ended last
+    double left_at_ = 0, between_ = 0;  // when; seconds from there to the next layer's, of late
     int64_t wanted_ = 0;   // experts that had to be read for such steps, ahead or not
     int unasked_ = 0;      // experts of the last lease that wait for their turn
     CacheCounters counters_;
