@@ -234,16 +234,20 @@ void ExpertCache::begin_layer(int layer, const std::vector<int>& experts) {
     }
 }
 
-// Reads absent experts of a layer in the disk's order, so that at most so many of its reads are under way.
-void ExpertCache::read_on(int layer, int most) {
-    std::vector<int> absent;
-    for (int expert = 0; expert < store_.experts; expert++) {
-        const int at = slot_of_[record(layer, expert)];
-        if (at < 0) absent.push_back(expert);
-        else most -= slots_[at].state == State::reading;
+// Reads absent experts of a layer and, where it lacks too few, of those that follow, in the disk's order.
+void ExpertCache::read_on(int layer) {
+    if (layer >= int(store_.layers.size())) return;
+    for (int most = far_enough(layer); layer < int(store_.layers.size()) && most > 0; layer++) {
+        std::vector<int> absent;
+        for (int expert = 0; expert < store_.experts; expert++) {
+            const int at = slot_of_[record(layer, expert)];
+            if (at < 0) absent.push_back(expert);
+            else most -= slots_[at].state == State::reading;
+        }
+        absent.resize(size_t(std::clamp(most, 0, int(absent.size()))));
+        read_ahead(layer, absent);
+        most -= int(absent.size());
     }
-    absent.resize(size_t(std::clamp(most, 0, int(absent.size()))));
-    read_ahead(layer, absent);
 }
 
 // Reads ahead of a layer that keep the disk busy until its router has spoken. More would take the slots of others that stay.
@@ -358,8 +362,7 @@ void ExpertCache::Lease::ask() {
     cache_.unasked_ = std::max(int(absent_.size()) - std::max(most, 0), 0);
     if (most <= 0) return;
     if (absent_.empty()) {
-        const int next = layer_ + 1;
-        if (wide() && next < int(cache_.store_.layers.size())) cache_.read_on(next, cache_.far_enough(next));
+        if (wide()) cache_.read_on(layer_ + 1);
         return;
     }
     const std::vector<int> slots = cache_.take(std::min(most, int(absent_.size())));

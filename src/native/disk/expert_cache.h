@@ -137,7 +137,7 @@ class ExpertCache {
     bool wait(std::unique_lock<std::mutex>& lock, bool wide);
     void empty(Slot& slot);
     void release(Slot& slot);
-    void read_on(int layer, int most);
+    void read_on(int layer);
     int far_enough(int layer) const;
     void settle_ahead(int layer, const std::vector<int>& experts);
     void begin_layer(int layer, const std::vector<int>& experts);
