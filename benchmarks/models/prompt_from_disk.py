@@ -1,17 +1,17 @@
 """Prompts of 512 tokens of a model larger than its budget, in OLMoE-1B-7B's shape: how near the disk and computing they come.
 
-    python benchmarks/models/prompt_from_disk.py FOLDER TRACE.npz [--types Q8_0 Q4_0] [--shares 25 50 75] [--prompts 4]
+    python benchmarks/models/prompt_from_disk.py FOLDER TRACE.npz [--types Q8_0 Q4_0] [--shares 25 50 75] [--prompts 3]
 
-In FOLDER vs_mmap.py's models are written (walk_gguf.py; 7.4 GB as Q8_0, 4 GB as Q4_0, and as much again for dali's store; deleted
-when measured, unless --keep). Each budget, a share of the file's size, runs in a process of its own, and all experts in RAM before:
-one prompt, for which the system has to provide memory, and --prompts more, routed without favourites, of which the one in the
-middle by its seconds counts.
+In FOLDER vs_mmap.py's models are written (walk_gguf.py; 7.4 GB as Q8_0, 4 GB as Q4_0, and as much again for dali's store;
+deleted when measured, unless --keep). Each budget, a share of the file's size, runs in a process of its own, and all experts in
+RAM before: one prompt, for which the system has to provide memory, and --prompts more, routed without favourites, of which the
+one in the middle by its seconds counts. Rows of files that are not measured now are kept.
 
-Two bounds stand beside it. `disk_seconds`: what the disk takes, with nothing else to do, for the experts that this prompt wanted and
-RAM lacked, each once a chunk, at the most that it gives before or after (random experts past the page cache, 2, 4 and 8 at a time).
-`computing_seconds`: the prompt with all experts in RAM. `of_bound`: the longer one, of the seconds taken; `of_disk`: the first alone.
-`stalled`: seconds in which nothing was left to compute. `others`: processor seconds of all other processes meanwhile, without which
-a figure of two busy cores says little.
+Two bounds stand beside it. `disk_seconds`: what the disk takes, with nothing else to do, for the experts that this prompt wanted
+and RAM lacked, each once a chunk, at the most that it gives before or after (random experts past the page cache, 2, 4 and 8 at a
+time). `computing_seconds`: the prompt with all experts in RAM. `of_bound`: the longer one, of the seconds taken; `of_disk`: the
+first alone. `stalled`: seconds in which nothing was left to compute. `others`: processor seconds of all other processes
+meanwhile, without which a figure of two busy cores says little.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ import report
 import vs_mmap
 import walk_gguf
 
-PROMPT, CONTEXT = vs_mmap.PROMPT, vs_mmap.CONTEXT
+NAME, CONTEXT = "prompt_from_disk", vs_mmap.CONTEXT
 
 
 def processor_seconds() -> float:
@@ -83,13 +83,15 @@ def measure(kind: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     del walks
     gc.collect()
     size = file.stat().st_size
-    vs_mmap.pack(file, cache, size // 2, options.folder / "pack.log")
+    if not cache.exists():
+        vs_mmap.pack(file, cache, size // 2, options.folder / "pack.log")
     rows: list[dict[str, Any]] = []
     for share in [0, *options.shares]:
         limit = size * share // 100 // 2**20 * 2**20
         command = [sys.executable, __file__, str(file), str(options.trace), "--prompts", str(options.prompts)]
         command += ["--one", str(limit), json.dumps([*tokens, tokens[0] - 1])]
-        done = subprocess.run(command, capture_output=True, text=True)
+        environment = os.environ | {"DALI_CACHE_DIR": str(cache)}
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
         if done.returncode:
             sys.exit(done.stderr)
         row = {"file": kind, "share": share or "all", "limit_mib": limit >> 20}
@@ -117,7 +119,7 @@ def main() -> None:
     parser.add_argument("trace", type=Path)
     parser.add_argument("--types", nargs="+", choices=["Q8_0", "Q4_0"], default=["Q8_0", "Q4_0"])
     parser.add_argument("--shares", nargs="+", type=int, default=[25, 50, 75])
-    parser.add_argument("--prompts", type=int, default=4)
+    parser.add_argument("--prompts", type=int, default=3)
     parser.add_argument("--keep", action="store_true")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -126,10 +128,11 @@ def main() -> None:
         print(json.dumps(run(options.folder, limit, options.prompts, tokens)))
         return
     options.folder.mkdir(parents=True, exist_ok=True)
-    rows: list[dict[str, Any]] = []
+    there = (report.BENCHMARKS / "results" / f"{NAME}.json").exists()
+    rows = [row for row in (report.kept(NAME) if there else []) if row["file"] not in options.types]
     for kind in options.types:
         rows += measure(kind, options)
-        report.write("prompt_from_disk", rows)  # as far as it has come
+        report.write(NAME, rows)  # as far as it has come
     report.table([{key: row.get(key, "") for key in rows[-1]} for row in rows])
 
 
