@@ -90,14 +90,14 @@ def test_modelled_figures_depend_neither_on_the_schedule_nor_on_this_machine() -
 
 
 def test_what_is_told_of_the_disk_is_since_the_telemetry_began():
-    counted = DiskCounters((3, 4), (1, 2), 5, 500, 400, 2, 1, 1, 0.5, 3.0, 1.5)
+    counted = DiskCounters((3, 4), (1, 2), 5, 500, 400, 2, 1, 1, 0.5, 3.0, 1.5, 0, True)
     telemetry, now = Telemetry(), [counted]
     assert telemetry.disk is None
     assert telemetry.as_dict()["disk"] is None
     telemetry.follow_disk(lambda: now[0])
-    now[0] = DiskCounters((6, 8), (1, 5), 9, 1100, 900, 2, 2, 3, 0.75, 4.0, 2.0)
+    now[0] = DiskCounters((6, 8), (1, 5), 9, 1100, 900, 2, 2, 3, 0.75, 4.0, 2.0, 2, False)
     disk = telemetry.disk
-    assert disk == DiskCounters((3, 4), (0, 3), 4, 600, 500, 0, 1, 2, 0.25, 1.0, 0.5)
+    assert disk == DiskCounters((3, 4), (0, 3), 4, 600, 500, 0, 1, 2, 0.25, 1.0, 0.5, 2, False)
     assert (disk.hit_rate, disk.amplification, disk.queue_depth) == (0.7, 1.2, 2.0)
     told = telemetry.as_dict()["disk"]
     assert (told["hits"], told["misses"], told["hit_rate"]) == (7, 3, 0.7)

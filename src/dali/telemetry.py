@@ -64,6 +64,8 @@ class DiskCounters:
     stalled_seconds: float  # nothing was left to compute
     reading_seconds: float  # of all reads, added up
     busy_seconds: float  # in which any read was under way
+    plain_reads: int  # of the reads, through the page cache
+    plainly: bool  # whether they go there now
 
     @property
     def hit_rate(self) -> float:
@@ -82,9 +84,11 @@ class DiskCounters:
         return self.reading_seconds / self.busy_seconds if self.busy_seconds else 0.0
 
     def since(self, before: DiskCounters) -> DiskCounters:
-        """What was counted after `before`."""
+        """What was counted after `before`, and how it is now."""
 
         def less(now: Any, then: Any) -> Any:
+            if isinstance(now, bool):
+                return now
             return tuple(map(sub, now, then)) if isinstance(now, tuple) else now - then
 
         return DiskCounters(**{name: less(getattr(self, name), then) for name, then in vars(before).items()})

@@ -212,6 +212,14 @@ def test_experts_on_disk(run, trace, tmp_path):
     assert "waited for reads" in run("simulate", trace, "--ram", "50%", "--explain")[1]
 
 
+def test_experts_that_a_profile_has_read_through_the_page_cache_are_replayed_so(run, trace, tmp_path):
+    file = tmp_path / "plain.json"
+    file.write_text(measured(plain_bandwidth=4.5e9, plain_queue_depth=3.0).to_json())
+    code, out, _ = run("simulate", trace, "--ram", "50%", "--policy", "lru", "--profile", str(file))
+    assert code == 0
+    assert "RAM for 12 experts (50%), others read through the page cache, no accelerator" in out
+
+
 def test_three_tiers(run, trace):
     code, out, _ = run("simulate", trace, "--ram", "50%", "--cache-slots", "2", "--policy", "fading,lru")
     assert code == 0

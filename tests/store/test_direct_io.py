@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
-import mmap
 import os
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +12,7 @@ from hypothesis import strategies as st
 
 from dali.store.arena import Arena
 from dali.store.direct_io import HUGE_PAGE, PAGE, RING, DirectFile, PlainFile, ReadError, Ring
+from page_cache import cached, forget
 
 BYTES = np.random.default_rng(0).integers(0, 256, 5 * PAGE + 100, dtype=np.uint8).tobytes()
 
@@ -110,15 +108,6 @@ def test_a_ring_grows_to_what_is_asked_for(size):
     assert len(ring.take(size)) == size
 
 
-def forget(path: Path) -> None:
-    """Have the page cache forget a file."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())  # pages that are not on the disk yet cannot be forgotten
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    if cached(path, path.stat().st_size):
-        pytest.skip("the file system is memory itself")
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="nobody tells here what the page cache has")
 def test_a_plain_file_gives_the_same_and_has_the_page_cache_forget_it(path):
     file, memory = PlainFile(path), Arena(1, 4 * PAGE)[0].numpy().data
@@ -131,18 +120,3 @@ def test_a_plain_file_gives_the_same_and_has_the_page_cache_forget_it(path):
     file.read(memory, 0, "it")
     file.close()
     assert not cached(path, len(BYTES))
-
-
-def resident(address: int, size: int) -> list[bool]:
-    """Of each page of a mapping, whether it is in memory."""
-    there = np.zeros(-(-size // PAGE), dtype=np.uint8)
-    pointers = [ctypes.c_void_p(address), ctypes.c_size_t(size), ctypes.c_void_p(there.ctypes.data)]
-    assert ctypes.CDLL(None).mincore(*pointers) == 0
-    return [bool(page & 1) for page in there]
-
-
-def cached(path: Path, size: int) -> list[int]:
-    """Which of the file's first pages the page cache has."""
-    with path.open("rb") as file, mmap.mmap(file.fileno(), size, prot=mmap.PROT_READ) as seen:
-        there = resident(np.frombuffer(seen, dtype=np.uint8).ctypes.data, size)
-    return [page for page, cached in enumerate(there) if cached]

@@ -13,18 +13,19 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from test_direct_io import cached, forget, resident
 
 from dali.compiled import library
 from dali.errors import StoreError
 from dali.kernels import native
 from dali.policies.places import Places
 from dali.policies.pool.fading import Policy
+from dali.policies.trial import FIRST, PAIRS
 from dali.store import disk_pool
 from dali.store.direct_io import PAGE
 from dali.store.disk_pool import DiskPool
 from dali.store.packed.builder import ensure_store
 from dali.store.packed.reader import DamagedStore, StoreReader
+from page_cache import cached, forget, resident
 from tiny_stores import RandomExperts, expected_record, header, silent
 
 pytestmark = pytest.mark.skipif(not native.AVAILABLE, reason="the kernels were not compiled")
@@ -411,3 +412,35 @@ def test_through_the_page_cache_the_same_is_leased_and_nothing_stays_there(path)
     for layer in range(LAYERS):
         assert_leased(pool, layer, [1, 3, 0])
     assert not cached(path, DESCRIBED.file_bytes)
+
+
+def test_steps_that_decode_may_read_another_way_than_prompts(path):
+    pool = DiskPool(path, 2, 2, depth=2, plain=True)
+    if not pool.has_both_ways:
+        pytest.skip("the file system has one way")
+    assert not DiskPool(path, 2, 2, depth=2).has_both_ways  # as the budget has no room for it
+    for direct, in_steps, few, many in [(False, True, 0, 3), (True, False, 1, 0), (True, True, 0, 0)]:
+        pool.read_past(direct, in_steps, held=False)
+        assert pool.direct == direct
+        assert pool.cached_bytes == 2 * pool.slot_bytes
+        for experts, plain in (([0, 1], 2 * few), ([0, 2, 3, 4], many)):
+            pool.note(0, experts)
+            before = pool.counters().plain_reads
+            for ids in (experts[:2], [4]) if len(experts) > 2 else (experts,):
+                pool.lease(1, ids, noted=True)
+            assert pool.counters().plain_reads - before == plain
+            pool.lease(2, [0, 1], noted=True)  # whose slots are wanted next
+
+
+def test_of_two_comparisons_one_waits_for_the_other(path):
+    for held in (False, True):
+        pool, told = DiskPool(path, 2, 2, depth=2, plain=True), []
+        if not pool.has_both_ways:
+            pytest.skip("the file system has one way")
+        pool.read_past(True, True, held)
+        for _ in range(FIRST + 2 * PAIRS):
+            for layer in range(LAYERS):
+                pool.note(layer, [0, 1])
+            told.append(pool.decoded())
+        assert [one is None for one in told] == [False] * (FIRST - 1) + [not held] * 2 * PAIRS + [False]
+        assert told[0][2] == 2 * LAYERS  # wanted, as none was ever read

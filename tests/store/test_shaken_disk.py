@@ -76,6 +76,8 @@ def test_a_file_system_without_direct_reads(path, shake):
     shake("indirect")
     pool = DiskPool(path, 3, 3, depth=2)
     assert not pool.direct
+    assert pool.cached_bytes == 2 * pool.slot_bytes
+    assert not DiskPool(path, 3, 3, depth=2, plain=True).has_both_ways
     for layer in range(LAYERS):
         assert_leased(pool, layer, [1, 3])
 

@@ -43,6 +43,7 @@ class Engine:
         self.scheduler = Scheduler(step_tokens, rope.limits(model))
         self.clock: Callable[[], float] = time.perf_counter  # a simulated device puts its own here
         self.begin: Callable[[Step], None] | None = None  # policies that tell requests apart put theirs here
+        self.ended: Callable[[], None] | None = None  # whoever goes by what steps took puts theirs here
         self.embeddings = False  # whether they are told the tokens' embeddings
         self.decoder: Decoder | None = None  # takes the model's place in steps that it serves
         self.drafts: Drafts | None = None  # guesses tokens, which steps then check
@@ -116,7 +117,7 @@ class Engine:
             self.abort(sequence)
         self.forget()
         self.prefixes.close()
-        self.model = self.decoder = self.begin = None
+        self.model = self.decoder = self.begin = self.ended = None
 
     def step(self) -> bool:
         """Advance live sequences; False when there are none, and nothing is read from disk for one. DaliError where memory runs
@@ -165,6 +166,8 @@ class Engine:
                 self._retire(sequence)
         if self.drafts is not None and not any(prefill):
             self.drafts.note_step(len(plan), seconds)
+        if self.ended is not None:
+            self.ended()
         return True
 
     def _choose(self, sequence: Sequence, logits: torch.Tensor, row: int) -> None:

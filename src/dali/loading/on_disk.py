@@ -128,10 +128,12 @@ def open_pool(store: Path, plan: DiskPlan, notify: Callable[[str], None]) -> Dis
 
 def _reading(store: Path, header: StoreHeader, notify: Callable[[str], None]) -> tuple[int, bool]:
     """Reads under way at once, and whether they go through the page cache: as this machine's profile says of the disk that stores
-    lie on; else past it, and as many as a trial finds."""
+    lie on; else past it, and as many as a trial finds. Of two ways that both may be taken, as many as the one that wants more."""
     mine = own.find(notify)
     if mine is not None and mine.has_disk:
         depth, plain = disk_costs(mine).depth, mine.reads_plainly
+        if plain and (other := mine.read_otherwise()) is not None:
+            depth = max(depth, disk_costs(other).depth)
         how = f" through the page cache, {mine.plain_share:.1f} times as fast as past it" if plain else ""
         reads = "reads" if depth > 1 else "read"
         notify(f"The disk gets {depth} {reads} at once{how}, by {own.origin(mine)}.")

@@ -23,6 +23,7 @@ from dali.loading.room import (
     too_small,
 )
 from dali.offload.gpu import tell_pinned
+from dali.offload.plain_reads import PlainReads
 from dali.offload.vram import drafted, state_size
 from dali.options import LoadOptions
 from dali.step.size import Reservation, StateSize
@@ -84,6 +85,8 @@ def share_out(
     pool.grow(shares.slots)
     if options.prefetch == "none":
         pool.rest()
+    if pool.has_both_ways and not isinstance(device, SimDevice):  # whose reads are modelled
+        engine.ended = PlainReads(pool, notify).end_step
     _prepare(pool, engine, device, notify)
     loaded.telemetry.clear()  # of what was tried here
     _tell(loaded, pool, plan, notify)

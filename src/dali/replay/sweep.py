@@ -174,6 +174,7 @@ def _on_disk(cell: Cell, trace: Trace, steps: Sequence[Forward]) -> Outcome:
         **_which(cell, trace, slots),
         "ram": cell.ram,
         "ram_places": places,
+        "reads_plainly": profile.reads_plainly,
         "tokens": result.tokens,
         **{name: None if value is None else _rounded(value) for name, value in found.items()},
         "belady_disk_hit_rate": _rounded(columns.belady(trace, steps, everywhere, cold=not slots)),

@@ -30,15 +30,15 @@ class DiskPlan:
 class DiskPool(ExpertPool):
     """The experts of the store at `path`, of which slots in RAM hold as many as there is room for, whichever layers they are of.
 
-    Steps compute what is there while the rest is read, past the page cache unless told otherwise (src/native/disk); the answers
-    do not depend on what that is. DamagedStore: there is no store that can be used.
+    Steps compute what is there while the rest is read, past the page cache unless told otherwise (src/native/disk), which may
+    change with every step; the answers do not depend on what that is. DamagedStore: there is no store that can be used.
     """
 
     bounded = True
 
     def __init__(self, path: Path, slots: int, most_slots: int, depth: int, plain: bool = False) -> None:
         """`slots`: those to begin with; `most_slots`: as many as `grow` may ever be asked for; `depth`: reads at a time; `plain`:
-        through the page cache, where that is faster."""
+        through the page cache, where that is faster, for which the budget has room then whichever way is taken later."""
         with StoreReader(path) as reader:
             header, checksums = reader.header, reader.checksums
         self.path, self.header, self.depth, self.plain = path, header, depth, plain
@@ -99,13 +99,29 @@ class DiskPool(ExpertPool):
 
     @property
     def direct(self) -> bool:
-        """Whether experts are read past the page cache: as was asked for, where the file system allows that."""
+        """Whether experts are read past the page cache: as was said last, where the file system allows that."""
         return self._cache.direct
 
     @property
+    def has_both_ways(self) -> bool:
+        """Whether they may be read through the page cache, for which there is room, and past it, as the file system allows."""
+        return self.plain and self._cache.reads_past
+
+    @property
     def cached_bytes(self) -> int:
-        """Bytes of the page cache that reads under way take, at most."""
-        return 0 if self.direct else self.depth * self.slot_bytes
+        """Bytes of the page cache that reads under way may take, at most."""
+        return self.depth * self.slot_bytes if self.plain or not self._cache.reads_past else 0
+
+    def read_past(self, direct: bool, in_steps: bool, held: bool) -> None:
+        """Read past the page cache from here on, or through it; and so, for themselves, `in_steps` that decode. `held`: meanwhile
+        it is not compared whether looking ahead pays. For pools that have both ways."""
+        assert self.has_both_ways
+        self._cache.read_past(direct, in_steps, held)
+
+    def decoded(self) -> tuple[float, float, int] | None:
+        """Of all steps so far that decode: seconds, those in which they waited for the disk, and experts that had to be read.
+        None while looking ahead is compared with not doing so, when no two steps are alike."""
+        return None if self._cache.compares else self._cache.decoded()
 
     def grow(self, slots: int) -> None:
         """Use so many slots, at most `most_slots`, from here on; never fewer than before."""

@@ -32,9 +32,12 @@ ExpertCache::ExpertCache(Store store, uint8_t* memory, size_t slot_bytes, int sl
       slot_of_(store_.layers.size() * store_.experts, -1),
       rates_(costs_of(store_), store_.experts),
       ahead_(int(store_.layers.size())),
-      reader_(store_.path, depth, direct, [this](int record, const std::string& problem) { arrive(record, problem); }) {
+      direct_(direct),
+      direct_in_steps_(direct),
+      reader_(store_.path, depth, [this](int record, const std::string& problem) { arrive(record, problem); }) {
     counters_.hits.resize(store_.layers.size());
     counters_.misses.resize(store_.layers.size());
+    if (!reader_.reads_past()) direct_ = direct_in_steps_ = false;
     grow(slots);
 }
 
@@ -124,9 +127,11 @@ void ExpertCache::begin(int slot, int record, Why why) {
     const LayerRecords& layer = store_.layers[record / store_.experts];
     counters_.reads++;
     counters_.bytes += int64_t(layer.bytes);
+    const bool direct = wide_ ? direct_ : direct_in_steps_;
+    counters_.plain_reads += !direct;
     if (demanded) counters_.wanted_bytes += int64_t(layer.bytes);
     const int64_t offset = layer.offset + int64_t(record % store_.experts) * int64_t(layer.bytes);
-    const ReadJob job{record, offset, layer.bytes, memory_ + size_t(slot) * slot_bytes_, store_.checksums[record]};
+    const ReadJob job{record, offset, layer.bytes, memory_ + size_t(slot) * slot_bytes_, store_.checksums[record], direct};
     if (why == Why::few) reader_.begin(job);
     else reader_.ask(job, demanded);
 }
@@ -185,6 +190,28 @@ void ExpertCache::rest() {
     rests_ = true;
 }
 
+ExpertCache::Decoded ExpertCache::decoded() const {
+    std::lock_guard<std::mutex> lock(mutex_);
+    return {time_.seconds(), time_.waited(), wanted_};
+}
+
+bool ExpertCache::compares() const {
+    std::lock_guard<std::mutex> lock(mutex_);
+    return ahead_.compares() && !rests_;
+}
+
+void ExpertCache::read_past(bool direct, bool in_steps, bool held) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    direct_ = direct && reader_.reads_past();
+    direct_in_steps_ = in_steps && reader_.reads_past();
+    held_ = held;
+}
+
+bool ExpertCache::direct() const {
+    std::lock_guard<std::mutex> lock(mutex_);
+    return direct_;
+}
+
 void ExpertCache::read_ahead(int layer, const std::vector<int>& experts) {
     std::vector<int> absent;
     for (const int expert : experts)
@@ -224,7 +251,7 @@ double ExpertCache::read_seconds(int layer) const {
 
 // A layer's experts are known, of a step that decodes.
 void ExpertCache::begin_layer(int layer, const std::vector<int>& experts) {
-    if (layer == 0) ahead_.step(time_.seconds(), time_.waited(), wanted_);
+    if (layer == 0 && !held_) ahead_.step(time_.seconds(), time_.waited(), wanted_);
     ahead_.settle(layer, experts);
     time_.begin(now(), layer == layer_ + 1);
     layer_ = layer;

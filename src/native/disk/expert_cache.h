@@ -33,6 +33,7 @@ struct CacheCounters {
     std::vector<int64_t> hits, misses;  // of each layer: there when its router had spoken, or not
     int64_t reads = 0, bytes = 0;       // that were begun, those ahead of a step included
     int64_t wanted_bytes = 0;           // of those, what a step asked for
+    int64_t plain_reads = 0;            // of the reads, through the page cache
     int64_t ahead_used = 0, ahead_late = 0, ahead_wasted = 0;  // experts read ahead: there in time; still under way; not asked for
     double stalled = 0;                 // nothing was left to compute, and bytes were not there
 };
@@ -40,7 +41,7 @@ struct CacheCounters {
 class ExpertCache {
   public:
     // `memory`: room for all slots there will ever be, of `slot_bytes` each; the first `slots` are used. `depth`: reads under way at
-    // once; `direct`: past the page cache. StoreFailure: the store cannot be opened.
+    // once; `direct`: past the page cache, where the file system allows that. StoreFailure: the store cannot be opened.
     ExpertCache(Store store, uint8_t* memory, size_t slot_bytes, int slots, int depth, bool direct);
 
     // Experts of one layer's step, in memory while somebody computes them. Of several at a time each may wait for others' slots. A step
@@ -100,9 +101,23 @@ class ExpertCache {
     // Never look ahead.
     void rest();
 
+    // Steps that decode, so far: their seconds, those in which they waited for the disk, and the experts that had to be read for them,
+    // ahead or not.
+    struct Decoded {
+        double seconds, waited;
+        int64_t wanted;
+    };
+    Decoded decoded() const;
+    // Whether looking ahead is being compared with not doing so.
+    bool compares() const;
+    // From here on reads go past the page cache, or through it, and so they do, for themselves, `in_steps` that decode. `held`: looking
+    // ahead is not compared meanwhile.
+    void read_past(bool direct, bool in_steps, bool held);
+
     int slots() const;
     int held() const;  // slots that hold an expert
-    bool direct() const { return reader_.direct(); }
+    bool direct() const;  // but for steps that decode
+    bool reads_past() const { return reader_.reads_past(); }  // whether the file system allows that
     CacheCounters counters() const;
     Reader::Spent spent() const { return reader_.spent(); }
 
@@ -161,6 +176,8 @@ class ExpertCache {
     Rates rates_;
     ReadAhead ahead_;
     bool rests_ = false, wide_ = false;  // never looks ahead; the last lease was wide
+    bool direct_, direct_in_steps_;      // reads go past the page cache
+    bool held_ = false;                  // looking ahead is not compared
     DiskTime time_;
     static constexpr int NO_LAYER = -2;  // none comes right after it
     int layer_ = NO_LAYER;  // that began last, of a step that is not wide

@@ -17,6 +17,8 @@ class ReadAhead {
 
     // Whether to foresee anything in the step that has begun.
     bool on() const { return trial_.on(); }
+    // Whether that is being compared.
+    bool compares() const { return trial_.compares(); }
     // A step begins; as Trial::step.
     void step(double seconds, double waited, int64_t wanted) { trial_.step(seconds, waited, wanted); }
     // What to read, in this order, of the absent experts that a layer is `foreseen` to want, the likeliest first. `idle`: seconds the

@@ -9,6 +9,7 @@ namespace dali {
 class Trial {
   public:
     bool on() const { return comparing_ ? left_ % 2 == 1 : pays_; }
+    bool compares() const { return comparing_; }
 
     // A step begins. Of all steps before: the `seconds` they took, those in which they `waited` for the disk, and the experts that had to
     // be read for them, ahead or not.

@@ -32,7 +32,7 @@ def samples(answer, parse=text):
     }
 
 
-DISK = DiskCounters((3, 4), (1, 2), 5, 500, 400, 2, 1, 1, 0.5, 3.0, 1.5)
+DISK = DiskCounters((3, 4), (1, 2), 5, 500, 400, 2, 1, 1, 0.5, 3.0, 1.5, 4, True)
 
 
 def test_the_disk_is_told_of_where_experts_are_on_one():
@@ -47,7 +47,7 @@ def test_the_disk_is_told_of_where_experts_are_on_one():
         for one in metric.samples
     }
     assert found["dali_disk_reads_total",] == 5
-    telemetry._disk_before = replace(DISK, hits=(0, 0), misses=(0, 0), stalled_seconds=0.25)
+    telemetry._disk_before = replace(DISK, hits=(0, 0), misses=(0, 0), plain_reads=1, stalled_seconds=0.25)
     found = {
         (one.name, *one.labels.values()): one.value
         for metric in Experts(telemetry).collect()
@@ -55,6 +55,7 @@ def test_the_disk_is_told_of_where_experts_are_on_one():
     }
     assert found["dali_ram_lookups_total", "1", "hit"] == 4
     assert found["dali_ram_lookups_total", "1", "miss"] == 2
+    assert (found["dali_disk_plain_reads_total",], found["dali_disk_reads_plainly",]) == (3, 1)
     assert found["dali_disk_stalled_seconds_total", "measured"] == 0.25
 
 

@@ -109,10 +109,13 @@ class Answer:
             else f"{shares['accelerator']:.0f} % of experts on the accelerator, "
         )
         told = (
-            f"{there}{shares['ram']:.0f} % {'' if there else 'of experts '}in RAM, {size(disk.read_bytes)} read, "
+            f"{there}{shares['ram']:.0f} % {'' if there else 'of experts '}in RAM, {size(disk.read_bytes)} read"
+            f"{' through the page cache' if disk.plainly else ''}, "
             f"{disk.stalled_seconds:.1f} s waited for the disk{' (modelled)' if telemetry.modelled else ''}"
         )
         if not long:
             return told
         ahead = f"read ahead {disk.ahead_used} used, {disk.ahead_late} late, {disk.ahead_wasted} wasted"
-        return f"{told}, {disk.queue_depth:.1f} reads at a time, {ahead}"
+        share = 100 * disk.plain_reads / max(disk.reads, 1)
+        plainly = f", {share:.0f} % of them through the page cache" if disk.plain_reads else ""
+        return f"{told}, {disk.queue_depth:.1f} reads at a time{plainly}, {ahead}"

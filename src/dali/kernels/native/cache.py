@@ -72,8 +72,28 @@ class ExpertCache:
 
     @property
     def direct(self) -> bool:
-        """Whether reads go past the page cache."""
+        """Whether reads go past the page cache, but for those of steps that `read_past` has said otherwise of."""
         return bool(self._cache.direct)
+
+    @property
+    def reads_past(self) -> bool:
+        """Whether any can: whether the file system allows that."""
+        return bool(self._cache.reads_past)
+
+    def read_past(self, direct: bool, in_steps: bool, held: bool) -> None:
+        """From here on reads go past the page cache, or through it, and so they do, for themselves, in steps that decode; `held`:
+        looking ahead is not compared meanwhile."""
+        self._cache.read_past(direct, in_steps, held)
+
+    @property
+    def compares(self) -> bool:
+        """Whether looking ahead is being compared with not doing so."""
+        return bool(self._cache.compares)
+
+    def decoded(self) -> tuple[float, float, int]:
+        """Of all steps so far that decode: seconds, those in which they waited for the disk, and experts that had to be read."""
+        seconds, waited, wanted = self._cache.decoded()
+        return seconds, waited, wanted
 
     def counters(self) -> dict[str, Any]:
         """What was asked for and read so far, by name."""

@@ -111,7 +111,8 @@ def heading(row: Row) -> str:
     """What a group's rows have in common."""
     if row.get("ram") is not None:
         above = f", {row['slots']} slots a layer on the accelerator" if row["slots"] else ", no accelerator"
-        places = f"RAM for {row['ram_places']} experts ({row['ram']}){above}"
+        reads = ", others read through the page cache" if row.get("reads_plainly") else ""
+        places = f"RAM for {row['ram_places']} experts ({row['ram']}){reads}{above}"
         return (
             f"{row['trace']}: profile {row['profile']}, {sizes(row['shape'])}, batch {row['batch']}, {places}"
         )

@@ -136,6 +136,8 @@ def _disk(disk: DiskCounters, clock: str) -> Iterator[Metric]:
     yield _counter("dali_disk_reads", "Experts read from disk.", disk.reads)
     yield _counter("dali_disk_read_bytes", "Bytes of them.", disk.read_bytes)
     yield _counter("dali_disk_wanted_bytes", "Of those, what a step asked for.", disk.wanted_bytes)
+    yield _counter("dali_disk_plain_reads", "Of the reads, through the page cache.", disk.plain_reads)
+    yield _gauge("dali_disk_reads_plainly", "1 while experts are read through the page cache.", disk.plainly)
     ahead = CounterMetricFamily(
         "dali_disk_read_ahead", "Experts read before their step, by what became of them.", labels=["outcome"]
     )

@@ -24,6 +24,8 @@ nb::dict dict_of(const ExpertCache& cache) {
     all["reads"] = counters.reads;
     all["read_bytes"] = counters.bytes;
     all["wanted_bytes"] = counters.wanted_bytes;
+    all["plain_reads"] = counters.plain_reads;
+    all["plainly"] = !cache.direct();
     all["ahead_used"] = counters.ahead_used;
     all["ahead_late"] = counters.ahead_late;
     all["ahead_wasted"] = counters.ahead_wasted;
@@ -53,6 +55,13 @@ void bind_cache(nb::module_& m) {
         .def_prop_ro("slots", &ExpertCache::slots)
         .def_prop_ro("held", &ExpertCache::held)
         .def_prop_ro("direct", &ExpertCache::direct)
+        .def_prop_ro("reads_past", &ExpertCache::reads_past)
+        .def("read_past", &ExpertCache::read_past)
+        .def_prop_ro("compares", &ExpertCache::compares)
+        .def("decoded", [](const ExpertCache& self) {
+            const ExpertCache::Decoded all = self.decoded();
+            return std::make_tuple(all.seconds, all.waited, all.wanted);
+        })
         .def("counters", &dict_of);
     nb::class_<ExpertCache::Lease>(m, "ExpertLease")
         .def("__init__",

@@ -12,6 +12,7 @@ struct ReadJob {
     size_t bytes;
     uint8_t* into;
     uint64_t checksum;
+    bool direct;  // past the page cache
 };
 
 }  // namespace dali

@@ -18,8 +18,8 @@ std::deque<ReadJob>::iterator found(std::deque<ReadJob>& jobs, int record) {
 
 }  // namespace
 
-Reader::Reader(const std::string& path, int threads, bool direct, Done done)
-    : file_(path, direct), done_(std::move(done)), kernel_(file_.direct_file(), 2 * threads) {
+Reader::Reader(const std::string& path, int threads, Done done)
+    : file_(path), done_(std::move(done)), kernel_(file_.direct_file(), 2 * threads) {
     for (int i = 0; i < threads; i++) threads_.emplace_back(&Reader::serve, this);
 }
 
@@ -41,7 +41,7 @@ void Reader::ask(const ReadJob& job, bool demanded) {
 }
 
 void Reader::begin(const ReadJob& job) {
-    {
+    if (job.direct) {
         std::lock_guard<std::mutex> lock(mutex_);  // until it is counted nobody may count its end
         const double began = now();
         if (kernel_.begin(job, began)) {
@@ -130,7 +130,7 @@ void Reader::serve() {
 std::string Reader::fetch(const ReadJob& job) const {
     try {
         for (int tries = 0; tries < 2; tries++) {
-            file_.read(job.into, job.bytes, job.offset);
+            file_.read(job.into, job.bytes, job.offset, job.direct);
             if (xxh3(job.into, job.bytes) == job.checksum) return "";
         }
         return "it fails its checksum";

@@ -26,14 +26,14 @@ class Reader {
     // Told on one of the threads, or in collect(): the record, and what is wrong with it, empty where its bytes are there.
     using Done = std::function<void(int record, const std::string& problem)>;
 
-    // `threads`: reads of theirs under way at once, and half of those that others may have begun; `direct`: past the page cache.
-    // StoreFailure: the file cannot be opened.
-    Reader(const std::string& path, int threads, bool direct, Done done);
+    // `threads`: reads of theirs under way at once, and half of those that others may have begun. StoreFailure: the file cannot be
+    // opened.
+    Reader(const std::string& path, int threads, Done done);
     ~Reader();  // waits for reads under way, and forgets the others
 
     void ask(const ReadJob& job, bool demanded);
-    // Begins a demanded read at once, on this thread, for somebody to collect. Where the system has no such reads, or enough are under
-    // way, it is asked for.
+    // Begins a demanded read at once, on this thread, for somebody to collect. Where the system has no such reads, as it has none through
+    // the page cache, or enough are under way, it is asked for.
     void begin(const ReadJob& job);
     bool has_begun() const { return kernel_.any(); }  // whether there is anything to collect
     // Waits for what was begun, for `patience` at most or until a signal comes, and tells of what is there; whether some is. One thread
@@ -41,7 +41,7 @@ class Reader {
     bool collect(std::chrono::milliseconds patience);
     void hasten(int record);  // what was not demanded now is
     bool cancel(int record);  // whether its read had not begun, and now never will
-    bool direct() const { return file_.direct(); }
+    bool reads_past() const { return file_.direct_file() >= 0; }  // whether any can go past the page cache
     int threads() const { return int(threads_.size()); }
     Spent spent() const;
 

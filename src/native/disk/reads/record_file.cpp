@@ -24,19 +24,19 @@ constexpr auto PAUSE = std::chrono::milliseconds(20);
 }  // namespace
 
 #ifdef _WIN32
-RecordFile::RecordFile(const std::string&, bool) { throw StoreFailure("it is on Windows, where no experts are read from disk"); }
+RecordFile::RecordFile(const std::string&) { throw StoreFailure("it is on Windows, where no experts are read from disk"); }
 RecordFile::~RecordFile() {}
-void RecordFile::read(uint8_t*, size_t, int64_t) const {}
+void RecordFile::read(uint8_t*, size_t, int64_t, bool) const {}
 #else
 
-RecordFile::RecordFile(const std::string& path, bool direct) {
+RecordFile::RecordFile(const std::string& path) {
     plain_ = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
     if (plain_ < 0) throw StoreFailure(std::string("it cannot be opened (") + std::strerror(errno) + ")");
 #ifdef POSIX_FADV_RANDOM
     ::posix_fadvise(plain_, 0, 0, POSIX_FADV_RANDOM);  // what the kernel reads beyond a record would stay
 #endif
 #ifdef O_DIRECT
-    if (direct) direct_ = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_DIRECT);  // not every file system has it
+    direct_ = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_DIRECT);  // not every file system has it
 #endif
 }
 
@@ -45,9 +45,9 @@ RecordFile::~RecordFile() {
     if (direct_ >= 0) ::close(direct_);
 }
 
-void RecordFile::read(uint8_t* into, size_t bytes, int64_t offset) const {
+void RecordFile::read(uint8_t* into, size_t bytes, int64_t offset, bool direct) const {
     size_t done = 0;
-    bool direct = direct_ >= 0;
+    direct = direct && direct_ >= 0;
 #ifdef POSIX_FADV_WILLNEED
     if (!direct) ::posix_fadvise(plain_, offset, off_t(bytes), POSIX_FADV_WILLNEED);
 #endif

@@ -1,5 +1,5 @@
-// A file of records, read past the page cache, where a second copy of them would take the memory that they need themselves; or through
-// it, where that is faster, so that no more stays there than is being read.
+// A file of records, each of which is read past the page cache, where a second copy of them would take the memory that they need
+// themselves; or through it, where that is faster, so that no more stays there than is being read.
 #pragma once
 
 #include <cstdint>
@@ -11,17 +11,17 @@ constexpr size_t PAGE = 4096;  // offsets, lengths and addresses of such reads a
 
 class RecordFile {
   public:
-    // `direct`: past the page cache, where the file system allows that. StoreFailure: it cannot be opened.
-    RecordFile(const std::string& path, bool direct);
+    // StoreFailure: it cannot be opened.
+    explicit RecordFile(const std::string& path);
     ~RecordFile();
     RecordFile(const RecordFile&) = delete;
     RecordFile& operator=(const RecordFile&) = delete;
 
-    // Fills into[0..bytes) from `offset` on. Through the page cache all of it is under way at once, nothing beyond is read, and the
-    // cache is told to forget it. StoreFailure: the bytes cannot be had. Any thread may call it at any time.
-    void read(uint8_t* into, size_t bytes, int64_t offset) const;
+    // Fills into[0..bytes) from `offset` on; `direct`: past the page cache, where the file system allows that. Through it all of it is
+    // under way at once, nothing beyond is read, and the cache is told to forget it. StoreFailure: the bytes cannot be had. Any thread
+    // may call it at any time.
+    void read(uint8_t* into, size_t bytes, int64_t offset, bool direct) const;
 
-    bool direct() const { return direct_ >= 0; }
     int direct_file() const { return direct_; }  // -1: there is none
 
   private:
