@@ -56,6 +56,26 @@ def expected_logits(model: Any, tokens: list[int]) -> torch.Tensor:
     return torch.stack(rows)
 
 
+@torch.inference_mode()
+def whole_logits(model: Any, tokens: list[int]) -> torch.Tensor:
+    """Logits after each token, as transformers computes them of all at once, with no cache and in float32: [tokens, vocab]."""
+    logits: torch.Tensor = model.float()(torch.tensor([tokens]), use_cache=False).logits[0]
+    return logits
+
+
+def alike(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """The least cosine of all but the worst quarter of rows. What rounds activations to 8 bits sends a token to other experts now
+    and then; what forgets earlier tokens, or has them at other places, spoils most rows."""
+    return float(torch.cosine_similarity(found.float(), expected.float()).quantile(0.25))
+
+
+@torch.inference_mode()
+def scored(llm: LLM, tokens: list[int], step_tokens: int) -> torch.Tensor:
+    """Logits after each token as dali computes them, in chunks of so many: [tokens, vocab]."""
+    llm.engine.scheduler.step_tokens = step_tokens
+    return torch.cat([rows.clone() for rows in llm.engine.score(llm.sequence(tokens))])
+
+
 def dali_logits(llm: LLM, prompts: list[list[int]], step_tokens: int) -> list[torch.Tensor]:
     """The same of prompts that run side by side, in steps of at most `step_tokens`."""
     llm.engine.scheduler.step_tokens = step_tokens

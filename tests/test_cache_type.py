@@ -12,7 +12,8 @@ from dali.llm import LLM
 from dali.offload.vram import state_size
 from decoding_families import DECODING, decoding_model
 from families import FAMILIES, random_model, save_model
-from test_same_bits import PROMPT, check, scored
+from logits import scored
+from test_same_bits import PROMPT, check
 
 compiled = pytest.mark.skipif(not native.enabled(), reason="there are no compiled kernels")
 KINDS = {  # of what is kept: all tokens' keys by groups of heads, some windows', latents, and beside recurrent states
@@ -37,7 +38,7 @@ def test_however_a_prompt_is_cut(family, tmp_path, monkeypatch):
     llm = load(family, KINDS[family], tmp_path / "model", cache_type="q8")
     check(llm)
     plain = load(family, KINDS[family], tmp_path / "model")
-    ours, theirs = scored(llm, 512).float(), scored(plain, 512).float()
+    ours, theirs = scored(llm, PROMPT, 512).float(), scored(plain, PROMPT, 512).float()
     assert not torch.equal(ours, theirs)
     assert float((ours - theirs).norm() / theirs.norm()) < 0.15
     assert (llm.engine.cache_type, plain.engine.cache_type) == (

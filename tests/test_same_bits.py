@@ -1,5 +1,5 @@
 """Where the parts of a quantized model are dali's kernels, its logits do not depend on how a prompt is cut, on what was kept
-of an earlier one, or on who shares the steps: not in any bit."""
+of an earlier one, or on who shares the steps: not in any bit. And they are transformers' own, but for rounding."""
 
 from __future__ import annotations
 
@@ -11,23 +11,16 @@ from dali.kernels import native
 from dali.llm import LLM
 from decoding_families import DECODING, decoding_model
 from families import FAMILIES, random_model, save_model
-from logits import DECODE, dali_logits, random_prompts
+from logits import DECODE, alike, dali_logits, random_prompts, scored, whole_logits
 
 pytestmark = pytest.mark.skipif(not native.enabled(), reason="there are no compiled kernels")
 PROMPT, *NEIGHBOURS = random_prompts((29, 9, 17, 3, 12, 6, 21, 5, 14, 8, 11))
 
 
-def scored(llm: LLM, step_tokens: int) -> torch.Tensor:
-    """Logits after each token of the prompt, computed in chunks."""
-    llm.engine.scheduler.step_tokens = step_tokens
-    with torch.inference_mode():
-        return torch.cat([rows.clone() for rows in llm.engine.score(llm.sequence(PROMPT))])
-
-
 def check(llm: LLM) -> None:
-    whole = scored(llm, 512)
+    whole = scored(llm, PROMPT, 512)
     for chunk in (1, 2, 7, 13):
-        assert torch.equal(scored(llm, chunk), whole)
+        assert torch.equal(scored(llm, PROMPT, chunk), whole)
     alone = whole[-DECODE - 1 : -1]
     for step_tokens in (512, 5):
         assert torch.equal(dali_logits(llm, [*NEIGHBOURS, PROMPT], step_tokens)[-1], alone)
@@ -50,3 +43,4 @@ def test_however_a_prompt_is_cut(family, dtype, tmp_path, monkeypatch):
     # Which is refused where steps of a decoding sequence with several tokens would give others.
     llm = dali.load(save_model(model, tmp_path / "model"), quant="w8", draft="ngram")
     check(llm)
+    assert alike(scored(llm, PROMPT, 512), whole_logits(model, PROMPT)) > 0.9

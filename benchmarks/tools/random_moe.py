@@ -1,4 +1,5 @@
-"""Random models of a few shapes, some 0.6 billion weights each, as checkpoints: for measuring speed (prediction_error.py)."""
+"""Random models of a few shapes, some 0.6 billion weights each, as checkpoints: for measuring speed (prediction_error.py,
+prompt_layers.py)."""
 
 from __future__ import annotations
 
@@ -43,6 +44,20 @@ RANDOM: dict[str, tuple[str, dict[str, Any]]] = {
             "layer_types": ["sliding_attention", "full_attention"] * 3,
         },
     ),
+    "qwen3.5-moe": (
+        "qwen3_5_moe_text",
+        {
+            "num_hidden_layers": 8,  # three delta nets to one attention, twice
+            "moe_intermediate_size": 384,
+            "shared_expert_intermediate_size": 384,
+            "num_experts": 64,
+            "num_experts_per_tok": 8,
+            "num_key_value_heads": 2,
+            "head_dim": 128,
+            "linear_num_key_heads": 8,
+            "linear_num_value_heads": 16,
+        },
+    ),
     "olmoe": (
         "olmoe",
         {
@@ -61,7 +76,7 @@ def build(folder: Path, name: str) -> Path:
     if not (path / "tokenizer.json").exists():
         family, changes = RANDOM[name]
         print(f"writing {name}", file=sys.stderr, flush=True)
-        model = random_model(family, dtype=torch.bfloat16, **COMMON, **changes)
+        model = random_model(family, dtype=torch.bfloat16, **(COMMON | changes))
         with (
             torch.no_grad()
         ):  # beside what layers add, so that routing follows each token and not what a context has in common

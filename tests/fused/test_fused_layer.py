@@ -6,6 +6,7 @@ import pytest
 import torch
 from test_fused_attention import NARROW, close, load
 
+from dali.fused.dense import FusedRMSNorm
 from dali.fused.layer import DecodingLayer, fuse_layers
 from dali.hooks.moe_layer import MoELayer
 from dali.hooks.seam import dali_layer
@@ -13,7 +14,7 @@ from dali.kernels import native
 from dali.step.context import StepContext
 from dali.store.expert_pool import ExpertPool
 from decoded import decoded
-from decoding_families import decoding_model
+from decoding_families import DECODING, decoding_model
 from families import FAMILIES, random_model
 
 pytestmark = pytest.mark.skipif(not native.AVAILABLE, reason="the kernels were not compiled")
@@ -199,7 +200,55 @@ def test_a_prompt_of_several_blocks_and_steps_gives_the_bits_of_the_parts(
     assert all(map(torch.equal, natively, plainly))
 
 
-def test_a_prompt_is_a_call_a_layer(tmp_path, monkeypatch):
-    llm = load(tmp_path, monkeypatch, random_model("olmoe"))
+# Whose shared experts have a gate: beside attention, and beside delta nets and gated attention.
+GATED = ["qwen2_moe", *(family for family in ("qwen3_next", "qwen3_5_moe_text") if family in DECODING)]
+
+
+@pytest.mark.parametrize("family", ["olmoe", *GATED])
+def test_a_prompt_is_a_call_a_layer(tmp_path, monkeypatch, family):
+    llm = load(tmp_path, monkeypatch, decoding_model(family) if family in DECODING else random_model(family))
     monkeypatch.setattr(MoELayer, "__call__", lambda *given: pytest.fail("a part was run on its own"))
     assert len(decoded(llm)[0]) > 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", GATED)
+def test_gates_of_shared_experts_give_the_same_bits_however_a_prompt_is_cut(
+    tmp_path, monkeypatch, family, dtype
+):
+    """So many tokens that torch's sigmoid takes vectors of them; what leaves the last layer, as linears round to 8 bits."""
+    make = decoding_model if family in DECODING else random_model
+    llm = load(tmp_path, monkeypatch, make(family, dtype=dtype))
+    llm.engine.decoder = None
+    monkeypatch.setattr(llm, "ctx_size", 256)
+    ids = [3 + 7 * i % 60 for i in range(45)]
+    last, norm, seen = llm.model.model.norm, FusedRMSNorm.forward, []
+    monkeypatch.setattr(
+        FusedRMSNorm,
+        "forward",
+        lambda self, x: (seen.append(x[0]) if self is last else None, norm(self, x))[1],
+    )
+
+    def computed(step_tokens: int) -> torch.Tensor:
+        seen.clear()
+        llm.engine.scheduler.step_tokens = step_tokens
+        list(llm.engine.score(llm.sequence(ids, max_tokens=1)))
+        return torch.cat(seen)
+
+    whole = computed(512)
+    assert len(whole) == len(ids)
+    assert all(torch.equal(computed(step_tokens), whole) for step_tokens in (5, 1))
+    run_as_written(llm)
+    assert all(torch.equal(computed(step_tokens), whole) for step_tokens in (512, 5, 1))
+
+
+def test_rows_of_several_pieces_are_gated(tmp_path, monkeypatch):
+    sizes = {"hidden_size": 2112, "head_dim": 16, "num_hidden_layers": 1}
+    model = random_model("qwen2_moe", **sizes, mlp_only_layers=[], initializer_range=0.02)
+    with torch.no_grad():
+        model.model.layers[0].mlp.gate.weight *= 0.1  # so wide a router would choose by its last bits
+    llm = load(tmp_path, monkeypatch, model)
+    assert layers(llm)[0].routed.shared_gate is not None
+    natively = decoded(llm, steps=1)
+    run_as_written(llm)
+    assert all(map(torch.equal, natively, decoded(llm, steps=1)))

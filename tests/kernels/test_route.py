@@ -66,3 +66,12 @@ def test_a_gate_is_a_linear_with_one_row(dtype):
     found = native.gate_logits(x, weight)
     torch.testing.assert_close(found, torch.nn.functional.linear(x, weight))
     assert torch.equal(native.gate_logits(x[1:, 2:], weight), found[1:, 2:])
+
+
+@pytest.mark.parametrize("hidden", [HIDDEN, 3000])
+def test_a_gate_of_many_tokens_gives_each_what_it_gets_alone(hidden):
+    torch.manual_seed(0)
+    x, weight = torch.randn(700, hidden), torch.randn(1, hidden)
+    found = native.gate_logits(x, weight)
+    torch.testing.assert_close(found, torch.nn.functional.linear(x, weight), rtol=1e-4, atol=1e-4)
+    assert torch.equal(torch.cat([native.gate_logits(row, weight) for row in x.split(1)]), found)

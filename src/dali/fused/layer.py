@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from dali.fused.attention import DecodingAttention
 from dali.fused.dense import FusedRMSNorm
-from dali.fused.mlp import FusedGate, mlp_of, sigmoids_agree
+from dali.fused.mlp import FusedGate, mlp_of
 from dali.fused.probe import POSITIONS, REFUSALS, probe, wanted
 from dali.fused.recurrent import FusedRecurrent
 from dali.fused.rotation import Kind, Turns, rotary_of, rotate, turns
@@ -143,11 +143,8 @@ class DecodingLayer:
 
     @property
     def computes_many(self) -> bool:
-        """Whether a step may have more than MOST_ROWS: torch's sigmoid, which gates shared experts, was compared for no more; and
-        of experts on disk a prompt has its own order to read them in."""
-        return self.routed is None or (
-            self.routed.shared_gate is None and not self.routed.experts.pool.bounded
-        )
+        """Whether a step may have more than MOST_ROWS: of experts on disk a prompt has its own order to read them in."""
+        return self.routed is None or not self.routed.experts.pool.bounded
 
     def lease(self) -> Lease | None:
         """All of the layer's experts, if it has any, for one call."""
@@ -279,7 +276,7 @@ def _routed(block: Iterable[Any]) -> tuple[Routed | None, list[native.Mlp]]:
     experts = None if module is None else seam.dali_layer(module)
     if router is None or module is None or type(experts) is not MoELayer or not experts.compiled:
         return None, []
-    if gate is not None and not (dense and sigmoids_agree(gate.weight.dtype, MOST_ROWS)):
+    if gate is not None and not dense:
         return None, []
     return Routed(router, module, experts, None if gate is None else gate.weight), dense
 

@@ -3,7 +3,6 @@ which give a value the same bits wherever it stands, and what native code needs 
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import torch
@@ -24,6 +23,7 @@ NAMES = (
     (("up_proj",), "down_proj"),
 )
 UNNAMED = {"w1", "w3", "w2"}  # LFM2's gate, up and down, whose activation is no module
+SIGMOIDS = (torch.sigmoid, Tensor.sigmoid)
 LIMITS = ("limit", "clip", "clamp")  # in a name: of an activation, that a probe may not reach
 
 
@@ -40,8 +40,20 @@ class FusedActivation(nn.Module):
         return native.activate(x, self.kind)
 
 
+class GateLogits(Tensor):
+    """What a gate answers: its sigmoid is native, as torch's has other bits by how many values there are."""
+
+    @classmethod
+    def __torch_function__(
+        cls, function: Any, types: Any, arguments: tuple[Any, ...] = (), keywords: Any = None
+    ) -> Any:
+        if function in SIGMOIDS and len(arguments) == 1 and not keywords:
+            return native.sigmoid(arguments[0].as_subclass(Tensor))
+        return super().__torch_function__(function, types, arguments, keywords or {})  # type: ignore[no-untyped-call]
+
+
 class FusedGate(nn.Module):
-    """A linear with one row, which says how much of the shared expert a token gets."""
+    """A linear with one row, the sigmoid of which says how much of the shared expert a token gets."""
 
     def __init__(self, linear: Any) -> None:
         super().__init__()
@@ -50,7 +62,7 @@ class FusedGate(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if x.dtype != self.weight.dtype:
             return self.plain(x)  # type: ignore[no-any-return]
-        return native.gate_logits(x, self.weight)
+        return native.gate_logits(x, self.weight).as_subclass(GateLogits)
 
 
 class GatedMlp(nn.Module):
@@ -150,15 +162,3 @@ def _kind(activation: Any) -> str | None:
         )
     except REFUSALS:
         return None
-
-
-@cache
-@torch.inference_mode()
-def sigmoids_agree(dtype: torch.dtype, rows: int) -> bool:
-    """Whether torch's sigmoid of up to `rows` rows of one value gives the bits of glibc's, as native code computes it."""
-    values = torch.linspace(-20, 20, 64 * rows).to(dtype)
-    return all(
-        torch.equal(native.sigmoid(some), torch.sigmoid(some))
-        for count in range(1, rows + 1)
-        for some in values[: len(values) // count * count].view(-1, count)
-    )

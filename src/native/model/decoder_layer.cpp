@@ -41,16 +41,13 @@ LayerOutcome compute_routed(const DecoderLayer& layer, const LayerExperts& exper
 
 // shared [rows, hidden] times the sigmoid of each row of x times the gate's weight.
 void gate_shared(const Values& weight, const Shape& of, const void* x, char* shared) {
-    const size_t item = item_bytes(of.dtype);
     Workspace workspace;
-    char* gates = workspace.take<char>(of.rows * item);
-    gate_logits(weight, of.hidden, x, of.dtype, of.rows, gates);
-    sigmoid(gates, of.dtype, of.rows, gates);
-    for (int row = 0; row < of.rows; row++) {
-        float gate;
-        read_row(gates, of.dtype, row, 1, &gate);
-        scale(shared + size_t(row) * of.hidden * item, gate, of.dtype, of.hidden);
-    }
+    char* rounded = workspace.take<char>(of.rows * item_bytes(of.dtype));
+    float* gates = workspace.take<float>(of.rows);
+    gate_logits(weight, of.hidden, x, of.dtype, of.rows, rounded);
+    sigmoid(rounded, of.dtype, of.rows, rounded);
+    read_row(rounded, of.dtype, 0, of.rows, gates);
+    scale_rows(shared, gates, of.dtype, of.rows, of.hidden);
 }
 
 // Has experts read that the next layer's router would choose, were its input what this layer's is before its experts: `residual`.

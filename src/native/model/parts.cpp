@@ -8,6 +8,18 @@
 
 namespace dali {
 
+namespace {
+
+// x [some] from `first` on, at most PIECE, times `by`.
+void scale_piece(void* x, int64_t first, int some, float by, Dtype dtype) {
+    float values[PIECE];
+    read_at(x, dtype, first, some, values);
+    for (int i = 0; i < some; i++) values[i] *= by;
+    write(values, some, dtype, x, size_t(first));
+}
+
+}  // namespace
+
 Span span(const PackedLinear& linear) { return {linear.packed, linear.matrix.bytes()}; }
 
 void project(const std::vector<Projection>& projections, const void* x, Dtype dtype, int rows) {
@@ -41,11 +53,16 @@ void add(const void* a, const void* b, Dtype dtype, int count, void* sum) {
 }
 
 void scale(void* x, float by, Dtype dtype, int count) {
-    in_pieces(count, PIECE, [&](int64_t first, int some) {
-        float values[PIECE];
-        read_at(x, dtype, first, some, values);
-        for (int i = 0; i < some; i++) values[i] *= by;
-        write(values, some, dtype, x, size_t(first));
+    in_pieces(count, PIECE, [&](int64_t first, int some) { scale_piece(x, first, some, by, dtype); });
+}
+
+void scale_rows(void* x, const float* by, Dtype dtype, int rows, int width) {
+    const int64_t pieces = (width + PIECE - 1) / PIECE;  // of a row
+    in_pieces(rows * pieces, rows_of_piece(width), [&](int64_t first, int some) {
+        for (int64_t piece = first; piece < first + some; piece++) {
+            const int64_t row = piece / pieces, column = piece % pieces * PIECE;
+            scale_piece(x, row * width + column, int(std::min<int64_t>(PIECE, width - column)), by[row], dtype);
+        }
     });
 }
 

@@ -47,4 +47,7 @@ void add(const void* a, const void* b, Dtype dtype, int count, void* sum);
 // x [count] *= by.
 void scale(void* x, float by, Dtype dtype, int count);
 
+// Each row of x [rows, width] *= by [rows].
+void scale_rows(void* x, const float* by, Dtype dtype, int rows, int width);
+
 }  // namespace dali

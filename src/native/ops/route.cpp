@@ -7,6 +7,7 @@
 
 #include "kernels/variants.h"
 #include "lanes/floats.h"
+#include "threads/pieces.h"
 #include "threads/pool.h"
 #include "threads/workspace.h"
 
@@ -195,14 +196,16 @@ void route(const Router& router, const void* x, Dtype dtype, int tokens, void* l
 }
 
 void gate_logits(const Values& weight, int hidden, const void* x, Dtype dtype, int tokens, void* out) {
-    Workspace workspace;
-    float* values = workspace.take<float>(hidden);
-    for (int token = 0; token < tokens; token++) {
-        read_row(x, dtype, token, hidden, values);
-        float logit;
-        products(weight, hidden, values, 0, 1, &logit);
-        write(&logit, 1, dtype, out, token);
-    }
+    in_pieces(tokens, rows_of_piece(hidden), [&](int64_t first, int some) {
+        Workspace workspace;
+        float* values = workspace.take<float>(hidden);
+        for (int64_t token = first; token < first + some; token++) {
+            read_row(x, dtype, size_t(token), hidden, values);
+            float logit;
+            products(weight, hidden, values, 0, 1, &logit);
+            write(&logit, 1, dtype, out, size_t(token));
+        }
+    });
 }
 
 }  // namespace dali
