@@ -8,8 +8,9 @@ at first, as by `dali bench hw`, unless --profile gives a profile; it is left in
 
 Each case runs in a process of its own, as a budget of RAM is one of a whole process. Cells of a case take turns, --rounds times;
 measured is the median over rounds, and `spread` half the distance between the slowest and the fastest, as a share of it. Of a
-budget the table tells the slots that loading found room for, the result also those that doctor plans; speed is predicted with the
-former, so that an error is one of speed. `inside`: whether the interval that doctor tells holds what was measured.
+budget the table tells the slots that loading found room for, the result also those that doctor plans, and `hits`, the share of
+experts that steps did not have to read. Speed is predicted with the slots and hits that were found,
+so that an error is one of speed. `inside`: whether the interval that doctor tells holds what was measured.
 """
 
 from __future__ import annotations
@@ -45,12 +46,15 @@ from dali.engine.request import Request
 from dali.engine.sampling import SamplingParams
 from dali.engine.sequence import Sequence
 from dali.errors import DaliError
+from dali.hardware import own
 from dali.hardware.profile import Profile
 from dali.kernels import native
 from dali.llm import LLM
 from dali.loading.locate import locate
 from dali.options import LoadOptions
 from dali.probe import whole
+from dali.store.disk_pool import DiskPool
+from dali.telemetry import DiskCounters
 from random_moe import RANDOM, build
 
 BATCHES, CONTEXTS, PROMPTS = (1, 4, 8), (64, 1000, 4000), (128, 512, 2048)
@@ -89,11 +93,11 @@ class Cell:
 
     batch: int
     context: int
-    predicted: Interval
     speeds: list[float] = field(default_factory=list)
     spent: dict[str, float] = field(default_factory=dict)  # seconds by part
     seconds: float = 0.0
     active: float = 0.0  # experts of a layer that a decoding step computed, the latest round's mean
+    found: list[float] = field(default_factory=list)  # shares of experts that were not read
 
     @property
     def name(self) -> str:
@@ -130,17 +134,19 @@ def plan_of(sizes: ModelSizes, case: Case) -> Plan:
     return make_plan(sizes, case.options, Free(2**40), native.enabled())
 
 
-def cells(sizes: ModelSizes, plan: Plan, profile: Profile, context: int) -> list[Cell]:
+def cells(plan: Plan, context: int) -> list[Cell]:
     on_disk = plan.where == DISK
-    found = [
-        Cell(0, tokens, predict(sizes, profile, plan, prompt=tokens).prompt)
-        for tokens in (ON_DISK_PROMPTS if on_disk else PROMPTS)
-    ]
+    found = [Cell(0, tokens) for tokens in (ON_DISK_PROMPTS if on_disk else PROMPTS)]
     for tokens in ON_DISK_CONTEXTS if on_disk else CONTEXTS:
-        for batch in ON_DISK_BATCHES if on_disk else BATCHES:
-            decode = predict(sizes, profile, plan, tokens, batch).decode
-            found.append(Cell(batch, tokens, decode))
+        found += [Cell(batch, tokens) for batch in (ON_DISK_BATCHES if on_disk else BATCHES)]
     return [cell for cell in found if cell.context + STEPS + DISK_SETTLING + 2 <= context]
+
+
+def predicted(cell: Cell, sizes: ModelSizes, plan: Plan, profile: Profile) -> Interval:
+    hits = statistics.mean(cell.found) if cell.found else None
+    if not cell.batch:
+        return predict(sizes, profile, plan, prompt=cell.context, hits=hits).prompt
+    return predict(sizes, profile, plan, cell.context, cell.batch, hits=hits).decode
 
 
 def prompt_of(llm: LLM, tokens: int, seed: int) -> tuple[int, ...]:
@@ -159,9 +165,23 @@ def run_prompt(llm: LLM, cell: Cell, seed: int) -> float:
     """Tokens a second."""
     params = SamplingParams(temperature=0, ignore_eos=True)
     sequence = Sequence(Request(prompt_of(llm, cell.context, seed), cell.context + 1, params))
-    begin = time.perf_counter()
+    begin, before = time.perf_counter(), counters(llm)
     llm.loop.complete([sequence], fresh=True)
-    return cell.context / (time.perf_counter() - begin)
+    seconds = time.perf_counter() - begin
+    note_found(cell, llm, before)
+    return cell.context / seconds
+
+
+def counters(llm: LLM) -> DiskCounters | None:
+    pool = llm.loaded.pool
+    return pool.counters() if isinstance(pool, DiskPool) else None
+
+
+def note_found(cell: Cell, llm: LLM, before: DiskCounters | None) -> None:
+    """Of a budget the share of experts that were not read since then."""
+    if before is not None and (now := counters(llm)) is not None:
+        counted = now.since(before)
+        cell.found.append(1 - counted.reads / (sum(counted.hits) + sum(counted.misses)))
 
 
 class Drawn:
@@ -185,14 +205,16 @@ def run_decoding(llm: LLM, cell: Cell, settling: int) -> float:
     for index, sequence in enumerate(sequences):
         sequence.sampler = Drawn(llm.model.config.vocab_size, index)  # type: ignore[assignment]
         engine.add(sequence)
-    seconds, before = [], llm.telemetry.total()
+    seconds, counted, before = [], [], llm.telemetry.total()
     while any(sequence.finish_reason is None for sequence in sequences):
         decoding = all(not sequence.in_prefill for sequence in sequences)
+        counted.append(counters(llm))
         begin = time.perf_counter()
         engine.step()
         if decoding:
             seconds.append(time.perf_counter() - begin)
     after = llm.telemetry.total()
+    note_found(cell, llm, counted[-STEPS])
     cell.active = (after.cpu - before.cpu) / max(after.steps - before.steps, 1)
     return cell.batch / statistics.mean(seconds[-STEPS:])
 
@@ -207,9 +229,9 @@ def measure(llm: LLM, cell: Cell, seed: int, settling: int) -> None:
     cell.speeds.append(speed)
 
 
-def row(case: Case, plan: Plan, planned: int, cell: Cell) -> dict[str, Any]:
+def row(case: Case, plan: Plan, planned: int, cell: Cell, told: Interval) -> dict[str, Any]:
     measured = statistics.median(cell.speeds)
-    low, expected, high = cell.predicted
+    low, expected, high = told
     shares = {part: round(seconds / cell.seconds, 3) for part, seconds in cell.spent.items()}
     return {
         "model": case.name,
@@ -226,6 +248,7 @@ def row(case: Case, plan: Plan, planned: int, cell: Cell) -> dict[str, Any]:
         "rounds": len(cell.speeds),
         "planned": planned,
         "active": round(cell.active, 2),
+        **({"hits": round(statistics.mean(cell.found), 3)} if cell.found else {}),
         **({} if cell.batch else {**shares, "rest": round(1 - sum(shares.values()), 3)}),
     }
 
@@ -237,16 +260,20 @@ def run_case(case: Case, profile: Profile, rounds: int, minutes: float) -> list[
     planned, pool = plan.slots, llm.loaded.pool
     if case.ram is not None:
         plan = replace(plan, slots=getattr(pool, "slots", plan.all_slots))
-    found = cells(sizes, plan, profile, min(llm.ctx_size, sizes.context))
+    found = cells(plan, min(llm.ctx_size, sizes.context))
     settling = DISK_SETTLING if plan.where == DISK else SETTLING
     for number in range(rounds):
+        run_prompt(
+            llm, Cell(0, 8), 0
+        )  # gives back what the last sequence kept, which takes as long as a short prompt
         for cell in found:
             if number == 0 and not cell.batch:
                 for seed in range(WARMING):  # unmeasured: memory for the step
                     run_prompt(llm, cell, 1000 + seed)
+                cell.found.clear()
             if number == 0 or time.monotonic() - begin < 60 * minutes:
                 measure(llm, cell, number, settling)
-    return [row(case, plan, planned, cell) for cell in found]
+    return [row(case, plan, planned, cell, predicted(cell, sizes, plan, profile)) for cell in found]
 
 
 def apart(*arguments: Any) -> list[dict[str, Any]]:
@@ -316,8 +343,11 @@ def main() -> None:
     settings = parser.parse_args()
     settings.folder.mkdir(exist_ok=True, parents=True)
     os.environ["DALI_CACHE_DIR"] = str(settings.folder / "cache")
+    os.environ["DALI_CONFIG_DIR"] = str(settings.folder / "config")
     begin = time.monotonic()
     profile = profile_of(settings.profile, settings.folder)
+    own.own_path().parent.mkdir(exist_ok=True)
+    own.own_path().write_text(profile.to_json())  # which loading goes by, as a user's does
     rows: list[dict[str, Any]] = []
     failed: dict[str, str] = {}
     for case in cases(settings.folder, settings.gguf, settings.only):

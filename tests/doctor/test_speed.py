@@ -10,7 +10,7 @@ from dali.doctor.plan import DISK, RAM, Plan
 from dali.doctor.sizes import Dense, ExpertFormat, Kept, ModelSizes
 from dali.doctor.speed import MEASURED, ROUGH, predict
 from dali.doctor.verdict import of_speed
-from dali.hardware.profile import Figure, Profile
+from dali.hardware.profile import Figure, Profile, Table
 
 BANDWIDTH, RATE, DISK_BANDWIDTH = 1e9, 1e15, 1e8  # so fast a processor that bytes alone count
 
@@ -75,11 +75,35 @@ def test_a_token_takes_as_long_as_reading_what_it_needs():
 def test_from_disk_what_ram_lacks_is_read():
     on_disk = replace(PLAN, where=DISK, slots=2)
     found = predict(SIZES, profile(), on_disk, context=0)
-    computed, each = 6.2e6 / BANDWIDTH, 4e6 / DISK_BANDWIDTH
-    even, kind = computed + 0.75 * each, computed + 0.5 * each  # hits of a quarter, and of its root
+    # A layer's expert takes 1 ms; one that is read 0.1 and 10 before. Of a token's two 1.5 are read, by hits of a quarter: half
+    # of the layers read one, half two, one after the other. By hits of its root each layer reads one.
+    even = 2.2e-3 + 2 * (11.1e-3 + 21.2e-3) / 2
+    kind = 2.2e-3 + 2 * 11.1e-3
     assert found.decode.low == pytest.approx(1 / even / (1 + ROUGH))
     assert found.decode.high == pytest.approx(1 / kind * (1 + ROUGH))
     assert 1 / even < found.decode.expected < 1 / kind
+    known = predict(SIZES, profile(), on_disk, context=0, hits=0.5).decode
+    assert known == pytest.approx((1 / kind / (1 + ROUGH), 1 / kind, 1 / kind * (1 + ROUGH)))
+    assert predict(SIZES, profile(), on_disk, hits=1.0).decode == predict(SIZES, profile(), PLAN).decode
+
+
+def test_a_step_that_wants_nearly_all_experts_reads_on_beside_its_dense_part():
+    # 3 tokens are routed to 3.5 of 4 experts; three quarters of those are read, in 26.25 ms a layer, and computed meanwhile.
+    on_disk = replace(PLAN, where=DISK, slots=2)
+    assert predict(SIZES, profile(), on_disk, prompt=3).prompt.expected == pytest.approx(3 / 52.5e-3)
+    # With a disk ten times as fast computing takes longer, here 12 times as long beside reads: 42 ms a layer instead of 3.5.
+    tables = tuple(
+        Table("cpu", "f32", 1000, 500, 3, ((1, seconds), (4, seconds)), "measured", "by hand", beside=beside)
+        for beside, seconds in (("", 1e-3), ("reads", 12e-3))
+    )
+    dense = 3 / predict(SIZES, profile(), PLAN, prompt=3).prompt.expected - 2 * 3.5e-3
+    # Two are read while those in RAM are computed. Then the one that is left would take less to read than all to compute.
+    slow = 3 / predict(SIZES, replace(profile(), tables=tables), on_disk, prompt=3).prompt.expected
+    assert slow == pytest.approx(dense + 2 * (20e-3 + (2.625 - dense / 2 / 10e-3) * 12e-3))
+    fast = Figure(10 * DISK_BANDWIDTH, "B/s", "measured", "by hand")
+    quick = replace(profile(), figures={**profile().figures, "disk_bandwidth": fast}, tables=tables)
+    alone = 3 / predict(SIZES, quick, PLAN, prompt=3).prompt.expected
+    assert 3 / predict(SIZES, quick, on_disk, prompt=3).prompt.expected == pytest.approx(alone + 2 * 38.5e-3)
 
 
 def test_a_prompt_is_computed_in_chunks_each_of_which_reads_all_weights():

@@ -55,6 +55,17 @@ def test_passes_go_by_the_curve_between_sizes_that_were_measured_and_as_at_the_l
     assert costs.passes(10**7, 10) == pytest.approx(1e-2)
 
 
+def test_passes_over_values_of_another_kind_have_a_curve_of_their_own_if_any_was_measured():
+    curves = tuple(
+        Curve(name, "bytes of a tensor", "B/s", ((1e6, bandwidth),), "made up")
+        for name, bandwidth in ((PASSES, 40e9), (f"{PASSES}, bfloat16", 5e9))
+    )
+    costs = HostCosts(replace(PROFILE, curves=curves))
+    assert costs.passes(10**6, 2) == pytest.approx(5e-5)
+    assert costs.passes(10**6, 2, "bfloat16") == pytest.approx(4e-4)
+    assert costs.passes(10**6, 2, "float16") == pytest.approx(5e-5)
+
+
 def test_without_a_curve_passes_go_by_memory_as_do_experts_rows():
     costs = HostCosts(PROFILE)
     assert costs.passes(5 * 10**6, 10) == pytest.approx(1e-3)

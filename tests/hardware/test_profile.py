@@ -22,7 +22,7 @@ def test_every_shipped_figure_is_published_and_sourced(name):
     profile = load(name)
     assert profile.name == name
     assert profile.label == "roofline"
-    assert UNITS.keys() - profile.figures.keys() <= {"link_contended", *PLAIN, *STEP}
+    assert UNITS.keys() - profile.figures.keys() <= {"link_contended", "check_bandwidth", *PLAIN, *STEP}
     assert profile.has_disk
     for figure in profile.figures.values():
         assert figure.label == "roofline"

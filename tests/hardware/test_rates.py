@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dali.hardware.profile import Table
-from dali.hardware.rates import RELATIVES, alone, points
+from dali.hardware.rates import RELATIVES, alone, points, slower
 from dali.kernels.formats import FORMATS
 from dali.probe import experts
 
@@ -24,6 +24,19 @@ def test_a_line_goes_through_two_shapes():
     assert points(tables, "w8", 200, 200) == ((1, 4.0), (2, 6.0))
     assert points(tables, "w8", 500, 500) == ((1, 7.0), (2, 12.0))
     assert points(tables, "w8", 100, 100) == ((1, 3.0), (2, 4.0))
+
+
+def test_experts_beside_reads_take_as_much_longer_as_at_the_nearest_count_of_tokens():
+    tables = [
+        table("w8", 100, 3.0, 4.0),
+        table("w4", 100, 2.0, 4.0),
+        table("w4", 100, 3.0, 5.0, beside="reads"),
+    ]
+    assert [slower(tables, "reads", tokens) for tokens in (0.5, 1.4, 1.6, 9)] == [1.5, 1.5, 1.25, 1.25]
+    assert (
+        slower(tables, "copies", 1) == slower(tables[:2], "reads", 1) == slower(tables[2:], "reads", 1) == 1
+    )
+    assert slower([tables[0], table("w8", 100, 2.0, beside="reads")], "reads", 1) == 1  # noise
 
 
 def test_one_shape_gives_times_in_proportion():

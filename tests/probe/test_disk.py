@@ -10,6 +10,7 @@ import pytest
 from dali.probe import disk
 from dali.probe.disk import Disk, NotMeasured, measure, trial_file
 from dali.probe.reading import Reading
+from dali.store.arena import Arena
 from dali.store.direct_io import PlainFile
 
 
@@ -26,7 +27,8 @@ def clock():
 
 def test_the_depth_is_the_least_that_is_about_as_fast():
     speeds = {1: 1.0, 2: 1.9, 4: 2.0, 8: 2.5, 16: 2.6}
-    found = Disk(True, Reading(1e-4, 0, 3), {depth: Reading(speed, 0, 3) for depth, speed in speeds.items()})
+    bandwidths = {depth: Reading(speed, 0, 3) for depth, speed in speeds.items()}
+    found = Disk(True, Reading(1e-4, 0, 3), Reading(1e10, 0, 3), bandwidths)
     assert found.depth == 8  # 4 brings less than a tenth over 2, 8 more, 16 less over 8
     assert found.seconds(2) == pytest.approx(2 * disk.RECORD / 1.9)
 
@@ -34,10 +36,11 @@ def test_the_depth_is_the_least_that_is_about_as_fast():
 def test_a_disk_is_measured_at_every_depth(small, tmp_path):
     with trial_file(tmp_path) as path:
         assert path.stat().st_size == 2**24
-        found = measure(path, clock())
+        found = measure(path, clock(), Arena(5, disk.RECORD))
     assert list(found.bandwidths) == [2, 4, 8, 16]
     assert list(found.plain) == ([2, 4, 8, 16] if hasattr(os, "posix_fadvise") else [])
     assert found.latency.value > 0
+    assert found.check.value == pytest.approx(16 * disk.RECORD / 0.05)  # of 16, between two looks
     assert os.listdir(tmp_path) == []
 
 
@@ -87,7 +90,7 @@ def test_a_folder_that_cannot_be_written_is_said(tmp_path):
 def test_a_file_system_without_direct_reads_is_measured_all_the_same(small, tmp_path, monkeypatch):
     monkeypatch.delattr("os.O_DIRECT")
     with trial_file(tmp_path) as path:
-        assert not measure(path, clock()).direct
+        assert not measure(path, clock(), Arena(5, disk.RECORD)).direct
 
 
 def test_plain_readings_far_apart_leave_the_others_as_they_are(small, tmp_path, monkeypatch):
@@ -98,7 +101,7 @@ def test_plain_readings_far_apart_leave_the_others_as_they_are(small, tmp_path, 
 
     monkeypatch.setattr(disk.Reads, "bandwidth", bandwidth)
     with trial_file(tmp_path) as path:
-        found = measure(path, clock())
+        found = measure(path, clock(), Arena(5, disk.RECORD))
     assert {reading.value for reading in found.bandwidths.values()} == {1e9}
     assert len(found.left_out) == len(found.bandwidths) - len(found.plain) > 0
     assert all("through the page cache" in why for why in found.left_out)

@@ -3,11 +3,14 @@
     a decoding step = step + head + layers x (layer + linears + attention) + MoE layers x (router + top_k experts)
     a prompt's step = the same with prompt_layer in layer's place, and passes over its activations
 
-as `hardware.host` and `hardware.cost` have their times. From disk, the experts of a token that RAM does not hold are read: at
-the slow end as many as if routing were even (hits = the share of experts in RAM), at the fast end as if half of that share's
-misses were caught (hits = its square root), and in between by the mean. With an accelerator its experts and the CPU's are
-computed side by side, and the dense part is the accelerator's; what it lacks is computed by the CPU or copied, whichever is
-sooner.
+as `hardware.host` and `hardware.cost` have their times. From disk, the experts of a token that RAM does not hold are
+read: at the slow end as many as if routing were even (hits = the share of experts in RAM), at the fast end as if half
+of that share's misses were caught (hits = its square root), and in between by the mean. A decoding layer's reads begin
+when its router has spoken, and go as `hardware.disk_lane` has them. Of a step that wants nearly all experts, as a
+prompt's does, twice as many as may be under way go on beside the dense part, as many while those in RAM are computed,
+and then each as another has come; what is computed beside reads is slower by as much as was measured. With an
+accelerator its experts and the CPU's are computed side by side, and the dense part is the accelerator's; what it lacks
+is computed by the CPU or copied, whichever is sooner.
 
 An interval is what is predicted divided and multiplied by 1 + error: MEASURED where tables were measured here, plus their
 spread; ROUGH where nobody measured, and for models that are not packed: torch computes them part by part, which was not measured.
@@ -22,14 +25,15 @@ from typing import NamedTuple
 
 from dali.doctor.plan import DISK, KERNELS, Plan, cost_model
 from dali.doctor.sizes import ITEM, ModelSizes
+from dali.hardware import disk_lane, rates
 from dali.hardware.cost import disk_costs
 from dali.hardware.host import NORMED, ROTATED, SUMMED, HostCosts
 from dali.hardware.profile import Profile
 
 PROMPT = 512  # tokens
 TYPICAL = 2048  # tokens of a conversation
+WIDE = 0.75  # of a layer's experts: a step that wants more reads on for the next layer (src/native/disk/expert_cache.h)
 MEASURED, ROUGH = 0.25, 1.0  # errors of predictions, as shares
-FEWEST = 1e-9
 
 
 class Interval(NamedTuple):
@@ -65,14 +69,16 @@ def predict(
     context: int | None = None,
     batch: int = 1,
     prompt: int = PROMPT,
+    hits: float | None = None,
 ) -> Prediction:
     """How fast `plan` is. context: tokens that a sequence has by then, None for TYPICAL, if it may have them; batch: sequences
-    side by side; prompt: tokens of the prompt. UsageError: the plan is by disk, and the profile does not say how fast that is."""
+    side by side; prompt: tokens of the prompt; hits: the share of experts that steps find in RAM, None: as the plan has room for
+    them. UsageError: the plan is by disk, and the profile does not say how fast that is."""
     tokens = min(plan.context, TYPICAL) if context is None else context
     profile = plan.device.profile if plan.device is not None and plan.device.simulated else profile
     error = _error(profile) if plan.packed else ROUGH
     speed = _Speed(sizes, profile, plan)
-    misses = _misses(plan)
+    misses = _misses(plan) if hits is None else _Misses(1 - hits, 1 - hits, 1 - hits)
     step = [speed.step(batch, batch * tokens, share) for share in misses]
     decode = Interval(*(batch / seconds for seconds in (step[2], step[1], step[0])))
     prefill = prompt / speed.prompt(prompt, misses.many)
@@ -137,7 +143,7 @@ class _Speed:
         scores = sum(kept.queries * count for kept, count in zip(self.sizes.kept, seen, strict=True))
         dense = self.dense(tokens, tokens) + self.host.decoding_attention(nbytes, scores)
         dense += (tokens - 1) * self.host.sequence
-        return dense + self.sizes.moe_layers * self.experts(tokens) + self.reads(tokens, missing)
+        return dense + self.sizes.moe_layers * self.from_disk(tokens, missing, dense)
 
     def prompt(self, tokens: int, missing: float) -> float:
         """Of a prompt of so many tokens, in steps of a chunk each."""
@@ -157,16 +163,16 @@ class _Speed:
         dense = self.dense(tokens, 1, layer) + self.host.prompt_attention(flops, values)
         if not self.on_device:
             dense += self.passes(tokens)
-        computed = self.sizes.moe_layers * self.experts(tokens)
-        return dense + max(computed, self.reads(tokens, missing))
+        return dense + self.sizes.moe_layers * self.from_disk(tokens, missing, dense)
 
     def passes(self, tokens: int) -> float:
         """Over the activations of a prompt's step: two norms and sums a layer, keys and queries turned and perhaps normed,
         experts' rows summed."""
-        sizes, host, item = self.sizes, self.host, ITEM[self.plan.dtype] * tokens
-        hidden = 2 * host.passes(sizes.hidden * item, NORMED + SUMMED)
+        sizes, host, dtype = self.sizes, self.host, self.plan.dtype
+        item = ITEM[dtype] * tokens
+        hidden = 2 * host.passes(sizes.hidden * item, NORMED + SUMMED, dtype)
         turned = sum(
-            host.passes(heads * kept.key * item, ROTATED + NORMED * kept.normed)
+            host.passes(heads * kept.key * item, ROTATED + NORMED * kept.normed, dtype)
             for kept in sizes.kept
             for heads in (kept.heads, kept.queries)
         )
@@ -222,18 +228,24 @@ class _Speed:
         active = sizes.experts * (1 - (1 - sizes.top_k / sizes.experts) ** tokens)
         return active, max(tokens * sizes.top_k / active, 1.0)
 
-    def reads(self, tokens: int, missing: float) -> float:
-        """Of experts that come from disk."""
+    def from_disk(self, tokens: int, missing: float, dense: float) -> float:
+        """Of a layer's routed experts, of which that share is read, in a step whose dense parts take so long."""
+        computed = self.experts(tokens)
         if missing <= 0:
-            return 0.0
-        active, _ = self._active(tokens)
-        return (
-            self.sizes.moe_layers
-            * active
-            * missing
-            * self.plan.slot
-            / max(disk_costs(self.profile).bandwidth, FEWEST)
-        )
+            return computed
+        disk, slot, (active, routed) = disk_costs(self.profile), self.plan.slot, self._active(tokens)
+        absent, each = active * missing, computed / active
+        if active <= WIDE * self.sizes.experts:
+            there = computed * (1 - missing)
+            counts = range(int(absent) + 2)
+            seconds = [disk_lane.layer_seconds(disk, slot, there, count, each) for count in counts]
+            return _between(seconds, absent)
+        reading, most = disk.each(slot), 2 * disk.depth
+        each *= rates.slower(self.profile.tables, "reads", routed)
+        ahead = min(absent, most, dense / self.sizes.layers / reading)
+        left, there = absent - ahead, (active - absent + ahead) * each
+        first = min(left, most)  # no more are asked for until those in RAM are computed
+        return max(there, first * reading) + max((left - first) * reading, left * each)
 
     def load(self) -> float | None:
         """Of reading what RAM holds from disk, once experts are packed; None: nobody knows."""

@@ -10,8 +10,8 @@ flops = 2 x hidden x intermediate x matrices a token; bandwidths and rates are t
     link contended = the same with min(link_bandwidth, memory_bandwidth - cpu_bandwidth): what DRAM has left
                      for the copy while the CPU's experts run at full pace
     launch         = 2 x the profile's launch: an expert is two kernels (gate and up with activation; down)
-    read           = disk_latency + bytes / disk_bandwidth, bytes in whole pages; reads under way at once hide the latency
-                     of those behind them
+    read           = disk_latency + bytes / disk_bandwidth + bytes / check_bandwidth, bytes in whole pages; reads under way at
+                     once hide the latency of those behind them, and land together (`disk_lane.py`)
 
 The CPU's experts are one call, which takes some time by itself (experts_call, where it was measured): the first one that it
 computes costs more than another.
@@ -70,15 +70,21 @@ class ExpertCosts:
 
 @dataclass(frozen=True, slots=True)
 class DiskCosts:
-    """The disk lane's figures: bytes a second, seconds until a read's first byte, reads under way at once."""
+    """The disk lane's figures: bytes a second, seconds until a read's first byte, reads under way at once, and seconds of
+    checking a byte that has been read."""
 
     bandwidth: float
     latency: float
     depth: int
+    check: float = 0.0
+
+    def each(self, nbytes: int) -> float:
+        """Seconds that a read of so many bytes takes of the disk and of whoever checks it, behind another."""
+        return nbytes / self.bandwidth + nbytes * self.check
 
     def read(self, nbytes: int) -> float:
         """Seconds of a read of so many bytes on an idle disk."""
-        return self.latency + nbytes / self.bandwidth
+        return self.latency + self.each(nbytes)
 
 
 def disk_costs(profile: Profile) -> DiskCosts:
@@ -91,7 +97,8 @@ def disk_costs(profile: Profile) -> DiskCosts:
         )
     way = "plain" if profile.reads_plainly else "disk"
     depth = max(int(profile[f"{way}_queue_depth"]), 1)
-    return DiskCosts(profile[f"{way}_bandwidth"], profile["disk_latency"], depth)
+    check = 1 / profile["check_bandwidth"] if "check_bandwidth" in profile.figures else 0.0
+    return DiskCosts(profile[f"{way}_bandwidth"], profile["disk_latency"], depth, check)
 
 
 class CostModel:

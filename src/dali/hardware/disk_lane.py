@@ -1,8 +1,17 @@
-"""The disk lane: reads one after another on a modelled clock, a replay's or a simulated device's."""
+"""The disk lane: reads on a modelled clock, a replay's, a simulated device's or a prediction's.
+
+Reads that begin together share the disk, and so all of them are there when the last byte is. Whoever waits for them checks each,
+which is begun by nobody else's reads meanwhile, and only then computes. So what a layer takes is
+
+    max(what is in RAM, latency + missing x (bytes + check)) + missing x computing one
+
+where all that are missing begin at once. Where they are more than may be under way, some are computed while the next are read.
+"""
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from dali.hardware.cost import DiskCosts
@@ -16,7 +25,7 @@ def under_way(depth: int) -> int:
 
 
 class Read(NamedTuple):
-    """One expert's read, in seconds of the clock: `begun`, when its bytes begin to arrive, and when the last one has."""
+    """One expert's read, in seconds of the clock: `begun`, when its bytes begin to arrive, and when the last one has, checked."""
 
     expert: Expert
     ahead: bool
@@ -26,15 +35,15 @@ class Read(NamedTuple):
 
 
 class Lane:
-    """Up to `costs.depth` reads are under way at once. Each waits for the disk's latency, which those before it hide, and then
-    for its bytes, one read's after another's at the full bandwidth. No read that has begun is taken back."""
+    """Up to `costs.depth` reads are under way at once. Those that begin together wait for the disk's latency, which those before
+    hide, and then for all of their bytes at the full bandwidth. No read that has begun is taken back."""
 
     def __init__(self, costs: DiskCosts) -> None:
         self._costs = costs
         self._reads: deque[Read] = deque()  # in the order they land, until they are taken
         self._landings: deque[float] = deque(maxlen=costs.depth)  # of the last reads
         self._begun = 0.0  # the last read's begin
-        self.idle = 0.0  # when its last byte arrives
+        self.idle = 0.0  # when its last byte is there
 
     def opens(self, ahead: bool) -> float:
         """When the next read can begin."""
@@ -42,14 +51,19 @@ class Lane:
         room = self._landings[-depth] if len(self._landings) >= depth else 0.0
         return max(room, self._begun)
 
-    def begin(self, expert: Expert, at: float, nbytes: int, ahead: bool) -> Read:
-        """Begin a read no sooner than it `opens`."""
+    def room(self, at: float) -> int:
+        """How many demanded reads can begin together then."""
+        return self._costs.depth - sum([landed > at for landed in self._landings])
+
+    def begin(self, experts: Sequence[Expert], at: float, nbytes: int, ahead: bool) -> list[Read]:
+        """Begin reads together, of so many bytes each, no more than there is room for and no sooner than it `opens`."""
         first = max(at + self._costs.latency, self.idle)
-        read = Read(expert, ahead, at, first, first + nbytes / self._costs.bandwidth)
-        self._reads.append(read)
-        self._landings.append(read.landed)
-        self._begun, self.idle = at, read.landed
-        return read
+        landed = first + len(experts) * self._costs.each(nbytes)
+        reads = [Read(expert, ahead, at, first, landed) for expert in experts]
+        self._reads += reads
+        self._landings += [landed] * len(reads)
+        self._begun, self.idle = at, landed
+        return reads
 
     def next(self) -> Read | None:
         """The read that lands next."""
@@ -58,3 +72,14 @@ class Lane:
     def take(self) -> Read:
         """Forget that read."""
         return self._reads.popleft()
+
+
+def layer_seconds(costs: DiskCosts, nbytes: int, there: float, missing: int, computing: float) -> float:
+    """Of a layer's experts, from when they are known: `there` seconds of computing those in RAM, while the `missing` ones, of so
+    many bytes each, are read; and `computing` seconds of each of those."""
+    lane, end, at = Lane(costs), there, 0.0
+    for begun in range(0, missing, costs.depth):
+        some = [(0, expert) for expert in range(begun, min(begun + costs.depth, missing))]
+        at = lane.begin(some, at, nbytes, ahead=False)[0].landed
+        end = max(end, at) + len(some) * computing
+    return end

@@ -11,13 +11,15 @@ A step of a prompt has activations that do not stay in caches. A layer of it tak
 
     prompt_layer + passes (norms, rotations, residual sums) + rows of experts, written and summed
 
-A pass is a read or a write of every value of a tensor; its bandwidth is the profile's curve PASSES, which goes with the bytes of
-the tensor. Without the curve it is memory's. A prompt's attention takes time by its operations, and by the values of its queries,
-which are brought into place and merged, and whose blocks see a few keys in vain.
+A pass is a read or a write of every value of a tensor; its bandwidth is the profile's curve of the tensor's dtype, which goes
+with the tensor's bytes: values that are not float32 are made so and rounded again, which takes longer than reading them. Without
+a curve of theirs they go by float32's, without any by memory. A prompt's attention takes time by its operations, and by the
+values of its queries, which are brought into place and merged, and whose blocks see a few keys in vain.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from itertools import pairwise
 
@@ -25,9 +27,14 @@ from dali.hardware import rates
 from dali.hardware.cost import interpolate
 from dali.hardware.profile import Profile
 
-PASSES = "passes over activations"  # the curve's name
+PASSES = "passes over activations"  # float32's curve; others' names end in their dtype
 ROTATED, NORMED, SUMMED = 2, 2, 3  # passes over a tensor that turns, is normed, is added to another
 FIRST_WRITE = 2  # passes of writing what no cache holds: it is read before
+
+
+def curve_of(dtype: str) -> str:
+    """The name of a curve of passes over tensors of so named values."""
+    return PASSES if dtype == "float32" else f"{PASSES}, {dtype}"
 
 
 class HostCosts:
@@ -39,8 +46,7 @@ class HostCosts:
         self.step = self._said("step_overhead")
         self.sequence = self._said("sequence_overhead")
         self.prompt_layer = self._said("prompt_layer") or self.layer
-        curves = [curve.points for curve in profile.curves if curve.name == PASSES]
-        self._passes = curves[0] if curves else ()
+        self._curves = {curve.name: curve.points for curve in profile.curves}
         self._call = self._said("cpu_call")
         self._seconds = cache(self._at)
 
@@ -65,23 +71,24 @@ class HostCosts:
         rate = self._said("attention_rate") or self._profile["cpu_rate"]
         return flops / rate + values * self._said("attention_query")
 
-    def passes(self, nbytes: int, count: int) -> float:
+    def passes(self, nbytes: int, count: int, dtype: str = "float32") -> float:
         """Of so many passes over a tensor of so many bytes."""
-        return count * nbytes / self._pass_bandwidth(nbytes)
+        curve = self._curves.get(curve_of(dtype)) or self._curves.get(PASSES, ())
+        return count * nbytes / self._pass_bandwidth(nbytes, curve)
 
     def summed_rows(self, hidden: int, top_k: int, tokens: int) -> float:
         """Of what a prompt's tokens have of their experts, in float32: written and read once, and the sums written."""
         passes = (FIRST_WRITE + 1) * top_k + FIRST_WRITE
         return 4 * hidden * tokens * passes / self._profile["memory_bandwidth"]
 
-    def _pass_bandwidth(self, nbytes: int) -> float:
+    def _pass_bandwidth(self, nbytes: int, curve: Sequence[tuple[float, float]]) -> float:
         """Between two sizes that were measured, by the share of the way from one to the other; beyond them as at the last one."""
-        if not self._passes:
+        if not curve:
             return self._profile["memory_bandwidth"]
-        for (small, before), (large, after) in pairwise(self._passes):
+        for (small, before), (large, after) in pairwise(curve):
             if small <= nbytes < large:
                 return before + (after - before) * (nbytes - small) / (large - small)
-        return self._passes[0 if nbytes < self._passes[0][0] else -1][1]
+        return curve[0 if nbytes < curve[0][0] else -1][1]
 
     def _said(self, figure: str) -> float:
         return self._profile[figure] if figure in self._profile.figures else 0.0

@@ -46,6 +46,7 @@ UNITS = {
     "disk_queue_depth": "reads",  # of whole experts, under way at once
     "plain_bandwidth": "B/s",  # the same reads through the page cache, which is emptied of each
     "plain_queue_depth": "reads",
+    "check_bandwidth": "B/s",  # checksums of what was just read, one core
     "cpu_call": "s",  # time of a call over all threads that has next to nothing to compute
     "experts_call": "s",  # of a call that computes experts, beside what they take; where it is there, their tables are without it
     "layer_overhead": "s",  # of a decoding layer, beside its weights, keys and values
@@ -80,7 +81,7 @@ STEP = (
     "attention_query",
     "prompt_layer",
 )
-OPTIONAL = {"link_contended", *DISK, *PLAIN, *STEP}
+OPTIONAL = {"link_contended", "check_bandwidth", *DISK, *PLAIN, *STEP}
 KINDS = ("experts", "linear", "router")
 BESIDE = ("", "copies", "reads")
 PLAIN_GAIN = 1.1  # times as fast plain reading must be, at least, before experts are read so

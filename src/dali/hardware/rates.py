@@ -31,6 +31,23 @@ def alone(tables: Sequence[Table], device: str, kind: str) -> list[Table]:
     return [table for table in tables if (table.device, table.kind, table.beside) == (device, kind, "")]
 
 
+def slower(tables: Sequence[Table], beside: str, tokens: float) -> float:
+    """How many times as long the CPU's experts of so many tokens take beside something else: by the nearest count of tokens that
+    was measured; 1 where none was."""
+    for table in tables:
+        if (table.device, table.kind, table.beside) == ("cpu", "experts", beside):
+            count, seconds = min(table.points, key=lambda point: abs(point[0] - tokens))
+            for other in alone(tables, "cpu", "experts"):
+                same = (other.format, other.hidden, other.intermediate) == (
+                    table.format,
+                    table.hidden,
+                    table.intermediate,
+                )
+                if same and count in dict(other.points):
+                    return max(seconds / dict(other.points)[count], 1.0)
+    return 1.0
+
+
 def points(tables: Sequence[Table], format: str, parameters: int, nbytes: int) -> Points | None:
     """(tokens, seconds) of a matrix, or an expert, of so many weights and packed bytes; None where no table tells.
 

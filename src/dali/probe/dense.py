@@ -27,7 +27,8 @@ NOTHING = 1e-15  # seconds
 LONGER = 1.01  # times as long, at least, as what takes longer by more than noise
 ROUTED, HIDDEN = 128, 2048  # experts that a router chooses from, and what of
 TINY = (16, 32)
-PASSED = (8, 32, 128, 256, 512)  # tokens of a tensor in float32: 128 KiB to 8 MiB
+PASSED = (8, 32, 128, 256, 512)  # tokens of a tensor: of float32 128 KiB to 8 MiB
+PASSED_AS = (torch.float32, torch.bfloat16)
 
 
 def tables(pool: Arena, clock: Clock, source: str) -> Iterator[Callable[[], Table]]:
@@ -125,16 +126,17 @@ def _prompt(clock: Clock, before: int) -> Reading:
     return repeat("a prompt's attention", many(seconds), clock)
 
 
-def pass_bandwidths(pool: Arena, clock: Clock) -> dict[int, Reading]:
+def pass_bandwidths(pool: Arena, dtype: torch.dtype, clock: Clock) -> dict[int, Reading]:
     """Bytes a second by the bytes of a tensor: of norms of heads, from one tensor to another, at one place after another, as
     what a prompt's layers hand on is too large for the nearest caches, and is another core's."""
-    values, found = pool.all.flatten().view(torch.float32), {}
+    values, found = pool.all.flatten().view(dtype), {}
+    weight, item = torch.ones(WIDTH, dtype=dtype), dtype.itemsize
     values.fill_(0.01)
     for tokens in PASSED:
         each = tokens * HEADS * WIDTH
         tensors = cycle(values[: len(values) // each * each].view(-1, tokens, HEADS, WIDTH))
-        seconds = repeat("norms", many(partial(_norming, tensors, torch.ones(WIDTH), clock)), clock)
-        found[4 * each] = seconds.under(NORMED * 4 * each)
+        seconds = repeat("norms", many(partial(_norming, tensors, weight, clock)), clock)
+        found[item * each] = seconds.under(NORMED * item * each)
     return found
 
 

@@ -11,12 +11,14 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import cycle
 from pathlib import Path
 from random import Random
 
 import torch
 from torch import Tensor
 
+from dali.compiled import library
 from dali.errors import DaliError
 from dali.probe.reading import Clock, Reading, reading_of, repeat
 from dali.store.arena import Arena
@@ -38,11 +40,12 @@ class NotMeasured(Exception):
 
 @dataclass
 class Disk:
-    """By reads under way at once, bytes a second and seconds of each read; `latency` of a page; `direct`: past the page cache;
-    `plain`: bytes a second through it, none where it cannot be told to forget."""
+    """By reads under way at once, bytes a second and seconds of each read; `latency` of a page; `check`: bytes a second of
+    checksums; `direct`: past the page cache; `plain`: bytes a second through it, none where it cannot be told to forget."""
 
     direct: bool
     latency: Reading
+    check: Reading
     bandwidths: dict[int, Reading] = field(default_factory=dict)
     plain: dict[int, Reading] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)  # of `plain`, and why
@@ -94,15 +97,16 @@ def trial_file(folder: Path) -> Iterator[Path]:
         os.unlink(name)
 
 
-def measure(path: Path, clock: Clock) -> Disk:
-    """NotMeasured: it cannot be read."""
+def measure(path: Path, clock: Clock, pool: Arena) -> Disk:
+    """Into `pool`, more of which is read than caches hold: what lies in one is written sooner. NotMeasured: it cannot be read."""
     files: list[DirectFile] = []
     try:
         files.append(DirectFile(path))
         if hasattr(os, "posix_fadvise"):
             files.append(PlainFile(path))
-        ways = [Reads(file, path, clock) for file in files]
-        found = Disk(files[0].direct, repeat("the disk's latency", ways[0].latency, clock))
+        ways = [Reads(file, path, clock, pool.all.flatten()) for file in files]
+        latency = repeat("the disk's latency", ways[0].latency, clock)
+        found = Disk(files[0].direct, latency, repeat("checksums", ways[0].check, clock))
         speeds: dict[tuple[int, int], list[float]] = {}
         for _ in range(ROUNDS):  # in turn, so that what others do to the disk meanwhile hits all alike
             for depth in DEPTHS:
@@ -128,16 +132,17 @@ def measure(path: Path, clock: Clock) -> Disk:
 
 
 class Reads:
-    """Reads of one file at random places."""
+    """Reads of one file at random places, into one part of `memory` [bytes] after another."""
 
-    def __init__(self, file: DirectFile, path: Path, clock: Clock) -> None:
+    def __init__(self, file: DirectFile, path: Path, clock: Clock, memory: Tensor) -> None:
         self._file, self._path, self._clock, self._chance = file, path, clock, Random(0)
-        self._arena, self._size = Arena(DEPTHS[-1], RECORD), path.stat().st_size
+        self._size, count = path.stat().st_size, len(memory) // RECORD
+        self._places = cycle(memory[: count * RECORD].view(count, RECORD))
 
     def latency(self) -> float:
         """Seconds of a page."""
         self._forget()
-        memory = self._memory(0)[:PAGE]
+        memory = next(self._places)[:PAGE].numpy().data
         begin = self._clock()
         for _ in range(SMALL):
             self._file.read(memory, self._chance.randrange(self._size // PAGE) * PAGE, "a page")
@@ -149,27 +154,33 @@ class Reads:
         with ThreadPoolExecutor(depth, thread_name_prefix="dali-probe") as pool:
             begin = self._clock()
             chances = [Random(self._chance.random()) for _ in range(depth)]
-            nbytes = sum(pool.map(self._some, range(depth), chances, [begin + TRIAL] * depth))
+            nbytes = sum(pool.map(self._some, chances, [begin + TRIAL] * depth))
         return nbytes / (self._clock() - begin)
 
-    def one(self) -> int:
-        """A record at a random place; its bytes."""
-        return self._read(0, self._chance)
+    def check(self) -> float:
+        """Bytes a second of checksums of records that were just read, as many as are read for one layer: no cache has all."""
+        self._forget()
+        records = [self.one() for _ in range(DEPTHS[-1])]
+        begin = self._clock()
+        for record in records:
+            library.xxh3(record.data_ptr(), RECORD)
+        return len(records) * RECORD / max(self._clock() - begin, 1e-9)
 
-    def _some(self, place: int, chance: Random, until: float) -> int:
+    def one(self) -> Tensor:
+        """A record at a random place."""
+        return self._read(self._chance)
+
+    def _some(self, chance: Random, until: float) -> int:
         """Records one after another, but at least one, until it is time; their bytes."""
         nbytes = 0
         while not nbytes or self._clock() < until:
-            nbytes += self._read(place, chance)
+            nbytes += len(self._read(chance))
         return nbytes
 
-    def _read(self, place: int, chance: Random) -> int:
+    def _read(self, chance: Random) -> Tensor:
+        memory: Tensor = next(self._places)
         offset = chance.randrange((self._size - RECORD) // PAGE) * PAGE
-        self._file.read(self._memory(place), offset, "a record")
-        return RECORD
-
-    def _memory(self, place: int) -> memoryview:
-        memory: memoryview = self._arena[place].numpy().data
+        self._file.read(memory.numpy().data, offset, "a record")
         return memory
 
     def _forget(self) -> None:

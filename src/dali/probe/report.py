@@ -27,6 +27,7 @@ TITLES = {
     "prompt_layer": "a layer of a prompt, however short",
     "disk_bandwidth": "disk",
     "disk_latency": "disk, a page",
+    "check_bandwidth": "checksums of what was read",
     "disk_queue_depth": "disk, reads at once",
     "plain_bandwidth": "disk, through the page cache",
     "plain_queue_depth": "disk, through it, reads at once",

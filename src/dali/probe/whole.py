@@ -18,7 +18,7 @@ import dali
 from dali.errors import DaliError
 from dali.hardware import profile as profiles
 from dali.hardware.gpu import check_gpu
-from dali.hardware.host import PASSES
+from dali.hardware.host import curve_of
 from dali.hardware.machine import Machine, this_machine
 from dali.hardware.profile import UNITS, Curve, Figure, Profile, Table
 from dali.kernels import native
@@ -33,6 +33,7 @@ from dali.units import size
 PARTS = {"memory": 2, "experts": 22, "linears": 6, "disk": 9, "steps": 6, "GPU": 10}
 """What is measured, and about how many seconds each takes."""
 BESIDE = (1, 8, 64)  # tokens of experts that are measured beside reads
+BUFFERS = 16  # records that are read into meanwhile, in turn
 GPU = "cuda"
 WIDE = 0.2  # spread that is said
 LEFT_OUT = 6  # figures that may be missing
@@ -186,15 +187,12 @@ def _dense(draft: Draft, pool: Arena, clock: Clock) -> None:
         shapes = f"a token over {context}, and with 8 heads of each"
         draft.figure("attention_bandwidth", bandwidth, shapes)
         draft.figure("attention_score", score, shapes)
-    with draft.optional():
-        values = {nbytes: each.value for nbytes, each in dense.pass_bandwidths(pool, clock).items()}
-        draft.curve(
-            PASSES,
-            "bytes of a tensor",
-            "B/s",
-            values,
-            "norms of a tensor in float32, a read and a write each",
-        )
+    for dtype in dense.PASSED_AS:
+        with draft.optional():
+            found, name = dense.pass_bandwidths(pool, dtype, clock), str(dtype).removeprefix("torch.")
+            values = {nbytes: each.value for nbytes, each in found.items()}
+            norms = f"norms of a tensor in {name}, a read and a write each"
+            draft.curve(curve_of(name), "bytes of a tensor", "B/s", values, norms)
     with draft.optional():
         rate, query, note = dense.prompt_attention(clock)
         draft.notes += [note] if note else []
@@ -206,7 +204,7 @@ def _dense(draft: Draft, pool: Arena, clock: Clock) -> None:
 def _disk(draft: Draft, pool: Arena, clock: Clock) -> None:
     try:
         with disk.trial_file(cache_root()) as path:
-            found = disk.measure(path, clock)
+            found = disk.measure(path, clock, pool)
             if not found.direct:
                 draft.notes.append(
                     f"The file system of {cache_root()} cannot read past the page cache, which was emptied before each reading: "
@@ -222,6 +220,7 @@ def _disk(draft: Draft, pool: Arena, clock: Clock) -> None:
         return
     reads = f"records of {size(disk.RECORD)} at random places of {size(disk.FILE)}"
     draft.figure("disk_bandwidth", found.bandwidths[found.depth], f"{reads}, {found.depth} under way at once")
+    draft.figure("check_bandwidth", found.check, "checksums of records that were just read, by one thread")
     draft.figure("disk_latency", found.latency, "pages of 4 KiB, one after another")
     how = "the least with which it is about as fast as with more"
     draft.figure("disk_queue_depth", Reading(found.depth, 0.0, 1), how)
@@ -244,7 +243,8 @@ def _disk(draft: Draft, pool: Arena, clock: Clock) -> None:
 def reading(path: Path, clock: Clock) -> Iterator[None]:
     """One thread reads the file at random places meanwhile."""
     file = DirectFile(path)
-    reads, over = disk.Reads(file, path, clock), Event()
+    into = Arena(BUFFERS, disk.RECORD).all.flatten()
+    reads, over = disk.Reads(file, path, clock, into), Event()
 
     def run() -> None:
         while not over.is_set():

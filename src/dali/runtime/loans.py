@@ -58,9 +58,9 @@ class Loans:
         lease = self._disk.lease(layer, experts, noted=True)
         if self._reads is not None:
             records = dict(zip(experts, lease.records, strict=True))
-            for expert in absent:
-                into = self._device.adopt(records[expert])
-                self._ready[layer, expert] = self._reads.read(layer, expert, into)
+            into = {expert: self._device.adopt(records[expert]) for expert in absent}
+            for expert, end in self._reads.read(layer, into).items():
+                self._ready[layer, expert] = end
             lease.ready = max([self._ready.get((layer, expert), 0.0) for expert in experts], default=0.0)
         return lease
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from dali.devices import Buffer, SimDevice
@@ -22,17 +23,28 @@ class ModelledReads:
         self._lane = Lane(costs)
         self._reading = self._busy = 0.0
 
-    def read(self, layer: int, expert: int, into: Buffer) -> float:
-        """Queue the read of an expert, whose bytes are there already; when it is expected to end, on the device's clock."""
-        now, idle = self._device.now(), self._lane.idle
-        begin = max(now, self._lane.opens(ahead=False))
-        read = self._lane.begin((layer, expert), begin, into.nbytes, ahead=False)
-        self._lane.take()
-        seconds = read.landed - max(idle, now)
-        self._reading += read.landed - begin
-        self._busy += seconds
-        self._device.launch(self._stream, lambda: None, (), (into,), seconds, label=f"read {layer}.{expert}")
-        return read.landed
+    def read(self, layer: int, into: Mapping[int, Buffer]) -> dict[int, float]:
+        """Queue the reads of a layer's experts, whose bytes are there already, as many together as may be under way; when each is
+        expected to end, on the device's clock."""
+        now, waiting, ends = self._device.now(), list(into), dict[int, float]()
+        while waiting:
+            idle, begin = self._lane.idle, max(now, self._lane.opens(ahead=False))
+            some, waiting = waiting[: self._lane.room(begin)], waiting[self._lane.room(begin) :]
+            reads = self._lane.begin(
+                [(layer, expert) for expert in some], begin, into[some[0]].nbytes, ahead=False
+            )
+            seconds = reads[0].landed - max(idle, now)
+            self._busy += seconds
+            together = tuple(
+                into[expert] for expert in some
+            )  # nobody has one of them before the last has landed
+            for read in reads:
+                expert = self._lane.take().expert[1]
+                ends[expert] = read.landed
+                self._reading += read.landed - begin
+                label, share = f"read {layer}.{expert}", seconds / len(reads)
+                self._device.launch(self._stream, lambda: None, (), together, share, label=label)
+        return ends
 
     def modelled(self, counted: DiskCounters) -> DiskCounters:
         """What a pool has counted, with seconds of this clock."""

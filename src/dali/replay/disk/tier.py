@@ -1,8 +1,9 @@
 """Experts on disk under a replay: the pool in RAM, and the reads that fill it.
 
 A layer's routing is known: its experts that hold a place in RAM compute; each other one is read once, those with the most to do
-first, into a free place or another's; the first ones compute while the next ones are read. Experts in use stay until they are
-computed or copied. Reads ahead begin where none is demanded, and put out nobody of the layer at work nor anybody foreseen.
+first, into a free place or another's, as many together as may be under way; the first ones compute while the next ones are read.
+Experts in use stay until they are computed or copied. Reads ahead begin where none is demanded, and put out nobody of the layer
+at work nor anybody foreseen.
 
 A copy to the accelerator that is queued no longer needs its expert in RAM.
 """
@@ -12,7 +13,9 @@ from __future__ import annotations
 import heapq
 from collections import deque
 from collections.abc import Iterable, Sequence, Set
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 
 from dali.hardware.cost import DiskCosts, ExpertCosts
 from dali.hardware.disk_lane import Lane, Read
@@ -139,8 +142,10 @@ class Tier:
             if missing and (landing is None or begin <= landing.landed):
                 while done and done[0][0] <= begin:
                     stay.discard(heapq.heappop(done)[1])
-                if self._begin((layer, missing[0]), begin, stay):
-                    stay.add((layer, missing.popleft()))
+                some = [(layer, expert) for expert in islice(missing, self._lane.room(begin))]
+                if begun := self._begin(some, begin, stay):
+                    for _ in range(begun):
+                        missing.popleft()
                     continue
                 if done and (landing is None or done[0][0] <= landing.landed):
                     begin = done[0][0]  # no place before somebody is done with
@@ -197,7 +202,9 @@ class Tier:
             expert = self._queue.popleft()
             if expert[1] in self._places.held(expert[0]):
                 continue
-            if not self._begin(expert, at, self._at_work | self._foreseen | self._coming.keys(), ahead=True):
+            if not self._begin(
+                [expert], at, self._at_work | self._foreseen | self._coming.keys(), ahead=True
+            ):
                 self._queue.clear()
         self._landed(now)
 
@@ -210,22 +217,26 @@ class Tier:
         del self._coming[read.expert]
         return read
 
-    def _begin(self, expert: Expert, at: float, stay: set[Expert], ahead: bool = False) -> bool:
-        """Begin a read; False: there is no place for it."""
-        try:
-            gone = self._places.take(expert, stay, () if ahead else self._foreseen)
-        except LookupError:
-            return False
-        if gone is not None:
-            self._fresh.discard(gone)
-        if ahead:
-            self._fresh.add(expert)
-        read = self._lane.begin(expert, at, self._bytes, ahead)
-        self._coming[expert] = read
-        self.counts.reads += 1
-        if self._log is not None:
-            self._log.append((read, gone))
-        return True
+    def _begin(self, experts: Sequence[Expert], at: float, stay: set[Expert], ahead: bool = False) -> int:
+        """Begin reads together, the first for which there are places, which `stay` from then on; how many."""
+        left: list[Expert | None] = []  # whose place each takes
+        with suppress(LookupError):
+            for expert in experts:
+                left.append(self._places.take(expert, stay, () if ahead else self._foreseen))
+                stay.add(expert)
+        if not left:
+            return 0
+        reads = self._lane.begin(experts[: len(left)], at, self._bytes, ahead)
+        for read, gone in zip(reads, left, strict=True):
+            if gone is not None:
+                self._fresh.discard(gone)
+            if ahead:
+                self._fresh.add(read.expert)
+            self._coming[read.expert] = read
+            if self._log is not None:
+                self._log.append((read, gone))
+        self.counts.reads += len(reads)
+        return len(reads)
 
     def _count(self, layer: int, needed: Sequence[int], there: Sequence[int], missing: Sequence[int]) -> None:
         ahead = sum([(layer, expert) in self._fresh for expert in there])
