@@ -20,6 +20,7 @@ def step(tokens: int) -> int:
         (4000, 340, 512),  # which leave 5 experts of 4 MiB, where a token has 8 in a layer
         (1000, 704, 512),  # 512 tokens take 192 MiB: 128 experts of 4 MiB have room
         (1000, 703, 256),  # one has not
+        (1000, 639, 512),  # nor in smaller chunks, which would read all experts twice
         (1000, 160, 256),  # 128 MiB leave 8 experts
         (1000, 159, 128),  # 96 MiB leave 15
         (1000, 100, 64),  # the budget is refused

@@ -113,15 +113,35 @@ def test_the_least_used_leave_first(path):
 
 def test_what_is_read_ahead_is_there_when_it_is_asked_for(path):
     pool = DiskPool(path, 15, 15, depth=8)
-    assert_leased(
-        pool, 0, list(range(EXPERTS))
-    )  # a step that wants a whole layer has the next one read ahead, too
+    # A step that wants a whole layer has those that follow read ahead, too, as far as keeps the disk busy: 16 reads at a time.
+    assert_leased(pool, 0, list(range(EXPERTS)))
     assert_leased(pool, 1, [2, 4])
     counters = pool.counters()
     assert counters.ahead_used + counters.ahead_late == 2
     assert counters.ahead_wasted == 3
-    assert counters.reads == 2 * EXPERTS
+    assert counters.reads == 3 * EXPERTS
     assert_leased(pool, 1, [0, 2, 3])
+
+
+def test_reads_ahead_last_as_long_as_there_is_no_step(path):
+    pool = DiskPool(path, 15, 15, depth=1)
+    for layer in 0, 1:
+        assert_leased(pool, layer, list(range(EXPERTS)))
+        if layer == 0:
+            time.sleep(0.1)  # attention: a hundred reads
+    assert pool.counters().reads == 3 * EXPERTS
+
+
+def test_of_a_whole_layer_a_few_are_told_at_a_time(path):
+    pool = DiskPool(path, 15, 15, depth=4)
+    everything = list(range(EXPERTS))
+    assert_leased(pool, 0, everything)
+    lease = library.ExpertLease(pool._cache._cache, 0, everything)
+    assert [sorted(lease.next()) for _ in range(4)] == [[0, 1], [2, 3], [4], []]
+    few = library.ExpertLease(
+        pool._cache._cache, 0, [0, 2, 3]
+    )  # a step that decodes computes them in one call
+    assert [sorted(few.next()) for _ in range(2)] == [[0, 1, 2], []]
 
 
 def test_a_disk_that_nobody_waits_for_is_not_busy_until_somebody_looks(path):

@@ -6,9 +6,9 @@
 as `hardware.host` and `hardware.cost` have their times. From disk, the experts of a token that neither RAM nor an accelerator
 holds are read: at the slow end as many as if routing were even (hits = the share of experts held), at the fast end as if half of
 that share's misses were caught (hits = its square root), and in between by the mean. A decoding layer's reads begin when its
-router has spoken, and go as `hardware.disk_lane` has them. Of a step that wants nearly all experts, as a prompt's does, twice as
-many as may be under way go on beside the dense part, as many while those in RAM are computed, and then each as another has come;
-what is computed beside reads is slower by as much as was measured.
+router has spoken, and go as `hardware.disk_lane` has them. Those of a step that wants nearly all experts, as a prompt's does, go
+on beside the dense part and beside computing, whose last few experts come after the last read; what is computed beside reads is
+slower by as much as was measured.
 
 With an accelerator the dense part and attention are its, and its experts and the CPU's are computed side by side, as the
 assignment policy of a live run decides, by the timeline that live runs and replays have (`policies.once.alone`). Residents follow
@@ -43,7 +43,8 @@ from dali.policies.whole_layers import WholeLayers
 
 PROMPT = 512  # tokens
 TYPICAL = 2048  # tokens of a conversation
-WIDE = 0.75  # of a layer's experts: a step that wants more reads on for the next layer (src/native/disk/expert_cache.h)
+WIDE = 0.75  # of a layer's experts: a step that wants more reads on for those that follow, as src/native/disk/expert_cache.h has
+FEW = 2  # experts, at least, that such a step computes at a time
 MEASURED, ROUGH = 0.25, 1.0  # errors of predictions, as shares
 EVEN, EXPECTED, LUCKY = 0.0, 0.5, 1.0  # how far from even routing to the most hits
 
@@ -267,12 +268,10 @@ class _Speed:
             counts = range(int(absent) + 2)
             seconds = [disk_lane.layer_seconds(disk, slot, there, count, each) for count in counts]
             return _between(seconds, absent)
-        reading, most = disk.each(slot), 2 * disk.depth
+        reading = disk.each(slot)
         each *= rates.slower(self.profile.tables, "reads", routed)
-        ahead = min(absent, most, dense / reading)
-        left, there = absent - ahead, (active - absent + ahead) * each
-        first = min(left, most)  # no more are asked for until those in RAM are computed
-        return max(there, first * reading) + max((left - first) * reading, left * each)
+        left = max(absent - dense / reading, 0.0)
+        return max(left * reading + min(left, max(disk.depth / 2, FEW)) * each, active * each)
 
     def _missing(self, luck: float) -> float:
         """The share of experts that are to be read; those on an accelerator need no place in RAM."""

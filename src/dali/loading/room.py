@@ -181,7 +181,8 @@ def step_tokens(
 
     `slots(tokens)` tells how many experts then have room; `wanted`: those of a token in a layer, and in all. Without an
     accelerator (`shrinks`), where a token's do not all have room, next to none is there when the next token wants it: chunks are
-    smaller then, and where the budget would be refused, as small as may be.
+    smaller where that gives them room, and where the budget would be refused, as small as may be. Chunks of half the tokens read
+    all of a prompt's experts twice, for which a few slots more are no compensation.
     """
     tokens = usual
     least, whole = wanted
@@ -189,8 +190,11 @@ def step_tokens(
         tokens *= 2
     if not shrinks:
         return tokens
-    while tokens > SMALL_STEP and STEP_SHARE * step(tokens) > ram and slots(tokens) < whole:
-        tokens //= 2
+    smaller = tokens
+    while smaller > SMALL_STEP and STEP_SHARE * step(smaller) > ram and slots(smaller) < whole:
+        smaller //= 2
+    if slots(smaller) >= whole:
+        tokens = smaller
     while tokens > LEAST_STEP and slots(tokens) < least:
         tokens //= 2
     return tokens

@@ -261,18 +261,26 @@ void ExpertCache::begin_layer(int layer, const std::vector<int>& experts) {
     }
 }
 
-// Reads absent experts of a layer in the disk's order, so that at most so many of its reads are under way.
-void ExpertCache::read_on(int layer, int most) {
+// Reads absent experts of a layer and, where it lacks too few, of those that follow, in the disk's order.
+void ExpertCache::read_on(int layer) {
     if (layer >= int(store_.layers.size())) return;
-    std::vector<int> absent;
-    for (int expert = 0; expert < store_.experts; expert++) {
-        const int at = slot_of_[record(layer, expert)];
-        if (at < 0) absent.push_back(record(layer, expert));
-        else most -= slots_[at].state == State::reading;
+    for (int most = far_enough(layer); layer < int(store_.layers.size()) && most > 0; layer++) {
+        std::vector<int> absent;
+        for (int expert = 0; expert < store_.experts; expert++) {
+            const int at = slot_of_[record(layer, expert)];
+            if (at < 0) absent.push_back(expert);
+            else most -= slots_[at].state == State::reading;
+        }
+        absent.resize(size_t(std::clamp(most, 0, int(absent.size()))));
+        read_ahead(layer, absent);
+        most -= int(absent.size());
     }
-    if (most <= 0 || absent.empty()) return;
-    const std::vector<int> slots = take(std::min(most, int(absent.size())), true);
-    for (size_t i = 0; i < slots.size(); i++) begin(slots[i], absent[i], Why::ahead);
+}
+
+// Reads ahead of a layer that keep the disk busy until its router has spoken. More would take the slots of others that stay.
+int ExpertCache::far_enough(int layer) const {
+    const double read = read_seconds(layer);
+    return 2 * reader_.threads() + (read > 0 ? int(std::min(between_ / read, double(store_.experts))) : 0);
 }
 
 std::vector<int> ExpertCache::note_locked(int layer, const std::vector<int>& experts) {
@@ -280,6 +288,7 @@ std::vector<int> ExpertCache::note_locked(int layer, const std::vector<int>& exp
     rates_.note(layer, experts);
     first_to_go_[layer] = UNKNOWN;
     wide_ = wide(experts.size());
+    if (wide_ && layer == left_ + 1) between_ = now() - left_at_;
     if (wide_) layer_ = NO_LAYER;
     else begin_layer(layer, experts);
     std::vector<int> missing;
@@ -356,6 +365,7 @@ ExpertCache::Lease::~Lease() {
         std::lock_guard<std::mutex> lock(cache_.mutex_);
         for (const std::vector<int>* places : {&told_, &there_, &waiting_})
             for (const int place : *places) give_back(place);
+        if (wide()) cache_.left_ = layer_, cache_.left_at_ = now();
     }
     cache_.arrived_.notify_all();
 }
@@ -379,7 +389,7 @@ void ExpertCache::Lease::ask() {
     cache_.unasked_ = std::max(int(absent_.size()) - std::max(most, 0), 0);
     if (most <= 0) return;
     if (absent_.empty()) {
-        if (wide()) cache_.read_on(layer_ + 1, most);
+        if (wide()) cache_.read_on(layer_ + 1);
         return;
     }
     const std::vector<int> slots = cache_.take(std::min(most, int(absent_.size())));
@@ -392,10 +402,8 @@ void ExpertCache::Lease::ask() {
     absent_.erase(absent_.begin(), absent_.begin() + int64_t(slots.size()));
 }
 
-// Tells what is there by now.
-void ExpertCache::Lease::collect() {
-    told_.insert(told_.end(), there_.begin(), there_.end());
-    there_.clear();
+// Tells what is there by now, until so many are told.
+void ExpertCache::Lease::collect(size_t most) {
     for (size_t i = 0; i < waiting_.size();) {
         const Slot& slot = cache_.slots_[slots_[waiting_[i]]];
         if (slot.state == State::failed)
@@ -404,9 +412,12 @@ void ExpertCache::Lease::collect() {
             i++;
             continue;
         }
-        told_.push_back(waiting_[i]);
+        there_.push_back(waiting_[i]);
         waiting_.erase(waiting_.begin() + int64_t(i));
     }
+    const auto end = there_.begin() + int64_t(std::min(most - std::min(most, told_.size()), there_.size()));
+    told_.insert(told_.end(), there_.begin(), end);
+    there_.erase(there_.begin(), end);
 }
 
 // Until something may have arrived, `PATIENCE` at most; whether it may. Of those that wait one collects what steps have begun to read.
@@ -429,16 +440,16 @@ bool ExpertCache::wait(std::unique_lock<std::mutex>& lock, bool wide) {
 
 const std::vector<int>& ExpertCache::Lease::next(bool kept) {
     std::unique_lock<std::mutex> lock(cache_.mutex_);
-    const size_t before = kept ? told_.size() : 0;
+    const size_t before = kept ? told_.size() : 0, most = wide() ? before + cache_.few() : experts_.size();
     if (!kept) {
         for (const int place : told_) give_back(place);
         told_.clear();
         cache_.arrived_.notify_all();  // who waits for a slot
     }
     for (bool stuck = false;;) {
-        collect();
+        collect(most);
         ask();
-        if (!there_.empty()) collect();  // what somebody else has read meanwhile, which ask() has found
+        if (!there_.empty()) collect(most);  // what somebody else has read meanwhile, which ask() has found
         if (told_.size() > before || (waiting_.empty() && absent_.empty())) return told_;
         const auto reading = [](const Slot& slot) { return slot.state == State::reading; };
         const bool none = waiting_.empty() && std::none_of(cache_.slots_.begin(), cache_.slots_.end(), reading);

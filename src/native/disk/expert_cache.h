@@ -1,6 +1,7 @@
 // The experts of a model of which memory holds a part, in slots, and a store on disk all.
 #pragma once
 
+#include <algorithm>
 #include <condition_variable>
 #include <cstdint>
 #include <mutex>
@@ -57,7 +58,8 @@ class ExpertCache {
         Lease& operator=(const Lease&) = delete;
 
         // Which of `experts`, by their places, are in memory and were not told before, as soon as there are any; none: all were
-        // told. Those told before are given back, unless all shall be `kept`. StoreFailure: one cannot be read.
+        // told. Those told before are given back, unless all shall be `kept`. Of a step that wants nearly all of a layer a few at a
+        // time, so that the disk is not left without slots to fill until all are computed. StoreFailure: one cannot be read.
         const std::vector<int>& next(bool kept = false);
 
         // Gives one that next() told back before the others. By its place, once.
@@ -71,7 +73,7 @@ class ExpertCache {
         bool join(int place);
         void ask();
         bool wide() const { return noted_ && cache_.wide(experts_.size()); }
-        void collect();
+        void collect(size_t most);
         void give_back(int place);
 
         ExpertCache& cache_;
@@ -135,6 +137,8 @@ class ExpertCache {
     const uint8_t* at(int slot) const { return memory_ + size_t(slot) * slot_bytes_; }
     int record(int layer, int expert) const { return layer * store_.experts + expert; }
     bool wide(size_t experts) const { return 4 * experts > 3 * size_t(store_.experts); }
+    // Experts of a wide lease that are told at a time: computed while as many are read, and as many wait to be.
+    size_t few() const { return size_t(std::max(reader_.threads() / 2, FEWEST)); }
     std::vector<int> note_locked(int layer, const std::vector<int>& experts);
     [[noreturn]] void fail(const std::string& problem) const;  // StoreFailure
     // The slot of a layer's expert that goes first, -1: none of them may go. Found anew where the layer has changed since.
@@ -148,7 +152,8 @@ class ExpertCache {
     bool wait(std::unique_lock<std::mutex>& lock, bool wide);
     void empty(Slot& slot);
     void release(Slot& slot);
-    void read_on(int layer, int most);
+    void read_on(int layer);
+    int far_enough(int layer) const;
     void settle_ahead(int layer, const std::vector<int>& experts);
     void begin_layer(int layer, const std::vector<int>& experts);
     void read_ahead(int layer, const std::vector<int>& experts);
@@ -165,6 +170,7 @@ class ExpertCache {
     std::vector<Slot> slots_;
     std::vector<int> empty_;        // slots
     static constexpr int UNKNOWN = -2;
+    static constexpr int FEWEST = 2;  // a call's cost is little beside theirs
     std::vector<int> first_to_go_;  // by layer: slots, -1: none
     std::vector<int> slot_of_;  // by record; -1: absent
     Rates rates_;
@@ -175,6 +181,8 @@ class ExpertCache {
     DiskTime time_;
     static constexpr int NO_LAYER = -2;  // none comes right after it
     int layer_ = NO_LAYER;  // that began last, of a step that is not wide
+    int left_ = NO_LAYER;   // whose wide lease ended last
+    double left_at_ = 0, between_ = 0;  // when; seconds from there to the next layer's, of late
     int64_t wanted_ = 0;   // experts that had to be read for such steps, ahead or not
     int unasked_ = 0;      // experts of the last lease that wait for their turn
     CacheCounters counters_;

@@ -78,7 +78,9 @@ void bind_cache(nb::module_& m) {
             std::vector<int> slots;
             for (int place = 0; place < experts; place++) slots.push_back(self.slot(place));
             return slots;
-        });
+        })
+        // The places that are told, until the next call.
+        .def("next", [](ExpertCache::Lease& self) { return self.next(); }, nb::call_guard<nb::gil_scoped_release>());
 }
 
 }  // namespace
