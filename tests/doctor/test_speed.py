@@ -104,7 +104,6 @@ def test_a_step_that_wants_nearly_all_experts_reads_on_beside_its_dense_part():
         Table("cpu", "f32", 1000, 500, 3, ((1, seconds), (4, seconds)), "measured", "by hand", beside=beside)
         for beside, seconds in (("", 1e-3), ("reads", 12e-3))
     )
-    dense = 3 / predict(SIZES, profile(), PLAN, prompt=3).prompt.expected - 2 * 3.5e-3
     slow = 3 / predict(SIZES, replace(profile(), tables=tables), on_disk, prompt=3).prompt.expected
     assert slow == pytest.approx(2 * (26.25e-3 + 2 * 12e-3))
     fast = Figure(10 * DISK_BANDWIDTH, "B/s", "measured", "by hand")

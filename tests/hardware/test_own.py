@@ -40,6 +40,14 @@ def test_what_was_written_is_found(here, said):
     assert own.origin(measured()) == "this machine, measured on 2026-11-30 by dali 0.1"
 
 
+def test_a_folder_in_its_place_is_said(said):
+    own.own_path().mkdir(parents=True)
+    assert own.find(said.append) is None
+    assert "cannot be read (" in said[0]
+    with pytest.raises(DaliError, match=r"cannot be read|Cannot read"):
+        own.read()
+
+
 def test_one_that_was_asked_for_and_is_not_there_is_refused():
     with pytest.raises(UsageError, match="never measured") as caught:
         profiles.load(profiles.OWN)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import NamedTuple
 
 from dali.doctor.sizes import ITEM, ExpertFormat, ModelSizes, quantized
@@ -194,17 +195,18 @@ def _all(sizes: ModelSizes, layouts: Sequence[ExpertFormat]) -> int:
     return sum(sizes.experts * layout.record for layout in layouts)
 
 
+def _step_bytes(sizes: ModelSizes, staged: bool, tokens: int) -> int:
+    """What a step of so many tokens takes for a while; `staged`: experts' rows for an accelerator, too."""
+    logits = LOGIT_ROWS * sizes.vocab
+    taken = step_bytes(sizes.hidden, sizes.intermediate, sizes.top_k, sizes.widest, tokens, logits)
+    return taken + (staged_bytes(tokens, sizes.top_k, sizes.hidden) if staged else 0)
+
+
 def _on_disk(
     sizes: ModelSizes, options: LoadOptions, free: Free, plan: Plan, loading: int, device: Device | None
 ) -> Plan:
     """The same with its experts on disk, and as many in RAM as it has room for. DaliError: for none."""
-
-    def step(tokens: int) -> int:
-        logits = LOGIT_ROWS * sizes.vocab
-        staged = 0 if device is None else staged_bytes(tokens, sizes.top_k, sizes.hidden)
-        taken = step_bytes(sizes.hidden, sizes.intermediate, sizes.top_k, sizes.widest, tokens, logits)
-        return taken + staged
-
+    step = partial(_step_bytes, sizes, device is not None)
     ram = options.ram_bytes
     allowed = IMPORTED + free.memory - MARGIN if ram is None else ram
     shrinks = device is None and quantized(plan.layouts[0].name)

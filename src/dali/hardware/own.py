@@ -41,7 +41,7 @@ def own_path() -> Path:
 def read() -> Profile:
     """The profile of this machine. UsageError: there is none. DaliError: it is of another, or broken."""
     path = own_path()
-    if not os.path.isfile(path):
+    if not os.path.exists(path):
         raise UsageError(
             f"This machine was never measured: there is no {path}.", "Measure it: `dali bench hw`."
         )
@@ -52,7 +52,7 @@ def find(notify: Callable[[str], None]) -> Profile | None:
     """The profile of this machine, if there is one that can be used; `notify` is told of one that cannot, and why."""
     try:
         path = own_path()
-        if not path.is_file():
+        if not path.exists():
             return None
         text = path.read_text(encoding="utf-8", errors="replace")
     except OSError as error:  # a folder that nobody may look into

@@ -49,7 +49,7 @@ def make_app(serving: Serving) -> Starlette:
 
 async def _told(request: Request, error: Exception) -> Response:
     if isinstance(error, DaliError):
-        error = api_error(error)
+        error = api_error(error, own_path(request.scope))
     elif isinstance(error, HTTPException):
         error = _no_route(request, error)
     assert isinstance(error, ApiError)

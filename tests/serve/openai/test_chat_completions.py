@@ -237,9 +237,16 @@ def test_what_nobody_knows_passes_and_so_do_values_that_ask_for_nothing(tiny):
 
 
 def test_a_prompt_that_is_too_long_is_told_as_programs_know_it(tiny):
-    body = {"messages": [{"role": "user", "content": "dog " * 2000}]}
-    status, answer = tiny.post(CHAT, body)
-    assert (status, answer["error"]["code"]) == (400, "context_length_exceeded")
+    long = "dog " * 2000
+    body = {"messages": [{"role": "user", "content": long}]}
+    for path, given in (
+        (CHAT, body),
+        ("/v1/completions", {"prompt": long}),
+        ("/v1/responses", {"input": long}),
+    ):
+        status, answer = tiny.post(path, given)
+        assert (status, answer["error"]["code"]) == (400, "context_length_exceeded")
+        assert answer["error"]["param"] in given
     with pytest.raises(openai.BadRequestError):
         tiny.openai.chat.completions.create(model="dali-tiny", **body, stream=True)
 

@@ -12,6 +12,10 @@ from dali.errors import DaliError, TooLong, Unsupported, UsageError
 INVALID = "invalid_request_error"
 UNSUPPORTED = "unsupported_parameter"
 TOO_LONG = "context_length_exceeded"
+PROMPTS = {
+    "/v1/completions": "prompt",
+    "/v1/responses": "input",
+}  # where it stands in a request; elsewhere "messages"
 ANTHROPIC_KINDS = {
     401: "authentication_error", 403: "permission_error", 404: "not_found_error", 413: "request_too_large",
     429: "rate_limit_error", 503: "overloaded_error",
@@ -44,11 +48,11 @@ def invalid(message: str, param: str | None = None, code: str | None = None) -> 
     return ApiError(400, message, param=param, code=code)
 
 
-def api_error(error: DaliError) -> ApiError:
-    """What clients are told of one of dali's errors: those that cannot be meant are theirs, others the server's."""
+def api_error(error: DaliError, path: str = "") -> ApiError:
+    """What clients of `path` are told of one of dali's errors: those that cannot be meant are theirs, others the server's."""
     message = f"{error.problem} {error.fix}"
     if isinstance(error, TooLong):
-        return invalid(message, "messages", TOO_LONG)
+        return invalid(message, PROMPTS.get(path, "messages"), TOO_LONG)
     if isinstance(error, Unsupported):
         return invalid(message, code=UNSUPPORTED)
     return invalid(message) if isinstance(error, UsageError) else ApiError(503, message, "unavailable_error")
