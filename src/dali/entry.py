@@ -33,7 +33,7 @@ from dali.loading.locate import locate
 from dali.loading.room import HEADROOM, nothing_to_fetch
 from dali.loading.source import ModelSource, open_source
 from dali.offload.build import accelerate, check_device
-from dali.offload.ram import share_out
+from dali.offload.ram import share_beside, share_out
 from dali.options import QUANTS, LoadOptions
 from dali.progress import Meter, silent
 from dali.store.arena import Arena
@@ -135,6 +135,9 @@ def load_source(
         llm.ctx_size, llm.expert_bytes = llm.loaded.ctx_size, llm.loaded.expert_bytes
     elif options.device == "cpu" and options.prefetch is not None:
         raise nothing_to_fetch(options.prefetch, llm.name)
+    elif options.ram_bytes is not None and llm.accelerated is None:
+        prefix_ram = share_beside(llm.loaded, llm.engine, options, notify)
+        llm.ctx_size = llm.loaded.ctx_size
     if options.draft is not None:
         llm.engine.drafts = open_drafts(llm.engine, llm.name, llm.ctx_size, llm.telemetry)
     llm.engine.prefixes = open_prefixes(llm.loaded, options, notify, prefix_ram)

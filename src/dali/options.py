@@ -232,9 +232,11 @@ class LoadOptions:
         if self.device == "cpu" and self.ram is not None and "prefetch" in given:
             self._check_prefetch_on_disk(given.pop("prefetch"))
         if self.device == "cpu" and given and given != {"assign": "cpu"}:
+            first = next(iter(given))
+            disk = f" (or {parameter('ram')}, less than the experts take)" if first == "prefetch" else ""
             raise UsageError(
-                f"{parameter(next(iter(given)))} is about an accelerator, and the device is cpu.",
-                f"Give {parameter('device')} too, or leave it out.",
+                f"{parameter(first)} is about an accelerator, and the device is cpu.",
+                f"Give {parameter('device')} too{disk}, or leave it out.",
             )
         if self.draft is not None and self.lossy:
             raise UsageError(

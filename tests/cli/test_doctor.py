@@ -158,7 +158,7 @@ def test_both_parts_of_an_accelerators_memory_are_told_and_who_has_split_it(run,
 def test_beside_an_accelerator_the_cpu_alone_is_told(run, dali_tiny):
     code, found = told(run, str(dali_tiny), "--device", "sim:paper")
     names = [way["name"] for way in found["ways"]]
-    assert (code, names) == (0, ["experts in RAM and on sim:paper", "all in RAM, on the CPU alone"])
+    assert (code, names) == (0, ["experts in RAM and on sim:paper", "all in RAM, on paper's CPU alone"])
     assert found["ways"][1]["resident"] == 0
 
 
@@ -167,7 +167,7 @@ def test_a_row_says_which_flags_ask_for_it(run, dali_tiny):
     _, found = told(run, *arguments)
     rows = {way["policy"]: (way["taken"], way["flags"]) for way in found["ways"]}
     assert rows["by fiddler"] == (True, "")
-    assert rows["misses on the CPU"] == (False, "--assign cpu_on_miss, no --system")
+    assert rows["misses on the CPU"] == (False, "--assign cpu_on_miss --prefetch none, no --system")
     assert rows[""] == (False, "--device cpu, no --vram, no --system")
     assert {choice["what"]: choice["origin"] for choice in found["plan"]}["its policy"] == "--system"
     _, out, _ = run("doctor", *arguments)

@@ -40,7 +40,7 @@ SIZES = ModelSizes(
     dtype="bfloat16",
     file_bytes=2**34,
 )
-ALONE = "all in RAM, on the CPU alone"
+ALONE = "all in RAM, on rtx3060-desktop's CPU alone"
 
 
 def ways(
@@ -66,7 +66,7 @@ def test_each_policy_that_makes_sense_is_told_with_what_asks_for_it():
     found = ways(device="sim:rtx3060-desktop", vram="4GiB")
     assert rows(found) == [
         ("misses by the faster way", {}, []),
-        ("misses on the CPU", {"assign": "cpu_on_miss"}, []),
+        ("misses on the CPU", {"assign": "cpu_on_miss", "prefetch": "none"}, []),
         ("misses copied", {"assign": "gpu"}, []),
         ("15 of 24 layers on the CPU", {"n_cpu_moe": 15}, []),
         (ALONE, {"device": "cpu"}, ["vram"]),
@@ -126,7 +126,7 @@ def test_a_gpu_that_loses_is_told_and_the_cpu_is_taken():
     """As dali.offload leaves all to the CPU then, unless somebody says how experts are to be split."""
     slow = measured(**ACCELERATED | {"sync": 0.1})
     found = ways(slow, device="cuda")
-    assert rows(found)[0] == (ALONE, {}, [])
+    assert rows(found)[0] == ("all in RAM, on the CPU alone", {}, [])
     assert [way.taken for way in found] == [True] + [False] * (len(found) - 1)
     assert rows(found)[1] == ("misses by the faster way", {"assign": "two_lane"}, [])
     said = ways(slow, device="cuda", assign="two_lane")
@@ -139,7 +139,7 @@ def test_the_policies_are_told_of_experts_on_disk_too():
     assert {way.plan.where for way in found} == {"disk"}
     assert [row[1] for row in rows(found)] == [
         {},
-        {"assign": "cpu_on_miss"},
+        {"assign": "cpu_on_miss", "prefetch": "none"},
         {"assign": "gpu"},
         {"n_cpu_moe": 20},
         {"device": "cpu"},

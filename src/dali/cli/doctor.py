@@ -38,7 +38,7 @@ VERB = Verb(
     "doctor",
     "Say before a download what MODEL (as for `dali run`) would do on this machine, from the headers of its files: memory, where "
     "its experts would be, what decides that, and how fast it would be. Without MODEL: what this machine has, what is wrong with "
-    "it, and the command that mends it. Exit code 0: it fits; 1: it does not.",
+    "it, and the command that mends it. Exit code 0: it fits; 1: it does not; 2: a flag is wrong.",
     Settings,
     headings=("output", "model", "accelerator"),
     words="[MODEL]",
@@ -70,16 +70,19 @@ def main(settings: Settings) -> int:
 def _examine(model: str, settings: Settings) -> tuple[Examination, list[Quant]]:
     options = settings.load_options()
     here = look(options)
-    for note in here.said:
+    for note in () if options.device_kind == "sim" else here.said:  # its profile tells all times
         log.info(note)
     device = device_of(options, here.profile)
+    origins = settings.origins
+    if settings.cpu_moe:  # which is an assignment, too
+        origins = {**origins, "assign": origins.get("cpu_moe", as_flag("cpu_moe"))}
     place = find(model)
     if isinstance(place, Path) or options.offline or is_cached(place):
         outline = read_outline(place if isinstance(place, Path) else locate(model, offline=True))
-        return examine(outline, options, here, device, settings.origins), []
+        return examine(outline, options, here, device, origins), []
     with scratch() as folder:
         outline, there = read_remote(place, folder)
-        found = examine(outline, options, here, device, settings.origins)
+        found = examine(outline, options, here, device, origins)
         if found.refusal is not None:
             found = replace(found, refusal=found.refusal.about(str(folder), place.name))
     quants = {} if place.quant is None else there.quants

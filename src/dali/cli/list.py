@@ -226,7 +226,7 @@ def _last_steps(listing: Listing, source: ModelSource) -> Iterator[str]:
     compiled = native.enabled()
     dtype = source.dtype("auto", compiled)
     layouts, disk = fit(
-        lambda: source.layouts("auto", dtype, None, compiled),
+        lambda ram: source.layouts("auto", dtype, ram, compiled),
         source.name,
         LoadOptions(),
         compiled,

@@ -147,6 +147,8 @@ def main(settings: Settings) -> int:
         if settings.html is not None:
             passing_note("Drawing ...")
             write_whole(settings.html, page.page(outcomes, planned, _made(settings)))
+            passing_note()
+            log.info(f"{settings.html}: tables and plots, for a browser")
         if settings.explain:
             write_explained(settings.explain, sweep.explained(planned[0]), "modelled")
     finally:  # a full disk must not take the table, too

@@ -142,7 +142,14 @@ def _choices(
         shared = [Choice("its memory", value, _shared_by(options, origins))]
         if way.policy:
             shared.append(Choice("its policy", way.policy, _decided_by(options, origins)))
-    shortened = plan.where == DISK and options.ctx_size is None
+    budgeted = plan.where == DISK or (plan.device is None and options.ram_bytes is not None)
+    shortened = budgeted and options.ctx_size is None
+    beside = plan.device is not None
+    placed = [
+        origins[key]
+        for key in ("ram",) * (not beside or plan.where == DISK) + ("vram",) * beside
+        if key in origins
+    ]
     return [
         Choice("experts", plan.format, origin("quant", "default: auto")),
         Choice(
@@ -155,7 +162,7 @@ def _choices(
             f"{plan.context} tokens",
             origin("ctx_size", "measured: the room there is" if shortened else "model"),
         ),
-        Choice("experts are", place, origin("vram" if plan.device else "ram", f"measured: {free}")),
+        Choice("experts are", place, ", ".join(placed) or f"measured: {free}"),
         *(_choices_of_reading(here.profile) if reads(plan) else ()),
         Choice("memory", f"at most {size(plan.allowed)}", origin("ram", f"measured: {free}")),
         Choice("device", used, why),

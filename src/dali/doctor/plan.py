@@ -22,15 +22,18 @@ from dali.loading.room import (
     Keeps,
     NoRoom,
     accelerates,
+    beyond_headroom,
     first_that_fits,
     least_bytes,
     least_step,
     lossy_needs_ram,
     needed,
     no_context,
+    no_rest,
     nothing_to_fetch,
     out_of_memory,
     share,
+    share_rest,
     simulated_room,
     split_memory,
     staged_bytes,
@@ -144,7 +147,10 @@ def make_plan(
     packed = compiled and quantized(layouts[0][0].name)
     loading = sizes.dense_bytes(dtype, packed and sizes.gguf)
     allowed = free.memory if options.ram_bytes is None else options.ram_bytes
-    fits = first_that_fits(experts, loading, allowed)
+    states = sizes.state_bytes(context, dtype, options.in_q8, STEP_TOKENS)
+    asked = options.ram_bytes is not None and options.ctx_size is not None and compiled and device is None
+    room = allowed - (beyond_headroom(states) if asked else 0)
+    fits = first_that_fits(experts, loading, room)
     chosen = len(layouts) - 1 if fits is None else fits
     plan = Plan(
         RAM,
@@ -154,7 +160,7 @@ def make_plan(
         context,
         sizes.running_bytes(dtype, packed),
         experts[chosen],
-        sizes.state_bytes(context, dtype, options.in_q8, STEP_TOKENS),
+        states,
         allowed,
         all_slots=sizes.moe_layers * sizes.experts,
         store=0 if sizes.gguf and fits is not None else experts[chosen],
@@ -179,6 +185,8 @@ def make_plan(
         plan = _on_disk(sizes, options, free, plan, loading, device)
     elif device is None and options.prefetch is not None:
         raise nothing_to_fetch(options.prefetch, sizes.name)
+    elif device is None and options.ram_bytes is not None:
+        plan = _beside(sizes, options, plan)
     _check_disk(sizes, plan, free)
     return plan if device is None else _accelerated(sizes, options, plan, device)
 
@@ -200,6 +208,25 @@ def _step_bytes(sizes: ModelSizes, staged: bool, tokens: int) -> int:
     logits = LOGIT_ROWS * sizes.vocab
     taken = step_bytes(sizes.hidden, sizes.intermediate, sizes.top_k, sizes.widest, tokens, logits)
     return taken + (staged_bytes(tokens, sizes.top_k, sizes.hidden) if staged else 0)
+
+
+def _beside(sizes: ModelSizes, options: LoadOptions, plan: Plan) -> Plan:
+    """The same with as long a context as a budget that was asked for leaves room for. DaliError: for none."""
+    ram = plan.allowed
+    used = IMPORTED + LOADED + plan.dense + plan.experts + _step_bytes(sizes, False, STEP_TOKENS)
+
+    def states(tokens: int) -> int:
+        return sizes.state_bytes(tokens, plan.dtype, options.in_q8, STEP_TOKENS)
+
+    try:
+        shares = share_rest(
+            ram - used, used, (plan.context, options.ctx_size is not None), options.cache_ram_bytes, states
+        )
+    except NoRoom as none:
+        if none.tokens:
+            raise no_context(plan.context, states(plan.context), none, ram) from None
+        raise no_rest(sizes.name, none.least, ram) from None
+    return replace(plan, context=shares.context, states=states(shares.context))
 
 
 def _on_disk(

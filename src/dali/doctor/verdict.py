@@ -28,7 +28,7 @@ def of_speed(prediction: Prediction) -> Verdict:
     word = "FAST" if speed >= FAST else "USABLE" if speed >= USABLE else "SLOW"
     limit = f"{FAST:.0f} or more" if word == "FAST" else f"{USABLE:.0f} to {FAST:.0f}"
     limit = f"fewer than {USABLE:.0f}" if word == "SLOW" else limit
-    return Verdict(word, f"It decodes {of(prediction.decode.expected)} tokens a second, modelled: {limit}.")
+    return Verdict(word, f"It decodes {of(speed)} tokens a second, modelled; {word} is {limit}.")
 
 
 def of_refusal(error: DaliError) -> Verdict:

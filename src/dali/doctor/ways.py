@@ -53,7 +53,7 @@ def ways_of(sizes: ModelSizes, options: LoadOptions, here: Here, device: Device 
         if device is None:  # told by its place, as the first one is
             way = way._replace(policy="")
         elif other.device is None:
-            way = way._replace(name=f"{way.name} alone")
+            way = way._replace(name=f"{_name(other, device)} alone")
         elif any(_same(way, one) for one in found):
             continue
         found.append(way)
@@ -85,11 +85,13 @@ def _asked(change: Mapping[str, Any], options: LoadOptions) -> dict[str, Any]:
     return {"added": added, "dropped": dropped}
 
 
-def _name(plan: Plan) -> str:
+def _name(plan: Plan, beside: Device | None = None) -> str:
+    """`beside`: the device that is not used, whose profile tells the CPU's speed, too, where it is simulated."""
     if plan.device is not None:
         first = "experts on disk, in RAM" if plan.where == DISK else "experts in RAM"
         return f"{first} and on {plan.device.name}"
-    return "all in RAM, on the CPU" if plan.where == RAM else "experts on disk, on the CPU"
+    cpu = f"{beside.profile.name}'s CPU" if beside is not None and beside.simulated else "the CPU"
+    return f"{'all in RAM' if plan.where == RAM else 'experts on disk'}, on {cpu}"
 
 
 def _policy(sizes: ModelSizes, plan: Plan) -> str:
@@ -137,9 +139,12 @@ def _splits(
         plan = make_plan(sizes, _changed(options, none), here.free, here.compiled, device)
     if not 0 < plan.resident < plan.all_slots:
         return
-    for assign in MISSES:
-        if assign != DEFAULT["assign"] and (None, None, assign) != said:
-            yield {**none, "assign": assign}, device
+    for assign, ahead in (
+        ("cpu_on_miss", {"prefetch": "none"}),
+        ("gpu", {}),
+    ):  # the CPU has misses that nobody fetches ahead
+        if (None, None, assign) != said:
+            yield {**none, "assign": assign, **ahead}, device
     layers = sizes.moe_layers - plan.resident // sizes.experts
     if layers not in (sizes.moe_layers, options.n_cpu_moe):
         yield {**none, "n_cpu_moe": layers, "prefetch": None, "cache": None}, device
@@ -176,6 +181,8 @@ def reads(plan: Plan) -> bool:
 def _same(way: Way, other: Way) -> bool:
     if way.plan.device is None or other.plan.device is None:
         return False
+    if not way.policy and not other.policy:  # there is nothing to decide
+        return True
     first, second = way.prediction, other.prediction
     pairs = (first.decode, second.decode), (first.prompt, second.prompt)
     return all(math.isclose(one.expected, other.expected, rel_tol=SAME) for one, other in pairs)

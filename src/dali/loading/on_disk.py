@@ -22,6 +22,7 @@ from dali.loading.room import (
     LOGIT_ROWS,
     MARGIN,
     DoesNotFit,
+    beyond_headroom,
     least_bytes,
     least_step,
     lossy_needs_ram,
@@ -38,7 +39,7 @@ from dali.units import size
 
 
 def fit(
-    choose: Callable[[], list[ExpertLayout]],
+    choose: Callable[[int | None], list[ExpertLayout]],
     what: object,
     options: LoadOptions,
     compiled: bool,
@@ -47,13 +48,18 @@ def fit(
     dtype: torch.dtype,
     stays: Callable[[list[ExpertLayout]], int] = lambda layouts: 0,
 ) -> tuple[list[ExpertLayout], DiskPlan | None]:
-    """The layouts that `choose` finds to fit RAM; where none does, those it comes nearest with, and how they are kept on disk.
+    """The layouts that `choose` finds to fit RAM, or a budget of so many bytes; where none does, those it comes nearest with, and
+    how they are kept on disk. A budget that was asked for has room for the context that was asked for, too.
 
     DaliError where that cannot be, or the budget does not even have room for a token's experts of one layer beside all else.
     `calls` and `dtype`: of the model, `skeleton`: it on meta; `stays`: bytes of its dense weights that then are on disk, too.
     """
+    ram, windows = options.ram_bytes, any(calls.windows.values())  # which keep less of a long context
+    kept = calls.kept * (1 if options.in_q8 else dtype.itemsize)
+    if ram is not None and compiled and options.device == "cpu" and not windows:
+        ram -= beyond_headroom((options.ctx_size or 0) * kept)
     try:
-        return choose(), None
+        return choose(ram), None
     except DoesNotFit as misfit:
         if not compiled or sys.platform == "win32":
             raise  # experts on disk are for compiled kernels
@@ -61,9 +67,7 @@ def fit(
             raise lossy_needs_ram(what) from misfit
         if options.device_kind == "sim" and (profile := options.planning_profile()) is not None:
             disk_costs(profile)
-        kept = calls.kept * (1 if options.in_q8 else dtype.itemsize)
         misfit.dense_bytes -= stays(misfit.layouts)
-        windows = any(calls.windows.values())  # which keep less of a long context
         return misfit.layouts, _plan(misfit, what, options, calls.top_k, skeleton, kept, windows)
 
 

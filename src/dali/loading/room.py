@@ -34,6 +34,8 @@ STATES_SHARE = (
 )
 PREFIX_SHARE = 16  # and one so large to the prefix cache
 MOST_PREFIX = 2**30
+CACHE_SHARE = 4  # of what is free beside a model that is all in RAM, for the prefix cache unless told
+MOST_CACHE = 8 << 30
 BUFFERS = 4  # of outputs by (token, choice) pair, that the runtime over an accelerator has on the host
 STEP_SHARE = 12  # of the budget, for what a step takes for a while
 MOST_STEP = 4096  # prompt tokens, in which others wait for theirs
@@ -71,6 +73,11 @@ class NoRoom(Exception):
 def needed(experts: int, dense: int) -> int:
     """Bytes that must be free for a model whose experts are all in RAM."""
     return experts + dense + HEADROOM
+
+
+def beyond_headroom(states: int) -> int:
+    """Bytes that must be free besides, for a context that was asked for and keeps `states`."""
+    return max(states - HEADROOM // 4, 0)
 
 
 def first_that_fits(experts: Sequence[int], dense: int, allowed: int) -> int | None:
@@ -135,6 +142,14 @@ def too_small(what: object, least: int, ram: int | None, allowed: int) -> DaliEr
     if ram is None:
         return DaliError(problem, "Close other programs, or choose a smaller model.")
     return DaliError(problem, f"Give {parameter('ram')} {enough(least + SPREAD)} or more.")
+
+
+def no_rest(what: object, least: int, ram: int) -> DaliError:
+    """A budget that has all experts, and next to nothing beside them."""
+    return DaliError(
+        f"{what} needs {size(least)} of memory with the shortest context; {parameter('ram')} allows {size(ram)}.",
+        f"Give {parameter('ram')} {enough(least + SPREAD)} or more.",
+    )
 
 
 def no_context(tokens: int, nbytes: int, none: NoRoom, ram: int | None) -> DaliError:
@@ -225,6 +240,23 @@ def share(
     if prefixes is None:
         prefixes = min(rest // PREFIX_SHARE, MOST_PREFIX)
     return Shares(tokens, whole, prefixes, max(min((rest - prefixes) // slot_bytes, slots[1]), slots[0]))
+
+
+def share_rest(
+    rest: int, used: int, context: tuple[int, bool], prefixes: int | None, states: Callable[[int], int]
+) -> Shares:
+    """As `share`, beside all experts in RAM: sequences have what the prefix cache leaves of `rest`."""
+    most, asked = context
+    fewest = states(min(FEWEST_TOKENS, most))
+    if rest < fewest:
+        raise NoRoom(least=used + fewest)
+    room = max(rest - (prefixes or 0), fewest)
+    tokens = most_tokens(most, room, states)
+    if tokens < most and asked:
+        raise NoRoom(tokens=tokens, states=room)
+    if prefixes is None:
+        prefixes = min((rest - states(tokens)) // CACHE_SHARE, MOST_CACHE)
+    return Shares(tokens, max(rest - prefixes, fewest), prefixes, 0)
 
 
 def most_tokens(most: int, room: int, states: Callable[[int], int]) -> int:

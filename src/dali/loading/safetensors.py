@@ -190,7 +190,7 @@ class SafetensorsModel(ModelSource):
         self, dtype: torch.dtype, options: LoadOptions, compiled: bool
     ) -> tuple[list[ExpertLayout], DiskPlan | None]:
         return fit(
-            lambda: self.layouts(options.quant, dtype, options.ram_bytes),
+            lambda ram: self.layouts(options.quant, dtype, ram),
             self.name,
             options,
             compiled,

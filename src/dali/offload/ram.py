@@ -1,4 +1,4 @@
-"""How a budget of RAM is shared out once a model is loaded whose experts are on disk."""
+"""How a budget of RAM is shared out once a model is loaded."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ from dali.loading.room import (
     STEP,
     NoRoom,
     no_context,
+    no_rest,
     share,
+    share_rest,
     staged_bytes,
     step_tokens,
     too_small,
@@ -73,11 +75,7 @@ def share_out(
     except NoRoom as none:
         raise _no_room(none, loaded, plan, states) from None
     if keeps is not None:
-        if shares.context < loaded.ctx_size:
-            notify(
-                f"The context is {shares.context} tokens of {loaded.ctx_size}, as many as the budget of RAM has room for."
-            )
-        loaded.ctx_size = shares.context
+        _set_context(loaded, shares.context, notify)
         budget = StateBudget(shares.states, keeps)
         simulated = engine.budget  # of the accelerator's memory, where they are supposed to be
         engine.limit_states(budget if simulated is None else budget.within(simulated.nbytes))
@@ -90,6 +88,41 @@ def share_out(
     loaded.telemetry.clear()  # of what was tried here
     _tell(loaded, pool, plan, notify)
     return shares.prefixes
+
+
+def share_beside(
+    loaded: LoadedModel, engine: Engine, options: LoadOptions, notify: Callable[[str], None]
+) -> int:
+    """As `share_out`, where the CPU computes all, and the budget that somebody asked for has room for all experts: sequences have
+    what is left of it beside the prefix cache."""
+    ram, keeps = options.ram_bytes, state_size(engine)
+    assert ram is not None
+    loaded.telemetry.clear()  # of what told the size
+    step = engine.scheduler.step_tokens
+    used = own_memory() + _step_bytes(loaded, step, None)
+
+    def states(tokens: int) -> int:
+        return keeps.nbytes(Reservation(tokens, step, drafted(options)))
+
+    context = loaded.ctx_size, options.ctx_size is not None
+    try:
+        shares = share_rest(ram - used, used, context, options.cache_ram_bytes, states)
+    except NoRoom as none:
+        if none.tokens:
+            raise no_context(loaded.ctx_size, states(loaded.ctx_size), none, ram) from None
+        raise no_rest(loaded.name, none.least, ram) from None
+    _set_context(loaded, shares.context, notify)
+    engine.limit_states(StateBudget(shares.states, keeps))
+    return shares.prefixes
+
+
+def _set_context(loaded: LoadedModel, tokens: int, notify: Callable[[str], None]) -> None:
+    """Where it is shorter than the model's, that is said."""
+    if tokens < loaded.ctx_size:
+        notify(
+            f"The context is {tokens} tokens of {loaded.ctx_size}, as many as the budget of RAM has room for."
+        )
+    loaded.ctx_size = tokens
 
 
 def _no_room(none: NoRoom, loaded: LoadedModel, plan: DiskPlan, states: Callable[[int], int]) -> DaliError:

@@ -21,13 +21,11 @@ from dali.hardware.free_memory import available_ram
 from dali.hooks.attention import smallest_window
 from dali.hooks.recurrent import recurrent_modules
 from dali.loading.loaded import LoadedModel
-from dali.loading.room import HEADROOM
+from dali.loading.room import CACHE_SHARE, HEADROOM, MOST_CACHE
 from dali.options import LoadOptions
 
 # Raised whenever keys, values or states may get other bits from the same model, or files another meaning.
 ARITHMETIC = 1
-MOST_RAM = 8 << 30  # unless more is asked for
-SHARE = 4  # a part so large of the free memory is taken unless told
 
 
 def open_prefixes(
@@ -52,7 +50,7 @@ def default_ram(loaded: LoadedModel, planned: int | None) -> int:
     free = available_ram()
     if planned is not None:
         free = min(free, planned - loaded.expert_bytes - loaded.dense_bytes - HEADROOM)
-    return min(max(free, 0) // SHARE, MOST_RAM)
+    return min(max(free, 0) // CACHE_SHARE, MOST_CACHE)
 
 
 def identity(loaded: LoadedModel, options: LoadOptions) -> str:

@@ -213,7 +213,7 @@ class GgufModel(ModelSource):
         self, dtype: torch.dtype, options: LoadOptions, compiled: bool
     ) -> tuple[list[ExpertLayout], DiskPlan | None]:
         return fit(
-            lambda: self.layouts(options.quant, dtype, options.ram_bytes, compiled),
+            lambda ram: self.layouts(options.quant, dtype, ram, compiled),
             self.name,
             options,
             compiled,

@@ -17,8 +17,9 @@ class Policy:
 
     def __init__(self, cpu_layers: int | None = None) -> None:
         if cpu_layers is None or cpu_layers < 0:
+            given = "" if cpu_layers is None else f", not {cpu_layers}"
             raise UsageError(
-                f"The assign policy layerwise needs a number of layers, not {cpu_layers}.",
+                f"The assign policy layerwise needs a number of layers{given}.",
                 f"Give {parameter('n_cpu_moe')} N.",
             )
         self.cpu_layers = cpu_layers
