@@ -26,7 +26,7 @@ from dali.policies.registry import DEFAULT
 from dali.store.cache import store_path
 from dali.units import size
 
-AHEAD = "Whether reading ahead pays is found out by steps: these are speeds without it. `{}--prefetch none` keeps it off."
+AHEAD = "Whether reading ahead pays is found out by steps: these are speeds without it. {} keeps it off."
 MORE = 2**30  # bytes, of what one more GiB would bring
 
 
@@ -194,7 +194,11 @@ def _choices_of_reading(profile: Profile) -> list[Choice]:
 def _notes(sizes: ModelSizes, plan: Plan, options: LoadOptions, here: Here) -> list[str]:
     if plan.where == DISK:
         tried = plan.device is None and plan.slots < plan.all_slots and options.prefetch is None
-        return [AHEAD.format("" if options.ram else "--ram SIZE ")] if tried else []
+        return (
+            [AHEAD.format("`--prefetch none`" if options.ram else "`--ram SIZE --prefetch none`")]
+            if tried
+            else []
+        )
     room = plan.allowed - plan.dense - plan.experts - HEADROOM // 2
     if plan.states <= room:
         return []
