@@ -15,7 +15,7 @@ from dali.doctor.outline import read_outline
 from dali.doctor.plan import Free, make_plan
 from dali.errors import DaliError
 from dali.hardware import own
-from dali.hardware.cost import reading
+from dali.hardware.cost import DiskCosts, reading
 from dali.hardware.profile import load
 from dali.kernels import native
 from dali.loading import on_disk
@@ -86,6 +86,20 @@ def test_the_budget_that_a_refusal_names_is_taken(sizes, window, quant, ram, dev
     enough = re.search(r"ive ram (\d+MiB) or more", refused.value.fix)
     assert enough is not None
     assert planned(enough[1]).context == 2**14
+
+
+def test_it_has_room_for_what_plain_reads_have_in_the_page_cache(sizes):
+    large = replace(sizes, experts=2**17)  # more than any RAM has room for
+    free = Free(2**30, reads=DiskCosts(3e9, 1e-4, 1024, plain=True))
+
+    def planned(ram):
+        return make_plan(large, LoadOptions(ram=ram, quant="w4"), free, compiled=True)
+
+    with pytest.raises(DaliError) as refused:
+        planned(2**26)
+    enough = re.search(r"ive ram (\d+MiB) or more", refused.value.fix)
+    assert enough is not None
+    assert planned(enough[1]).where == "disk"
 
 
 @pytest.mark.parametrize("kind", ["q8", "model"])

@@ -15,7 +15,7 @@ from dali.errors import DaliError, StoreError
 from dali.hardware import own
 from dali.kernels import native
 from dali.loading import on_disk
-from dali.loading.room import HEADROOM
+from dali.loading.room import HEADROOM, SPREAD
 from dali.store.disk_pool import DiskPool
 from dali.units import parse_size
 from decoded import decoded
@@ -129,6 +129,19 @@ def test_a_budget_below_a_token_s_experts_is_refused_with_the_one_to_give(saved)
     assert parse_size(told[1]) > parse_size("10MiB")
     llm = dali.load(saved, ram=told[1], quant="w8")
     assert llm.generate([5, 6, 7], max_tokens=3, ignore_eos=True).tokens
+
+
+def test_the_budget_to_give_has_room_for_what_plain_reads_have_in_the_page_cache(saved, monkeypatch):
+    monkeypatch.setattr("dali.hardware.own.this_machine", lambda folder: MACHINE)
+    named = []
+    for bandwidth in (2e9, 6e9):  # past it, or through it
+        own.write(measured(plain_bandwidth=bandwidth, plain_queue_depth=1024.0))
+        with pytest.raises(DaliError, match=r"ram allows 10.0 MiB") as error:
+            dali.load(saved, ram="10MiB", quant="w8")
+        told = re.search(r"Give ram (\w+) or more", str(error.value))
+        assert told is not None
+        named.append(parse_size(told[1]))
+    assert named[1] - named[0] > 1024 * 12288 - SPREAD / 4  # records of 12 KiB
 
 
 def test_what_is_free_is_the_budget_where_none_is_given(saved, monkeypatch):

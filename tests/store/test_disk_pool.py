@@ -132,6 +132,14 @@ def test_reads_ahead_last_as_long_as_there_is_no_step(path):
     assert pool.counters().reads == 3 * EXPERTS
 
 
+def test_a_disk_faster_than_computing_reads_no_farther_ahead(path):
+    pool = DiskPool(path, 15, 15, depth=1)
+    lease = library.ExpertLease(pool._cache._cache, 0, list(range(EXPERTS)))
+    while lease.next():
+        time.sleep(0.01)  # computing: ten reads
+    assert pool.counters().reads == EXPERTS + 2  # as no time between layers is known yet
+
+
 def test_of_a_whole_layer_a_few_are_told_at_a_time(path):
     pool = DiskPool(path, 15, 15, depth=4)
     everything = list(range(EXPERTS))

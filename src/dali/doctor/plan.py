@@ -250,7 +250,7 @@ def _on_disk(
     fewest, whole = (
         sizes.state_bytes(tokens, plan.dtype, options.in_q8, chunk) for tokens in (shortest, asked)
     )
-    least = least_bytes(IMPORTED, loading, step(chunk), sizes.top_k * plan.slot, fewest)
+    least = least_bytes(IMPORTED + cached, loading, step(chunk), sizes.top_k * plan.slot, fewest)
     if least > allowed:
         raise too_small(sizes.name, least + (0 if on_gpu else whole - fewest), ram, allowed)
 

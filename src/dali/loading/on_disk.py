@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from dali.errors import DaliError
 from dali.hardware import own
 from dali.hardware.cost import disk_costs, reading
 from dali.hardware.free_memory import available_ram, own_memory
@@ -35,6 +36,7 @@ from dali.store.packed.builder import Progress
 from dali.store.packed.header import StoreHeader
 from dali.store.packed.reader import DamagedStore, StoreReader
 from dali.store.packed.speed import measure_speed
+from dali.store.page_cache import cached_bytes
 from dali.units import size
 
 
@@ -90,12 +92,23 @@ def _plan(
     chunk = least_step(alone and layout.format.quantized)
     fewest = min(options.ctx_size or FEWEST_TOKENS, FEWEST_TOKENS)
     step = step_bytes(layout, top_k, skeleton, chunk)
+    used += _cached(layout.record_bytes)
     least = least_bytes(used, misfit.dense_bytes, step, top_k * layout.record_bytes, fewest * kept)
     if least > allowed:
         in_ram = options.device_kind != "cuda"  # whose own memory has keys and values
         more = ((options.ctx_size or fewest) - fewest) * kept if in_ram and not windows else 0
         raise too_small(what, least + more, ram, allowed)
     return DiskPlan(allowed, ram is not None, top_k)
+
+
+def _cached(slot_bytes: int) -> int:
+    """Bytes that reads will have in the page cache, by this machine's profile. What is wrong with that is told by `open_pool`."""
+    try:
+        mine = own.read()
+    except DaliError:
+        return 0
+    disk = reading(mine) if mine.has_disk else None
+    return 0 if disk is None else cached_bytes(disk.plain, disk.depth, slot_bytes)
 
 
 def step_bytes(layout: ExpertLayout, top_k: int, model: Any, tokens: int) -> int:

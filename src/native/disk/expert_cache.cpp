@@ -269,7 +269,7 @@ void ExpertCache::read_on(int layer) {
         for (int expert = 0; expert < store_.experts; expert++) {
             const int at = slot_of_[record(layer, expert)];
             if (at < 0) absent.push_back(expert);
-            else most -= slots_[at].state == State::reading;
+            else most -= slots_[at].state == State::reading || slots_[at].ahead;
         }
         absent.resize(size_t(std::clamp(most, 0, int(absent.size()))));
         read_ahead(layer, absent);
@@ -277,7 +277,8 @@ void ExpertCache::read_on(int layer) {
     }
 }
 
-// Reads ahead of a layer that keep the disk busy until its router has spoken. More would take the slots of others that stay.
+// Reads ahead, those that are there included, that keep the disk busy until a layer's router has spoken. More would take the slots of
+// others that stay, and a disk faster than computing would put out all of them.
 int ExpertCache::far_enough(int layer) const {
     const double read = read_seconds(layer);
     return 2 * reader_.threads() + (read > 0 ? int(std::min(between_ / read, double(store_.experts))) : 0);
