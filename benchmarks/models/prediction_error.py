@@ -144,6 +144,7 @@ def cells(plan: Plan, context: int) -> list[Cell]:
 
 def predicted(cell: Cell, sizes: ModelSizes, plan: Plan, profile: Profile) -> Interval:
     hits = statistics.mean(cell.found) if cell.found else None
+    plan = replace(plan, plain=profile.reads_plainly)
     if not cell.batch:
         return predict(sizes, profile, plan, prompt=cell.context, hits=hits).prompt
     return predict(sizes, profile, plan, cell.context, cell.batch, hits=hits).decode

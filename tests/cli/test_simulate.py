@@ -26,7 +26,7 @@ def test_a_comparison(run, trace, tmp_path):
         "simulate", trace, "--policy", "default,lru", "--cache-slots", "25%,50%", "--batch", "1,2", "--profile",
         "paper,egpu-x4", "--shape", "mixtral-8x7b", "--tokens", "30", *flags,
     )  # fmt: skip
-    assert (code, err) == (0, "")
+    assert (code, err) == (0, f"{tmp_path}/r.html: tables and plots, for a browser\n")
     rows = json.loads((tmp_path / "r.json").read_text())["rows"]
     assert len(rows) == 16
     assert len(out.splitlines()) > 16

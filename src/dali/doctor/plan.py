@@ -135,13 +135,7 @@ def make_plan(
         check_range(options.ctx_size, most, sizes.name)
     context = most if options.ctx_size is None else options.ctx_size
     dtype = _dtype(sizes, options, compiled)
-    names = ["w8", "w4"] if options.quant == "auto" and not sizes.gguf else [options.quant]
-    if options.quant == "keep" and sizes.fp8:
-        raise DaliError(
-            f"The experts of {sizes.name} are in FP8, and dali packs no such values.",
-            f"Give {parameter('quant')} f32, which holds them, bf16, which rounds them, or w8.",
-        )
-    layouts = [sizes.layouts(name) for name in names]
+    layouts = _candidates(sizes, options)
     experts = [_all(sizes, each) for each in layouts]
     smallest = _all(sizes, sizes.layouts("w4"))
     packed = compiled and quantized(layouts[0][0].name)
@@ -189,6 +183,17 @@ def make_plan(
         plan = _beside(sizes, options, plan)
     _check_disk(sizes, plan, free)
     return plan if device is None else _accelerated(sizes, options, plan, device)
+
+
+def _candidates(sizes: ModelSizes, options: LoadOptions) -> list[Sequence[ExpertFormat]]:
+    """The formats of experts that loading would try, of each MoE layer."""
+    if options.quant == "keep" and sizes.fp8:
+        raise DaliError(
+            f"The experts of {sizes.name} are in FP8, and dali packs no such values.",
+            f"Give {parameter('quant')} f32, which holds them, bf16, which rounds them, or w8.",
+        )
+    names = ["w8", "w4"] if options.quant == "auto" and not sizes.gguf else [options.quant]
+    return [sizes.layouts(name) for name in names]
 
 
 def _dtype(sizes: ModelSizes, options: LoadOptions, compiled: bool) -> str:

@@ -268,9 +268,12 @@ class _Speed:
             counts = range(int(absent) + 2)
             seconds = [disk_lane.layer_seconds(disk, slot, there, count, each) for count in counts]
             return _between(seconds, absent)
-        reading = disk.each(slot)
-        each *= rates.slower(self.profile.tables, "reads", routed)
-        left = max(absent - dense / reading, 0.0)
+        reading, left = disk.each(slot), absent
+        if (
+            not self.on_device
+        ):  # over an accelerator nothing is read on, and its experts are no slower beside reads
+            each *= rates.slower(self.profile.tables, "reads", routed)
+            left = max(absent - dense / reading, 0.0)
         return max(left * reading + min(left, max(disk.depth / 2, FEW)) * each, active * each)
 
     def _missing(self, luck: float) -> float:
@@ -284,7 +287,9 @@ class _Speed:
         return 1 - _found(there / plan.all_slots, luck)
 
     def _disk(self) -> DiskCosts:
-        """As the plan has experts read, where the profile says how fast that is."""
+        """As the plan has experts read, where the profile says how fast that is; a simulated device as its own profile has it."""
+        if self.plan.device is not None and self.plan.device.simulated:
+            return disk_costs(self.profile)
         return disk_costs(self.profile, self.plan.plain and self.profile.plain_share is not None)
 
     def load(self) -> float | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from weakref import ref
 
 from dali.devices import Device, SimDevice
@@ -54,13 +55,14 @@ def share_out(
     step = engine.scheduler.step_tokens
     if keeps is not None and loaded.layout.format.quantized:  # a GPU's memory is for no more
         shortest = loaded.ctx_size if options.ctx_size is not None else min(FEWEST_TOKENS, loaded.ctx_size)
+        fewest = partial(_state_bytes, keeps, options, shortest)
         step = engine.scheduler.step_tokens = _step_tokens(
-            loaded, min(step, STEP), plan.ram - held - pool.cached_bytes, keeps, shortest, device
+            loaded, min(step, STEP), plan.ram - held - pool.cached_bytes, fewest, device
         )
     used = held + pool.cached_bytes + _step_bytes(loaded, step, device)
 
     def states(tokens: int) -> int:
-        return 0 if keeps is None else keeps.nbytes(Reservation(tokens, step, drafted(options)))
+        return 0 if keeps is None else _state_bytes(keeps, options, tokens, step)
 
     try:
         shares = share(
@@ -102,7 +104,7 @@ def share_beside(
     used = own_memory() + _step_bytes(loaded, step, None)
 
     def states(tokens: int) -> int:
-        return keeps.nbytes(Reservation(tokens, step, drafted(options)))
+        return _state_bytes(keeps, options, tokens, step)
 
     context = loaded.ctx_size, options.ctx_size is not None
     try:
@@ -152,11 +154,16 @@ def _until_asked(engine: Engine) -> Callable[[], bool]:
     return asked
 
 
+def _state_bytes(keeps: StateSize, options: LoadOptions, context: int, step: int) -> int:
+    """What a sequence of so long a context keeps, read in steps of so many tokens."""
+    return keeps.nbytes(Reservation(context, step, drafted(options)))
+
+
 def _step_tokens(
-    loaded: LoadedModel, usual: int, room: int, keeps: StateSize, context: int, device: Device | None
+    loaded: LoadedModel, usual: int, room: int, states: Callable[[int], int], device: Device | None
 ) -> int:
     """Prompt tokens a step of quantized experts: floats are computed in chunks as they are with all experts in RAM, for the same
-    bits. `room`: bytes for steps, states of so long a `context` and experts."""
+    bits. `room`: bytes for steps, experts and `states`, read in steps of so many tokens."""
     pool, plan = loaded.pool, loaded.disk
     assert isinstance(pool, DiskPool) and plan is not None
 
@@ -164,7 +171,7 @@ def _step_tokens(
         return _step_bytes(loaded, tokens, device)
 
     def slots(tokens: int) -> int:
-        return (room - step(tokens) - keeps.nbytes(Reservation(context, tokens))) // pool.slot_bytes
+        return (room - step(tokens) - states(tokens)) // pool.slot_bytes
 
     wanted = plan.least_slots, min(plan.least_slots * pool.layers, pool.most_slots)
     return step_tokens(usual, plan.ram, step, slots, wanted, shrinks=device is None)

@@ -290,8 +290,12 @@ std::vector<int> ExpertCache::note_locked(int layer, const std::vector<int>& exp
     first_to_go_[layer] = UNKNOWN;
     wide_ = wide(experts.size());
     if (wide_ && layer == left_ + 1) between_ = now() - left_at_;
-    if (wide_) layer_ = NO_LAYER;
-    else begin_layer(layer, experts);
+    if (wide_) {
+        layer_ = NO_LAYER;
+    } else {
+        left_ = NO_LAYER;
+        begin_layer(layer, experts);
+    }
     std::vector<int> missing;
     for (const int expert : experts) {
         const int at = slot_of_[record(layer, expert)];
