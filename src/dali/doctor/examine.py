@@ -143,7 +143,7 @@ def _choices(
         if way.policy:
             shared.append(Choice("its policy", way.policy, _decided_by(options, origins)))
     budgeted = plan.where == DISK or (plan.device is None and options.ram_bytes is not None)
-    shortened = budgeted and options.ctx_size is None
+    shortened = budgeted and options.ctx_size is None and plan.context < sizes.context
     beside = plan.device is not None
     placed = [
         origins[key]

@@ -128,7 +128,8 @@ def told(
 
     def tell_and_start() -> Progress:
         notify(
-            f"RAM cannot hold the experts: they are packed into {path}, once, which takes {size(header.file_bytes)}."
+            f"RAM has no sure room for all experts beside the rest: they are packed into {path}, once, which takes "
+            f"{size(header.file_bytes)}."
         )
         return start()
 
