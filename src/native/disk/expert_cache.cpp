@@ -264,21 +264,25 @@ void ExpertCache::begin_layer(int layer, const std::vector<int>& experts) {
 // Reads absent experts of a layer and, where it lacks too few, of those that follow, in the disk's order.
 void ExpertCache::read_on(int layer) {
     if (layer >= int(store_.layers.size())) return;
-    for (int most = far_enough(layer); layer < int(store_.layers.size()) && most > 0; layer++) {
+    const int next = layer;
+    for (int most = far_enough(layer), there = 0; layer < int(store_.layers.size()) && most > 0; layer++) {
         std::vector<int> absent;
         for (int expert = 0; expert < store_.experts; expert++) {
             const int at = slot_of_[record(layer, expert)];
             if (at < 0) absent.push_back(expert);
-            else most -= slots_[at].state == State::reading || slots_[at].ahead;
+            else if (slots_[at].state == State::reading) most--;
+            else there += slots_[at].ahead;
         }
-        absent.resize(size_t(std::clamp(most, 0, int(absent.size()))));
+        // All that the next layer lacks is wanted soon. Of others no more than keep the disk busy, those that are there included.
+        const int some = layer == next ? most : most - there;
+        absent.resize(size_t(std::clamp(some, 0, int(absent.size()))));
         read_ahead(layer, absent);
         most -= int(absent.size());
     }
 }
 
-// Reads ahead, those that are there included, that keep the disk busy until a layer's router has spoken. More would take the slots of
-// others that stay, and a disk faster than computing would put out all of them.
+// Reads ahead that keep the disk busy until a layer's router has spoken. More would take the slots of others that stay, and a disk
+// faster than computing would put out all of them.
 int ExpertCache::far_enough(int layer) const {
     const double read = read_seconds(layer);
     return 2 * reader_.threads() + (read > 0 ? int(std::min(between_ / read, double(store_.experts))) : 0);
