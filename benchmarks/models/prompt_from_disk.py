@@ -17,11 +17,9 @@ meanwhile, without which a figure of two busy cores says little.
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import os
 import random
-import shutil
 import subprocess
 import sys
 import time
@@ -75,52 +73,41 @@ def run(file: Path, ram: int, prompts: int, tokens: list[int]) -> dict[str, Any]
 
 def measure(kind: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     """The rows of one file."""
-    file, cache = options.folder / f"walk-{kind.lower()}.gguf", options.folder / f"cache-{kind.lower()}"
     walks = vs_mmap.walks_of(options.trace)
     tokens = dict(zip(walks, walk_gguf.tokens_of(list(walks.values())), strict=True))["prompt"]
-    if not file.exists():
-        walk_gguf.write_walks(file, walk_gguf.Type[kind], list(walks.values()))
-    del walks
-    gc.collect()
-    size = file.stat().st_size
-    if not cache.exists():
-        vs_mmap.pack(file, cache, size // 2, options.folder / "pack.log")
     rows: list[dict[str, Any]] = []
-    for share in [0, *options.shares]:
-        limit = size * share // 100 // 2**20 * 2**20
-        command = [sys.executable, __file__, str(file), str(options.trace), "--prompts", str(options.prompts)]
-        command += ["--one", str(limit), json.dumps([*tokens, tokens[0] - 1])]
-        environment = os.environ | {"DALI_CACHE_DIR": str(cache)}
-        done = subprocess.run(command, capture_output=True, text=True, env=environment)
-        if done.returncode:
-            sys.exit(done.stderr)
-        row = {"file": kind, "share": share or "all", "limit_mib": limit >> 20}
-        row |= json.loads(done.stdout.splitlines()[-1])
-        if share:
-            computing = rows[0]["prompt_seconds"]
-            bound = max(row["disk_seconds"], computing)
-            row |= {"computing_seconds": computing, "of_bound": bound / row["prompt_seconds"]}
-            row["of_disk"] = row["disk_seconds"] / row["prompt_seconds"]
-        rows.append(
-            {name: round(value, 3) if isinstance(value, float) else value for name, value in row.items()}
-        )
-        print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
-    if not options.keep:
-        file.unlink()
-        shutil.rmtree(cache)
+    with vs_mmap.model(kind, walks, options) as (file, cache, size):
+        for share in [0, *options.shares]:
+            limit = size * share // 100 // 2**20 * 2**20
+            command = [sys.executable, __file__, str(file), str(options.trace)]
+            command += [
+                "--prompts",
+                str(options.prompts),
+                "--one",
+                str(limit),
+                json.dumps([*tokens, tokens[0] - 1]),
+            ]
+            environment = os.environ | {"DALI_CACHE_DIR": str(cache)}
+            done = subprocess.run(command, capture_output=True, text=True, env=environment)
+            if done.returncode:
+                sys.exit(done.stderr)
+            row = {"file": kind, "share": share or "all", "limit_mib": limit >> 20}
+            row |= json.loads(done.stdout.splitlines()[-1])
+            if share:
+                computing = rows[0]["prompt_seconds"]
+                bound = max(row["disk_seconds"], computing)
+                row |= {"computing_seconds": computing, "of_bound": bound / row["prompt_seconds"]}
+                row["of_disk"] = row["disk_seconds"] / row["prompt_seconds"]
+            rows.append(
+                {name: round(value, 3) if isinstance(value, float) else value for name, value in row.items()}
+            )
+            print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
     return rows
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("trace", type=Path)
-    parser.add_argument("--types", nargs="+", choices=["Q8_0", "Q4_0"], default=["Q8_0", "Q4_0"])
-    parser.add_argument("--shares", nargs="+", type=int, default=[25, 50, 75])
+    parser = vs_mmap.arguments(__doc__)
     parser.add_argument("--prompts", type=int, default=3)
-    parser.add_argument("--keep", action="store_true")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:

@@ -329,53 +329,66 @@ def pack(file: Path, cache: Path, limit: int, log: Path) -> None:
         sys.exit(done.stderr)
 
 
-def measure(
-    kind: str, walks: dict[str, walk_gguf.Ids], options: argparse.Namespace, first: int
-) -> list[dict[str, Any]]:
-    """The cells of one file. Who begins alternates, `first` cells having been measured before."""
+@contextlib.contextmanager
+def model(
+    kind: str, walks: dict[str, walk_gguf.Ids], options: argparse.Namespace
+) -> Iterator[tuple[Path, Path, int]]:
+    """The file of one type, dali's cache with its store, and the file's bytes; deleted afterwards unless kept."""
     file, cache = options.folder / f"walk-{kind.lower()}.gguf", options.folder / f"cache-{kind.lower()}"
     if not file.exists():
         walk_gguf.write_walks(file, walk_gguf.Type[kind], list(walks.values()), SHAPE)
         gc.collect()
     size = file.stat().st_size
     pack(file, cache, size // 2, options.folder / "pack.log")
+    yield file, cache, size
+    if not options.keep:
+        file.unlink()
+        shutil.rmtree(cache)
+
+
+def measure(
+    kind: str, walks: dict[str, walk_gguf.Ids], options: argparse.Namespace, first: int
+) -> list[dict[str, Any]]:
+    """The cells of one file. Who begins alternates, `first` cells having been measured before."""
     tokens = dict(zip(walks, walk_gguf.tokens_of(list(walks.values())), strict=True))
     per_value = walk_gguf.gguf.GGML_QUANT_SIZES[walk_gguf.Type[kind]]
     expert = 3 * SHAPE.hidden * SHAPE.intermediate * per_value[1] / per_value[0]
     rows: list[dict[str, Any]] = []
-    for share in options.shares:
-        for routing in options.routings:
-            limit = size * share // 100 // 2**20 * 2**20
-            prompt = [*tokens["prompt"], tokens[routing][0]]
-            sides = [dali_turn, llama_turn]
-            order = sides if (first + len(rows)) % 2 == 0 else sides[::-1]
-            turns = {side: side(file, cache, limit, options, prompt) for side in order}
-            cell = {"file": kind, "share": share, "routing": routing, "limit_mib": limit >> 20}
-            cell["expert_mib"] = round(expert / 2**20, 3)
-            rows.append(row_of(cell, turns[dali_turn], turns[llama_turn], tokens[routing][1:]))
-            print(json.dumps(rows[-1]), file=sys.stderr)
-    if not options.keep:
-        file.unlink()
-        shutil.rmtree(cache)
+    with model(kind, walks, options) as (file, cache, size):
+        for share in options.shares:
+            for routing in options.routings:
+                limit = size * share // 100 // 2**20 * 2**20
+                prompt = [*tokens["prompt"], tokens[routing][0]]
+                sides = [dali_turn, llama_turn]
+                order = sides if (first + len(rows)) % 2 == 0 else sides[::-1]
+                turns = {side: side(file, cache, limit, options, prompt) for side in order}
+                cell = {"file": kind, "share": share, "routing": routing, "limit_mib": limit >> 20}
+                cell["expert_mib"] = round(expert / 2**20, 3)
+                rows.append(row_of(cell, turns[dali_turn], turns[llama_turn], tokens[routing][1:]))
+                print(json.dumps(rows[-1]), file=sys.stderr)
     return rows
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def arguments(doc: str | None) -> argparse.ArgumentParser:
+    """What a benchmark of these files is told."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("trace", type=Path)
-    parser.add_argument("--llama-server", type=Path, required=True)
     parser.add_argument("--types", nargs="+", choices=["Q8_0", "Q4_0"], default=["Q8_0", "Q4_0"])
     parser.add_argument("--shares", nargs="+", type=int, default=[25, 50, 75])
+    parser.add_argument("--keep", action="store_true")
+    return parser
+
+
+def main() -> None:
+    parser = arguments(__doc__)
+    parser.add_argument("--llama-server", type=Path, required=True)
     parser.add_argument(
         "--routings", nargs="+", choices=["recorded", "uniform"], default=["recorded", "uniform"]
     )
     parser.add_argument("--seconds", type=float, default=12)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--read-ahead", type=int, metavar="KIB")
-    parser.add_argument("--keep", action="store_true")
     options = parser.parse_args()
     try:
         MemoryGroup(2**30).close()

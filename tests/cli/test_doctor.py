@@ -175,6 +175,22 @@ def test_a_row_says_which_flags_ask_for_it(run, dali_tiny):
     assert re.search(r"^misses by the faster way +no --system +\d", out, re.MULTILINE)
 
 
+def test_all_experts_on_the_cpu_are_left_out_by_their_own_flag(run, dali_tiny):
+    arguments = str(dali_tiny), "--device", "sim:rtx3060-desktop", "--vram", "200KiB", "--cpu-moe"
+    _, found = told(run, *arguments)
+    rows = {way["policy"]: way["flags"] for way in found["ways"]}
+    assert rows["misses copied"] == "--assign gpu, no --cpu-moe"
+    assert rows["misses by the faster way"] == "no --cpu-moe"
+    assert {choice["what"]: choice["origin"] for choice in found["plan"]}["its policy"] == "--cpu-moe"
+
+
+def test_a_budget_that_has_all_experts_shortens_the_context_and_says_no_more_of_it(run, dali_tiny):
+    code, found = told(run, str(dali_tiny), "--ram", "1200MiB")
+    way = found["ways"][0]
+    assert (code, way["where"], way["slots"], found["notes"]) == (0, "RAM", 0, [])
+    assert {choice["what"]: choice["origin"] for choice in found["plan"]}["experts are"] == "--ram"
+
+
 def test_whole_layers_without_room_are_a_usage_error(refused, dali_tiny):
     code, problem, fix = refused(
         "doctor", str(dali_tiny), "--device", "sim:rtx3060-desktop", "--vram", "1MiB", "--n-cpu-moe", "0"

@@ -19,6 +19,7 @@ from dali.doctor.here import device_of, look
 from dali.doctor.outline import read_outline
 from dali.doctor.remote import scratch
 from dali.doctor.verdict import Verdict
+from dali.doctor.ways import Way
 from dali.errors import UsageError
 from dali.loading.locate import find, is_cached, locate
 
@@ -59,12 +60,21 @@ def main(settings: Settings) -> int:
     found, quants = _examine(model, settings)
     if found.refusal is not None:  # in the words of the command line
         found = replace(found, verdict=Verdict("NO", *found.refusal.told(as_flag)))
+    if settings.cpu_moe:
+        found = replace(found, ways=tuple(map(_without_cpu_moe, found.ways)))
     passing_note()
     if settings.json:
         print(json.dumps(report.as_json(found, as_flag, quants), indent=2))
     else:
         print(report.text(found, as_flag, quants))
     return 0 if found.verdict.fits else 1
+
+
+def _without_cpu_moe(way: Way) -> Way:
+    """With `--cpu-moe` left out by its own name, where a way has another assignment than that."""
+    if "assign" not in (*way.added, *way.dropped):
+        return way
+    return way._replace(dropped=[*(name for name in way.dropped if name != "assign"), "cpu_moe"])
 
 
 def _examine(model: str, settings: Settings) -> tuple[Examination, list[Quant]]:

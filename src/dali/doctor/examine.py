@@ -142,14 +142,9 @@ def _choices(
         shared = [Choice("its memory", value, _shared_by(options, origins))]
         if way.policy:
             shared.append(Choice("its policy", way.policy, _decided_by(options, origins)))
-    budgeted = plan.where == DISK or (plan.device is None and options.ram_bytes is not None)
-    shortened = budgeted and options.ctx_size is None and plan.context < sizes.context
-    beside = plan.device is not None
-    placed = [
-        origins[key]
-        for key in ("ram",) * (not beside or plan.where == DISK) + ("vram",) * beside
-        if key in origins
-    ]
+    shortened = _budgeted(plan) and options.ctx_size is None and plan.context < sizes.context
+    placing = {"ram": plan.device is None or plan.where == DISK, "vram": plan.device is not None}
+    placed = [origins[key] for key, places in placing.items() if places and key in origins]
     return [
         Choice("experts", plan.format, origin("quant", "default: auto")),
         Choice(
@@ -169,6 +164,11 @@ def _choices(
         *shared,
         Choice("threads", str(options.threads or here.cores), origin("threads", "default: all cores")),
     ]
+
+
+def _budgeted(plan: Plan) -> bool:
+    """Whether keys and values have their share of a budget, and no more."""
+    return plan.where == DISK or (plan.device is None and plan.options.ram_bytes is not None)
 
 
 def _shared_by(options: LoadOptions, origins: Mapping[str, str]) -> str:
@@ -201,11 +201,10 @@ def _choices_of_reading(profile: Profile) -> list[Choice]:
 def _notes(sizes: ModelSizes, plan: Plan, options: LoadOptions, here: Here) -> list[str]:
     if plan.where == DISK:
         tried = plan.device is None and plan.slots < plan.all_slots and options.prefetch is None
-        return (
-            [AHEAD.format("`--prefetch none`" if options.ram else "`--ram SIZE --prefetch none`")]
-            if tried
-            else []
-        )
+        off = "`--prefetch none`" if options.ram else "`--ram SIZE --prefetch none`"
+        return [AHEAD.format(off)] if tried else []
+    if _budgeted(plan):
+        return []
     room = plan.allowed - plan.dense - plan.experts - HEADROOM // 2
     if plan.states <= room:
         return []

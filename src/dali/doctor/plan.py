@@ -29,7 +29,6 @@ from dali.loading.room import (
     lossy_needs_ram,
     needed,
     no_context,
-    no_rest,
     nothing_to_fetch,
     out_of_memory,
     share,
@@ -217,20 +216,13 @@ def _step_bytes(sizes: ModelSizes, staged: bool, tokens: int) -> int:
 
 def _beside(sizes: ModelSizes, options: LoadOptions, plan: Plan) -> Plan:
     """The same with as long a context as a budget that was asked for leaves room for. DaliError: for none."""
-    ram = plan.allowed
     used = IMPORTED + LOADED + plan.dense + plan.experts + _step_bytes(sizes, False, STEP_TOKENS)
 
     def states(tokens: int) -> int:
         return sizes.state_bytes(tokens, plan.dtype, options.in_q8, STEP_TOKENS)
 
-    try:
-        shares = share_rest(
-            ram - used, used, (plan.context, options.ctx_size is not None), options.cache_ram_bytes, states
-        )
-    except NoRoom as none:
-        if none.tokens:
-            raise no_context(plan.context, states(plan.context), none, ram) from None
-        raise no_rest(sizes.name, none.least, ram) from None
+    context = plan.context, options.ctx_size is not None
+    shares = share_rest(sizes.name, plan.allowed, used, context, options.cache_ram_bytes, states)
     return replace(plan, context=shares.context, states=states(shares.context))
 
 

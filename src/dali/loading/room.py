@@ -144,14 +144,6 @@ def too_small(what: object, least: int, ram: int | None, allowed: int) -> DaliEr
     return DaliError(problem, f"Give {parameter('ram')} {enough(least + SPREAD)} or more.")
 
 
-def no_rest(what: object, least: int, ram: int) -> DaliError:
-    """A budget that has all experts, and next to nothing beside them."""
-    return DaliError(
-        f"{what} needs {size(least)} of memory with the shortest context; {parameter('ram')} allows {size(ram)}.",
-        f"Give {parameter('ram')} {enough(least + SPREAD)} or more.",
-    )
-
-
 def no_context(tokens: int, nbytes: int, none: NoRoom, ram: int | None) -> DaliError:
     """A budget of RAM, `ram` if somebody asked for it, in which the context that was asked for, and takes so many bytes, has no
     room."""
@@ -243,17 +235,27 @@ def share(
 
 
 def share_rest(
-    rest: int, used: int, context: tuple[int, bool], prefixes: int | None, states: Callable[[int], int]
+    what: object,
+    ram: int,
+    used: int,
+    context: tuple[int, bool],
+    prefixes: int | None,
+    states: Callable[[int], int],
 ) -> Shares:
-    """As `share`, beside all experts in RAM: sequences have what the prefix cache leaves of `rest`."""
+    """As `share`, of a budget that was asked for and has all experts among the `used` bytes: sequences have what the prefix cache
+    leaves. DaliError: there is no room for the shortest context, or for the one that was asked for."""
     most, asked = context
-    fewest = states(min(FEWEST_TOKENS, most))
+    rest, fewest = ram - used, states(min(FEWEST_TOKENS, most))
     if rest < fewest:
-        raise NoRoom(least=used + fewest)
+        least = used + fewest
+        raise DaliError(
+            f"{what} needs {size(least)} of memory with the shortest context; {parameter('ram')} allows {size(ram)}.",
+            f"Give {parameter('ram')} {enough(least + SPREAD)} or more.",
+        )
     room = max(rest - (prefixes or 0), fewest)
     tokens = most_tokens(most, room, states)
     if tokens < most and asked:
-        raise NoRoom(tokens=tokens, states=room)
+        raise no_context(most, states(most), NoRoom(tokens=tokens, states=room), ram)
     if prefixes is None:
         prefixes = min((rest - states(tokens)) // CACHE_SHARE, MOST_CACHE)
     return Shares(tokens, max(rest - prefixes, fewest), prefixes, 0)

@@ -19,7 +19,6 @@ from dali.loading.room import (
     STEP,
     NoRoom,
     no_context,
-    no_rest,
     share,
     share_rest,
     staged_bytes,
@@ -96,7 +95,7 @@ def share_beside(
     loaded: LoadedModel, engine: Engine, options: LoadOptions, notify: Callable[[str], None]
 ) -> int:
     """As `share_out`, where the CPU computes all, and the budget that somebody asked for has room for all experts: sequences have
-    what is left of it beside the prefix cache."""
+    what is left of it beside the prefix cache. DaliError: too little."""
     ram, keeps = options.ram_bytes, state_size(engine)
     assert ram is not None
     loaded.telemetry.clear()  # of what told the size
@@ -107,12 +106,7 @@ def share_beside(
         return _state_bytes(keeps, options, tokens, step)
 
     context = loaded.ctx_size, options.ctx_size is not None
-    try:
-        shares = share_rest(ram - used, used, context, options.cache_ram_bytes, states)
-    except NoRoom as none:
-        if none.tokens:
-            raise no_context(loaded.ctx_size, states(loaded.ctx_size), none, ram) from None
-        raise no_rest(loaded.name, none.least, ram) from None
+    shares = share_rest(loaded.name, ram, used, context, options.cache_ram_bytes, states)
     _set_context(loaded, shares.context, notify)
     engine.limit_states(StateBudget(shares.states, keeps))
     return shares.prefixes

@@ -29,15 +29,14 @@ class ModelledReads:
         now, waiting, ends = self._device.now(), list(into), dict[int, float]()
         while waiting:
             idle, begin = self._lane.idle, max(now, self._lane.opens(ahead=False))
-            some, waiting = waiting[: self._lane.room(begin)], waiting[self._lane.room(begin) :]
+            room = self._lane.room(begin)
+            some, waiting = waiting[:room], waiting[room:]
             reads = self._lane.begin(
                 [(layer, expert) for expert in some], begin, into[some[0]].nbytes, ahead=False
             )
             seconds = reads[0].landed - max(idle, now)
             self._busy += seconds
-            together = tuple(
-                into[expert] for expert in some
-            )  # nobody has one of them before the last has landed
+            together = tuple([into[expert] for expert in some])  # nobody has one before the last has landed
             for read in reads:
                 expert = self._lane.take().expert[1]
                 ends[expert] = read.landed

@@ -12,10 +12,8 @@ from dali.errors import DaliError, TooLong, Unsupported, UsageError
 INVALID = "invalid_request_error"
 UNSUPPORTED = "unsupported_parameter"
 TOO_LONG = "context_length_exceeded"
-PROMPTS = {
-    "/v1/completions": "prompt",
-    "/v1/responses": "input",
-}  # where it stands in a request; elsewhere "messages"
+# Where a request has its prompt; elsewhere it is `messages`.
+PROMPTS = {"/v1/completions": "prompt", "/v1/responses": "input"}
 ANTHROPIC_KINDS = {
     401: "authentication_error", 403: "permission_error", 404: "not_found_error", 413: "request_too_large",
     429: "rate_limit_error", 503: "overloaded_error",
